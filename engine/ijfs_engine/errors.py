@@ -1,0 +1,83 @@
+"""Every error a user may meet derives from `IjfsError`: a sentence, a hint, an exit code.
+
+Lowest layer, so that every other layer can raise and catch the same family. The command line prints
+`str(error)` and `error.hint` and exits with `error.exit_code`; a traceback never reaches a user.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class IjfsError(Exception):
+    """An expected failure: what happened (message), what to do next (hint), how scripts see it (exit code).
+
+    `hint` may be given per instance or stand on the class; `exit_code` stands on the class (docs/guide.md
+    lists them: 0 ok, 1 error, 2 usage, 3 partial, 10 no repository, 11 locked, 12 refused by preflight,
+    13 the target died, 130 interrupted).
+    """
+
+    exit_code: ClassVar[int] = 1
+    default_hint: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint if hint is not None else self.default_hint
+
+
+class NoRepositoryError(IjfsError):
+    """The path holds no ijfs repository."""
+
+    exit_code = 10
+    default_hint = "make one with `ijfs init`, or name one with -r/--repo or IJFS_REPO"
+
+
+class UnknownFormatError(IjfsError):
+    """The repository's format version is not one this program reads."""
+
+    exit_code = 10
+    default_hint = "use the ijfs version that wrote it, or a newer one"
+
+
+class LockedError(IjfsError):
+    """Another process holds what this operation needs for itself alone."""
+
+    exit_code = 11
+
+
+class PreflightError(IjfsError):
+    """A check before the operation refused it; nothing was touched."""
+
+    exit_code = 12
+
+
+class TargetDiedError(IjfsError):
+    """The program this operation works on is gone."""
+
+    exit_code = 13
+
+
+class PartialError(IjfsError):
+    """Some of what was asked was done, and the message says which part was not."""
+
+    exit_code = 3
+
+
+class UnknownNameError(IjfsError):
+    """No snapshot, branch, tag or instance of that name."""
+
+    default_hint = "`ijfs log` lists snapshots, `ijfs branch` branches, `ijfs ps` live instances"
+
+
+class AmbiguousNameError(IjfsError):
+    """An id prefix that several snapshots share."""
+
+
+class CorruptError(IjfsError):
+    """Stored bytes do not match their id or checksum, or a reference leads nowhere."""
+
+    default_hint = "`ijfs fsck` names what is damaged; other snapshots stay readable"
+
+
+class StorageError(IjfsError):
+    """The operating system refused a read or write (disk full, permission, I/O error)."""
