@@ -1,0 +1,29 @@
+"""The program's side of the guest port: how a program inside a sandbox speaks to its keeper.
+
+Called by programs through `import ijfs` and by the `%ijfs` magics; docs/architecture.md has the protocol.
+Standard library only and nothing else of ijfs: it runs in whatever Python the program brought, from 3.9 on.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ijfs.guest.hooks import after_restore, barrier, before_save
+from ijfs.guest.port import ENVIRONMENT_VARIABLE, GUEST_PORT, GuestError, in_sandbox
+from ijfs.guest.saving import SaveResult, save
+
+PYTHON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "path")
+"""The directory a launcher puts in front of a program's PYTHONPATH, so that `import ijfs` works there."""
+
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "GUEST_PORT",
+    "PYTHON_PATH",
+    "GuestError",
+    "SaveResult",
+    "after_restore",
+    "barrier",
+    "before_save",
+    "in_sandbox",
+    "save",
+]
