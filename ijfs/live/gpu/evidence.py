@@ -1,0 +1,119 @@
+"""What /proc says of a process that may use a GPU; the facts that preflight judges. Reads, never touches.
+
+The marks were read off an H200 machine (driver 580.159, torch 2.11), each against a plain torch process:
+- a context maps `/dev/nvidiactl`; the driver's libraries alone do not;
+- a plain context maps `/dev/nvidia-uvm` once, 2 MiB at a low address (its semaphore pool); every managed allocation
+  adds a mapping of its own size;
+- a process that exports *and* one that imports CUDA IPC memory map `/dev/shm/cuda.shm.<uid>.<pid>.<n>`; a handle
+  that nobody opened leaves no mark and does no harm;
+- torch's NCCL process groups run threads named `pt_nccl_watchdg` and `pt_nccl_heartbt`. NCCL peer-to-peer over
+  the CUMEM allocator leaves nothing else to see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+UVM_POOL_BYTES = 2 << 20
+"""The one /dev/nvidia-uvm mapping of a context without managed memory."""
+
+NCCL_THREADS = ("pt_nccl_watchdg", "pt_nccl_heartbt", "NCCL ")
+
+
+class GpuEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts of one process (host pid)."""
+
+    pid: int
+    is_thread: bool = False
+    has_context: bool = False
+    managed_bytes: int = 0
+    ipc_segments: tuple[str, ...] = ()
+    nccl_threads: tuple[str, ...] = ()
+    nccl_without_torch: bool = False
+    io_uring: bool = False
+    environ: dict[str, str] = {}
+    environ_readable: bool = True
+
+
+def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
+    """Collect the facts of `pid`. Raises ProcessLookupError when it is gone."""
+    base = proc / str(pid)
+    try:
+        maps = [(_length(line), _name(line)) for line in (base / "maps").read_text().splitlines()]
+        comms = sorted(_comms(base))
+        targets = set(_descriptors(base))
+        status = (base / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"process {pid} is gone") from error
+    environ = _environ(base)
+    names = {name for _, name in maps}
+    uvm = [length for length, name in maps if name == "/dev/nvidia-uvm"]
+    return GpuEvidence(
+        pid=pid,
+        is_thread=f"\nTgid:\t{pid}\n" not in status,
+        has_context="/dev/nvidiactl" in names,
+        managed_bytes=max(0, sum(uvm) - UVM_POOL_BYTES),
+        ipc_segments=tuple(sorted(name for name in names if name.startswith("/dev/shm/cuda.shm."))),
+        nccl_threads=tuple(comm for comm in comms if comm.startswith(NCCL_THREADS)),
+        nccl_without_torch=_maps(names, "/libnccl.so") and not _maps(names, "/libtorch_cuda.so"),
+        io_uring=any("[io_uring]" in target for target in targets),
+        environ=environ or {},
+        environ_readable=environ is not None,
+    )
+
+
+def _maps(names: set[str], library: str) -> bool:
+    return any(library in name for name in names)
+
+
+def _length(line: str) -> int:
+    begin, end = line.split(" ", 1)[0].split("-")
+    return int(end, 16) - int(begin, 16)
+
+
+def _name(line: str) -> str:
+    fields = line.split(None, 5)
+    return fields[5] if len(fields) == 6 else ""
+
+
+def _comms(base: Path) -> Iterator[str]:
+    for task in (base / "task").iterdir():
+        try:
+            yield (task / "comm").read_text().rstrip("\n")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def _descriptors(base: Path) -> Iterator[str]:
+    for entry in (base / "fd").iterdir():
+        try:
+            yield os.readlink(entry)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def _environ(base: Path) -> dict[str, str] | None:
+    """The environment the process was started with; what it set later cannot be seen. None if it may not be read."""
+    try:
+        raw = (base / "environ").read_bytes()
+    except OSError:
+        return None
+    pairs = (item.partition(b"=") for item in raw.split(b"\0") if b"=" in item)
+    return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+
+
+def cuda_processes(pids: list[int], proc: Path = Path("/proc")) -> list[GpuEvidence]:
+    """Those of `pids` that hold a CUDA context, in the order given; ones that ended meanwhile are left out."""
+    found = []
+    for pid in pids:
+        try:
+            evidence = read_evidence(pid, proc)
+        except ProcessLookupError:
+            continue
+        if evidence.has_context:
+            found.append(evidence)
+    return found

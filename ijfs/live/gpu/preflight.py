@@ -1,0 +1,148 @@
+"""What is refused before a GPU program is touched, and why: the judgement on `evidence` and `nvml`'s facts.
+
+A good answer from the driver's lock and checkpoint proves nothing: with NCCL peer-to-peer memory both succeed and the
+restore fails, so that the program is lost. So whatever is known not to come back is refused here; what cannot be
+detected is said to be unknown. Called by doctor and before every save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+
+from ijfs.live.gpu.environment import unsafe_nccl_settings
+from ijfs.live.gpu.evidence import GpuEvidence
+from ijfs.live.gpu.nvml import Inventory
+from ijfs.live.verdicts import Verdict
+
+MINIMUM_DRIVER = 570
+"""cuCheckpointProcess* came with CUDA 12.8, whose driver branch is 570 (CUDA driver API reference)."""
+
+REMAP_DRIVER = 580
+"""First driver branch that can restore on another GPU (`CUcheckpointRestoreArgs.gpuPairs`)."""
+
+HOST_HEADROOM = 1.1
+"""Host memory wanted per byte of GPU memory: the copy itself and the driver's own buffers (1.03–1.07 seen)."""
+
+
+def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[Verdict]:
+    """All verdicts on a tree's CUDA processes; an empty list when it has none."""
+    if not processes:
+        return []
+    verdicts = [*check_driver(inventory)]
+    for process in processes:
+        verdicts += [_thread(process), _managed(process), _ipc(process), _io_uring(process)]
+    verdicts += [_nccl(processes, inventory), _mps(inventory, processes), _host_memory(processes, inventory)]
+    return verdicts
+
+
+def check_driver(inventory: Inventory) -> list[Verdict]:
+    """Driver, MIG and compute mode of the machine."""
+    if inventory.problem:
+        return [
+            Verdict(check="driver", outcome="refuse", evidence=inventory.problem, remedy="install the NVIDIA driver")
+        ]
+    return [_version(inventory), _mig(inventory), _compute_mode(inventory)]
+
+
+def _version(inventory: Inventory) -> Verdict:
+    branch = int(inventory.driver_version.split(".")[0])
+    evidence = f"driver {inventory.driver_version}, CUDA {inventory.cuda_version}"
+    if branch < MINIMUM_DRIVER:
+        remedy = f"install driver {MINIMUM_DRIVER} or newer"
+        return Verdict(check="driver", outcome="refuse", evidence=evidence, remedy=remedy)
+    if branch < REMAP_DRIVER:
+        remedy = f"driver {REMAP_DRIVER} or newer could restore on another GPU"
+        return Verdict(check="driver", outcome="warn", evidence=evidence, remedy=remedy)
+    return Verdict(check="driver", outcome="ok", evidence=evidence)
+
+
+def _mig(inventory: Inventory) -> Verdict:
+    split = [str(gpu.index) for gpu in inventory.gpus if gpu.mig]
+    if split:
+        evidence = f"MIG is on for GPU {', '.join(split)}: the driver answers a checkpoint with 'out of memory'"
+        return Verdict(check="mig", outcome="refuse", evidence=evidence, remedy="turn MIG off for this GPU")
+    return Verdict(check="mig", outcome="ok", evidence="MIG is off")
+
+
+def _compute_mode(inventory: Inventory) -> Verdict:
+    exclusive = [str(gpu.index) for gpu in inventory.gpus if gpu.compute_mode != 0]
+    if exclusive:
+        evidence = f"GPU {', '.join(exclusive)} takes one process only: a fork beside the original cannot start"
+        return Verdict(check="compute mode", outcome="warn", evidence=evidence, remedy="nvidia-smi -c DEFAULT")
+    return Verdict(check="compute mode", outcome="ok", evidence="every GPU takes several processes")
+
+
+def _thread(process: GpuEvidence) -> Verdict:
+    if process.is_thread:
+        evidence = f"{process.pid} is a thread: the driver would take it for its process"
+        return Verdict(check="pid", outcome="refuse", evidence=evidence, remedy="give the process id")
+    return Verdict(check="pid", outcome="ok", evidence=f"{process.pid} is a process")
+
+
+def _managed(process: GpuEvidence) -> Verdict:
+    if process.managed_bytes:
+        evidence = f"process {process.pid} maps {process.managed_bytes >> 20} MiB of managed (UVM) memory"
+        remedy = "allocate with cudaMalloc, not cudaMallocManaged; the driver refuses to checkpoint managed memory"
+        return Verdict(check="managed memory", outcome="refuse", evidence=evidence, remedy=remedy)
+    return Verdict(check="managed memory", outcome="ok", evidence=f"process {process.pid} maps none")
+
+
+def _ipc(process: GpuEvidence) -> Verdict:
+    if process.ipc_segments:
+        evidence = f"process {process.pid} shares GPU memory with another by CUDA IPC ({process.ipc_segments[0]})"
+        remedy = "end the sharing process, or pass tensors between processes through host memory"
+        return Verdict(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
+    return Verdict(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
+
+
+def _io_uring(process: GpuEvidence) -> Verdict:
+    if process.io_uring:
+        evidence = f"process {process.pid} has an io_uring open, which CRIU cannot dump"
+        remedy = "start it with UV_USE_IO_URING=0 (`ijfs run --gpu` does), or set kernel.io_uring_disabled=2"
+        return Verdict(check="io_uring", outcome="refuse", evidence=evidence, remedy=remedy)
+    return Verdict(check="io_uring", outcome="ok", evidence=f"process {process.pid} has none open")
+
+
+def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
+    """Ranks in one tree are refused unless each was started with the settings that make NCCL restorable.
+
+    One rank alone on one GPU has no peer to share memory with (a sandbox's network ends at its own namespace). Torch
+    always maps libnccl, and shows its communicators by their threads. A process that maps libnccl without torch
+    shows nothing: it counts as a rank.
+    """
+    ranks = [process for process in processes if process.nccl_threads or process.nccl_without_torch]
+    suspects = ranks if len(ranks) > 1 or _spans_gpus(ranks, inventory) else []
+    unsafe = [process for process in suspects if unsafe_nccl_settings(process.environ)]
+    remedy = "start it with `ijfs run --gpu --nccl-safe`; --force saves anyway and may lose the running program"
+    if unsafe:
+        missing = ", ".join(f"{item.name}={item.value}" for item in unsafe_nccl_settings(unsafe[0].environ))
+        evidence = f"{len(ranks)} NCCL rank(s), process {unsafe[0].pid} was started without {missing}: a checkpoint"
+        evidence += " would succeed and its restore fail, and the program be lost"
+        return Verdict(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
+    if suspects:
+        return Verdict(check="nccl", outcome="ok", evidence=f"{len(ranks)} ranks, all with restorable settings")
+    evidence = "one rank, without a peer" if ranks else "no communicator seen"
+    return Verdict(check="nccl", outcome="ok", evidence=evidence)
+
+
+def _spans_gpus(processes: Sequence[GpuEvidence], inventory: Inventory) -> bool:
+    return any(len(inventory.held_by([process.pid])) > 1 for process in processes)
+
+
+def _mps(inventory: Inventory, processes: Sequence[GpuEvidence]) -> Verdict:
+    clients = [process.pid for process in processes if "CUDA_MPS_PIPE_DIRECTORY" in process.environ]
+    if clients:
+        evidence = f"process {clients[0]} was started with CUDA_MPS_PIPE_DIRECTORY: whether it uses MPS is not visible"
+        return Verdict(check="mps", outcome="unknown", evidence=evidence, remedy="an MPS client cannot be checkpointed")
+    return Verdict(check="mps", outcome="ok", evidence="no MPS setting in the environment")
+
+
+def _host_memory(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
+    held = sum(inventory.held_by([process.pid for process in processes]).values())
+    available = psutil.virtual_memory().available
+    evidence = f"{held >> 20} MiB of GPU memory go to host memory, {available >> 20} MiB are available"
+    if held * HOST_HEADROOM > available:
+        return Verdict(check="host memory", outcome="refuse", evidence=evidence, remedy="free host memory, or add swap")
+    return Verdict(check="host memory", outcome="ok", evidence=evidence)
