@@ -1,0 +1,84 @@
+"""The live layer's errors, and how an error crosses a keeper's socket; used by every module of ijfs.live.
+
+The keeper sends `describe(error)`, the client raises `rebuild(...)`: a caller of ijfs.live.client sees the same
+class, sentence, hint and exit code as if the work had been done in its own process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ijfs_engine import errors as engine_errors
+from ijfs_engine.errors import IjfsError, TargetDiedError, UnknownNameError
+
+
+class CriuError(IjfsError):
+    """CRIU refused or failed; the message holds CRIU's own error line."""
+
+
+class CriuMissingError(IjfsError):
+    """No usable CRIU was found."""
+
+    exit_code = 12
+    default_hint = "`ijfs doctor` says what is missing; `tools/setup` in a checkout installs a CRIU that works"
+
+
+class SandboxError(IjfsError):
+    """The namespaces, mounts or processes of a sandbox could not be made."""
+
+
+class InstanceExistsError(IjfsError):
+    """An instance of that name is there already."""
+
+    exit_code = 2
+    default_hint = "choose another name, or `ijfs stop` the one that is there"
+
+
+class NoInstanceError(UnknownNameError):
+    """No instance of that name."""
+
+    default_hint = "`ijfs ps` lists live instances"
+
+
+class InstanceExitedError(TargetDiedError):
+    """The instance's program has ended."""
+
+    default_hint = "`ijfs logs` shows its last words; `ijfs restore` brings a snapshot of it back"
+
+
+class KeeperError(IjfsError):
+    """The keeper of an instance could not be started or reached, or broke off in the middle."""
+
+
+class ProtocolError(IjfsError):
+    """A line on a keeper's socket is not what the protocol says."""
+
+
+def _classes() -> dict[str, type[IjfsError]]:
+    known: dict[str, type[IjfsError]] = {}
+    for namespace in (vars(engine_errors), globals()):
+        for value in namespace.values():
+            if isinstance(value, type) and issubclass(value, IjfsError):
+                known[value.__name__] = value
+    return known
+
+
+def describe(error: IjfsError) -> dict[str, Any]:
+    """The error as the protocol's JSON object."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def rebuild(description: dict[str, Any]) -> IjfsError:
+    """The error a description stands for; an unknown class becomes an IjfsError with the exit code it came with."""
+    message, hint = str(description.get("message", "")), description.get("hint")
+    found = _classes().get(str(description.get("type")))
+    if found is not None:
+        return found(message, hint=hint)
+    exit_code = int(description.get("exit_code", 1))
+    remote: type[IjfsError] = type("RemoteError", (IjfsError,), {"exit_code": exit_code})
+    return remote(message, hint=hint)

@@ -1,0 +1,73 @@
+"""What /proc says about a process: is it the one we mean, who belongs to it; used by keeper, client and save."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ijfs.live.records import Process
+
+
+def boot_id() -> str:
+    """The running kernel's boot id: a recorded pid means nothing after a reboot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """The start time of a process in clock ticks since boot (field 22 of /proc/PID/stat), None when there is none."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat after the command name (which may hold spaces and parentheses): [0] is the state."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def identify(pid: int) -> Process | None:
+    """The process as a record, None when there is none."""
+    ticks = start_ticks(pid)
+    return None if ticks is None else Process(pid, ticks)
+
+
+def is_alive(process: Process | None) -> bool:
+    """Whether exactly this process still runs (a zombie does not)."""
+    if process is None:
+        return False
+    fields = _stat_fields(process.pid)
+    return fields is not None and int(fields[19]) == process.start_ticks and fields[0] not in "ZX"
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A pidfd of exactly this process, None when it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(process.pid) != process.start_ticks:
+        os.close(fd)
+        return None
+    return fd
+
+
+def namespace_id(pid: int | str, kind: str) -> int:
+    """The inode number of a process's namespace (`net`, `pid`, …)."""
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+def processes_in(kind: str, inode: int) -> list[int]:
+    """The pids of all processes in a namespace, in ascending order."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            if namespace_id(entry, kind) == inode:
+                found.append(int(entry))
+        except OSError:
+            continue
+    return sorted(found)

@@ -1,0 +1,125 @@
+"""What is written down about an instance, and what the client API returns; plain records, no behaviour.
+
+Everything here is msgspec and JSON: `instance.json`, the control socket and a snapshot's meta hold these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Network = Literal["none", "slirp4netns"]
+Kind = Literal["command", "kernel"]
+Status = Literal["starting", "running", "exited", "lost"]
+
+# The record's layout; raised when an older reader would misread it.
+RECORD_VERSION = 1
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start a program in a sandbox.
+
+    `argv` of a kernel is its kernel spec's: `{connection_file}` in it becomes the path inside the sandbox. `env` is
+    added to the caller's environment when `inherit_env`, else it is all there is. `network`: `none` (the default: the
+    sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host).
+    `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host.
+    `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
+    io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
+    """
+
+    name: str
+    kind: Kind = "command"
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    inherit_env: bool = True
+    cwd: str = "/"
+    network: Network = "none"
+    gpu: bool = False
+    ports: tuple[int, ...] = ()
+    io_uring: bool = False
+    kernel_name: str = ""
+    kernel_key: str = ""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process, told apart from a later one with the same pid by its start time (clock ticks since boot)."""
+
+    pid: int
+    start_ticks: int
+
+
+class RelayPort(msgspec.Struct, frozen=True):
+    """One port of the relay: `name` (shell, iopub, … or tcp), the port inside the sandbox, the port on the host."""
+
+    name: str
+    inside: int
+    host: int
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """instance.json: what a new keeper needs to adopt the instance; `generation` numbers its sandboxes (paths.Layers)."""
+
+    version: int = RECORD_VERSION
+    spec: InstanceSpec
+    status: Status = "starting"
+    boot_id: str = ""
+    program: Process | None = None
+    keeper: Process | None = None
+    snapshot: str | None = None
+    branch: str | None = None
+    relay: tuple[RelayPort, ...] = ()
+    generation: int = 1
+    created_ns: int = 0
+    exit_status: int | None = None
+    note: str = ""
+
+
+class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance as `list_instances`, `start`, `restore` and `status` show it.
+
+    `status`: running; exited (its program ended: `exit_status` as a shell has it, None where nobody saw it); lost (the
+    program runs but cannot be reached: `note` says why). `snapshot`: the snapshot it stands on (hex), None before the
+    first save. `pid`: the program's first process, as the host numbers it. `connection`: a kernel's connection file
+    (relay ports). `memory`: share of the memory that is in after a lazy restore, 1.0 when all of it is. `phases`:
+    seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
+    """
+
+    name: str
+    kind: Kind
+    status: Status
+    argv: tuple[str, ...]
+    cwd: str
+    pid: int | None = None
+    snapshot: str | None = None
+    branch: str | None = None
+    relay: tuple[RelayPort, ...] = ()
+    connection_file: str | None = None
+    connection: dict[str, Any] | None = None
+    network: Network = "none"
+    log: str = ""
+    created_ns: int = 0
+    exit_status: int | None = None
+    keeper_running: bool = True
+    memory: float = 1.0
+    note: str = ""
+    phases: dict[str, float] = {}
+
+
+class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a save did: the snapshot's id (hex), its branch, sizes in bytes, seconds by phase, what to know.
+
+    `frozen_s`: how long the program stood still. `phases`: hold, dump, workspace, thaw, ingest, commit, total.
+    """
+
+    snapshot: str
+    branch: str
+    parent: str | None
+    message: str
+    image_bytes: int
+    workspace_bytes: int
+    stored_bytes: int | None = None
+    frozen_s: float
+    phases: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    stopped: bool = False
