@@ -1,0 +1,45 @@
+# The ways in. `make` alone lists them; what they do is in tools/ and bench/.
+
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check check-native bench bench-store bench-live lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## what the machine lacks: packages, CRIU, .venv
+	@tools/setup
+
+demo: setup ## a live kernel saved, restored and forked, in a minute
+	$(BIN)/ijfs demo
+
+test: setup ## every test that this machine can run; ARGS go to pytest
+	$(BIN)/pytest $(ARGS)
+
+check: setup ## format, lint, types, import contracts, shell scripts; before each commit
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@tools/check-shell
+
+check-native: setup ## the engine's compiled loops under AddressSanitizer
+	tools/check-native
+
+bench: bench-store bench-live ## both benchmarks
+
+bench-store: setup ## the store against its peers
+	$(BIN)/python -m bench.store $(ARGS)
+
+bench-live: setup ## save, restore and fork of live kernels
+	$(BIN)/python -m bench.live $(ARGS)
+
+lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
+	tools/lock $(ARGS)
+
+clean: ## what is built or cached, but not .venv and .prefix, which take longest to make
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find ijfs engine tests bench tools -name __pycache__ -prune -exec rm -rf {} +
+	find engine -name '*.so' -delete
+	rm -f .venv/.made-from-extensions
