@@ -1,0 +1,268 @@
+"""The engine's hot loops over bytes: fingerprints, cuts, XOR, float planes, copies. Called by ingest, codec and reader.
+
+Every function takes whole buffers (anything contiguous with the buffer protocol), checks all lengths and offsets here,
+once, and then runs in C without the GIL. reference.py holds a slow twin of each, the oracle of tests/engine/test_native.py.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.types cimport off_t
+from posix.unistd cimport pread
+from libc.math cimport log2
+
+cdef extern from "bytes.h" nogil:
+    enum:
+        IJFS_PAGE
+        IJFS_KEY_BYTES
+        IJFS_ZERO
+        IJFS_SAME
+        IJFS_FRESH
+    int ijfs_best_path()
+    bint ijfs_is_zero(const uint8_t *p, size_t n)
+    void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, const uint8_t *base,
+                   uint8_t *prints, uint8_t *kinds)
+    size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t minimum, size_t maximum, uint64_t threshold, uint64_t *cuts)
+    size_t ijfs_xor_lines(const uint8_t *a, const uint8_t *b, uint8_t *out, size_t n)
+    void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
+    void ijfs_split_planes(const uint8_t *data, size_t n, int width, uint8_t *top, uint8_t *rest)
+    void ijfs_join_planes(const uint8_t *top, const uint8_t *rest, size_t n, int width, uint8_t *data)
+    void ijfs_histograms(const uint8_t *data, size_t n, size_t stride, uint32_t *counts)
+
+PAGE = IJFS_PAGE
+KEY_BYTES = IJFS_KEY_BYTES
+ZERO = IJFS_ZERO
+SAME = IJFS_SAME
+FRESH = IJFS_FRESH
+
+cdef int BEST_PATH = ijfs_best_path()
+# A read this long is still in the L2 cache when its pages are fingerprinted, so memory is read once, not twice.
+cdef size_t READ_PAGES = 64
+
+
+def fingerprint_paths():
+    """The fingerprint implementations this processor can run: 0 portable C, 1 PCLMULQDQ, 2 VPCLMULQDQ with AVX-512."""
+    return list(range(BEST_PATH + 1))
+
+
+cdef int checked_path(int path) except -1:
+    if path < 0:
+        return BEST_PATH
+    if path > BEST_PATH:
+        raise ValueError(f"this processor has no fingerprint path {path}")
+    return path
+
+
+cdef int check_scan(size_t count, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
+                    uint8_t[::1] kinds) except -1:
+    if <size_t>key.shape[0] != IJFS_KEY_BYTES:
+        raise ValueError(f"the fingerprint key has {key.shape[0]} bytes, not {IJFS_KEY_BYTES}")
+    if <size_t>prints.shape[0] != 16 * count or <size_t>kinds.shape[0] != count:
+        raise ValueError(f"{count} pages need {16 * count} bytes of fingerprints and {count} of kinds")
+    if base is not None and <size_t>base.shape[0] != 16 * count:
+        raise ValueError(f"{count} pages need {16 * count} bytes of base fingerprints, not {base.shape[0]}")
+    return 0
+
+
+def scan_pages(const uint8_t[::1] pages, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
+               uint8_t[::1] kinds, *, int path=-1):
+    """Fingerprint n pages into `prints` (16 n bytes) and class them in `kinds` (n bytes): ZERO, SAME as base, or FRESH.
+
+    `base` is None or 16 n bytes, the fingerprints of what the parent has at the same places (zeros: nothing).
+    Raises ValueError when a length does not fit.
+    """
+    cdef size_t count = pages.shape[0] // IJFS_PAGE
+    if <size_t>pages.shape[0] != count * IJFS_PAGE:
+        raise ValueError(f"{pages.shape[0]} bytes are no whole number of pages")
+    check_scan(count, key, base, prints, kinds)
+    path = checked_path(path)
+    if count == 0:
+        return
+    cdef const uint8_t *base_at = &base[0] if base is not None else NULL
+    with nogil:
+        ijfs_scan(path, &pages[0], count, &key[0], base_at, &prints[0], &kinds[0])
+
+
+def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
+              uint8_t[::1] kinds):
+    """`scan_pages` over len(kinds) pages of a file from byte `offset`, read piecewise so that they never leave the cache.
+
+    Raises OSError from read, EOFError if the file ends before that.
+    """
+    cdef size_t count = kinds.shape[0], done = 0, step = 0, got = 0
+    cdef ssize_t n = 0
+    check_scan(count, key, base, prints, kinds)
+    if count == 0:
+        return
+    cdef uint8_t *piece = <uint8_t *>malloc(READ_PAGES * IJFS_PAGE)
+    if piece == NULL:
+        raise MemoryError
+    cdef int path = BEST_PATH, error = 0
+    cdef const uint8_t *base_at = &base[0] if base is not None else NULL
+    try:
+        with nogil:
+            while done < count and not error:
+                step = min(READ_PAGES, count - done)
+                got = 0
+                while got < step * IJFS_PAGE:
+                    n = pread(fd, piece + got, step * IJFS_PAGE - got, <off_t>(offset + done * IJFS_PAGE + got))
+                    if n < 0 and errno == EINTR:
+                        continue
+                    if n <= 0:
+                        error = errno if n < 0 else -1
+                        break
+                    got += n
+                if error:
+                    break
+                ijfs_scan(path, piece, step, &key[0], base_at + 16 * done if base_at != NULL else NULL,
+                          &prints[16 * done], &kinds[done])
+                done += step
+    finally:
+        free(piece)
+    if error == -1:
+        raise EOFError(f"the file ends before byte {offset + count * IJFS_PAGE}")
+    if error:
+        raise OSError(error, "read failed")
+
+
+def zero_kinds(const uint8_t[::1] data, uint8_t[::1] kinds):
+    """Class the pages of `data` (the last may be short) as ZERO or FRESH, without fingerprints."""
+    cdef size_t n = data.shape[0], count = (n + IJFS_PAGE - 1) // IJFS_PAGE, i
+    if <size_t>kinds.shape[0] != count:
+        raise ValueError(f"{n} bytes need {count} kinds, not {kinds.shape[0]}")
+    with nogil:
+        for i in range(count):
+            kinds[i] = (IJFS_ZERO if ijfs_is_zero(&data[i * IJFS_PAGE], min(<size_t>IJFS_PAGE, n - i * IJFS_PAGE))
+                        else IJFS_FRESH)
+
+
+def is_zero(const uint8_t[::1] data):
+    """Whether every byte is zero (true of no bytes)."""
+    cdef bint answer = True
+    if data.shape[0]:
+        with nogil:
+            answer = ijfs_is_zero(&data[0], data.shape[0])
+    return answer
+
+
+def runs(const uint8_t[::1] kinds):
+    """The maximal runs of equal kinds, as (first, count, kind), in order."""
+    cdef Py_ssize_t n = kinds.shape[0], start = 0, i
+    found = []
+    for i in range(1, n + 1):
+        if i == n or kinds[i] != kinds[start]:
+            found.append((start, i - start, kinds[start]))
+            start = i
+    return found
+
+
+def gear_cuts(const uint8_t[::1] data, size_t minimum, size_t maximum, uint64_t threshold):
+    """Ends of the content-defined chunks of `data`, ascending, the last one len(data); [] for no bytes.
+
+    `minimum` and `maximum` are chunk sizes in bytes, multiples of 8; a cut comes after a word whose gear hash is at least
+    `threshold`, so that one word in 2**64 / (2**64 - threshold) is one. docs/format.md has the definition.
+    """
+    cdef size_t n = data.shape[0], found = 0, i
+    if minimum < 8 or minimum % 8 or maximum % 8 or maximum < minimum:
+        raise ValueError(f"no chunk sizes: {minimum}, {maximum}")
+    if n == 0:
+        return []
+    cdef uint64_t *cuts = <uint64_t *>malloc((n // minimum + 2) * sizeof(uint64_t))
+    if cuts == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            found = ijfs_gear_cuts(&data[0], n, minimum, maximum, threshold, cuts)
+        return [cuts[i] for i in range(found)]
+    finally:
+        free(cuts)
+
+
+def xor_pages(const uint8_t[::1] a, const uint8_t[::1] b, uint8_t[::1] out, uint8_t[::1] changed):
+    """out = a ^ b over n pages; changed[i] = how many of page i's 64 cache lines differ. `out` may be `a` or `b`."""
+    cdef size_t count = changed.shape[0], i
+    if not (<size_t>a.shape[0] == <size_t>b.shape[0] == <size_t>out.shape[0] == count * IJFS_PAGE):
+        raise ValueError(f"xor_pages: {a.shape[0]}, {b.shape[0]}, {out.shape[0]} bytes for {count} pages")
+    with nogil:
+        for i in range(count):
+            changed[i] = ijfs_xor_lines(&a[i * IJFS_PAGE], &b[i * IJFS_PAGE], &out[i * IJFS_PAGE], IJFS_PAGE)
+
+
+def xor_into(uint8_t[::1] out, const uint8_t[::1] b):
+    """out ^= b; equal lengths."""
+    if out.shape[0] != b.shape[0]:
+        raise ValueError(f"xor_into: {out.shape[0]} and {b.shape[0]} bytes")
+    if out.shape[0]:
+        with nogil:
+            ijfs_xor_into(&out[0], &b[0], out.shape[0])
+
+
+cdef int check_width(int width) except -1:
+    if width not in (2, 4, 8):
+        raise ValueError(f"no plane width: {width}")
+    return 0
+
+
+def split_planes(const uint8_t[::1] data, int width, uint8_t[::1] top, uint8_t[::1] rest):
+    """top = the most significant byte of each `width`-byte word, rest = all other bytes in order.
+
+    width is 2, 4 or 8; len(top) = len(data) // width, len(rest) = len(data) - len(top).
+    """
+    check_width(width)
+    if top.shape[0] != data.shape[0] // width or rest.shape[0] != data.shape[0] - top.shape[0]:
+        raise ValueError(f"split_planes: {data.shape[0]} bytes into {top.shape[0]} and {rest.shape[0]}")
+    if data.shape[0]:
+        with nogil:
+            ijfs_split_planes(&data[0], data.shape[0], width, &top[0], &rest[0])
+
+
+def join_planes(const uint8_t[::1] top, const uint8_t[::1] rest, int width, uint8_t[::1] data):
+    """The inverse of `split_planes`, with the same lengths."""
+    check_width(width)
+    if top.shape[0] != data.shape[0] // width or rest.shape[0] != data.shape[0] - top.shape[0]:
+        raise ValueError(f"join_planes: {top.shape[0]} and {rest.shape[0]} bytes into {data.shape[0]}")
+    if data.shape[0]:
+        with nogil:
+            ijfs_join_planes(&top[0], &rest[0], data.shape[0], width, &data[0])
+
+
+def byte_entropies(const uint8_t[::1] data, size_t samples):
+    """Bits of entropy of the bytes at each position modulo 8 (eight floats), over about `samples` words spread evenly."""
+    cdef size_t words = data.shape[0] // 8, stride, total, i, j
+    cdef uint32_t counts[2048]
+    cdef double bits[8]
+    cdef double c
+    if words == 0:
+        return (0.0,) * 8
+    # Odd strides, so that a power-of-two structure of the data does not hide in the steps.
+    stride = (words // max(samples, <size_t>1)) | 1
+    total = (words + stride - 1) // stride
+    with nogil:
+        ijfs_histograms(&data[0], data.shape[0], stride, counts)
+        for j in range(8):
+            bits[j] = 0.0
+            for i in range(256):
+                c = counts[j * 256 + i]
+                if c > 0:
+                    bits[j] += c * (log2(<double>total) - log2(c))
+            bits[j] /= total
+    return tuple([bits[j] for j in range(8)])
+
+
+def copy_runs(const uint8_t[::1] source, uint8_t[::1] target, const uint64_t[::1] triples):
+    """Copy pieces: triples are (source offset, target offset, length), flat, in bytes. ValueError if one leaves a buffer."""
+    cdef size_t count = triples.shape[0] // 3, i
+    cdef uint64_t sources = source.shape[0], targets = target.shape[0], a, b, n
+    cdef bint bad = triples.shape[0] % 3 != 0
+    with nogil:
+        for i in range(count):
+            a, b, n = triples[3 * i], triples[3 * i + 1], triples[3 * i + 2]
+            if a > sources or n > sources - a or b > targets or n > targets - b:
+                bad = True
+        if not bad:
+            for i in range(count):
+                if triples[3 * i + 2]:
+                    memcpy(&target[triples[3 * i + 1]], &source[triples[3 * i]], triples[3 * i + 2])
+    if bad:
+        raise ValueError("copy_runs: a piece lies outside its buffer")

@@ -1,0 +1,124 @@
+"""Slow pure-Python twins of native.pyx: the definitions in the plainest form, the oracle of its property tests.
+
+Nothing at run time calls this module. Where the two disagree, docs/format.md decides which is wrong.
+"""
+
+from __future__ import annotations
+
+PAGE = 4096
+GEAR_MULTIPLIER = 0x9E3779B97F4A7C15
+GEAR_WINDOW = 176
+_WORD = (1 << 64) - 1
+# x^128 + x^7 + x^2 + x + 1, the polynomial of GCM: irreducible over GF(2).
+_POLYNOMIAL = (1 << 128) | 0x87
+
+
+def words(data: bytes) -> list[int]:
+    """`data` as little-endian 64-bit words; a tail of fewer than 8 bytes is left out."""
+    return [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data) - 7, 8)]
+
+
+def clmul(x: int, y: int) -> int:
+    """The product of two polynomials over GF(2), bit i of a number being the coefficient of x^i."""
+    product = 0
+    while y:
+        if y & 1:
+            product ^= x
+        x <<= 1
+        y >>= 1
+    return product
+
+
+def reduce128(x: int) -> int:
+    """x modulo x^128 + x^7 + x^2 + x + 1."""
+    for bit in range(x.bit_length() - 1, 127, -1):
+        if x >> bit & 1:
+            x ^= _POLYNOMIAL << (bit - 128)
+    return x
+
+
+def clnh(page: bytes, key: bytes) -> int:
+    """CLNH of a page: the XOR of (m[2i] ^ k[2i]) * (m[2i+1] ^ k[2i+1]) (Lemire and Kaser 2016)."""
+    total = 0
+    m, k = words(page), words(key)
+    for i in range(0, len(m), 2):
+        total ^= clmul(m[i] ^ k[i], m[i + 1] ^ k[i + 1])
+    return total
+
+
+def fingerprint(page: bytes, key: bytes) -> bytes:
+    """16 bytes: zeros for a page of zeros, else a*clnh(k1) ^ b*clnh(k2) in GF(2^128), and 1 where that is 0.
+
+    `key` is k1 (4096 bytes), k2 (4096), a (16), b (16).
+    """
+    if not any(page):
+        return bytes(16)
+    a, b = (int.from_bytes(key[i : i + 16], "little") for i in (2 * PAGE, 2 * PAGE + 16))
+    h = reduce128(clmul(a, clnh(page, key[:PAGE])) ^ clmul(b, clnh(page, key[PAGE : 2 * PAGE])))
+    return (h or 1).to_bytes(16, "little")
+
+
+def gear_cuts(data: bytes, minimum: int, maximum: int, threshold: int) -> list[int]:
+    """Ends of the chunks: after the first word, at or behind `minimum`, whose window's gear hash is >= threshold.
+
+    The hash of the window ending behind word j is the sum of w[j-i] * GEAR_MULTIPLIER * 8^i over its 22 words, modulo
+    2^64; the sum over all words is the same number, since 8^22 = 2^66.
+    """
+    cuts = []
+    start = 0
+    while start < len(data):
+        start += _first_cut(data[start : start + maximum], minimum, threshold)
+        cuts.append(start)
+    return cuts
+
+
+def _first_cut(data: bytes, minimum: int, threshold: int) -> int:
+    for end in range(minimum, len(data) + 1, 8):
+        if end >= minimum and len(data) > minimum and _gear(data[max(0, end - GEAR_WINDOW) : end]) >= threshold:
+            return end
+    return len(data)
+
+
+def _gear(window: bytes) -> int:
+    h = 0
+    for word in words(window):
+        h = (8 * h + word * GEAR_MULTIPLIER) & _WORD
+    return h
+
+
+def xor_pages(a: bytes, b: bytes) -> tuple[bytes, bytes]:
+    """(a ^ b, per page the number of its 64-byte lines that differ)."""
+    out = bytes(x ^ y for x, y in zip(a, b, strict=True))
+    changed = bytes(
+        sum(any(out[line : line + 64]) for line in range(page, page + PAGE, 64)) for page in range(0, len(out), PAGE)
+    )
+    return out, changed
+
+
+def split_planes(data: bytes, width: int) -> tuple[bytes, bytes]:
+    """(the last byte of each word, all other bytes in order)."""
+    whole = len(data) // width * width
+    top = data[width - 1 : whole : width]
+    rest = bytes(b for i, b in enumerate(data) if i >= whole or i % width != width - 1)
+    return top, rest
+
+
+def join_planes(top: bytes, rest: bytes, width: int) -> bytes:
+    """The inverse of split_planes."""
+    out = bytearray()
+    for i, last in enumerate(top):
+        out += rest[i * (width - 1) : (i + 1) * (width - 1)]
+        out.append(last)
+    return bytes(out + rest[len(top) * (width - 1) :])
+
+
+def runs(kinds: bytes) -> list[tuple[int, int, int]]:
+    """Maximal runs of equal bytes as (first, count, kind)."""
+    found: list[tuple[int, int, int]] = []
+    for i, kind in enumerate(kinds):
+        if found and found[-1][2] == kind:
+            first, count, _ = found[-1]
+            found[-1] = (first, count + 1, kind)
+        else:
+            found.append((i, 1, kind))
+    return found

@@ -1,0 +1,219 @@
+"""The compiled loops against their slow twins, and what they say to lengths that do not fit."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import tempfile
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijfs_engine import native, reference
+
+PAGE = native.PAGE
+KEY = random.Random(1).randbytes(native.KEY_BYTES)
+
+# Real memory is mostly zeros, repeats and few distinct words; purely random bytes would leave those paths alone.
+words = st.sampled_from(
+    [bytes(8), b"\xff" * 8, (1).to_bytes(8, "little"), (1 << 63).to_bytes(8, "little")]
+) | st.binary(min_size=8, max_size=8)
+pages = st.builds(
+    lambda base, at, word: base[: at * 8] + word + base[at * 8 + 8 :],
+    st.sampled_from([bytes(PAGE), b"\xff" * PAGE, random.Random(2).randbytes(PAGE)]),
+    st.integers(0, 511),
+    words,
+)
+
+
+def scan(data: bytes, base: bytes | None = None, path: int = -1) -> tuple[bytes, bytes]:
+    prints, kinds = bytearray(len(data) // PAGE * 16), bytearray(len(data) // PAGE)
+    native.scan_pages(data, KEY, base, prints, kinds, path=path)
+    return bytes(prints), bytes(kinds)
+
+
+@settings(deadline=None, max_examples=25)
+@given(pages)
+def test_every_fingerprint_path_agrees_with_the_definition(page: bytes) -> None:
+    expected = reference.fingerprint(page, KEY)
+    for path in native.fingerprint_paths():
+        assert scan(page, path=path)[0] == expected
+
+
+def test_all_three_paths_run_on_a_processor_that_has_them() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    has = 1 + ("pclmulqdq" in flags) + ("vpclmulqdq" in flags and "avx512bw" in flags)
+    assert native.fingerprint_paths() == list(range(has))
+
+
+def test_a_flip_of_any_single_bit_changes_the_fingerprint() -> None:
+    page = random.Random(3).randbytes(PAGE)
+    flipped = [bytearray(page) for _ in range(PAGE * 8 // 61)]
+    for i, other in enumerate(flipped):
+        other[i * 61 // 8] ^= 1 << (i * 61 % 8)
+    prints, _ = scan(page + b"".join(flipped))
+    assert len({prints[i : i + 16] for i in range(0, len(prints), 16)}) == len(flipped) + 1
+
+
+def test_swapping_two_words_changes_the_fingerprint() -> None:
+    a, b = b"A" * 8, b"B" * 8
+    one, two = scan((a + b) * 256)[0], scan((b + a) * 256)[0]
+    assert one != two
+
+
+def test_the_fingerprint_depends_on_the_key() -> None:
+    page = b"x" * PAGE
+    one, two = bytearray(16), bytearray(16)
+    native.scan_pages(page, KEY, None, one, bytearray(1))
+    for at in (0, PAGE, 2 * PAGE, 2 * PAGE + 16):
+        other = bytearray(KEY)
+        other[at] ^= 1
+        native.scan_pages(page, other, None, two, bytearray(1))
+        assert one != two
+
+
+def test_a_non_zero_page_never_gets_the_fingerprint_of_zeros() -> None:
+    # With a zero key, a page in which one word of each pair is zero hashes to zero: it is stored as one.
+    page = b"x" * 8 + bytes(PAGE - 8)
+    prints, kinds = bytearray(16), bytearray(1)
+    for path in native.fingerprint_paths():
+        native.scan_pages(page, bytes(native.KEY_BYTES), None, prints, kinds, path=path)
+        assert prints == (1).to_bytes(16, "little")
+        assert kinds[0] == native.FRESH
+
+
+def test_pages_are_classed_as_zero_same_or_fresh() -> None:
+    a, b, last = b"a" * PAGE, b"b" * PAGE, bytes(PAGE - 1) + b"\1"
+    base = scan(a + a + bytes(PAGE) + bytes(PAGE))[0]
+    _, kinds = scan(a + b + bytes(PAGE) + last, base)
+    assert kinds == bytes([native.SAME, native.FRESH, native.ZERO, native.FRESH])
+
+
+def test_a_file_is_scanned_like_memory() -> None:
+    data = random.Random(4).randbytes(PAGE) * 100 + bytes(PAGE * 70) + random.Random(5).randbytes(PAGE * 30)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * 100 + data)
+        file.flush()
+        prints, kinds = bytearray(3200), bytearray(200)
+        native.scan_file(file.fileno(), 100, KEY, None, prints, kinds)
+        assert (bytes(prints), bytes(kinds)) == scan(data)
+        with pytest.raises(EOFError):
+            native.scan_file(file.fileno(), 101, KEY, None, prints, kinds)
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match="read failed"):
+        native.scan_file(reader, 0, KEY, None, prints, kinds)
+    os.close(reader)
+    os.close(writer)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(words, st.integers(1, 60)), max_size=12),
+    st.binary(max_size=7),
+    st.sampled_from([(64, 256), (8, 8), (256, 1024), (184, 512)]),
+    st.integers(1, 64),
+)
+def test_gear_cuts_agree_with_the_definition(
+    repeats: list[tuple[bytes, int]], tail: bytes, sizes: tuple[int, int], one_in: int
+) -> None:
+    data = b"".join(word * n for word, n in repeats) + tail
+    threshold = (1 << 64) - (1 << 64) // one_in if one_in > 1 else 0
+    assert native.gear_cuts(data, *sizes, threshold) == reference.gear_cuts(data, *sizes, threshold)
+
+
+def test_cuts_come_back_after_an_insertion() -> None:
+    data = random.Random(6).randbytes(1 << 20)
+    threshold = (1 << 64) - (1 << 64) // 512
+    before = native.gear_cuts(data, 1024, 16384, threshold)
+    after = native.gear_cuts(data[:5000] + b"inserted" * 3 + data[5000:], 1024, 16384, threshold)
+    assert len({c + 24 for c in before} & set(after)) > 0.95 * len(before)
+
+
+@settings(deadline=None, max_examples=20)
+@given(pages, pages)
+def test_xor_counts_the_lines_that_differ(a: bytes, b: bytes) -> None:
+    out, changed = bytearray(2 * PAGE), bytearray(2)
+    native.xor_pages(a + b, b + b, out, changed)
+    assert (bytes(out), bytes(changed)) == reference.xor_pages(a + b, b + b)
+    native.xor_into(out, b + b)
+    assert out == a + b
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([2, 4, 8]))
+def test_planes_split_as_defined_and_join_again(data: bytes, width: int) -> None:
+    top, rest = bytearray(len(data) // width), bytearray(len(data) - len(data) // width)
+    native.split_planes(data, width, top, rest)
+    assert (bytes(top), bytes(rest)) == reference.split_planes(data, width)
+    back = bytearray(len(data))
+    native.join_planes(top, rest, width, back)
+    assert back == data == reference.join_planes(bytes(top), bytes(rest), width)
+
+
+def test_entropies_are_those_of_the_byte_positions() -> None:
+    data = bytes(b for i in range(256) for b in (i, i & 15, 7, 0, i & 1, i & 3, 0, i >> 7))
+    assert native.byte_entropies(data, 1 << 20) == pytest.approx((8, 4, 0, 0, 1, 2, 0, 1))
+    assert native.byte_entropies(b"short", 10) == (0.0,) * 8
+    sampled = random.Random(7).randbytes(1 << 16)
+    counts = Counter(sampled[0 :: 8 * 65])
+    exact = sum(-c / 127 * math.log2(c / 127) for c in counts.values())
+    assert native.byte_entropies(sampled, 127)[0] == pytest.approx(exact)
+
+
+@given(st.binary(max_size=60))
+def test_runs_are_maximal(kinds: bytes) -> None:
+    assert native.runs(kinds) == reference.runs(kinds)
+
+
+@given(st.integers(0, 3 * PAGE), st.none() | st.integers(0, 3 * PAGE))
+def test_zero_pages_are_found_in_data_of_any_length(size: int, at: int | None) -> None:
+    data = bytearray(size)
+    if at is not None and at < size:
+        data[at] = 1
+    kinds = bytearray(-(-size // PAGE))
+    native.zero_kinds(data, kinds)
+    assert [k == native.ZERO for k in kinds] == [not any(data[i : i + PAGE]) for i in range(0, size, PAGE)]
+    assert native.is_zero(data) == (not any(data))
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 80)] * 3), max_size=5))
+def test_pieces_are_copied_or_refused_as_a_whole(pieces: list[tuple[int, int, int]]) -> None:
+    source, target, expected = random.Random(8).randbytes(64), bytearray(64), bytearray(64)
+    triples = array("Q", [x for piece in pieces for x in piece])
+    if all(a + n <= 64 and b + n <= 64 for a, b, n in pieces):
+        for a, b, n in pieces:
+            expected[b : b + n] = source[a : a + n]
+        native.copy_runs(source, target, triples)
+    else:
+        with pytest.raises(ValueError, match="outside"):
+            native.copy_runs(source, target, triples)
+    assert target == expected
+
+
+def test_lengths_that_do_not_fit_are_refused() -> None:
+    prints, kinds = bytearray(16), bytearray(1)
+    bad_calls = [
+        lambda: native.scan_pages(bytes(100), KEY, None, prints, kinds),
+        lambda: native.scan_pages(bytes(PAGE), KEY[:-1], None, prints, kinds),
+        lambda: native.scan_pages(bytes(PAGE), KEY, bytes(15), prints, kinds),
+        lambda: native.scan_pages(bytes(2 * PAGE), KEY, None, prints, kinds),
+        lambda: native.scan_pages(bytes(PAGE), KEY, None, prints, kinds, path=3),
+        lambda: native.zero_kinds(bytes(PAGE), bytearray(2)),
+        lambda: native.gear_cuts(bytes(8), 7, 64, 0),
+        lambda: native.gear_cuts(bytes(8), 64, 8, 0),
+        lambda: native.xor_pages(bytes(PAGE), bytes(PAGE), bytearray(PAGE), bytearray(2)),
+        lambda: native.xor_into(bytearray(3), bytes(4)),
+        lambda: native.split_planes(bytes(8), 3, bytearray(2), bytearray(6)),
+        lambda: native.split_planes(bytes(8), 4, bytearray(3), bytearray(5)),
+        lambda: native.join_planes(bytes(2), bytes(5), 4, bytearray(8)),
+        lambda: native.copy_runs(bytes(8), bytearray(8), array("Q", [0, 0])),
+        lambda: native.copy_runs(bytes(8), bytearray(8), array("Q", [2**64 - 4, 0, 8])),
+    ]
+    for call in bad_calls:
+        with pytest.raises(ValueError):  # noqa: PT011 - each message differs; that none reads out of bounds is the point
+            call()
