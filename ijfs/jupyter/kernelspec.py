@@ -1,0 +1,190 @@
+"""Kernel specs that start their kernels in a sandbox: make one from an existing spec, list them, remove one.
+
+Called by `ijfs kernel install|specs|remove`. A spec made here differs from the one it was made from by its names and
+by the provisioner in its metadata; every Jupyter front end then starts sandboxed kernels without knowing it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+
+from ijfs_engine.errors import IjfsError
+
+PROVISIONER = "ijfs-provisioner"
+"""The entry point's name in pyproject.toml; a kernel spec's metadata refers to it."""
+
+
+class KernelSpecError(IjfsError):
+    """A kernel spec that cannot be made, found or removed."""
+
+    exit_code = 2
+    default_hint = "`jupyter kernelspec list` shows the kernel specs there are"
+
+
+@dataclass(frozen=True)
+class InstalledSpec:
+    """A kernel spec whose kernels run in a sandbox. `config` is what the provisioner gets (see its traits)."""
+
+    name: str
+    display_name: str
+    language: str
+    directory: Path
+    config: dict[str, Any]
+
+
+def install(
+    base: str = "python3",
+    *,
+    name: str | None = None,
+    display_name: str | None = None,
+    repo: Path | None = None,
+    network: str | None = None,
+    snapshot: str | None = None,
+    attach: str | None = None,
+    prefix: Path | None = None,
+    sys_prefix: bool = False,
+    manager: KernelSpecManager | None = None,
+) -> InstalledSpec:
+    """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
+
+    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network` ("none", "slirp4netns"),
+    `snapshot` (new kernels begin as a restored copy of it) and `attach` (new kernels *are* that live instance) become
+    the provisioner's configuration. Raises `KernelSpecError` for an unknown base, a base that has a provisioner
+    already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
+    """
+    manager = manager or KernelSpecManager()
+    source = _base_spec(manager, base)
+    name = (name or f"ijfs-{base}").lower()
+    _refuse_taken(manager, name)
+    config = _config(repo=repo, network=network, snapshot=snapshot, attach=attach)
+    spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
+    where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
+    directory = _write(manager, name, spec, Path(source.resource_dir), where)
+    return _describe(name, directory, spec)
+
+
+def installed(manager: KernelSpecManager | None = None) -> list[InstalledSpec]:
+    """Every spec that uses the provisioner and that Jupyter can find, sorted by name; unreadable ones are left out."""
+    manager = manager or KernelSpecManager()
+    found = []
+    for name, directory in sorted(manager.find_kernel_specs().items()):
+        spec = _read(Path(directory))
+        if _is_ours(spec):
+            found.append(_describe(name, Path(directory), spec))
+    return found
+
+
+def remove(name: str, manager: KernelSpecManager | None = None) -> Path:
+    """Delete a kernel spec of ijfs's and return where it was; snapshots and live instances are not touched.
+
+    Raises `KernelSpecError` for a name that is no spec, or one that does not use the provisioner.
+    """
+    manager = manager or KernelSpecManager()
+    directory = manager.find_kernel_specs().get(name.lower())
+    if directory is None:
+        raise KernelSpecError(f"there is no kernel spec named {name!r}")
+    if not _is_ours(_read(Path(directory))):
+        raise KernelSpecError(
+            f"the kernel spec {name!r} was not made by ijfs", hint=f"`jupyter kernelspec remove {name}` removes it"
+        )
+    return Path(manager.remove_kernel_spec(name.lower()))
+
+
+def _base_spec(manager: KernelSpecManager, base: str) -> KernelSpec:
+    try:
+        spec = manager.get_kernel_spec(base)
+    except NoSuchKernel:
+        raise KernelSpecError(f"there is no kernel spec named {base!r} to make one from") from None
+    if "kernel_provisioner" in spec.metadata:
+        raise KernelSpecError(
+            f"the kernel spec {base!r} has a provisioner of its own already",
+            hint="name the plain spec it was made from",
+        )
+    return spec
+
+
+def _refuse_taken(manager: KernelSpecManager, name: str) -> None:
+    taken = manager.find_kernel_specs().get(name)
+    if taken is not None and not _is_ours(_read(Path(taken))):
+        raise KernelSpecError(f"a kernel spec named {name!r} is there already", hint="choose another with --name")
+
+
+def _config(*, repo: Path | None, **options: str | None) -> dict[str, Any]:
+    if options.get("snapshot") and options.get("attach"):
+        raise KernelSpecError("a kernel spec begins from a snapshot or attaches to an instance, not both")
+    config: dict[str, Any] = {key: value for key, value in options.items() if value}
+    if repo is not None:
+        config["repo"] = str(repo.absolute())
+    return config
+
+
+def _display_name(source: KernelSpec, snapshot: str | None, attach: str | None) -> str:
+    if snapshot or attach:
+        return f"{snapshot or attach} (ijfs)"
+    return f"{source.display_name.removesuffix(' (ipykernel)')} (ijfs)"
+
+
+def _derive(source: KernelSpec, base: str, display_name: str, config: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = source.to_dict()
+    spec["argv"] = [_absolute_python(spec["argv"][0]), *spec["argv"][1:]]
+    spec["display_name"] = display_name
+    metadata = dict(spec.get("metadata", {}))
+    # CurveZMQ keys would have to reach the kernel inside; a manager that insists on them now refuses by itself.
+    metadata.pop("supported_encryption", None)
+    metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": config}
+    metadata["ijfs"] = {"base": base}
+    return {**spec, "metadata": metadata}
+
+
+def _absolute_python(program: str) -> str:
+    """ipykernel's wheel ships a spec that runs `python`, meaning the environment that Jupyter itself runs in."""
+    return sys.executable if program in ("python", "python3") else program
+
+
+def _write(manager: KernelSpecManager, name: str, spec: dict[str, Any], resources: Path, prefix: str | None) -> Path:
+    with tempfile.TemporaryDirectory(prefix="ijfs-kernelspec-") as scratch:
+        copy = Path(scratch) / "spec"
+        copy.mkdir()
+        for file in resources.iterdir():  # the logos a launcher shows
+            if file.is_file() and file.name != "kernel.json":
+                shutil.copyfile(file, copy / file.name)
+        (copy / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
+        try:
+            destination = manager.install_kernel_spec(str(copy), name, user=prefix is None, prefix=prefix)
+        except ValueError as error:
+            raise KernelSpecError(str(error)) from error
+    return Path(destination)
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """A spec's kernel.json; {} when it is missing or broken, which Jupyter itself only warns about."""
+    try:
+        spec = json.loads((directory / "kernel.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _is_ours(spec: dict[str, Any]) -> bool:
+    return _provisioner(spec).get("provisioner_name") == PROVISIONER
+
+
+def _provisioner(spec: dict[str, Any]) -> dict[str, Any]:
+    """The provisioner's stanza of a spec; {} for one without, or with something else in its place."""
+    stanza: Any = spec
+    for key in ("metadata", "kernel_provisioner"):
+        stanza = stanza.get(key) if isinstance(stanza, dict) else None
+    return stanza if isinstance(stanza, dict) else {}
+
+
+def _describe(name: str, directory: Path, spec: dict[str, Any]) -> InstalledSpec:
+    config = _provisioner(spec).get("config", {})
+    return InstalledSpec(name, spec.get("display_name", name), spec.get("language", ""), directory, config)

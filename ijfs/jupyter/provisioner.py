@@ -1,0 +1,212 @@
+"""The kernel provisioner: Jupyter's KernelManager starts, watches and ends kernels in ijfs sandboxes through it.
+
+Loaded by jupyter_client through the entry point `ijfs-provisioner` when a kernel spec names it (kernelspec.py writes
+such specs). All it does is translate: the kernel's life is its keeper's, which outlives the Jupyter server. What a
+client connects to are the relay's ports on the host, which stay the same through saves and restores in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import Bool, Enum, Unicode
+
+from ijfs.jupyter.naming import instance_name
+from ijfs.jupyter.repository import choose_repository, ensure_repository
+from ijfs.live import client
+from ijfs.live.client import InstanceInfo, InstanceSpec
+from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
+from ijfs.live.records import Network
+
+POLL_S = 0.1
+"""How often `wait` looks; what jupyter_client's own provisioner takes."""
+
+UNKNOWN_EXIT_STATUS = 1
+"""Reported for a kernel whose end nobody saw (its keeper was killed too): not 0, for it did not end as asked."""
+
+
+class IjfsProvisioner(KernelProvisionerBase):
+    """One kernel in a sandbox. The traits are the kernel spec's `metadata.kernel_provisioner.config`."""
+
+    repo = Unicode("", config=True, help="Repository; empty: $IJFS_REPO, else the user's data directory.")
+    network = Enum(["none", "slirp4netns"], "none", config=True, help="The sandbox's way out.")
+    snapshot = Unicode("", config=True, help="Begin as a restored copy of this snapshot instead of from scratch.")
+    attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
+    gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
+
+    _repository = Path()
+    _instance = ""
+    _managing = False
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a kernel was launched and its end not yet waited for."""
+        return self._managing
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Choose repository and instance name; complete the command, but for `{connection_file}`, and environment."""
+        kwargs["cmd"] = self._command(kwargs.pop("extra_arguments", []))
+        kwargs = await super().pre_launch(**kwargs)
+        self._repository = choose_repository(self.repo, kwargs["env"])
+        self._instance = self.attach or self._instance or self._new_name(kwargs["env"])
+        await asyncio.to_thread(ensure_repository, self._repository)
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start, restore or attach; returns the relay's ports with the key the kernel signs its messages with."""
+        cwd = os.path.abspath(os.path.expanduser(kwargs.get("cwd") or os.getcwd()))
+        info = await asyncio.to_thread(self._launch, cmd, kwargs["env"], cwd)
+        if info.connection is None:
+            raise KeeperError(
+                f"`{info.name}` is not a kernel", hint="attach to an instance that `ijfs ps` shows as one"
+            )
+        self._cwd = info.cwd
+        self.connection_info = _as_jupyter_has_it(info.connection)
+        self._managing = True
+        self.log.info("kernel %s runs as the instance %s of %s", self.kernel_id, self._instance, self._repository)
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """None while the kernel runs, else its exit status as a shell has it. True to the last while it is replaced."""
+        if not self._managing:
+            return 0
+        if client.is_running(self._repository, self._instance):
+            return None
+        return await asyncio.to_thread(self._exit_status)
+
+    async def wait(self) -> int | None:
+        """Return the exit status once the kernel has ended."""
+        while (status := await self.poll()) is None:
+            await asyncio.sleep(POLL_S)
+        self._managing = False
+        return status
+
+    async def send_signal(self, signum: int) -> None:
+        """Deliver a signal inside the kernel's pid namespace, to the kernel itself; an ended kernel takes none."""
+        if signum and self._managing:
+            await asyncio.to_thread(self._signal, signum)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Ask the kernel to end (SIGTERM)."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def kill(self, restart: bool = False) -> None:
+        """End the sandbox and all that runs in it, now."""
+        if self._managing:
+            await asyncio.to_thread(self._stop)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Forget the ended instance, so that its directory does not stay behind; before a restart it is kept."""
+        if not restart and self._instance and not self.attach:
+            await asyncio.to_thread(self._remove)
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """What another process needs to manage this kernel."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        return {**info, "repository": str(self._repository), "instance": self._instance}
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Manage a kernel that another process launched; the keeper that owns it knows no difference."""
+        await super().load_provisioner_info(provisioner_info)
+        self._repository = Path(provisioner_info["repository"])
+        self._instance = provisioner_info["instance"]
+        self._managing = bool(self._instance)
+
+    def resolve_path(self, path: str) -> str | None:
+        """The path as the kernel means it, where the host has such a file (the sandbox sees the host's files)."""
+        resolved = Path(self._cwd, os.path.expanduser(path)).resolve()
+        return str(resolved) if resolved.exists() else None
+
+    _cwd = "/"
+
+    def _command(self, extra_arguments: list[str]) -> list[str]:
+        """The kernel spec's command with everything filled in but `{connection_file}`, which the sandbox chooses."""
+        assert self.kernel_spec is not None
+        known = {"resource_dir": self.kernel_spec.resource_dir, "prefix": sys.prefix}
+
+        def fill(match: re.Match[str]) -> str:
+            return str(known.get(match.group(1), match.group()))
+
+        return [re.sub(r"\{([A-Za-z0-9_]+)\}", fill, word) for word in [*self.kernel_spec.argv, *extra_arguments]]
+
+    def _new_name(self, env: Mapping[str, str]) -> str:
+        kernel_name = getattr(self.parent, "kernel_name", "")
+        return instance_name(env.get("JPY_SESSION_NAME", ""), kernel_name, self.kernel_id)
+
+    def _launch(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceInfo:
+        if self.attach:
+            return self._attach()
+        if self.snapshot:
+            return client.restore(self._repository, self.snapshot, self._instance)
+        return client.start(self._repository, self._spec(cmd, env, cwd))
+
+    def _spec(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceSpec:
+        return InstanceSpec(
+            name=self._instance,
+            kind="kernel",
+            argv=tuple(cmd),
+            env=env,
+            inherit_env=False,
+            cwd=cwd,
+            network=cast(Network, self.network),
+            gpu=self.gpu,
+            kernel_name=getattr(self.parent, "kernel_name", ""),
+            kernel_key=self._key(),
+        )
+
+    def _key(self) -> str:
+        """The manager's own HMAC key, so that clients it made before the launch speak with the kernel too."""
+        session = getattr(self.parent, "session", None)
+        return session.key.decode() if session is not None else ""
+
+    def _attach(self) -> InstanceInfo:
+        """The live instance; one that has ended (a restart, for Jupyter) goes back to the snapshot it stood on."""
+        info = client.describe(self._repository, self._instance)
+        if info.status == "running":
+            return info
+        if info.snapshot is None:
+            raise InstanceExitedError(f"the instance `{self._instance}` has ended, and no snapshot of it was made")
+        return client.restore(self._repository, info.snapshot, self._instance)
+
+    def _exit_status(self) -> int | None:
+        try:
+            info = client.describe(self._repository, self._instance)
+        except NoInstanceError:
+            return UNKNOWN_EXIT_STATUS
+        if info.status in ("starting", "running"):
+            return None
+        return UNKNOWN_EXIT_STATUS if info.exit_status is None else info.exit_status
+
+    def _signal(self, signum: int) -> None:
+        try:
+            with client.connect(self._repository, self._instance) as keeper:
+                keeper.signal(signum)
+        except (InstanceExitedError, NoInstanceError):
+            self.log.debug("signal %d: the kernel has ended", signum)
+
+    def _stop(self) -> None:
+        try:
+            with client.connect(self._repository, self._instance) as keeper:
+                keeper.stop(timeout_s=0)
+        except (InstanceExitedError, NoInstanceError):
+            self.log.debug("kill: the kernel has ended")
+
+    def _remove(self) -> None:
+        try:
+            client.remove(self._repository, self._instance)
+        except NoInstanceError:
+            self.log.debug("cleanup: the instance is gone already")
+
+
+def _as_jupyter_has_it(connection: dict[str, Any]) -> KernelConnectionInfo:
+    """KernelManager compares keys as bytes; kernel.json holds text."""
+    return cast(KernelConnectionInfo, {**connection, "key": connection["key"].encode()})
