@@ -50,7 +50,12 @@ criu_works() {
     local passed
     passed="$1 $(criu_version "$1") $(stat --format %Y "$1") $(uname --kernel-release)"
     grep --quiet --line-regexp --fixed-strings "$passed" "$CACHE/criu-passed" 2>/dev/null && return
-    quietly as_root "$1" check && echo "$passed" >"$CACHE/criu-passed"
+    if quietly as_root "$1" check; then
+        echo "$passed" >"$CACHE/criu-passed"
+    else
+        CRIU_OBJECTION=$(grep '^Error' "$LOG" | tail -n 1 || true)
+        return 1
+    fi
 }
 
 criu_is_recent() {
@@ -197,8 +202,13 @@ no_criu() {
     local what next
     what="no CRIU here is $CRIU_MINIMUM or newer and passes \`criu check\`: programs cannot be saved or restored"
     what+=$'\n'"  tried: $(criu_attempts)"
-    next="as root, \`criu check\` says what the kernel lacks; or set IJFS_CRIU to a CRIU that works, or"
-    next+=" IJFS_DEBIAN_MIRROR to the URI of a Debian archive; then remove .prefix and run tools/setup again"
+    if [[ -n ${CRIU_OBJECTION:-} ]]; then
+        what+=$'\n'"  \`criu check\`: $CRIU_OBJECTION"
+        next="give this machine or container what the check asks for (root with all capabilities, as a rule)"
+    else
+        next="set IJFS_DEBIAN_MIRROR to the URI of a Debian archive, or IJFS_CRIU to a CRIU that works"
+    fi
+    next+=", then run tools/setup again"
     [[ $REQUIRE_CRIU == no ]] || die "$what" "$next"
     say "criu" "none that works; going on without"
     fall_short "$what" "$next"

@@ -2,8 +2,8 @@
 # The Python environment, .venv in the checkout: what requirements/*.lock pins, and this package, editable.
 # Sourced by tools/setup; provides ensure_python_environment.
 #
-# Three stamps in .venv say what it was made from, so that each part is done again only when its source changed:
-# the locks, the packaging files, and the sources of the extensions.
+# Stamps in .venv say what it was made from, so that each part is done again only when its source changed: the
+# checkout's path, the locks, the packaging files, the sources of the extensions.
 
 VENV=$CHECKOUT/.venv
 PYTHON_MINORS=(14 13 12 11) # newest first; those that the locks are resolved and tested for
@@ -16,13 +16,15 @@ ensure_python_environment() {
     ensure_extensions
 }
 
+# A .venv has its own path in every script, so one that was moved is made again.
 ensure_venv() {
-    "$VENV/bin/python" -c 'import pip' 2>/dev/null && return
+    stamped place "$VENV" && "$VENV/bin/python" -c 'import pip' 2>/dev/null && return
     local python
     python=$(find_python) || die "found no Python 3.11 to 3.14 with venv and its C headers" \
         "install python3-dev and python3-venv, or set IJFS_PYTHON to an interpreter"
     say "python" "making .venv with $python, $("$python" --version)"
     or_die "could not make .venv" "see that $python -m venv works" "$python" -m venv --clear "$VENV"
+    stamp place "$VENV"
 }
 
 find_python() {
