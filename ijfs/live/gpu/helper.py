@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -48,7 +49,8 @@ class DriverProcess:
         self._guard = threading.Lock()
         self._ready: Future[Any] = Future()
         self._waiting[0] = self._ready
-        threading.Thread(target=self._read_answers, name="gpu-helper-answers", daemon=True).start()
+        self._reader = threading.Thread(target=self._read_answers, name="gpu-helper-answers", daemon=True)
+        self._reader.start()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the driver is initialised. Raises DriverUnavailableError where there is none."""
@@ -75,8 +77,11 @@ class DriverProcess:
 
     def close(self) -> None:
         """End the helper; processes that it checkpointed stay as they are."""
-        self._socket.close()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
         self._lines.close()
+        self._socket.close()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
