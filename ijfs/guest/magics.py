@@ -29,7 +29,7 @@ class Auto:
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self.every_s = AUTO_EVERY_S
-        self._last = 0.0
+        self._last: float | None = None
         self._on = False
 
     def turn(self, on: bool) -> None:
@@ -43,7 +43,7 @@ class Auto:
     def _after_cell(self, result: Any) -> None:
         now = time.monotonic()
         # A clock that ran backwards is a child restored on a host that was started later: save.
-        if 0 <= now - self._last < self.every_s:
+        if self._last is not None and 0 <= now - self._last < self.every_s:
             return
         self._last = now
         count = getattr(result, "execution_count", None) or getattr(self.shell, "execution_count", 1) - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from ijfs_engine import NoRepositoryError, Repository
+from ijfs_engine.errors import NoRepositoryError
 
 
 def choose_repository(configured: str | None, environment: Mapping[str, str] = os.environ) -> Path:
@@ -23,6 +23,8 @@ def ensure_repository(path: Path) -> None:
     A person who picks a kernel from a list has no place to type `ijfs init`. A directory that holds anything else is
     left alone (whatever `Repository.init` or `Repository.open` says about it is raised).
     """
+    from ijfs_engine import Repository  # loads lmdb and the codecs: not before a kernel is started
+
     try:
         Repository.open(path).close()
     except NoRepositoryError:

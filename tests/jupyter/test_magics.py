@@ -1,0 +1,105 @@
+"""`%ijfs` in a real IPython shell; the keeper's answers come from test_guest's server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guest_peer import SAVED, Peer, settles
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+LOG: dict[str, Any] = {
+    "snapshots": [
+        {"id": C, "parents": [A], "created_ns": 10**18, "message": "other  way"},
+        {"id": B, "parents": [A], "created_ns": 10**18, "message": "fitted"},
+        {"id": A, "parents": [], "created_ns": 10**18, "message": "loaded"},
+    ],
+    "branches": {"main": B, "side": C},
+    "tags": {"v1": B},
+    "here": B,
+}
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    config = Config({"HistoryManager": {"enabled": False}, "InteractiveShell": {"colors": "nocolor"}})
+    shell = InteractiveShell(config=config)
+    shell.run_line_magic("load_ext", "ijfs")
+    yield shell
+    shell.run_line_magic("unload_ext", "ijfs")
+
+
+def test_save_takes_a_quoted_or_a_bare_message(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper.answer = settles(SAVED)
+    shell.run_line_magic("ijfs", 'save -m "data loaded"')
+    shell.run_line_magic("ijfs", "save -m data loaded")
+    shell.run_line_magic("ijfs", "save")
+    assert [request["message"] for request in keeper.requests] == ["data loaded", "data loaded", ""]
+    assert capsys.readouterr().out.count("saved demo as abababababab") == 3
+
+
+def test_tree_draws_branches_below_their_parent(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper.answer = settles({"ok": LOG})
+    shell.run_line_magic("ijfs", "tree")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["o aaaaaaaaaaaa", "├─ * bbbbbbbbbbbb", "└─ o cccccccccccc"]
+    assert lines[1].endswith("(main, v1)  fitted")
+    assert lines[2].endswith("(side)  other way")
+
+
+def test_tree_bears_a_history_longer_than_the_recursion_limit(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [f"{n:064x}" for n in range(3000)]
+    chain = [{"id": i, "parents": [p], "created_ns": 0, "message": ""} for i, p in zip(ids[1:], ids, strict=False)]
+    keeper.answer = settles({"ok": {"snapshots": chain[::-1], "here": None}})
+    shell.run_line_magic("ijfs", "tree")
+    assert len(capsys.readouterr().out.splitlines()) == 2999
+
+
+def test_log_and_status(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    keeper.answer = settles({"ok": LOG})
+    shell.run_line_magic("ijfs", "log")
+    assert [line[2:5] for line in capsys.readouterr().out.splitlines()] == ["ccc", "bbb", "aaa"]
+    keeper.answer = settles({"ok": {"instance": "demo", "repository": "/r", "snapshot": None}})
+    shell.run_line_magic("ijfs", "status")
+    assert capsys.readouterr().out.split() == ["instance", "demo", "repository", "/r", "snapshot", "none", "yet"]
+
+
+def test_auto_saves_after_cells_but_not_more_often_than_asked(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keeper.answer = lambda request: {"ok": {"state": "pending"}}
+    shell.run_line_magic("ijfs", "auto on --every 3600")
+    shell.run_cell("1 + 1")
+    shell.run_cell("2 + 2")
+    shell.run_line_magic("ijfs", "auto off")
+    shell.run_cell("3 + 3")
+    saves = [request for request in keeper.requests if request["verb"] == "save"]
+    assert len(saves) == 1
+    assert saves[0]["message"].startswith("auto: after In [")
+
+
+@pytest.mark.parametrize("line", ["", "explode", "save now", "auto", "auto on --every soon", "save 'unclosed"])
+def test_what_is_not_understood_prints_the_usage(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    shell.run_line_magic("ijfs", line)
+    assert "%ijfs save [-m MESSAGE]" in capsys.readouterr().out
+    assert keeper.requests == []
+
+
+def test_outside_a_sandbox_a_cell_fails_with_one_sentence(
+    shell: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("IJFS_GUEST", raising=False)
+    result = shell.run_cell("%ijfs save")
+    assert not result.success
+    shown = "".join(capsys.readouterr())
+    assert "does not run in an ijfs sandbox" in shown
+    assert "Traceback" not in shown
