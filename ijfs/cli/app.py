@@ -1,0 +1,145 @@
+"""What all verbs share: the repository they mean, how they answer, and the options every one of them takes.
+
+A verb is a function `(app, …) -> Answer` under `@verb`; it opens what it needs through `App`, never prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ijfs.cli.output import Answer, Printer, write_json
+
+if TYPE_CHECKING:
+    from ijfs.cli.progress import Reporter
+    from ijfs_engine import Repository
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class App:
+    """One call of the command line: common options, and the repository once it is opened."""
+
+    repo: Path | None = None
+    json: bool = False
+    quiet: int = 0
+    verbose: int = 0
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _repository: Repository | None = None
+
+    @property
+    def repository_path(self) -> Path:
+        """-r/--repo, else IJFS_REPO, else the user's XDG data directory."""
+        if self.repo is not None:
+            return self.repo
+        if os.environ.get("IJFS_REPO"):
+            return Path(os.environ["IJFS_REPO"])
+        from platformdirs import user_data_path
+
+        return user_data_path("ijfs", appauthor=False)
+
+    def repository(self) -> Repository:
+        """The repository, opened once, closed when the verb ends. NoRepositoryError, UnknownFormatError."""
+        if self._repository is None:
+            from ijfs_engine import Repository
+
+            self._repository = self.closing.enter_context(Repository.open(self.repository_path))
+        return self._repository
+
+    def progress(self, title: str) -> Reporter:
+        """A progress reporter: bars on a terminal, nothing in a pipe, with --json or with -q."""
+        from ijfs.cli.progress import Reporter
+
+        visible = not self.json and not self.quiet and sys.stderr.isatty()
+        return self.closing.enter_context(Reporter(title, visible=visible))
+
+    def note(self, message: str) -> None:
+        """A remark for a person, on standard error: not with -q, not with --json."""
+        if not self.quiet and not self.json:
+            Printer(sys.stderr).line((message, "dim"))
+
+    def warn(self, message: str) -> None:
+        """Something that went otherwise than asked: always on standard error."""
+        Printer(sys.stderr).line(("warning: ", "yellow"), message)
+
+    def answer(self, answer: Answer, name: str) -> None:
+        """Print what a verb returned in the way that was asked for."""
+        if self.json:
+            write_json({"verb": name, **answer.data})
+        elif answer.show is not None and not self.quiet:
+            answer.show(Printer())
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Store a common option; given after the verb it wins over the same one before it."""
+    app = ctx.ensure_object(App)
+    if value is not None and value is not False and value != 0 and param.name:
+        setattr(app, {"as_json": "json"}.get(param.name, param.name), value)
+
+
+def common_options() -> list[click.Option]:
+    """The options every verb and the group take; a new list each time, for click binds them to a command."""
+    kept: dict[str, Any] = {"expose_value": False, "callback": _keep}
+    return [
+        click.Option(
+            ["-r", "--repo"],
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Repository (default: $IJFS_REPO, else the XDG data directory).",
+            **kept,
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object (docs/json.md).", **kept),
+        click.Option(["-q", "--quiet"], count=True, help="Print errors only.", **kept),
+        click.Option(["-v", "--verbose"], count=True, help="Say more.", **kept),
+    ]
+
+
+class Verb(click.Command):
+    """A command that also takes the common options."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not any(p.name == "as_json" for p in self.params):
+            self.params = [*self.params, *common_options()]
+        return super().get_params(ctx)
+
+
+class VerbGroup(click.Group):
+    """A verb with verbs of its own (`ijfs kernel …`)."""
+
+    command_class = Verb
+
+
+def run_verb(function: Callable[..., Answer | None], name: str, *args: Any, **kwargs: Any) -> None:
+    """Call a verb, print its answer, close what it opened, leave with its exit code."""
+    app = click.get_current_context().ensure_object(App)
+    with app.closing:
+        answer = function(app, *args, **kwargs)
+    if answer is not None:
+        app.answer(answer, name)
+        if answer.exit_code:
+            raise SystemExit(answer.exit_code)
+
+
+def verb(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None]], Verb]:
+    """Make a function a verb: `@verb("log")` above its click options. Its docstring is the help."""
+
+    def wrap(function: Callable[..., Answer | None]) -> Verb:
+        import functools
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> None:
+            run_verb(function, name, *args, **kwargs)
+
+        command = click.command(name.rsplit(" ", 1)[-1], cls=Verb, **settings)(call)
+        assert isinstance(command, Verb)
+        return command
+
+    return wrap

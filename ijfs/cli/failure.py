@@ -1,0 +1,119 @@
+"""Every way a verb can fail, as a sentence, a hint and an exit code. Called by `main.invoke` alone.
+
+IJFS_DEBUG=1 shows the traceback as well; without it no traceback reaches a user.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+
+import click
+
+from ijfs.cli.app import App
+from ijfs.cli.output import Printer, write_json
+
+INTERRUPTED = 130
+BROKEN_PIPE = 128 + 13
+"""What a shell reports of a program that SIGPIPE ended; `git log | head` leaves the same."""
+
+_OS_HINTS = {
+    errno.ENOSPC: "nothing was lost; free space on that filesystem (`ijfs gc` may help) and try again",
+    errno.EACCES: "ijfs needs access to it; saving and restoring programs needs root",
+    errno.EPERM: "saving and restoring programs needs root",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is said of an error: its class name for scripts, a sentence, a hint, the exit code."""
+
+    type: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+def report(error: BaseException, app: App) -> int:
+    """Say what happened (on standard error, or as the JSON object) and return the exit code."""
+    if os.environ.get("IJFS_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        return _pipe_closed()
+    failure = explain(error)
+    try:
+        _print(failure, app)
+    except BrokenPipeError:
+        return _pipe_closed()
+    return failure.exit_code
+
+
+def _print(failure: Failure, app: App) -> None:
+    if app.json:
+        write_json({"error": {**vars(failure)}})
+        sys.stdout.flush()
+        return
+    printer = Printer(sys.stderr)
+    printer.line(("ijfs: ", "bold red"), failure.message)
+    if failure.hint:
+        printer.line(("hint: ", "cyan"), failure.hint)
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure an exception means to a user."""
+    from ijfs_engine.errors import IjfsError
+
+    match error:
+        case IjfsError():
+            return Failure(type(error).__name__, str(error), error.hint, error.exit_code)
+        case KeyboardInterrupt() | click.Abort():
+            return Failure("Interrupted", "interrupted; nothing was left half done", None, INTERRUPTED)
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "ijfs"
+            return Failure("UsageError", _lower(error.format_message()), f"`{command} --help` shows how", 2)
+        case click.ClickException():
+            return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
+        case BaseExceptionGroup() if error.exceptions:
+            return explain(error.exceptions[0])
+        case ModuleNotFoundError() if error.name and not error.name.startswith("ijfs"):
+            return Failure(
+                "MissingPackage", f"the Python package '{error.name}' is not installed", *_missing(error.name)
+            )
+        case OSError() if error.strerror:
+            return Failure("SystemError", _os_sentence(error), _OS_HINTS.get(error.errno or 0), 1)
+    message = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
+    return Failure("InternalError", message, "this is a fault of ijfs; IJFS_DEBUG=1 shows where", 1)
+
+
+def _missing(package: str) -> tuple[str, int]:
+    extra = {"jupyter_client": "jupyter", "ipykernel": "jupyter", "jupyter_server": "jupyter", "cuda": "gpu"}
+    name = extra.get(package.split(".")[0])
+    return (f"pip install 'ijfs[{name}]'" if name else f"install it: pip install {package}"), 1
+
+
+def _os_sentence(error: OSError) -> str:
+    reason = (error.strerror or "").lower()
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{reason}"
+
+
+def _lower(message: str) -> str:
+    message = message.strip().rstrip(".")
+    return message[:1].lower() + message[1:] if message[1:2].islower() else message
+
+
+def _pipe_closed() -> int:
+    """The reader has left: what is buffered goes nowhere, quietly, also at interpreter exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+    return BROKEN_PIPE

@@ -1,0 +1,181 @@
+"""The `ijfs` console script: finds the verb, runs it, turns every failure into a sentence and an exit code.
+
+Verb modules are imported when their verb is called, so that `ijfs --help` and the shell's completion stay
+fast; the table below is therefore the one place where a verb's summary stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import click
+
+from ijfs.cli.app import App, common_options
+
+
+class Entry(NamedTuple):
+    """Where a verb lives and what `ijfs --help` says of it."""
+
+    module: str
+    summary: str
+
+
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Start here": {
+        "init": Entry("init", "Make a repository."),
+        "demo": Entry("demo", "Watch save, fork and restore work on real kernels."),
+        "doctor": Entry("doctor", "Check this machine, or one program, for what would stand in the way."),
+    },
+    "Live programs": {
+        "run": Entry("run", "Start a program in its sandbox."),
+        "kernel": Entry("kernel", "Start a Jupyter kernel, or make Jupyter start sandboxed ones."),
+        "ps": Entry("ps", "List live programs."),
+        "logs": Entry("logs", "Print what a program wrote."),
+        "exec": Entry("exec_", "Run a command or a cell inside a live program."),
+        "stop": Entry("stop", "Stop live programs."),
+    },
+    "Snapshots of them": {
+        "save": Entry("save", "Save a live program: memory, GPU memory and files."),
+        "restore": Entry("restore", "Bring a snapshot back to life."),
+        "fork": Entry("fork", "Make live siblings of a program or a snapshot."),
+    },
+    "History": {
+        "log": Entry("log", "List snapshots, newest first."),
+        "tree": Entry("tree", "Draw snapshots, branches and what is live."),
+        "show": Entry("show", "Show all that is known of one snapshot."),
+        "diff": Entry("diff", "Compare two snapshots: files and memory."),
+        "ls": Entry("ls", "List files in a snapshot."),
+        "cat": Entry("cat", "Print a file of a snapshot."),
+        "branch": Entry("refs", "List, make, move or delete branches."),
+        "tag": Entry("refs", "List, make or delete tags."),
+        "rm": Entry("refs", "Remove branches, tags or snapshots."),
+    },
+    "In and out": {
+        "import": Entry("import_", "Store a directory as a snapshot."),
+        "export": Entry("export", "Write a snapshot to a directory, byte for byte."),
+        "mount": Entry("mount", "Show all snapshots as a filesystem."),
+        "umount": Entry("mount", "Take that filesystem away."),
+    },
+    "The repository": {
+        "du": Entry("du", "Say what each snapshot takes."),
+        "stats": Entry("stats", "Count what the repository holds."),
+        "gc": Entry("gc", "Free what no branch, tag or live program reaches."),
+        "fsck": Entry("fsck", "Check every byte and reference."),
+        "completion": Entry("completion", "Print a shell's completion script."),
+    },
+}
+VERBS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+class LazyGroup(click.Group):
+    """Knows its verbs by name only; imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"ijfs.cli.verbs.{VERBS[cmd_name].module}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        command.short_help = VERBS[cmd_name].summary
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            guess = f"did you mean `ijfs {near[0]}`?" if near else "`ijfs --help` lists the verbs"
+            raise click.UsageError(f"there is no verb '{args[0]}'; {guess}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<10}", entry.summary) for name, entry in verbs.items()], col_max=12)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"ijfs {version('ijfs')}")
+        ctx.exit()
+
+
+cli = LazyGroup(
+    "ijfs",
+    params=[
+        *common_options(),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Print the version.",
+        ),
+    ],
+    help="Git for running programs: save, restore and fork live notebook kernels.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 10 no repository, 11 locked, "
+    "12 refused by preflight, 13 the target died, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    no_args_is_help=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. Nothing but SystemExit leaves this function."""
+    sys.exit(invoke(list(sys.argv[1:] if argv is None else argv)))
+
+
+def invoke(argv: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    _signals()
+    app = App(json="--json" in argv[: argv.index("--")] if "--" in argv else "--json" in argv)
+    try:
+        with app.closing:
+            result = cli.main(args=argv, prog_name="ijfs", standalone_mode=False, obj=app)
+        sys.stdout.flush()
+    except SystemExit as exit_:
+        return _flushed(exit_.code if isinstance(exit_.code, int) else 1)
+    except BaseException as error:
+        from ijfs.cli.failure import report
+
+        return report(error, app)
+    return result if isinstance(result, int) else 0
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all output is out: a reader that left is noticed here, not at interpreter exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        from ijfs.cli.failure import report
+
+        return report(error, App())
+    return code
+
+
+def _signals() -> None:
+    """A terminated or hung-up ijfs cleans up like an interrupted one: 128 + the signal, as shells say it."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, leave)
+    if os.environ.get("IJFS_DEBUG"):
+        import faulthandler
+
+        faulthandler.enable()

@@ -1,0 +1,148 @@
+"""How a verb's answer reaches standard output: one JSON object, plain text in a pipe, colours on a terminal.
+
+Verbs return an `Answer`; `app.run_verb` prints it. rich is imported only where a terminal with colours is
+written to: scripts pay nothing for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from ijfs.cli import text
+
+JSON_VERSION = 1
+"""The `"ijfs"` field of every JSON object. New fields keep the number, a new meaning raises it."""
+
+Span = str | tuple[str, str]
+"""A piece of a line: text, or text with a rich style."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb found or did: for scripts (`data`), for people (`show`), and the exit code."""
+
+    data: Mapping[str, Any]
+    show: Callable[[Printer], None] | None = None
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: heading, alignment, style; a `flex` column gives way on a narrow terminal."""
+
+    title: str
+    right: bool = False
+    style: str = ""
+    flex: bool = False
+
+
+@dataclass
+class Printer:
+    """Writes lines of spans to a stream: styled on a terminal, plain (and never cut) anywhere else."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stdout)
+    _console: Any = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person reads this as it is written. FORCE_COLOR says yes for a screen recorder."""
+        return bool(os.environ.get("FORCE_COLOR")) or (self.stream.isatty() and os.environ.get("TERM") != "dumb")
+
+    @property
+    def width(self) -> int | None:
+        """Columns to fit in, or None where nothing has to fit."""
+        return shutil.get_terminal_size((100, 24)).columns if self.terminal else None
+
+    @property
+    def unicode(self) -> bool:
+        """Whether lines and bullets can be drawn, or ASCII has to do."""
+        return (self.stream.encoding or "ascii").lower().replace("-", "").startswith("utf")
+
+    def line(self, *spans: Span) -> None:
+        """One line. Control characters in it are made visible, whatever their origin."""
+        parts = [(text.printable(s), "") if isinstance(s, str) else (text.printable(s[0]), s[1]) for s in spans]
+        if not self.terminal:
+            self.stream.write("".join(part for part, _ in parts).rstrip() + "\n")
+            return
+        from rich.text import Text
+
+        self._rich().print(Text.assemble(*parts), soft_wrap=True)
+
+    def raw(self, content: str) -> None:
+        """Text of another program, as it is."""
+        self.stream.write(content)
+
+    def table(
+        self, columns: Sequence[Column], rows: Iterable[Sequence[Span | Sequence[Span]]], *, indent: str = ""
+    ) -> None:
+        """Aligned columns under dim headings; on a terminal the flex column is cut to keep a row one line."""
+        body = [[_spans(cell) for cell in row] for row in rows]
+        widths = [
+            max([text.cells(c.title), *(sum(text.cells(s[0]) for s in row[i]) for row in body)])
+            for i, c in enumerate(columns)
+        ]
+        self._squeeze(columns, widths, len(indent))
+        self.line(indent, *_row([[(c.title, "dim")] for c in columns], columns, widths))
+        for row in body:
+            self.line(indent, *_row(row, columns, widths))
+
+    def _squeeze(self, columns: Sequence[Column], widths: list[int], taken: int) -> None:
+        if self.width is None:
+            return
+        surplus = taken + sum(widths) + 2 * (len(widths) - 1) - self.width
+        for i, column in enumerate(columns):
+            if column.flex and surplus > 0:
+                widths[i] = max(widths[i] - surplus, 8)
+
+    def _rich(self) -> Any:
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(file=self.stream, highlight=False, markup=False, emoji=False, force_terminal=True)
+        return self._console
+
+
+def _spans(cell: Span | Sequence[Span]) -> list[tuple[str, str]]:
+    if isinstance(cell, str):
+        return [(cell, "")]
+    if isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[0], str) and isinstance(cell[1], str):
+        return [(cell[0], cell[1])]
+    return [(s, "") if isinstance(s, str) else s for s in cell]
+
+
+def _row(row: list[list[tuple[str, str]]], columns: Sequence[Column], widths: Sequence[int]) -> list[Span]:
+    spans: list[Span] = []
+    for i, (cell, column, width) in enumerate(zip(row, columns, widths, strict=True)):
+        fitted = _fit(cell, width)
+        pad = " " * (width - sum(text.cells(s) for s, _ in fitted))
+        last = i == len(columns) - 1
+        spans += [pad] if column.right else []
+        spans += [(s, style or column.style) for s, style in fitted]
+        spans += ([] if column.right or last else [pad]) + ([] if last else ["  "])
+    return spans
+
+
+def _fit(cell: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
+    fitted = []
+    for content, style in cell:
+        content = text.clip(text.printable(content), width)
+        width -= text.cells(content)
+        fitted.append((content, style))
+    return fitted
+
+
+def write_json(data: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """One object with the version first; bytes as hex, other strangers as their str()."""
+    stream = stream or sys.stdout
+    json.dump({"ijfs": JSON_VERSION, **data}, stream, default=_plain, indent=2 if stream.isatty() else None)
+    stream.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)

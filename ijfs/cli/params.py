@@ -1,0 +1,48 @@
+"""Parameter types that know what a shell may complete: snapshots, branches, tags, live names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+from ijfs.cli import text
+from ijfs.cli.app import App
+
+
+def _candidates(ctx: click.Context, *, snapshots: bool, refs: bool, live: bool) -> Iterable[tuple[str, str]]:
+    app = ctx.ensure_object(App)
+    if snapshots or refs:
+        repository = app.repository()
+        yield from ((name, "branch") for name in repository.refs.branches())
+        yield from ((name, "tag") for name in repository.refs.tags())
+        if snapshots:
+            yield ("latest", "the newest snapshot")
+            yield from ((text.short(s.id), text.first_line(s.message)) for s in repository.snapshots()[:50])
+    if live:
+        from ijfs.live.client import list_instances
+
+        yield from ((info.name, "live") for info in list_instances(app.repository_path))
+
+
+class Name(click.ParamType[str]):
+    """A string; completion offers what the repository holds. The engine, not this, checks names."""
+
+    def __init__(self, what: str, *, snapshots: bool = False, refs: bool = False, live: bool = False) -> None:
+        self.name = what
+        self.sources = {"snapshots": snapshots, "refs": refs, "live": live}
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """What fits. A shell's completion must never show an error, so none is let out."""
+        try:
+            found = list(_candidates(ctx, **self.sources))
+        except Exception:
+            return []
+        return [CompletionItem(name, help=about) for name, about in found if name.startswith(incomplete)]
+
+
+SNAPSHOT = Name("snapshot", snapshots=True, refs=True)
+REF = Name("name", refs=True)
+INSTANCE = Name("name", live=True)
+ANY = Name("name", snapshots=True, refs=True, live=True)

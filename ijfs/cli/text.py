@@ -1,0 +1,127 @@
+"""Small pure functions that turn numbers, times and names into what a person reads. Called by every verb."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+SHORT_ID = 10
+"""Hex digits shown of an id: 40 bits, unique in any repository a person reads; all 64 are in --json."""
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units with three significant digits: 999 B, 1.25 MB, 48.1 MB, 313 MB."""
+    value = float(count)
+    unit = 0
+    while abs(value) >= 999.5 and unit < len(_UNITS) - 1:
+        value /= 1000
+        unit += 1
+    if unit == 0:
+        return f"{int(count)} B"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f} {_UNITS[unit]}"
+
+
+def seconds(value: float) -> str:
+    """A duration with the unit that keeps it short: 840 µs, 73 ms, 1.42 s, 12.3 s, 4 min 10 s."""
+    if value < 0.001:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.0f} ms"
+    if value < 100:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def age(then_ns: int, now_ns: int | None = None) -> str:
+    """How long ago a moment (ns since the epoch) was, in one unit: now, 12 s, 3 min, 5 h, 9 d, or a date."""
+    elapsed = ((time.time_ns() if now_ns is None else now_ns) - then_ns) // 1_000_000_000
+    if elapsed < 2:
+        return "now"
+    for limit, divisor, unit in (
+        (100, 1, "s"),
+        (100 * 60, 60, "min"),
+        (48 * 3600, 3600, "h"),
+        (60 * 86400, 86400, "d"),
+    ):
+        if elapsed < limit:
+            return f"{elapsed // divisor} {unit}"
+    return time.strftime("%Y-%m-%d", time.localtime(then_ns / 1e9))
+
+
+def ago(then_ns: int, now_ns: int | None = None) -> str:
+    """`age` as a phrase: now, 3 min ago, 2026-01-31."""
+    text = age(then_ns, now_ns)
+    return text if text == "now" or "-" in text else f"{text} ago"
+
+
+def moment(then_ns: int) -> str:
+    """Local time with its offset, as `date` would write it: 2026-01-31 14:05:09 +0100."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(then_ns / 1e9))
+
+
+def iso(then_ns: int) -> str:
+    """UTC, RFC 3339 with milliseconds: what --json prints."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(then_ns // 1_000_000_000))
+    return f"{stamp}.{then_ns // 1_000_000 % 1000:03d}Z"
+
+
+def short(object_id: bytes) -> str:
+    """The first digits of an id, as shown to a person."""
+    return object_id.hex()[:SHORT_ID]
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """1 snapshot, 2 snapshots, 12,000 pages."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listing(words: Iterable[str]) -> str:
+    """a; a and b; a, b and c."""
+    items = list(words)
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def ratio(logical: int, stored: int) -> str:
+    """How many times more is held than stored: 12.4×, or – where nothing is stored."""
+    return f"{logical / stored:.1f}×" if stored else "–"
+
+
+def printable(text: str) -> str:
+    """Text from a repository or a program with control characters made visible.
+
+    A message or file name may hold escape sequences; a terminal must never run them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in text)
+
+
+def first_line(message: str) -> str:
+    """The subject of a snapshot's message, safe to print."""
+    lines = message.strip().splitlines()
+    return printable(lines[0]) if lines else ""
+
+
+def cells(text: str) -> int:
+    """Terminal columns a text takes (wide and combining characters counted rightly)."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def clip(text: str, width: int) -> str:
+    """Text cut to a number of terminal columns, with an ellipsis where something is left out."""
+    if cells(text) <= width:
+        return text
+    kept = text[: max(width - 1, 0)]
+    while cells(kept) > max(width - 1, 0):
+        kept = kept[:-1]
+    return kept.rstrip() + "…" if width > 0 else ""

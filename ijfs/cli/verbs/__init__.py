@@ -1,0 +1,1 @@
+"""One module per verb or small family of verbs, imported only when its verb is called (`main.VERBS`)."""

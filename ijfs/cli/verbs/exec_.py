@@ -1,0 +1,92 @@
+"""`ijfs exec`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer
+from ijfs.cli.params import INSTANCE
+
+if TYPE_CHECKING:
+    from ijfs.jupyter.cells import CellResult
+    from ijfs.live.client import InstanceInfo
+
+
+@verb("exec")
+@click.argument("name", type=INSTANCE)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("-c", "--code", metavar="CODE", help="Run this as a cell of a kernel.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up on a cell after S seconds.")
+def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeout: float | None) -> Answer | None:
+    """Run something inside the live program NAME.
+
+    \b
+    ijfs exec NAME -- CMD …     a command, among its processes, files and ports
+    ijfs exec NAME -c 'code'    a cell in a kernel; prints what it prints
+    ijfs exec NAME -            a cell read from standard input
+
+    The exit code is the command's own; 1 for a cell that raised.
+    """
+    if bool(command) == (code is not None):
+        raise click.UsageError("say what to run: `-- CMD`, `-c CODE`, or `-` to read a cell")
+    app.repository()
+    if command == ("-",):
+        code = sys.stdin.read()
+    return _command(app, name, command) if code is None else _cell(app, name, code, timeout)
+
+
+def _command(app: App, name: str, command: tuple[str, ...]) -> Answer:
+    from ijfs.live.client import exec_command
+
+    if app.json:
+        raise click.UsageError("a command's output is its own; --json goes with cells")
+    return Answer({}, None, exec_command(app.repository_path, name, command))
+
+
+def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
+    from ijfs.jupyter.cells import run_cell
+    from ijfs.live.client import is_running
+
+    file = connection_file(app, name)
+    result = run_cell(file, code, timeout, alive=lambda: is_running(app.repository_path, name))
+    if not app.json:
+        _print(result)
+    data = {
+        "name": name,
+        "status": result.status,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "result": result.result_text,
+        "error": result.error,
+    }
+    return Answer(data, None, 0 if result.status == "ok" else 1)
+
+
+def connection_file(app: App, name: str) -> str:
+    """Where a live kernel is reached; an error for what is no kernel, or has ended."""
+    from ijfs.live.client import describe
+    from ijfs.live.errors import InstanceExitedError
+    from ijfs_engine.errors import IjfsError
+
+    info: InstanceInfo = describe(app.repository_path, name)
+    if info.status != "running":
+        raise InstanceExitedError(f"the program of '{name}' has ended")
+    if info.connection_file is None:
+        raise IjfsError(f"'{name}' is not a kernel", hint=f"`ijfs exec {name} -- CMD` runs a command in it")
+    return info.connection_file
+
+
+def _print(result: CellResult) -> None:
+    sys.stdout.write(result.stdout)
+    if result.result_text:
+        sys.stdout.write(result.result_text + "\n")
+    sys.stdout.flush()
+    sys.stderr.write(result.stderr + (result.error + "\n" if result.error else ""))
+    sys.stderr.flush()
+
+
+COMMANDS = {"exec": exec_}

@@ -1,0 +1,55 @@
+"""`ijfs fork`."""
+
+from __future__ import annotations
+
+import click
+
+from ijfs.cli import instances
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import ANY
+
+
+@verb("fork")
+@click.argument("source", metavar="NAME|SNAPSHOT", type=ANY)
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="K", help="How many (default: 1).")
+@click.option("--names", metavar="A,B", help="Their names, with commas.")
+@click.option("-m", "--message", default="", help="The message of the snapshot that a live program's fork makes.")
+@click.option("--eager", is_flag=True, help="Read all memory first.")
+def fork(app: App, source: str, count: int | None, names: str | None, message: str, eager: bool) -> Answer:
+    """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
+
+    Each has its own memory, files, process ids and ports, all as they were; none sees another.
+    """
+    from ijfs.live import client
+
+    repository = app.repository()
+    target = source if instances.is_live(app, source) else repository.resolve(source).hex()
+    chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)
+    progress = app.progress(f"fork {source}")
+    found = client.fork(
+        app.repository_path,
+        target,
+        chosen,
+        count=len(chosen),
+        eager=eager,
+        message=message,
+        on_event=progress.event,
+    )
+    progress.close()
+
+    def show(out: Printer) -> None:
+        for info in found:
+            instances.started(out, info, "runs")
+
+    return Answer({"source": source, "instances": [instances.instance_json(info) for info in found]}, show)
+
+
+def _split(names: str, count: int | None) -> list[str]:
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if not chosen or (count is not None and count != len(chosen)):
+        raise click.UsageError(f"--names gives {len(chosen)} names, -n asks for {count or 'at least 1'}")
+    return chosen
+
+
+COMMANDS = {"fork": fork}

@@ -1,0 +1,45 @@
+"""`ijfs gc`."""
+
+from __future__ import annotations
+
+import click
+
+from ijfs.cli import text
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+
+
+@verb("gc")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be freed.")
+def gc(app: App, dry_run: bool) -> Answer:
+    """Free what no branch, tag or live program reaches. Saves may run meanwhile."""
+    import msgspec
+
+    repository = app.repository()
+    progress = app.progress("gc")
+    found = repository.gc(dry_run=dry_run, progress=progress)
+    progress.close()
+
+    def show(out: Printer) -> None:
+        verb_ = "would free" if dry_run else "freed"
+        out.line(
+            f"{verb_} ",
+            (text.size(found.freed), "bold"),
+            f": {text.size(found.bytes_before)} on disk {'is' if dry_run else 'was'}, "
+            f"{text.size(found.bytes_after)} {'would be' if dry_run else 'is'} left",
+        )
+        out.line(
+            (
+                f"  {text.count(found.snapshots_removed, 'snapshot')}, {text.count(found.chunks_removed, 'chunk')}, "
+                f"{text.count(found.objects_removed, 'object')}; {text.count(found.packs_removed, 'pack')} removed, "
+                f"{found.packs_rewritten} rewritten",
+                "dim",
+            )
+        )
+        if found.chunks_condemned:
+            out.line((f"  {text.count(found.chunks_condemned, 'chunk')} wait for a running save to end", "dim"))
+
+    return Answer({**msgspec.to_builtins(found), "freed": found.freed}, show)
+
+
+COMMANDS = {"gc": gc}

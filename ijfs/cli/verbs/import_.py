@@ -1,0 +1,89 @@
+"""`ijfs import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli import text
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer
+from ijfs.cli.params import REF, SNAPSHOT
+
+if TYPE_CHECKING:
+    from ijfs_engine import Repository
+
+DEFAULT_BRANCH = "main"
+
+
+@verb("import")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--parent", type=SNAPSHOT, help="The snapshot this one follows: what is the same is not read twice.")
+@click.option("-m", "--message", default="", help="What it is.")
+@click.option("--branch", type=REF, help="The branch that moves to it (see below).")
+def import_(app: App, directory: Path, parent: str | None, message: str, branch: str | None) -> Answer:
+    """Store DIRECTORY as a snapshot. CRIU's images go to `images/`, anything else to `files/`.
+
+    It follows the tip of its branch unless --parent says otherwise. The branch is `main`, or the one that stands
+    at the parent; a parent that has moved on gets a new branch, named after the directory.
+    """
+    from ijfs_engine import import_directory
+
+    repository = app.repository()
+    base, name = _place(repository, directory, parent, branch)
+    with app.progress("import") as progress:
+        snapshot = import_directory(
+            repository,
+            directory,
+            parents=[base] if base else [],
+            message=message or f"import {directory.resolve().name}",
+            branch=name,
+            progress=progress,
+        )
+    data = {"snapshot": snapshot.id.hex(), "parent": base.hex() if base else None, "branch": name}
+    return Answer(
+        data,
+        lambda out: out.line(
+            (text.short(snapshot.id), "yellow"),
+            " ",
+            text.first_line(snapshot.message),
+            " ",
+            (f"[{name}]", "bold green"),
+        ),
+    )
+
+
+def _place(repository: Repository, directory: Path, parent: str | None, branch: str | None) -> tuple[bytes | None, str]:
+    """The parent and the branch of an import; no branch ever leaves a snapshot behind."""
+    branches = repository.refs.branches()
+    if parent is None:
+        name = branch or DEFAULT_BRANCH
+        return branches.get(name), name
+    base = repository.resolve(parent)
+    if branch is not None:
+        _check_free(branches, branch, base)
+        return base, branch
+    standing = [parent] if parent in branches else sorted(n for n, at in branches.items() if at == base)
+    return base, standing[0] if standing else _new_name(branches, directory.resolve().name or "import")
+
+
+def _check_free(branches: dict[str, bytes], name: str, base: bytes) -> None:
+    if branches.get(name, base) == base:
+        return
+    from ijfs_engine.errors import IjfsError
+
+    raise IjfsError(
+        f"branch '{name}' is at {text.short(branches[name])}, which the new snapshot would not follow",
+        hint=f"choose another name, or move it first: `ijfs branch -f {name} {text.short(base)}`",
+    )
+
+
+def _new_name(branches: dict[str, bytes], wish: str) -> str:
+    wish = "".join(c if c.isalnum() or c in "-_." else "-" for c in wish).strip("-.") or "import"
+    names = (wish, *(f"{wish}-{i}" for i in range(2, len(branches) + 3)))
+    return next(name for name in names if name not in branches)
+
+
+COMMANDS = {"import": import_}

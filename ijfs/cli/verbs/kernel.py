@@ -1,0 +1,167 @@
+"""`ijfs kernel`: start one from the shell, or make Jupyter start sandboxed ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ijfs.cli import instances
+from ijfs.cli.app import App, VerbGroup, verb
+from ijfs.cli.output import Answer, Column, Printer
+from ijfs.cli.params import INSTANCE, SNAPSHOT
+from ijfs.cli.verbs.exec_ import connection_file
+from ijfs.cli.verbs.run import NETWORK_HELP, NETWORKS
+
+if TYPE_CHECKING:
+    from ijfs.jupyter.kernelspec import InstalledSpec
+    from ijfs.live.client import InstanceSpec
+
+READY_S = 60.0
+"""A kernel that imports much at its start, on a busy machine, takes a good part of this."""
+
+
+@click.group("kernel", cls=VerbGroup)
+def kernel() -> None:
+    """Start a Jupyter kernel in a sandbox, or make Jupyter's front ends do it."""
+
+
+@verb("kernel start")
+@click.option("--name", metavar="N", help="Its name (default: the kernel spec's).")
+@click.option("--kernel", "spec_name", default="python3", metavar="SPEC", help="Which kernel spec (default: python3).")
+@click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
+@click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
+def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -> Answer:
+    """Start a kernel in the current directory and return when it answers."""
+    from ijfs.jupyter.cells import run_cell
+    from ijfs.live import client
+
+    app.repository()
+    chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
+    progress = app.progress(f"start {chosen}")
+    spec = kernel_spec(chosen, spec_name, network="slirp4netns" if network == "slirp4netns" else "none", gpu=gpu)
+    info = client.start(app.repository_path, spec, on_event=progress.event)
+    progress("waiting for the kernel", 0, 0)
+    answer = run_cell(connection_file(app, chosen), "", READY_S)
+    progress.close()
+    assert answer.status == "ok"
+
+    def show(out: Printer) -> None:
+        instances.started(out, info, "runs")
+        out.line((f"  ijfs exec {chosen} -c 'print(1)'", "dim"))
+        out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
+
+    return Answer({"instance": instances.instance_json(info)}, show)
+
+
+def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
+    """How to start a kernel of an installed kernel spec; KernelSpecError where there is none."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    from ijfs.jupyter.kernelspec import KernelSpecError
+    from ijfs.live.client import InstanceSpec
+
+    try:
+        found = KernelSpecManager().get_kernel_spec(spec_name)
+    except NoSuchKernel:
+        raise KernelSpecError(f"there is no kernel spec named '{spec_name}'") from None
+    program, *arguments = found.argv
+    return InstanceSpec(
+        name=name,
+        kind="kernel",
+        argv=(sys.executable if program in ("python", "python3") else program, *arguments),
+        env=dict(found.env),
+        cwd=os.getcwd(),
+        kernel_name=spec_name,
+        **options,
+    )
+
+
+@verb("kernel install")
+@click.option("--from", "base", default="python3", metavar="SPEC", help="The kernel spec to make it from.")
+@click.option("--name", metavar="N", help="The new spec's name (default: ijfs-SPEC).")
+@click.option("--display-name", metavar="TEXT", help="What a launcher shows.")
+@click.option("--network", type=NETWORKS, help=NETWORK_HELP)
+@click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
+@click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
+@click.option("--sys-prefix", is_flag=True, help="Into this Python environment (default: for the user).")
+def install(
+    app: App,
+    base: str,
+    name: str | None,
+    display_name: str | None,
+    network: str | None,
+    snapshot: str | None,
+    attach: str | None,
+    sys_prefix: bool,
+) -> Answer:
+    """Add a kernel spec whose kernels run in sandboxes: JupyterLab, console and nbconvert then use it."""
+    from ijfs.jupyter import kernelspec
+
+    made = kernelspec.install(
+        base,
+        name=name,
+        display_name=display_name,
+        repo=app.repo,
+        network=network,
+        snapshot=snapshot,
+        attach=attach,
+        sys_prefix=sys_prefix,
+    )
+
+    def show(out: Printer) -> None:
+        out.line("installed ", (made.name, "bold green"), f' ("{made.display_name}") in {made.directory}')
+        out.line((f"  jupyter console --kernel {made.name}", "dim"))
+
+    return Answer({"spec": _spec_json(made)}, show)
+
+
+@verb("kernel list")
+def list_(app: App) -> Answer:
+    """List the kernel specs that ijfs installed and, where there is a repository, live kernels."""
+    from ijfs.jupyter import kernelspec
+    from ijfs.live.client import list_instances
+
+    specs = kernelspec.installed()
+    live = [i for i in list_instances(app.repository_path) if i.kind == "kernel" and i.status != "exited"]
+
+    def show(out: Printer) -> None:
+        if specs:
+            columns = [Column("KERNEL SPEC", style="bold"), Column("SHOWN AS"), Column("DIRECTORY", flex=True)]
+            out.table(columns, ([s.name, s.display_name, str(s.directory)] for s in specs))
+        else:
+            out.line(("no kernel spec of ijfs's: `ijfs kernel install` adds one", "dim"))
+        if live:
+            out.line()
+            instances.table(out, live)
+
+    data = {"specs": [_spec_json(s) for s in specs], "instances": [instances.instance_json(i) for i in live]}
+    return Answer(data, show)
+
+
+@verb("kernel remove")
+@click.argument("name")
+def remove(app: App, name: str) -> Answer:
+    """Remove a kernel spec that ijfs installed; snapshots and live kernels stay."""
+    from ijfs.jupyter import kernelspec
+
+    directory = kernelspec.remove(name)
+    return Answer({"name": name, "directory": str(directory)}, lambda out: out.line("removed ", str(directory)))
+
+
+def _spec_json(spec: InstalledSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "display_name": spec.display_name,
+        "language": spec.language,
+        "directory": str(spec.directory),
+        "config": spec.config,
+    }
+
+
+for command in (start, install, list_, remove):
+    kernel.add_command(command)
+
+COMMANDS = {"kernel": kernel}

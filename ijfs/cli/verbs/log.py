@@ -1,0 +1,69 @@
+"""`ijfs log`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli import text, views
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Column, Printer
+from ijfs.cli.params import SNAPSHOT
+
+if TYPE_CHECKING:
+    from ijfs_engine import Snapshot
+
+COLUMNS = [Column("SNAPSHOT", style="yellow"), Column("AGE", right=True), Column("MESSAGE", flex=True), Column("")]
+
+
+@verb("log")
+@click.argument("snapshot", required=False, type=SNAPSHOT)
+@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="K", help="At most K snapshots.")
+def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
+    """List snapshots, newest first: all of them, or SNAPSHOT and its ancestors.
+
+    -v adds whole messages, parents and times.
+    """
+    repository = app.repository()
+    found = repository.snapshots()
+    if snapshot is not None:
+        kept = views.ancestors({s.id: s for s in found}, [repository.resolve(snapshot)])
+        found = [s for s in found if s.id in kept]
+    found = found[:limit]
+    labels = views.Labels.of(repository.refs)
+    data = {"snapshots": [views.snapshot_json(s, labels) for s in found]}
+    return Answer(data, lambda out: (_long if app.verbose else _short)(out, found, labels))
+
+
+def _short(out: Printer, found: list[Snapshot], labels: views.Labels) -> None:
+    if not found:
+        out.line(("no snapshots yet: `ijfs save` or `ijfs import` makes one", "dim"))
+        return
+    out.table(
+        COLUMNS,
+        (
+            [
+                text.short(s.id),
+                (text.age(s.created_ns), "dim"),
+                text.first_line(s.message) or ("(no message)", "dim"),
+                labels.spans(s.id),
+            ]
+            for s in found
+        ),
+    )
+
+
+def _long(out: Printer, found: list[Snapshot], labels: views.Labels) -> None:
+    for s in found:
+        out.line("snapshot ", (s.id.hex(), "yellow"), " ", *labels.spans(s.id))
+        for parent in s.parents:
+            out.line("parent   ", parent.hex())
+        out.line("created  ", text.moment(s.created_ns), (f"  ({text.ago(s.created_ns)})", "dim"))
+        out.line()
+        for line in (s.message.strip() or "(no message)").splitlines():
+            out.line("    ", line)
+        out.line()
+
+
+COMMANDS = {"log": log}

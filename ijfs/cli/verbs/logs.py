@@ -1,0 +1,92 @@
+"""`ijfs logs`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer
+from ijfs.cli.params import INSTANCE
+
+if TYPE_CHECKING:
+    from ijfs.live.client import InstanceInfo
+
+POLL_S = 0.2
+"""How often a followed log is looked at: a person does not notice, and a CPU does not either."""
+BLOCK = 1 << 20
+
+
+@verb("logs")
+@click.argument("name", type=INSTANCE)
+@click.option("-f", "--follow", is_flag=True, help="Go on as it writes, until it ends.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines.")
+def logs(app: App, name: str, follow: bool, lines: int | None) -> Answer | None:
+    """Print what the program NAME wrote to its standard output and error."""
+    from ijfs.live.client import describe
+
+    app.repository()
+    if follow and app.json:
+        raise click.UsageError("--follow has no end, --json is one object")
+    info = describe(app.repository_path, name)
+    start = _start(Path(info.log), lines)
+    if app.json:
+        with Path(info.log).open("rb") as file:
+            file.seek(start)
+            return Answer({"name": name, "log": info.log, "content": file.read().decode(errors="replace")})
+    for data in _followed(app, info, start) if follow else _rest(Path(info.log), start):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    return None
+
+
+def _start(path: Path, lines: int | None) -> int:
+    """The offset at which the last `lines` lines begin."""
+    if lines is None:
+        return 0
+    with path.open("rb") as file:
+        position = file.seek(0, 2)
+        found = 0
+        while position > 0:
+            step = min(BLOCK, position)
+            position -= step
+            file.seek(position)
+            block = file.read(step)
+            for at in range(len(block) - 1, -1, -1) if lines else ():
+                if block[at : at + 1] == b"\n":
+                    found += 1
+                    if found > lines:
+                        return position + at + 1
+        return 0 if lines else file.seek(0, 2)
+
+
+def _rest(path: Path, offset: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        while data := file.read(BLOCK):
+            yield data
+
+
+def _followed(app: App, info: InstanceInfo, offset: int) -> Iterator[bytes]:
+    """What the log holds and what comes, until the program ends. Going back in place begins another log."""
+    from ijfs.live.client import describe, is_running
+
+    path = Path(info.log)
+    while True:
+        running = is_running(app.repository_path, info.name)
+        for data in _rest(path, offset):
+            offset += len(data)
+            yield data
+        if not running:
+            return
+        time.sleep(POLL_S)
+        if not path.exists():
+            path, offset = Path(describe(app.repository_path, info.name).log), 0
+
+
+COMMANDS = {"logs": logs}

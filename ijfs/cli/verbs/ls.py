@@ -1,0 +1,127 @@
+"""`ijfs ls`."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ijfs.cli import text, views
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Column, Printer, Span
+from ijfs.cli.params import SNAPSHOT
+
+if TYPE_CHECKING:
+    from ijfs_engine import Entry, Reader
+
+TYPES = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket", "c": "char", "b": "block"}
+_FORMATS = {
+    "f": stat.S_IFREG,
+    "d": stat.S_IFDIR,
+    "l": stat.S_IFLNK,
+    "p": stat.S_IFIFO,
+    "s": stat.S_IFSOCK,
+    "c": stat.S_IFCHR,
+    "b": stat.S_IFBLK,
+}
+STYLES = {"d": "bold blue", "l": "cyan", "p": "yellow", "s": "magenta", "c": "yellow", "b": "yellow"}
+LONG = [Column("MODE"), Column("OWNER"), Column("SIZE", right=True), Column("MODIFIED"), Column("NAME")]
+
+
+@verb("ls")
+@click.argument("snapshot", type=SNAPSHOT)
+@click.argument("path", required=False)
+@click.option("-l", "--long", is_flag=True, help="Modes, owners, sizes and times too.")
+@click.option("-R", "--recursive", is_flag=True, help="Everything below.")
+def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool) -> Answer:
+    """List what SNAPSHOT holds at PATH (also written SNAPSHOT:PATH; default: its top).
+
+    `images` has the memory as CRIU's files, `files` what the program wrote.
+    """
+    repository = app.repository()
+    spec, where = views.split_spec(snapshot, path)
+    record = repository.snapshot(repository.resolve(spec))
+    reader = repository.reader()
+    found = list(_listed(reader, record.root, where, recursive=recursive))
+    data = {"snapshot": record.id.hex(), "path": where, "entries": [entry_json(p, e) for p, e in found]}
+    return Answer(data, lambda out: (_long if long else _names)(out, found))
+
+
+def _listed(reader: Reader, root: bytes, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:
+    entry = reader.lookup(root, where) if where else None
+    if entry is not None and entry.kind != "d":
+        yield where, entry
+        return
+    top = root if entry is None else tree_id(entry)
+    yield from walk(reader, top, recursive=recursive)
+
+
+def walk(reader: Reader, top: bytes, *, recursive: bool = True) -> Iterator[tuple[str, Entry]]:
+    """Entries below a tree with their paths, in the order of names, directories before what is in them."""
+    todo = [("", entry) for entry in reversed(reader.tree(top).entries)]
+    while todo:
+        prefix, entry = todo.pop()
+        path = f"{prefix}{decoded(entry.name)}"
+        yield path, entry
+        if recursive and entry.kind == "d":
+            todo += [(f"{path}/", child) for child in reversed(reader.tree(tree_id(entry)).entries)]
+
+
+def decoded(name: bytes) -> str:
+    """A file name as text; what is not UTF-8 survives as surrogates and is written back as it was."""
+    return os.fsdecode(name)
+
+
+def tree_id(directory: Entry) -> bytes:
+    """The tree of a directory's entry; CorruptError where it names none."""
+    if directory.content is None:
+        from ijfs_engine.errors import CorruptError
+
+        raise CorruptError(f"the directory {decoded(directory.name)!r} has no tree")
+    return directory.content
+
+
+def entry_json(path: str, entry: Entry) -> dict[str, Any]:
+    """One file as JSON has it."""
+    data: dict[str, Any] = {
+        "path": path,
+        "type": TYPES[entry.kind],
+        "mode": f"{entry.mode & 0o7777:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+    }
+    return {**data, "target": decoded(entry.target)} if entry.kind == "l" else data
+
+
+def _name(path: str, entry: Entry) -> list[Span]:
+    shown: list[Span] = [(path + ("/" if entry.kind == "d" else ""), STYLES.get(entry.kind, ""))]
+    return [*shown, f" -> {decoded(entry.target)}"] if entry.kind == "l" else shown
+
+
+def _names(out: Printer, found: list[tuple[str, Entry]]) -> None:
+    for path, entry in found:
+        out.line(*_name(path, entry))
+
+
+def _long(out: Printer, found: list[tuple[str, Entry]]) -> None:
+    out.table(
+        LONG,
+        (
+            [
+                stat.filemode(_FORMATS[e.kind] | (e.mode & 0o7777)),
+                f"{e.uid}:{e.gid}",
+                text.size(e.size) if e.kind == "f" else "",
+                text.moment(e.mtime_ns)[:16],
+                _name(path, e),
+            ]
+            for path, e in found
+        ),
+    )
+
+
+COMMANDS = {"ls": ls}

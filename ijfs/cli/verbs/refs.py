@@ -1,0 +1,189 @@
+"""`ijfs branch`, `ijfs tag`, `ijfs rm`: the names that keep snapshots, and what loses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from ijfs.cli import text, views
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Column, Printer
+from ijfs.cli.params import REF, SNAPSHOT
+
+if TYPE_CHECKING:
+    from ijfs_engine import Repository
+
+Kind = Literal["branch", "tag", "snapshot"]
+COLUMNS = [Column("NAME", style="bold green"), Column("SNAPSHOT", style="yellow"), Column("AGE", right=True)]
+
+
+@verb("branch")
+@click.argument("name", required=False, type=REF)
+@click.argument("snapshot", required=False, type=SNAPSHOT)
+@click.option("-d", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
+@click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
+def branch(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
+    """List branches, or make branch NAME at SNAPSHOT (default: latest)."""
+    return _refs(app, "branch", name, snapshot, delete=delete, force=force)
+
+
+@verb("tag")
+@click.argument("name", required=False, type=REF)
+@click.argument("snapshot", required=False, type=SNAPSHOT)
+@click.option("-d", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
+@click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
+def tag(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
+    """List tags, or make tag NAME at SNAPSHOT (default: latest)."""
+    return _refs(app, "tag", name, snapshot, delete=delete, force=force)
+
+
+def _refs(
+    app: App, kind: Literal["branch", "tag"], name: str | None, snapshot: str | None, *, delete: bool, force: bool
+) -> Answer:
+    repository = app.repository()
+    if name is None:
+        if delete or force:
+            raise click.UsageError("NAME is missing")
+        return _list(repository, kind)
+    if delete:
+        if snapshot is not None:
+            raise click.UsageError("-d takes a NAME only")
+        return _removed(repository, [(kind, name)], dry_run=False)
+    return _make(repository, kind, name, snapshot or "latest", force=force)
+
+
+def _table(repository: Repository, kind: Kind) -> Mapping[str, bytes]:
+    return repository.refs.branches() if kind == "branch" else repository.refs.tags()
+
+
+def _list(repository: Repository, kind: Literal["branch", "tag"]) -> Answer:
+    table = _table(repository, kind)
+    snapshots = {s.id: s for s in repository.snapshots()}
+    data = {"branches" if kind == "branch" else "tags": {name: at.hex() for name, at in sorted(table.items())}}
+
+    def show(out: Printer) -> None:
+        rows = [(n, text.short(at), snapshots.get(at)) for n, at in sorted(table.items())]
+        if not rows:
+            out.line((f"no {kind} yet", "dim"))
+            return
+        message = Column("MESSAGE", flex=True)
+        out.table(
+            [*COLUMNS, message],
+            (
+                [n, at, text.age(s.created_ns) if s else "", text.first_line(s.message) if s else ""]
+                for n, at, s in rows
+            ),
+        )
+
+    return Answer(data, show)
+
+
+def _make(repository: Repository, kind: Kind, name: str, spec: str, *, force: bool) -> Answer:
+    target = repository.resolve(spec)
+    old = _table(repository, kind).get(name)
+    if old is not None and old != target and not force:
+        from ijfs_engine.errors import IjfsError
+
+        raise IjfsError(f"{kind} '{name}' is at {text.short(old)} already", hint="-f moves it")
+    if kind == "branch":
+        repository.refs.set_branch(name, target, expect=old)
+    else:
+        repository.refs.set_tag(name, target)
+    data = {"kind": kind, "name": name, "snapshot": target.hex(), "was": old.hex() if old else None}
+    moved = f" (was at {text.short(old)})" if old and old != target else ""
+    return Answer(
+        data, lambda out: out.line(f"{kind} ", (name, "bold green"), " is at ", (text.short(target), "yellow"), moved)
+    )
+
+
+@verb("rm")
+@click.argument("names", nargs=-1, required=True, type=SNAPSHOT)
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would become unreachable.")
+def rm(app: App, names: tuple[str, ...], dry_run: bool) -> Answer:
+    """Remove branches, tags or snapshots, and say what nothing keeps any more.
+
+    A NAME is taken as a branch or tag if there is one, else as a snapshot. Space comes back at `ijfs gc`.
+    """
+    repository = app.repository()
+    return _removed(repository, [(_kind(repository, name), name) for name in dict.fromkeys(names)], dry_run=dry_run)
+
+
+def _kind(repository: Repository, name: str) -> Kind:
+    is_branch = name in repository.refs.branches()
+    if is_branch and name in repository.refs.tags():
+        from ijfs_engine.errors import AmbiguousNameError
+
+        raise AmbiguousNameError(
+            f"'{name}' is a branch and a tag", hint=f"`ijfs branch -d {name}` or `ijfs tag -d {name}` says which"
+        )
+    if is_branch:
+        return "branch"
+    return "tag" if name in repository.refs.tags() else "snapshot"
+
+
+def _removed(repository: Repository, targets: list[tuple[Kind, str]], *, dry_run: bool) -> Answer:
+    snapshots = {s.id: s for s in repository.snapshots()}
+    before = views.reachable(repository, snapshots)
+    at = {name: _at(repository, kind, name) for kind, name in targets}
+    removers: dict[Kind, Callable[[str], Any]] = {
+        "branch": repository.refs.delete_branch,
+        "tag": repository.refs.delete_tag,
+        "snapshot": lambda name: repository.remove(at[name]),
+    }
+    if dry_run:
+        lost = _would_lose(repository, targets, at, snapshots, before)
+    else:
+        for kind, name in targets:
+            removers[kind](name)
+        left = {s.id: s for s in repository.snapshots()}
+        lost = before - views.reachable(repository, left) - {at[n] for k, n in targets if k == "snapshot"}
+    return _report(targets, at, [s for s in snapshots.values() if s.id in lost], dry_run=dry_run)
+
+
+def _at(repository: Repository, kind: Kind, name: str) -> bytes:
+    if kind == "snapshot":
+        return repository.resolve(name)
+    table = _table(repository, kind)
+    if name not in table:
+        from ijfs_engine.errors import UnknownNameError
+
+        raise UnknownNameError(f"there is no {kind} '{name}'", hint=f"`ijfs {kind}` lists them")
+    return table[name]
+
+
+def _would_lose(
+    repository: Repository,
+    targets: list[tuple[Kind, str]],
+    at: Mapping[str, bytes],
+    snapshots: Mapping[bytes, Any],
+    before: set[bytes],
+) -> set[bytes]:
+    gone = {(kind, name) for kind, name in targets}
+    removed = {at[name] for kind, name in targets if kind == "snapshot"}
+    heads = [b for n, b in repository.refs.branches().items() if ("branch", n) not in gone and b not in removed]
+    heads += [t for n, t in repository.refs.tags().items() if ("tag", n) not in gone and t not in removed]
+    return before - views.ancestors(snapshots, heads) - removed
+
+
+def _report(targets: list[tuple[Kind, str]], at: Mapping[str, bytes], lost: list[Any], *, dry_run: bool) -> Answer:
+    data = {
+        "dry_run": dry_run,
+        "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],
+        "unreachable": [s.id.hex() for s in lost],
+    }
+
+    def show(out: Printer) -> None:
+        for kind, name in targets:
+            done = "would remove" if dry_run else "removed"
+            out.line(f"{done} {kind} ", (name, "bold"), (f" (at {text.short(at[name])})", "dim"))
+        for s in lost:
+            out.line("  nothing keeps ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
+        if lost and not dry_run:
+            out.line(("`ijfs branch NAME ID` keeps one after all; `ijfs gc` frees the rest", "dim"))
+
+    return Answer(data, show)
+
+
+COMMANDS = {"branch": branch, "tag": tag, "rm": rm}

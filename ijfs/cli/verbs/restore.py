@@ -1,0 +1,44 @@
+"""`ijfs restore`."""
+
+from __future__ import annotations
+
+import click
+
+from ijfs.cli import instances, text
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import INSTANCE, SNAPSHOT
+
+
+@verb("restore")
+@click.argument("snapshot", type=SNAPSHOT)
+@click.option("--name", metavar="N", type=INSTANCE, help="Its name (default: the one it was saved under).")
+@click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
+@click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
+@click.option("--wait", is_flag=True, help="Return when all its memory is in.")
+def restore(app: App, snapshot: str, name: str | None, eager: bool, replace: bool, wait: bool) -> Answer:
+    """Bring SNAPSHOT back to life, beside everything that is live."""
+    from ijfs.live import client
+
+    repository = app.repository()
+    record = repository.snapshot(repository.resolve(snapshot))
+    wish = instances.name_of(record) or snapshot
+    chosen = name or (wish if replace else instances.free_name(app, wish))
+    progress = app.progress(f"restore {chosen}")
+    info = client.restore(
+        app.repository_path, record.id.hex(), chosen, eager=eager, replace=replace, on_event=progress.event
+    )
+    if wait and info.memory < 1:
+        with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
+            info = keeper.wait_memory()
+    progress.close()
+
+    def show(out: Printer) -> None:
+        instances.started(out, info, f"runs from {text.short(record.id)}")
+        if info.memory < 1:
+            out.line((f"  {info.memory:.0%} of its memory is in, the rest follows (`ijfs ps`)", "dim"))
+
+    return Answer({"snapshot": record.id.hex(), "instance": instances.instance_json(info)}, show)
+
+
+COMMANDS = {"restore": restore}

@@ -1,0 +1,55 @@
+"""`ijfs run`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ijfs.cli import instances
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+
+NETWORKS = click.Choice(["none", "slirp4netns"])
+NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
+
+
+@verb("run", context_settings={"allow_interspersed_args": False})
+@click.option("--name", metavar="N", help="Its name (default: the program's).")
+@click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
+@click.option(
+    "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="A port inside to relay to the host."
+)
+@click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    app: App, name: str | None, network: str, ports: tuple[int, ...], gpu: bool, command: tuple[str, ...]
+) -> Answer:
+    """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints.
+
+    Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
+    not seen outside. Write `--` before COMMAND if it has options that look like these.
+    """
+    from ijfs.live import client
+
+    app.repository()
+    spec = client.InstanceSpec(
+        name=name or instances.free_name(app, command[0]),
+        argv=command,
+        cwd=os.getcwd(),
+        network="slirp4netns" if network == "slirp4netns" else "none",
+        ports=ports,
+        gpu=gpu,
+    )
+    progress = app.progress(f"run {spec.name}")
+    info = client.start(app.repository_path, spec, on_event=progress.event)
+
+    def show(out: Printer) -> None:
+        instances.started(out, info, "runs")
+        for port in info.relay:
+            out.line(f"  port {port.inside} is 127.0.0.1:{port.host} here")
+
+    return Answer({"instance": instances.instance_json(info)}, show)
+
+
+COMMANDS = {"run": run}

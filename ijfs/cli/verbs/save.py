@@ -1,0 +1,65 @@
+"""`ijfs save`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ijfs.cli import text
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import INSTANCE, REF
+
+
+@verb("save")
+@click.argument("name", type=INSTANCE)
+@click.option("-m", "--message", default="", help="What this moment is.")
+@click.option("--stop", is_flag=True, help="End it in the saved state: nothing it does later is lost.")
+@click.option("--branch", type=REF, help="The branch that moves to it (default: the program's own).")
+@click.option(
+    "--notebook",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep this notebook document in the snapshot.",
+)
+def save(app: App, name: str, message: str, stop: bool, branch: str | None, notebook: Path | None) -> Answer:
+    """Save the live program NAME: its memory, GPU memory and files. It stands still for a moment and runs on.
+
+    Returns when the snapshot is safe on disk. A save that fails leaves the program running.
+    """
+    import msgspec
+
+    from ijfs.live import client
+
+    app.repository()
+    document = notebook.read_bytes() if notebook else None
+    progress = app.progress(f"save {name}")
+    with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
+        result = keeper.save(message, branch=branch, stop=stop, notebook=document)
+    progress.close()
+    for warning in result.warnings:
+        app.warn(warning)
+
+    def show(out: Printer) -> None:
+        out.line(
+            (result.snapshot[: text.SHORT_ID], "yellow"),
+            "  ",
+            text.first_line(message) or ("(no message)", "dim"),
+            "  ",
+            (f"[{result.branch}]", "bold green"),
+        )
+        parts = [f"frozen {text.seconds(result.frozen_s)}"]
+        if "total" in result.phases:
+            parts.append(f"saved in {text.seconds(result.phases['total'])}")
+        parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
+        if result.stored_bytes is not None:
+            parts.append(f"{text.size(result.stored_bytes)} stored")
+        out.line(("  " + " · ".join(parts), "dim"))
+        if app.verbose:
+            out.line(("  " + "  ".join(f"{k} {text.seconds(v)}" for k, v in result.phases.items()), "dim"))
+
+    return Answer({"name": name, **msgspec.to_builtins(result)}, show)
+
+
+COMMANDS = {"save": save}

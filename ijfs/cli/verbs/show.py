@@ -1,0 +1,113 @@
+"""`ijfs show`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ijfs.cli import text, views
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import SNAPSHOT
+from ijfs.cli.verbs import ls
+
+if TYPE_CHECKING:
+    from ijfs_engine import Reader, Repository, Snapshot
+
+FAMILIAR = {"spec", "phases", "environment"}
+"""Parts of `meta` that are shown in words; the rest is printed as it is with -v."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the top entries of a snapshot: how many files, how many bytes."""
+
+    name: str
+    files: int
+    size: int
+
+
+@verb("show")
+@click.argument("snapshot", type=SNAPSHOT, default="latest")
+def show(app: App, snapshot: str) -> Answer:
+    """Show all that is known of SNAPSHOT (default: latest). -v prints its whole record."""
+    repository = app.repository()
+    record = repository.snapshot(repository.resolve(snapshot))
+    labels = views.Labels.of(repository.refs)
+    usage = next(u for u in repository.du().snapshots if u.id == record.id)
+    parts = list(_parts(repository.reader(), record.root))
+    data = {
+        **views.snapshot_json(record, labels),
+        "root": record.root.hex(),
+        "children": [s.id.hex() for s in repository.snapshots() if record.id in s.parents],
+        "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
+        "usage": {name: getattr(usage, name) for name in ("logical", "stored", "unique", "shared")},
+        "meta": _plain(record.meta),
+    }
+
+    def print_it(out: Printer) -> None:
+        _head(out, repository, record, labels)
+        _program(out, record.meta)
+        for p in parts:
+            _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
+        _field(out, "on disk", f"{text.size(usage.stored)}, {text.size(usage.unique)} of it only here")
+        if app.verbose:
+            out.line()
+            rest = {k: v for k, v in _plain(record.meta).items() if app.verbose > 1 or k not in FAMILIAR}
+            for line in json.dumps(rest, indent=2, sort_keys=True, ensure_ascii=False).splitlines():
+                out.line((line, "dim"))
+
+    return Answer(data, print_it)
+
+
+def _field(out: Printer, name: str, *spans: Any) -> None:
+    out.line((f"{name:<10}", "dim"), *spans)
+
+
+def _head(out: Printer, repository: Repository, record: Snapshot, labels: views.Labels) -> None:
+    out.line("snapshot  ", (record.id.hex(), "yellow"), " ", *labels.spans(record.id))
+    for parent in record.parents:
+        known = next((s for s in repository.snapshots() if s.id == parent), None)
+        _field(
+            out, "parent", (text.short(parent), "yellow"), "  ", text.first_line(known.message) if known else "(gone)"
+        )
+    _field(out, "created", text.moment(record.created_ns), (f"  ({text.ago(record.created_ns)})", "dim"))
+    out.line()
+    for line in (record.message.strip() or "(no message)").splitlines():
+        out.line("    ", (line, "bold"))
+    out.line()
+
+
+def _program(out: Printer, meta: dict[str, Any]) -> None:
+    spec, phases = meta.get("spec"), meta.get("phases")
+    if isinstance(spec, dict):
+        command = " ".join(map(str, spec.get("argv", ())))
+        _field(out, "program", (str(spec.get("name", "")), "bold green"), f"  {command}")
+        _field(out, "directory", str(spec.get("cwd", "")))
+    if isinstance(phases, dict):
+        shown = (f"{name} {text.seconds(float(took))}" for name, took in phases.items())
+        _field(out, "phases", ", ".join(shown))
+    environment = meta.get("environment")
+    if isinstance(environment, dict):
+        _field(out, "made with", ", ".join(f"{k} {v}" for k, v in environment.items() if isinstance(v, str)))
+
+
+def _parts(reader: Reader, root: bytes) -> Iterator[Part]:
+    for entry in reader.tree(root).entries:
+        name = ls.decoded(entry.name)
+        below = ls.walk(reader, ls.tree_id(entry)) if entry.kind == "d" else iter([(name, entry)])
+        sizes = [e.size for _, e in below if e.kind == "f"]
+        yield Part(name, len(sizes), sum(sizes))
+
+
+def _plain(meta: dict[str, Any]) -> dict[str, Any]:
+    """Meta as JSON can hold it: bytes as hex."""
+    plain = json.loads(json.dumps(meta, default=lambda v: v.hex() if isinstance(v, bytes) else str(v)))
+    return dict(plain)
+
+
+COMMANDS = {"show": show}

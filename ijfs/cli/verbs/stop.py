@@ -1,0 +1,56 @@
+"""`ijfs stop`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import INSTANCE
+
+
+@verb("stop")
+@click.argument("names", nargs=-1, type=INSTANCE)
+@click.option("-a", "--all", "every", is_flag=True, help="All that is live.")
+@click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
+def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
+    """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay."""
+    from ijfs.live import client
+
+    app.repository()
+    if bool(names) == every:
+        raise click.UsageError("say which: NAMES or --all")
+    if every:
+        names = tuple(i.name for i in client.list_instances(app.repository_path) if forget or i.status != "exited")
+    done: list[dict[str, Any]] = []
+    for name in dict.fromkeys(names):
+        if client.is_running(app.repository_path, name):
+            with client.connect(app.repository_path, name) as keeper:
+                info = keeper.stop(timeout_s=timeout)
+        else:
+            info = client.describe(app.repository_path, name)
+            if not forget:
+                raise _ended(name)
+        if forget:
+            client.remove(app.repository_path, name)
+        done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
+
+    def show(out: Printer) -> None:
+        for item in done:
+            out.line("forgot " if forget else "stopped ", (item["name"], "bold"))
+        if not done:
+            out.line(("nothing is live", "dim"))
+
+    return Answer({"stopped": done}, show)
+
+
+def _ended(name: str) -> Exception:
+    from ijfs_engine.errors import TargetDiedError
+
+    return TargetDiedError(f"'{name}' has ended already", hint=f"`ijfs stop --rm {name}` forgets it")
+
+
+COMMANDS = {"stop": stop}
