@@ -1,0 +1,146 @@
+"""One instance's GPU side, as its keeper sees it: suspended for a dump, resumed after it, brought back after a restore.
+
+A keeper makes one `GpuProgram` when its program was started with `--gpu`; the driver's helper starts in the background
+at once, since the first save should not wait for it. What a snapshot has to remember is a `GpuRecord` in its meta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from ijfs.live.gpu.checkpoint import GpuLostError, GpuPhase, GpuSteps
+from ijfs.live.gpu.driver import CheckpointDriver, ProcessState
+from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
+from ijfs.live.gpu.helper import DriverProcess
+from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
+from ijfs.live.gpu.preflight import check_program
+from ijfs.live.procfs import namespace_id, processes_in
+from ijfs.live.verdicts import Verdict, require
+
+
+class GpuProcess(msgspec.Struct, frozen=True):
+    """A CUDA process of a snapshot: its pid inside the sandbox, and the bytes it held per GPU UUID."""
+
+    inner_pid: int
+    held: dict[str, int]
+
+
+class GpuRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot's meta has under `gpu`; the inventory is that of the machine it was taken on."""
+
+    inventory: Inventory
+    processes: tuple[GpuProcess, ...]
+
+    def held(self) -> dict[str, int]:
+        """GPU UUID → bytes of all processes together."""
+        total: dict[str, int] = {}
+        for process in self.processes:
+            for uuid, size in process.held.items():
+                total[uuid] = total.get(uuid, 0) + size
+        return total
+
+
+class GpuProgram:
+    """Suspends and resumes the CUDA processes of one program; its calls block, so a keeper makes them in a thread."""
+
+    def __init__(
+        self,
+        driver: CheckpointDriver | None = None,
+        *,
+        take_inventory: Callable[[], Inventory] = inventory,
+        find: Callable[[int], list[GpuEvidence]] | None = None,
+    ) -> None:
+        self._driver = driver or DriverProcess()
+        self._inventory = take_inventory
+        self._find = find or tree_evidence
+        self._suspended: list[int] = []
+        self._steps = GpuSteps(self._driver)
+
+    @property
+    def phases(self) -> list[GpuPhase]:
+        """The driver calls since the last suspend or restore began, with their times."""
+        return self._steps.phases
+
+    def check(self, root_pid: int) -> list[Verdict]:
+        """Preflight of the program whose first process is `root_pid` (host pid)."""
+        return check_program(self._find(root_pid), self._inventory())
+
+    def suspend(self, root_pid: int, *, force: bool = False) -> GpuRecord | None:
+        """Take the GPU state of the whole tree into host memory; None when no process has a CUDA context.
+
+        Raises PreflightError before anything is touched, GpuSuspendError when a step failed and was undone,
+        GpuLostError when it could not be undone.
+        """
+        processes = self._find(root_pid)
+        if not processes:
+            return None
+        machine = self._inventory()
+        require(check_program(processes, machine), force=force)
+        self._steps = GpuSteps(self._driver)
+        pids = [process.pid for process in processes]
+        record = GpuRecord(
+            inventory=machine,
+            processes=tuple(GpuProcess(inner_pid(pid), machine.held_by([pid])) for pid in pids),
+        )
+        self._steps.suspend(pids)
+        self._suspended = pids
+        return record
+
+    def resume(self) -> None:
+        """Give the GPU back to what `suspend` took it from; does nothing when nothing is suspended."""
+        pids, self._suspended = self._suspended, []
+        if pids:
+            self._steps.resume(pids)
+
+    def require_room(self, record: GpuRecord, wanted: Sequence[str] = (), *, copies: int = 1) -> None:
+        """Refuse a restore that cannot fit before anything is started. Raises PreflightError with the numbers."""
+        now = self._inventory()
+        require_room(now, record.held(), self._map(record, now, wanted), copies=copies)
+
+    def restore(self, root_pid: int, record: GpuRecord, wanted: Sequence[str] = ()) -> None:
+        """Give the GPU to a tree that CRIU just restored; `wanted` chooses GPUs (index or UUID). GpuLostError."""
+        self._steps = GpuSteps(self._driver)
+        inner = host_pids(root_pid)
+        missing = [process.inner_pid for process in record.processes if process.inner_pid not in inner]
+        if missing:
+            raise GpuLostError(f"the restored tree has no process {missing[0]}, which held the GPU when it was saved")
+        pids = [inner[process.inner_pid] for process in record.processes]
+        strange = [pid for pid in pids if self._driver.state(pid) is not ProcessState.CHECKPOINTED]
+        if strange:
+            raise GpuLostError(f"a restored process has no GPU state to bring back: {self._steps.describe(strange)}")
+        self._steps.resume(pids, gpu_map=self._map(record, self._inventory(), wanted) or None)
+
+    def close(self) -> None:
+        """End the driver's helper."""
+        if isinstance(self._driver, DriverProcess):
+            self._driver.close()
+
+    @staticmethod
+    def _map(record: GpuRecord, now: Inventory, wanted: Sequence[str]) -> dict[str, str]:
+        return gpu_map(record.inventory, now, wanted, list(record.held()))
+
+
+def tree_evidence(root_pid: int) -> list[GpuEvidence]:
+    """The CUDA processes in the pid namespace of `root_pid`."""
+    return cuda_processes(processes_in("pid", namespace_id(root_pid, "pid")))
+
+
+def inner_pid(pid: int) -> int:
+    """A process's pid in its own pid namespace (the last number of NSpid; proc(5))."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def host_pids(root_pid: int) -> dict[int, int]:
+    """Pid inside → host pid, for every process in the pid namespace of `root_pid`."""
+    found = {}
+    for pid in processes_in("pid", namespace_id(root_pid, "pid")):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found[inner_pid(pid)] = pid
+    return found

@@ -1,0 +1,82 @@
+"""A program's GPU side over its whole life, on a fake driver and this machine's own processes as its tree."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import pytest
+from fake_driver import FakeDriver
+from test_preflight import ONE
+
+from ijfs.live.gpu.checkpoint import GpuLostError, GpuSuspendError
+from ijfs.live.gpu.driver import ProcessState
+from ijfs.live.gpu.evidence import GpuEvidence
+from ijfs.live.gpu.program import GpuProgram, GpuRecord, host_pids, inner_pid
+from ijfs_engine.errors import PreflightError
+
+ME = os.getpid()
+
+
+def program(driver: FakeDriver, *processes: GpuEvidence) -> GpuProgram:
+    return GpuProgram(driver, take_inventory=lambda: ONE, find=lambda _root: list(processes))
+
+
+def test_a_program_without_cuda_is_left_alone() -> None:
+    driver = FakeDriver()
+    assert program(driver).suspend(ME) is None
+    assert driver.calls == []
+
+
+def test_suspend_and_resume_leave_it_running_and_the_record_survives_json() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME))
+    record = gpu.suspend(ME)
+    assert driver.states == {ME: ProcessState.CHECKPOINTED}
+    assert msgspec.json.decode(msgspec.json.encode(record), type=GpuRecord) == record
+    gpu.resume()
+    assert driver.states == {ME: ProcessState.RUNNING}
+    gpu.resume()
+    assert [phase.operation for phase in gpu.phases] == ["lock", "checkpoint", "restore", "unlock"]
+
+
+def test_what_preflight_refuses_is_not_touched_unless_forced() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME, managed_bytes=1 << 20))
+    with pytest.raises(PreflightError, match="managed memory"):
+        gpu.suspend(ME)
+    assert driver.calls == []
+    assert gpu.suspend(ME, force=True) is not None
+
+
+def test_a_failed_suspend_has_nothing_to_resume() -> None:
+    driver = FakeDriver(ME, failures={("lock", ME): "CUDA_ERROR_NOT_READY"})
+    gpu = program(driver, GpuEvidence(pid=ME))
+    with pytest.raises(GpuSuspendError):
+        gpu.suspend(ME)
+    gpu.resume()
+    assert driver.states == {ME: ProcessState.RUNNING}
+
+
+def test_a_restored_tree_gets_its_gpu_by_the_pids_inside() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME))
+    record = gpu.suspend(ME)
+    assert record is not None
+    assert record.processes[0].inner_pid == inner_pid(ME)
+    gpu.restore(ME, record)
+    assert driver.states == {ME: ProcessState.RUNNING}
+
+
+def test_a_restored_process_without_gpu_state_is_an_error_that_names_it() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME))
+    record = gpu.suspend(ME)
+    gpu.resume()
+    assert record is not None
+    with pytest.raises(GpuLostError, match=f"process {ME} is running"):
+        gpu.restore(ME, record)
+
+
+def test_host_pids_finds_this_process() -> None:
+    assert host_pids(ME)[inner_pid(ME)] == ME
