@@ -69,10 +69,14 @@ at_least() {
     printf '%s\n' "$1" "$2" | sort --check=quiet --version-sort
 }
 
+# distribution_criu: the version in the archives that apt is configured with. Ubuntu 24.04 has none, in any component.
+distribution_criu() {
+    apt-cache policy criu 2>/dev/null | sed -n 's/^  Candidate: \([0-9].*\)/\1/p' | grep .
+}
+
 install_distribution_criu() {
     local candidate
-    candidate=$(apt-cache policy criu 2>/dev/null | sed -n 's/^  Candidate: //p')
-    [[ -n $candidate && $candidate != "(none)" ]] && at_least "$CRIU_MINIMUM" "$candidate" || return 1
+    candidate=$(distribution_criu) && at_least "$CRIU_MINIMUM" "$candidate" || return 1
     say "criu" "installing the distribution's, $candidate"
     apt_install criu && CRIU=$(PATH=$PATH:/usr/sbin type -P criu) && criu_works "$CRIU"
 }
@@ -220,8 +224,8 @@ criu_attempts() {
     while read -r criu; do
         [[ -x $criu ]] && printf '%s (version %s), ' "$criu" "$(criu_version "$criu")"
     done < <(criu_places)
-    archive=$(apt-cache policy criu 2>/dev/null | sed -n 's/^  Candidate: //p')
-    printf "the distribution's archive (%s), " "${archive:-none}"
+    archive=$(distribution_criu) || archive="has none"
+    printf "the distribution's archive (%s), " "$archive"
     if debian_mirror >/dev/null; then
         printf "Debian's %s" "${CRIU_SUITES[*]}"
     else
