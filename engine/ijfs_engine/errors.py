@@ -81,3 +81,9 @@ class CorruptError(IjfsError):
 
 class StorageError(IjfsError):
     """The operating system refused a read or write (disk full, permission, I/O error)."""
+
+
+class ConflictError(IjfsError):
+    """A branch or tag is not where the caller expected it: somebody else moved it first."""
+
+    default_hint = "look at `ijfs log`, then try again"

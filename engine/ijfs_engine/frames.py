@@ -62,7 +62,13 @@ class Codec:
     XOR_ZSTD: Final = 4
     """XOR against the base bytes, then zstd."""
     XOR_RAW: Final = 5
-    """Unused so far; XOR against the base bytes, stored as it is."""
+    """XOR against the base bytes, stored as it is: read, never written so far."""
+    PLANES8: Final = 6
+    """As PLANES4, for words of 8 bytes."""
+    XOR_PLANES4: Final = 7
+    """XOR against the base bytes, then as PLANES4."""
+    XOR_PLANES2: Final = 8
+    """XOR against the base bytes, then as PLANES2."""
 
 
 class BaseExtent(NamedTuple):

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from . import disk, layout, names
+from .errors import CorruptError, IjfsError, LockedError, UnknownNameError
+from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
+from .journal import Journal, Record, SnapshotRemoved
+from .pins import Pin, PinInfo, live_pins, make_pin
 from .records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
+from .refs import Refs, log_records, move_ref
 from .session import Session
 from .store import Store
 
 if TYPE_CHECKING:
     from .ingest import SnapshotWriter
     from .reader import Reader
+
+_WHOLE: Final = b"whole"
+"""The META row that tells an index from the empty one LMDB makes where there is none."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called as progress(phase, done, total) from any thread; total is 0 where it is not known. Bytes for data."""
@@ -22,33 +31,71 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 class Repository:
     """A repository, open. One per process and path is enough; safe to use from several threads."""
 
-    path: Path
-    store: Store
+    def __init__(self, where: layout.Layout, index: Index) -> None:
+        """Use `init` or `open`."""
+        self.path = where.path
+        self.layout = where
+        self.index = index
+        self.journal = Journal(where.journal, where.id)
+        self.store = Store(where, index)
+        self.refs = Refs(index, self.journal)
+        self._closed = False
 
     @classmethod
     def init(cls, path: str | Path) -> Repository:
         """Make one in an empty or absent directory, and open it. StorageError, IjfsError."""
-        raise NotImplementedError
+        where = layout.make(Path(path))
+        index = Index.open(where.index)
+        try:
+            with disk.storage_errors(f"making a repository at {path}"):
+                Journal(where.journal, where.id).create()
+            where.secret()
+            index.write(mark_whole)
+            layout.seal(where)
+        except BaseException:
+            index.close()
+            raise
+        return cls(where, index)
 
     @classmethod
-    def open(cls, path: str | Path) -> Repository:
-        """Open one. NoRepositoryError, UnknownFormatError."""
-        raise NotImplementedError
+    def open(cls, path: str | Path, *, damaged: bool = False) -> Repository:
+        """Open one. NoRepositoryError, UnknownFormatError, StorageError; CorruptError when its index is lost.
+
+        With `damaged` it opens without an index too, so that fsck can look and mend.
+        """
+        where = layout.find(Path(path))
+        layout.mend(where)
+        index = Index.open(where.index)
+        with index.read() as view:
+            whole = view.get(META, _WHOLE) is not None
+        if not whole and not damaged:
+            index.close()
+            raise CorruptError(f"the index of {path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
+        return cls(where, index)
 
     def close(self) -> None:
         """Let go of every file; safe to call twice."""
-        raise NotImplementedError
+        if not self._closed:
+            self._closed = True
+            self.store.close()
+            self.index.close()
 
     def begin(self, parents: Sequence[ObjectId] = (), *, progress: Progress | None = None) -> SnapshotWriter:
         """Start a snapshot whose bytes resemble those of `parents`."""
         from .ingest import SnapshotWriter
 
-        snapshots = tuple(self.snapshot(parent) for parent in parents)
-        return SnapshotWriter(self.store, self.session(), snapshots, progress=progress)
+        # The session first: from then on gc takes nothing that the parents reach.
+        session = self.session()
+        try:
+            snapshots = tuple(self.snapshot(parent) for parent in parents)
+            return SnapshotWriter(self.store, session, snapshots, progress=progress)
+        except BaseException:
+            session.abort()
+            raise
 
     def session(self) -> Session:
         """The storage half of `begin`."""
-        raise NotImplementedError
+        return Session(self.layout, self.index, self.journal)
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float = 0.0) -> Reader:
         """A reader with a cache of its own."""
@@ -61,15 +108,37 @@ class Repository:
 
         UnknownNameError, AmbiguousNameError (which lists the candidates).
         """
-        raise NotImplementedError
+        with self.index.read() as view:
+            ident, generations = names.base_name(view, spec)
+        for done in range(generations):
+            parents = self.store.snapshot(ident).parents
+            with self.index.read() as view:
+                parent = names.nearest(view, parents)
+            if parent is None:
+                raise UnknownNameError(f"{spec!r} goes back {generations} generations, and there are {done}")
+            ident = parent
+        return ident
 
     def snapshot(self, ident: ObjectId) -> Snapshot:
         """The record of a snapshot that is listed. UnknownNameError."""
-        raise NotImplementedError
+        with self.index.read() as view:
+            listed = view.get(SNAPSHOTS, ident) is not None
+        if not listed:
+            raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
+        return self.store.snapshot(ident)
 
     def snapshots(self) -> list[Snapshot]:
         """All, newest first."""
-        raise NotImplementedError
+        with self.index.read() as view:
+            ids = [ident for ident, _ in view.items(SNAPSHOTS)]
+        return sorted(self.store.snapshots(ids), key=lambda one: (one.created_ns, one.id), reverse=True)
+
+    def parents(self, ident: ObjectId) -> list[ObjectId]:
+        """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
+        recorded = self.snapshot(ident).parents
+        with self.index.read() as view:
+            found = [names.nearest(view, [parent]) for parent in recorded]
+        return list(dict.fromkeys(parent for parent in found if parent is not None))
 
     def remove(self, ident: ObjectId) -> None:
         """Take a snapshot out of the tree; gc frees its bytes, those that no other snapshot has.
@@ -77,27 +146,81 @@ class Repository:
         Branches at it move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds
         it: IjfsError, LockedError. Its children stay whole.
         """
-        raise NotImplementedError
+        recorded = self.snapshot(ident).parents
 
-    def pin(self, ident: ObjectId, owner: str) -> Any:
-        """Keep a snapshot from gc and rm as long as the answer is open and this process lives."""
-        raise NotImplementedError
+        def change(update: Update) -> None:
+            self._check_removable(update, ident)
+            update.delete(SNAPSHOTS, ident)
+            update.put(REMOVED, ident, b"".join(recorded))
+            heir = names.nearest(update, recorded)
+            heads = [key for key, head in update.prefixed(REFS, b"branch/") if head == ident]
+            records: list[Record] = [SnapshotRemoved(ident, recorded)]
+            records += [move_ref(update, key, ident, heir, "rm of the snapshot it was at") for key in heads]
+            log_records(update, self.journal, records)
+
+        self.index.write(change)
+
+    def pin(self, ident: ObjectId, owner: str) -> Pin:
+        """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""
+        return make_pin(self.layout.pins, self.index, ident, owner)
+
+    def pins(self) -> list[PinInfo]:
+        """The pins whose owners live."""
+        with disk.storage_errors("reading the pins"):
+            return live_pins(self.layout.pins).pins
 
     def du(self, ids: Sequence[ObjectId] | None = None) -> DiskUsage:
-        """Who takes how much, and what they share."""
-        raise NotImplementedError
+        """Who takes how much, and what they share; of all snapshots, or of `ids` against one another."""
+        from .usage import disk_usage
+
+        return disk_usage(self, [one.id for one in self.snapshots()] if ids is None else list(ids))
 
     def gc(self, *, dry_run: bool = False, progress: Progress | None = None) -> GcReport:
         """Free what no branch, tag or pin reaches. Saves may run meanwhile. LockedError beside another gc."""
-        raise NotImplementedError
+        from .reclaim import collect
+
+        return collect(self, dry_run=dry_run, progress=progress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:
         """Check every reference, and with `data` every stored byte; with `repair`, mend what can be mended."""
-        raise NotImplementedError
+        from .fsck import check
+
+        return check(self, repair=repair, data=data, progress=progress)
 
     def stats(self) -> Stats:
-        """Counts and sizes."""
-        raise NotImplementedError
+        """Counts and sizes, from the index."""
+        with self.index.read() as view:
+            counts = {table: view.count(table) for table in (CHUNKS, OBJECTS, SIDECARS, SNAPSHOTS, PACKS)}
+            refs = [key for key, _ in view.items(REFS)]
+            pack_bytes = sum(PACK_ROW.unpack(row)[1] for _, row in view.items(PACKS))
+        with disk.storage_errors("reading the repository"):
+            journal_bytes = self.layout.journal.stat().st_size
+            index_bytes = self.index.size_on_disk()
+        branches = sum(key.startswith(b"branch/") for key in refs)
+        return Stats(
+            snapshots=counts[SNAPSHOTS],
+            branches=branches,
+            tags=len(refs) - branches,
+            chunks=counts[CHUNKS],
+            objects=counts[OBJECTS],
+            sidecars=counts[SIDECARS],
+            packs=counts[PACKS],
+            pack_bytes=pack_bytes,
+            index_bytes=index_bytes,
+            journal_bytes=journal_bytes,
+            format_version=layout.FORMAT_VERSION,
+        )
+
+    def _check_removable(self, update: Update, ident: ObjectId) -> None:
+        short = ident.hex()[:12]
+        if update.get(SNAPSHOTS, ident) is None:
+            raise UnknownNameError(f"there is no snapshot {short}")
+        tags = [key.decode()[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
+        if tags:
+            raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint="delete the tag first")
+        owners = [pin.owner for pin in live_pins(self.layout.pins).pins if pin.id == ident]
+        if owners:
+            raise LockedError(f"the snapshot {short} is in use by {', '.join(owners)}", hint="stop it first")
 
     def __enter__(self) -> Repository:
         return self
@@ -106,3 +229,8 @@ class Repository:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def mark_whole(update: Update) -> None:
+    """Say that the index holds all there is; a rebuild says so last."""
+    update.put(META, _WHOLE, b"1")

@@ -7,22 +7,118 @@ session finds in `lookup_many` cannot be taken by gc before it commits.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
-from typing import Any
+from threading import RLock
+from typing import Any, Final, NamedTuple
 
-from .frames import EncodedChunk
-from .records import ObjectId, Snapshot
+import zstandard
+
+from . import disk
+from .errors import IjfsError, StorageError
+from .frames import Codec, EncodedChunk, Kind, base_ids, encode_header, object_id
+from .index import (
+    BASES,
+    CHUNKS,
+    CONDEMNED,
+    OBJECTS,
+    PACK_KEY,
+    PACK_ROW,
+    PACKS,
+    REFS,
+    SIDECARS,
+    SNAPSHOTS,
+    U64,
+    Index,
+    Place,
+    Update,
+)
+from .journal import Journal, Record, SnapshotAdded
+from .layout import Layout
+from .locks import LockFile
+from .pack import DATA, PACK_TARGET, PackWriter
+from .pack import SIDECARS as SIDECAR_PACK
+from .records import ObjectId, Snapshot, encode_snapshot
+from .refs import branch_key, log_records, move_ref
+
+_CLUSTER: Final = 1 << 20
+"""Objects are held back until so many bytes are together: a tree walk then reads a few large stretches of the pack
+instead of one small one every 4 MiB of chunks."""
+
+
+class _Held(NamedTuple):
+    """An object that waits to be written with its neighbours."""
+
+    kind: int
+    chunk: EncodedChunk
+
+
+class _Rows:
+    """Index rows of frames that are in a pack, but not yet in the index."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, bytes] = {}
+        self.bases: dict[bytes, bytes] = {}
+        self.objects: dict[bytes, bytes] = {}
+        self.sidecars: dict[bytes, bytes] = {}
+        self.packs: dict[bytes, bytes] = {}
+
+    def put(self, update: Update) -> None:
+        """Into the index; what gc had condemned is alive again, at its new place."""
+        for table, rows in (
+            (CHUNKS, self.chunks),
+            (BASES, self.bases),
+            (OBJECTS, self.objects),
+            (SIDECARS, self.sidecars),
+            (PACKS, self.packs),
+        ):
+            update.put_many(table, sorted(rows.items()))
+        if update.count(CONDEMNED):
+            update.delete_many(CONDEMNED, self.chunks)
+            update.delete_many(CONDEMNED, self.objects)
 
 
 class Session:
     """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
 
-    stored_bytes: int
-    """Pack bytes that this session has appended so far."""
+    def __init__(self, layout: Layout, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET) -> None:
+        """Registers; StorageError."""
+        self._layout = layout
+        self._index = index
+        self._journal = journal
+        self._pack_target = pack_target
+        self._lock = RLock()
+        self._rows = _Rows()
+        self._held: dict[bytes, _Held] = {}
+        self._held_bytes = 0
+        self._data: PackWriter | None = None
+        self._sidecars: PackWriter | None = None
+        self._ended = False
+        self.stored_bytes = 0
+        """Pack bytes that this session has appended so far."""
+        with disk.storage_errors("starting a session"):
+            self._registration = LockFile.create(layout.sessions)
+        try:
+            with index.read() as view:
+                self.epoch = view.number(b"epoch")
+            with disk.storage_errors("starting a session"):
+                self._registration.write(U64.pack(self.epoch))
+        except BaseException:
+            self._registration.close()
+            raise
 
     def lookup_many(self, ids: Sequence[bytes]) -> list[bool]:
         """For each chunk id: may it be referenced without putting it (stored, not condemned, or put here before)?"""
-        raise NotImplementedError
+        # `new` is taken before the view is opened: rows leave it only once the index has them.
+        new = self._rows.chunks
+        with self._index.read() as view:
+            rows = view.get_many(CHUNKS, ids)
+            doomed = view.get_many(CONDEMNED, ids) if view.count(CONDEMNED) else [None] * len(ids)
+        return [
+            ident in new or (row is not None and condemned is None)
+            for ident, row, condemned in zip(ids, rows, doomed, strict=True)
+        ]
 
     def put_chunks(self, chunks: Sequence[EncodedChunk]) -> None:
         """Append chunks; one that this session already put is dropped. The caller may reuse the payload's memory.
@@ -30,15 +126,43 @@ class Session:
         Compute-heavy parts (checksums) run in the calling thread, appending is serialised. Bases must be
         present (found or put before). Raises StorageError when the disk is full.
         """
-        raise NotImplementedError
+        headers = [encode_header(Kind.CHUNK, chunk) for chunk in chunks]
+        with self._lock, disk.storage_errors("writing a pack"):
+            for header, chunk in zip(headers, chunks, strict=True):
+                if chunk.id in self._rows.chunks:
+                    continue
+                place = self._append(header, chunk, chunk.codec)
+                self._rows.chunks[chunk.id] = place.encode()
+                if chunk.bases:
+                    self._rows.bases[chunk.id] = b"".join(sorted(base_ids(chunk.bases)))
+                self._roll()
 
     def put_object(self, kind: int, plain: bytes) -> ObjectId:
         """Store a metadata object (`Kind.LEAF`, `FILE`, `LAYOUT`, `TREE`) unless it is there; its id."""
-        raise NotImplementedError
+        ident = object_id(kind, plain)
+        with self._lock:
+            if ident in self._rows.objects or ident in self._held or self._stored(ident):
+                return ident
+            chunk = compress(ident, plain)
+            self._held[ident] = _Held(kind, chunk)
+            self._held_bytes += len(chunk.payload)
+            if self._held_bytes >= _CLUSTER:
+                with disk.storage_errors("writing a pack"):
+                    self._release()
+                    self._roll()
+        return ident
 
     def put_sidecar(self, leaf: ObjectId, plain: bytes) -> None:
         """Attach droppable data to a leaf (page fingerprints); it may vanish at any time, or never be written."""
-        raise NotImplementedError
+        chunk = compress(leaf, plain)
+        header = encode_header(Kind.SIDECAR, chunk)
+        with self._lock, disk.storage_errors("writing a pack"):
+            if leaf in self._rows.sidecars:
+                return
+            if self._sidecars is None:
+                self._sidecars = self._new_pack(SIDECAR_PACK)
+            place = self._place(self._sidecars, header, chunk, Kind.SIDECAR)
+            self._rows.sidecars[leaf] = place.encode()
 
     def commit_snapshot(
         self,
@@ -53,14 +177,127 @@ class Session:
 
         With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
         """
-        raise NotImplementedError
+        key = branch_key(branch) if branch is not None else None
+        blank = Snapshot(b"", root, tuple(parents), time.time_ns(), message, meta or {})
+        plain = encode_snapshot(blank)
+        ident = self.put_object(Kind.SNAPSHOT, plain)
+
+        def visible(update: Update) -> None:
+            self._rows.put(update)
+            records: list[Record] = [SnapshotAdded(ident, blank.created_ns)]
+            update.put(SNAPSHOTS, ident, U64.pack(blank.created_ns))
+            if key is not None:
+                old = update.get(REFS, key)
+                records.append(move_ref(update, key, old, ident, message or "save"))
+            log_records(update, self._journal, records)
+
+        with self._lock, disk.storage_errors("committing the snapshot"):
+            self._check_open()
+            self._settle()
+            self._index.write(visible)
+            self._end()
+        return Snapshot(ident, root, blank.parents, blank.created_ns, message, blank.meta)
+
+    def publish(self) -> dict[bytes, bytes]:
+        """Make what was put so far durable and put it into the index without a snapshot."""
+        with self._lock, disk.storage_errors("writing a pack"):
+            self._check_open()
+            self._settle()
+            self._index.write(self._rows.put)
+            placed = {**self._rows.chunks, **self._rows.objects}
+            self._forget()
+        return placed
 
     def abort(self) -> None:
         """End the session; what it put becomes garbage that gc takes. Safe to call twice, and after commit."""
-        raise NotImplementedError
+        with self._lock:
+            with contextlib.suppress(OSError, StorageError):
+                self._drop_unknown_packs()
+            self._end()
 
-    def __enter__(self) -> Session:
-        return self
+    def _drop_unknown_packs(self) -> None:
+        """Remove the packs that the index does not know; gc would, later. A commit may have been interrupted just
+        after it was done, so the index is asked."""
+        writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
+        if not writers:
+            return
+        with self._index.read() as view:
+            known = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in writers])
+        for writer, row in zip(writers, known, strict=True):
+            if row is None:
+                disk.unlink(writer.path)
 
-    def __exit__(self, *exc: object) -> None:
-        self.abort()
+    def _stored(self, ident: bytes) -> bool:
+        with self._index.read() as view:
+            return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise IjfsError("this session has ended")
+
+    def _append(self, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
+        if self._data is None:
+            self._data = self._new_pack(DATA)
+        return self._place(self._data, header, chunk, tag)
+
+    def _place(self, writer: PackWriter, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
+        offset = writer.append(header, chunk.payload)
+        self.stored_bytes += writer.size - offset
+        return Place(writer.number, offset, len(header) + len(chunk.payload), chunk.plain_size, tag, chunk.depth)
+
+    def _release(self) -> None:
+        """Write the objects that were held back, one behind the other."""
+        for ident, (kind, chunk) in self._held.items():
+            place = self._append(encode_header(kind, chunk), chunk, kind)
+            self._rows.objects[ident] = place.encode()
+        self._held.clear()
+        self._held_bytes = 0
+
+    def _roll(self) -> None:
+        """Finish a pack that is large enough, and publish what it holds: memory stays bounded."""
+        if self._data is not None and self._data.size >= self._pack_target:
+            self.publish()
+
+    def _new_pack(self, kind: int) -> PackWriter:
+        while True:
+            number = self._index.write(_next_pack)
+            with contextlib.suppress(FileExistsError):
+                return PackWriter(self._layout.packs, number, kind, self._layout.id)
+
+    def _settle(self) -> None:
+        """Everything that was put is in packs, and durable; the packs' rows are ready for the index."""
+        self._release()
+        writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
+        for writer in writers:
+            writer.finish(sync=writer.kind == DATA)
+            self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
+        if writers:
+            disk.fsync_dir(self._layout.packs)
+
+    def _forget(self) -> None:
+        """The index knows the packs: the next frame begins a new one."""
+        for writer in (self._data, self._sidecars):
+            if writer is not None:
+                writer.close()
+        self._data = self._sidecars = None
+        self._rows = _Rows()
+
+    def _end(self) -> None:
+        self._forget()
+        self._held.clear()
+        self._ended = True
+        self._registration.close()
+
+
+def compress(ident: bytes, plain: bytes) -> EncodedChunk:
+    """An object's stored form: zstd where that is smaller."""
+    packed = zstandard.ZstdCompressor(level=1).compress(plain)
+    if len(packed) < len(plain):
+        return EncodedChunk(ident, Codec.ZSTD, len(plain), packed)
+    return EncodedChunk(ident, Codec.RAW, len(plain), plain)
+
+
+def _next_pack(update: Update) -> int:
+    number = update.number(b"next_pack") + 1
+    update.set_number(b"next_pack", number)
+    return number

@@ -1,16 +1,43 @@
 """The store: chunks, objects and sidecars by id, out of the packs through the index.
 
 The reader (reader.py), ingest (the parent's leaves and fingerprints), du, gc and fsck get their bytes here.
-Nothing here decodes a chunk: `codec.decode` does, with `get_chunks` as its source.
+Nothing here decodes a chunk: `codec.decode_chunk` does, with `get_chunks` as its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Final, NamedTuple, TypeVar
 
-from .frames import EncodedChunk
-from .records import FileContent, Leaf, ObjectId, Snapshot, Tree
+import zstandard
+
+from . import disk
+from .errors import CorruptError
+from .frames import Codec, EncodedChunk, Kind, decode_frame, object_id
+from .index import CHUNKS, OBJECTS, SIDECARS, Index, Place
+from .layout import Layout
+from .pack import PackReader
+from .records import (
+    FileContent,
+    Leaf,
+    ObjectId,
+    Snapshot,
+    Tree,
+    decode_file,
+    decode_leaf,
+    decode_snapshot,
+    decode_tree,
+)
+
+T = TypeVar("T")
+
+_GAP: Final = 64 << 10
+"""Frames closer than this are fetched in one read: at 1 GB/s the gap costs as much as the system call and the seek."""
+_LONGEST: Final = 4 << 20
+"""Longest single read, so that memory stays bounded."""
+_ATTEMPTS: Final = 3
+"""gc may move a frame between the look into the index and the read; twice in a row is a wonder."""
 
 
 class ChunkInfo(NamedTuple):
@@ -22,51 +49,208 @@ class ChunkInfo(NamedTuple):
     depth: int
 
 
+class _Failed(NamedTuple):
+    """A frame that could not be read, and why."""
+
+    place: Place | None
+    error: CorruptError
+
+
 class Store:
     """Reads by id; safe to use from several threads and beside any writer or gc in other processes."""
 
-    secret: bytes
-    """32 bytes of this repository alone: the key of page fingerprints."""
+    def __init__(self, layout: Layout, index: Index) -> None:
+        self._layout = layout
+        self._index = index
+        self._packs = PackReader(layout.packs)
+
+    @cached_property
+    def secret(self) -> bytes:
+        """32 bytes of this repository alone: the key of page fingerprints."""
+        return self._layout.secret()
+
+    def close(self) -> None:
+        """Let go of every pack."""
+        self._packs.close()
 
     def get_chunks(self, ids: Sequence[bytes]) -> list[EncodedChunk]:
         """The stored frames, checksums checked, in the order asked; neighbours in a pack come in one read.
 
         Raises CorruptError for a damaged frame or an id that is not there, StorageError from the system.
         """
-        raise NotImplementedError
+        frames = self._frames(CHUNKS, ids)
+        return [frames[ident] for ident in ids]
 
     def chunk_info(self, ids: Sequence[bytes]) -> list[ChunkInfo | None]:
         """Sizes, codec and depth from the index alone; None where there is no such chunk."""
-        raise NotImplementedError
+        with self._index.read() as view:
+            rows = view.get_many(CHUNKS, ids)
+        places = [Place.decode(row) if row is not None else None for row in rows]
+        return [place and ChunkInfo(place.plain, place.span, place.tag, place.depth) for place in places]
 
     def kind_of(self, content: ObjectId) -> int:
         """`Kind.CHUNK`, `LEAF` or `FILE`… for an id; CorruptError if nothing has it."""
-        raise NotImplementedError
+        with self._index.read() as view:
+            row = view.get(OBJECTS, content)
+            if row is not None:
+                return Place.decode(row).tag
+            if view.get(CHUNKS, content) is not None:
+                return Kind.CHUNK
+        raise CorruptError(f"nothing has the id {content.hex()[:12]}")
 
     def get_object(self, ident: ObjectId, kind: int) -> bytes:
         """An object's plain bytes, checked against its id; CorruptError."""
-        raise NotImplementedError
+        return self._plain(kind, self._frames(OBJECTS, [ident])[ident])
 
     def tree(self, ident: ObjectId) -> Tree:
         """A directory."""
-        raise NotImplementedError
+        return decode_tree(self.get_object(ident, Kind.TREE))
 
     def file(self, ident: ObjectId) -> FileContent:
         """A file object."""
-        raise NotImplementedError
+        return decode_file(self.get_object(ident, Kind.FILE))
 
     def leaf(self, ident: ObjectId) -> Leaf:
         """A leaf; see also `leaves` for many."""
-        raise NotImplementedError
+        return decode_leaf(self.get_object(ident, Kind.LEAF))
 
     def leaves(self, ids: Sequence[ObjectId]) -> list[Leaf]:
         """Many leaves in few reads, in the order asked."""
-        raise NotImplementedError
+        return self._many(ids, Kind.LEAF, decode_leaf)
 
     def snapshot(self, ident: ObjectId) -> Snapshot:
         """The record of a snapshot, whether or not it is still listed."""
-        raise NotImplementedError
+        return decode_snapshot(ident, self.get_object(ident, Kind.SNAPSHOT))
+
+    def snapshots(self, ids: Sequence[ObjectId]) -> list[Snapshot]:
+        """Many records in few reads, in the order asked."""
+        frames = self._frames(OBJECTS, ids)
+        return [decode_snapshot(ident, self._plain(Kind.SNAPSHOT, frames[ident])) for ident in ids]
 
     def sidecars(self, leaves: Sequence[ObjectId]) -> list[bytes | None]:
         """What `Session.put_sidecar` attached, where it is still there and undamaged."""
-        raise NotImplementedError
+        with self._index.read() as view:
+            rows = view.get_many(SIDECARS, leaves)
+        known = [leaf for leaf, row in zip(leaves, rows, strict=True) if row is not None]
+        found, _ = self._attempt(SIDECARS, known)
+        return [_expand_or_none(found.get(leaf)) for leaf in leaves]
+
+    def _many(self, ids: Sequence[ObjectId], kind: int, decode: Callable[[bytes], T]) -> list[T]:
+        frames = self._frames(OBJECTS, ids)
+        return [decode(self._plain(kind, frames[ident])) for ident in ids]
+
+    def _plain(self, kind: int, frame: EncodedChunk) -> bytes:
+        plain = expand(frame)
+        if object_id(kind, plain) != frame.id:
+            name = Kind.NAMES.get(kind, str(kind))
+            raise CorruptError(f"the object {frame.id.hex()[:12]} is not the {name} that its id says")
+        return plain
+
+    def _frames(self, table: bytes, ids: Sequence[bytes]) -> dict[bytes, EncodedChunk]:
+        """Every frame asked for, or CorruptError for the first that cannot be had."""
+        found, failed = self._attempt(table, ids)
+        for _ in range(_ATTEMPTS):
+            if not failed:
+                return found
+            for failure in failed.values():
+                if failure.place is not None:
+                    self._packs.forget(failure.place.pack)
+            before = failed
+            more, failed = self._attempt(table, list(failed))
+            found.update(more)
+            stuck = [now for ident, now in failed.items() if now.place == before[ident].place]
+            if stuck:
+                raise stuck[0].error
+        if failed:
+            raise next(iter(failed.values())).error
+        return found
+
+    def _attempt(self, table: bytes, ids: Sequence[bytes]) -> tuple[dict[bytes, EncodedChunk], dict[bytes, _Failed]]:
+        with self._index.read() as view:
+            rows = view.get_many(table, ids)
+        found: dict[bytes, EncodedChunk] = {}
+        failed: dict[bytes, _Failed] = {}
+        wanted: list[tuple[Place, bytes]] = []
+        for ident, row in zip(ids, rows, strict=True):
+            if row is None:
+                failed[ident] = _Failed(None, CorruptError(f"nothing stored has the id {ident.hex()[:12]}"))
+            else:
+                wanted.append((Place.decode(row), ident))
+        for batch in _batches(wanted):
+            self._read_batch(batch, found, failed)
+        return found, failed
+
+    def _read_batch(
+        self,
+        batch: Sequence[tuple[Place, bytes]],
+        found: dict[bytes, EncodedChunk],
+        failed: dict[bytes, _Failed],
+    ) -> None:
+        first, last = batch[0][0], batch[-1][0]
+        name = f"pack {first.pack:08x}"
+        data = b""
+        with disk.storage_errors(f"reading {name}"):
+            try:
+                data = self._packs.read(first.pack, first.offset, last.offset + last.span - first.offset)
+            except FileNotFoundError:
+                name = f"{name} (which is missing)"
+        view = memoryview(data)
+        for place, ident in batch:
+            at = place.offset - first.offset
+            where = f"{name} at {place.offset}"
+            try:
+                header, frame = decode_frame(view[at : at + place.span], where)
+                if header.id != ident:
+                    raise CorruptError(f"{where}: holds another frame than the index says")
+                found[ident] = frame
+            except CorruptError as error:
+                failed[ident] = _Failed(place, error)
+
+
+def _batches(wanted: list[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, bytes]]]:
+    """Runs of frames that lie near one another in one pack, for one read each."""
+    batch: list[tuple[Place, bytes]] = []
+    for item in sorted(wanted):
+        place = item[0]
+        if batch:
+            first, last = batch[0][0], batch[-1][0]
+            near = place.pack == last.pack and place.offset - (last.offset + last.span) <= _GAP
+            if not near or place.offset + place.span - first.offset > _LONGEST:
+                yield batch
+                batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def expand(frame: EncodedChunk) -> bytes:
+    """The plain bytes of a frame with one of the store's own codecs (raw, zstd); CorruptError."""
+    if frame.codec == Codec.RAW:
+        plain = bytes(frame.payload)
+    elif frame.codec == Codec.ZSTD:
+        try:
+            # zstd believes the size in its own frame and allocates it, so that has to agree with ours first.
+            claimed = zstandard.frame_content_size(frame.payload)
+            if claimed not in (frame.plain_size, -1):
+                raise CorruptError(f"the object {frame.id.hex()[:12]} claims two different sizes")
+            decompressor = zstandard.ZstdDecompressor()
+            plain = decompressor.decompress(frame.payload, max_output_size=frame.plain_size, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise CorruptError(f"the object {frame.id.hex()[:12]} cannot be decompressed: {error}") from error
+    else:
+        raise CorruptError(f"the object {frame.id.hex()[:12]} has codec {frame.codec}, which is none of an object's")
+    if len(plain) != frame.plain_size:
+        raise CorruptError(f"the object {frame.id.hex()[:12]} is not as long as its header says")
+    return plain
+
+
+def _expand_or_none(frame: EncodedChunk | None) -> bytes | None:
+    try:
+        return expand(frame) if frame is not None else None
+    except CorruptError:
+        return None
+
+
+def distinct(ids: Iterable[bytes]) -> list[bytes]:
+    """Each id once, in the order of first sight."""
+    return list(dict.fromkeys(ids))
