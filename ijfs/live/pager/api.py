@@ -1,0 +1,240 @@
+"""What the keeper calls: start a pager, follow it, keep its userfaultfds alive, put another in its place if it dies.
+
+    with Pager(workdir, {"images": "/…/images"}) as pager:      # or {"repo": …, "snapshot": …}
+        … run `criu restore --lazy-pages -W workdir …` at any time: the socket listens already …
+        pager.wait_resumed(timeout_s=30)
+        pager.wait(timeout_s=600)
+
+The guardian is a thread of the keeper, apart from its event loop, so that a keeper that is busy saving still replaces a
+pager at once. Everything here blocks or returns at once; from trio, wait with `trio.to_thread.run_sync`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, NamedTuple
+
+from ijfs.live.pager.channel import Channel
+from ijfs_engine.errors import IjfsError, TargetDiedError
+
+SOCKET_NAME: Final = "lazy-pages.socket"
+_MAX_DEATHS: Final = 5
+"""Pagers that may die within _DEATHS_S before the guardian stops starting new ones."""
+_DEATHS_S: Final = 10.0
+
+
+class PagerStatus(NamedTuple):
+    """How far a restore's memory has come. Pages are of 4096 bytes; counts are over all its processes."""
+
+    resumed: bool = False
+    """The program runs."""
+    complete: bool = False
+    """Everything is in and the pager is gone: only now may the program be saved again."""
+    failed: str | None = None
+    """Why there will be no more progress."""
+    pages: int = 0
+    pages_in: int = 0
+    """Copied in."""
+    zero: int = 0
+    """Not copied because they are zero or were given up by the program."""
+    poisoned: int = 0
+    """Could not be had: a touch raises SIGBUS."""
+    faults: int = 0
+    spaces: int = 0
+    """Address spaces (processes) that are being paged."""
+    seconds: float = 0.0
+    """Since the program runs."""
+    replaced: int = 0
+    """Pagers that died and were replaced."""
+
+    @property
+    def share(self) -> float:
+        """0.0 … 1.0 of the memory is in."""
+        return (self.pages_in + self.zero + self.poisoned) / self.pages if self.pages else float(self.complete)
+
+
+class Pager:
+    """One restore's pager, its guardian included."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        source: Mapping[str, Any],
+        *,
+        order: Path | None = None,
+        record: Path | None = None,
+        log: IO[bytes] | int | None = None,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+    ) -> None:
+        """`workdir` is what criu gets as -W; `source` names the bytes (keys of `__main__`: images, or repo and
+        snapshot; delay_s). `on_event` is called in the guardian's thread with each message of `channel`.
+        """
+        self._config = dict(source)
+        if order is not None:
+            self._config["order"] = str(order)
+        if record is not None:
+            self._config["record"] = str(record)
+        self._log = log
+        self._on_event = on_event
+        self._held: dict[int, tuple[str, list[int]]] = {}
+        self._deaths: list[float] = []
+        self._status = PagerStatus()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._listener = _listen(workdir)
+        self._start(replacement=False)
+        self._guardian = threading.Thread(target=self._guard, name="pager-guardian", daemon=True)
+        self._guardian.start()
+
+    # -- what the keeper asks -----------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The process that pages at the moment."""
+        return self._process.pid
+
+    @property
+    def status(self) -> PagerStatus:
+        with self._changed:
+            return self._status
+
+    def wait_resumed(self, timeout_s: float) -> PagerStatus:
+        """Wait until CRIU says that the program runs. TargetDiedError when it never will."""
+        return self._wait(lambda status: status.resumed, timeout_s)
+
+    def wait(self, timeout_s: float) -> PagerStatus:
+        """Wait until all memory is in and the pager has left."""
+        return self._wait(lambda status: status.complete, timeout_s)
+
+    def close(self) -> None:
+        """End paging, after `wait` or for a program that is dead: what is not in yet would read as zeros."""
+        self._closing = True
+        if self._process.poll() is None and not self.status.complete:
+            self._process.kill()
+        self._guardian.join()
+        self._let_go()
+        self._listener.close()
+
+    def __enter__(self) -> Pager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait(self, reached: Callable[[PagerStatus], bool], timeout_s: float) -> PagerStatus:
+        with self._changed:
+            self._changed.wait_for(lambda: reached(self._status) or self._status.failed is not None, timeout_s)
+            if reached(self._status):
+                return self._status
+            if self._status.failed is not None:
+                raise TargetDiedError(self._status.failed)
+        raise IjfsError(f"the memory did not come in within {timeout_s:g} s", hint="`ijfs ps` shows the share")
+
+    # -- the guardian -------------------------------------------------------------------------------------------
+
+    def _start(self, *, replacement: bool) -> None:
+        ours, theirs = Channel.pair()
+        config = {**self._config, "channel": theirs.fileno(), "adopt": replacement}
+        fds = [theirs.fileno()]
+        if not any(kind == "criu" for kind, _ in self._held.values()) and not self._status.resumed:
+            config["listener"] = self._listener.fileno()
+            fds.append(self._listener.fileno())
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ijfs.live.pager", json.dumps(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log if self._log is not None else subprocess.DEVNULL,
+            stderr=self._log,
+            pass_fds=fds,
+            start_new_session=True,  # neither a terminal's ^C nor the keeper's death may end it
+        )
+        theirs.close()
+        self._channel = Channel(ours)
+        if replacement:
+            for number, (kind, held) in self._held.items():
+                self._channel.send("adopt", held, id=number, kind=kind)
+            self._channel.send("adopted", resumed=self._status.resumed)
+
+    def _guard(self) -> None:
+        while True:
+            message = self._channel.receive(1.0)
+            if message is not None:
+                self._on_message(*message)
+            elif not self._channel.alive and not self._succeed():
+                return
+
+    def _on_message(self, details: dict[str, Any], fds: list[int]) -> None:
+        event = details.pop("event")
+        if event == "hold":
+            self._held[details["id"]] = (details["kind"], fds)
+        elif event == "release":
+            _close_all(self._held.pop(details["id"], ("", []))[1])
+        elif event == "resumed":
+            self._update(resumed=True)
+        elif event in ("progress", "complete"):
+            self._update(**details)
+        elif event == "failed":
+            self._update(failed=details["message"])
+        if event == "complete":
+            self._let_go()
+            self._channel.send("released")
+        if self._on_event is not None and event not in ("hold", "release"):
+            self._on_event(event, details)
+
+    def _succeed(self) -> bool:
+        """The pager's end of the channel is closed: it left, or it died. True when another took its place."""
+        status = self._process.wait()
+        self._channel.close()
+        if status == 0 or self._closing or self._status.failed is not None:
+            self._let_go()
+            if status == 0:
+                self._update(complete=True)
+            return False
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < _DEATHS_S] + [now]
+        if len(self._deaths) > _MAX_DEATHS:
+            # What is held stays held: without it, the program would find zeros where its memory was.
+            reason = f"the pager died {len(self._deaths)} times in a row (last status {status})"
+            self._update(failed=f"{reason}; the program waits for memory that nobody brings")
+            return False
+        self._update(replaced=self._status.replaced + 1)
+        self._start(replacement=True)
+        return True
+
+    def _let_go(self) -> None:
+        for _, fds in self._held.values():
+            _close_all(fds)
+        self._held.clear()
+
+    def _update(self, **changes: Any) -> None:
+        with self._changed:
+            self._status = self._status._replace(**changes)
+            self._changed.notify_all()
+
+
+def _listen(workdir: Path) -> socket.socket:
+    """The socket CRIU connects to, listening before CRIU or the pager exist; a long path is no obstacle."""
+    directory = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (workdir / SOCKET_NAME).unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        listener.listen(1)
+    finally:
+        os.close(directory)
+    return listener
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

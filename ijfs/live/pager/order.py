@@ -1,0 +1,112 @@
+"""The working set of a restore: which pages a program touched first, recorded compactly and replayed next time.
+
+Kept beside the snapshot and never needed: a file that is missing, damaged or of another version is as good as none.
+Addresses, not page numbers, are recorded, because those mean the same in a descendant of the snapshot.
+
+    offset  bytes  content
+         0      8  "ijfsord1"
+         8      4  CRC-32 of the rest, little-endian like all numbers here
+        12      …  zlib stream of records of 16 bytes: u32 pid, u32 pages, u64 address
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from ijfs.live.pager.fetch import BLOCK_PAGES, PageRange
+from ijfs.live.pager.plan import PAGE, MemoryImage
+
+_MAGIC: Final = b"ijfsord1"
+_RECORD: Final = struct.Struct("<IIQ")
+_MAX_RECORDS: Final = 1 << 20
+
+
+class Touched(NamedTuple):
+    """Pages of one process that were needed together."""
+
+    pid: int
+    vaddr: int
+    pages: int
+
+
+class Recorder:
+    """Collects what faults asked for, in order."""
+
+    def __init__(self) -> None:
+        self._touched: list[Touched] = []
+
+    def add(self, image: MemoryImage, first: int, count: int) -> None:
+        for run, inside, pages in image.pieces(first, count):
+            vaddr = run.vaddr + inside * PAGE
+            last = self._touched[-1] if self._touched else None
+            if last and last.pid == image.pid and last.vaddr + last.pages * PAGE == vaddr:
+                self._touched[-1] = last._replace(pages=last.pages + pages)
+            elif len(self._touched) < _MAX_RECORDS:
+                self._touched.append(Touched(image.pid, vaddr, pages))
+
+    @property
+    def touched(self) -> list[Touched]:
+        return self._touched
+
+    @property
+    def pages(self) -> int:
+        return sum(item.pages for item in self._touched)
+
+
+def encode(touched: Iterable[Touched]) -> bytes:
+    body = zlib.compress(b"".join(_RECORD.pack(t.pid, t.pages, t.vaddr) for t in touched), 6)
+    return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def decode(data: bytes) -> list[Touched]:
+    """What `encode` was given; an empty list for anything that is not whole."""
+    if len(data) < 12 or data[:8] != _MAGIC or zlib.crc32(data[12:]) != struct.unpack_from("<I", data, 8)[0]:
+        return []
+    inflate = zlib.decompressobj()
+    try:
+        body = inflate.decompress(data[12:], _MAX_RECORDS * _RECORD.size)
+    except zlib.error:
+        return []
+    whole = len(body) - len(body) % _RECORD.size
+    return [Touched(pid, vaddr, pages) for pid, pages, vaddr in _RECORD.iter_unpack(body[:whole])]
+
+
+def blocks(
+    touched: Iterable[Touched], images: Mapping[int, MemoryImage]
+) -> Iterator[tuple[MemoryImage, list[PageRange]]]:
+    """The recorded order as reads of at most BLOCK_PAGES, of what these images have; several places per read."""
+    current: MemoryImage | None = None
+    ranges: list[PageRange] = []
+    room = BLOCK_PAGES
+    for item in touched:
+        image = images.get(item.pid)
+        if image is None:
+            continue
+        for first, count in _known(image, item):
+            while count:
+                if current is not image or not room:
+                    if current is not None and ranges:
+                        yield current, ranges
+                    current, ranges, room = image, [], BLOCK_PAGES
+                taken = min(count, room)
+                ranges.append((first, taken))
+                first, count, room = first + taken, count - taken, room - taken
+    if current is not None and ranges:
+        yield current, ranges
+
+
+def _known(image: MemoryImage, item: Touched) -> Iterator[PageRange]:
+    """The page numbers that this image has for recorded addresses, run by run."""
+    vaddr, end = item.vaddr, item.vaddr + min(item.pages, image.pages) * PAGE
+    while vaddr < end:
+        page = image.index_of(vaddr)
+        if page is None:
+            vaddr += PAGE
+            continue
+        run, inside, _ = next(image.pieces(page, 1))
+        pages = min(run.pages - inside, (end - vaddr) // PAGE)
+        yield page, pages
+        vaddr += pages * PAGE

@@ -1,0 +1,434 @@
+"""The pager process's one copying thread: answers faults, follows the program's mapping changes, fills in the rest.
+
+Started by `__main__`; the keeper's side is `api`. The loop alternates between *listening* (CRIU's connection, the
+userfaultfds, the keeper, finished reads) and *copying* one piece of at most a mebibyte, so that no fault waits longer
+than one such piece. Reading and decompressing happen in `fetch`'s threads.
+
+CRIU's side of the conversation (criu/uffd.c): over one stream connection each restored task sends its pid as i32 and
+then its userfaultfd; a zombie sends -pid and nothing else; when all tasks are about to run, "FTSR" comes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ijfs.live.pager import order
+from ijfs.live.pager.channel import Channel, received_fds
+from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, Fetcher, PageRange, Scheduler, Task
+from ijfs.live.pager.ledger import Ledger
+from ijfs.live.pager.plan import IN, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
+from ijfs.live.pager.source import PageSource
+from ijfs.live.pager.space import Space
+from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
+
+_RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
+_PROGRESS_S: Final = 0.1
+_QUIET_S: Final = 0.010
+"""While the first touches are being recorded, background copies wait until no fault came for this long …"""
+_RECORD_S: Final = 2.0
+"""… but no longer than this after the program began to run."""
+_RELEASE_S: Final = 2.0
+"""How long a keeper may take to let go of the userfaultfds before the pager leaves all the same."""
+_SMALL_PAGES: Final = 64
+"""Size of a background copy while faults keep coming: 256 KiB, 0.1 ms."""
+_SLOW_BLOCK_S: Final = 0.003
+"""A fault in a block that is being read waits for that block, unless blocks take longer than this."""
+
+
+class Server:
+    """Pages a restored program in. One use: construct, `run`, throw away."""
+
+    def __init__(
+        self,
+        source: PageSource,
+        channel: Channel,
+        listener: socket.socket | None,
+        *,
+        touched: Iterable[order.Touched] = (),
+        record: Path | None = None,
+    ) -> None:
+        self._source = source
+        self._channel = channel
+        self._listener = listener
+        self._criu: socket.socket | None = None
+        self._connection_number = 0
+        self._pid: int | None = None
+        self._released = False
+        self._touched = list(touched)
+        self._record = record
+        self._recorder = order.Recorder()
+        self._images: dict[int, MemoryImage] = {}
+        self._spaces: dict[int, Space] = {}
+        self._numbers = 0
+        self._scheduler = Scheduler(self._wanted)
+        self._fetcher = Fetcher(source, self._scheduler, lambda reason: self._stalled.append(reason))
+        self._stalled: deque[str] = deque(maxlen=1)
+        self._ready: list[Task] = []
+        self._deferred: list[tuple[Space, int]] = []
+        self._epoll = select.epoll()
+        self._began = time.monotonic()
+        self._resumed: float | None = None
+        self._last_fault = 0.0
+        self._last_progress = 0.0
+        self._faults = 0
+        self._failed = False
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until everything is in, or everybody is gone. The process's exit status."""
+        self._epoll.register(self._fetcher.signal, select.EPOLLIN)
+        self._epoll.register(self._channel.fileno(), select.EPOLLIN)
+        if self._listener is not None:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._fetcher.start()
+        try:
+            while not self._done():
+                self._listen(0.0 if self._copy() else 0.05)
+                self._report_progress()
+            return self._leave()
+        finally:
+            self._fetcher.close()
+
+    def prepare(self, pids: Iterable[int]) -> None:
+        """Read these processes' page maps and begin to fetch, before CRIU has even made them."""
+        for pid in pids:
+            self._image(pid)
+        self._scheduler.set_order(order.blocks(self._touched, self._images))
+
+    def adopt(self) -> None:
+        """Take over from a pager that died: everything that its keeper held."""
+        while (message := self._channel.receive(5.0)) is not None:
+            details, fds = message
+            if details["event"] == "adopted":
+                if details["resumed"]:
+                    self._on_restore_finished()
+                return
+            if details["kind"] == "criu":
+                self._attach(socket.socket(fileno=fds[0]), details["id"])
+            else:
+                self._adopt_space(details["id"], *fds)
+
+    def _done(self) -> bool:
+        if self._failed:
+            return True
+        if self._resumed is None:
+            return False
+        return not any(space.plan.missing for space in self._spaces.values())
+
+    def _leave(self) -> int:
+        """Hand the address spaces back to the kernel. Faults are answered until nobody can hold them up any more."""
+        if self._failed:
+            self._channel.send("failed", message="the restore ended before its programs ran")
+            return 1
+        self._write_record()
+        for space in self._spaces.values():
+            space.unregister()
+        self._channel.send("complete", **self._progress())
+        deadline = time.monotonic() + _RELEASE_S
+        while not self._released and self._channel.alive and time.monotonic() < deadline:
+            self._listen(0.05)
+        for space in list(self._spaces.values()):
+            space.close()
+        return 0
+
+    # -- listening ----------------------------------------------------------------------------------------------
+
+    def _listen(self, timeout_s: float) -> None:
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == self._fetcher.signal:
+                os.eventfd_read(fd)
+            elif fd == self._channel.fileno():
+                self._on_keeper()
+            elif self._listener is not None and fd == self._listener.fileno():
+                self._accept(self._listener.accept()[0])
+            elif self._criu is not None and fd == self._criu.fileno():
+                self._on_criu()
+            elif fd in self._spaces:
+                self._on_events(self._spaces[fd])
+        while self._fetcher.ready:
+            self._ready.append(self._fetcher.ready.popleft())
+
+    def _on_keeper(self) -> None:
+        message = self._channel.receive()
+        if message is not None:
+            self._released = message[0]["event"] == "released"
+        if not self._channel.alive:  # the keeper died: the program goes on, without a guardian
+            self._epoll.unregister(self._channel.fileno())
+
+    def _accept(self, connection: socket.socket) -> None:
+        if self._listener is not None:
+            self._epoll.unregister(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        self._attach(connection, self._next_number())
+        self._channel.send("hold", [connection.fileno()], id=self._connection_number, kind="criu")
+
+    def _attach(self, connection: socket.socket, number: int) -> None:
+        self._criu = connection
+        self._connection_number = number
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+    def _on_criu(self) -> None:
+        assert self._criu is not None
+        data, ancillary, _, _ = self._criu.recvmsg(
+            4 if self._pid is None else 1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            self._failed = self._resumed is None
+            self._hang_up()
+        elif self._pid is not None:
+            self._add_space(self._pid, received_fds(ancillary)[0])
+            self._pid = None
+        else:
+            (number,) = struct.unpack("<i", data)
+            if number == _RESTORE_FINISHED:
+                self._on_restore_finished()
+                self._hang_up()
+            elif number > 0:
+                self._pid = number
+
+    def _hang_up(self) -> None:
+        assert self._criu is not None
+        self._epoll.unregister(self._criu.fileno())
+        self._criu.close()
+        self._criu = None
+        self._channel.send("release", id=self._connection_number)
+
+    def _on_restore_finished(self) -> None:
+        self._resumed = time.monotonic()
+        for space in self._spaces.values():
+            space.settled = True
+        self._channel.send("resumed")
+
+    # -- address spaces -----------------------------------------------------------------------------------------
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _image(self, pid: int) -> MemoryImage:
+        image = self._images.get(pid)
+        if image is None:
+            image = self._images[pid] = self._source.memory(pid)
+            self._scheduler.add_image(image, self._source.zero_pages(image))
+        return image
+
+    def _add_space(self, pid: int, fd: int) -> None:
+        image = self._image(pid)
+        ledger = Ledger.create(pid, image.pages)
+        plan = AddressSpace(image, ledger.states)
+        for first, count in self._source.zero_pages(image):
+            plan.mark(first, count, ZERO)
+        self._enter(Space(self._next_number(), Uffd(fd), ledger, plan))
+
+    def _enter(self, space: Space, *, held: bool = False) -> None:
+        space.settled = self._resumed is not None
+        self._spaces[space.uffd.fd] = space
+        self._epoll.register(space.uffd.fd, select.EPOLLIN)
+        if not held:
+            self._channel.send("hold", [space.uffd.fd, space.ledger.fd], id=space.number, kind="space")
+
+    def _adopt_space(self, number: int, uffd_fd: int, ledger_fd: int) -> None:
+        ledger = Ledger(ledger_fd)
+        space = Space(number, Uffd(uffd_fd), ledger, ledger.restore(self._image(ledger.pid)))
+        self._numbers = max(self._numbers, number)
+        self._enter(space, held=True)
+        self._handle(space, after_crash=True)
+        space.wake_all()
+
+    def _forget(self, space: Space) -> None:
+        """The address space is gone: exit or exec."""
+        self._epoll.unregister(space.uffd.fd)
+        del self._spaces[space.uffd.fd]
+        space.close()
+        self._channel.send("release", id=space.number)
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def _on_events(self, space: Space) -> None:
+        if space.ledger.read_events(space.uffd.fd):
+            self._handle(space)
+
+    def _handle(self, space: Space, *, after_crash: bool = False) -> None:
+        """Deal with what was read, in the kernel's order, each message settled before the next is begun."""
+        for slot, (event, a, b, c) in space.ledger.inbox():
+            if event == EVENT_PAGEFAULT:
+                if not after_crash:
+                    self._on_fault(space, b & ~(PAGE - 1))
+            elif event == EVENT_FORK:
+                if after_crash:
+                    self._channel.send("lost", pid=space.image.pid)
+                else:
+                    self._on_fork(space, a & 0xFFFFFFFF)
+            else:
+                space.ledger.apply(space.plan, event, a, b, c)
+            space.ledger.settle(slot)
+
+    def _on_fork(self, parent: Space, fd: int) -> None:
+        ledger = parent.ledger.fork()
+        self._enter(Space(self._next_number(), Uffd(fd), ledger, parent.plan.fork(ledger.states)))
+
+    def _on_fault(self, space: Space, vaddr: int) -> None:
+        self._faults += 1
+        self._last_fault = time.monotonic()
+        if not self._answer(space, vaddr):
+            self._deferred.append((space, vaddr))
+
+    def _answer(self, space: Space, vaddr: int) -> bool:
+        """Answer a fault, or see to it that an answer comes. False: the program's mappings change, ask again."""
+        page = space.plan.page_at(vaddr)
+        if page is None or not space.is_missing(page):
+            return space.answer_with_zeros(vaddr) not in (Outcome.CHANGING, Outcome.NO_MEMORY)
+        for task in self._ready:
+            part = _part_of(task, space.image, page)
+            if part is not None:
+                self._note(space.image, part.ranges[0])
+                return space.copy_part(part, AROUND_PAGES)[1] in (Outcome.DONE, Outcome.GONE)
+        if self._fetcher.block_s < _SLOW_BLOCK_S and self._scheduler.is_taken(space.image, page):
+            return True
+        asked = self._scheduler.want_now(space.image, page)
+        if asked is not None:
+            self._note(space.image, asked)
+        return True
+
+    def _note(self, image: MemoryImage, pages: PageRange) -> None:
+        if self._record is not None:
+            self._recorder.add(image, *pages)
+
+    # -- copying ------------------------------------------------------------------------------------------------
+
+    def _copy(self) -> bool:
+        """Do one piece of copying; whether there may be more to do at once."""
+        for reason in _drain(self._stalled):
+            self._channel.send("stalled", reason=reason)
+        deferred, self._deferred = self._deferred, []
+        for space, vaddr in deferred:
+            if not space.dead and not self._answer(space, vaddr):
+                self._deferred.append((space, vaddr))
+        task = self._choose()
+        if task is None:
+            return False
+        recent = time.monotonic() - self._last_fault < _QUIET_S
+        limit = _SMALL_PAGES if recent and not task.urgent else BLOCK_PAGES
+        finished = True
+        for space in self._spaces_of(task.image):
+            through, outcome = space.copy_part(task, limit)
+            finished = finished and through
+            if outcome is Outcome.GONE:
+                self._forget(space)
+            elif outcome in (Outcome.CHANGING, Outcome.NO_MEMORY):
+                self._ready.append(task)
+                return outcome is Outcome.CHANGING
+        if finished:
+            self._finish(task)
+        else:
+            self._ready.insert(0, task)
+        return True
+
+    def _choose(self) -> Task | None:
+        """The next finished read to copy from: for a fault before any other; others not while they should wait."""
+        for at, task in enumerate(self._ready):
+            if task.urgent:
+                return self._ready.pop(at)
+        if not self._ready or self._resumed is None or self._holds_back():
+            return None
+        return self._ready.pop(0)
+
+    def _holds_back(self) -> bool:
+        """While nobody has recorded this program's first touches yet, faults are left to show them."""
+        if self._record is None or self._touched or self._resumed is None:
+            return False
+        now = time.monotonic()
+        return now - self._resumed < _RECORD_S and now - self._last_fault < _QUIET_S
+
+    def _finish(self, task: Task) -> None:
+        if task.bad:
+            self._report_poison(task)
+        missing = {
+            run for space in self._spaces_of(task.image) for r in task.ranges for run in space.plan.missing_runs(*r)
+        }
+        self._scheduler.settle(task, missing)
+        if task.slot is not None:
+            task.slot.give_back()
+
+    def _spaces_of(self, image: MemoryImage) -> list[Space]:
+        return [space for space in self._spaces.values() if space.image is image and not space.dead]
+
+    def _wanted(self, image: MemoryImage, first: int, count: int) -> list[PageRange]:
+        """Called by the fetching threads: what of these pages any address space still misses."""
+        if self._resumed is None:
+            return [(first, count)]
+        spaces = self._spaces_of(image)
+        if len(spaces) == 1:
+            return list(spaces[0].plan.missing_runs(first, count))
+        return [(first, count)] if any(True for s in spaces for _ in s.plan.missing_runs(first, count)) else []
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def _progress(self) -> dict[str, Any]:
+        counts = dict.fromkeys((IN, ZERO, POISONED), 0)
+        for space in self._spaces.values():
+            states = bytes(space.plan.states[0 : space.image.pages])
+            for state in counts:
+                counts[state] += states.count(state)
+        return {
+            "pages": sum(space.image.pages for space in self._spaces.values()),
+            "pages_in": counts[IN],
+            "zero": counts[ZERO],
+            "poisoned": counts[POISONED],
+            "faults": self._faults,
+            "spaces": len(self._spaces),
+            "seconds": round(time.monotonic() - (self._resumed or self._began), 4),
+        }
+
+    def _report_progress(self) -> None:
+        now = time.monotonic()
+        if self._resumed is not None and now - self._last_progress >= _PROGRESS_S:
+            self._last_progress = now
+            self._channel.send("progress", **self._progress())
+
+    def _report_poison(self, task: Task) -> None:
+        for page in sorted(task.bad):
+            run, inside, _ = next(task.image.pieces(page, 1))
+            vaddr = run.vaddr + inside * PAGE
+            self._channel.send("poisoned", pid=task.image.pid, vaddr=vaddr, pages=1, reason=task.reason)
+
+    def _write_record(self) -> None:
+        """Keep the first touches, unless the order that was replayed already covers nearly all of them."""
+        known = sum(item.pages for item in self._touched)
+        if self._record is None or not self._recorder.pages or self._recorder.pages < known // 10:
+            return
+        partial = self._record.with_name(self._record.name + ".partial")
+        partial.write_bytes(order.encode([*self._touched, *self._recorder.touched]))
+        partial.replace(self._record)
+
+
+def _part_of(task: Task, image: MemoryImage, page: int) -> Task | None:
+    """What lies around this page in a finished read, as a task of its own in the same buffer."""
+    if task.image is not image:
+        return None
+    base = 0
+    for first, count in task.ranges:
+        if first <= page < first + count:
+            begin = max(first, page // AROUND_PAGES * AROUND_PAGES)
+            end = min(first + count, page // AROUND_PAGES * AROUND_PAGES + AROUND_PAGES)
+            part = Task(image, [(begin, end - begin)], urgent=True)
+            part.address = task.address + (base + begin - first) * PAGE
+            part.bad = task.bad
+            return part
+        base += count
+    return None
+
+
+def _drain(queue: deque[str]) -> Iterator[str]:
+    while queue:
+        yield queue.popleft()

@@ -1,0 +1,299 @@
+"""Where a process's bytes come from: CRIU's images, in a directory or in the engine, seen as numbered lazy pages.
+
+`CriuImages` reads `pagemap-<pid>.img`, `mm-<pid>.img` and `pages-<n>.img` through a small `Files` protocol;
+`DirectoryFiles` is a plain directory, `engine_source.EngineFiles` the storage engine. Called by `server`.
+
+Which pages are lazy is CRIU's decision and has to be repeated exactly, or a page is restored by nobody: a pagemap
+entry with PE_LAZY was left out by `criu restore --lazy-pages` (criu/mem.c, restore_priv_vma_content), every other one
+was read by CRIU itself. Which mappings are registered: private anonymous ones that are neither locked nor hugetlb
+(criu/include/vma.h, vma_entry_can_be_lazy), whether they have lazy pages or not.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
+from ijfs_engine.errors import CorruptError
+
+_COMMON_MAGIC: Final = 0x54564319  # criu/include/magic.h
+_PAGEMAP_MAGIC: Final = 0x56084025
+_MM_MAGIC: Final = 0x57492820
+
+_PE_PARENT: Final = 1  # criu/include/pagemap.h
+_PE_LAZY: Final = 2
+_PE_PRESENT: Final = 4
+
+_MAP_PRIVATE: Final = 0x02
+_MAP_ANONYMOUS: Final = 0x20
+_MAP_LOCKED: Final = 0x2000
+_MAP_HUGETLB: Final = 0x40000
+_MAP_LAZY_MASK: Final = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_LOCKED | _MAP_HUGETLB
+_MADV_WIPEONFORK: Final = 18
+
+
+class File(Protocol):
+    """One stored image file, readable from several threads."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def read_into(self, offset: int, buffer: memoryview) -> int: ...
+
+
+class Files(Protocol):
+    """A directory of CRIU images."""
+
+    def open(self, name: str) -> File: ...
+    def zeros(self, name: str) -> Iterable[tuple[int, int]]:
+        """Ranges (byte offset, length) of this file that are known to hold only zeros."""
+        ...
+
+
+class PageSource(Protocol):
+    """What the server needs of the place where the bytes are."""
+
+    def memory(self, pid: int) -> MemoryImage: ...
+    def zero_pages(self, image: MemoryImage) -> Iterable[tuple[int, int]]:
+        """Page numbers (first, count) known to be all zero."""
+        ...
+
+    def read(self, image: MemoryImage, first: int, count: int, buffer: memoryview) -> None:
+        """Fill `buffer` with pages [first, first + count). CorruptError, OSError; never wrong bytes."""
+        ...
+
+
+class CriuImages:
+    """A `PageSource` over CRIU's image files."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._pages: dict[int, tuple[str, File]] = {}
+
+    def memory(self, pid: int) -> MemoryImage:
+        """The lazy pages and registered mappings of one process. CorruptError for images that make no sense."""
+        name = f"pagemap-{pid}.img"
+        pagemap = self._files.open(name)
+        mm_name = f"mm-{pid}.img"
+        mm = self._files.open(mm_name)
+        mappings = list(parse_mappings(mm_name, mm.read(0, mm.size)))
+        pages_id, entries = parse_pagemap(name, pagemap.read(0, pagemap.size))
+        image = MemoryImage(pid, list(_runs(name, entries, mappings)), mappings)
+        if image.pages:
+            pages_name = f"pages-{pages_id}.img"
+            pages = self._files.open(pages_name)
+            self._pages[pid] = pages_name, pages
+            end = max(run.offset + run.pages * PAGE for run in image.runs)
+            if end > pages.size:
+                raise CorruptError(f"{pages_name} has {pages.size} bytes, its pagemap needs {end}")
+        return image
+
+    def zero_pages(self, image: MemoryImage) -> Iterator[tuple[int, int]]:
+        if not image.pages:
+            return
+        order = sorted(zip(image.runs, image.firsts, strict=True), key=lambda pair: pair[0].offset)
+        at = 0
+        for start, length in self._files.zeros(self._pages[image.pid][0]):
+            begin, end = -(-start // PAGE) * PAGE, (start + length) // PAGE * PAGE
+            while at < len(order) and order[at][0].offset + order[at][0].pages * PAGE <= begin:
+                at += 1
+            for run, first in order[at:]:
+                if run.offset >= end:
+                    break
+                low, high = max(run.offset, begin), min(run.offset + run.pages * PAGE, end)
+                if low < high:
+                    yield first + (low - run.offset) // PAGE, (high - low) // PAGE
+
+    def read(self, image: MemoryImage, first: int, count: int, buffer: memoryview) -> None:
+        name, pages = self._pages[image.pid]
+        for offset, at, length in _segments(image, first, count):
+            got = pages.read_into(offset, buffer[at : at + length])
+            if got != length:
+                raise CorruptError(f"{name} ends at byte {offset + got}, {offset + length} were to be read")
+
+
+def _segments(image: MemoryImage, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Reads for pages [first, first + count): (file offset, offset in the buffer, bytes), neighbours merged."""
+    start = at = length = 0
+    for run, inside, pages in image.pieces(first, count):
+        offset = run.offset + inside * PAGE
+        if length and offset == start + length:
+            length += pages * PAGE
+            continue
+        if length:
+            yield start, at, length
+        start, at, length = offset, at + length, pages * PAGE
+    if length:
+        yield start, at, length
+
+
+class DirectoryFile:
+    """A `File` on disk; `delay_s` is waited before each read, to stand for a slow place (tests, benchmarks)."""
+
+    def __init__(self, path: Path, delay_s: float = 0.0) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+        self._delay_s = delay_s
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class DirectoryFiles:
+    """`Files` in a plain directory, as `criu dump` leaves them."""
+
+    def __init__(self, path: Path, delay_s: float = 0.0) -> None:
+        self._path = path
+        self._delay_s = delay_s
+
+    def open(self, name: str) -> DirectoryFile:
+        return DirectoryFile(self._path / name, self._delay_s if name.startswith("pages-") else 0.0)
+
+    def zeros(self, name: str) -> Iterable[tuple[int, int]]:
+        return ()
+
+    def pids(self) -> list[int]:
+        return pids_of(os.listdir(self._path))
+
+
+def pids_of(names: Iterable[str]) -> list[int]:
+    """The processes that an image directory with these files describes."""
+    found = (name[3:-4] for name in names if name.startswith("mm-") and name.endswith(".img"))
+    return sorted(int(pid) for pid in found if pid.isdecimal())
+
+
+def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
+    """(number of the pages file, entries (vaddr, pages, flags)) of a pagemap image (images/pagemap.proto)."""
+    records = _records(name, data, _PAGEMAP_MAGIC)
+    head = next(records, None)
+    if head is None:
+        return 0, []
+    pages_id = dict(_varints(name, data, *head)).get(1, 0)
+    entries = []
+    for begin, end in records:
+        vaddr = pages = flags = 0
+        for field, value in _varints(name, data, begin, end):
+            if field == 1:
+                vaddr = value
+            elif field == 5 or (field == 2 and not pages):
+                pages = value
+            elif field == 4:
+                flags |= value
+            elif field == 3 and value:
+                flags |= _PE_PARENT
+        entries.append((vaddr, pages, flags))
+    return pages_id, entries
+
+
+def parse_mappings(name: str, data: bytes) -> Iterator[Mapping]:
+    """The mappings that CRIU registers with the userfaultfd, of an mm image (images/mm.proto, vma.proto)."""
+    record = next(_records(name, data, _MM_MAGIC), None)
+    if record is None:
+        raise CorruptError(f"{name} is empty")
+    for field, value in _fields(name, data, *record):
+        if field != 14 or not isinstance(value, tuple):
+            continue
+        vma = dict(_varints(name, data, *value))
+        if (vma.get(6, 0) & _MAP_LAZY_MASK) == (_MAP_PRIVATE | _MAP_ANONYMOUS):
+            yield Mapping(vma.get(1, 0), vma.get(2, 0), bool(vma.get(9, 0) >> _MADV_WIPEONFORK & 1))
+
+
+def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping]) -> Iterator[Run]:
+    """Lazy entries as runs, split where one mapping ends and the next begins (a copy may not cross that)."""
+    offset = at = previous = 0
+    for vaddr, pages, flags in entries:
+        if vaddr % PAGE or vaddr < previous or not 0 < pages < 1 << 40:
+            raise CorruptError(f"{name}: entry {vaddr:#x} with {pages} pages is out of order or not page-aligned")
+        previous = end = vaddr + pages * PAGE
+        if flags & _PE_PARENT:
+            raise CorruptError(f"{name}: pages at {vaddr:#x} are in a parent image", hint="merge the images first")
+        start, where = vaddr, offset
+        if flags & _PE_PRESENT or not flags:
+            offset += pages * PAGE
+        if not flags & _PE_LAZY:
+            continue
+        while start < end:
+            while at < len(mappings) and mappings[at].end <= start:
+                at += 1
+            if at == len(mappings) or mappings[at].start > start:
+                raise CorruptError(f"{name}: lazy pages at {start:#x} lie in no mapping that can be lazy")
+            stop = min(end, mappings[at].end)
+            yield Run(start, (stop - start) // PAGE, where)
+            where += stop - start
+            start = stop
+
+
+def _records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
+    """Where the length-prefixed messages of a CRIU image are: (begin, end)."""
+    if not data:  # CRIU leaves an empty file for a task without memory of its own
+        return
+    if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON_MAGIC, magic):
+        raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
+    at = 8
+    while at < len(data):
+        if at + 4 > len(data):
+            raise CorruptError(f"{name} ends inside a record")
+        length = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if at + length > len(data):
+            raise CorruptError(f"{name} ends inside a record")
+        yield at, at + length
+        at += length
+
+
+def _varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    return ((field, value) for field, value in _fields(name, data, begin, end) if isinstance(value, int))
+
+
+def _fields(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
+    """Fields of one protobuf message: (number, value) for varints, (number, (begin, end)) for nested bytes."""
+    at = begin
+    while at < end:
+        key, at = _varint(name, data, at, end)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(name, data, at, end)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, at = _varint(name, data, at, end)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise CorruptError(f"{name}: wire type {kind} is not one that protobuf has")
+        if at + length > end:
+            raise CorruptError(f"{name} ends inside a field")
+        if kind == 2:
+            yield key >> 3, (at, at + length)
+        at += length
+
+
+def _varint(name: str, data: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+        shift += 7
+    raise CorruptError(f"{name} ends inside a number")

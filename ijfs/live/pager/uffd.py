@@ -1,0 +1,183 @@
+"""The userfaultfd seam: every ioctl and message of the kernel interface that the pager uses, and nothing else.
+
+Called by `server` (which serves a restored program), `api` and the tests. Semantics were taken from fs/userfaultfd.c
+and mm/userfaultfd.c of Linux 6.18 and are checked against the running kernel in tests/live/test_pager_uffd.py.
+
+ctypes and not `fcntl.ioctl`: the result field of a *failed* UFFDIO_COPY says how far it came, and both forms release
+the GIL. One UFFDIO_COPY of 4 KiB costs about 2 µs of Python on top of the kernel's own time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from enum import IntEnum
+from typing import Final
+
+PAGE: Final = 4096
+HUGE_PAGE: Final = 2 << 20
+
+# linux/userfaultfd.h: _IOC(dir, 0xAA, nr, size)
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_WAKE: Final = 0x8010AA02
+_UFFDIO_COPY: Final = 0xC028AA03
+_UFFDIO_ZEROPAGE: Final = 0xC020AA04
+_UFFDIO_POISON: Final = 0xC020AA08  # Linux 6.6
+_UFFD_API: Final = 0xAA
+_SYS_USERFAULTFD: Final = 323  # x86-64
+_REGISTER_MODE_MISSING: Final = 1
+
+FEATURE_EVENT_FORK: Final = 1 << 1
+FEATURE_EVENT_REMAP: Final = 1 << 2
+FEATURE_EVENT_REMOVE: Final = 1 << 3
+FEATURE_EVENT_UNMAP: Final = 1 << 6
+# What criu/uffd.c asks for (NEED_UFFD_API_FEATURES) before it hands a userfaultfd over.
+CRIU_FEATURES: Final = FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP
+
+EVENT_PAGEFAULT: Final = 0x12
+EVENT_FORK: Final = 0x13
+EVENT_REMAP: Final = 0x14
+EVENT_REMOVE: Final = 0x15
+EVENT_UNMAP: Final = 0x16
+
+MESSAGE: Final = struct.Struct("<B7xQQQ")  # struct uffd_msg: event, then three words that depend on it
+"""(event, a, b, c): PAGEFAULT flags, address, thread · FORK fd · REMAP from, to, length · REMOVE/UNMAP start, end."""
+
+
+class Outcome(IntEnum):
+    """How far an operation on a range came, and what the caller has to do about the rest."""
+
+    DONE = 0
+    """The whole range was handled."""
+    EXISTS = 1
+    """The page after the handled part is already there: skip it, it is right."""
+    CHANGING = 2
+    """EAGAIN: the program changes its mappings; read the event that says how, then try the rest again."""
+    NOT_MAPPED = 3
+    """ENOENT: the rest lies in no one registered mapping: gone, or a boundary runs through it."""
+    GONE = 4
+    """ESRCH: the whole address space is gone (exit, exec)."""
+    NO_MEMORY = 5
+    """ENOMEM or a refused cgroup charge: try again later."""
+
+
+_OUTCOMES: Final = {
+    errno.EEXIST: Outcome.EXISTS,
+    errno.EAGAIN: Outcome.CHANGING,
+    errno.ENOENT: Outcome.NOT_MAPPED,
+    errno.ESRCH: Outcome.GONE,
+    errno.ENOSPC: Outcome.GONE,  # what kernels before 5.2 answered for an address space that is going away
+    errno.ENOMEM: Outcome.NO_MEMORY,
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_ioctl = _libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_ioctl.restype = ctypes.c_int
+
+
+class _Arguments(ctypes.Structure):
+    """Five words: enough for every ioctl here; which word means what is beside each call."""
+
+    _fields_ = (("w", ctypes.c_int64 * 5),)
+
+
+def open_userfaultfd(features: int = CRIU_FEATURES) -> int:
+    """A new non-blocking userfaultfd of the calling process, as CRIU opens one in a task it restores."""
+    fd: int = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _os_error("userfaultfd")
+    arguments = struct.pack("<QQQ", _UFFD_API, features, 0)
+    buffer = ctypes.create_string_buffer(arguments, 24)
+    if _ioctl(fd, _UFFDIO_API, ctypes.addressof(buffer)):
+        error = _os_error("UFFDIO_API")
+        os.close(fd)
+        raise error
+    return fd
+
+
+class Uffd:
+    """One userfaultfd, that is: one address space of a program that is being paged in.
+
+    Not thread-safe: whoever copies must also be the one who reads events, or bytes could be copied into a range whose
+    removal somebody else has just read (the kernel refuses copies only until the event is *read*).
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._arguments = _Arguments()
+        self._words = self._arguments.w
+        self._address = ctypes.addressof(self._arguments)
+
+    def close(self) -> None:
+        """Give up this reference. With the last one the kernel unregisters every range and wakes every waiter."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def copy(self, destination: int, source: int, length: int) -> tuple[int, Outcome]:
+        """Fill missing pages from `source` (an address in this process): (bytes that were filled, outcome).
+
+        Waiters of what was filled are woken. All three in bytes, whole pages.
+        """
+        words = self._words
+        words[0], words[1], words[2], words[3], words[4] = destination, source, length, 0, 0
+        if _ioctl(self.fd, _UFFDIO_COPY, self._address) == 0:
+            return length, Outcome.DONE
+        return self._partial(words[4], "UFFDIO_COPY")
+
+    def zero(self, start: int, length: int) -> tuple[int, Outcome]:
+        """Map the kernel's zero page over missing pages: (bytes that were mapped, outcome)."""
+        words = self._words
+        words[0], words[1], words[2], words[3] = start, length, 0, 0
+        if _ioctl(self.fd, _UFFDIO_ZEROPAGE, self._address) == 0:
+            return length, Outcome.DONE
+        return self._partial(words[3], "UFFDIO_ZEROPAGE")
+
+    def poison(self, start: int, length: int) -> tuple[int, Outcome]:
+        """Make any touch of these missing pages a SIGBUS (as a memory error would): (bytes, outcome)."""
+        words = self._words
+        words[0], words[1], words[2], words[3] = start, length, 0, 0
+        if _ioctl(self.fd, _UFFDIO_POISON, self._address) == 0:
+            return length, Outcome.DONE
+        return self._partial(words[3], "UFFDIO_POISON")
+
+    def wake(self, start: int, length: int) -> None:
+        """Let everyone who waits for a page in this range look again. The range need not be mapped."""
+        self._words[0], self._words[1] = start, length
+        if _ioctl(self.fd, _UFFDIO_WAKE, self._address):
+            raise _os_error("UFFDIO_WAKE")
+
+    def register(self, start: int, length: int) -> None:
+        """Ask for faults on missing pages of this range of the process that opened the userfaultfd."""
+        words = self._words
+        words[0], words[1], words[2], words[3] = start, length, _REGISTER_MODE_MISSING, 0
+        if _ioctl(self.fd, _UFFDIO_REGISTER, self._address):
+            raise _os_error("UFFDIO_REGISTER")
+
+    def unregister(self, start: int, length: int) -> bool:
+        """Let the kernel answer this range's faults again; False where nothing (suitable) is mapped any more."""
+        self._words[0], self._words[1] = start, length
+        if _ioctl(self.fd, _UFFDIO_UNREGISTER, self._address) == 0:
+            return True
+        if ctypes.get_errno() in (errno.EINVAL, errno.ENOMEM, errno.ESRCH):
+            return False
+        raise _os_error("UFFDIO_UNREGISTER")
+
+    def _partial(self, handled: int, name: str) -> tuple[int, Outcome]:
+        """Read a failed ioctl: `handled` is the kernel's result word (bytes, or a negative errno)."""
+        if handled > 0:  # it came this far; why it stopped is what the next call on the rest will say
+            return handled, Outcome.DONE
+        outcome = _OUTCOMES.get(ctypes.get_errno())
+        if outcome is None:
+            raise _os_error(name)
+        return 0, outcome
+
+
+def _os_error(name: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{name}: {os.strerror(number)}")
