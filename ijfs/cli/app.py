@@ -117,13 +117,13 @@ class VerbGroup(click.Group):
     command_class = Verb
 
 
-def run_verb(function: Callable[..., Answer | None], name: str, *args: Any, **kwargs: Any) -> None:
+def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: Any, **kwargs: Any) -> None:
     """Call a verb, print its answer, close what it opened, leave with its exit code."""
     app = click.get_current_context().ensure_object(App)
     with app.closing:
         answer = function(app, *args, **kwargs)
     if answer is not None:
-        app.answer(answer, name)
+        app.answer(answer, verb_name)
         if answer.exit_code:
             raise SystemExit(answer.exit_code)
 

@@ -134,24 +134,33 @@ cli = LazyGroup(
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. Nothing but SystemExit leaves this function."""
+    _signals()
     sys.exit(invoke(list(sys.argv[1:] if argv is None else argv)))
 
 
 def invoke(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    _signals()
     app = App(json="--json" in argv[: argv.index("--")] if "--" in argv else "--json" in argv)
     try:
-        with app.closing:
-            result = cli.main(args=argv, prog_name="ijfs", standalone_mode=False, obj=app)
+        _dispatch(argv or ["--help"], app)
         sys.stdout.flush()
+    except click.exceptions.Exit as exit_:
+        return _flushed(exit_.exit_code)
     except SystemExit as exit_:
         return _flushed(exit_.code if isinstance(exit_.code, int) else 1)
     except BaseException as error:
         from ijfs.cli.failure import report
 
         return report(error, app)
-    return result if isinstance(result, int) else 0
+    return 0
+
+
+def _dispatch(argv: list[str], app: App) -> None:
+    """Parse and run. click's own `main` only serves the shell's completion: it has other ideas of exit codes."""
+    if "_IJFS_COMPLETE" in os.environ:
+        cli.main(args=argv, prog_name="ijfs", obj=app)
+    with app.closing, cli.make_context("ijfs", argv, obj=app) as context:
+        cli.invoke(context)
 
 
 def _flushed(code: int) -> int:

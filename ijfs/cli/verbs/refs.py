@@ -90,7 +90,7 @@ def _make(repository: Repository, kind: Kind, name: str, spec: str, *, force: bo
     if kind == "branch":
         repository.refs.set_branch(name, target, expect=old)
     else:
-        repository.refs.set_tag(name, target)
+        repository.refs.set_tag(name, target, expect=old)
     data = {"kind": kind, "name": name, "snapshot": target.hex(), "was": old.hex() if old else None}
     moved = f" (was at {text.short(old)})" if old and old != target else ""
     return Answer(

@@ -1,0 +1,150 @@
+"""What differs between two snapshots: files by their trees, memory page by page at the same address.
+
+Called by `ijfs diff`. Equal subtrees and files are recognised by their ids and never read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ijfs_engine import Entry, Reader, StoredFile
+
+PAGE = 4096
+BLOCK_PAGES = 256
+"""Pages compared at once: a MiB that is equal costs one comparison, one that is not costs 256 more."""
+
+Change = Literal["added", "removed", "changed"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A path that differs, and its two sizes (None where it is not there)."""
+
+    path: str
+    change: Change
+    old_size: int | None
+    new_size: int | None
+
+
+@dataclass
+class MemoryChange:
+    """The memory of one process in both snapshots, in pages of 4096 bytes."""
+
+    process: str
+    old_pages: int = 0
+    new_pages: int = 0
+    same: int = 0
+    changed: int = 0
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    """(address, pages) of what changed or is new, by address."""
+
+    @property
+    def added(self) -> int:
+        """Pages at addresses that only the new one has."""
+        return self.new_pages - self.same - self.changed
+
+    @property
+    def removed(self) -> int:
+        """Pages at addresses that only the old one has."""
+        return self.old_pages - self.same - self.changed
+
+
+def files(reader: Reader, old: bytes, new: bytes, *, skip: frozenset[bytes] = frozenset()) -> Iterator[FileChange]:
+    """All paths that differ between two trees, by name; `skip`: names at the top that are left out."""
+    todo: list[tuple[str, bytes | None, bytes | None]] = [("", old, new)]
+    while todo:
+        prefix, left, right = todo.pop()
+        if left == right:
+            continue
+        olds, news = _entries(reader, left), _entries(reader, right)
+        below = []
+        for name in sorted((olds.keys() | news.keys()) - (skip if not prefix else frozenset())):
+            before, after = olds.get(name), news.get(name)
+            path = prefix + os.fsdecode(name)
+            yield from _compared(path, before, after)
+            trees = tuple(e.content if e is not None and e.kind == "d" else None for e in (before, after))
+            if trees != (None, None):
+                below.append((path + "/", *trees))
+        todo += reversed(below)
+
+
+def _entries(reader: Reader, tree: bytes | None) -> Mapping[bytes, Entry]:
+    return {entry.name: entry for entry in reader.tree(tree).entries} if tree is not None else {}
+
+
+def _compared(path: str, before: Entry | None, after: Entry | None) -> Iterator[FileChange]:
+    if before is not None and after is not None and _same(before, after):
+        return
+    change: Change = "added" if before is None else "removed" if after is None else "changed"
+    yield FileChange(path, change, _size(before), _size(after))
+
+
+def _same(before: Entry, after: Entry) -> bool:
+    """Whether two entries of one name are the same but for time; a directory's content is compared by descending."""
+    fields = ["kind", "mode", "uid", "gid", "target", "rdev", "xattrs"]
+    if before.kind != "d":
+        fields += ["size", "content"]
+    return all(getattr(before, name) == getattr(after, name) for name in fields)
+
+
+def _size(entry: Entry | None) -> int | None:
+    return None if entry is None else entry.size
+
+
+def memory(process: str, old: StoredFile | None, new: StoredFile | None, progress: Progress) -> MemoryChange:
+    """Compare the pages files of one process, which must have page layouts where they are there."""
+    found = MemoryChange(process, _pages(old), _pages(new))
+    if old is None or new is None or old.layout is None or new.layout is None:
+        return found
+    done = 0
+    for run in new.layout.runs:
+        for first, count in _blocks(run.first, run.count):
+            _compare_block(found, old, new, first, count, new_page=done)
+            done += count
+        progress(process, done * PAGE, found.new_pages * PAGE)
+    found.runs = _joined(sorted(found.runs))
+    return found
+
+
+def _pages(stored: StoredFile | None) -> int:
+    return stored.size // PAGE if stored is not None else 0
+
+
+def _blocks(first: int, count: int) -> Iterator[tuple[int, int]]:
+    for at in range(first, first + count, BLOCK_PAGES):
+        yield at, min(BLOCK_PAGES, first + count - at)
+
+
+def _compare_block(
+    found: MemoryChange, old: StoredFile, new: StoredFile, first: int, count: int, *, new_page: int
+) -> None:
+    """Compare pages [first, first + count) of the address space; they begin at `new_page` of the new file."""
+    assert old.layout is not None
+    fresh = set(range(first, first + count))
+    for page, old_page, length in old.layout.locate(first, count):
+        left = old.read(old_page * PAGE, length * PAGE)
+        right = new.read((new_page + page - first) * PAGE, length * PAGE)
+        fresh.difference_update(range(page, page + length))
+        if left == right:
+            found.same += length
+            continue
+        differing = [i for i in range(length) if left[i * PAGE : (i + 1) * PAGE] != right[i * PAGE : (i + 1) * PAGE]]
+        found.changed += len(differing)
+        found.same += length - len(differing)
+        found.runs += [((page + i) * PAGE, 1) for i in differing]
+    found.runs += [(page * PAGE, 1) for page in fresh]
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for address, pages in runs:
+        if joined and joined[-1][0] + joined[-1][1] * PAGE == address:
+            joined[-1] = (joined[-1][0], joined[-1][1] + pages)
+        else:
+            joined.append((address, pages))
+    return joined

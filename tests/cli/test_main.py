@@ -1,0 +1,233 @@
+"""The frame around the verbs: options, errors, exit codes, speed of the start. No repository content is needed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from calls import COMMAND, Ijfs
+from json_page import check, tables
+
+from ijfs.cli.main import SECTIONS, VERBS, cli
+from ijfs_engine.errors import IjfsError, LockedError, PartialError, PreflightError, StorageError, TargetDiedError
+
+# `ijfs --help` is answered by these and no more: rich, msgspec, lmdb, trio, jupyter_client cost 20 to 300 ms each.
+HEAVY = {"rich", "msgspec", "lmdb", "trio", "pyfuse3", "jupyter_client", "numpy", "structlog", "psutil", "ijfs_engine"}
+
+
+def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:
+    verbs = (
+        "init run kernel ps logs stop exec save restore fork log tree show diff ls cat branch tag rm import export "
+        "mount umount du stats gc fsck doctor demo completion"
+    )
+    shown = ijfs("--help").out
+    for name in verbs.split():
+        assert re.search(rf"^  {name} ", shown, re.MULTILINE), name
+    assert set(verbs.split()) == set(VERBS)
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_every_verb_has_help_the_common_options_and_a_place_on_the_json_page(name: str) -> None:
+    command = importlib.import_module(f"ijfs.cli.verbs.{VERBS[name].module}").COMMANDS[name]
+    assert command.name == name
+    assert command.help
+    commands = command.commands.values() if isinstance(command, click.Group) else [command]
+    for each in commands:
+        options = {o for p in each.get_params(click.Context(each)) for o in p.opts}
+        assert {"-r", "--repo", "--json", "-q", "-v"} <= options
+        assert (name if each is command else f"{name} {each.name}") in tables()
+
+
+def test_a_verb_that_does_not_exist_is_a_usage_error_with_a_guess(ijfs: Ijfs) -> None:
+    result = ijfs("lgo")
+    assert result.code == 2
+    assert "did you mean `ijfs log`?" in result.err
+
+
+@pytest.mark.parametrize(
+    "argv", [["log", "--nope"], ["run"], ["ls"], ["stop"], ["fork", "x", "-n", "0"], ["completion", "tcsh"]]
+)
+def test_wrong_usage_exits_2_with_one_sentence_and_a_hint(ijfs: Ijfs, repo: Path, argv: list[str]) -> None:
+    result = ijfs(*argv)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("ijfs: ")
+    assert "hint: `ijfs" in result.err
+    assert len(result.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("argv", [["log"], ["ps"], ["tree"], ["save", "x"], ["gc"], ["cat", "a", "b"], ["mount", "/"]])
+def test_without_a_repository_the_exit_code_is_10_and_the_hint_says_init(
+    ijfs: Ijfs, tmp_path: Path, argv: list[str]
+) -> None:
+    result = ijfs("-r", tmp_path / "none", *argv)
+    assert result.code == 10
+    assert "ijfs init" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_errors_are_a_json_object_too(ijfs: Ijfs, tmp_path: Path) -> None:
+    result = ijfs("log", "--json", "-r", tmp_path / "none")
+    assert result.code == 10
+    assert result.err == ""
+    check_error(result.json, "NoRepositoryError", 10)
+    check_error(ijfs("nothing", "--json").json, "UsageError", 2)
+
+
+def check_error(data: dict[str, object], kind: str, code: int) -> None:
+    assert data["ijfs"] == 1
+    error = data["error"]
+    assert isinstance(error, dict)
+    check({"ijfs": 1, **error}, "error")
+    assert (error["type"], error["exit_code"]) == (kind, code)
+
+
+def test_json_after_a_double_dash_belongs_to_the_program(ijfs: Ijfs, tmp_path: Path) -> None:
+    result = ijfs("-r", tmp_path / "none", "run", "--", "tool", "--json")
+    assert result.code == 10
+    assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (IjfsError("plain"), 1),
+        (PartialError("some"), 3),
+        (LockedError("held"), 11),
+        (PreflightError("no"), 12),
+        (TargetDiedError("gone"), 13),
+        (StorageError("full"), 1),
+        (OSError(28, "No space left on device", "/x"), 1),
+        (ExceptionGroup("several", [LockedError("held")]), 11),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("x"), 1),
+    ],
+)
+def test_every_failure_becomes_a_sentence_and_its_exit_code(
+    ijfs: Ijfs, repo: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    import ijfs.cli.verbs.stats as module
+
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module.App, "repository", fail)
+    result = ijfs("stats")
+    assert result.code == code
+    assert result.err.startswith("ijfs: ")
+    assert "Traceback" not in result.err
+
+
+def test_debug_shows_the_traceback(ijfs: Ijfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IJFS_DEBUG", "1")
+    assert "Traceback" in ijfs("-r", tmp_path / "none", "log").err
+
+
+def test_the_repository_is_the_option_then_the_variable_then_the_data_directory(
+    ijfs: Ijfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert ijfs("init", "--json").json["path"] == str(tmp_path / "xdg" / "ijfs")
+    monkeypatch.setenv("IJFS_REPO", str(tmp_path / "var"))
+    assert ijfs("init", "--json").json["path"] == str(tmp_path / "var")
+    assert ijfs("init", "--json", "-r", tmp_path / "opt").json["path"] == str(tmp_path / "opt")
+    assert ijfs("-r", tmp_path / "before", "--json", "init").json["path"] == str(tmp_path / "before")
+    assert ijfs("init", tmp_path / "named", "--json").json["path"] == str(tmp_path / "named")
+
+
+def test_init_refuses_a_directory_with_something_in_it(ijfs: Ijfs, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    result = ijfs("init", tmp_path / "full")
+    assert result.code == 1
+    assert "not an empty directory" in result.err
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_quiet_prints_nothing_but_errors(ijfs: Ijfs, repo: Path) -> None:
+    assert ijfs("log", "-q").out == ""
+    assert ijfs("branch", "-q", "x").err.startswith("ijfs: ")
+
+
+def test_a_repository_of_the_future_is_refused_with_10(ijfs: Ijfs, repo: Path) -> None:
+    marker = next(p for p in repo.iterdir() if p.is_file() and b"version" in p.read_bytes())
+    marker.write_bytes(re.sub(rb"version: \d+", b"version: 99", marker.read_bytes()))
+    result = ijfs("log")
+    assert result.code == 10
+    assert "99" in result.err
+
+
+def test_help_starts_without_what_only_verbs_need() -> None:
+    code = (
+        "import sys; from ijfs.cli.main import invoke; invoke(['--help']);"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly(repo: Path) -> None:
+    script = f"{' '.join(COMMAND)} --help | head -1; echo ${{PIPESTATUS[0]}}; true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "141")
+
+
+def test_output_to_a_closed_pipe_exits_141_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, "--help"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_verb_ends_with_the_code_shells_expect(
+    repo: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "exec", "nobody", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(1.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert out == b""
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(ijfs: Ijfs, shell: str) -> None:
+    data = ijfs("completion", shell, "--json").json
+    check(data, "completion")
+    assert "_IJFS_COMPLETE" in data["script"]
+
+
+def test_completion_of_verbs_works_without_a_repository() -> None:
+    env = {**os.environ, "_IJFS_COMPLETE": "bash_complete", "COMP_WORDS": "ijfs re", "COMP_CWORD": "1"}
+    done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, check=False)
+    assert "plain,restore" in done.stdout.splitlines()
+
+
+def test_the_version_is_the_distributions(ijfs: Ijfs) -> None:
+    assert re.fullmatch(r"ijfs \d+\.\d+\.\d+\S*\n", ijfs("--version").out)
+
+
+def test_the_sections_of_the_help_name_each_verb_once() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert len(names) == len(set(names)) == len(cli.list_commands(click.Context(cli)))
+
+
+def test_json_output_is_one_line_in_a_pipe(ijfs: Ijfs, repo: Path) -> None:
+    out = ijfs("log", "--json").out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {"ijfs": 1, "verb": "log", "snapshots": []}
