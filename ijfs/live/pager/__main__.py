@@ -1,43 +1,43 @@
-"""The pager process: `python -m ijfs.live.pager '{json}'`. Started by `ijfs.live.pager.api`, never by a person.
+"""The pager process: `python -m ijfs.live.pager FD`. Started by `ijfs.live.pager.api`, never by a person.
 
-The one argument says where the bytes are and which inherited file descriptors to use:
+FD is its end of the socketpair to the keeper. Everything is imported first; what to do comes as the first message,
+`begin`, so that a keeper can start a pager long before it knows (an interpreter and the engine take 0.1 s to load):
 
     images     directory of CRIU images, or
     repo, snapshot   a repository and the id of a snapshot in it
-    channel    fd: this end of the socketpair to the keeper
-    listener   fd of the listening lazy-pages.socket, or absent for a replacement
     order      file with the recorded order; record: file to write one to
     delay_s    seconds to wait before each fetch (tests and benchmarks)
+    adopt      true for a replacement; the things held follow as messages
+    and, as file descriptor, the listening lazy-pages.socket where CRIU has not connected yet
 """
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from ijfs.live.pager import order
+from ijfs.live.pager.channel import Channel
+from ijfs.live.pager.server import Server
+from ijfs.live.pager.source import CriuImages, DirectoryFiles
 
-def main(argument: str) -> int:
-    config: dict[str, Any] = json.loads(argument)
+
+def main(fd: int) -> int:
+    """Wait for `begin`, then serve. The exit status: 0 when everything is in or nothing was asked."""
     sys.setswitchinterval(0.0005)  # a decompressing thread hands the copying one the interpreter ten times sooner
-
-    from ijfs.live.pager import order
-    from ijfs.live.pager.channel import Channel
-    from ijfs.live.pager.server import Server
-
+    channel = Channel(socket.socket(fileno=fd))
+    message = channel.receive(None)
+    if message is None:
+        return 0
+    config, fds = message
     source, pids = _source(config)
-    listener = socket.socket(fileno=config["listener"]) if "listener" in config else None
-    touched = []
-    if "order" in config and os.path.exists(config["order"]):
-        touched = order.decode(Path(config["order"]).read_bytes())
     server = Server(
         source,
-        Channel(socket.socket(fileno=config["channel"])),
-        listener,
-        touched=touched,
+        channel,
+        socket.socket(fileno=fds[0]) if fds else None,
+        touched=_touched(config.get("order")),
         record=Path(config["record"]) if "record" in config else None,
     )
     server.prepare(pids)
@@ -46,16 +46,17 @@ def main(argument: str) -> int:
     return server.run()
 
 
-def _source(config: dict[str, Any]) -> tuple[Any, list[int]]:
-    from ijfs.live.pager.source import CriuImages, DirectoryFiles
+def _touched(path: str | None) -> list[order.Touched]:
+    try:
+        return order.decode(Path(path).read_bytes()) if path is not None else []
+    except OSError:
+        return []
 
-    delay_s = float(config.get("delay_s", 0.0))
-    if "images" in config:
-        files = DirectoryFiles(Path(config["images"]), delay_s)
-    else:
-        raise NotImplementedError
+
+def _source(config: dict[str, Any]) -> tuple[CriuImages, list[int]]:
+    files = DirectoryFiles(Path(config["images"]), float(config.get("delay_s", 0.0)))
     return CriuImages(files), files.pids()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(int(sys.argv[1])))

@@ -11,7 +11,6 @@ pager at once. Everything here blocks or returns at once; from trio, wait with `
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -62,6 +61,28 @@ class PagerStatus(NamedTuple):
         return (self.pages_in + self.zero + self.poisoned) / self.pages if self.pages else float(self.complete)
 
 
+class PagerProcess:
+    """A pager that is loaded and waits for work: start one early, and a restore does not wait for an interpreter."""
+
+    def __init__(self, log: IO[bytes] | int | None = None) -> None:
+        ours, theirs = Channel.pair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ijfs.live.pager", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=log if log is not None else subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # neither a terminal's ^C nor the keeper's death may end it
+        )
+        theirs.close()
+        self.channel = Channel(ours)
+
+    def close(self) -> None:
+        """End a pager that was never given work."""
+        self.channel.close()
+        self.process.wait()
+
+
 class Pager:
     """One restore's pager, its guardian included."""
 
@@ -74,9 +95,11 @@ class Pager:
         record: Path | None = None,
         log: IO[bytes] | int | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        process: PagerProcess | None = None,
     ) -> None:
         """`workdir` is what criu gets as -W; `source` names the bytes (keys of `__main__`: images, or repo and
-        snapshot; delay_s). `on_event` is called in the guardian's thread with each message of `channel`.
+        snapshot; delay_s). `on_event` is called in the guardian's thread with each message of `channel`. `process` is
+        a pager started earlier, which this one then owns.
         """
         self._config = dict(source)
         if order is not None:
@@ -91,7 +114,7 @@ class Pager:
         self._changed = threading.Condition()
         self._closing = False
         self._listener = _listen(workdir)
-        self._start(replacement=False)
+        self._start(process or PagerProcess(log), replacement=False)
         self._guardian = threading.Thread(target=self._guard, name="pager-guardian", daemon=True)
         self._guardian.start()
 
@@ -143,23 +166,12 @@ class Pager:
 
     # -- the guardian -------------------------------------------------------------------------------------------
 
-    def _start(self, *, replacement: bool) -> None:
-        ours, theirs = Channel.pair()
-        config = {**self._config, "channel": theirs.fileno(), "adopt": replacement}
-        fds = [theirs.fileno()]
-        if not any(kind == "criu" for kind, _ in self._held.values()) and not self._status.resumed:
-            config["listener"] = self._listener.fileno()
-            fds.append(self._listener.fileno())
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ijfs.live.pager", json.dumps(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log if self._log is not None else subprocess.DEVNULL,
-            stderr=self._log,
-            pass_fds=fds,
-            start_new_session=True,  # neither a terminal's ^C nor the keeper's death may end it
-        )
-        theirs.close()
-        self._channel = Channel(ours)
+    def _start(self, process: PagerProcess, *, replacement: bool) -> None:
+        self._process = process.process
+        self._channel = process.channel
+        connected = self._status.resumed or any(kind == "criu" for kind, _ in self._held.values())
+        fds = [] if connected else [self._listener.fileno()]
+        self._channel.send("begin", fds, **self._config, adopt=replacement)
         if replacement:
             for number, (kind, held) in self._held.items():
                 self._channel.send("adopt", held, id=number, kind=kind)
@@ -208,7 +220,7 @@ class Pager:
             self._update(failed=f"{reason}; the program waits for memory that nobody brings")
             return False
         self._update(replaced=self._status.replaced + 1)
-        self._start(replacement=True)
+        self._start(PagerProcess(self._log), replacement=True)
         return True
 
     def _let_go(self) -> None:

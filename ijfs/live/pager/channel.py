@@ -10,6 +10,7 @@ pager → keeper
     complete {…as progress}         everything is in; let go of what is held
     failed   {"message"}            the pager gives up before the restore is complete
 keeper → pager
+    begin    {…} + fd of the listening socket: see `__main__`
     adopt    {"id", "kind"} + fds   once per thing held, to a replacement
     adopted  {}                     that was all of them
     released {}                     the answer to `complete`
@@ -58,9 +59,12 @@ class Channel:
             return False
         return True
 
-    def receive(self, timeout_s: float = 0.0) -> tuple[dict[str, Any], list[int]] | None:
-        """The next object and its file descriptors; None when none came in time, or ever will (`alive` is False)."""
-        if timeout_s and not select.select([self._socket], [], [], timeout_s)[0]:
+    def receive(self, timeout_s: float | None = 0.0) -> tuple[dict[str, Any], list[int]] | None:
+        """The next object and its file descriptors; None when none came in time, or ever will (`alive` is False).
+
+        A `timeout_s` of None waits for ever.
+        """
+        if timeout_s != 0.0 and not select.select([self._socket], [], [], timeout_s)[0]:
             return None
         try:
             packet, ancillary, _, _ = self._socket.recvmsg(_MAX_PACKET, _ANCILLARY, _FLAGS)
