@@ -27,6 +27,12 @@ class SandboxError(IjfsError):
     """The namespaces, mounts or processes of a sandbox could not be made."""
 
 
+class CommandError(IjfsError):
+    """There is nothing to start: no such program or working directory."""
+
+    exit_code = 2
+
+
 class InstanceExistsError(IjfsError):
     """An instance of that name is there already."""
 

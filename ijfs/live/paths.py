@@ -109,6 +109,10 @@ class Layers:
         """Where the keeper's mount namespace has the sandbox's root."""
         return self.root / "root"
 
+    def volume(self, key: str) -> VolumeLayers:
+        """The directories of one more overlay (records.Volume)."""
+        return VolumeLayers(self.root / "volumes" / key)
+
     @property
     def criu(self) -> Path:
         """CRIU's working directory: logs, pid file, the pager's socket."""
@@ -118,6 +122,28 @@ class Layers:
     def program_log(self) -> Path:
         """What the program writes to stdout and stderr; inside it is LOG_INSIDE."""
         return self.upper / LOG_INSIDE.lstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLayers:
+    """The directories of one overlay beside the root's."""
+
+    root: Path
+
+    @property
+    def upper(self) -> Path:
+        """Its writable layer."""
+        return self.root / "upper"
+
+    @property
+    def work(self) -> Path:
+        """Its work directory."""
+        return self.root / "work"
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the keeper's mount namespace has it."""
+        return self.root / "root"
 
 
 # /run is an empty directory of the overlay: the log rides in each snapshot, and each sibling has its own.

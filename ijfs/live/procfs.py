@@ -42,6 +42,26 @@ def is_alive(process: Process | None) -> bool:
     return fields is not None and int(fields[19]) == process.start_ticks and fields[0] not in "ZX"
 
 
+def state(pid: int) -> str:
+    """The state letter of a process (R, S, D, T, Z, …), "" when there is none."""
+    fields = _stat_fields(pid)
+    return fields[0] if fields else ""
+
+
+def dumpable_bytes(pid: int) -> int:
+    """Resident anonymous and shared memory of a process, in bytes (VmRSS without clean pages of mapped files)."""
+    total = 0
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "RssShmem"):
+            total += int(value.split()[0]) << 10
+    return total
+
+
 def open_pidfd(process: Process) -> int | None:
     """A pidfd of exactly this process, None when it is gone."""
     try:

@@ -42,6 +42,18 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_key: str = ""
 
 
+class Volume(msgspec.Struct, frozen=True):
+    """One filesystem of a sandbox beside its root: a mount of the host, shown at the same path.
+
+    `overlay`: the host's files below, the program's writes in a layer of its own, saved with the rest. `readonly`: the
+    host's mount itself, where no overlay can stand on it. `key` names it to CRIU, from dump to restore.
+    """
+
+    key: str
+    path: str
+    kind: Literal["overlay", "readonly"] = "overlay"
+
+
 class Process(msgspec.Struct, frozen=True):
     """A process, told apart from a later one with the same pid by its start time (clock ticks since boot)."""
 
@@ -58,7 +70,7 @@ class RelayPort(msgspec.Struct, frozen=True):
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """instance.json: what a new keeper needs to adopt the instance; `generation` numbers its sandboxes (paths.Layers)."""
+    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.Layers)."""
 
     version: int = RECORD_VERSION
     spec: InstanceSpec
@@ -69,6 +81,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str | None = None
     branch: str | None = None
     relay: tuple[RelayPort, ...] = ()
+    volumes: tuple[Volume, ...] = ()
     generation: int = 1
     created_ns: int = 0
     exit_status: int | None = None

@@ -1,0 +1,179 @@
+"""The seam to CRIU: find it, ask it, dump and restore with it, and say in a sentence why it would not.
+
+Everything that ijfs knows of CRIU's command line is here. Called by save.py, restore.py and doctor.py. The options
+are those that were measured to work for kernels in a sandbox: the network namespace and the mounts of rootfs.EXTERNAL
+are external, connections of the relay stay established, file locks and unlinked files come along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ijfs.live.criu_log import explain
+from ijfs.live.criu_window import Window, frozen_seconds
+from ijfs.live.errors import CriuError, CriuMissingError
+
+MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2.1 and 4.3 pass `criu check` there
+
+# A dump of 13 GB took 8 s; a CRIU that hangs has to end some day, and nothing it waits for takes minutes.
+DUMP_LIMIT_S = 120.0
+RESTORE_LIMIT_S = 120.0
+
+COMMON = (
+    "--manage-cgroups=ignore",
+    "--tcp-established",
+    "--network-lock=skip",
+    "--ext-unix-sk",
+    "--file-locks",
+    "--link-remap",
+    "--ghost-limit=512M",
+    "-v2",
+)
+NETWORK_KEY = "net0"
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """One dump: the root of the tree, where images go, where the log goes, what is external."""
+
+    pid: int
+    images: Path
+    work: Path
+    network_inode: int
+    external_mounts: Mapping[str, str]  # key → path inside
+    leave: str = "running"  # or "stopped"
+    options: Sequence[str] = ()
+    limit_s: float = DUMP_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """One restore: the images, a work directory of its own, the mounted root, what is external."""
+
+    images: Path
+    work: Path
+    root: Path
+    network_fd: int
+    external_mounts: Mapping[str, Path]  # key → path outside
+    lazy: bool = False
+    options: Sequence[str] = ()
+    limit_s: float = RESTORE_LIMIT_S
+
+
+def find() -> Path:
+    """The CRIU to use: $IJFS_CRIU, the checkout's own, the user's own, the one on PATH; CriuMissingError."""
+    chosen = os.environ.get("IJFS_CRIU")
+    if chosen:
+        if os.access(chosen, os.X_OK):
+            return Path(chosen)
+        raise CriuMissingError(f"IJFS_CRIU names {chosen}, which is no program")
+    for path in _places():
+        if os.access(path, os.X_OK):
+            return path
+    raise CriuMissingError("no CRIU was found")
+
+
+def _places() -> Iterable[Path]:
+    yield Path(__file__).resolve().parents[2] / ".prefix/bin/criu"
+    yield Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ijfs/criu/bin/criu"
+    on_path = shutil.which("criu")
+    if on_path:
+        yield Path(on_path)
+
+
+def version(criu: Path) -> tuple[int, ...]:
+    """Its version, such as (4, 2, 1)."""
+    text = subprocess.run([criu, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
+    found = re.search(r"Version: (\d+(?:\.\d+)*)", text)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def check(criu: Path) -> str | None:
+    """None when `criu check` is content with the running kernel, else its complaint."""
+    done = subprocess.run([criu, "check"], capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
+    return (lines or ["it gave no reason"])[-1].strip()
+
+
+def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float:
+    """Dump a tree; seconds the program stood still. CriuError with CRIU's own line when it refused.
+
+    `while_frozen` is called when all images are written and the program still stands; what it raises gives the dump
+    up and is raised here. A dump that is refused or given up leaves the program running.
+    """
+    command = [str(find()), "dump", "-t", str(request.pid), "-D", str(request.images), "-W", str(request.work)]
+    command += ["-o", "dump.log", *COMMON, f"--leave-{request.leave}"]
+    command += ["--external", f"net[{request.network_inode}]:{NETWORK_KEY}"]
+    for key, inside in request.external_mounts.items():
+        command += ["--external", f"mnt[{inside}]:{key}"]
+    command += request.options
+    with Window(request.work, while_frozen) as window:
+        command += ["--action-script", str(window.script)]
+        _run("dump", command, request.work / "dump.log", request.limit_s, (), window)
+    return frozen_seconds(request.work)
+
+
+def restore(request: Restore) -> int:
+    """Restore a tree under the calling process (a subreaper); the host pid of its first process. CriuError."""
+    pid_file = request.work / "pid"
+    pid_file.unlink(missing_ok=True)
+    command = [str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
+    command += ["-o", "restore.log", "--pidfile", str(pid_file), *COMMON, "--root", str(request.root)]
+    command += ["--inherit-fd", f"fd[{request.network_fd}]:{NETWORK_KEY}"]
+    for key, outside in request.external_mounts.items():
+        command += ["--external", f"mnt[{key}]:{outside}"]
+    if request.lazy:
+        command += ["--lazy-pages"]
+    log = request.work / "restore.log"
+    _run("restore", [*command, *request.options], log, request.limit_s, (request.network_fd,), None)
+    return int(pid_file.read_text())
+
+
+def _run(
+    verb: str, command: Sequence[str], log: Path, limit_s: float, pass_fds: Sequence[int], window: Window | None
+) -> None:
+    """Run CRIU to its end or to its time limit."""
+    log.unlink(missing_ok=True)
+    deadline = time.monotonic() + limit_s
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    try:
+        if window is not None:
+            window.serve(process, deadline)
+        _, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise CriuError(
+            f"CRIU's {verb} did not end within {limit_s:.0f} s and was killed",
+            hint=f"its log is {log}; a program that waits on a dead network or FUSE mount cannot be frozen",
+        ) from None
+    finally:
+        _end(process)
+    if window is not None and window.error is not None:
+        raise window.error
+    if process.returncode != 0:
+        raise explain(verb, log, complaint.decode(errors="replace"), process.returncode)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a CRIU that still runs, and its helpers (it leads a session of its own)."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -1,0 +1,175 @@
+"""The byte relay between the host and a sandbox's own network: one per instance, in its keeper's trio loop.
+
+Inside, the program's ports never change, whichever sibling it is; outside, each instance has ports of its own. A
+connection outside becomes one inside, made by setns. While a program is saved the relay *holds*: it forwards nothing
+and keeps every connection, so that no byte is on its way when memory is copied (dropping the connections instead lost
+output; holding lost none of 9000 lines in 15 saves of a chatty loop). When another program takes the sandbox's place
+(going back), the connections are *dropped*: clients connect anew, and wait until the relay lets them in again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+
+import trio
+
+from ijfs.live import namespaces as ns
+from ijfs.live.errors import SandboxError
+from ijfs.live.records import RelayPort
+
+# One read: a page of numpy output or an image fits; larger reads only cost memory per connection.
+CHUNK = 64 << 10
+HOST = "127.0.0.1"
+BACKLOG = 128
+
+
+class Relay:
+    """Listeners on the host for one sandbox. Bind first (open), then serve in a nursery."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, trio.SocketListener] = {}
+        self._inside: dict[str, int] = {}
+        self._network_fd = -1
+        self._gates: dict[str, trio.Event] = {}
+        self._flow = trio.Event()
+        self._flow.set()
+        self._connections: set[trio.CancelScope] = set()
+        self._idle = trio.Event()
+
+    def open(self, wanted: Mapping[str, int], taken: Iterable[RelayPort] = ()) -> tuple[RelayPort, ...]:
+        """Listen for each `name: port inside`; ports of `taken` are asked for again, others are the system's choice.
+
+        Raises SandboxError when a port of `taken` is another program's by now.
+        """
+        before = {port.name: port.host for port in taken}
+        for name, inside in wanted.items():
+            self._listeners[name] = trio.SocketListener(_listen(before.get(name, 0)))
+            self._inside[name] = inside
+            self._gates[name] = trio.Event()
+        return self.ports
+
+    @property
+    def ports(self) -> tuple[RelayPort, ...]:
+        """What listens where."""
+        return tuple(
+            RelayPort(name, self._inside[name], int(listener.socket.getsockname()[1]))
+            for name, listener in self._listeners.items()
+        )
+
+    def attach(self, network_fd: int) -> None:
+        """Connections made from now on go into that network namespace (an fd, duplicated)."""
+        if self._network_fd >= 0:
+            os.close(self._network_fd)
+        self._network_fd = os.dup(network_fd)
+
+    def admit(self, names: Sequence[str] | None = None) -> None:
+        """Let waiting and new connections to those ports (default: all) in."""
+        for name in names if names is not None else list(self._gates):
+            self._gates[name].set()
+
+    def bar(self) -> None:
+        """New connections wait (they are accepted and kept, nothing is read of them)."""
+        for name, gate in self._gates.items():
+            if gate.is_set():
+                self._gates[name] = trio.Event()
+
+    def hold(self) -> None:
+        """Stop forwarding; keep the connections."""
+        self._flow = trio.Event()
+
+    def release(self) -> None:
+        """Forward again."""
+        self._flow.set()
+
+    def drop(self) -> None:
+        """Cut all connections that were let in."""
+        for scope in list(self._connections):
+            scope.cancel()
+
+    async def serve(self) -> None:
+        """Accept and forward until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for name, listener in self._listeners.items():
+                nursery.start_soon(self._accept, name, listener, nursery)
+
+    def close(self) -> None:
+        """Close the listeners."""
+        for listener in self._listeners.values():
+            listener.socket.close()
+        if self._network_fd >= 0:
+            os.close(self._network_fd)
+            self._network_fd = -1
+
+    async def _accept(self, name: str, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    raise
+                await trio.sleep(0.1)  # the connection stays in the backlog until files are free again
+                continue
+            nursery.start_soon(self._connection, name, stream)
+
+    async def _connection(self, name: str, outside: trio.SocketStream) -> None:
+        async with outside:
+            await self._gates[name].wait()
+            with trio.CancelScope() as scope:
+                self._connections.add(scope)
+                try:
+                    await self._forward(name, outside)
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # one end is gone: so is the other, and the client sees what it would have seen without us
+                finally:
+                    self._connections.discard(scope)
+
+    async def _forward(self, name: str, outside: trio.SocketStream) -> None:
+        await self._flow.wait()
+        inside = trio.SocketStream(await connect_inside(self._network_fd, self._inside[name]))
+        async with inside, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, outside, inside)
+            nursery.start_soon(self._pump, inside, outside)
+
+    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(source.socket)
+            await self._flow.wait()
+            data = await source.receive_some(CHUNK)
+            await self._flow.wait()
+            if not data:
+                await target.send_eof()
+                return
+            await target.send_all(data)
+
+
+def _listen(port: int) -> trio.socket.SocketType:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((HOST, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise SandboxError(
+            f"port {port} on {HOST}, which clients of this instance use, is taken by another program",
+            hint="end that program, then try again",
+        ) from error
+    return trio.socket.from_stdlib_socket(sock)
+
+
+async def connect_inside(network_fd: int, port: int) -> trio.socket.SocketType:
+    """A connection to 127.0.0.1:port of that network namespace; OSError when nobody listens there."""
+    with ns.in_network(network_fd):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    inside = trio.socket.from_stdlib_socket(sock)
+    try:
+        await inside.connect((HOST, port))
+    except BaseException:
+        inside.close()
+        raise
+    return inside

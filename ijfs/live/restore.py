@@ -1,0 +1,121 @@
+"""One restore: a snapshot's program running again in a sandbox of its own. The keeper calls `bring_back` in a thread.
+
+What takes long runs at the same time: the pager's process starts while files and images come out of the repository, and
+memory comes in while the program already runs. A restore that fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ijfs.live import criu, images, network, rootfs
+from ijfs.live import namespaces as ns
+from ijfs.live.errors import SandboxError
+from ijfs.live.instance import Sandbox
+from ijfs.live.paths import Layers
+from ijfs.live.save import Clock
+from ijfs.live.snapshots import LiveMeta, Vault
+from ijfs.live.workspace import put_back
+from ijfs_engine.records import Snapshot
+
+if TYPE_CHECKING:
+    from ijfs.live.pager.api import Pager
+
+# How long CRIU gets, after all is mapped, until it says to the pager that the program runs.
+RESUME_LIMIT_S = 60.0
+
+
+@dataclass(slots=True)
+class Restored:
+    """A program that runs again; `pager` brings its memory in (None: all is in)."""
+
+    box: Sandbox
+    pager: Pager | None
+    began_ns: int
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+def bring_back(
+    layers: Layers, vault: Vault, snapshot: Snapshot, meta: LiveMeta, *, eager: bool, on_phase: Callable[[str], None]
+) -> Restored:
+    """Restore a snapshot into new directories. CriuError, SandboxError, CorruptError, StorageError."""
+    clock = Clock(on_phase)
+    clock.begin("files")
+    pager: Pager | None = None
+    box = Sandbox(layers, ns.new_network(), meta.volumes)
+    try:
+        rootfs.make_directories(layers, meta.volumes)
+        if not eager:
+            pager = _start_pager(layers, vault.path, snapshot)
+        _prepare_files(box, vault, snapshot, meta)
+        clock.begin("images")
+        with _staged(layers, vault, snapshot, lazy=pager is not None) as staged:
+            clock.begin("restore")
+            began_ns = time.time_ns()
+            box.own(criu.restore(_request(box, staged, lazy=pager is not None)))
+        if pager is not None:
+            pager.wait_resumed(RESUME_LIMIT_S)
+        clock.end()
+        return Restored(box, pager, began_ns, clock.phases)
+    except BaseException:
+        if box.program is not None:
+            box.kill()
+        if pager is not None:
+            pager.close()
+        box.dispose()
+        raise
+
+
+def _request(box: Sandbox, staged: Path, *, lazy: bool) -> criu.Restore:
+    return criu.Restore(
+        images=staged,
+        work=box.layers.criu,
+        root=box.layers.mountpoint,
+        network_fd=box.network_fd,
+        external_mounts=rootfs.external_outside(box.layers, box.volumes),
+        lazy=lazy,
+    )
+
+
+def _start_pager(layers: Layers, repo: Path, snapshot: Snapshot) -> Pager:
+    from ijfs.live.pager.api import Pager
+
+    log = (layers.criu / "pager.log").open("ab")
+    with log:
+        return Pager(layers.criu, {"repo": str(repo), "snapshot": snapshot.id.hex()}, log=log.fileno())
+
+
+def _prepare_files(box: Sandbox, vault: Vault, snapshot: Snapshot, meta: LiveMeta) -> None:
+    """The writable layers as they were, mounted; the way out, where the program had one."""
+    layers = box.layers
+    volumes = [(volume, layers.volume(volume.key).upper) for volume in box.volumes]
+    put_back(lambda path, target: vault.export(snapshot, path, target), layers.upper, volumes)
+    box.mounted = True
+    rootfs.mount_root(layers, box.volumes, gpu=meta.spec.gpu)
+    vault.export(snapshot, "shm", layers.shm)
+    if meta.spec.network == "slirp4netns":
+        box.slirp = network.Slirp(box.network_fd)
+
+
+@contextlib.contextmanager
+def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool) -> Iterator[Path]:
+    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them."""
+    target = layers.criu / "images"
+    target.mkdir(exist_ok=True)
+    try:
+        ns.mount("ijfs-images", target, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=700")
+    except OSError as error:
+        raise SandboxError(f"no memory for the images: {error.strerror}") from error
+    try:
+        tree = vault.tree_at(snapshot, "images")
+        if tree is None:
+            raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
+        images.stage(vault.reader, tree, target, lazy=lazy)
+        yield target
+    finally:
+        ns.umount(target)

@@ -1,0 +1,213 @@
+"""One save, as the program sees it: frozen, read, running again (`freeze`); and then, at leisure, stored (`store`).
+
+Nothing is compressed, hashed or allocated while the program stands still. The keeper calls both in a thread: it holds
+the relay before, and releases it between them. A freeze that fails leaves the program running; a store that fails
+leaves the repository as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ijfs.live import blockers, criu, procfs, rootfs
+from ijfs.live.errors import CriuError, InstanceExitedError
+from ijfs.live.instance import Sandbox
+from ijfs.live.records import InstanceSpec
+from ijfs.live.snapshots import LiveMeta, Parts
+from ijfs.live.stream import StreamCapture
+from ijfs.live.workspace import Capture, Known, Layer, Walker, layers_of, mapped_in
+from ijfs_engine.arena import Arena, Segments
+from ijfs_engine.errors import IjfsError, StorageError
+
+# What a dump holds beside the memory that was measured: page tables, registers, files; and what the program allocates
+# between being measured and being frozen. Address space only; memory is taken when it is written.
+SLACK = 256 << 20
+
+Phase = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Frozen:
+    """What a freeze brought: images and files in memory, and how long it took."""
+
+    images: Mapping[str, Segments]
+    workspace: Capture
+    frozen_s: float
+    phases: dict[str, float] = field(default_factory=dict)
+    stopped: bool = False
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images."""
+        return sum(segments.nbytes for segments in self.images.values())
+
+    def discard(self) -> None:
+        """Give the memory and the staged files back; the arena goes with its last memoryview."""
+        self.workspace.discard()
+        self.images = {}
+        self.workspace = Capture()
+
+
+def freeze(box: Sandbox, known: Known, *, stop: bool, on_phase: Phase, limit_s: float = criu.DUMP_LIMIT_S) -> Frozen:
+    """Freeze the program, take its memory and files, and let it run on (or leave it stopped, with `stop`).
+
+    Raises InstanceExitedError when it ended meanwhile, CriuError when CRIU refuses, StorageError when there is no
+    memory for it: in each case the program, if there is one, runs on.
+    """
+    clock = Clock(on_phase)
+    clock.begin("prepare")
+    walker = Walker(_layers(box), known, box.layers.root / "stage")
+    memory = memory_bytes(box.pid)
+    files = walker.measure()
+    arena = Arena(2 * memory + files + SLACK)
+    arena.prefault(memory + files)
+    clock.begin("dump")
+    return _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s)
+
+
+def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: bool, limit_s: float) -> Frozen:
+    captured: list[Capture] = []
+    box.layers.criu.mkdir(exist_ok=True)
+    with _short(box.layers.criu) as directory, StreamCapture(directory, arena) as stream:
+
+        def while_frozen() -> None:
+            stream.drain()
+            clock.begin("workspace")
+            captured.append(walker.capture(arena, mapped_in(box.pid)))
+            clock.begin("thaw")
+
+        try:
+            frozen_s = criu.dump(_request(box, directory, stop=stop, limit_s=limit_s), while_frozen)
+            clock.end()
+            images = stream.finish(left_running=not stop)
+        except BaseException as error:
+            for capture in captured:
+                capture.discard()
+            raise _explained(error, box) from None
+    return Frozen(images, captured[0], frozen_s, clock.phases, stop)
+
+
+def _request(box: Sandbox, directory: Path, *, stop: bool, limit_s: float) -> criu.Dump:
+    return criu.Dump(
+        pid=box.pid,
+        images=directory,
+        work=box.layers.criu,
+        network_inode=procfs.namespace_id(box.pid, "net"),
+        external_mounts=rootfs.external_inside(box.volumes),
+        leave="stopped" if stop else "running",
+        options=("--stream",),
+        limit_s=limit_s,
+    )
+
+
+def _explained(error: BaseException, box: Sandbox) -> BaseException:
+    """The same error, or what it means: a program that ended is not CRIU's fault; known blockers are named."""
+    if not isinstance(error, IjfsError | OSError):
+        return error
+    if not box.is_alive():
+        return InstanceExitedError("the program ended while it was being saved; nothing was stored")
+    make_sure_it_runs(box)
+    if isinstance(error, OSError):
+        return StorageError(f"the program's files cannot be read: {error}; it runs on")
+    if isinstance(error, CriuError):
+        found = [verdict for verdict in blockers.of_program(box.pid) if verdict.outcome == "refuse"]
+        if found:
+            text = "; ".join(verdict.evidence for verdict in found)
+            return CriuError(f"{error}; the program runs on. Blocker: {text}", hint=found[0].remedy or error.hint)
+        return CriuError(f"{error}; the program runs on", hint=error.hint)
+    return error
+
+
+def make_sure_it_runs(box: Sandbox) -> None:
+    """Wake every process of the sandbox: a killed CRIU may leave some stopped."""
+    with contextlib.suppress(OSError, InstanceExitedError):
+        for pid in procfs.processes_in("pid", procfs.namespace_id(box.pid, "pid")):
+            if procfs.state(pid) in ("T", "t"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+def parts(
+    frozen: Frozen,
+    box: Sandbox,
+    spec: InstanceSpec,
+    *,
+    message: str,
+    branch: str,
+    notebook: bytes | None,
+    guest: dict[str, Any],
+    environment: dict[str, str],
+    gpu: dict[str, Any] | None = None,
+) -> Parts:
+    """What goes into the repository."""
+    meta = LiveMeta(
+        spec=spec,
+        volumes=box.volumes,
+        environment=environment,
+        guest=guest,
+        gpu=gpu,
+        image_bytes=frozen.image_bytes,
+        workspace_bytes=frozen.workspace.bytes_total,
+        frozen_s=frozen.frozen_s,
+    )
+    return Parts(
+        images=frozen.images,
+        workspace=frozen.workspace,
+        notebook=notebook,
+        meta=meta,
+        message=message,
+        branch=branch,
+    )
+
+
+def memory_bytes(pid: int) -> int:
+    """Memory a dump of the pid namespace of `pid` will hold, from above: resident private and shared pages."""
+    total = 0
+    for member in procfs.processes_in("pid", procfs.namespace_id(pid, "pid")):
+        total += procfs.dumpable_bytes(member)
+    return total
+
+
+def _layers(box: Sandbox) -> list[Layer]:
+    """The writable layers; /dev/shm through the program's own root, which a keeper that adopted it can see as well."""
+    volumes = [(volume, box.layers.volume(volume.key).upper) for volume in box.volumes]
+    return layers_of(box.layers.upper, volumes, Path(f"/proc/{box.pid}/root/dev/shm"))
+
+
+@contextlib.contextmanager
+def _short(directory: Path) -> Iterator[Path]:
+    """A path of the directory that is short enough for CRIU's socket name, wherever the repository is."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield directory if len(os.fsencode(directory)) < 80 else Path(f"/proc/{os.getpid()}/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+class Clock:
+    """Seconds by phase; phases follow one another."""
+
+    def __init__(self, on_phase: Phase) -> None:
+        self.phases: dict[str, float] = {}
+        self._on_phase = on_phase
+        self._name: str | None = None
+        self._began = 0.0
+
+    def begin(self, name: str) -> None:
+        """End the phase that runs, begin the next."""
+        self.end()
+        self._name, self._began = name, time.monotonic()
+        self._on_phase(name)
+
+    def end(self) -> None:
+        """End the phase that runs."""
+        if self._name is not None:
+            self.phases[self._name] = self.phases.get(self._name, 0.0) + time.monotonic() - self._began
+            self._name = None

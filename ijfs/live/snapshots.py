@@ -1,0 +1,176 @@
+"""What of a live instance is in a snapshot, and the ways in and out of the repository; used by save.py and restore.py.
+
+The one module of ijfs.live that speaks with the engine about snapshots. Meta of a live snapshot is a LiveMeta.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ijfs.live.records import InstanceSpec, Volume
+from ijfs.live.workspace import Capture, Item
+from ijfs_engine import Repository
+from ijfs_engine.arena import Segments
+from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine.reader import Reader
+from ijfs_engine.records import ObjectId, Snapshot
+
+Progress = Callable[[str, int, int], None]
+
+
+class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None."""
+
+    spec: InstanceSpec
+    volumes: tuple[Volume, ...] = ()
+    environment: dict[str, str] = {}
+    guest: dict[str, Any] = {}
+    gpu: dict[str, Any] | None = None
+    image_bytes: int = 0
+    workspace_bytes: int = 0
+    frozen_s: float = 0.0
+
+
+class NotLiveError(IjfsError):
+    """A snapshot that no program can be restored from."""
+
+    exit_code = 2
+    default_hint = "`ijfs log` shows the snapshots; those made by `ijfs save` and `%ijfs save` can be restored"
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one save puts into the repository."""
+
+    images: Mapping[str, Segments | bytes]
+    workspace: Capture
+    notebook: bytes | None
+    meta: LiveMeta
+    message: str
+    branch: str
+
+
+class Vault:
+    """A repository, opened when it is first needed and kept open for as long as the keeper lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._repository: Repository | None = None
+        self._reader: Reader | None = None
+
+    @property
+    def repository(self) -> Repository:
+        """The open repository. NoRepositoryError, UnknownFormatError."""
+        if self._repository is None:
+            self._repository = Repository.open(self.path)
+        return self._repository
+
+    @property
+    def reader(self) -> Reader:
+        """One reader for all that is put back."""
+        if self._reader is None:
+            self._reader = self.repository.reader()
+        return self._reader
+
+    def close(self) -> None:
+        """Let go of the repository."""
+        if self._repository is not None:
+            self._repository.close()
+            self._repository = None
+
+    def load(self, spec: str) -> tuple[Snapshot, LiveMeta]:
+        """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one."""
+        snapshot = self.repository.snapshot(self.repository.resolve(spec))
+        return snapshot, live_meta(snapshot)
+
+    def tree_at(self, snapshot: Snapshot, path: str) -> ObjectId | None:
+        """The tree at a path of a snapshot; None where there is nothing (or an empty directory)."""
+        try:
+            return self.reader.lookup(snapshot.root, path).content
+        except UnknownNameError:
+            return None
+
+    def export(self, snapshot: Snapshot, path: str, target: Path) -> None:
+        """Write a tree of a snapshot, with all metadata, into an empty directory."""
+        from ijfs_engine import export_tree
+
+        tree = self.tree_at(snapshot, path)
+        if tree is not None:
+            export_tree(self.reader, tree, target)
+
+    def store(self, parts: Parts, parent: ObjectId | None, progress: Progress | None) -> tuple[Snapshot, list[str]]:
+        """Commit a save; the snapshot, and what a person should know. Nothing is visible unless it returns."""
+        repository = self.repository
+        head = repository.refs.branches().get(parts.branch)
+        parents = [ident for ident in (parent or head,) if ident is not None]
+        notes = self._keep_head(parts.branch, head, parents)
+        with repository.begin(parents, progress=progress) as writer:
+            before = repository.snapshot(parents[0]) if parents else None
+            for item in parts.workspace.items:
+                self._add(writer, item, before)
+            if parts.notebook is not None:
+                writer.add_file("notebook.ipynb", parts.notebook)
+            writer.add_images("images", parts.images)
+            meta = msgspec.to_builtins(parts.meta)
+            return writer.commit(message=parts.message, branch=parts.branch, meta=meta), notes
+
+    def _add(self, writer: Any, item: Item, before: Snapshot | None) -> None:
+        if not item.unchanged:
+            writer.add_entry(item.at, item.entry, item.source)
+            return
+        assert before is not None
+        stored = self.reader.lookup(before.root, item.at)
+        writer.reuse(item.at, msgspec.structs.replace(item.entry, content=stored.content, size=stored.size))
+
+    def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
+        """A branch about to move away from its head (the program went back): the head gets a branch of its own, or gc
+        would take what was saved after the point the program went back to."""
+        if head is None or not parents or head in self._ancestry(parents[0]):
+            return []
+        branches = self.repository.refs.branches()
+        if any(ident == head for name, ident in branches.items() if name != branch):
+            return []
+        number = next(n for n in range(1, len(branches) + 2) if f"{branch}.{n}" not in branches)
+        kept = f"{branch}.{number}"
+        self.repository.refs.set_branch(kept, head, expect=None, why=f"{branch} went back")
+        return [f"`{branch}` went back and goes on from there; what it had before is now the branch `{kept}`"]
+
+    def _ancestry(self, ident: ObjectId) -> set[ObjectId]:
+        seen: set[ObjectId] = set()
+        pending = [ident]
+        while pending:
+            current = pending.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            try:
+                pending += self.repository.snapshot(current).parents
+            except UnknownNameError:  # removed; what is below it cannot be reached through it
+                continue
+        return seen
+
+
+def live_meta(snapshot: Snapshot) -> LiveMeta:
+    """What a snapshot says of its program. NotLiveError."""
+    try:
+        return msgspec.convert(snapshot.meta, LiveMeta)
+    except msgspec.ValidationError:
+        raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
+
+
+def environment(criu_version: Sequence[int]) -> dict[str, str]:
+    """Versions that matter to whether a snapshot can be restored here."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "criu": ".".join(map(str, criu_version)),
+        "python": platform.python_version(),
+        "hostname": os.uname().nodename,
+        "program_python": sys.executable,
+    }
