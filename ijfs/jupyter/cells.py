@@ -6,17 +6,13 @@ is disturbed. jupyter_client is imported when a cell is run, not before.
 
 from __future__ import annotations
 
-import queue
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ijfs_engine.errors import IjfsError, TargetDiedError
-
-if TYPE_CHECKING:
-    from jupyter_client.blocking.client import BlockingKernelClient
 
 POLL_S = 1.0
 """Between two looks at whether the kernel lives. ipykernel 7 welcomes a subscription within milliseconds; older ones
@@ -50,18 +46,54 @@ def run_cell(
     is asked every second whether there still is a kernel. Raises `CellTimeoutError` (also while another cell keeps the
     kernel busy) and `TargetDiedError`.
     """
-    from jupyter_client.blocking.client import BlockingKernelClient
-
-    client = BlockingKernelClient(connection_file=connection_file)
-    client.load_connection_file()
-    client.start_channels(stdin=False, hb=False)
     waiting = _Waiting(None if timeout is None else time.monotonic() + timeout, alive)
-    try:
-        _subscribe(client, waiting)
-        return _execute(client, code, waiting)
-    finally:
-        client.stop_channels()
-        client.context.destroy(linger=0)
+    with _Line(connection_file) as line:
+        while waiting.receive(line.published) is None:  # any message over iopub shows that we are subscribed
+            line.send("kernel_info_request", {})
+        return _execute(line, code, waiting)
+
+
+class _Line:
+    """Sockets to a kernel's shell and iopub; a context manager.
+
+    Plain sockets of jupyter_client's making, not its blocking client: that one keeps an event loop and threads for
+    each calling thread, and its iopub socket connects again only while somebody reads from it.
+    """
+
+    def __init__(self, connection_file: str) -> None:
+        from jupyter_client.client import KernelClient
+
+        self._client = KernelClient(connection_file=connection_file)
+        self._client.load_connection_file()
+        self._shell = self._client.connect_shell(identity=self._client.session.bsession)
+        self._iopub = self._client.connect_iopub()
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shell.close(linger=0)
+        self._iopub.close(linger=0)
+        self._client.context.term()
+
+    def send(self, kind: str, content: dict[str, Any]) -> str:
+        """Send a request over shell; its message id."""
+        sent = self._client.session.send(self._shell, kind, content)
+        return str(sent["header"]["msg_id"])
+
+    def published(self, wait_s: float) -> dict[str, Any] | None:
+        """The next message over iopub; None when none comes in time."""
+        return self._receive(self._iopub, wait_s)
+
+    def replied(self, wait_s: float) -> dict[str, Any] | None:
+        """The next reply over shell; None when none comes in time."""
+        return self._receive(self._shell, wait_s)
+
+    def _receive(self, socket: Any, wait_s: float) -> dict[str, Any] | None:
+        if not socket.poll(round(wait_s * 1000)):
+            return None
+        received: tuple[list[bytes], dict[str, Any]] = self._client.session.recv(socket, mode=0)
+        return received[1]
 
 
 @dataclass(frozen=True)
@@ -71,29 +103,22 @@ class _Waiting:
     deadline: float | None
     alive: Callable[[], bool]
 
-    def receive(self, get: Callable[..., dict[str, Any]]) -> dict[str, Any] | None:
+    def receive(self, get: Callable[[float], dict[str, Any] | None]) -> dict[str, Any] | None:
         """One message, or None after a second without one; raises when there is nothing left to wait for."""
         left = POLL_S if self.deadline is None else min(POLL_S, self.deadline - time.monotonic())
-        try:
-            return get(timeout=max(0.001, left))
-        except queue.Empty:
-            if not self.alive():
-                raise TargetDiedError("the kernel has ended", hint="`ijfs logs` shows its last words") from None
-            if left < POLL_S:
-                raise CellTimeoutError("the cell is not done in the time given; it runs on") from None
-            return None
+        message = get(max(0.001, left))
+        if message is None and not self.alive():
+            raise TargetDiedError("the kernel has ended", hint="`ijfs logs` shows its last words")
+        if message is None and left < POLL_S:
+            raise CellTimeoutError("the cell is not done in the time given; it runs on")
+        return message
 
 
-def _subscribe(client: BlockingKernelClient, waiting: _Waiting) -> None:
-    """Return when the kernel is known to publish to us: any message over iopub shows it."""
-    while waiting.receive(client.get_iopub_msg) is None:
-        client.kernel_info()
-
-
-def _execute(client: BlockingKernelClient, code: str, waiting: _Waiting) -> CellResult:
-    collected = _Outputs(client.execute(code, store_history=False, allow_stdin=False))
+def _execute(line: _Line, code: str, waiting: _Waiting) -> CellResult:
+    content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": True}))
     while not collected.complete:
-        message = waiting.receive(client.get_shell_msg if collected.idle else client.get_iopub_msg)
+        message = waiting.receive(line.replied if collected.idle else line.published)
         if message is not None:
             collected.add(message)
     return collected.result()

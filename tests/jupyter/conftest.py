@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 from guest_peer import Peer
+from house import House
+from jupyter_core.utils import ensure_event_loop
+
+
+@pytest.fixture(scope="session", autouse=True)
+def event_loop_of_jupyter() -> Iterator[None]:
+    """jupyter_client's blocking calls share an event loop per thread that nobody closes; warnings are errors here."""
+    yield
+    ensure_event_loop().close()
 
 
 @pytest.fixture
@@ -14,3 +23,12 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     monkeypatch.setenv("IJFS_GUEST", peer.address)
     yield peer
     peer.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A Jupyter home with the sandboxed kernel spec installed and a repository; empty of processes when it ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        house = House(tmp_path_factory.mktemp("house"), patch)
+        yield house
+        house.close()

@@ -1,0 +1,95 @@
+"""Jupyter's own programs, unchanged, on a sandboxed kernel: console, nbconvert, and a server's kernel manager."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from house import KERNEL, PATIENCE_S, House
+
+from ijfs.live import client
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
+
+
+def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(house: House, tmp_path: Path) -> None:
+    cells = ["x = 20", "import ijfs\nresult = ijfs.save('half way')\nx += 1", "print(2 * x, result.resumed)"]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": KERNEL, "display_name": "Python 3 (ijfs)"}},
+    )
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", "in.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "42 False\n"
+    assert client.list_instances(house.repo) == []
+    from ijfs_engine import Repository
+
+    with Repository.open(house.repo) as repository:
+        assert "half way" in [snapshot.message for snapshot in repository.snapshots()]
+
+
+def test_console_in_a_terminal(house: House, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jupyter_console", "--simple-prompt", "--kernel", KERNEL]
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.execv(command[0], command)
+    try:
+        until(terminal, b"In [1]")
+        os.write(terminal, b"print('six times seven is', 6 * 7)\n")
+        until(terminal, b"six times seven is 42")
+        os.write(terminal, b"exit\n")
+        until(terminal, b"")
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    assert client.list_instances(house.repo) == []
+
+
+def until(terminal: int, text: bytes) -> bytes:
+    """Read the terminal until `text` is there (b"": until it closes)."""
+    seen = b""
+    deadline = time.monotonic() + PATIENCE_S
+    os.set_blocking(terminal, False)
+    while not text or text not in seen:
+        assert time.monotonic() < deadline, seen
+        try:
+            piece = os.read(terminal, 65536)
+        except BlockingIOError:
+            time.sleep(0.02)
+            continue
+        except OSError:  # EIO: the other end is closed
+            piece = b""
+        if not piece:
+            assert not text, seen
+            break
+        seen += piece
+    return seen
+
+
+def test_a_servers_kernel_manager_starts_restarts_and_ends_it(house: House, tmp_path: Path) -> None:
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+
+    async def live() -> None:
+        kernels = AsyncMappingKernelManager(root_dir=str(tmp_path))
+        (tmp_path / "work").mkdir()
+        path = str(tmp_path / "Data Study.ipynb")
+        kernel_id = await kernels.start_kernel(
+            kernel_name=KERNEL, path="work", env={**os.environ, "JPY_SESSION_NAME": path}
+        )
+        assert house.the_instance() == f"data-study-{kernel_id[:8]}"
+        await kernels.restart_kernel(kernel_id)
+        assert await kernels.get_kernel(kernel_id).is_alive()
+        assert house.the_instance() == f"data-study-{kernel_id[:8]}"
+        await kernels.shutdown_all()
+
+    asyncio.run(live())
+    assert client.list_instances(house.repo) == []

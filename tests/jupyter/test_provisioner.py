@@ -1,0 +1,204 @@
+"""Real kernels in real sandboxes, driven by jupyter_client's own managers through the provisioner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import KERNEL, PATIENCE_S, Cells, House
+from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+
+from ijfs.jupyter import kernelspec
+from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manager
+from ijfs.jupyter.provisioner import IjfsProvisioner
+from ijfs.live import client
+from ijfs_engine.errors import IjfsError
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
+
+
+@contextmanager
+def started(manager: KernelManager, **options: Any) -> Iterator[Cells]:
+    """A kernel that answers; shut down as its front end would when it is closed."""
+    manager.start_kernel(**options)
+    try:
+        cells = Cells(manager)
+        try:
+            yield cells
+        finally:
+            cells.client.stop_channels()
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
+def eventually(true: Callable[[], bool], within_s: float = 15.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_save_go_back_and_interrupt_under_one_manager_and_client(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        name = house.the_instance()
+        cells("x = 1")
+        snapshot = house.save(name, "x is one")
+        assert cells("x += 1; print(x)") == "2"
+        client.restore(house.repo, snapshot, name, replace=True)
+        assert cells.manager.is_alive()
+        cells.client.wait_for_ready(timeout=PATIENCE_S)
+        assert cells("print(x)") == "1"
+        assert cells.interrupted("import time; time.sleep(600)") == "KeyboardInterrupt"
+        assert cells("print(x)") == "1"
+    assert client.list_instances(house.repo) == []
+
+
+def test_a_sibling_under_a_second_manager_diverges_and_ends_alone(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        name = house.the_instance()
+        cells("x = 'both'")
+        (sibling,) = client.fork(house.repo, name, ["sibling"])
+        with started(attached_manager(house.repo, sibling.name)) as other:
+            assert other("print(x)") == "both"
+            other("x = 'sibling'")
+            cells("x = 'original'")
+            assert (other("print(x)"), cells("print(x)")) == ("sibling", "original")
+        assert house.instances() == [name]
+        assert cells("print(x)") == "original"
+    client.remove(house.repo, "sibling")
+
+
+def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        cells("x = 'saved'")
+        (sibling,) = client.fork(house.repo, house.the_instance(), ["again"])
+    with started(attached_manager(house.repo, sibling.name)) as other:
+        other("x = 'changed'")
+        other.manager.restart_kernel(now=True)
+        other.client.wait_for_ready(timeout=PATIENCE_S)
+        assert other("print(x)") == "saved"
+    client.remove(house.repo, sibling.name)
+
+
+def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        before = cells.manager.get_connection_info()
+        cells("x = 1; open('written-by-the-kernel', 'w').write('kept')")
+        cells.client.execute("import os; os._exit(3)")
+        assert eventually(lambda: not cells.manager.is_alive())
+        cells.manager.restart_kernel(now=True)
+        assert cells.manager.get_connection_info() == before
+        cells.client.wait_for_ready(timeout=PATIENCE_S)
+        assert cells("print(x)") == "NameError"
+        assert cells("print(open('written-by-the-kernel').read())") == "kept"
+    assert not Path("written-by-the-kernel").exists()
+
+
+def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(house: House) -> None:
+    manager = KernelManager(kernel_name=KERNEL)
+    manager.start_kernel()
+    cells = Cells(manager)
+    assert manager.has_kernel
+    cells.client.stop_channels()
+    begin = time.monotonic()
+    manager.shutdown_kernel()
+    assert time.monotonic() - begin < 5
+    assert not manager.has_kernel
+    assert client.list_instances(house.repo) == []
+    assert house.processes() == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client's own event loop bookkeeping
+async def two_at_once(house: House) -> list[str]:
+    """Two kernels under async managers, each with its own variable; what each prints."""
+    import asyncio
+
+    async def one(text: str) -> str:
+        manager = AsyncKernelManager(kernel_name=KERNEL)
+        await manager.start_kernel()
+        channel = manager.client()
+        channel.start_channels()
+        try:
+            await channel.wait_for_ready(timeout=PATIENCE_S)
+            printed: list[str] = []
+            await channel.execute_interactive(
+                f"print({text!r})", output_hook=lambda m: printed.append(m["content"].get("text", ""))
+            )
+            return "".join(printed).strip()
+        finally:
+            channel.stop_channels()
+            await manager.shutdown_kernel(now=True)
+
+    return await asyncio.gather(one("first"), one("second"))
+
+
+def test_async_managers_start_kernels_side_by_side(house: House) -> None:
+    import asyncio
+
+    assert asyncio.run(two_at_once(house)) == ["first", "second"]
+    assert client.list_instances(house.repo) == []
+
+
+def test_a_kernel_spec_with_a_snapshot_starts_with_everything_loaded(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        cells("warm = sum(range(1000))")
+        snapshot = house.save(house.the_instance(), "warm")
+    kernelspec.install(name="warm", snapshot=snapshot)
+    with (
+        started(KernelManager(kernel_name="warm")) as one,
+        started(KernelManager(kernel_name="warm")) as two,
+    ):
+        one("warm = 0")
+        assert (one("print(warm)"), two("print(warm)")) == ("0", "499500")
+    kernelspec.remove("warm")
+
+
+def test_live_kernels_are_listed_as_kernels_to_open(house: House) -> None:
+    specs = LiveKernelSpecManager(repo=str(house.repo))
+    with started(KernelManager(kernel_name=KERNEL)):
+        name = house.the_instance()
+        assert specs.get_all_specs()[PREFIX + name]["spec"]["display_name"] == f"{name} (live)"
+    assert PREFIX + name not in specs.find_kernel_specs()
+    with pytest.raises(NoSuchKernel):
+        specs.get_kernel_spec(PREFIX + name)
+
+
+def test_another_process_can_take_a_kernel_over(house: House) -> None:
+    with started(KernelManager(kernel_name=KERNEL)) as cells:
+        import asyncio
+
+        provisioner = cells.manager.provisioner
+        assert isinstance(provisioner, IjfsProvisioner)
+
+        async def take_over() -> int | None:
+            info = await provisioner.get_provisioner_info()
+            second = IjfsProvisioner(kernel_spec=cells.manager.kernel_spec)
+            await second.load_provisioner_info(info)
+            assert await second.poll() is None
+            await second.kill()
+            return await second.wait()
+
+        assert asyncio.run(take_over()) is not None
+        assert not cells.manager.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [({"attach": "nobody"}, "no instance `nobody`"), ({"snapshot": "feedc0ffee"}, "feedc0ffee")],
+)
+def test_what_cannot_start_says_why_and_leaves_nothing(house: House, config: dict[str, str], sentence: str) -> None:
+    kernelspec.install(name="broken", **config)
+    manager = KernelManager(kernel_name="broken")
+    with pytest.raises(IjfsError, match=sentence):
+        manager.start_kernel()
+    manager.shutdown_kernel(now=True)
+    assert not manager.has_kernel
+    assert client.list_instances(house.repo) == []
+    kernelspec.remove("broken")

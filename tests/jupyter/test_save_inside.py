@@ -1,0 +1,108 @@
+"""`ijfs.save()` from inside, with the real keeper on the other side: it returns twice."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from house import KERNEL, Cells, House
+from jupyter_client.manager import KernelManager
+
+from ijfs.jupyter.cells import run_cell
+from ijfs.live import client
+from ijfs.live.client import InstanceSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
+
+
+@pytest.fixture
+def cells(house: House) -> Cells:
+    manager = KernelManager(kernel_name=KERNEL)
+    manager.start_kernel()
+    cells = Cells(manager)
+    yield cells
+    cells.close()
+
+
+def test_save_returns_the_snapshot_here_and_resumed_in_every_sibling(house: House, cells: Cells) -> None:
+    name = house.the_instance()
+    shown = cells("import ijfs; r = ijfs.save('from inside'); print(r.resumed, r.instance, r.id)")
+    resumed, instance, snapshot = shown.split()
+    assert (resumed, instance) == ("False", name)
+    siblings = client.fork(house.repo, snapshot, ["left", "right"])
+    try:
+        for sibling in siblings:
+            assert sibling.connection_file is not None
+            # The sibling is in the middle of the cell: ours waits behind it in its queue.
+            result = run_cell(sibling.connection_file, "print(r.resumed, r.instance, r.id)", 60)
+            assert result.stdout.split() == ["True", sibling.name, snapshot]
+        assert cells("print(r.resumed)") == "False"
+    finally:
+        for sibling in siblings:
+            house.stop(sibling.name)
+
+
+def test_the_magics_speak_with_the_keeper(house: House, cells: Cells) -> None:
+    name = house.the_instance()
+    cells("%load_ext ijfs")
+    assert cells("%ijfs save -m 'the first'").startswith(f"saved {name} as ")
+    cells("x = 1")
+    cells("%ijfs save -m 'the second'")
+    tree = cells("%ijfs tree").splitlines()
+    assert [line[0] for line in tree[-2:]] == ["o", "*"]
+    assert [line.split("  ")[-1] for line in tree[-2:]] == ["the first", "the second"]
+    assert f"instance    {name}" in cells("%ijfs status")
+
+
+def test_going_back_in_place_to_a_save_from_inside_resumes(house: House, cells: Cells) -> None:
+    name = house.the_instance()
+    cells("import ijfs; count = 0")
+    cells("r = ijfs.save(); count += 1")
+    snapshot = cells("print(r.id)")
+    cells("count += 100")
+    client.restore(house.repo, snapshot, name, replace=True)
+    cells.client.wait_for_ready(timeout=60)
+    assert cells("print(r.resumed, count)") == "True 1"
+
+
+def test_hooks_run_around_a_save_that_comes_from_outside(house: House, cells: Cells) -> None:
+    name = house.the_instance()
+    cells("import ijfs; seen = []")
+    cells("_ = ijfs.before_save(lambda: seen.append('before')); _ = ijfs.after_restore(lambda: seen.append('after'))")
+    snapshot = house.save(name)
+    assert cells("print(seen)") == "['before']"
+    client.restore(house.repo, snapshot, name, replace=True)
+    cells.client.wait_for_ready(timeout=60)
+    assert cells("print(seen)") == "['before', 'after']"
+
+
+PROGRAM = """
+import sys, time
+import ijfs
+result = ijfs.save("a plain program")
+print(f"resumed={result.resumed} instance={result.instance}", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_plain_program_saves_itself(house: House) -> None:
+    spec = InstanceSpec(name="plain", argv=(sys.executable, "-c", PROGRAM), cwd="/")
+    info = client.start(house.repo, spec)
+    assert said(info.log, "resumed=False instance=plain")
+    snapshot = client.describe(house.repo, "plain").snapshot
+    assert snapshot is not None
+    child = client.restore(house.repo, snapshot, "child")
+    assert said(child.log, "resumed=True instance=child")
+    for name in ("plain", "child"):
+        house.stop(name)
+
+
+def said(log: str, line: str, within_s: float = 30.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if line in Path(log).read_text().splitlines():
+            return True
+        time.sleep(0.05)
+    return False
