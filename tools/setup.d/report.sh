@@ -21,13 +21,15 @@ quietly() {
     "$@" >>"$LOG" 2>&1
 }
 
-# or_die WHAT NEXT COMMAND…: as quietly, but a failure shows the end of the log and ends the set-up.
+# or_die WHAT NEXT COMMAND…: as quietly, but a failure ends the set-up.
 or_die() {
-    local what=$1 next=$2
-    shift 2
-    quietly "$@" && return
+    quietly "${@:3}" || die_with_log "$1" "$2"
+}
+
+# die_with_log WHAT NEXT: as die, with the end of what the last command said.
+die_with_log() {
     tail -n 15 "$LOG" | sed 's/^/    | /' >&2
-    die "$what" "$next (all of the output: ${LOG#"$CHECKOUT"/})"
+    die "$1" "$2 (all of the output: ${LOG#"$CHECKOUT"/})"
 }
 
 # fall_short WHAT NEXT: go on without something; the last lines will say so again.

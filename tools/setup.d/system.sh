@@ -23,7 +23,8 @@ ensure_system_packages() {
         return
     fi
     say "system" "installing ${missing[*]}"
-    apt_install "${missing[@]}" || apt_failed "${missing[@]}"
+    apt_install "${missing[@]}" || die_with_log "apt could not install: ${missing[*]}" \
+        "run \`apt-get install ${missing[*]}\` by hand; on Ubuntu they need the universe component"
 }
 
 # not_installed PACKAGE…: those of them that dpkg does not have, one per line.
@@ -44,9 +45,4 @@ apt_install() {
 
 apt_get() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get --quiet "$@"
-}
-
-apt_failed() {
-    or_die "apt could not install: $*" \
-        "run \`apt-get install $*\` by hand; on Ubuntu they need the universe component" false
 }
