@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Condition, Lock, local
 from typing import ClassVar, Final, NamedTuple, TypeVar, cast
@@ -33,7 +33,8 @@ SIDECARS: Final = b"sidecars"
 SNAPSHOTS: Final = b"snapshots"
 """Snapshot id → u64 creation time, ns."""
 REMOVED: Final = b"removed"
-"""Id of a snapshot that was removed → ids of its parents, so that `name~2` and branches find their way past it."""
+"""Id of a snapshot that was removed → u8 1 until gc has walked it once more, then ids of its parents, so that `name~2`
+and branches find their way past it."""
 REFS: Final = b"refs"
 """b"branch/NAME" or b"tag/NAME" → snapshot id."""
 REFLOG: Final = b"reflog"
@@ -325,6 +326,8 @@ class _Gate:
                 self._changed.notify_all()
 
 
-def places(rows: Sequence[bytes | None]) -> list[Place | None]:
-    """Decode many rows."""
-    return [Place.decode(row) if row is not None else None for row in rows]
+def next_pack(update: Update) -> int:
+    """A pack number that was never given before."""
+    number = update.number(b"next_pack") + 1
+    update.set_number(b"next_pack", number)
+    return number

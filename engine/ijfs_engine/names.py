@@ -40,7 +40,7 @@ def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
         if view.get(SNAPSHOTS, ident) is not None:
             return ident
         row = view.get(REMOVED, ident) or b""
-        stack += reversed([row[at : at + ID_SIZE] for at in range(0, len(row), ID_SIZE)])
+        stack += reversed([row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE)])
     return None
 
 
@@ -77,3 +77,8 @@ def _by_prefix(view: View, name: str) -> ObjectId:
         listed = ", ".join(ident.hex()[: max(12, len(lower) + 4)] for ident in found[:10])
         raise AmbiguousNameError(f"{name} could be any of {listed}", hint="give more digits")
     return found[0]
+
+
+def removed_row(parents: Sequence[ObjectId], *, walked: bool = False) -> bytes:
+    """The REMOVED row of a snapshot; `walked` once gc has looked at what it reached."""
+    return bytes([not walked]) + b"".join(parents)

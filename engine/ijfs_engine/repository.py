@@ -151,7 +151,7 @@ class Repository:
         def change(update: Update) -> None:
             self._check_removable(update, ident)
             update.delete(SNAPSHOTS, ident)
-            update.put(REMOVED, ident, b"".join(recorded))
+            update.put(REMOVED, ident, names.removed_row(recorded))
             heir = names.nearest(update, recorded)
             heads = [key for key, head in update.prefixed(REFS, b"branch/") if head == ident]
             records: list[Record] = [SnapshotRemoved(ident, recorded)]

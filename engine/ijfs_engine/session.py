@@ -33,6 +33,7 @@ from .index import (
     Index,
     Place,
     Update,
+    next_pack,
 )
 from .journal import Journal, Record, SnapshotAdded
 from .layout import Layout
@@ -221,6 +222,8 @@ class Session:
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         if not writers:
             return
+        # A commit that failed may have left a line in the journal that names what is about to vanish.
+        self._index.write(self._journal.trim)
         with self._index.read() as view:
             known = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in writers])
         for writer, row in zip(writers, known, strict=True):
@@ -260,7 +263,7 @@ class Session:
 
     def _new_pack(self, kind: int) -> PackWriter:
         while True:
-            number = self._index.write(_next_pack)
+            number = self._index.write(next_pack)
             with contextlib.suppress(FileExistsError):
                 return PackWriter(self._layout.packs, number, kind, self._layout.id)
 
@@ -295,9 +298,3 @@ def compress(ident: bytes, plain: bytes) -> EncodedChunk:
     if len(packed) < len(plain):
         return EncodedChunk(ident, Codec.ZSTD, len(plain), packed)
     return EncodedChunk(ident, Codec.RAW, len(plain), plain)
-
-
-def _next_pack(update: Update) -> int:
-    number = update.number(b"next_pack") + 1
-    update.set_number(b"next_pack", number)
-    return number

@@ -118,6 +118,18 @@ class Store:
         """Many leaves in few reads, in the order asked."""
         return self._many(ids, Kind.LEAF, decode_leaf)
 
+    def trees(self, ids: Sequence[ObjectId]) -> list[Tree]:
+        """Many directories in few reads, in the order asked."""
+        return self._many(ids, Kind.TREE, decode_tree)
+
+    def files(self, ids: Sequence[ObjectId]) -> list[FileContent]:
+        """Many file objects in few reads, in the order asked."""
+        return self._many(ids, Kind.FILE, decode_file)
+
+    def check_objects(self, ids: Sequence[ObjectId], kind: int) -> None:
+        """Read objects and check them against their ids; CorruptError."""
+        self._many(ids, kind, len)
+
     def snapshot(self, ident: ObjectId) -> Snapshot:
         """The record of a snapshot, whether or not it is still listed."""
         return decode_snapshot(ident, self.get_object(ident, Kind.SNAPSHOT))

@@ -1,0 +1,165 @@
+"""What snapshots reach: the walk from roots through trees, files and leaves to chunks and their bases.
+
+gc marks with it, du counts with it, fsck checks with it. Objects are visited once each, in batches that read the packs
+in large stretches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from .errors import CorruptError
+from .frames import ID_SIZE, Kind
+from .idset import IdSet
+from .index import BASES, OBJECTS, Index, Place
+from .records import FileContent, Leaf, ObjectId, Snapshot, Tree
+from .store import Store
+
+_BATCH: Final = 512
+
+OnError = Callable[[ObjectId, int, CorruptError], None]
+"""Called with an object that cannot be read and the kind it should have."""
+
+
+class Children(NamedTuple):
+    """What one object points at: (kind, id) of objects, and chunk ids end to end; for a tree its files' sizes."""
+
+    objects: list[tuple[int, ObjectId]]
+    chunks: bytes
+    logical: int = 0
+
+
+class Walker:
+    """Expands objects into what they point at."""
+
+    def __init__(self, store: Store, index: Index) -> None:
+        self._store = store
+        self._index = index
+
+    def expand(
+        self, kind: int, ids: Sequence[ObjectId], on_error: OnError | None = None
+    ) -> list[tuple[ObjectId, Children]]:
+        """The children of objects of one kind. CorruptError; with `on_error`, the sound ones and a call for others."""
+        try:
+            return list(zip(ids, self._expand(kind, ids), strict=True))
+        except CorruptError:
+            if on_error is None:
+                raise
+        found: list[tuple[ObjectId, Children]] = []
+        for ident in ids:
+            try:
+                found.append((ident, self._expand(kind, [ident])[0]))
+            except CorruptError as error:
+                on_error(ident, kind, error)
+        return found
+
+    def with_bases(self, chunks: bytes) -> bytes:
+        """The chunk ids, and those of all chunks that their codecs need."""
+        known = dict.fromkeys(split(chunks))
+        edge = list(known)
+        while edge:
+            with self._index.read() as view:
+                if not view.count(BASES):
+                    break
+                rows = view.get_many(BASES, edge)
+            edge = [base for row in rows if row for base in split(row) if base not in known]
+            known.update(dict.fromkeys(edge))
+        return b"".join(known)
+
+    def _expand(self, kind: int, ids: Sequence[ObjectId]) -> list[Children]:
+        match kind:
+            case Kind.SNAPSHOT:
+                return [_snapshot(one) for one in self._store.snapshots(ids)]
+            case Kind.TREE:
+                return self._trees(self._store.trees(ids))
+            case Kind.FILE:
+                return [_file(one) for one in self._store.files(ids)]
+            case Kind.LEAF:
+                return [_leaf(one) for one in self._store.leaves(ids)]
+            case Kind.LAYOUT:
+                self._store.check_objects(ids, kind)
+                return [Children([], b"") for _ in ids]
+        raise CorruptError(f"an object of kind {kind} is in a place where none may be")
+
+    def _trees(self, trees: Sequence[Tree]) -> list[Children]:
+        contents = [entry.content for tree in trees for entry in tree.entries if entry.content and entry.kind != "d"]
+        with self._index.read() as view:
+            rows = view.get_many(OBJECTS, contents)
+        kinds = {
+            ident: Place.decode(row).tag if row is not None else Kind.CHUNK
+            for ident, row in zip(contents, rows, strict=True)
+        }
+        return [_tree(tree, kinds) for tree in trees]
+
+
+class Reach:
+    """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set."""
+
+    def __init__(self, store: Store, index: Index, on_error: OnError | None = None) -> None:
+        self.objects: set[ObjectId] = set()
+        self.chunks = IdSet()
+        self._walker = Walker(store, index)
+        self._on_error = on_error
+
+    def add(self, snapshots: Iterable[ObjectId]) -> None:
+        """Walk snapshots too. CorruptError for what cannot be read, unless there is an `on_error`."""
+        pending: dict[int, list[ObjectId]] = {kind: [] for kind in Kind.NAMES}
+        pending[Kind.SNAPSHOT] = self._fresh(snapshots)
+        while any(pending.values()):
+            # Leaves first, so that what is waiting stays small.
+            kind = next(kind for kind in sorted(pending) if pending[kind])
+            batch = pending[kind][-_BATCH:]
+            del pending[kind][-_BATCH:]
+            for _, children in self._walker.expand(kind, batch, self._on_error):
+                for child_kind, child in children.objects:
+                    if child not in self.objects:
+                        self.objects.add(child)
+                        pending[child_kind].append(child)
+                self._mark(children.chunks)
+
+    def _fresh(self, ids: Iterable[ObjectId]) -> list[ObjectId]:
+        fresh = [ident for ident in dict.fromkeys(ids) if ident not in self.objects]
+        self.objects.update(fresh)
+        return fresh
+
+    def _mark(self, chunks: bytes) -> None:
+        fresh = self.chunks.add(chunks)
+        if any(fresh):
+            new = b"".join(ident for ident, one in zip(split(chunks), fresh, strict=True) if one)
+            self.chunks.add(self._walker.with_bases(new))
+
+
+def split(ids: bytes) -> Iterator[bytes]:
+    """32-byte ids that stand end to end, one by one."""
+    return (ids[at : at + ID_SIZE] for at in range(0, len(ids), ID_SIZE))
+
+
+def _snapshot(snapshot: Snapshot) -> Children:
+    return Children([(Kind.TREE, snapshot.root)], b"")
+
+
+def _tree(tree: Tree, kinds: dict[ObjectId, int]) -> Children:
+    objects: list[tuple[int, ObjectId]] = []
+    chunks: list[bytes] = []
+    for entry in tree.entries:
+        if entry.content is None:
+            continue
+        kind = Kind.TREE if entry.kind == "d" else kinds[entry.content]
+        if kind == Kind.CHUNK:
+            chunks.append(entry.content)
+        else:
+            objects.append((kind, entry.content))
+    logical = sum(entry.size for entry in tree.entries if entry.kind == "f")
+    return Children(objects, b"".join(chunks), logical)
+
+
+def _file(content: FileContent) -> Children:
+    objects: list[tuple[int, ObjectId]] = [(Kind.LEAF, leaf) for leaf, _ in content.leaves()]
+    if content.layout is not None:
+        objects.append((Kind.LAYOUT, content.layout))
+    return Children(objects, b"")
+
+
+def _leaf(leaf: Leaf) -> Children:
+    return Children([], leaf.ids)

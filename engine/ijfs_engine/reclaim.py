@@ -1,0 +1,333 @@
+"""gc: find what no branch, tag or pin reaches, and give its bytes back while saves go on.
+
+`Repository.gc` calls `collect`. A chunk dies in two steps, because a running session may have found it just before:
+first it is *condemned* (sessions that begin later treat it as not there), and it is *swept* only when every session
+that runs began after that. docs/concurrency.md has the whole argument, and the reason for the order of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from . import disk
+from .errors import CorruptError
+from .frames import ID_SIZE
+from .index import (
+    BASES,
+    CHUNKS,
+    CONDEMNED,
+    OBJECTS,
+    REFS,
+    REMOVED,
+    SIDECARS,
+    SNAPSHOTS,
+    U64,
+    Index,
+    Place,
+    Update,
+    View,
+)
+from .journal import Record, SnapshotRemoved
+from .locks import exclusive, live_files
+from .names import removed_row
+from .pins import live_pins
+from .reach import Reach
+from .records import GcReport, ObjectId
+from .refs import log_records
+from .repack import Repacker, disk_size, remove_orphans
+
+if TYPE_CHECKING:
+    from .repository import Progress, Repository
+
+_STRIDE: Final = 20_000
+"""Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
+
+
+class Roots(NamedTuple):
+    """What is listed, and which of it stays."""
+
+    keep: frozenset[ObjectId]
+    drop: frozenset[ObjectId]
+    heads: frozenset[ObjectId]
+    """The snapshots that refs and pins point at themselves."""
+
+
+class _Doomed(NamedTuple):
+    """What a sweep took."""
+
+    chunks: int
+    objects: int
+    waiting: int
+
+
+def collect(repository: Repository, *, dry_run: bool, progress: Progress | None) -> GcReport:
+    """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
+    because then nobody knows what it needs. StorageError."""
+    with disk.storage_errors("gc"), exclusive(repository.layout.gc_lock, "gc"):
+        collector = _Collector(repository, progress)
+        return collector.estimate() if dry_run else collector.run()
+
+
+class _Collector:
+    """One run of gc."""
+
+    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+        self._repository = repository
+        self._index: Index = repository.index
+        self._progress = progress
+        self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
+        self._before = disk_size(repository.layout)
+
+    def run(self) -> GcReport:
+        """Mark, condemn, sweep, repack."""
+        index = self._index
+        index.write(self._repository.journal.trim)
+        remove_orphans(self._repository)
+        # Sessions and pins of the dead leave a file; looking at the living removes it.
+        list(live_files(self._repository.layout.sessions))
+        roots = self._settle_roots()
+        kept = self._walk(roots.keep)
+        self._condemn(kept)
+        oldest = self._oldest_session()
+        # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
+        kept.add(self._listed())
+        doomed = self._sweep(kept, oldest)
+        self._drop_sidecars(roots.heads)
+        repacker = Repacker(self._repository, self._progress)
+        repacker.run()
+        return GcReport(
+            dry_run=False,
+            snapshots_removed=len(roots.drop),
+            chunks_removed=doomed.chunks,
+            objects_removed=doomed.objects,
+            chunks_condemned=doomed.waiting,
+            packs_removed=repacker.removed,
+            packs_rewritten=repacker.rewritten,
+            bytes_before=self._before,
+            bytes_after=disk_size(self._repository.layout),
+        )
+
+    def estimate(self) -> GcReport:
+        """What `run` would do, were no session running; nothing is changed."""
+        with self._index.read() as view:
+            listed = [ident for ident, _ in view.items(SNAPSHOTS)]
+            heads = self._heads(view)
+        self._learn_parents(listed)
+        roots = self._divide(frozenset(listed), heads)
+        kept = self._walk(roots.keep)
+        counts = {CHUNKS: 0, OBJECTS: 0}
+
+        def dead() -> Iterator[Place]:
+            for table, _, row in self._unreached(kept):
+                counts[table] += 1
+                yield Place.decode(row)
+
+        freed = Repacker(self._repository, None).dead_bytes(dead())
+        return GcReport(
+            dry_run=True,
+            snapshots_removed=len(roots.drop),
+            chunks_removed=counts[CHUNKS],
+            objects_removed=counts[OBJECTS],
+            chunks_condemned=0,
+            packs_removed=0,
+            packs_rewritten=0,
+            bytes_before=self._before,
+            bytes_after=self._before - freed,
+        )
+
+    # --- which snapshots stay
+
+    def _settle_roots(self) -> Roots:
+        """Take the unreachable snapshots off the list, in one transaction with the look at refs and pins."""
+        while True:
+            self._learn_parents(self._listed())
+            roots = self._index.write(self._unlist)
+            if roots is not None:
+                return roots
+
+    def _unlist(self, update: Update) -> Roots | None:
+        """None when a snapshot came up whose parents are not known yet: they are in the packs, not here."""
+        listed = frozenset(ident for ident, _ in update.items(SNAPSHOTS))
+        if not listed <= self._parents.keys():
+            return None
+        roots = self._divide(listed, self._heads(update))
+        records: list[Record] = []
+        for ident in sorted(roots.drop):
+            update.delete(SNAPSHOTS, ident)
+            update.put(REMOVED, ident, removed_row(self._parents[ident]))
+            records.append(SnapshotRemoved(ident, self._parents[ident]))
+        if records:
+            log_records(update, self._repository.journal, records)
+        return roots
+
+    def _heads(self, view: View) -> frozenset[ObjectId]:
+        pins = live_pins(self._repository.layout.pins)
+        return frozenset(value for _, value in view.items(REFS)) | pins.ids
+
+    def _divide(self, listed: frozenset[ObjectId], heads: frozenset[ObjectId]) -> Roots:
+        """Heads and their ancestors stay; the way past a removed snapshot is its own parents."""
+        keep: set[ObjectId] = set()
+        edge = list(heads)
+        while edge:
+            ident = edge.pop()
+            if ident in keep:
+                continue
+            keep.add(ident)
+            edge += self._parents.get(ident, ())
+        return Roots(listed & keep, listed - keep, heads & listed)
+
+    def _listed(self) -> list[ObjectId]:
+        with self._index.read() as view:
+            return [ident for ident, _ in view.items(SNAPSHOTS)]
+
+    def _learn_parents(self, ids: Iterable[ObjectId]) -> None:
+        unknown = [ident for ident in ids if ident not in self._parents]
+        for snapshot in self._repository.store.snapshots(unknown):
+            self._parents[snapshot.id] = snapshot.parents
+        with self._index.read() as view:
+            for ident, row in view.items(REMOVED):
+                self._parents[ident] = tuple(row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE))
+
+    # --- what they reach
+
+    def _walk(self, snapshots: Iterable[ObjectId]) -> Reach:
+        self._tell("mark", 0, 0)
+        reach = Reach(self._repository.store, self._index)
+        try:
+            reach.add(snapshots)
+        except CorruptError as error:
+            hint = "`ijfs fsck` names the snapshot; remove it with `ijfs rm`, and gc can go on"
+            raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
+        return reach
+
+    def _unreached(self, kept: Reach) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """(table, id, row) of every chunk and object that was not marked; in strides, so that no view lives long."""
+        for table in (CHUNKS, OBJECTS):
+            for rows in self._strides(table):
+                reached = kept.chunks.has(b"".join(key for key, _ in rows)) if table == CHUNKS else None
+                for number, (key, row) in enumerate(rows):
+                    if not (reached[number] if reached is not None else key in kept.objects):
+                        yield table, key, row
+
+    def _strides(self, table: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
+        start = b""
+        while True:
+            with self._index.read() as view:
+                rows = [row for row, _ in zip(view.items(table, start), range(_STRIDE), strict=False)]
+            if rows:
+                yield rows
+            if len(rows) < _STRIDE:
+                return
+            start = rows[-1][0] + b"\0"
+
+    # --- condemn
+
+    def _condemn(self, kept: Reach) -> None:
+        """Mark what is unreachable with the epoch to come, then let that epoch begin.
+
+        The epoch changes last: a session that begins in the new epoch sees every mark of it.
+        """
+        with self._index.read() as view:
+            epoch = view.number(b"epoch") + 1
+            removed = [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
+        stale = self._stale(removed)
+        mark = U64.pack(epoch)
+        for group in _grouped(key for _, key, _ in self._unreached(kept)):
+            self._index.write(partial(_mark, ids=group, mark=mark, stale=stale))
+        for rows in self._strides(CONDEMNED):
+            alive = [key for key, _ in rows if key in kept.objects or kept.chunks.has(key) == b"\1"]
+            self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
+        self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
+
+    def _stale(self, removed: list[ObjectId]) -> Reach | None:
+        """What snapshots reached that were listed at some time since the last gc: marks on these may be older than
+        a session that took them over from such a snapshot. None when that cannot be told."""
+        reach = Reach(self._repository.store, self._index)
+        try:
+            reach.add(removed)
+        except CorruptError:
+            return None
+        return reach
+
+    # --- sweep
+
+    def _oldest_session(self) -> int:
+        """The epoch in which the oldest running session began."""
+        epochs = [
+            U64.unpack(data)[0] if len(data) == U64.size else 0
+            for _, data in live_files(self._repository.layout.sessions)
+        ]
+        with self._index.read() as view:
+            return min([*epochs, view.number(b"epoch")])
+
+    def _sweep(self, kept: Reach, oldest: int) -> _Doomed:
+        chunks = objects = waiting = 0
+        for rows in self._strides(CONDEMNED):
+            ripe = []
+            for key, mark in rows:
+                if key in kept.objects or kept.chunks.has(key) == b"\1":
+                    continue
+                if U64.unpack(mark)[0] > oldest:
+                    waiting += 1
+                    continue
+                ripe.append((key, mark))
+            taken = self._index.write(partial(_take, rows=ripe))
+            chunks, objects = chunks + taken[0], objects + taken[1]
+            self._tell("sweep", chunks + objects, 0)
+        return _Doomed(chunks, objects, waiting)
+
+    def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
+        """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.
+        They are 16 bytes a page, more than all other metadata together."""
+        near = Reach(self._repository.store, self._index)
+        near.add(heads)
+        for rows in self._strides(SIDECARS):
+            gone = [key for key, _ in rows if key not in near.objects]
+            self._index.write(partial(_drop, table=SIDECARS, keys=gone))
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(f"gc: {phase}", done, total)
+
+
+def _grouped(keys: Iterator[bytes]) -> Iterator[list[bytes]]:
+    group: list[bytes] = []
+    for key in keys:
+        group.append(key)
+        if len(group) == _STRIDE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _drop(update: Update, table: bytes, keys: list[bytes]) -> None:
+    update.delete_many(table, keys)
+
+
+def _mark(update: Update, ids: list[bytes], mark: bytes, stale: Reach | None) -> None:
+    """Condemn; an older mark stays, so that its time is not lengthened, unless it may be stale."""
+    for ident, old in zip(ids, update.get_many(CONDEMNED, ids), strict=True):
+        doubtful = stale is None or ident in stale.objects or stale.chunks.has(ident) == b"\1"
+        if old is None or doubtful:
+            update.put(CONDEMNED, ident, mark)
+
+
+def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
+    update.set_number(b"epoch", epoch)
+    for ident in walked:
+        row = update.get(REMOVED, ident)
+        if row is not None:
+            update.put(REMOVED, ident, b"\0" + row[1:])
+
+
+def _take(update: Update, rows: list[tuple[bytes, bytes]]) -> tuple[int, int]:
+    """Drop what still has the mark it was seen with: a session that wrote it anew has taken the mark off."""
+    still = [key for key, mark in rows if update.get(CONDEMNED, key) == mark]
+    chunks = sum(update.delete(CHUNKS, key) for key in still)
+    objects = sum(update.delete(OBJECTS, key) for key in still)
+    update.delete_many(BASES, still)
+    update.delete_many(CONDEMNED, still)
+    return chunks, objects
