@@ -33,6 +33,8 @@ class App:
     quiet: int = 0
     verbose: int = 0
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    listener: Callable[[Answer], None] | None = None
+    """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
     _repository: Repository | None = None
 
     @property
@@ -72,7 +74,9 @@ class App:
 
     def answer(self, answer: Answer, name: str) -> None:
         """Print what a verb returned in the way that was asked for."""
-        if self.json:
+        if self.listener is not None:
+            self.listener(answer)
+        elif self.json:
             write_json({"verb": name, **answer.data})
         elif answer.show is not None and not self.quiet:
             answer.show(Printer())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ijfs.cli.app import App, verb
-from ijfs.cli.output import Answer
+from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
 
     file = connection_file(app, name)
     result = run_cell(file, code, timeout, alive=lambda: is_running(app.repository_path, name))
-    if not app.json:
-        _print(result)
     data = {
         "name": name,
         "status": result.status,
@@ -63,7 +61,7 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
         "result": result.result_text,
         "error": result.error,
     }
-    return Answer(data, None, 0 if result.status == "ok" else 1)
+    return Answer(data, lambda out: _print(out, result), 0 if result.status == "ok" else 1)
 
 
 def connection_file(app: App, name: str) -> str:
@@ -80,11 +78,9 @@ def connection_file(app: App, name: str) -> str:
     return info.connection_file
 
 
-def _print(result: CellResult) -> None:
-    sys.stdout.write(result.stdout)
-    if result.result_text:
-        sys.stdout.write(result.result_text + "\n")
-    sys.stdout.flush()
+def _print(out: Printer, result: CellResult) -> None:
+    out.raw(result.stdout + (result.result_text + "\n" if result.result_text else ""))
+    out.stream.flush()
     sys.stderr.write(result.stderr + (result.error + "\n" if result.error else ""))
     sys.stderr.flush()
 

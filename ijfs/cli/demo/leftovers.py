@@ -1,0 +1,94 @@
+"""The proof that the demo ends clean: what it made is remembered while it lives and looked for when it is over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAMESPACES = ("mnt", "net", "pid", "ipc", "uts")
+SCRATCH = (Path("/dev/shm"), Path("/tmp"), Path("/run"))
+
+
+@dataclass
+class Watch:
+    """What belongs to one demo: its directory, namespaces it was seen to make, and what was there before it."""
+
+    directory: Path
+    namespaces: set[str] = field(default_factory=set)
+    before: frozenset[Path] = field(default_factory=lambda: frozenset(_scratch()))
+
+    def saw(self, pid: int) -> None:
+        """Remember the namespaces of a live program, but for those that this process shares."""
+        own = set(_namespaces_of("self"))
+        self.namespaces.update(set(_namespaces_of(str(pid))) - own)
+
+    def processes(self) -> list[str]:
+        """Processes that work in the directory, were started with it, hold files in it, or are in its namespaces."""
+        return [f"{_name(pid)} ({pid})" for pid in _pids() if self._is_ours(pid)]
+
+    def mounts(self) -> list[str]:
+        """Mount points below the directory, and namespaces that a mount keeps."""
+        found = []
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            root, place = line.split()[3:5]
+            if place.startswith(str(self.directory)) or root in self.namespaces:
+                found.append(place)
+        return found
+
+    def kept_namespaces(self) -> list[str]:
+        """Namespaces that a process is in or holds open."""
+        held = {name for pid in _pids() for name in (*_namespaces_of(pid), *_open_files(pid))}
+        return sorted(self.namespaces & held)
+
+    def files(self) -> list[str]:
+        """The directory itself, and new files of ijfs's in the usual scratch places."""
+        new = [path for path in _scratch() if path not in self.before and "ijfs" in path.name]
+        return [str(path) for path in [self.directory, *new] if path.exists()]
+
+    def _is_ours(self, pid: str) -> bool:
+        needle = os.fsencode(self.directory)
+        with suppress(OSError):
+            if needle in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return True
+        links = [*_open_files(pid), _link(f"/proc/{pid}/cwd")]
+        return any(link.startswith(str(self.directory)) for link in links) or bool(
+            self.namespaces & set(_namespaces_of(pid))
+        )
+
+
+def _pids() -> Iterator[str]:
+    """All processes but this one."""
+    return (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
+
+
+def _namespaces_of(pid: str) -> list[str]:
+    return [link for kind in NAMESPACES if (link := _link(f"/proc/{pid}/ns/{kind}"))]
+
+
+def _open_files(pid: str) -> list[str]:
+    try:
+        return [_link(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return []
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _name(pid: str) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return "gone"
+
+
+def _scratch() -> Iterator[Path]:
+    for place in SCRATCH:
+        with suppress(OSError):
+            yield from place.iterdir()

@@ -1,0 +1,126 @@
+"""`ijfs demo`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli import text
+from ijfs.cli.app import App, verb
+from ijfs.cli.output import Answer, Printer
+
+if TYPE_CHECKING:
+    from ijfs.cli.demo.stage import Stage
+
+
+@verb("demo")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Perform in DIR and leave the repository there (default: a temporary directory, gone at the end).",
+)
+def demo(app: App, keep: Path | None) -> Answer:
+    """Watch ijfs work on a real kernel: save, fork, kill, restore, mount, gc. Takes about a minute.
+
+    Everything that is said is checked, and the exit code is 1 if any of it does not hold. At the end nothing is
+    left: no process, mount, namespace or temporary file.
+    """
+    from ijfs.cli.demo import story
+    from ijfs.cli.demo.stage import Narrator
+
+    _preflight(app)
+    began = time.monotonic()
+    narrator = Narrator(Printer(), silent=app.json or app.quiet > 0)
+    with _directory(keep) as directory:
+        stage = _perform(directory, narrator)
+        if keep is None:
+            shutil.rmtree(directory)
+        story.prove_clean(stage, kept=keep is not None)
+    took = time.monotonic() - began
+    data = {**story.summary(stage, took), "repository": str(stage.repository) if keep else None}
+    failed = [claim for claim in stage.claims if not claim.held]
+
+    def show(out: Printer) -> None:
+        out.line()
+        if failed:
+            out.line((f"{len(failed)} of {text.count(len(stage.claims), 'claim')} did not hold:", "bold red"))
+            for claim in failed:
+                out.line("  ", claim.claim)
+        else:
+            done = f"all {text.count(len(stage.claims), 'claim')} held"
+            out.line((done, "bold green"), f", in {text.seconds(took)}; nothing is left behind")
+        if keep:
+            out.line("the repository is ", (str(stage.repository), "bold"), f": ijfs -r {stage.repository} tree")
+
+    return Answer(data, show, 1 if failed else 0)
+
+
+def _preflight(app: App) -> None:
+    """Refuse before anything is begun where doctor sees that it cannot work. PreflightError."""
+    from ijfs.live import doctor
+    from ijfs.live.verdicts import require
+
+    require(doctor.machine(Path(tempfile.gettempdir())))
+
+
+def _perform(directory: Path, narrator: object) -> Stage:
+    """All steps; whatever happens in them, what they started is ended."""
+    from ijfs.cli.demo import story
+    from ijfs.cli.demo.leftovers import Watch
+    from ijfs.cli.demo.stage import Narrator, Stage
+
+    assert isinstance(narrator, Narrator)
+    stage = Stage(directory, narrator, Watch(directory))
+    stage.desk.mkdir()
+    with _standing_in(stage.desk, directory):
+        try:
+            for step in story.STEPS:
+                step(stage)
+            narrator.say("")
+        finally:
+            story.clear_away(stage)
+    return stage
+
+
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    """The directory of the performance; a temporary one is gone at the end, also after an error."""
+    if keep is not None:
+        keep = keep.absolute()
+        keep.mkdir(parents=True)
+        yield keep
+        return
+    path = Path(tempfile.mkdtemp(prefix="ijfs-demo-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _standing_in(desk: Path, directory: Path) -> Iterator[None]:
+    """Work where a notebook would, with state files of the mount inside the demo's own directory."""
+    before, state = Path.cwd(), os.environ.get("XDG_STATE_HOME")
+    os.chdir(desk)
+    os.environ["XDG_STATE_HOME"] = str(directory / "state")
+    sys.stdout.flush()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        os.environ.pop("XDG_STATE_HOME")
+        if state is not None:
+            os.environ["XDG_STATE_HOME"] = state
+
+
+COMMANDS = {"demo": demo}

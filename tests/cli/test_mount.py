@@ -1,0 +1,77 @@
+"""`ijfs mount` and `ijfs umount` on a real FUSE mount."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from calls import COMMAND, Ijfs
+from json_page import check
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def mountpoint(ijfs: Ijfs, repo: Path, tmp_path: Path) -> Iterator[Path]:
+    """An empty directory beside a repository with one snapshot; nothing stays mounted on it."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "hello.txt").write_text("hello\n")
+    assert ijfs("import", tmp_path / "work", "-m", "one").code == 0
+    place = tmp_path / "mnt"
+    place.mkdir()
+    yield place
+    if os.path.ismount(place):
+        subprocess.run(["fusermount3", "-uz", place], check=False)
+
+
+def test_a_mount_serves_files_until_it_is_unmounted(ijfs: Ijfs, mountpoint: Path, repo: Path) -> None:
+    mounted = ijfs("mount", mountpoint, "--json").json
+    check(mounted, "mount")
+    assert (mountpoint / "branches" / "main" / "files" / "hello.txt").read_text() == "hello\n"
+    listed = ijfs("umount", "--json").json
+    check(listed, "umount")
+    assert [m["mountpoint"] for m in listed["mounts"]] == [str(mountpoint)]
+    again = ijfs("mount", mountpoint)
+    assert again.code == 2
+    assert "umount" in again.err
+    check(ijfs("umount", mountpoint, "--json").json, "umount")
+    assert not os.path.ismount(mountpoint)
+    assert not Path(f"/proc/{mounted['pid']}").exists()
+    assert ijfs("umount").out == "not mounted anywhere\n"
+
+
+def test_in_the_foreground_ctrl_c_takes_it_away(mountpoint: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "mount", "--foreground", str(mountpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not os.path.ismount(mountpoint) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (mountpoint / "branches" / "main" / "files" / "hello.txt").read_text() == "hello\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert process.returncode in (0, 130)
+    assert not os.path.ismount(mountpoint)
+
+
+@pytest.mark.parametrize("where", ["absent", "full"])
+def test_a_place_that_cannot_be_mounted_on_is_refused(ijfs: Ijfs, repo: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    result = ijfs("mount", tmp_path / where)
+    assert result.code == 2
+    assert result.err.startswith("ijfs: ")
+
+
+def test_umount_of_what_is_not_mounted_says_so(ijfs: Ijfs, repo: Path, tmp_path: Path) -> None:
+    result = ijfs("umount", tmp_path)
+    assert result.code == 1
+    assert "no ijfs filesystem" in result.err
