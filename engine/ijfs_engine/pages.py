@@ -87,6 +87,10 @@ class PageLayout:
             if low < high:
                 yield low, self._starts[i] + low - run.first, high - low
 
+    def overlap(self, other: PageLayout) -> int:
+        """How many page addresses both have."""
+        return sum(n for run in self.runs for _, _, n in other.locate(run.first, run.pages))
+
     def leaf_counts(self) -> Iterator[int]:
         """How many pages each leaf of the file takes, in file order: a function of the layout alone."""
         size, span = 0, -1

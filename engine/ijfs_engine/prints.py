@@ -9,7 +9,6 @@ docs/format.md ("Fingerprints of a leaf") has the bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from . import native
@@ -36,7 +35,9 @@ class Stored(NamedTuple):
     prints: memoryview
 
 
-def encode(prints: bytes, kinds: bytes, base: bytes | None = None, base_depth: int = 0) -> bytes:
+def encode(
+    prints: bytes | bytearray, kinds: bytes | bytearray, base: bytes | None = None, base_depth: int = 0
+) -> bytes:
     """Attachment of a leaf with these fingerprints (16 bytes a page) and kinds; `SAME` means: as in leaf `base`."""
     if base is None:
         kinds = bytes(ZERO if kind == ZERO else FRESH for kind in kinds)
@@ -64,13 +65,12 @@ def parse(data: bytes) -> Stored | None:
     return Stored(depth, base if has_base else None, _kinds(fresh, zero, pages), memoryview(data)[at + 2 * width :])
 
 
-def resolve(stored: Stored, prints: Mapping[bytes, bytes]) -> bytes | None:
-    """All fingerprints of the leaf, given those of its base; None where the base's are missing or of other pages."""
+def resolve(stored: Stored, base: bytes) -> bytes | None:
+    """All fingerprints of the leaf, given those of its base (ignored if it has none); None if those do not fit."""
     pages = len(stored.kinds)
-    base = prints.get(stored.base, b"") if stored.base else bytes(16 * pages)
-    if len(base) != 16 * pages:
+    if stored.base is not None and len(base) != 16 * pages:
         return None
-    out = bytearray(base)
+    out = bytearray(base if stored.base is not None else 16 * pages)
     taken = 0
     for first, count, kind in native.runs(stored.kinds):
         if kind == ZERO:
@@ -81,7 +81,7 @@ def resolve(stored: Stored, prints: Mapping[bytes, bytes]) -> bytes | None:
     return bytes(out)
 
 
-def _bitmap(kinds: bytes, digits: bytes) -> bytes:
+def _bitmap(kinds: bytes | bytearray, digits: bytes) -> bytes:
     """Bit i of the answer (little-endian) is whether digits[kinds[i]] is '1'."""
     return int(b"0" + kinds.translate(digits)[::-1], 2).to_bytes((len(kinds) + 7) // 8, "little")
 

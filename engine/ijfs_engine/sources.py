@@ -33,7 +33,14 @@ class Opened(Protocol):
         """These bytes; valid as long as the source is open. StorageError if they are not there."""
         ...
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: memoryview, kinds: memoryview) -> None:
+    stable: bool
+    """Whether reading twice gives the same bytes; a file may be written to meanwhile."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. StorageError if not all of it is there."""
+        ...
+
+    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
         """`native.scan_pages` over len(kinds) pages from byte `offset`."""
         ...
 
@@ -44,6 +51,8 @@ class Opened(Protocol):
 
 class _Memory:
     """One piece, or several that follow one another; only a view across a border copies."""
+
+    stable = True
 
     def __init__(self, pieces: tuple[memoryview, ...]) -> None:
         self._pieces = [piece for piece in (p.cast("B") for p in pieces) if len(piece)] or [memoryview(b"")]
@@ -58,13 +67,18 @@ class _Memory:
         inside = offset - self._starts[at]
         if inside + length <= len(self._pieces[at]):
             return self._pieces[at][inside : inside + length]
-        joined = bytearray()
-        while len(joined) < length:
-            joined += self._pieces[at][inside : inside + length - len(joined)]
-            at, inside = at + 1, 0
-        return memoryview(joined)
+        joined = memoryview(bytearray(length))
+        done = 0
+        while done < length:
+            part = self._pieces[at][inside : inside + length - done]
+            joined[done : done + len(part)] = part
+            done, at, inside = done + len(part), at + 1, 0
+        return joined
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: memoryview, kinds: memoryview) -> None:
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.view(offset, len(buffer))
+
+    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
         native.scan_pages(self.view(offset, len(kinds) * PAGE), key, base, prints, kinds)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
@@ -75,13 +89,19 @@ class _Memory:
 class _File:
     """A regular file; never mapped, since a file that is cut short while it is mapped kills the reader."""
 
+    stable = False
+
     def __init__(self, fd: int, path: Path, size: int) -> None:
         self._fd, self._path, self.size = fd, path, size
 
     def view(self, offset: int, length: int) -> memoryview:
         buffer = memoryview(bytearray(length))
+        self.read_into(offset, buffer)
+        return buffer
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
-        while done < length:
+        while done < len(buffer):
             try:
                 got = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as error:
@@ -89,9 +109,8 @@ class _File:
             if got == 0:
                 raise self._shrank()
             done += got
-        return buffer
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: memoryview, kinds: memoryview) -> None:
+    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
         try:
             native.scan_file(self._fd, offset, key, base, prints, kinds)
         except EOFError:
