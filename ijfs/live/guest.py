@@ -16,7 +16,7 @@ import trio
 
 from ijfs.guest import GUEST_PORT
 from ijfs.live import namespaces as ns
-from ijfs.live.errors import describe
+from ijfs.live.errors import ProtocolError, describe
 from ijfs.live.relay import connect_inside
 from ijfs_engine.errors import IjfsError, PreflightError
 
@@ -25,6 +25,16 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 REQUEST_LIMIT_S = 5.0
 MAX_REQUEST = 1 << 20
 HOOK_LIMIT_S = 10.0
+
+# What a peer can do wrong on one connection; none of it may reach the keeper's loop.
+_BROKEN = (
+    OSError,
+    ValueError,
+    ProtocolError,
+    trio.TooSlowError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
 
 _log = structlog.get_logger()
 
@@ -88,7 +98,7 @@ class GuestPort:
 
     async def _reply(self, request: Any) -> dict[str, Any]:
         if not isinstance(request, dict):
-            raise ValueError("a guest's request is no object")
+            raise ProtocolError("a guest's request is no object")
         if request.get("verb") == "hooks":
             port = int(request.get("port", 0))
             if port not in self.hook_ports:
@@ -108,7 +118,7 @@ class GuestPort:
             except ConnectionRefusedError:
                 self.hook_ports.remove(port)
                 continue
-            except (OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError) as error:
+            except _BROKEN as error:
                 _log.warning("hook did not answer", port=port, hook_event=event["event"], error=repr(error))
                 continue
             self._judge(answer, event)
@@ -130,7 +140,7 @@ async def _exchange(network_fd: int, port: int, event: dict[str, Any]) -> dict[s
         await stream.send_all(json.dumps(event).encode() + b"\n")
         answer = json.loads(await _read_line(stream))
     if not isinstance(answer, dict):
-        raise ValueError("a hook's answer is no object")
+        raise ProtocolError("a hook's answer is no object")
     return answer
 
 

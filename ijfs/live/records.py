@@ -78,6 +78,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     program: Process | None = None
     keeper: Process | None = None
+    pager: Process | None = None
     snapshot: str | None = None
     branch: str | None = None
     relay: tuple[RelayPort, ...] = ()

@@ -37,7 +37,7 @@ class Relay:
         self._flow = trio.Event()
         self._flow.set()
         self._connections: set[trio.CancelScope] = set()
-        self._idle = trio.Event()
+        self._reached: dict[str, trio.Event] = {}
 
     def open(self, wanted: Mapping[str, int], taken: Iterable[RelayPort] = ()) -> tuple[RelayPort, ...]:
         """Listen for each `name: port inside`; ports of `taken` are asked for again, others are the system's choice.
@@ -49,7 +49,19 @@ class Relay:
             self._listeners[name] = trio.SocketListener(_listen(before.get(name, 0)))
             self._inside[name] = inside
             self._gates[name] = trio.Event()
+            self._reached[name] = trio.Event()
         return self.ports
+
+    def open_again(self, taken: Sequence[RelayPort]) -> tuple[tuple[RelayPort, ...], list[str]]:
+        """Listen where a keeper before listened; (the ports, what had to move because another program took it)."""
+        moved = []
+        for port in taken:
+            try:
+                self.open({port.name: port.inside}, [port])
+            except SandboxError:
+                self.open({port.name: port.inside})
+                moved.append(f"{port.name} {port.host}")
+        return self.ports, moved
 
     @property
     def ports(self) -> tuple[RelayPort, ...]:
@@ -75,6 +87,7 @@ class Relay:
         for name, gate in self._gates.items():
             if gate.is_set():
                 self._gates[name] = trio.Event()
+                self._reached[name] = trio.Event()
 
     def hold(self) -> None:
         """Stop forwarding; keep the connections."""
@@ -84,10 +97,16 @@ class Relay:
         """Forward again."""
         self._flow.set()
 
-    def drop(self) -> None:
-        """Cut all connections that were let in."""
-        for scope in list(self._connections):
+    def drop(self) -> int:
+        """Cut all connections that were let in; how many there were."""
+        connections = list(self._connections)
+        for scope in connections:
             scope.cancel()
+        return len(connections)
+
+    async def connected(self, name: str) -> None:
+        """Wait until a client's connection to that port has reached the program."""
+        await self._reached[name].wait()
 
     async def serve(self) -> None:
         """Accept and forward until cancelled."""
@@ -129,6 +148,7 @@ class Relay:
     async def _forward(self, name: str, outside: trio.SocketStream) -> None:
         await self._flow.wait()
         inside = trio.SocketStream(await connect_inside(self._network_fd, self._inside[name]))
+        self._reached[name].set()
         async with inside, trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, outside, inside)
             nursery.start_soon(self._pump, inside, outside)

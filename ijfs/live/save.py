@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ijfs.live.instance import Sandbox
 from ijfs.live.records import InstanceSpec
 from ijfs.live.snapshots import LiveMeta, Parts
 from ijfs.live.stream import StreamCapture
-from ijfs.live.workspace import Capture, Known, Layer, Walker, layers_of, mapped_in
+from ijfs.live.workspace import Capture, Known, Layer, Walker, mapped_in
 from ijfs_engine.arena import Arena, Segments
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -55,7 +55,15 @@ class Frozen:
         self.workspace = Capture()
 
 
-def freeze(box: Sandbox, known: Known, *, stop: bool, on_phase: Phase, limit_s: float = criu.DUMP_LIMIT_S) -> Frozen:
+def freeze(
+    box: Sandbox,
+    layers: Sequence[Layer],
+    known: Known,
+    *,
+    stop: bool,
+    on_phase: Phase,
+    limit_s: float = criu.DUMP_LIMIT_S,
+) -> Frozen:
     """Freeze the program, take its memory and files, and let it run on (or leave it stopped, with `stop`).
 
     Raises InstanceExitedError when it ended meanwhile, CriuError when CRIU refuses, StorageError when there is no
@@ -63,7 +71,7 @@ def freeze(box: Sandbox, known: Known, *, stop: bool, on_phase: Phase, limit_s: 
     """
     clock = Clock(on_phase)
     clock.begin("prepare")
-    walker = Walker(_layers(box), known, box.layers.root / "stage")
+    walker = Walker(layers, known, box.layers.root / "stage")
     memory = memory_bytes(box.pid)
     files = walker.measure()
     arena = Arena(2 * memory + files + SLACK)
@@ -173,12 +181,6 @@ def memory_bytes(pid: int) -> int:
     for member in procfs.processes_in("pid", procfs.namespace_id(pid, "pid")):
         total += procfs.dumpable_bytes(member)
     return total
-
-
-def _layers(box: Sandbox) -> list[Layer]:
-    """The writable layers; /dev/shm through the program's own root, which a keeper that adopted it can see as well."""
-    volumes = [(volume, box.layers.volume(volume.key).upper) for volume in box.volumes]
-    return layers_of(box.layers.upper, volumes, Path(f"/proc/{box.pid}/root/dev/shm"))
 
 
 @contextlib.contextmanager

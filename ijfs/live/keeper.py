@@ -1,0 +1,60 @@
+"""The process that keeps one live instance: it owns sandbox, relay and control socket. Spawned by client.py.
+
+    python -m ijfs.live.keeper INSTANCE_DIRECTORY FD
+
+FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
+when that fails the keeper ends. Everything that blocks runs in threads; the trio loop only moves bytes and decides. A
+keeper that is killed takes nothing of the program with it: its relay and mounts go, the program runs on, and the next
+client spawns a keeper that adopts it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from ijfs.live import namespaces as ns
+
+
+def main() -> None:
+    """Become a daemon in a mount namespace of its own, then serve."""
+    directory, fd = Path(sys.argv[1]), int(sys.argv[2])
+    if os.fork():
+        os._exit(0)
+    first = socket.socket(fileno=fd)
+    first.set_inheritable(False)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _refuse(first, directory.name)
+        return
+    ns.private_mounts()
+    ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
+
+    import trio
+
+    from ijfs.live.keeper_loop import Keeper
+
+    trio.run(Keeper(directory).run, first)
+
+
+def _refuse(first: socket.socket, name: str) -> None:
+    """Another keeper was quicker."""
+    from ijfs.live import protocol
+    from ijfs.live.errors import describe
+    from ijfs_engine.errors import LockedError
+
+    request = protocol.decode(first.makefile("rb").readline())
+    error = LockedError(f"`{name}` has a keeper already")
+    first.sendall(protocol.encode({"id": request.get("id"), "error": describe(error)}))
+
+
+if __name__ == "__main__":
+    main()

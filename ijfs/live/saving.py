@@ -1,0 +1,227 @@
+"""What a keeper does for a save around the freeze: hooks, relay, guest port, storing, the program's own requests.
+
+Part of the keeper (keeper_loop.py), apart from it because it has state of its own: the snapshot the instance stands on
+(pinned, so that nobody removes it), and the nonces of saves that the program asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from ijfs.live import criu
+from ijfs.live import save as steps
+from ijfs.live.control import Emit, in_thread
+from ijfs.live.errors import describe, rebuild
+from ijfs.live.records import SaveResult
+from ijfs.live.snapshots import environment
+from ijfs.live.workspace import Layer, layers_of
+from ijfs_engine.errors import IjfsError
+from ijfs_engine.records import Snapshot
+
+if TYPE_CHECKING:
+    from ijfs.live.instance import Sandbox
+    from ijfs.live.keeper_loop import Keeper
+
+# Progress events a second; more are noise on a terminal and work for the loop.
+PROGRESS_S = 0.1
+
+_log = structlog.get_logger()
+
+
+class Saver:
+    """The saves of one keeper."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._snapshot: Snapshot | None = None
+        self._pin: Any = None
+        self._nonces: dict[str, dict[str, Any]] = {}
+
+    def stands_on(self, snapshot: Snapshot) -> None:
+        """The program continues that snapshot: it is the parent of the next save, and nobody may remove it."""
+        pin = self._keeper.vault.repository.pin(snapshot.id, f"live instance {self._keeper.name}")
+        if self._pin is not None:
+            self._pin.close()
+        self._snapshot, self._pin = snapshot, pin
+        nonce = (snapshot.meta.get("guest") or {}).get("nonce")
+        if nonce:
+            self._nonces.setdefault(nonce, {"ok": self._settled("resumed", snapshot.id.hex())})
+
+    def layers(self, box: Sandbox) -> list[Layer]:
+        """The writable layers of a sandbox."""
+        volumes = [(volume, box.layers.volume(volume.key).upper) for volume in box.volumes]
+        return layers_of(box.layers.upper, volumes, Path(f"/proc/{box.pid}/root/dev/shm"))
+
+    async def save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
+        """The verb. Whatever fails, the program runs on and the repository is as before."""
+        keeper = self._keeper
+        box = keeper.live_box()
+        await keeper.memory_in()
+        emit({"kind": "phase", "name": "hold"})
+        began = time.monotonic()
+        await keeper.guest.tell(box.network_fd, {"event": "before_save"})
+        stop = bool(args.get("stop"))
+        frozen = await self._freeze(box, stop=stop, emit=emit, began=began)
+        try:
+            snapshot, notes = await in_thread(self._store, frozen, box, args, emit)
+            keeper.known = frozen.workspace.known
+        except BaseException:
+            if stop:
+                steps.make_sure_it_runs(box)
+            raise
+        finally:
+            frozen.discard()
+        self.stands_on(snapshot)
+        keeper.saved(snapshot.id.hex())
+        return self._result(frozen, snapshot, notes, self._branch(args))
+
+    def _branch(self, args: dict[str, Any]) -> str:
+        return str(args.get("branch") or self._keeper.record.branch or self._keeper.name)
+
+    async def _freeze(self, box: Sandbox, *, stop: bool, emit: Emit, began: float) -> steps.Frozen:
+        keeper = self._keeper
+        keeper.guest.close()
+        keeper.relay.hold()
+        hold_s = time.monotonic() - began
+        try:
+            frozen: steps.Frozen = await in_thread(
+                steps.freeze, box, self.layers(box), keeper.known, stop=stop, on_phase=_phase_events(emit)
+            )
+        finally:
+            keeper.relay.release()
+            if box.is_alive():
+                keeper.reopen_guest(box)
+        frozen.phases = {"hold": hold_s, **frozen.phases}
+        return frozen
+
+    def _store(
+        self, frozen: steps.Frozen, box: Sandbox, args: dict[str, Any], emit: Emit
+    ) -> tuple[Snapshot, list[str]]:
+        """In a thread: everything into the repository, with the phase's time."""
+        clock = steps.Clock(_phase_events(emit))
+        clock.begin("ingest")
+        keeper = self._keeper
+        parts = steps.parts(
+            frozen,
+            box,
+            keeper.record.spec,
+            message=str(args.get("message") or ""),
+            branch=self._branch(args),
+            notebook=_bytes(args.get("notebook")),
+            guest={"nonce": args.get("nonce"), "hook_ports": list(keeper.guest.hook_ports)},
+            environment=environment(criu.version(criu.find())),
+        )
+        parent = self._snapshot.id if self._snapshot is not None else None
+        stored = keeper.vault.store(parts, parent, _progress_events(emit))
+        clock.end()
+        frozen.phases.update(clock.phases)
+        return stored
+
+    @staticmethod
+    def _result(frozen: steps.Frozen, snapshot: Snapshot, notes: list[str], branch: str) -> SaveResult:
+        return SaveResult(
+            snapshot=snapshot.id.hex(),
+            branch=branch,
+            parent=snapshot.parents[0].hex() if snapshot.parents else None,
+            message=snapshot.message,
+            image_bytes=int(snapshot.meta["image_bytes"]),
+            workspace_bytes=int(snapshot.meta["workspace_bytes"]),
+            frozen_s=frozen.frozen_s,
+            phases=frozen.phases,
+            warnings=tuple(notes),
+            stopped=frozen.stopped,
+        )
+
+    # -- the program itself asks ----------------------------------------------------------------------------------
+
+    def guest_request(
+        self, request: dict[str, Any], nursery: trio.Nursery, save_verb: Callable[..., Awaitable[SaveResult]]
+    ) -> dict[str, Any]:
+        """Answer one request of the guest protocol at once."""
+        verb = request.get("verb")
+        if verb == "save":
+            return self._guest_save(request, nursery, save_verb)
+        if verb == "status":
+            return {
+                "instance": self._keeper.name,
+                "repository": str(self._keeper.repo),
+                "snapshot": self._keeper.record.snapshot,
+            }
+        if verb == "log":
+            return self._guest_log()
+        raise IjfsError(f"the guest port knows no verb `{verb}`")
+
+    def _guest_save(
+        self, request: dict[str, Any], nursery: trio.Nursery, save_verb: Callable[..., Awaitable[SaveResult]]
+    ) -> dict[str, Any]:
+        nonce = str(request.get("nonce") or "")
+        if not nonce:
+            raise IjfsError("a save needs a nonce")
+        if nonce not in self._nonces:
+            self._nonces[nonce] = {"ok": {"state": "pending"}}
+            nursery.start_soon(self._save_for_guest, nonce, str(request.get("message") or ""), save_verb)
+        answer = self._nonces[nonce]
+        if "error" in answer:
+            raise rebuild(answer["error"])
+        return dict(answer["ok"])
+
+    async def _save_for_guest(self, nonce: str, message: str, save_verb: Callable[..., Awaitable[SaveResult]]) -> None:
+        try:
+            result = await save_verb({"message": message, "nonce": nonce}, lambda event: None)
+        except IjfsError as error:
+            self._nonces[nonce] = {"error": describe(error)}
+        except Exception as error:
+            _log.exception("save for the program failed")
+            self._nonces[nonce] = {"error": describe(IjfsError(f"the save failed: {error}"))}
+        else:
+            self._nonces[nonce] = {"ok": self._settled("saved", result.snapshot)}
+
+    def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
+        return {"state": state, "snapshot": snapshot, "instance": self._keeper.name}
+
+    def _guest_log(self) -> dict[str, Any]:
+        repository = self._keeper.vault.repository
+        snapshots = [
+            {
+                "id": snapshot.id.hex(),
+                "parents": [parent.hex() for parent in snapshot.parents],
+                "created_ns": snapshot.created_ns,
+                "message": snapshot.message,
+            }
+            for snapshot in repository.snapshots()
+        ]
+        return {
+            "snapshots": snapshots,
+            "branches": {name: ident.hex() for name, ident in repository.refs.branches().items()},
+            "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
+            "here": self._keeper.record.snapshot,
+        }
+
+
+def _bytes(value: Any) -> bytes | None:
+    """A notebook document as it came over the wire (base64)."""
+    return None if value is None else base64.b64decode(value)
+
+
+def _phase_events(emit: Emit) -> Callable[[str], None]:
+    return lambda name: emit({"kind": "phase", "name": name})
+
+
+def _progress_events(emit: Emit) -> Callable[[str, int, int], None]:
+    """Progress of the ingest, thinned out."""
+    last = [0.0]
+
+    def progress(name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] >= PROGRESS_S or done == total:
+            last[0] = now
+            emit({"kind": "progress", "name": name, "done": done, "total": total})
+
+    return progress
