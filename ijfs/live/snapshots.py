@@ -16,7 +16,7 @@ import msgspec
 
 from ijfs.live.records import InstanceSpec, Volume
 from ijfs.live.workspace import Capture, Item
-from ijfs_engine import Repository
+from ijfs_engine import Repository, export_tree
 from ijfs_engine.arena import Segments
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.reader import Reader
@@ -97,12 +97,17 @@ class Vault:
             return None
 
     def export(self, snapshot: Snapshot, path: str, target: Path) -> None:
-        """Write a tree of a snapshot, with all metadata, into an empty directory."""
-        from ijfs_engine import export_tree
-
-        tree = self.tree_at(snapshot, path)
-        if tree is not None:
-            export_tree(self.reader, tree, target)
+        """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none."""
+        try:
+            entry = self.reader.lookup(snapshot.root, path)
+        except UnknownNameError:
+            return
+        if entry.content is not None:
+            export_tree(self.reader, entry.content, target)
+        os.chown(target, entry.uid, entry.gid)
+        target.chmod(entry.mode)
+        for name, value in entry.xattrs:
+            os.setxattr(target, name, value)
 
     def store(self, parts: Parts, parent: ObjectId | None, progress: Progress | None) -> tuple[Snapshot, list[str]]:
         """Commit a save; the snapshot, and what a person should know. Nothing is visible unless it returns."""
