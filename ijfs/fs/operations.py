@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple, Unpack, cast
 
 import pyfuse3
 import structlog
@@ -47,6 +47,7 @@ from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Enough to keep two cores busy with decompression while others wait for the disk; more only adds memory.
 WORKER_THREADS = 8
@@ -211,8 +212,8 @@ class NodeOperations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         with _errno_for_errors():
             file = self._files[fh]
-            # pyfuse3 replies from any contiguous buffer; its stub says bytes.
-            return await self._call(file.ready(off, size), file.read, off, size)  # type: ignore[return-value]
+            data = await self._call(file.ready(off, size), file.read, off, size)
+            return cast(bytes, data)  # pyfuse3 replies from any contiguous buffer; its stub says bytes
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         with _errno_for_errors():
@@ -273,7 +274,7 @@ class NodeOperations(pyfuse3.Operations):
 
     # -- helpers
 
-    async def _call(self, ready: bool, function: Callable[..., T], *args: object) -> T:
+    async def _call(self, ready: bool, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Here if it answers at once, else in a worker thread."""
         if ready:
             return function(*args)

@@ -11,8 +11,9 @@
 While a program is frozen nothing is allocated, hashed or compressed: a write is one copy into memory of the arena that
 was faulted in before. pyfuse3 knows one mount per process, so both uses share this one.
 
-The loop that serves the mount must never touch it with a blocking call of its own (`open`, `stat`, `listdir`): it would
-wait for itself.
+The process that serves the mount waits for itself if it touches it while the loop stands: no blocking `open`, `stat`
+or `listdir` in the loop's thread, and in no thread a `subprocess` with its `cwd` in the mount (until its child has
+changed there, vfork keeps the interpreter from everyone).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ijfs.fs.nodes import (
     no_entry,
 )
 from ijfs.fs.operations import NodeOperations
-from ijfs_engine.arena import Segments
+from ijfs_engine.arena import ArenaFullError, Segments
 
 # Numbers of nodes that live only in memory start here; those of stored trees are below (ijfs.fs.vfs).
 FIRST_MEMORY_INODE = 1 << 62
@@ -265,4 +266,7 @@ class OpenSinkFile(OpenFile):
         return b"".join(parts)
 
     def write(self, offset: int, data: bytes) -> int:
-        return self._data.write(offset, data)
+        try:
+            return self._data.write(offset, data)
+        except ArenaFullError as error:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

@@ -1,0 +1,94 @@
+"""The process behind `ijfs mount`: serves one repository at one mount point until it is unmounted or told to end.
+
+`ijfs.fs.mountpoint` starts it (`python -m ijfs.fs.daemon`) and waits for one line of JSON on `--ready-fd`: an empty
+object when the filesystem answers, or the error. Its stdout and stderr are a log file. In the foreground the same
+`serve` runs in the caller's process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from ijfs.fs.mount import mounted
+from ijfs.fs.operations import NodeOperations
+from ijfs.fs.vfs import repository_root
+from ijfs_engine.errors import IjfsError
+from ijfs_engine.repository import Repository
+
+log = structlog.get_logger(__name__)
+
+# Decoded chunks kept for the readers of one mount; the kernel's page cache holds what is read again.
+CACHE_BYTES = 256 << 20
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+async def serve(
+    repository: Path, mountpoint: Path, *, allow_other: bool = False, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Mount `repository` at `mountpoint`, call `ready` when it answers, and serve until it is unmounted or one of
+    STOP_SIGNALS comes; then it is unmounted. NoRepositoryError, UnknownFormatError, StorageError."""
+    with Repository.open(repository) as opened:
+        root = repository_root(opened, opened.reader(cache_bytes=CACHE_BYTES))
+        operations = NodeOperations(root, statfs=lambda: os.statvfs(repository))
+        async with mounted(operations, mountpoint, source=os.fspath(repository), allow_other=allow_other) as gone:
+            ready()
+            log.info("mounted", repository=str(repository), mountpoint=str(mountpoint))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+                await gone.wait()
+                nursery.cancel_scope.cancel()
+    log.info("unmounted", mountpoint=str(mountpoint))
+
+
+async def _cancel_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        async for number in signals:
+            log.info("told to stop", signal=signal.Signals(number).name)
+            scope.cancel()
+
+
+def run(argv: list[str]) -> int:
+    """The background process: serve, and tell the parent over `--ready-fd` how it went."""
+    parser = argparse.ArgumentParser(prog="ijfs.fs.daemon")
+    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--mountpoint", type=Path, required=True)
+    parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO)
+    # Not for fusermount3, which stays for as long as the mount does: the parent waits for the end of what it reads.
+    os.set_inheritable(arguments.ready_fd, False)
+
+    def answer(message: dict[str, str | None]) -> None:
+        with open(arguments.ready_fd, "w") as parent:
+            json.dump(message, parent)
+
+    def ready() -> None:
+        # What is loaded by now stays; looking through it again and again only costs.
+        gc.freeze()
+        answer({})
+
+    try:
+        trio.run(
+            lambda: serve(arguments.repository, arguments.mountpoint, allow_other=arguments.allow_other, ready=ready)
+        )
+    except IjfsError as error:
+        answer({"error": str(error), "hint": error.hint})
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,322 @@
+"""One snapshot as a tree of nodes: its record, and what its tree of entries has, read when it is looked at.
+
+`ijfs.fs.vfs` puts these under snapshots/<id>; a keeper shows `image_directory` to the CRIU that restores. Nothing here
+ever changes, so the kernel may keep all of it.
+
+- Inode numbers are derived from the snapshot's id and the path in it (from the link number for hard links), so they are
+  the same at every mount, without a table: 62 bits of a hash, a collision among a million files has odds of 1 in 10^7.
+- A directory's link count is 1, which btrfs too means as "not counted": counting would read every child's tree.
+- What gc took from a snapshot that was removed answers ESTALE; damaged bytes answer EIO. Wrong bytes are never an
+  answer: the engine checks each chunk against its id.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import blake2b
+
+import msgspec
+
+from ijfs.fs.nodes import CHANGING_S, Attributes, Directory, File, Node, OpenFile, Special, Symlink, no_entry
+from ijfs_engine import Repository
+from ijfs_engine.errors import CorruptError, UnknownNameError
+from ijfs_engine.reader import Reader, StoredFile
+from ijfs_engine.records import Entry, ObjectId, Snapshot, Tree
+
+_TYPE_BITS = {
+    "f": stat.S_IFREG,
+    "d": stat.S_IFDIR,
+    "l": stat.S_IFLNK,
+    "p": stat.S_IFIFO,
+    "s": stat.S_IFSOCK,
+    "c": stat.S_IFCHR,
+    "b": stat.S_IFBLK,
+}
+
+Key = bytes
+"""16 bytes that name a node for ever: a hash of where it is. Its first 62 bits are the inode number."""
+
+
+def key_of(*parts: bytes) -> Key:
+    # Each part is preceded by its length, so that no two sequences of parts look the same.
+    digest = blake2b(digest_size=16, person=b"ijfs-inode")
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "little") + part)
+    return digest.digest()
+
+
+def inode_of(key: Key) -> int:
+    """The inode number: 2 to 2^62-1. Those from 2^62 on are of nodes in memory (ijfs.fs.sink)."""
+    return max(int.from_bytes(key[:8], "little") >> 2, 2)
+
+
+class World:
+    """What all nodes of one mount share: the repository, its reader, and the owner shown for what we make up."""
+
+    def __init__(self, repository: Repository, reader: Reader) -> None:
+        self.repository = repository
+        self.reader = reader
+        self.uid = os.getuid()
+        self.gid = os.getgid()
+        self.mounted_ns = time.time_ns()
+
+    def made_up(self, key: Key, mode: int, **fields: int | float) -> Attributes:
+        """Attributes of a node that stands for a record and not for a stored entry."""
+        fields.setdefault("mtime_ns", self.mounted_ns)
+        return Attributes(
+            ino=inode_of(key),
+            mode=mode,
+            uid=self.uid,
+            gid=self.gid,
+            **fields,  # type: ignore[arg-type]
+        )
+
+    @contextmanager
+    def reading(self, snapshot: ObjectId) -> Iterator[None]:
+        """Tell damage from removal: what is missing from a snapshot that is gone was taken by gc, and is no damage."""
+        try:
+            yield
+        except (CorruptError, UnknownNameError) as error:
+            try:
+                self.repository.snapshot(snapshot)
+            except UnknownNameError:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+            raise
+
+
+def image_directory(repository: Repository, reader: Reader, snapshot: Snapshot, name: bytes = b"images") -> Directory:
+    """The directory `name` of one snapshot, by itself. UnknownNameError where the snapshot has none."""
+    root = SnapshotDirectory(World(repository, reader), snapshot)
+    try:
+        found = root.lookup(name)
+    except FileNotFoundError:
+        found = None
+    if not isinstance(found, Directory):
+        raise UnknownNameError(f"the snapshot {snapshot.id.hex()[:12]} has no directory {os.fsdecode(name)}")
+    return found
+
+
+class SnapshotDirectory(Directory):
+    """snapshots/<id>: meta.json, and what the snapshot's tree has."""
+
+    def __init__(self, world: World, snapshot: Snapshot) -> None:
+        self._world = world
+        self._snapshot = snapshot
+        self._key = key_of(b"snapshot", snapshot.id)
+        self.ino = inode_of(self._key)
+
+    @property
+    def ready(self) -> bool:
+        return "_tree" in self.__dict__
+
+    def attributes(self) -> Attributes:
+        return self._world.made_up(
+            self._key, stat.S_IFDIR | 0o555, mtime_ns=self._snapshot.created_ns, entry_timeout_s=CHANGING_S
+        )
+
+    def lookup(self, name: bytes) -> Node:
+        if name == b"meta.json":
+            return RecordFile(self._world, self._snapshot)
+        return self._tree.lookup(name)
+
+    def names(self) -> Sequence[bytes]:
+        return [b"meta.json", *(name for name in self._tree.names() if name != b"meta.json")]
+
+    @cached_property
+    def _tree(self) -> _StoredTree:
+        return _StoredTree(_SnapshotWorld(self._world, self._snapshot), self._key, self._snapshot.root)
+
+
+class RecordFile(File):
+    """meta.json: the snapshot's record, for people and scripts."""
+
+    def __init__(self, world: World, snapshot: Snapshot) -> None:
+        self._world = world
+        self._snapshot = snapshot
+        self._key = key_of(b"meta.json", snapshot.id)
+        self.ino = inode_of(self._key)
+
+    @cached_property
+    def _text(self) -> bytes:
+        record = {
+            "id": self._snapshot.id.hex(),
+            "parents": [parent.hex() for parent in self._snapshot.parents],
+            "created_ns": self._snapshot.created_ns,
+            "message": self._snapshot.message,
+            "meta": self._snapshot.meta,
+        }
+        return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+    def attributes(self) -> Attributes:
+        return self._world.made_up(
+            self._key, stat.S_IFREG | 0o444, size=len(self._text), mtime_ns=self._snapshot.created_ns
+        )
+
+    def open(self, *, in_bulk: bool = False) -> OpenFile:
+        return OpenBytes(self._text)
+
+
+class OpenBytes(OpenFile):
+    """A small file that is in memory."""
+
+    keep_cache = True
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+class _SnapshotWorld:
+    """What the nodes of one snapshot share."""
+
+    def __init__(self, world: World, snapshot: Snapshot) -> None:
+        self.reader = world.reader
+        self.snapshot = snapshot
+        self.world = world
+
+    def tree(self, ident: ObjectId) -> Tree:
+        with self.world.reading(self.snapshot.id):
+            return self.reader.tree(ident)
+
+    @cached_property
+    def links(self) -> Counter[int]:
+        """How many names each hard link number has. Reads every tree of the snapshot, once, when a hard link is met."""
+        counts: Counter[int] = Counter()
+        left = [self.snapshot.root]
+        while left:
+            for entry in self.tree(left.pop()).entries:
+                if entry.kind == "d" and entry.content is not None:
+                    left.append(entry.content)
+                elif entry.link:
+                    counts[entry.link] += 1
+        return counts
+
+
+class _StoredTree:
+    """One Tree of the engine: its entries by name, and the nodes they make."""
+
+    def __init__(self, world: _SnapshotWorld, key: Key, ident: ObjectId | None) -> None:
+        self._world = world
+        self._key = key
+        self._entries = world.tree(ident) if ident is not None else Tree(())
+
+    def names(self) -> Sequence[bytes]:
+        return [entry.name for entry in self._entries.entries]
+
+    def lookup(self, name: bytes) -> Node:
+        entry = self._entries.find(name)
+        if entry is None:
+            raise no_entry(name)
+        if entry.link:
+            key = key_of(b"hard link", self._world.snapshot.id, str(entry.link).encode())
+        else:
+            key = key_of(b"entry", self._key, name)
+        return _NODES.get(entry.kind, StoredSpecial)(self._world, key, entry)
+
+
+class _StoredNode(Node):
+    """A node that an Entry describes."""
+
+    def __init__(self, world: _SnapshotWorld, key: Key, entry: Entry) -> None:
+        self.ino = inode_of(key)
+        self._world = world
+        self._key = key
+        self._entry = entry
+
+    @property
+    def ready(self) -> bool:
+        return not self._entry.link or "links" in self._world.__dict__
+
+    def attributes(self) -> Attributes:
+        entry = self._entry
+        return Attributes(
+            ino=self.ino,
+            mode=_TYPE_BITS[entry.kind] | entry.mode,
+            size=entry.size,
+            nlink=self._world.links[entry.link] if entry.link else 1,
+            uid=entry.uid,
+            gid=entry.gid,
+            rdev=entry.rdev,
+            mtime_ns=entry.mtime_ns,
+        )
+
+    def xattrs(self) -> Mapping[bytes, bytes]:
+        return dict(self._entry.xattrs)
+
+
+class StoredDirectory(_StoredNode, Directory):
+    """A directory of a snapshot; its tree is read when something in it is named or listed."""
+
+    @property
+    def ready(self) -> bool:
+        return "_tree" in self.__dict__
+
+    def lookup(self, name: bytes) -> Node:
+        return self._tree.lookup(name)
+
+    def names(self) -> Sequence[bytes]:
+        return self._tree.names()
+
+    @cached_property
+    def _tree(self) -> _StoredTree:
+        return _StoredTree(self._world, self._key, self._entry.content)
+
+
+class StoredSymlink(_StoredNode, Symlink):
+    """A symbolic link of a snapshot; it may lead out of the mount, as it did when it was saved."""
+
+    def target(self) -> bytes:
+        return self._entry.target
+
+
+class StoredSpecial(_StoredNode, Special):
+    """A fifo, socket or device of a snapshot."""
+
+
+class FileOfSnapshot(_StoredNode, File):
+    """A file of a snapshot."""
+
+    open_ready = False
+
+    def open(self, *, in_bulk: bool = False) -> OpenFile:
+        world = self._world
+        with world.world.reading(world.snapshot.id):
+            return OpenStoredFile(world, world.reader.open(self._entry), in_bulk and _is_pages(self._entry.name))
+
+
+class OpenStoredFile(OpenFile):
+    """A file of a snapshot, open."""
+
+    keep_cache = True
+
+    def __init__(self, world: _SnapshotWorld, stored: StoredFile, direct_io: bool) -> None:
+        self._world = world
+        self._stored = stored
+        self.direct_io = direct_io
+
+    def ready(self, offset: int, length: int) -> bool:
+        return False
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._world.world.reading(self._world.snapshot.id):
+            return self._stored.read(offset, length)
+
+
+def _is_pages(name: bytes) -> bool:
+    return name.startswith(b"pages-") and name.endswith(b".img")
+
+
+_NODES: dict[str, Callable[[_SnapshotWorld, Key, Entry], Node]] = {
+    "d": StoredDirectory,
+    "f": FileOfSnapshot,
+    "l": StoredSymlink,
+}
