@@ -20,6 +20,7 @@ from typing import Any
 
 from ijfs.live.pager import order
 from ijfs.live.pager.channel import Channel
+from ijfs.live.pager.engine_source import EngineFiles
 from ijfs.live.pager.server import Server
 from ijfs.live.pager.source import CriuImages, DirectoryFiles
 
@@ -54,7 +55,12 @@ def _touched(path: str | None) -> list[order.Touched]:
 
 
 def _source(config: dict[str, Any]) -> tuple[CriuImages, list[int]]:
-    files = DirectoryFiles(Path(config["images"]), float(config.get("delay_s", 0.0)))
+    delay_s = float(config.get("delay_s", 0.0))
+    files: EngineFiles | DirectoryFiles
+    if "repo" in config:
+        files = EngineFiles(Path(config["repo"]), bytes.fromhex(config["snapshot"]), delay_s=delay_s)
+    else:
+        files = DirectoryFiles(Path(config["images"]), delay_s)
     return CriuImages(files), files.pids()
 
 

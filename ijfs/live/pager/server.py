@@ -66,6 +66,7 @@ class Server:
         self._record = record
         self._recorder = order.Recorder()
         self._images: dict[int, MemoryImage] = {}
+        self._zeros: dict[int, list[PageRange]] = {}
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
         self._scheduler = Scheduler(self._wanted)
@@ -219,14 +220,15 @@ class Server:
         image = self._images.get(pid)
         if image is None:
             image = self._images[pid] = self._source.memory(pid)
-            self._scheduler.add_image(image, self._source.zero_pages(image))
+            self._zeros[pid] = list(self._source.zero_pages(image))
+            self._scheduler.add_image(image, self._zeros[pid])
         return image
 
     def _add_space(self, pid: int, fd: int) -> None:
         image = self._image(pid)
         ledger = Ledger.create(pid, image.pages)
         plan = AddressSpace(image, ledger.states)
-        for first, count in self._source.zero_pages(image):
+        for first, count in self._zeros[pid]:
             plan.mark(first, count, ZERO)
         self._enter(Space(self._next_number(), Uffd(fd), ledger, plan))
 

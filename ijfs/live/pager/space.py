@@ -12,7 +12,7 @@ from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import IN, MISSING, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
 from ijfs.live.pager.uffd import Outcome, Uffd
 
-_EVERYWHERE: Final = (1 << 47) - PAGE
+_EVERYWHERE: Final = (1 << 47) - 3 * PAGE
 
 
 class Space:

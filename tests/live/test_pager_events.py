@@ -1,0 +1,175 @@
+"""A real pager process pages a program that forks, moves, drops and unmaps memory. Kernel real, CRIU absent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pagerlab import BASE, PAGE, Program, write_images
+
+from ijfs.live.pager.api import Pager
+
+pytestmark = pytest.mark.root
+
+PAGES = 2048
+LENGTH = PAGES * PAGE
+SECOND = BASE + 2 * LENGTH
+MAPPINGS = [(BASE, BASE + LENGTH + 64 * PAGE), (SECOND, SECOND + LENGTH)]
+STORED = [(BASE, PAGES), (SECOND, 700), (SECOND + 800 * PAGE, PAGES - 800)]
+
+Start = Callable[..., tuple[Pager, Program]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a pager and a program with the regions above; both are gone after the test."""
+    with ExitStack() as stack:
+
+        def start_one(delay_s: float = 0.0, *, madv: int = 0, **options: Any) -> tuple[Pager, Program]:
+            images = write_images(tmp_path / "images", MAPPINGS, STORED, madv=madv)
+            pager = stack.enter_context(Pager(tmp_path, {"images": str(images), "delay_s": delay_s}, **options))
+            program = stack.enter_context(Program(tmp_path, MAPPINGS))
+            pager.wait_resumed(10)
+            return pager, program
+
+        yield start_one
+
+
+STORED_PAGES = sum(pages for _, pages in STORED)
+
+
+def all_right(program: Program) -> bool:
+    answers = [program.run(f"wrong({vaddr}, {pages})") for vaddr, pages in STORED]
+    answers.append(program.run(f"not_zero({BASE + LENGTH}, 64)"))
+    answers.append(program.run(f"not_zero({SECOND + 700 * PAGE}, 100)"))
+    return answers == [[], [], [], [], []]
+
+
+def test_every_page_comes_in_once_and_is_right(start: Start) -> None:
+    pager, program = start()
+    status = pager.wait(20)
+    assert (status.pages, status.pages_in, status.zero) == (STORED_PAGES, STORED_PAGES, 0)
+    assert all_right(program)
+
+
+def test_memory_is_right_while_it_is_still_coming_in(start: Start) -> None:
+    pager, program = start(0.005)
+    assert all_right(program)
+    assert pager.wait(20).complete
+
+
+def test_what_is_dropped_or_unmapped_never_comes_back(start: Start) -> None:
+    pager, program = start(0.02)
+    assert program.run(f"advise({BASE + 100 * PAGE}, {500 * PAGE})") == 0
+    assert program.run(f"unmap({SECOND + 300 * PAGE}, {100 * PAGE})") == 0
+    assert program.run(f"map_at({SECOND + 300 * PAGE}, {100 * PAGE})")
+    pager.wait(20)
+    assert program.run(f"wrong({BASE}, 100)") == []
+    assert program.run(f"not_zero({BASE + 100 * PAGE}, 500)") == []
+    assert program.run(f"wrong({BASE + 600 * PAGE}, {PAGES - 600})") == []
+    assert program.run(f"wrong({SECOND}, 300)") == []
+    assert program.run(f"not_zero({SECOND + 300 * PAGE}, 100)") == []
+    assert program.run(f"wrong({SECOND + 400 * PAGE}, 300)") == []
+
+
+def test_what_moves_keeps_its_bytes(start: Start) -> None:
+    pager, program = start(0.02)
+    there = BASE + 16 * LENGTH
+    assert program.run(f"remap({BASE + 512 * PAGE}, {there}, {512 * PAGE})") == there
+    assert program.run(f"remap({there + 100 * PAGE}, {SECOND + 800 * PAGE}, {100 * PAGE})") == SECOND + 800 * PAGE
+    assert program.run(f"wrong({there}, 100, {BASE + 512 * PAGE})") == []
+    pager.wait(20)
+    assert program.run(f"wrong({SECOND + 800 * PAGE}, 100, {BASE + 612 * PAGE})") == []
+    assert program.run(f"wrong({there + 200 * PAGE}, 312, {BASE + 712 * PAGE})") == []
+    assert program.run(f"wrong({SECOND + 900 * PAGE}, {PAGES - 900})") == []
+
+
+def test_mappings_split_by_mprotect_are_filled_on_both_sides(start: Start) -> None:
+    pager, program = start(0.02)
+    for page in range(7, 600, 50):
+        assert program.run(f"protect({BASE + page * PAGE}, {PAGE}, 1)") == 0
+    pager.wait(20)
+    assert all_right(program)
+
+
+def test_forked_children_see_what_the_parent_had(start: Start) -> None:
+    pager, program = start(0.01)
+    whole = f"[wrong({BASE}, {PAGES}), wrong({SECOND}, 700)]"
+    assert program.run(f"forked('{whole}')") == [[], []]
+    assert program.run(f"advise({BASE}, {LENGTH})") == 0
+    nested = f'forked("[not_zero({BASE}, 64), wrong({SECOND}, 700)]")'
+    assert program.run(f"forked({nested!r})") == [[], []]
+    pager.wait(20)
+    assert program.run(f"wrong({SECOND}, 700)") == []
+
+
+def test_memory_that_is_wiped_on_fork_is_zero_in_the_child(start: Start) -> None:
+    pager, program = start(0.02, madv=1 << 18)
+    assert program.run(f"advise({BASE}, {LENGTH}, 18)") == 0
+    assert program.run(f"advise({SECOND}, {LENGTH}, 18)") == 0
+    assert program.run(f"forked('[not_zero({BASE}, {PAGES}), not_zero({SECOND}, {PAGES})]')") == [[], []]
+    pager.wait(20)
+    assert all_right(program)
+
+
+def test_a_pager_leaves_when_its_program_dies(start: Start) -> None:
+    pager, program = start(0.05)
+    program.process.kill()
+    program.process.wait()
+    assert pager.wait(10).complete
+
+
+def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
+    pager, program = start(0.02)
+    there = BASE + 16 * LENGTH
+    deaths = 0
+    for step in range(4):
+        line = [
+            f"remap({BASE + 512 * PAGE}, {there}, {512 * PAGE})",
+            f"advise({BASE + 1100 * PAGE}, {100 * PAGE})",
+            f"unmap({SECOND + 300 * PAGE}, {100 * PAGE})",
+            f"forked('wrong({there}, 64, {BASE + 512 * PAGE})')",
+        ][step]
+        program.run(line)
+        if not pager.status.complete:
+            os.kill(pager.pid, signal.SIGKILL)
+            deaths += 1
+        assert program.run(f"wrong({BASE + step * 64 * PAGE}, 16)") == []
+    status = pager.wait(30)
+    assert status.replaced == deaths >= 3
+    assert program.run(f"wrong({BASE}, 512)") == []
+    assert program.run(f"wrong({there}, 512, {BASE + 512 * PAGE})") == []
+    assert program.run(f"wrong({BASE + 1024 * PAGE}, 76)") == []
+    assert program.run(f"not_zero({BASE + 1100 * PAGE}, 100)") == []
+    assert program.run(f"wrong({BASE + 1200 * PAGE}, {PAGES - 1200})") == []
+    assert program.run(f"wrong({SECOND + 400 * PAGE}, 300)") == []
+
+
+def test_a_thread_that_waits_for_a_page_survives_the_pager(start: Start) -> None:
+    pager, program = start(0.3)
+    program.send(f"wrong({SECOND + 1000 * PAGE}, 1)")  # blocks in a fault: the bytes take 0.3 s
+    time.sleep(0.1)
+    os.kill(pager.pid, signal.SIGKILL)
+    assert program._answer() == []
+    assert pager.status.replaced == 1
+
+
+def test_bytes_that_cannot_be_had_raise_sigbus_on_their_pages_only(start: Start, tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    pager, program = start(0.02, on_event=lambda name, details: events.append((name, details)))
+    last = SECOND + (PAGES - 1) * PAGE
+    os.truncate(tmp_path / "images" / "pages-1.img", (STORED_PAGES - 1) * PAGE)
+    status = pager.wait(20)
+    assert status.poisoned == 1
+    assert program.run(f"wrong({SECOND + 800 * PAGE}, {PAGES - 801})") == []
+    assert program.run(f"forked('wrong({last}, 1)')") == f"status {signal.SIGBUS.value}"
+    assert program.run(f"wrong({BASE}, {PAGES})") == []
+    (told,) = [details for name, details in events if name == "poisoned"]
+    assert (told["vaddr"], told["pages"]) == (last, 1)
+    assert "pages-1.img" in told["reason"]
