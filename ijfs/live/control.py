@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import socket
 import struct
@@ -11,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
 import trio
 
 from ijfs.live import protocol
@@ -21,7 +21,7 @@ from ijfs_engine.errors import IjfsError
 Emit = Callable[[dict[str, Any]], None]
 Dispatch = Callable[[str, dict[str, Any], Emit], Awaitable[dict[str, Any]]]
 
-_log = structlog.get_logger()
+_log = logging.getLogger("ijfs.keeper")
 
 
 async def in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ async def serve(listener: trio.SocketListener, dispatch: Dispatch) -> None:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                _log.warning("control socket: accept failed", error=str(error))
+                _log.warning("accept on the control socket failed: %s", error)
                 await trio.sleep(0.1)
                 continue
             nursery.start_soon(serve_connection, stream, dispatch)
@@ -105,10 +105,10 @@ async def _answer(request: dict[str, Any], dispatch: Dispatch, emit: Emit) -> di
     try:
         return {"ok": await dispatch(str(request.get("verb")), request.get("args") or {}, emit)}
     except IjfsError as error:
-        _log.info("refused", verb=request.get("verb"), error=str(error))
+        _log.info("%s refused: %s", request.get("verb"), error)
         return {"error": describe(error)}
     except Exception as error:
-        _log.exception("unexpected", verb=request.get("verb"))
+        _log.exception("%s met an unknown error", request.get("verb"))
         text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
         return {"error": describe(KeeperError(text, hint="keeper.log in the instance's directory has the details"))}
 

@@ -7,11 +7,11 @@ short connection a request: none may be open when the program is frozen.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
 import trio
 
 from ijfs.guest import GUEST_PORT
@@ -36,7 +36,7 @@ _BROKEN = (
     trio.ClosedResourceError,
 )
 
-_log = structlog.get_logger()
+_log = logging.getLogger("ijfs.keeper")
 
 
 class GuestPort:
@@ -57,7 +57,7 @@ class GuestPort:
             sock.bind(("127.0.0.1", GUEST_PORT))
             sock.listen(16)
         except OSError as error:
-            _log.warning("guest port not available", error=str(error))
+            _log.warning("no guest port: %s", error)
             return
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         self._serving = trio.CancelScope()
@@ -94,7 +94,7 @@ class GuestPort:
                 trio.BrokenResourceError,
                 trio.ClosedResourceError,
             ) as error:
-                _log.info("guest connection broken", error=repr(error))
+                _log.info("a guest connection broke: %r", error)
 
     async def _reply(self, request: Any) -> dict[str, Any]:
         if not isinstance(request, dict):
@@ -119,7 +119,7 @@ class GuestPort:
                 self.hook_ports.remove(port)
                 continue
             except _BROKEN as error:
-                _log.warning("hook did not answer", port=port, hook_event=event["event"], error=repr(error))
+                _log.warning("the hook at %d did not answer %s: %r", port, event["event"], error)
                 continue
             self._judge(answer, event)
 
@@ -131,7 +131,7 @@ class GuestPort:
         message = str(error.get("message") if isinstance(error, dict) else error)
         if event["event"] == "before_save" and answer.get("refuse"):
             raise PreflightError(f"the program refuses to be saved now: {message}", hint="try again a little later")
-        _log.warning("hook failed", hook_event=event["event"], error=message)
+        _log.warning("a hook failed at %s: %s", event["event"], message)
 
 
 async def _exchange(network_fd: int, port: int, event: dict[str, Any]) -> dict[str, Any]:

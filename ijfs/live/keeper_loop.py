@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import structlog
 import trio
 
 from ijfs.live import control, instance, namespaces, network, procfs, protocol
@@ -47,10 +46,13 @@ KERNEL_PORTS = {"shell": 9601, "iopub": 9602, "stdin": 9603, "control": 9604, "h
 # 100 ms, and what is published before the subscription stands is lost.
 RESUBSCRIBE_S = 2.0
 
+# How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
+MEMORY_LIMIT_S = 86400.0
+
 # How long a keeper whose program has ended stays for the answers it still owes.
 FAREWELL_S = 2.0
 
-_log = structlog.get_logger()
+_log = logging.getLogger("ijfs.keeper")
 
 
 class Keeper:
@@ -77,7 +79,7 @@ class Keeper:
 
     async def run(self, first: socket.socket) -> None:
         """Serve the first client's request; when it made the instance, serve everyone until the program ends."""
-        structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=sys.stderr))
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(first))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -362,7 +364,7 @@ class Keeper:
     async def memory_in(self) -> None:
         """Wait until a lazy restore is complete: what is not in yet cannot be saved."""
         if self.pager is not None:
-            await in_thread(self.pager.wait, float("inf"))
+            await in_thread(self.pager.wait, MEMORY_LIMIT_S)
             await in_thread(self.pager.close)
             self.pager = None
             self._write(pager=None)

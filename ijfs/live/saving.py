@@ -7,12 +7,12 @@ Part of the keeper (keeper_loop.py), apart from it because it has state of its o
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
 
 from ijfs.live import criu
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Progress events a second; more are noise on a terminal and work for the loop.
 PROGRESS_S = 0.1
 
-_log = structlog.get_logger()
+_log = logging.getLogger("ijfs.keeper")
 
 
 class Saver:

@@ -27,11 +27,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ijfs.fs.sink import Arena, ArenaFile
 from ijfs_engine.arena import Segments
 from ijfs_engine.errors import IjfsError, StorageError
+
+if TYPE_CHECKING:  # the sink would bring pyfuse3 along, and a keeper that only streams does without
+    from ijfs.fs.sink import Arena, ArenaFile
 
 SOCKET_NAME = "streamer-capture.sock"
 
