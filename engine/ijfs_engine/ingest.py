@@ -85,6 +85,25 @@ class SnapshotWriter:
         self._intake.store(source, _place(self._root.descend(above), blank_file(name, attrs or Attrs())))
         self._intake.finish()
 
+    def add_entries(self, entries: Iterable[tuple[str, Entry, Source | None]]) -> None:
+        """Anything by path, with the metadata of its entry (the name is the path's last); in any order.
+
+        A file's bytes come from its source; without one the entry's own `content` stands, as with `reuse`. Entries
+        with the same `link` number are names of one file. Directories that are not named get plain metadata.
+        """
+        for at, entry, source in entries:
+            *above, name = split_path(at)
+            if entry.kind == "d":
+                attrs = Attrs(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
+                self._root.descend([*above, name]).attrs = attrs
+            elif source is None:
+                self.reuse(at, entry)
+            else:
+                self._intake.expect(_size(source))
+                place = _place(self._root.descend(above), msgspec.structs.replace(entry, name=name))
+                self._intake.store(source, place)
+        self._intake.finish()
+
     def reuse(self, at: str, entry: Entry) -> None:
         """Something that a parent has, a whole directory perhaps, unread; it takes the name that `at` ends in."""
         *above, name = split_path(at)

@@ -20,7 +20,7 @@ from ijfs_engine import Repository, export_tree
 from ijfs_engine.arena import Segments
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.reader import Reader
-from ijfs_engine.records import ObjectId, Snapshot
+from ijfs_engine.records import Entry, ObjectId, Snapshot
 
 Progress = Callable[[str, int, int], None]
 
@@ -117,21 +117,20 @@ class Vault:
         notes = self._keep_head(parts.branch, head, parents)
         with repository.begin(parents, progress=progress) as writer:
             before = repository.snapshot(parents[0]) if parents else None
-            for item in parts.workspace.items:
-                self._add(writer, item, before)
+            writer.add_entries(self._entry(item, before) for item in parts.workspace.items)
             if parts.notebook is not None:
                 writer.add_file("notebook.ipynb", parts.notebook)
             writer.add_images("images", parts.images)
             meta = msgspec.to_builtins(parts.meta)
             return writer.commit(message=parts.message, branch=parts.branch, meta=meta), notes
 
-    def _add(self, writer: Any, item: Item, before: Snapshot | None) -> None:
+    def _entry(self, item: Item, before: Snapshot | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
+        """What the writer gets: with the bytes that were read, or with those the parent has."""
         if not item.unchanged:
-            writer.add_entry(item.at, item.entry, item.source)
-            return
+            return item.at, item.entry, item.source
         assert before is not None
         stored = self.reader.lookup(before.root, item.at)
-        writer.reuse(item.at, msgspec.structs.replace(item.entry, content=stored.content, size=stored.size))
+        return item.at, msgspec.structs.replace(item.entry, content=stored.content, size=stored.size), None
 
     def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
         """A branch about to move away from its head (the program went back): the head gets a branch of its own, or gc
