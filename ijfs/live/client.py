@@ -74,18 +74,20 @@ def restore(
     *,
     eager: bool = False,
     replace: bool = False,
+    gpus: Sequence[str] = (),
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
 
     `replace` goes back in place: a live instance of that name ends when the restored one runs, and its clients go
     on with the same ports and key; when the restore fails it runs on as before. Where the snapshot was another
-    instance's, `replace` without one of that name is an ordinary restore.
+    instance's, `replace` without one of that name is an ordinary restore. `gpus` (index or UUID) chooses the GPUs of a
+    program that held some, in the order in which it held them; by default the same ones.
     """
-    args = {"snapshot": snapshot, "eager": eager}
+    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
-            return keeper.restore(snapshot, eager=eager)
+            return keeper.restore(snapshot, eager=eager, gpus=gpus)
     paths = _claim(repo, name)
     return _spawned(paths, "restore", args, on_event)
 
@@ -98,6 +100,7 @@ def fork(
     count: int = 1,
     eager: bool = False,
     message: str = "",
+    gpus: Sequence[str] = (),
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
@@ -107,7 +110,7 @@ def fork(
     """
     from ijfs.live.siblings import fork as fork_siblings
 
-    return fork_siblings(repo, source, names, count=count, eager=eager, message=message, on_event=on_event)
+    return fork_siblings(repo, source, names, count=count, eager=eager, message=message, gpus=gpus, on_event=on_event)
 
 
 def is_running(repo: RepoPath, name: str) -> bool:
@@ -255,18 +258,23 @@ class KeeperClient:
         branch: str | None = None,
         stop: bool = False,
         notebook: bytes | None = None,
+        force: bool = False,
+        gpu_timeout_s: float | None = None,
     ) -> SaveResult:
         """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
 
         The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
-        frozen state, so that nothing it does later is lost. A second save waits until the first is done.
+        frozen state, so that nothing it does later is lost. A second save waits until the first is done. For a GPU
+        program: `force` saves in spite of what preflight refuses, `gpu_timeout_s` is how long running kernels get.
         """
-        args = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
+        args: dict[str, Any] = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
+        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s}
         return msgspec.convert(self.request("save", args), SaveResult)
 
-    def restore(self, snapshot: str, *, eager: bool = False) -> InstanceInfo:
+    def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients."""
-        return msgspec.convert(self.request("restore", {"snapshot": snapshot, "eager": eager}), InstanceInfo)
+        args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
+        return msgspec.convert(self.request("restore", args), InstanceInfo)
 
     def wait_memory(self) -> InstanceInfo:
         """Block until all memory of a lazily restored program is in."""

@@ -19,6 +19,7 @@ from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH
 from ijfs.live import namespaces as ns
 from ijfs.live import network, procfs, rootfs, sandbox
 from ijfs.live.errors import CommandError, InstanceExitedError, SandboxError
+from ijfs.live.gpu.environment import launch_environment
 from ijfs.live.paths import CONNECTION_FILE_INSIDE, Layers
 from ijfs.live.records import InstanceSpec, Process, Volume
 from ijfs.live.volumes import choose
@@ -190,6 +191,8 @@ def program_argv(spec: InstanceSpec) -> list[str]:
 def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[str, str]:
     """The environment inside: the caller's, the spec's, and what a program needs to speak with its keeper."""
     environment = {**(inherited if spec.inherit_env else {}), **spec.env}
+    if spec.gpu:
+        environment = launch_environment(environment, nccl_safe=spec.nccl_safe)
     environment.setdefault("PATH", os.defpath)
     environment[ENVIRONMENT_VARIABLE] = f"127.0.0.1:{GUEST_PORT}"
     behind = environment.get("PYTHONPATH")

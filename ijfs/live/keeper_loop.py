@@ -35,6 +35,7 @@ from ijfs.live.workspace import Known, known_files
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuProgram
     from ijfs.live.pager.api import Pager
     from ijfs.live.restore import Restored
 
@@ -68,6 +69,7 @@ class Keeper:
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
         self.box: Sandbox | None = None
         self.pager: Pager | None = None
+        self.gpu: GpuProgram | None = None
         self.known: Known = {}
         self.saver = Saver(self)
         self._busy = trio.Lock()
@@ -94,6 +96,8 @@ class Keeper:
             nursery.cancel_scope.cancel()
         self.relay.close()
         self.vault.close()
+        if self.gpu is not None:
+            self.gpu.close()
 
     async def _answered(self) -> None:
         """Give answers that are being made or sent a moment."""
@@ -209,6 +213,7 @@ class Keeper:
         """The record of an instance about to run, its relay ports listening."""
         if spec.kind == "kernel" and not spec.kernel_key:
             spec = msgspec.structs.replace(spec, kernel_key=secrets.token_hex(32))
+        self._start_gpu(spec)
         ports = self.relay.open(_wanted_ports(spec))
         self.record = InstanceRecord(
             spec=spec,
@@ -218,6 +223,13 @@ class Keeper:
             relay=ports,
             created_ns=time.time_ns(),
         )
+
+    def _start_gpu(self, spec: InstanceSpec) -> None:
+        """Where the program uses a GPU: begin to load the driver, so that the first save does not wait for it."""
+        if spec.gpu:
+            from ijfs.live.gpu.program import GpuProgram
+
+            self.gpu = GpuProgram()
 
     def _running(self, box: Sandbox, **changes: Any) -> InstanceInfo:
         """The program runs: write it down, let clients in."""
@@ -244,7 +256,15 @@ class Keeper:
         layers = self.paths.layers(self.record.generation)
         eager = bool(args.get("eager"))
         restored: Restored = await in_thread(
-            restore.bring_back, layers, self.vault, snapshot, meta, eager=eager, on_phase=_phases(emit)
+            restore.bring_back,
+            layers,
+            self.vault,
+            snapshot,
+            meta,
+            eager=eager,
+            on_phase=_phases(emit),
+            gpu=self.gpu,
+            gpus=tuple(args.get("gpus") or ()),
         )
         self.pager = restored.pager
         self.saver.stands_on(snapshot)
@@ -302,6 +322,7 @@ class Keeper:
         if record.boot_id != procfs.boot_id() or record.program is None or not procfs.is_alive(record.program):
             raise InstanceExitedError(f"the program of `{self.name}` has ended")
         self.record = record
+        self._start_gpu(record.spec)
         box = self._found_box(record)
         ports, moved = self.relay.open_again(record.relay)
         info = self._running(box, keeper=procfs.identify(os.getpid()), relay=ports)
@@ -348,6 +369,8 @@ class Keeper:
 
     async def _kill(self, note: str) -> None:
         if self.box is not None:
+            if self.gpu is not None and self.box.is_alive():
+                await in_thread(self.gpu.prepare_to_kill, self.box.pid)
             await in_thread(self.box.kill)
             await self._finish(note)
 

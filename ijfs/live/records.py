@@ -24,6 +24,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     added to the caller's environment when `inherit_env`, else it is all there is. `network`: `none` (the default: the
     sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host).
     `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host.
+    `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
     """
@@ -36,6 +37,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str = "/"
     network: Network = "none"
     gpu: bool = False
+    nccl_safe: bool = False
     ports: tuple[int, ...] = ()
     io_uring: bool = False
     kernel_name: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +19,19 @@ from ijfs.live.errors import SandboxError
 from ijfs.live.instance import Sandbox
 from ijfs.live.paths import Layers
 from ijfs.live.save import Clock
-from ijfs.live.snapshots import LiveMeta, Vault
+from ijfs.live.snapshots import LiveMeta, Vault, gpu_record
 from ijfs.live.workspace import put_back
 from ijfs_engine.records import Snapshot
 
 if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuProgram, GpuRecord
     from ijfs.live.pager.api import Pager
 
 # How long CRIU gets, after all is mapped, until it says to the pager that the program runs.
 RESUME_LIMIT_S = 60.0
+
+# How long a GPU program's memory may take to come in: 140 GB from a slow disk.
+MEMORY_LIMIT_S = 1800.0
 
 
 @dataclass(slots=True)
@@ -41,11 +45,25 @@ class Restored:
 
 
 def bring_back(
-    layers: Layers, vault: Vault, snapshot: Snapshot, meta: LiveMeta, *, eager: bool, on_phase: Callable[[str], None]
+    layers: Layers,
+    vault: Vault,
+    snapshot: Snapshot,
+    meta: LiveMeta,
+    *,
+    eager: bool,
+    on_phase: Callable[[str], None],
+    gpu: GpuProgram | None = None,
+    gpus: Sequence[str] = (),
 ) -> Restored:
-    """Restore a snapshot into new directories. CriuError, SandboxError, CorruptError, StorageError."""
+    """Restore a snapshot into new directories; `gpus` chooses GPUs (index or UUID) for a program that held some.
+
+    CriuError, SandboxError, CorruptError, StorageError; PreflightError when its GPU memory cannot fit, GpuLostError.
+    """
     clock = Clock(on_phase)
     clock.begin("files")
+    record = gpu_record(meta)
+    if gpu is not None and record is not None:
+        gpu.require_room(record, gpus)
     pager: Pager | None = None
     box = Sandbox(layers, ns.new_network(), meta.volumes)
     try:
@@ -60,6 +78,8 @@ def bring_back(
             box.own(criu.restore(_request(box, staged, lazy=pager is not None)))
         if pager is not None:
             pager.wait_resumed(RESUME_LIMIT_S)
+        if gpu is not None and record is not None:
+            _give_gpu(box, pager, gpu, record, gpus, clock)
         clock.end()
         return Restored(box, pager, began_ns, clock.phases)
     except BaseException:
@@ -69,6 +89,19 @@ def bring_back(
             pager.close()
         box.dispose()
         raise
+
+
+def _give_gpu(
+    box: Sandbox, pager: Pager | None, gpu: GpuProgram, record: GpuRecord, gpus: Sequence[str], clock: Clock
+) -> None:
+    """All memory first, in large blocks on all cores: the driver is about to read the whole of it, and would fault
+    page by page. Then the device."""
+    if pager is not None:
+        clock.begin("memory")
+        pager.wait(MEMORY_LIMIT_S)
+    clock.begin("gpu")
+    gpu.restore(box.pid, record, gpus)
+    clock.phases.update(gpu.phases)
 
 
 def _request(box: Sandbox, staged: Path, *, lazy: bool) -> criu.Restore:

@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ijfs.live import blockers, criu, procfs, rootfs
 from ijfs.live.errors import CriuError, InstanceExitedError
+from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.instance import Sandbox
 from ijfs.live.records import InstanceSpec
 from ijfs.live.snapshots import LiveMeta, Parts
@@ -32,6 +35,18 @@ SLACK = 256 << 20
 
 Phase = Callable[[str], None]
 
+if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuProgram, GpuRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPart:
+    """How a GPU program's device memory is taken: `force` in spite of preflight, `timeout_s` for running kernels."""
+
+    program: GpuProgram
+    force: bool = False
+    timeout_s: float = LOCK_TIMEOUT_MS / 1000
+
 
 @dataclass(slots=True)
 class Frozen:
@@ -42,6 +57,7 @@ class Frozen:
     frozen_s: float
     phases: dict[str, float] = field(default_factory=dict)
     stopped: bool = False
+    gpu: GpuRecord | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -63,21 +79,47 @@ def freeze(
     stop: bool,
     on_phase: Phase,
     limit_s: float = criu.DUMP_LIMIT_S,
+    gpu: GpuPart | None = None,
 ) -> Frozen:
     """Freeze the program, take its memory and files, and let it run on (or leave it stopped, with `stop`).
 
     Raises InstanceExitedError when it ended meanwhile, CriuError when CRIU refuses, StorageError when there is no
-    memory for it: in each case the program, if there is one, runs on.
+    memory for it, PreflightError and the errors of ijfs.live.gpu where it uses a GPU: in each case the program, if
+    there is one, runs on (GpuLostError says so where it does not).
     """
     clock = Clock(on_phase)
     clock.begin("prepare")
     walker = Walker(layers, known, box.layers.root / "stage")
-    memory = memory_bytes(box.pid)
+    memory = memory_bytes(box.pid) + (gpu.program.held_bytes(box.pid) if gpu else 0)
     files = walker.measure()
     arena = Arena(2 * memory + files + SLACK)
     arena.prefault(memory + files)
-    clock.begin("dump")
-    return _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s)
+    if gpu is None:
+        clock.begin("dump")
+        return _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s)
+    return _frozen_with_gpu(box, gpu, clock, lambda: _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s))
+
+
+def _frozen_with_gpu(box: Sandbox, gpu: GpuPart, clock: Clock, dump: Callable[[], Frozen]) -> Frozen:
+    """A dump with the GPU's state in host memory; the program stands still from the driver's lock to its unlock."""
+    clock.begin("gpu")
+    began = time.monotonic()
+    record = gpu.program.suspend(box.pid, force=gpu.force, lock_timeout_ms=int(gpu.timeout_s * 1000))
+    stopped = False
+    try:
+        clock.begin("dump")
+        frozen = dump()
+        stopped = frozen.stopped
+    finally:
+        if not stopped:
+            clock.begin("gpu back")
+            gpu.program.resume()
+            clock.end()
+    frozen.gpu = record
+    if record is not None:
+        frozen.frozen_s = time.monotonic() - began
+        frozen.phases.update(gpu.program.phases)
+    return frozen
 
 
 def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: bool, limit_s: float) -> Frozen:
@@ -152,7 +194,6 @@ def parts(
     notebook: bytes | None,
     guest: dict[str, Any],
     environment: dict[str, str],
-    gpu: dict[str, Any] | None = None,
 ) -> Parts:
     """What goes into the repository."""
     meta = LiveMeta(
@@ -160,7 +201,7 @@ def parts(
         volumes=box.volumes,
         environment=environment,
         guest=guest,
-        gpu=gpu,
+        gpu=msgspec.to_builtins(frozen.gpu, str_keys=True),
         image_bytes=frozen.image_bytes,
         workspace_bytes=frozen.workspace.bytes_total,
         frozen_s=frozen.frozen_s,

@@ -26,6 +26,7 @@ from ijfs_engine.errors import IjfsError
 from ijfs_engine.records import Snapshot
 
 if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuProgram
     from ijfs.live.instance import Sandbox
     from ijfs.live.keeper_loop import Keeper
 
@@ -68,13 +69,15 @@ class Saver:
         began = time.monotonic()
         await keeper.guest.tell(box.network_fd, {"event": "before_save"})
         stop = bool(args.get("stop"))
-        frozen = await self._freeze(box, stop=stop, emit=emit, began=began)
+        frozen = await self._freeze(box, stop=stop, emit=emit, began=began, gpu=_gpu_part(keeper.gpu, args))
         try:
             snapshot, notes = await in_thread(self._store, frozen, box, args, emit)
             keeper.known = frozen.workspace.known
         except BaseException:
             if stop:
                 steps.make_sure_it_runs(box)
+                if keeper.gpu is not None:
+                    await in_thread(keeper.gpu.resume)
             raise
         finally:
             frozen.discard()
@@ -85,14 +88,16 @@ class Saver:
     def _branch(self, args: dict[str, Any]) -> str:
         return str(args.get("branch") or self._keeper.record.branch or self._keeper.name)
 
-    async def _freeze(self, box: Sandbox, *, stop: bool, emit: Emit, began: float) -> steps.Frozen:
+    async def _freeze(
+        self, box: Sandbox, *, stop: bool, emit: Emit, began: float, gpu: steps.GpuPart | None
+    ) -> steps.Frozen:
         keeper = self._keeper
         keeper.guest.close()
         keeper.relay.hold()
         hold_s = time.monotonic() - began
         try:
             frozen: steps.Frozen = await in_thread(
-                steps.freeze, box, self.layers(box), keeper.known, stop=stop, on_phase=_phase_events(emit)
+                steps.freeze, box, self.layers(box), keeper.known, stop=stop, on_phase=_phase_events(emit), gpu=gpu
             )
         finally:
             keeper.relay.release()
@@ -203,6 +208,14 @@ class Saver:
             "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
             "here": self._keeper.record.snapshot,
         }
+
+
+def _gpu_part(program: GpuProgram | None, args: dict[str, Any]) -> steps.GpuPart | None:
+    if program is None:
+        return None
+    timeout_s = args.get("gpu_timeout_s")
+    options = {} if timeout_s is None else {"timeout_s": float(timeout_s)}
+    return steps.GpuPart(program, force=bool(args.get("force")), **options)
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -24,6 +24,7 @@ def fork(
     count: int,
     eager: bool,
     message: str,
+    gpus: Sequence[str],
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """What client.fork promises."""
@@ -32,7 +33,7 @@ def fork(
 
     def one(name: str) -> InstanceInfo | IjfsError:
         try:
-            return client.restore(repo, snapshot, name, eager=eager, on_event=on_event)
+            return client.restore(repo, snapshot, name, eager=eager, gpus=gpus, on_event=on_event)
         except IjfsError as error:
             return error
 

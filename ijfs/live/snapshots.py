@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from ijfs_engine.arena import Segments
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.reader import Reader
 from ijfs_engine.records import Entry, ObjectId, Snapshot
+
+if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuRecord
 
 Progress = Callable[[str, int, int], None]
 
@@ -158,6 +161,15 @@ class Vault:
             except UnknownNameError:  # removed; what is below it cannot be reached through it
                 continue
         return seen
+
+
+def gpu_record(meta: LiveMeta) -> GpuRecord | None:
+    """What the snapshot says of the GPUs its program held; None where it held none."""
+    if meta.gpu is None:
+        return None
+    from ijfs.live.gpu.program import GpuRecord
+
+    return msgspec.convert(meta.gpu, GpuRecord, strict=False)
 
 
 def live_meta(snapshot: Snapshot) -> LiveMeta:

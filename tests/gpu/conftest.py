@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from ijfs.live import client
-from ijfs.live.gpu.environment import launch_environment
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs_engine import Repository
@@ -49,7 +48,8 @@ class Lab:
         spec = InstanceSpec(
             name=name,
             argv=(python, str(PROGRAMS / f"{program}.py"), *arguments),
-            env=launch_environment({"PYTHONPATH": str(PROGRAMS)}, nccl_safe=nccl_safe),
+            env={"PYTHONPATH": str(PROGRAMS)},
+            nccl_safe=nccl_safe,
             gpu=True,
             ports=(PORT,),
         )

@@ -90,3 +90,4 @@ def test_each_call_is_timed() -> None:
         ("lock", 10, 1.0),
         ("checkpoint", 10, 1.0),
     ]
+    assert steps.seconds == {"lock": 3.0, "checkpoint": 3.0}, "the whole set, from before the first to after the last"

@@ -37,7 +37,7 @@ def test_suspend_and_resume_leave_it_running_and_the_record_survives_json() -> N
     gpu.resume()
     assert driver.states == {ME: ProcessState.RUNNING}
     gpu.resume()
-    assert [phase.operation for phase in gpu.phases] == ["lock", "checkpoint", "restore", "unlock"]
+    assert list(gpu.phases) == ["gpu_lock", "gpu_checkpoint", "gpu_restore", "gpu_unlock"]
 
 
 def test_what_preflight_refuses_is_not_touched_unless_forced() -> None:

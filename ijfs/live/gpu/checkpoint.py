@@ -47,13 +47,14 @@ class GpuSteps:
         self._driver = driver
         self._clock = clock
         self.phases: list[GpuPhase] = []
+        self.seconds: dict[str, float] = {}
+        """Operation → seconds that the whole set took for it; less than the sum of `phases` where calls overlap."""
 
     def suspend(self, pids: Sequence[int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
         """RUNNING → CHECKPOINTED for all of `pids`, or for none (GpuSuspendError; GpuLostError if undoing failed)."""
         try:
-            for pid in pids:
-                self._timed("lock", pid, partial(self._driver.lock, pid, lock_timeout_ms))
-            self._each("checkpoint", pids, self._driver.checkpoint)
+            self._in_turn("lock", pids, lambda pid: self._driver.lock(pid, lock_timeout_ms))
+            self._at_once("checkpoint", pids, self._driver.checkpoint)
         except DriverError as error:
             self._undo(pids, error)
             raise GpuSuspendError(f"{error}; the program runs on", hint=error.hint) from error
@@ -62,9 +63,8 @@ class GpuSteps:
         """CHECKPOINTED → RUNNING for all of `pids`. None is unlocked before all have their memory: their first call
         may address a peer. GpuLostError names what each is left as when one fails."""
         try:
-            self._each("restore", pids, lambda pid: self._driver.restore(pid, gpu_map))
-            for pid in pids:
-                self._timed("unlock", pid, partial(self._driver.unlock, pid))
+            self._at_once("restore", pids, lambda pid: self._driver.restore(pid, gpu_map))
+            self._in_turn("unlock", pids, self._driver.unlock)
         except DriverError as error:
             raise GpuLostError(f"{error}; {self.describe(pids)}", hint=error.hint) from error
 
@@ -103,15 +103,21 @@ class GpuSteps:
             return f"in an unknown state ({error.code})"
         return "without CUDA" if state is None else state.name.lower()
 
-    def _each(self, operation: str, pids: Sequence[int], call: Callable[[int], None]) -> None:
+    def _in_turn(self, operation: str, pids: Sequence[int], call: Callable[[int], None]) -> None:
+        """The call for one pid after the other; each takes about a millisecond."""
+        begin = self._clock()
+        for pid in pids:
+            self._timed(operation, pid, partial(call, pid))
+        self.seconds[operation] = self._clock() - begin
+
+    def _at_once(self, operation: str, pids: Sequence[int], call: Callable[[int], None]) -> None:
         """The call for every pid at once (each has its own link); waits for all, then raises the first failure."""
-        if len(pids) == 1:
-            return self._timed(operation, pids[0], partial(call, pids[0]))
+        begin = self._clock()
         with ThreadPoolExecutor(max_workers=max(1, len(pids))) as pool:
             futures = [pool.submit(self._timed, operation, pid, partial(call, pid)) for pid in pids]
         for future in futures:
             future.result()
-        return None
+        self.seconds[operation] = self._clock() - begin
 
     def _timed(self, operation: str, pid: int, call: Callable[[], None]) -> None:
         begin = self._clock()

@@ -22,8 +22,9 @@ MINIMUM_DRIVER = 570
 REMAP_DRIVER = 580
 """First driver branch that can restore on another GPU (`CUcheckpointRestoreArgs.gpuPairs`)."""
 
-HOST_HEADROOM = 1.1
-"""Host memory wanted per byte of GPU memory: the copy itself and the driver's own buffers (1.03–1.07 seen)."""
+HOST_HEADROOM = 2.1
+"""Host memory wanted per byte of GPU memory: the driver's copy, and the memory that the dump is written into; the
+driver's own buffers on top (1.03–1.07 of the first seen)."""
 
 
 def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[Verdict]:
@@ -142,7 +143,7 @@ def _mps(inventory: Inventory, processes: Sequence[GpuEvidence]) -> Verdict:
 def _host_memory(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
     held = sum(inventory.held_by([process.pid for process in processes]).values())
     available = psutil.virtual_memory().available
-    evidence = f"{held >> 20} MiB of GPU memory go to host memory, {available >> 20} MiB are available"
+    evidence = f"{held >> 20} MiB of GPU memory go to host memory twice, {available >> 20} MiB are available"
     if held * HOST_HEADROOM > available:
         return Verdict(check="host memory", outcome="refuse", evidence=evidence, remedy="free host memory, or add swap")
     return Verdict(check="host memory", outcome="ok", evidence=evidence)

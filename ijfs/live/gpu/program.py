@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.gpu.checkpoint import GpuLostError, GpuPhase, GpuSteps
+from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS, GpuLostError, GpuSteps
 from ijfs.live.gpu.driver import CheckpointDriver, ProcessState
 from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
 from ijfs.live.gpu.helper import DriverProcess
@@ -20,6 +20,11 @@ from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
 from ijfs.live.gpu.preflight import check_program
 from ijfs.live.procfs import namespace_id, processes_in
 from ijfs.live.verdicts import Verdict, require
+from ijfs_engine.errors import IjfsError
+
+KILL_CHECKPOINTED_DRIVER = 595
+"""From this branch on, killing a process that was restored hung the host unless it was checkpointed first (reported for
+595; 580 was killed without it dozens of times here)."""
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
@@ -58,18 +63,25 @@ class GpuProgram:
         self._inventory = take_inventory
         self._find = find or tree_evidence
         self._suspended: list[int] = []
+        self._restored = False
         self._steps = GpuSteps(self._driver)
 
     @property
-    def phases(self) -> list[GpuPhase]:
-        """The driver calls since the last suspend or restore began, with their times."""
-        return self._steps.phases
+    def phases(self) -> dict[str, float]:
+        """Seconds of each driver operation since the last suspend or restore began: `gpu_lock`, `gpu_checkpoint`, …"""
+        return {f"gpu_{operation}": seconds for operation, seconds in self._steps.seconds.items()}
+
+    def held_bytes(self, root_pid: int) -> int:
+        """Device memory of the tree: what a suspend will add to its host memory."""
+        return sum(self._inventory().held_by([process.pid for process in self._find(root_pid)]).values())
 
     def check(self, root_pid: int) -> list[Verdict]:
         """Preflight of the program whose first process is `root_pid` (host pid)."""
         return check_program(self._find(root_pid), self._inventory())
 
-    def suspend(self, root_pid: int, *, force: bool = False) -> GpuRecord | None:
+    def suspend(
+        self, root_pid: int, *, force: bool = False, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+    ) -> GpuRecord | None:
         """Take the GPU state of the whole tree into host memory; None when no process has a CUDA context.
 
         Raises PreflightError before anything is touched, GpuSuspendError when a step failed and was undone,
@@ -86,7 +98,7 @@ class GpuProgram:
             inventory=machine,
             processes=tuple(GpuProcess(inner_pid(pid), machine.held_by([pid])) for pid in pids),
         )
-        self._steps.suspend(pids)
+        self._steps.suspend(pids, lock_timeout_ms=lock_timeout_ms)
         self._suspended = pids
         return record
 
@@ -113,6 +125,14 @@ class GpuProgram:
         if strange:
             raise GpuLostError(f"a restored process has no GPU state to bring back: {self._steps.describe(strange)}")
         self._steps.resume(pids, gpu_map=self._map(record, self._inventory(), wanted) or None)
+        self._restored = True
+
+    def prepare_to_kill(self, root_pid: int) -> None:
+        """Take a restored program off the device before it is killed, with the drivers that want it; never raises."""
+        branch = self._inventory().driver_version.partition(".")[0]
+        if self._restored and branch.isdigit() and int(branch) >= KILL_CHECKPOINTED_DRIVER:
+            with suppress(IjfsError):
+                self.suspend(root_pid, force=True)
 
     def close(self) -> None:
         """End the driver's helper."""
