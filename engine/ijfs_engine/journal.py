@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -174,3 +174,33 @@ def decode_record(row: bytes) -> tuple[int, Record]:
     """(time in ns, record) from a row of the REFLOG table."""
     transaction = _decoder.decode(row)
     return transaction.time_ns, transaction.records[0]
+
+
+class Replayed(NamedTuple):
+    """What the journal says is listed, was removed (with parents), and where the refs are."""
+
+    listed: set[bytes]
+    removed: dict[bytes, tuple[bytes, ...]]
+    created: dict[bytes, int]
+    refs: dict[str, bytes]
+
+
+def replay(transactions: Iterable[Transaction]) -> Replayed:
+    """The state after these transactions, applied in order."""
+    state = Replayed(set(), {}, {}, {})
+    for transaction in transactions:
+        for record in transaction.records:
+            match record:
+                case SnapshotAdded(id=ident, created_ns=created):
+                    state.listed.add(ident)
+                    state.created[ident] = created
+                    state.removed.pop(ident, None)
+                case SnapshotRemoved(id=ident, parents=parents):
+                    state.listed.discard(ident)
+                    state.removed[ident] = parents
+                case RefMoved(name=name, new=None):
+                    state.refs.pop(name, None)
+                case RefMoved(name=name, new=new):
+                    assert new is not None
+                    state.refs[name] = new
+    return state

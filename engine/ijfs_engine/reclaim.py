@@ -7,6 +7,7 @@ that runs began after that. docs/concurrency.md has the whole argument, and the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -184,8 +185,9 @@ class _Collector:
 
     def _learn_parents(self, ids: Iterable[ObjectId]) -> None:
         unknown = [ident for ident in ids if ident not in self._parents]
-        for snapshot in self._repository.store.snapshots(unknown):
-            self._parents[snapshot.id] = snapshot.parents
+        with _need_whole():
+            snapshots = self._repository.store.snapshots(unknown)
+        self._parents.update((snapshot.id, snapshot.parents) for snapshot in snapshots)
         with self._index.read() as view:
             for ident, row in view.items(REMOVED):
                 self._parents[ident] = tuple(row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE))
@@ -195,11 +197,8 @@ class _Collector:
     def _walk(self, snapshots: Iterable[ObjectId]) -> Reach:
         self._tell("mark", 0, 0)
         reach = Reach(self._repository.store, self._index)
-        try:
+        with _need_whole():
             reach.add(snapshots)
-        except CorruptError as error:
-            hint = "`ijfs fsck` names the snapshot; remove it with `ijfs rm`, and gc can go on"
-            raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
         return reach
 
     def _unreached(self, kept: Reach) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -290,6 +289,16 @@ class _Collector:
     def _tell(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(f"gc: {phase}", done, total)
+
+
+@contextlib.contextmanager
+def _need_whole() -> Iterator[None]:
+    """gc must know all that is needed, or it would take too much."""
+    try:
+        yield
+    except CorruptError as error:
+        hint = "`ijfs fsck` names the snapshot; remove it with `ijfs rm`, and gc can go on"
+        raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
 
 
 def _grouped(keys: Iterator[bytes]) -> Iterator[list[bytes]]:

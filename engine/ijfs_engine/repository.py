@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from . import disk, layout, names
-from .errors import CorruptError, IjfsError, LockedError, UnknownNameError
+from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
 from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
 from .journal import Journal, Record, SnapshotRemoved
 from .pins import Pin, PinInfo, live_pins, make_pin
@@ -65,7 +66,7 @@ class Repository:
         """
         where = layout.find(Path(path))
         layout.mend(where)
-        index = Index.open(where.index)
+        index = _open_damaged(where) if damaged else Index.open(where.index)
         with index.read() as view:
             whole = view.get(META, _WHOLE) is not None
         if not whole and not damaged:
@@ -128,10 +129,11 @@ class Repository:
         return self.store.snapshot(ident)
 
     def snapshots(self) -> list[Snapshot]:
-        """All, newest first."""
+        """All whose record can be read, newest first; fsck names the others."""
         with self.index.read() as view:
             ids = [ident for ident, _ in view.items(SNAPSHOTS)]
-        return sorted(self.store.snapshots(ids), key=lambda one: (one.created_ns, one.id), reverse=True)
+        found = self.store.readable_snapshots(ids)
+        return sorted(found, key=lambda one: (one.created_ns, one.id), reverse=True)
 
     def parents(self, ident: ObjectId) -> list[ObjectId]:
         """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
@@ -146,7 +148,11 @@ class Repository:
         Branches at it move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds
         it: IjfsError, LockedError. Its children stay whole.
         """
-        recorded = self.snapshot(ident).parents
+        try:
+            recorded = self.snapshot(ident).parents
+        except CorruptError:
+            # Its record is damaged, and rm is how one gets rid of it.
+            recorded = ()
 
         def change(update: Update) -> None:
             self._check_removable(update, ident)
@@ -234,3 +240,14 @@ class Repository:
 def mark_whole(update: Update) -> None:
     """Say that the index holds all there is; a rebuild says so last."""
     update.put(META, _WHOLE, b"1")
+
+
+def _open_damaged(where: layout.Layout) -> Index:
+    """The index, or an empty one in its place: the old one is kept beside it."""
+    try:
+        return Index.open(where.index)
+    except StorageError:
+        aside = where.path / f"index.damaged-{time.time_ns()}"
+        with disk.storage_errors("setting the damaged index aside"):
+            where.index.rename(aside)
+        return Index.open(where.index)

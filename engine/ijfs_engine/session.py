@@ -17,7 +17,7 @@ import zstandard
 
 from . import disk
 from .errors import IjfsError, StorageError
-from .frames import Codec, EncodedChunk, Kind, base_ids, encode_header, object_id
+from .frames import ID_SIZE, Codec, EncodedChunk, Kind, base_ids, encode_header, object_id
 from .index import (
     BASES,
     CHUNKS,
@@ -66,18 +66,49 @@ class _Rows:
         self.packs: dict[bytes, bytes] = {}
 
     def put(self, update: Update) -> None:
-        """Into the index; what gc had condemned is alive again, at its new place."""
-        for table, rows in (
-            (CHUNKS, self.chunks),
-            (BASES, self.bases),
-            (OBJECTS, self.objects),
-            (SIDECARS, self.sidecars),
-            (PACKS, self.packs),
-        ):
-            update.put_many(table, sorted(rows.items()))
+        """Into the index; what gc had condemned is alive again."""
+        put_chunks(update, self.chunks, self.bases)
+        fresh = [
+            ident for ident, old in zip(self.objects, update.get_many(OBJECTS, self.objects), strict=True) if not old
+        ]
+        update.put_many(OBJECTS, sorted((ident, self.objects[ident]) for ident in fresh))
+        update.put_many(SIDECARS, sorted(self.sidecars.items()))
+        update.put_many(PACKS, sorted(self.packs.items()))
         if update.count(CONDEMNED):
             update.delete_many(CONDEMNED, self.chunks)
             update.delete_many(CONDEMNED, self.objects)
+
+
+def put_chunks(update: Update, rows: dict[bytes, bytes], bases: dict[bytes, bytes]) -> None:
+    """Put chunk rows. One that is there already stays, unless it is condemned and this one is no deeper.
+
+    Other chunks may have the old frame as their base and count on its depth; that a row never gets deeper keeps every
+    chunk deeper than its bases, and so free of circles. A condemned row that stays takes its bases back to life; one
+    whose bases were swept is replaced whatever its depth, since nothing readable can depend on it.
+    """
+    doomed = bool(update.count(CONDEMNED))
+    wins: list[bytes] = []
+    for ident, old in zip(rows, update.get_many(CHUNKS, rows), strict=True):
+        if old is None or (doomed and _replaces(update, ident, Place.decode(old), Place.decode(rows[ident]))):
+            wins.append(ident)
+    update.put_many(CHUNKS, sorted((ident, rows[ident]) for ident in wins))
+    update.delete_many(BASES, wins)
+    update.put_many(BASES, sorted((ident, bases[ident]) for ident in wins if ident in bases))
+
+
+def _replaces(update: Update, ident: bytes, old: Place, new: Place) -> bool:
+    if update.get(CONDEMNED, ident) is None or old.depth == 0:
+        return False
+    if new.depth <= old.depth:
+        return True
+    chain = [ident]
+    for link in chain:
+        row = update.get(BASES, link) or b""
+        chain += [row[at : at + ID_SIZE] for at in range(0, len(row), ID_SIZE)]
+    if any(update.get(CHUNKS, link) is None for link in chain):
+        return True
+    update.delete_many(CONDEMNED, chain)
+    return False
 
 
 class Session:

@@ -100,7 +100,7 @@ class Store:
 
     def get_object(self, ident: ObjectId, kind: int) -> bytes:
         """An object's plain bytes, checked against its id; CorruptError."""
-        return self._plain(kind, self._frames(OBJECTS, [ident])[ident])
+        return verify_object(kind, self._frames(OBJECTS, [ident])[ident])
 
     def tree(self, ident: ObjectId) -> Tree:
         """A directory."""
@@ -135,9 +135,22 @@ class Store:
         return decode_snapshot(ident, self.get_object(ident, Kind.SNAPSHOT))
 
     def snapshots(self, ids: Sequence[ObjectId]) -> list[Snapshot]:
-        """Many records in few reads, in the order asked."""
+        """Many records in few reads, in the order asked; CorruptError if one cannot be read."""
         frames = self._frames(OBJECTS, ids)
-        return [decode_snapshot(ident, self._plain(Kind.SNAPSHOT, frames[ident])) for ident in ids]
+        return [decode_snapshot(ident, verify_object(Kind.SNAPSHOT, frames[ident])) for ident in ids]
+
+    def readable_snapshots(self, ids: Sequence[ObjectId]) -> list[Snapshot]:
+        """The same without those that cannot be read."""
+        try:
+            return self.snapshots(ids)
+        except CorruptError:
+            return [one for ident in ids if (one := self._snapshot_or_none(ident)) is not None]
+
+    def _snapshot_or_none(self, ident: ObjectId) -> Snapshot | None:
+        try:
+            return self.snapshot(ident)
+        except CorruptError:
+            return None
 
     def sidecars(self, leaves: Sequence[ObjectId]) -> list[bytes | None]:
         """What `Session.put_sidecar` attached, where it is still there and undamaged."""
@@ -149,14 +162,7 @@ class Store:
 
     def _many(self, ids: Sequence[ObjectId], kind: int, decode: Callable[[bytes], T]) -> list[T]:
         frames = self._frames(OBJECTS, ids)
-        return [decode(self._plain(kind, frames[ident])) for ident in ids]
-
-    def _plain(self, kind: int, frame: EncodedChunk) -> bytes:
-        plain = expand(frame)
-        if object_id(kind, plain) != frame.id:
-            name = Kind.NAMES.get(kind, str(kind))
-            raise CorruptError(f"the object {frame.id.hex()[:12]} is not the {name} that its id says")
-        return plain
+        return [decode(verify_object(kind, frames[ident])) for ident in ids]
 
     def _frames(self, table: bytes, ids: Sequence[bytes]) -> dict[bytes, EncodedChunk]:
         """Every frame asked for, or CorruptError for the first that cannot be had."""
@@ -253,6 +259,15 @@ def expand(frame: EncodedChunk) -> bytes:
         raise CorruptError(f"the object {frame.id.hex()[:12]} has codec {frame.codec}, which is none of an object's")
     if len(plain) != frame.plain_size:
         raise CorruptError(f"the object {frame.id.hex()[:12]} is not as long as its header says")
+    return plain
+
+
+def verify_object(kind: int, frame: EncodedChunk) -> bytes:
+    """The plain bytes of an object's frame, checked against its id; CorruptError."""
+    plain = expand(frame)
+    if kind not in Kind.NAMES or kind == Kind.CHUNK or object_id(kind, plain) != frame.id:
+        name = Kind.NAMES.get(kind, str(kind))
+        raise CorruptError(f"the object {frame.id.hex()[:12]} is not the {name} that its id says")
     return plain
 
 
