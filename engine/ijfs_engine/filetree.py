@@ -87,6 +87,14 @@ def split_path(path: str | bytes) -> list[bytes]:
     return parts
 
 
+def split_name(path: str | bytes) -> tuple[list[bytes], bytes]:
+    """(the directories along a path, the last name). IjfsError for the top itself."""
+    parts = split_path(path)
+    if not parts:
+        raise IjfsError("an empty path names nothing inside a snapshot")
+    return parts[:-1], parts[-1]
+
+
 class OnDisk(NamedTuple):
     """A regular file that a walk found: where its entry goes, where its bytes are, which inode it is."""
 

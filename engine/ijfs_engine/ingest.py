@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .errors import IjfsError, UnknownNameError
-from .filetree import Attrs, Directory, OnDisk, blank_file, read_directory, split_path
+from .filetree import Attrs, Directory, OnDisk, blank_file, read_directory, split_name, split_path
 from .fingerprint import expand_key
 from .images import find_layouts, find_parent, is_image_directory
 from .intake import Intake, Place
@@ -71,7 +71,7 @@ class SnapshotWriter:
         """A CRIU image set by name. Pages files are understood through their pagemaps and guided by the parent's."""
         groups: dict[tuple[bytes, ...], list[tuple[Entry, Source]]] = {}
         for name, source in files.items():
-            *above, last = split_path(f"{at}/{name}")
+            above, last = split_name(f"{at}/{name}")
             groups.setdefault(tuple(above), []).append((blank_file(last, Attrs()), source))
         self._intake.expect(sum(_size(source) for source in files.values()))
         for where, group in groups.items():
@@ -80,7 +80,7 @@ class SnapshotWriter:
 
     def add_file(self, at: str, source: Source, *, attrs: Attrs | None = None) -> None:
         """One file."""
-        *above, name = split_path(at)
+        above, name = split_name(at)
         self._intake.expect(_size(source))
         self._intake.store(source, _place(self._root.descend(above), blank_file(name, attrs or Attrs())))
         self._intake.finish()
@@ -106,7 +106,7 @@ class SnapshotWriter:
 
     def reuse(self, at: str, entry: Entry) -> None:
         """Something that a parent has, a whole directory perhaps, unread; it takes the name that `at` ends in."""
-        *above, name = split_path(at)
+        above, name = split_name(at)
         self._root.descend(above).children[name] = msgspec.structs.replace(entry, name=name)
 
     def commit(

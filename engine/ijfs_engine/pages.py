@@ -20,8 +20,9 @@ from .native import PAGE
 from .records import LEAF_SPAN
 
 LEAF_PAGES: Final = LEAF_SPAN // PAGE
-# A leaf ends at a multiple of its span in addresses once it has this many pages: so the leaves of two images fall into
-# step again behind a mapping that only one of them has, and hundreds of small mappings share a leaf.
+# A leaf ends at a multiple of its span in addresses once it has this many pages, or where what follows up to the next
+# multiple has no room in it: so the leaves of two images fall into step again behind a mapping that only one of them
+# has, and hundreds of small mappings share a leaf.
 _MIN_LEAF_PAGES: Final = 256
 _MAX_ADDRESS_PAGES: Final = 1 << 52
 _HEAD: Final = struct.Struct("<BBHI")
@@ -96,11 +97,11 @@ class PageLayout:
         size, span = 0, -1
         for first, count in self.runs:
             while count:
-                if size == LEAF_PAGES or (size >= _MIN_LEAF_PAGES and first // LEAF_PAGES != span):
+                step = min(count, LEAF_PAGES - first % LEAF_PAGES)
+                if size + step > LEAF_PAGES or (size >= _MIN_LEAF_PAGES and first // LEAF_PAGES != span):
                     yield size
                     size = 0
                 span = first // LEAF_PAGES
-                step = min(count, LEAF_PAGES - first % LEAF_PAGES, LEAF_PAGES - size)
                 size, first, count = size + step, first + step, count - step
         if size:
             yield size
