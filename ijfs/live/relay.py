@@ -25,6 +25,9 @@ CHUNK = 64 << 10
 HOST = "127.0.0.1"
 BACKLOG = 128
 
+# How long a client's connection to a kernel waits until the kernel listens; libzmq gives up its handshake after 30 s.
+KERNEL_START_S = 25.0
+
 
 class Relay:
     """Listeners on the host for one sandbox. Bind first (open), then serve in a nursery."""
@@ -147,11 +150,27 @@ class Relay:
 
     async def _forward(self, name: str, outside: trio.SocketStream) -> None:
         await self._flow.wait()
-        inside = trio.SocketStream(await connect_inside(self._network_fd, self._inside[name]))
+        inside = trio.SocketStream(await self._reach(name))
         self._reached[name].set()
         async with inside, trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, outside, inside)
             nursery.start_soon(self._pump, inside, outside)
+
+    async def _reach(self, name: str) -> trio.socket.SocketType:
+        """A connection inside; for a kernel's channel, once it listens.
+
+        A kernel that still starts refuses connections. Closed then, ZMQ outside would connect again, but would say what
+        it subscribes to only when its program next touches the socket: a console at its prompt lost its first outputs.
+        """
+        patience_s = 0.0 if name.startswith("tcp") else KERNEL_START_S
+        deadline = trio.current_time() + patience_s
+        while True:
+            try:
+                return await connect_inside(self._network_fd, self._inside[name])
+            except ConnectionRefusedError:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(0.05)
 
     async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
         while True:
