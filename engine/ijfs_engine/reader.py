@@ -194,6 +194,12 @@ class Reader:
             self._chunks.put(chunk.id, decoded, len(decoded))
         return [found[ident] for ident in ids]
 
+    def holds(self, leaves: Iterable[bytes], chunks: Iterable[bytes | None] = ()) -> bool:
+        """Whether these leaves and chunks are in the caches now; another thread may drop them a moment later."""
+        return all(ident in self._leaves for ident in leaves) and all(
+            ident is None or ident in self._chunks for ident in chunks
+        )
+
     # --- Ahead of need
 
     def prefetch(self, ids: Iterable[bytes]) -> None:
@@ -266,6 +272,17 @@ class StoredFile:
         if leaf.size != size:
             raise CorruptError(f"leaf {ident.hex()[:12]} has {leaf.size} bytes, its file says {size}")
         return leaf
+
+    def cached(self, offset: int, length: int) -> bool:
+        """Whether reading these bytes would touch no disk and decode nothing, as far as can be told now.
+
+        For callers that read at once if so and in another thread if not.
+        """
+        first = max(0, bisect_right(self._starts, offset) - 1)
+        parts = self._parts[first : bisect_right(self._starts, offset + length - 1)]
+        if not self._single and not self._reader.holds(ident for ident, _ in parts):
+            return False
+        return self._reader.holds((), (piece.id for piece in self.slices(offset, length)))
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer only at the end of the file. CorruptError, never wrong bytes."""

@@ -85,7 +85,7 @@ def run(argv: list[str]) -> int:
             lambda: serve(arguments.repository, arguments.mountpoint, allow_other=arguments.allow_other, ready=ready)
         )
     except IjfsError as error:
-        answer({"error": str(error), "hint": error.hint})
+        answer({"error": str(error), "hint": error.hint, "type": type(error).__name__})
         return error.exit_code
     return 0
 

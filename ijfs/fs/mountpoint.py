@@ -24,6 +24,8 @@ import platformdirs
 
 from ijfs.fs import mountinfo
 from ijfs.fs.errors import MountBusyError, MountError, MountPointError, NotMountedError
+from ijfs_engine import errors
+from ijfs_engine.errors import IjfsError
 
 KIND = "fuse.ijfs"
 
@@ -56,7 +58,8 @@ def mount(repository: Path, mountpoint: Path, *, allow_other: bool = False) -> M
     process, answer = _start(repository, mountpoint, allow_other, state)
     if "error" in answer:
         process.wait()
-        raise MountError(answer["error"] or "", hint=answer.get("hint"))
+        kind: type[IjfsError] = getattr(errors, answer.get("type") or "", MountError)
+        raise kind(answer["error"] or "", hint=answer.get("hint"))
     state.pid_file.write_text(str(process.pid))
     # It outlives us on purpose, and is nobody's child to wait for then.
     process.returncode = 0
@@ -124,13 +127,14 @@ def mounts_of(repository: Path | None = None) -> list[MountedRepository]:
 class _State:
     """Where a daemon's pid and log are kept: under a name made from the mount point."""
 
+    mountpoint: Path
     directory: Path
     name: str
 
     @classmethod
     def of(cls, mountpoint: Path) -> _State:
         digest = hashlib.blake2b(os.fsencode(mountpoint), digest_size=8).hexdigest()
-        return cls(platformdirs.user_state_path("ijfs") / "mounts", digest)
+        return cls(mountpoint, platformdirs.user_state_path("ijfs") / "mounts", digest)
 
     @property
     def pid_file(self) -> Path:
@@ -144,7 +148,8 @@ class _State:
         """The daemon's pid if it still is that daemon."""
         with suppress(OSError, ValueError):
             pid = int(self.pid_file.read_text())
-            if b"ijfs.fs.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"ijfs.fs.daemon" in words and os.fsencode(self.mountpoint) in words:
                 return pid
         return None
 

@@ -57,7 +57,7 @@ class OpenFile(ABC):
         return True
 
     @abstractmethod
-    def read(self, offset: int, length: int) -> bytes | memoryview:
+    def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """Up to `length` bytes from `offset`; fewer only at the end of the file. EIO where stored bytes are bad."""
 
     def write(self, offset: int, data: bytes) -> int:

@@ -220,7 +220,8 @@ class NodeOperations(pyfuse3.Operations):
             return self._files[fh].write(off, buf)
 
     async def flush(self, fh: FileHandleT) -> None:
-        """Nothing is held back, so there is nothing to flush."""
+        """Nothing is held back, so there is nothing to flush: the kernel asks once and then no more."""
+        raise FUSEError(errno.ENOSYS)
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """A sink is durable at the commit of its snapshot, not before."""

