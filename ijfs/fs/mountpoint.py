@@ -199,9 +199,12 @@ def _last_line(log: Path) -> str:
 
 
 def _is_dead(mountpoint: Path) -> bool:
-    """Whether the process behind a FUSE mount is gone. A live one answers; its answer does not matter."""
+    """Whether the process behind a FUSE mount is gone. A live one answers; its answer does not matter.
+
+    Not by stat: the kernel would answer that itself, from what it was told before.
+    """
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
