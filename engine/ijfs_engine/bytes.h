@@ -42,19 +42,16 @@ static size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t m
     return found;
 }
 
-/* out = a ^ b; returns how many 64-byte lines of it are not zero. n is a multiple of 64. */
-static size_t ijfs_xor_lines(const uint8_t *a, const uint8_t *b, uint8_t *out, size_t n)
+/* How many 64-byte lines of a and b differ. n is a multiple of 64. */
+static size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
 {
     size_t changed = 0;
     for (size_t i = 0; i < n; i += 64) {
         uint64_t x[8], y[8], any = 0;
         memcpy(x, a + i, 64);
         memcpy(y, b + i, 64);
-        for (int j = 0; j < 8; j++) {
-            x[j] ^= y[j];
-            any |= x[j];
-        }
-        memcpy(out + i, x, 64);
+        for (int j = 0; j < 8; j++)
+            any |= x[j] ^ y[j];
         changed += any != 0;
     }
     return changed;

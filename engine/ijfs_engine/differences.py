@@ -44,26 +44,30 @@ class Differences:
         self._base = memoryview(bytearray(len(data)))
         self._theirs = theirs
         self._changed = memoryview(bytearray(len(theirs)))
-        for start, count in list(_stretches(theirs)):
-            if count >= _PROBED_RUN and not self._promising(start, count):
-                theirs[start : start + count] = [-1] * count
-            else:
-                self._compare(start, count)
+        runs = list(_stretches(theirs))
+        vain = [run for run in runs if run[1] >= _PROBED_RUN and not self._promising(*run)]
+        for start, count in vain:
+            theirs[start : start + count] = [-1] * count
+        self._compare([run for run in runs if theirs[run[0]] >= 0])
 
-    def _compare(self, start: int, count: int) -> None:
-        """Read the parent's pages under [start, start + count) and count the lines that differ."""
-        span = slice(start * PAGE, (start + count) * PAGE)
-        self._parent.read_into(self._theirs[start], self._base[span])
-        native.xor_pages(
-            self._data[span], self._base[span], bytearray(count * PAGE), self._changed[start : start + count]
-        )
+    def _compare(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Read the parent's pages under these runs (first, count) and count the lines that differ."""
+        spans = [slice(start * PAGE, (start + count) * PAGE) for start, count in runs]
+        self._parent.read_many((self._theirs[run[0]], self._base[span]) for run, span in zip(runs, spans, strict=True))
+        for (start, count), span in zip(runs, spans, strict=True):
+            changed = self._changed[start : start + count]
+            native.changed_lines(self._data[span], self._base[span], changed)
 
     def _promising(self, start: int, count: int) -> bool:
-        for page in (start + count * i // _PROBES for i in range(_PROBES)):
-            self._compare(page, 1)
-            span = slice(page * PAGE, (page + 1) * PAGE)
-            if self._changed[page] <= SPARSE_LINES or codec.float_width(self._data[span]):
-                return True
+        """Look at a few pages; whatever the answer, `base` holds zeros again where the parent is not used."""
+        pages = [start + count * i // _PROBES for i in range(_PROBES)]
+        self._compare([(page, 1) for page in pages])
+        spans = [slice(page * PAGE, (page + 1) * PAGE) for page in pages]
+        if any(self._changed[page] <= SPARSE_LINES for page in pages):
+            return True
+        if any(codec.float_width(self._data[span]) for span in spans):
+            return True
+        for span in spans:
             self._base[span] = bytes(PAGE)
         return False
 

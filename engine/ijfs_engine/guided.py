@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 from . import native, prints
 from .differences import Differences
@@ -71,19 +72,16 @@ class _Scan:
 
 
 class _Placed:
-    """Where the fresh pages of a leaf are now: pieces of regions, in the order of the leaf's pages."""
+    """Where the fresh pages of a leaf are now: pieces of regions, found by the leaf's pages."""
 
-    def __init__(self) -> None:
-        self._pieces: list[tuple[int, int, StoredRegion, int]] = []
-
-    def add(self, own: int, pages: int, region: StoredRegion, at: int) -> None:
-        """`pages` pages from page `own` of the leaf are those from page `at` of the region."""
-        self._pieces.append((own, pages, region, at))
+    def __init__(self, pieces: list[tuple[int, int, StoredRegion, int]]) -> None:
+        """Of (own, pages, region, at): `pages` pages from page `own` of the leaf are those from `at` of a region."""
+        self._pieces = sorted(pieces, key=lambda piece: piece[0])
+        self._starts = [piece[0] for piece in self._pieces]
 
     def slices(self, first: int, count: int) -> Iterator[Slice]:
-        """What pages [first, first + count) are made of. Sorts once; all pages are there."""
-        self._pieces.sort(key=lambda piece: piece[0])
-        at = bisect_right(self._pieces, first, key=lambda piece: piece[0]) - 1
+        """What pages [first, first + count) are made of; all of them are here."""
+        at = bisect_right(self._starts, first) - 1
         while count > 0:
             own, pages, region, inside = self._pieces[at]
             step = min(count, own + pages - first)
@@ -105,6 +103,7 @@ class _LeafWriter:
     ) -> None:
         self._session, self._source, self._key = session, source, key
         self._scanned, self._matches, self._parent = scanned, matches, parent
+        self._owns = [match.own for match in matches]
 
     def slices(self) -> Iterator[Slice]:
         """What the leaf is made of, in order; what is fresh is stored first."""
@@ -121,8 +120,8 @@ class _LeafWriter:
 
     def _matched(self, first: int, count: int) -> Iterator[Match]:
         """The parts of the matches that lie in pages [first, first + count), in order."""
-        at = max(bisect_right(self._matches, first, key=lambda match: match.own) - 1, 0)
-        for own, theirs, pages in self._matches[at:]:
+        at = max(bisect_right(self._owns, first) - 1, 0)
+        for own, theirs, pages in islice(self._matches, at, None):
             if own >= first + count:
                 return
             low, high = max(own, first), min(own + pages, first + count)
@@ -130,20 +129,18 @@ class _LeafWriter:
                 yield Match(low, theirs + low - own, high - low)
 
     def _store(self, runs: Runs) -> _Placed:
-        placed = _Placed()
         if not runs:
-            return placed
+            return _Placed([])
         data = self._read(runs)
         theirs = self._theirs(runs) if self._parent else []
         if self._parent is None or max(theirs) < 0:
-            region = store_region(self._session, data)
-            _place(placed, runs, range(len(data) // PAGE), region)
-            return placed
+            return _Placed(list(_pieces(runs, store_region(self._session, data))))
         differences = Differences(self._parent, data, theirs)
+        pieces: list[tuple[int, int, StoredRegion, int]] = []
         for part in differences.parts():
             region = store_region(self._session, part.data, partial(differences.base_for, part))
-            _place(placed, runs, part.pages, region)
-        return placed
+            pieces += _pieces(_among(runs, part.pages), region)
+        return _Placed(pieces)
 
     def _read(self, runs: Runs) -> memoryview:
         """The bytes of these runs, one behind the other."""
@@ -185,17 +182,24 @@ class _LeafWriter:
         ]
 
 
-def _place(placed: _Placed, runs: Runs, pages: Sequence[int], region: StoredRegion) -> None:
-    """Note where the fresh pages with these numbers are, one behind the other, in a region."""
-    starts = [0]
-    for _, count in runs:
-        starts.append(starts[-1] + count)
+def _pieces(runs: Runs, region: StoredRegion) -> Iterator[tuple[int, int, StoredRegion, int]]:
+    """Runs of a leaf's pages whose bytes follow one another in a region."""
     at = 0
-    while at < len(pages):
-        run = bisect_right(starts, pages[at]) - 1
-        inside = pages[at] - starts[run]
-        step = 1
-        while at + step < len(pages) and inside + step < runs[run][1] and pages[at + step] == pages[at] + step:
-            step += 1
-        placed.add(runs[run][0] + inside, step, region, at)
-        at += step
+    for first, count in runs:
+        yield first, count, region, at
+        at += count
+
+
+def _among(runs: Runs, chosen: Sequence[int]) -> Runs:
+    """The runs of the pages with these numbers, when the pages of `runs` are counted through."""
+    if len(chosen) == sum(count for _, count in runs):
+        return runs
+    pages = [page for first, count in runs for page in range(first, first + count)]
+    found: Runs = []
+    for number in chosen:
+        page = pages[number]
+        if found and found[-1][0] + found[-1][1] == page:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((page, 1))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -66,9 +66,9 @@ class ParentPages:
             return iter((Slice(None, 0, length),))
         return self._file.slices(page * PAGE + offset, length)
 
-    def read_into(self, page: int, buffer: memoryview) -> None:
-        """The bytes of the parent's pages from `page`. CorruptError."""
-        self._file.read_into(page * PAGE, buffer)
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
+        """The parent's pages, from each page number as many as its buffer takes. CorruptError."""
+        self._file.read_many((page * PAGE, buffer) for page, buffer in wanted)
 
     def whole_leaf(self, matches: Sequence[Match], count: int) -> ObjectId | None:
         """The parent's leaf that has exactly the pages of a leaf of `count` pages, if there is one."""
@@ -125,7 +125,7 @@ class ParentPages:
     def _made_anew(self, at: int, size: int) -> Known:
         """Out of the leaf's bytes: its attachment was dropped, or leans on one that was. CorruptError."""
         data = memoryview(bytearray(size))
-        self.read_into(self._starts[at], data)
+        self.read_many([(self._starts[at], data)])
         out = bytearray(size // PAGE * 16)
         native.scan_pages(data, self._key, None, out, bytearray(size // PAGE))
         # As deep as can be: nothing may lean on an attachment that is not there.

@@ -293,29 +293,37 @@ class StoredFile:
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill `buffer` from `offset`; how many bytes there were. CorruptError, never wrong bytes."""
         view = memoryview(buffer).cast("B")
-        at = 0
-        batch: list[tuple[int, Slice]] = []
-        pending = 0
-        for piece in self.slices(offset, len(view)):
-            if piece.id is None:
-                _fill_zeros(view[at : at + piece.length])
-            else:
-                batch.append((at, piece))
+        return self.read_many([(offset, view)])
+
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
+        """`read_into` for several (offset, buffer of bytes), each chunk fetched once; how many bytes there were."""
+        total = pending = 0
+        batch: list[tuple[memoryview, Slice]] = []
+        for offset, view in wanted:
+            at = 0
+            for piece in self.slices(offset, len(view)):
+                part = view[at : at + piece.length]
+                at += piece.length
+                if piece.id is None:
+                    _fill_zeros(part)
+                    continue
+                batch.append((part, piece))
                 pending += piece.length
                 if pending >= _BATCH_BYTES:
-                    self._copy(batch, view)
+                    self._copy(batch)
                     batch, pending = [], 0
-            at += piece.length
-        self._copy(batch, view)
-        return at
+            total += at
+        self._copy(batch)
+        return total
 
-    def _copy(self, batch: list[tuple[int, Slice]], view: memoryview) -> None:
-        ids = [piece.id for _, piece in batch if piece.id is not None]
-        plains = self._reader.chunks(ids) if ids else []
-        for (at, piece), plain in zip(batch, plains, strict=True):
+    def _copy(self, batch: list[tuple[memoryview, Slice]]) -> None:
+        ids = list(dict.fromkeys(piece.id for _, piece in batch if piece.id is not None))
+        plains = {ident: memoryview(plain) for ident, plain in zip(ids, self._reader.chunks(ids), strict=True)}
+        for part, piece in batch:
+            plain = plains[piece.id or b""]
             if piece.offset + piece.length > len(plain):
                 raise CorruptError(f"a leaf refers to bytes that chunk {(piece.id or b'').hex()[:12]} does not have")
-            view[at : at + piece.length] = memoryview(plain)[piece.offset : piece.offset + piece.length]
+            part[:] = plain[piece.offset : piece.offset + piece.length]
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """Maximal stretches of stored bytes and of zeros that cover [offset, offset + length), in order."""

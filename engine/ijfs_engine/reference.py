@@ -86,13 +86,12 @@ def _gear(window: bytes) -> int:
     return h
 
 
-def xor_pages(a: bytes, b: bytes) -> tuple[bytes, bytes]:
-    """(a ^ b, per page the number of its 64-byte lines that differ)."""
-    out = bytes(x ^ y for x, y in zip(a, b, strict=True))
-    changed = bytes(
-        sum(any(out[line : line + 64]) for line in range(page, page + PAGE, 64)) for page in range(0, len(out), PAGE)
+def changed_lines(a: bytes, b: bytes) -> bytes:
+    """Per page, how many of its 64-byte lines differ."""
+    return bytes(
+        sum(a[line : line + 64] != b[line : line + 64] for line in range(page, page + PAGE, 64))
+        for page in range(0, len(a), PAGE)
     )
-    return out, changed
 
 
 def split_planes(data: bytes, width: int) -> tuple[bytes, bytes]:
