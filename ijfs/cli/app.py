@@ -36,6 +36,7 @@ class App:
     listener: Callable[[Answer], None] | None = None
     """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
     _repository: Repository | None = None
+    _reporters: list[Reporter] = field(default_factory=list)
 
     @property
     def repository_path(self) -> Path:
@@ -48,12 +49,15 @@ class App:
 
         return user_data_path("ijfs", appauthor=False)
 
-    def repository(self) -> Repository:
-        """The repository, opened once, closed when the verb ends. NoRepositoryError, UnknownFormatError."""
+    def repository(self, *, damaged: bool = False) -> Repository:
+        """The repository, opened once, closed when the verb ends; `damaged`: even without an index.
+
+        NoRepositoryError, UnknownFormatError, CorruptError.
+        """
         if self._repository is None:
             from ijfs_engine import Repository
 
-            self._repository = self.closing.enter_context(Repository.open(self.repository_path))
+            self._repository = self.closing.enter_context(Repository.open(self.repository_path, damaged=damaged))
         return self._repository
 
     def progress(self, title: str) -> Reporter:
@@ -61,7 +65,8 @@ class App:
         from ijfs.cli.progress import Reporter
 
         visible = not self.json and not self.quiet and sys.stderr.isatty()
-        return self.closing.enter_context(Reporter(title, visible=visible))
+        self._reporters.append(self.closing.enter_context(Reporter(title, visible=visible)))
+        return self._reporters[-1]
 
     def note(self, message: str) -> None:
         """A remark for a person, on standard error: not with -q, not with --json."""
@@ -69,11 +74,15 @@ class App:
             Printer(sys.stderr).line((message, "dim"))
 
     def warn(self, message: str) -> None:
-        """Something that went otherwise than asked: always on standard error."""
+        """Something that went otherwise than asked: always on standard error, once no bar is in the way."""
+        for reporter in self._reporters:
+            reporter.close()
         Printer(sys.stderr).line(("warning: ", "yellow"), message)
 
     def answer(self, answer: Answer, name: str) -> None:
-        """Print what a verb returned in the way that was asked for."""
+        """Print what a verb returned in the way that was asked for, once no bar is in the way."""
+        for reporter in self._reporters:
+            reporter.close()
         if self.listener is not None:
             self.listener(answer)
         elif self.json:
@@ -126,10 +135,10 @@ def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: A
     app = click.get_current_context().ensure_object(App)
     with app.closing:
         answer = function(app, *args, **kwargs)
-    if answer is not None:
-        app.answer(answer, verb_name)
-        if answer.exit_code:
-            raise SystemExit(answer.exit_code)
+        if answer is not None:
+            app.answer(answer, verb_name)
+    if answer is not None and answer.exit_code:
+        raise SystemExit(answer.exit_code)
 
 
 def verb(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None]], Verb]:

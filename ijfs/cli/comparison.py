@@ -67,10 +67,13 @@ def files(reader: Reader, old: bytes, new: bytes, *, skip: frozenset[bytes] = fr
             before, after = olds.get(name), news.get(name)
             path = prefix + os.fsdecode(name)
             yield from _compared(path, before, after)
-            trees = tuple(e.content if e is not None and e.kind == "d" else None for e in (before, after))
-            if trees != (None, None):
-                below.append((path + "/", *trees))
+            if _tree(before) != _tree(after):
+                below.append((path + "/", _tree(before), _tree(after)))
         todo += reversed(below)
+
+
+def _tree(entry: Entry | None) -> bytes | None:
+    return entry.content if entry is not None and entry.kind == "d" else None
 
 
 def _entries(reader: Reader, tree: bytes | None) -> Mapping[bytes, Entry]:
@@ -103,7 +106,7 @@ def memory(process: str, old: StoredFile | None, new: StoredFile | None, progres
         return found
     done = 0
     for run in new.layout.runs:
-        for first, count in _blocks(run.first, run.count):
+        for first, count in _blocks(run.first, run.pages):
             _compare_block(found, old, new, first, count, new_page=done)
             done += count
         progress(process, done * PAGE, found.new_pages * PAGE)

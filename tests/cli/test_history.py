@@ -68,7 +68,7 @@ def test_log_names_ids_ages_messages_and_branches(ijfs: Ijfs, history: History) 
     lines = ijfs("log").out.splitlines()
     assert len(lines) == 5
     assert lines[1].startswith(history.side[:10])
-    assert lines[1].endswith("another way      [side]")
+    assert lines[1].endswith("another way  [side]")
     assert "a file more" in lines[3]
     assert "longer story" not in ijfs("log").out
     assert "longer story" in ijfs("log", "-v").out
@@ -363,6 +363,7 @@ def image_set(directory: Path, pages: dict[int, bytes], *, pid: int = 7) -> None
     """CRIU's files as ijfs reads them: an inventory, a pagemap with one entry for each run, the pages."""
     directory.mkdir(exist_ok=True)
     (directory / "inventory.img").write_bytes(struct.pack("<II", 0x54564319, 0x58313116))
+    (directory / "pstree.img").write_bytes(struct.pack("<II", 0x54564319, 0x50273030))
     entries = [_message(b"\x08\x01")]
     body = b""
     for address in sorted(pages):
@@ -412,7 +413,7 @@ def test_images_are_recognised_and_their_memory_is_compared_by_address(ijfs: Ijf
     assert "0x7f0000003000  8.19 kB" in ijfs("diff", "-v", "main~1", "main").out
 
     ijfs("export", "main:images", tmp_path / "back")
-    for name in ("inventory.img", "pagemap-7.img", "pages-1.img"):
+    for name in ("inventory.img", "pstree.img", "pagemap-7.img", "pages-1.img"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "img" / name).read_bytes()
 
 

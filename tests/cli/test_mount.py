@@ -29,8 +29,8 @@ def mountpoint(ijfs: Ijfs, repo: Path, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["fusermount3", "-uz", place], check=False)
 
 
-def test_a_mount_serves_files_until_it_is_unmounted(ijfs: Ijfs, mountpoint: Path, repo: Path) -> None:
-    mounted = ijfs("mount", mountpoint, "--json").json
+def test_a_mount_serves_files_until_it_is_unmounted(ijfs: Ijfs, run_ijfs: Ijfs, mountpoint: Path, repo: Path) -> None:
+    mounted = run_ijfs("mount", mountpoint, "--json").json
     check(mounted, "mount")
     assert (mountpoint / "branches" / "main" / "files" / "hello.txt").read_text() == "hello\n"
     listed = ijfs("umount", "--json").json
@@ -41,7 +41,7 @@ def test_a_mount_serves_files_until_it_is_unmounted(ijfs: Ijfs, mountpoint: Path
     assert "umount" in again.err
     check(ijfs("umount", mountpoint, "--json").json, "umount")
     assert not os.path.ismount(mountpoint)
-    assert not Path(f"/proc/{mounted['pid']}").exists()
+    assert not Path(f"/proc/{mounted['pid']}/exe").exists(), "its process has ended (a zombie has no program)"
     assert ijfs("umount").out == "not mounted anywhere\n"
 
 

@@ -41,11 +41,12 @@ def diff(app: App, old: str, new: str, only: str | None) -> Answer:
     repository = app.repository()
     reader = repository.reader()
     before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new))
-    files, memory = [], []
+    files: list[FileChange] = []
+    memory: list[MemoryChange] = []
     if only != "memory":
         files = list(comparison.files(reader, before.root, after.root, skip=frozenset({b"images"})))
     if only != "files":
-        memory = list(_memory(reader, before, after, app.progress("diff")))
+        memory = _memory(reader, before, after, app.progress("diff"))
     data = {
         "old": before.id.hex(),
         "new": after.id.hex(),
@@ -84,9 +85,9 @@ def _report(out: Printer, files: list[FileChange], memory: list[MemoryChange], *
     if memory:
         out.table(MEMORY, (_row(change) for change in memory))
     if ranges:
-        for change in memory:
-            out.line((f"{change.process}:", "bold"))
-            for address, pages in change.runs:
+        for process in memory:
+            out.line((f"{process.process}:", "bold"))
+            for address, pages in process.runs:
                 out.line(f"  {address:#014x}  ", text.size(pages * PAGE))
     if not files and all(c.changed == c.added == c.removed == 0 for c in memory):
         out.line(("nothing differs", "dim"))

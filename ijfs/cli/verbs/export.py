@@ -38,7 +38,6 @@ def export(app: App, snapshot: str, directory: Path) -> Answer:
     progress = app.progress("export")
     sizes = [entry.size for _, entry in ls.walk(reader, tree) if entry.kind == "f"]
     export_tree(reader, tree, directory, progress=progress)
-    progress.close()
     data = {
         "snapshot": record.id.hex(),
         "directory": str(directory.absolute()),

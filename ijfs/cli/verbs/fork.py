@@ -36,7 +36,6 @@ def fork(app: App, source: str, count: int | None, names: str | None, message: s
         message=message,
         on_event=progress.event,
     )
-    progress.close()
 
     def show(out: Printer) -> None:
         for info in found:

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Check references only, not every stored byte.")
 def fsck(app: App, repair: bool, quick: bool) -> Answer:
     """Check every byte and reference. Damage is named with the snapshots and files it hurts; exit code 1."""
-    repository = app.repository()
+    repository = app.repository(damaged=True)
     progress = app.progress("fsck")
     found = repository.fsck(repair=repair, data=not quick, progress=progress)
-    progress.close()
     left = len(found.damage) > 0 and not (repair and len(found.repaired) >= len(found.damage))
     data = {
         "clean": found.clean,

@@ -18,7 +18,6 @@ def gc(app: App, dry_run: bool) -> Answer:
     repository = app.repository()
     progress = app.progress("gc")
     found = repository.gc(dry_run=dry_run, progress=progress)
-    progress.close()
 
     def show(out: Printer) -> None:
         verb_ = "would free" if dry_run else "freed"

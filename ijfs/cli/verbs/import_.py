@@ -33,15 +33,14 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
 
     repository = app.repository()
     base, name = _place(repository, directory, parent, branch)
-    with app.progress("import") as progress:
-        snapshot = import_directory(
-            repository,
-            directory,
-            parents=[base] if base else [],
-            message=message or f"import {directory.resolve().name}",
-            branch=name,
-            progress=progress,
-        )
+    snapshot = import_directory(
+        repository,
+        directory,
+        parents=[base] if base else [],
+        message=message or f"import {directory.resolve().name}",
+        branch=name,
+        progress=app.progress("import"),
+    )
     data = {"snapshot": snapshot.id.hex(), "parent": base.hex() if base else None, "branch": name}
     return Answer(
         data,

@@ -45,7 +45,6 @@ def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
     answer = run_cell(connection_file(app, chosen), "", READY_S)
-    progress.close()
     assert answer.status == "ok"
 
     def show(out: Printer) -> None:

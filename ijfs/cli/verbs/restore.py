@@ -31,7 +31,6 @@ def restore(app: App, snapshot: str, name: str | None, eager: bool, replace: boo
     if wait and info.memory < 1:
         with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
             info = keeper.wait_memory()
-    progress.close()
 
     def show(out: Printer) -> None:
         instances.started(out, info, f"runs from {text.short(record.id)}")

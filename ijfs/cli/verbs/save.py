@@ -37,7 +37,6 @@ def save(app: App, name: str, message: str, stop: bool, branch: str | None, note
     progress = app.progress(f"save {name}")
     with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
         result = keeper.save(message, branch=branch, stop=stop, notebook=document)
-    progress.close()
     for warning in result.warnings:
         app.warn(warning)
 
