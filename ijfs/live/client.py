@@ -28,7 +28,7 @@ from ijfs.live.errors import (
     ProtocolError,
     rebuild,
 )
-from ijfs.live.paths import InstancePaths, check_name, live_directory
+from ijfs.live.paths import BadNameError, InstancePaths, check_name, live_directory
 from ijfs.live.record_file import info_of, read_record
 from ijfs.live.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs_engine.errors import IjfsError, LockedError
@@ -117,7 +117,7 @@ def is_running(repo: RepoPath, name: str) -> bool:
     """Whether an instance of that name has a program that runs."""
     try:
         record = read_record(InstancePaths.of(repo, name))
-    except NoInstanceError:
+    except (NoInstanceError, BadNameError):  # a snapshot's name may be none that an instance can have
         return False
     return procfs.is_alive(record.program)
 

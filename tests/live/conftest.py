@@ -1,0 +1,31 @@
+"""Fixtures of the live tests: `house` for one test, `shared_house` for the tests of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from livehouse import House, open_house, why_not
+
+
+@pytest.fixture(scope="session")
+def live_machine() -> None:
+    """Skips where CRIU cannot work."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def house(live_machine: None, tmp_path: Path) -> Iterator[House]:
+    """A repository with instances, all gone after the test; fails when something leaked."""
+    with open_house(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared_house(live_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One house for a whole file: starting a kernel takes a second."""
+    with open_house(tmp_path_factory.mktemp("house")) as opened:
+        yield opened
