@@ -106,7 +106,7 @@ class Pager:
             self._config["order"] = str(order)
         if record is not None:
             self._config["record"] = str(record)
-        self._log = log
+        self._log = os.dup(log if isinstance(log, int) else log.fileno()) if log is not None else None
         self._on_event = on_event
         self._held: dict[int, tuple[str, list[int]]] = {}
         self._deaths: list[float] = []
@@ -114,7 +114,7 @@ class Pager:
         self._changed = threading.Condition()
         self._closing = False
         self._listener = _listen(workdir)
-        self._start(process or PagerProcess(log), replacement=False)
+        self._start(process or PagerProcess(self._log), replacement=False)
         self._guardian = threading.Thread(target=self._guard, name="pager-guardian", daemon=True)
         self._guardian.start()
 
@@ -146,6 +146,9 @@ class Pager:
         self._guardian.join()
         self._let_go()
         self._listener.close()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
     def __enter__(self) -> Pager:
         return self

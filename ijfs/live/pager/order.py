@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from ijfs.live.pager.fetch import BLOCK_PAGES, PageRange
+from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, PageRange
 from ijfs.live.pager.plan import PAGE, MemoryImage
 
 _MAGIC: Final = b"ijfsord1"
@@ -37,8 +37,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self._touched: list[Touched] = []
+        self._seen: set[tuple[int, int]] = set()
 
-    def add(self, image: MemoryImage, first: int, count: int) -> None:
+    def add(self, image: MemoryImage, page: int) -> None:
+        """A fault needed this page: what is brought with it (AROUND_PAGES) counts as touched, once."""
+        first = page // AROUND_PAGES * AROUND_PAGES
+        if (image.pid, first) in self._seen:
+            return
+        self._seen.add((image.pid, first))
+        count = min(AROUND_PAGES, image.pages - first)
         for run, inside, pages in image.pieces(first, count):
             vaddr = run.vaddr + inside * PAGE
             last = self._touched[-1] if self._touched else None

@@ -74,6 +74,9 @@ class Server:
         self._stalled: deque[str] = deque(maxlen=1)
         self._ready: list[Task] = []
         self._deferred: list[tuple[Space, int]] = []
+        """Faults to look at again at once: the mappings were changing."""
+        self._expected: list[tuple[Space, int]] = []
+        """Faults to look at again when a read is finished: theirs was under way."""
         self._epoll = select.epoll()
         self._began = time.monotonic()
         self._resumed: float | None = None
@@ -157,6 +160,8 @@ class Server:
                 self._on_events(self._spaces[fd])
         while self._fetcher.ready:
             self._ready.append(self._fetcher.ready.popleft())
+            self._deferred += self._expected
+            self._expected.clear()
 
     def _on_keeper(self) -> None:
         message = self._channel.receive()
@@ -290,21 +295,17 @@ class Server:
         page = space.plan.page_at(vaddr)
         if page is None or not space.is_missing(page):
             return space.answer_with_zeros(vaddr) not in (Outcome.CHANGING, Outcome.NO_MEMORY)
+        if self._record is not None:
+            self._recorder.add(space.image, page)
         for task in self._ready:
             part = _part_of(task, space.image, page)
             if part is not None:
-                self._note(space.image, part.ranges[0])
                 return space.copy_part(part, AROUND_PAGES)[1] in (Outcome.DONE, Outcome.GONE)
         if self._fetcher.block_s < _SLOW_BLOCK_S and self._scheduler.is_taken(space.image, page):
-            return True
-        asked = self._scheduler.want_now(space.image, page)
-        if asked is not None:
-            self._note(space.image, asked)
+            self._expected.append((space, vaddr))
+        else:
+            self._scheduler.want_now(space.image, page)
         return True
-
-    def _note(self, image: MemoryImage, pages: PageRange) -> None:
-        if self._record is not None:
-            self._recorder.add(image, *pages)
 
     # -- copying ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,179 @@
+"""Programs that CRIU dumped come back through the pager: every page is compared after `criu restore --lazy-pages`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ijfs.live.pager.api import Pager
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+HERE = Path(__file__).parent
+CRIU = Path(__file__).parents[2] / ".prefix" / "bin" / "criu"
+
+
+class House:
+    """A pid namespace with one program of `pager_restored.py` in it, dumped and gone; `restore` brings it back."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.images = where / "images"
+        self.workdir = where / "work"
+        self.images.mkdir()
+        self.workdir.mkdir()
+        self.process = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, HERE / "pager_house.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, *argv: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(repr([str(word) for word in argv]) + "\n")
+        self.process.stdin.flush()
+        return ast.literal_eval(self.process.stdout.readline())
+
+    def dump(self, mebibytes: int, children: int = 0) -> None:
+        program = [sys.executable, str(HERE / "pager_restored.py"), str(self.where), str(mebibytes), str(children)]
+        self.pid = self.call("&", *program)
+        for index in range(children + 1):
+            wait_for(self.where / f"{index}.ready")
+        status, output = self.call(str(CRIU), "dump", "-t", str(self.pid), "-D", str(self.images), "-o", "dump.log")
+        assert status == 0, output
+
+    def restore(self) -> None:
+        log = str(self.workdir / "restore.log")
+        status, output = self.call(
+            str(CRIU), "restore", "-d", "--lazy-pages", "-D", str(self.images), "-W", str(self.workdir), "-o", log
+        )
+        assert status == 0, output + Path(log).read_text()[-2000:]
+
+    def ask(self, question: str, index: int = 0) -> Any:
+        self.send(question, index)
+        return self.answer(index)
+
+    def send(self, question: str, index: int = 0) -> None:
+        partial = self.where / f"{index}.question"
+        partial.write_text(question)
+        partial.rename(self.where / f"{index}.ask")
+
+    def answer(self, index: int = 0) -> Any:
+        path = self.where / f"{index}.answer"
+        wait_for(path)
+        value = ast.literal_eval(path.read_text())
+        path.unlink()
+        return value
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def wait_for(path: Path, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    if os.geteuid() != 0 or not CRIU.exists():
+        pytest.skip("needs root and the CRIU of tools/setup")
+    where = Path(f"/dev/shm/ijfs-pager-test-{os.getpid()}")
+    where.mkdir()
+    built = House(where)
+    yield built
+    built.close()
+    shutil.rmtree(where)
+
+
+def paged(house: House, delay_s: float = 0.0, **options: Any) -> Pager:
+    return Pager(house.workdir, {"images": str(house.images), "delay_s": delay_s}, **options)
+
+
+def test_a_restored_program_finds_all_its_memory(house: House) -> None:
+    house.dump(200)
+    with paged(house) as pager:
+        house.restore()
+        assert pager.wait_resumed(10).resumed
+        assert house.ask("world.bad()") == []
+        status = pager.wait(30)
+        assert status.pages_in == status.pages > 200 * 256
+        assert house.ask("world.bad()") == []
+
+
+def test_it_runs_and_is_right_while_fetching_is_slow_and_the_pager_is_killed(house: House) -> None:
+    house.dump(64)
+    with paged(house, 0.02) as pager:
+        house.restore()
+        pager.wait_resumed(10)
+        house.send("world.bad()")
+        time.sleep(0.1)
+        os.kill(pager.pid, signal.SIGKILL)
+        assert house.answer() == []
+        status = pager.wait(30)
+        assert status.replaced == 1
+        assert house.ask("world.bad()") == []
+
+
+def test_a_tree_of_processes_comes_back_whole(house: House) -> None:
+    house.dump(24, children=2)
+    with paged(house, 0.005) as pager:
+        house.restore()
+        assert [house.ask("world.bad()", index) for index in (2, 0, 1)] == [[], [], []]
+        assert pager.wait(30).spaces == 3
+
+
+def test_it_may_fork_and_give_memory_back_while_it_is_paged(house: House) -> None:
+    house.dump(64)
+    with paged(house, 0.02) as pager:
+        house.restore()
+        pager.wait_resumed(10)
+        assert house.ask('world.in_child("self.bad() == []")') == 0
+        assert house.ask(f"world.memory.madvise({4}, 0, {1 << 20})") is None  # MADV_DONTNEED
+        assert house.ask('world.in_child("self.bad() == [0]")') == 0
+        pager.wait(30)
+        assert house.ask("world.bad()") == [0]
+        assert house.ask("any(world.memory[: 1 << 20])") is False
+
+
+def test_a_program_that_ends_while_it_is_paged_ends_the_pager(house: House) -> None:
+    house.dump(64)
+    with paged(house, 0.05) as pager:
+        house.restore()
+        pager.wait_resumed(10)
+        house.send("os._exit(0)")
+        assert pager.wait(20).complete
+
+
+def test_a_recorded_order_is_kept_and_used(house: House) -> None:
+    house.dump(96)
+    order = house.where / "order"
+    touched = "world.touch(64, 96)"
+    with paged(house, 0.001, record=order) as pager:
+        house.restore()
+        first = house.ask(touched)
+        faults = pager.wait(30).faults
+    assert order.exists()
+    house.call("kill", str(house.pid))
+    with paged(house, 0.001, order=order) as pager:
+        house.restore()
+        assert house.ask(touched) == first
+        assert pager.wait(30).faults < faults
