@@ -247,6 +247,12 @@ class Session:
                 self._drop_unknown_packs()
             self._end()
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
+
     def _drop_unknown_packs(self) -> None:
         """Remove the packs that the index does not know; gc would, later. A commit may have been interrupted just
         after it was done, so the index is asked."""
