@@ -71,6 +71,7 @@ async def _served(mountpoint: Path) -> AsyncIterator[trio.Event]:
         finally:
             unmounted.set()
 
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         # In a thread, as it is this loop that answers; any answer tells that the kernel and we have agreed.
@@ -78,9 +79,14 @@ async def _served(mountpoint: Path) -> AsyncIterator[trio.Event]:
         await trio.to_thread.run_sync(_raise_read_ahead, mountpoint)
         try:
             yield unmounted
+        except Exception as error:
+            failure = error
         finally:
             if not unmounted.is_set():
                 pyfuse3.terminate()
+    # Out here, so that the body's error reaches its caller as it was and not in a group of one.
+    if failure is not None:
+        raise failure
 
 
 def _raise_read_ahead(mountpoint: Path) -> None:
