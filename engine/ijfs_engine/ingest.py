@@ -46,6 +46,11 @@ class SnapshotWriter:
         self._intake = Intake(session, self._key, progress)
         self._links = 0
 
+    @property
+    def stored_bytes(self) -> int:
+        """Pack bytes that this snapshot has added so far, metadata counted."""
+        return self._session.stored_bytes
+
     def add_directory(self, at: str, path: Path) -> None:
         """A tree from disk with all its metadata, its top standing at `at` ("" for the snapshot's top).
 

@@ -20,7 +20,7 @@ from ijfs.live import save as steps
 from ijfs.live.control import Emit, in_thread
 from ijfs.live.errors import describe, rebuild
 from ijfs.live.records import SaveResult
-from ijfs.live.snapshots import environment
+from ijfs.live.snapshots import Stored, environment
 from ijfs.live.workspace import Layer, layers_of
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.records import Snapshot
@@ -71,7 +71,7 @@ class Saver:
         stop = bool(args.get("stop"))
         frozen = await self._freeze(box, stop=stop, emit=emit, began=began, gpu=_gpu_part(keeper.gpu, args))
         try:
-            snapshot, notes = await in_thread(self._store, frozen, box, args, emit)
+            stored = await in_thread(self._store, frozen, box, args, emit)
             keeper.known = frozen.workspace.known
         except BaseException:
             if stop:
@@ -81,9 +81,9 @@ class Saver:
             raise
         finally:
             frozen.discard()
-        self.stands_on(snapshot)
-        keeper.saved(snapshot.id.hex())
-        return self._result(frozen, snapshot, notes, self._branch(args))
+        self.stands_on(stored.snapshot)
+        keeper.saved(stored.snapshot.id.hex())
+        return self._result(frozen, stored, self._branch(args))
 
     def _branch(self, args: dict[str, Any]) -> str:
         return str(args.get("branch") or self._keeper.record.branch or self._keeper.name)
@@ -106,9 +106,7 @@ class Saver:
         frozen.phases = {"hold": hold_s, **frozen.phases}
         return frozen
 
-    def _store(
-        self, frozen: steps.Frozen, box: Sandbox, args: dict[str, Any], emit: Emit
-    ) -> tuple[Snapshot, list[str]]:
+    def _store(self, frozen: steps.Frozen, box: Sandbox, args: dict[str, Any], emit: Emit) -> Stored:
         """In a thread: everything into the repository, with the phase's time."""
         clock = steps.Clock(_phase_events(emit))
         clock.begin("ingest")
@@ -130,7 +128,8 @@ class Saver:
         return stored
 
     @staticmethod
-    def _result(frozen: steps.Frozen, snapshot: Snapshot, notes: list[str], branch: str) -> SaveResult:
+    def _result(frozen: steps.Frozen, stored: Stored, branch: str) -> SaveResult:
+        snapshot = stored.snapshot
         return SaveResult(
             snapshot=snapshot.id.hex(),
             branch=branch,
@@ -138,9 +137,10 @@ class Saver:
             message=snapshot.message,
             image_bytes=int(snapshot.meta["image_bytes"]),
             workspace_bytes=int(snapshot.meta["workspace_bytes"]),
+            stored_bytes=stored.stored_bytes,
             frozen_s=frozen.frozen_s,
             phases=frozen.phases,
-            warnings=tuple(notes),
+            warnings=tuple(stored.notes),
             stopped=frozen.stopped,
         )
 

@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -57,6 +57,14 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     meta: LiveMeta
     message: str
     branch: str
+
+
+class Stored(NamedTuple):
+    """A committed save: the snapshot, what a person should know, the bytes it added on disk."""
+
+    snapshot: Snapshot
+    notes: list[str]
+    stored_bytes: int
 
 
 class Vault:
@@ -112,8 +120,8 @@ class Vault:
         for name, value in entry.xattrs:
             os.setxattr(target, name, value)
 
-    def store(self, parts: Parts, parent: ObjectId | None, progress: Progress | None) -> tuple[Snapshot, list[str]]:
-        """Commit a save; the snapshot, and what a person should know. Nothing is visible unless it returns."""
+    def store(self, parts: Parts, parent: ObjectId | None, progress: Progress | None) -> Stored:
+        """Commit a save. Nothing is visible unless it returns."""
         repository = self.repository
         head = repository.refs.branches().get(parts.branch)
         parents = [ident for ident in (parent or head,) if ident is not None]
@@ -125,7 +133,8 @@ class Vault:
                 writer.add_file("notebook.ipynb", parts.notebook)
             writer.add_images("images", parts.images)
             meta = msgspec.to_builtins(parts.meta)
-            return writer.commit(message=parts.message, branch=parts.branch, meta=meta), notes
+            snapshot = writer.commit(message=parts.message, branch=parts.branch, meta=meta)
+            return Stored(snapshot, notes, writer.stored_bytes)
 
     def _entry(self, item: Item, before: Snapshot | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
         """What the writer gets: with the bytes that were read, or with those the parent has."""
