@@ -245,6 +245,24 @@ static ijfs_fingerprint_fn ijfs_fingerprint_path(int path)
 
 enum { IJFS_ZERO = 0, IJFS_SAME = 1, IJFS_FRESH = 2 };
 
+/* A page of zeros; most others are told by their first 64 bytes, and the rest of a zero page is read once. */
+static inline int ijfs_zero_page(const uint8_t *page)
+{
+    uint64_t any = 0;
+    if (!ijfs_is_zero(page, 64))
+        return 0;
+    for (int i = 64; i < IJFS_PAGE && !any; i += 192) {
+        uint64_t w[24];
+        __builtin_prefetch(page + IJFS_PAGE + i);
+        __builtin_prefetch(page + IJFS_PAGE + i + 64);
+        __builtin_prefetch(page + IJFS_PAGE + i + 128);
+        memcpy(w, page + i, 192);
+        for (int j = 0; j < 24; j++)
+            any |= w[j];
+    }
+    return any == 0;
+}
+
 /* Fingerprint `count` pages and say of each whether it is zero, what the base has at that place, or fresh.
  * `base` is NULL, or `count` fingerprints of which all-zero ones mean "the base has no bytes here". */
 static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, const uint8_t *base,
@@ -254,8 +272,7 @@ static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_
     for (size_t i = 0; i < count; i++) {
         const uint8_t *page = pages + i * IJFS_PAGE;
         uint8_t *print = prints + i * 16;
-        /* 64 bytes tell most pages that are not zero; the rest of a zero page is then read from L1. */
-        if (ijfs_is_zero(page, 64) && ijfs_is_zero(page, IJFS_PAGE)) {
+        if (ijfs_zero_page(page)) {
             memset(print, 0, 16);
             kinds[i] = IJFS_ZERO;
             continue;

@@ -28,7 +28,7 @@ Runs = list[tuple[int, int]]
 
 
 class PageFile:
-    """One pages file on its way in; `store_leaf` for each of its leaves, from any thread."""
+    """One pages file on its way in; `store_leaves` for its leaves, from any thread."""
 
     def __init__(
         self, session: Session, source: Opened, layout: PageLayout, key: bytes, parent: ParentPages | None
@@ -39,10 +39,16 @@ class PageFile:
         self._key = key
         self._parent = parent
 
-    def store_leaf(self, page: int, count: int) -> tuple[ObjectId, int]:
-        """Store pages [page, page + count) as one leaf: (its id, its plain bytes). StorageError, CorruptError."""
+    def store_leaves(self, spans: Sequence[tuple[int, int]]) -> list[tuple[ObjectId, int]]:
+        """Store pages [page, page + count) of each span as a leaf: (id, plain bytes). StorageError, CorruptError."""
         parent = self._parent
-        matches = parent.matches(self._layout, page, count) if parent else []
+        matches = [parent.matches(self._layout, page, count) if parent else [] for page, count in spans]
+        if parent:
+            parent.load(matches)
+        return [self._store_leaf(page, count, found) for (page, count), found in zip(spans, matches, strict=True)]
+
+    def _store_leaf(self, page: int, count: int, matches: list[Match]) -> tuple[ObjectId, int]:
+        parent = self._parent
         base = parent.prints(matches, count) if parent and matches else None
         scanned = _Scan(self._source, self._key, page, count, base)
         same = parent.whole_leaf(matches, count) if parent else None

@@ -6,7 +6,7 @@ Made by `SnapshotWriter`, which says where each file's content id goes once it i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from threading import Lock
@@ -33,6 +33,8 @@ _MOST_OPEN: Final = 64
 # Small files are stored in batches: one look-up and one append for all of them.
 _BATCH_FILES: Final = 128
 _BATCH_BYTES: Final = 2 << 20
+# Leaves of an image in one task: the parent's fingerprints of all of them come in one request.
+_GROUP: Final = 4
 # A shorter run of zeros inside a file that is no process image costs less compressed than as an extent.
 _ZERO_PAGES: Final = 4
 
@@ -48,11 +50,12 @@ class _Job:
         self.stack = stack
         self.place = place
         self.layout = layout
-        self.leaves: list[Future[tuple[ObjectId, int]] | tuple[ObjectId, int]] = []
+        self.leaves: list[Future[Leaves] | Leaves] = []
 
     def results(self) -> Leaves:
         """Waits for all of them; raises what the first one that failed raised."""
-        return [leaf if isinstance(leaf, tuple) else leaf.result() for leaf in self.leaves]
+        groups = [group if isinstance(group, list) else group.result() for group in self.leaves]
+        return [leaf for group in groups for leaf in group]
 
 
 class Intake:
@@ -118,33 +121,29 @@ class Intake:
                 job.leaves.append(leaf)
             return
         pages = PageFile(self._session, file, job.layout, self._key, parent)
-        page = 0
-        for count in job.layout.leaf_counts():
-            job.leaves.append(self._submit(pages.store_leaf, page, count))
-            page += count
+        for spans in _groups(job.layout.leaf_counts()):
+            job.leaves.append(self._submit(pages.store_leaves, spans))
 
-    def _submit(
-        self, call: Callable[..., tuple[ObjectId, int]], *args: object
-    ) -> Future[tuple[ObjectId, int]] | tuple[ObjectId, int]:
-        def task() -> tuple[ObjectId, int]:
-            leaf = call(*args)
-            self._advance(leaf[1])
-            return leaf
+    def _submit(self, call: Callable[..., Leaves], *args: object) -> Future[Leaves]:
+        def task() -> Leaves:
+            leaves = call(*args)
+            self._advance(sum(size for _, size in leaves))
+            return leaves
 
         return self._pipeline.submit(task)
 
-    def _plain_leaf(self, file: Opened, offset: int, length: int) -> tuple[ObjectId, int]:
+    def _plain_leaf(self, file: Opened, offset: int, length: int) -> Leaves:
         data = file.view(offset, length)
         leaf = leaf_of(_plain_slices(self._session, data))
-        return self._session.put_object(Kind.LEAF, encode_leaf(leaf)), length
+        return [(self._session.put_object(Kind.LEAF, encode_leaf(leaf)), length)]
 
-    def _zero_leaf(self, length: int) -> tuple[ObjectId, int]:
+    def _zero_leaf(self, length: int) -> Leaves:
         ident = self._zero_leaves.get(length)
         if ident is None:
             ident = self._session.put_object(Kind.LEAF, encode_leaf(leaf_of([Slice(None, 0, length)])))
             self._zero_leaves[length] = ident
         self._advance(length)
-        return ident, length
+        return [(ident, length)]
 
     def _end_oldest(self) -> None:
         job = self._jobs[0]
@@ -194,6 +193,19 @@ class Intake:
             done = self._done
         if self._progress is not None:
             self._progress("ingest", done, self._total)
+
+
+def _groups(counts: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
+    """(first page, pages) of leaves, a few at a time."""
+    page, group = 0, []
+    for count in counts:
+        group.append((page, count))
+        page += count
+        if len(group) == _GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _windows(file: Opened) -> Iterator[tuple[int, int, bool]]:

@@ -80,13 +80,15 @@ class PageLayout:
         """
         at = max(bisect_right(self._addresses, first) - 1, 0)
         end = first + count
-        for i in self._by_address[at:]:
+        while at < len(self._by_address):
+            i = self._by_address[at]
             run = self.runs[i]
             if run.first >= end:
                 return
             low, high = max(first, run.first), min(end, run.first + run.pages)
             if low < high:
                 yield low, self._starts[i] + low - run.first, high - low
+            at += 1
 
     def overlap(self, other: PageLayout) -> int:
         """How many page addresses both have."""

@@ -78,6 +78,22 @@ class ParentPages:
         fits = self._starts[at : at + 2] == [matches[0].theirs, matches[0].theirs + count]
         return self._leaves[at][0] if fits else None
 
+    def load(self, matches: Iterable[Sequence[Match]]) -> None:
+        """Read ahead the fingerprints that `prints` will be asked for, in a few requests. CorruptError."""
+        wanted = {at: None for group in matches for match in group for at in self._leaves_of(match)}
+        unknown = [at for at in wanted if self._known.get(self._leaves[at][0]) is None]
+        loaded = self._load([self._leaves[at][0] for at in unknown])
+        for at in unknown:
+            ident, size = self._leaves[at]
+            known = loaded.get(ident)
+            if known is None or len(known.prints) != size // PAGE * 16:
+                known = self._made_anew(at, size)
+            self._known.put(ident, known, len(known.prints))
+
+    def _leaves_of(self, match: Match) -> range:
+        first = bisect_right(self._starts, match.theirs) - 1
+        return range(first, bisect_left(self._starts, match.theirs + match.pages))
+
     def prints(self, matches: Sequence[Match], count: int) -> bytes:
         """The parent's fingerprints at the addresses of a leaf of `count` pages; zeros where it has nothing."""
         out = bytearray(16 * count)
@@ -86,7 +102,9 @@ class ParentPages:
             while pages:
                 inside = theirs - self._starts[at]
                 step = min(pages, self._starts[at + 1] - theirs)
-                known = self._leaf_prints(at).prints
+                known = self._leaf_prints(at)
+                if step == count and len(known) == 16 * count:
+                    return known
                 out[16 * own : 16 * (own + step)] = known[16 * inside : 16 * (inside + step)]
                 own, theirs, pages, at = own + step, theirs + step, pages - step, at + 1
         return bytes(out)
@@ -96,31 +114,32 @@ class ParentPages:
         known = self._known.get(leaf)
         return known.depth if known is not None else prints.MAX_DEPTH
 
-    def _leaf_prints(self, at: int) -> Known:
+    def _leaf_prints(self, at: int) -> bytes:
         ident, size = self._leaves[at]
         known = self._known.get(ident)
-        if known is None or len(known.prints) != size // PAGE * 16:
-            known = self._load(ident)
-            if known is None or len(known.prints) != size // PAGE * 16:
-                known = self._made_anew(at, size)
-            self._known.put(ident, known, len(known.prints))
-        return known
+        if known is None:
+            self.load([[Match(0, self._starts[at], size // PAGE)]])
+            return self._leaf_prints(at)
+        return known.prints
 
-    def _load(self, ident: bytes) -> Known | None:
-        """Out of the attachments; None if one is missing."""
-        chain: list[tuple[bytes, prints.Stored]] = []
-        leaf: bytes | None = ident
-        while leaf is not None:
-            data = self.reader.store.sidecars([leaf])[0]
-            stored = prints.parse(data) if data is not None else None
-            if stored is None or len(chain) > prints.MAX_DEPTH:
-                return None
-            chain.append((leaf, stored))
-            leaf = stored.base
-        known: bytes | None = b""
-        for _, stored in reversed(chain):
-            known = prints.resolve(stored, known) if known is not None else None
-        return Known(known, chain[0][1].depth) if known is not None else None
+    def _load(self, leaves: list[bytes]) -> dict[bytes, Known]:
+        """Out of the attachments, and those that they lean on; without the leaves for which one is missing."""
+        stored: dict[bytes, prints.Stored] = {}
+        rounds = [leaves]
+        while rounds[-1] and len(rounds) <= prints.MAX_DEPTH + 1:
+            for leaf, data in zip(rounds[-1], self.reader.store.sidecars(rounds[-1]), strict=True):
+                parsed = prints.parse(data) if data is not None else None
+                if parsed is not None:
+                    stored[leaf] = parsed
+            bases = [stored[leaf].base for leaf in rounds[-1] if leaf in stored]
+            rounds.append([base for base in dict.fromkeys(bases) if base is not None and base not in stored])
+        known: dict[bytes, Known] = {}
+        for leaf in sorted(stored, key=lambda leaf: stored[leaf].depth):
+            base = known.get(stored[leaf].base or b"")
+            whole = prints.resolve(stored[leaf], base.prints if base else b"")
+            if whole is not None:
+                known[leaf] = Known(whole, stored[leaf].depth)
+        return known
 
     def _made_anew(self, at: int, size: int) -> Known:
         """Out of the leaf's bytes: its attachment was dropped, or leans on one that was. CorruptError."""
