@@ -1,13 +1,13 @@
-"""A program to dump and restore: python pager_restored.py DIR MEBIBYTES [CHILDREN].
+"""A program to dump and restore: python pager_restored.py DIR MEBIBYTES CHILDREN ZEROS.
 
 Each process of its tree evaluates what it finds in DIR/<index>.ask and writes the value to DIR/<index>.answer (files,
-because no connection may be open across a dump). `memory` is a mapping whose every mebibyte differs, `objects` a heap
-of small objects; `bad()` compares both with what they were made from.
+because no connection may be open across a dump). `memory` is a mapping whose every mebibyte differs, with ZEROS
+mebibytes of written zeros at its end, `objects` a heap of small objects; `bad()` compares all with what they were made
+from.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import random
@@ -25,25 +25,28 @@ def content(index: int, at: int) -> bytes:
 class World:
     """One process's memory."""
 
-    def __init__(self, index: int, mebibytes: int) -> None:
+    def __init__(self, index: int, mebibytes: int, zeros: int = 0) -> None:
         self.index = index
         self.mebibytes = mebibytes
-        self.memory = mmap.mmap(-1, mebibytes * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.zeros = zeros
+        length = (mebibytes + zeros) * MIB
+        self.memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for at in range(mebibytes):
             self.memory[at * MIB : (at + 1) * MIB] = content(index, at)
+        self.memory[mebibytes * MIB : length] = bytes(zeros * MIB)
         self.objects = [str(n) * 3 for n in range(100_000)]
 
-    def bad(self) -> list[object]:
-        """What is not as it was; empty when all is well."""
+    def bad(self, first: int = 0, count: int = 1 << 20) -> list[object]:
+        """What is not as it was, of these mebibytes and of the rest; empty when all is well."""
+        end = min(first + count, self.mebibytes)
         found: list[object] = [
-            at for at in range(self.mebibytes) if self.memory[at * MIB : (at + 1) * MIB] != content(self.index, at)
+            at for at in range(first, end) if self.memory[at * MIB : (at + 1) * MIB] != content(self.index, at)
         ]
+        if any(self.memory[self.mebibytes * MIB :]):
+            found.append("zeros")
         if self.objects != [str(n) * 3 for n in range(100_000)]:
             found.append("objects")
         return found
-
-    def address(self) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def touch(self, first: int, end: int) -> int:
         """The sum of one byte of every page of these mebibytes."""
@@ -70,8 +73,8 @@ def serve(where: Path, index: int, world: World) -> None:
         time.sleep(0.002)
 
 
-def main(where: Path, mebibytes: int, children: int) -> None:
-    shared = World(0, mebibytes)
+def main(where: Path, mebibytes: int, children: int, zeros: int) -> None:
+    shared = World(0, mebibytes, zeros)
     for index in range(1, children + 1):
         if os.fork() == 0:
             serve(where, index, World(index, mebibytes))
@@ -79,4 +82,4 @@ def main(where: Path, mebibytes: int, children: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))

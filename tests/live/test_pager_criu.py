@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ijfs.live.pager.api import Pager
+from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -46,9 +47,9 @@ class House:
         self.process.stdin.flush()
         return ast.literal_eval(self.process.stdout.readline())
 
-    def dump(self, mebibytes: int, children: int = 0) -> None:
-        program = [sys.executable, str(HERE / "pager_restored.py"), str(self.where), str(mebibytes), str(children)]
-        self.pid = self.call("&", *program)
+    def dump(self, mebibytes: int, children: int = 0, zeros: int = 0) -> None:
+        sizes = [str(mebibytes), str(children), str(zeros)]
+        self.pid = self.call("&", sys.executable, str(HERE / "pager_restored.py"), str(self.where), *sizes)
         for index in range(children + 1):
             wait_for(self.where / f"{index}.ready")
         status, output = self.call(str(CRIU), "dump", "-t", str(self.pid), "-D", str(self.images), "-o", "dump.log")
@@ -102,6 +103,14 @@ def house() -> Iterator[House]:
     yield built
     built.close()
     shutil.rmtree(where)
+
+
+def kept(house: House) -> tuple[Path, str]:
+    """The images in a repository of their own: (its path, the snapshot's id)."""
+    path = house.where / "repo"
+    with Repository.init(path) as repository, repository.begin() as writer:
+        writer.add_images("images", {file.name: file for file in house.images.glob("*.img")})
+        return path, writer.commit(message="dumped").id.hex()
 
 
 def paged(house: House, delay_s: float = 0.0, **options: Any) -> Pager:
@@ -161,6 +170,37 @@ def test_a_program_that_ends_while_it_is_paged_ends_the_pager(house: House) -> N
         pager.wait_resumed(10)
         house.send("os._exit(0)")
         assert pager.wait(20).complete
+
+
+def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(house: House) -> None:
+    house.dump(64, zeros=32)
+    repository, snapshot = kept(house)
+    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
+        house.restore()
+        pager.wait_resumed(10)
+        assert house.ask("world.bad()") == []
+        status = pager.wait(30)
+        assert status.zero >= 32 * 256
+        assert status.pages_in + status.zero == status.pages
+        assert house.ask("world.bad()") == []
+
+
+def test_a_damaged_chunk_costs_its_pages_and_no_wrong_byte(house: House) -> None:
+    house.dump(32)
+    repository, snapshot = kept(house)
+    pack = max((repository / "packs").rglob("*"), key=lambda path: path.stat().st_size)
+    with pack.open("r+b") as file:
+        file.seek(pack.stat().st_size // 2)
+        file.write(bytes(4096))
+    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
+        house.restore()
+        pager.wait_resumed(10)
+        status = pager.wait(30)
+        assert 0 < status.poisoned <= 2 * 64
+        assert status.pages_in + status.zero + status.poisoned == status.pages
+        killed = [house.ask(f'world.in_child("self.bad({at}, 8) == []")') for at in range(0, 32, 8)]
+        assert set(killed) == {0, signal.SIGBUS}
+        assert killed.count(signal.SIGBUS) <= 2  # a chunk may reach over the boundary of two of these ranges
 
 
 def test_a_recorded_order_is_kept_and_used(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
     pager, program = start(0.02)
     there = BASE + 16 * LENGTH
     deaths = 0
-    for step in range(4):
+    for step in range(2):
         line = [
             f"remap({BASE + 512 * PAGE}, {there}, {512 * PAGE})",
             f"advise({BASE + 1100 * PAGE}, {100 * PAGE})",
@@ -173,3 +174,70 @@ def test_bytes_that_cannot_be_had_raise_sigbus_on_their_pages_only(start: Start,
     (told,) = [details for name, details in events if name == "poisoned"]
     assert (told["vaddr"], told["pages"]) == (last, 1)
     assert "pages-1.img" in told["reason"]
+
+
+def test_a_keeper_that_dies_leaves_the_program_paged(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", MAPPINGS, STORED)
+    ours, theirs = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        keeper_pager = Pager(tmp_path, {"images": str(images), "delay_s": 0.05})
+        os.write(theirs, str(keeper_pager.pid).encode())
+        time.sleep(60)
+        os._exit(1)
+    pager = int(os.read(ours, 20))
+    with Program(tmp_path, MAPPINGS) as program:
+        os.kill(keeper, signal.SIGKILL)
+        os.waitpid(keeper, 0)
+        assert all_right(program)
+        wait_until_gone(pager)
+        assert all_right(program)
+    os.close(ours)
+    os.close(theirs)
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the pager did not leave"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int) -> None:
+    """Memory is moved, dropped and touched at random, the pager is killed at random; a model says what is right."""
+    pager, program = start(0.02)
+    choose = random.Random(seed)
+    blocks: dict[int, int | None] = {BASE + at * BLOCK: BASE + at * BLOCK for at in range(LENGTH // BLOCK)}
+    free = [BASE + 64 * LENGTH + at * BLOCK for at in range(100)]
+    kill_at = time.monotonic()
+    for _ in range(120):
+        where = choose.choice(list(blocks))
+        action = choose.choice(["touch", "touch", "move", "move", "drop", "fork", "unmap"])
+        if action == "move":
+            there = free.pop()
+            assert program.run(f"remap({where}, {there}, {BLOCK})") == there
+            blocks[there] = blocks.pop(where)
+            free.insert(0, where)
+        elif action == "drop":
+            assert program.run(f"advise({where}, {BLOCK})") == 0
+            blocks[where] = None
+        elif action == "unmap":
+            assert program.run(f"unmap({where}, {BLOCK})") == 0
+            del blocks[where]
+            free.insert(0, where)
+        else:
+            question = held(where, blocks[where])
+            assert program.run(question if action == "touch" else f"forked({question!r})") == []
+        if time.monotonic() > kill_at and pager.status.replaced < 4 and not pager.status.complete:
+            os.kill(pager.pid, signal.SIGKILL)
+            kill_at = time.monotonic() + choose.uniform(0.15, 0.4)
+    assert pager.wait(30).replaced > 0
+    assert [program.run(held(where, image)) for where, image in blocks.items()] == [[]] * len(blocks)
+
+
+BLOCK = 32 * PAGE
+
+
+def held(where: int, image: int | None) -> str:
+    return f"not_zero({where}, 32)" if image is None else f"wrong({where}, 32, {image})"

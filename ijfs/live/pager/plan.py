@@ -67,6 +67,13 @@ class MemoryImage:
         delta = (vaddr - self.vaddrs[at]) // PAGE
         return self.firsts[at] + delta if delta < self.runs[at].pages else None
 
+    def wiped_on_fork(self) -> Iterator[tuple[int, int]]:
+        """Page numbers (first, count) that a forked child sees as zeros, wherever they have been moved."""
+        wiped = [mapping for mapping in self.mappings if mapping.wiped_on_fork]
+        for run, first in zip(self.runs, self.firsts, strict=True) if wiped else ():
+            if any(mapping.start <= run.vaddr < mapping.end for mapping in wiped):
+                yield first, run.pages
+
     def pieces(self, first: int, count: int) -> Iterator[tuple[Run, int, int]]:
         """Split page numbers [first, first + count) at run boundaries: (run, page within it, pages)."""
         at = bisect_right(self.firsts, first) - 1
@@ -197,9 +204,8 @@ class AddressSpace:
         child = AddressSpace.__new__(AddressSpace)
         child.image, child.states, child.missing = self.image, states, self.missing
         child._extents = self._extents.copy()
-        for mapping in self.image.mappings:
-            if mapping.wiped_on_fork:
-                child.drop(mapping.start, mapping.end)
+        for first, count in self.image.wiped_on_fork():
+            child.mark(first, count, ZERO)
         return child
 
     def page_at(self, vaddr: int) -> int | None:
