@@ -53,8 +53,10 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
     paths = InstancePaths.of(repo, name)
     record = read_record(paths)
     if record.status == "running":
-        with contextlib.suppress(KeeperError, OSError), KeeperClient.open(paths, timeout=2.0) as keeper:
+        gone = (KeeperError, InstanceExitedError, OSError)
+        with contextlib.suppress(*gone), KeeperClient.open(paths, timeout=2.0) as keeper:
             return keeper.status()
+        record = read_record(paths)  # it may have ended just now, and its keeper said how
     alive = procfs.is_alive(record.program)
     if record.status in ("running", "starting") and not alive:
         record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
@@ -126,12 +128,10 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
     """The keeper of a live instance. Where it was killed, a new one adopts the program and `on_event` gets a notice."""
     paths = InstancePaths.of(repo, name)
     record = read_record(paths)
-    try:
-        return KeeperClient.open(paths, on_event=on_event)
-    except KeeperError:
-        pass
     if not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
+    with contextlib.suppress(KeeperError):
+        return KeeperClient.open(paths, on_event=on_event)
     with contextlib.suppress(LockedError):  # another client's new keeper was quicker
         _spawned(paths, "adopt", {}, on_event)
     return KeeperClient.open(paths, on_event=on_event, timeout=10.0)
@@ -328,6 +328,8 @@ class KeeperClient:
             if procfs.is_alive(record.program):
                 hint = f"the next command to `{name}` starts a new keeper; the old one's log: {self._paths.keeper_log}"
                 return KeeperError(f"the keeper of `{name}` broke off; the program runs on", hint=hint)
+            if record.program is not None:
+                return InstanceExitedError(f"the program of `{name}` has ended")
         last = _last_line(self._paths.keeper_log)
         return KeeperError(f"the keeper of `{name}` broke off: {last}")
 

@@ -25,8 +25,8 @@ from ijfs.live.errors import CriuError, CriuMissingError
 MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2.1 and 4.3 pass `criu check` there
 
 # A dump of 13 GB took 8 s; a CRIU that hangs has to end some day, and nothing it waits for takes minutes.
-DUMP_LIMIT_S = 120.0
-RESTORE_LIMIT_S = 120.0
+# IJFS_CRIU_LIMIT_S sets another limit, in seconds, for machines where it does.
+LIMIT_S = 120.0
 
 COMMON = (
     "--manage-cgroups=ignore",
@@ -52,7 +52,6 @@ class Dump:
     external_mounts: Mapping[str, str]  # key → path inside
     leave: str = "running"  # or "stopped"
     options: Sequence[str] = ()
-    limit_s: float = DUMP_LIMIT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,6 @@ class Restore:
     external_mounts: Mapping[str, Path]  # key → path outside
     lazy: bool = False
     options: Sequence[str] = ()
-    limit_s: float = RESTORE_LIMIT_S
 
 
 def find() -> Path:
@@ -120,7 +118,7 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     command += request.options
     with Window(request.work, while_frozen) as window:
         command += ["--action-script", str(window.script)]
-        _run("dump", command, request.work / "dump.log", request.limit_s, (), window)
+        _run("dump", command, request.work / "dump.log", (), window)
     return frozen_seconds(request.work)
 
 
@@ -136,15 +134,14 @@ def restore(request: Restore) -> int:
     if request.lazy:
         command += ["--lazy-pages"]
     log = request.work / "restore.log"
-    _run("restore", [*command, *request.options], log, request.limit_s, (request.network_fd,), None)
+    _run("restore", [*command, *request.options], log, (request.network_fd,), None)
     return int(pid_file.read_text())
 
 
-def _run(
-    verb: str, command: Sequence[str], log: Path, limit_s: float, pass_fds: Sequence[int], window: Window | None
-) -> None:
+def _run(verb: str, command: Sequence[str], log: Path, pass_fds: Sequence[int], window: Window | None) -> None:
     """Run CRIU to its end or to its time limit."""
     log.unlink(missing_ok=True)
+    limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
     deadline = time.monotonic() + limit_s
     process = subprocess.Popen(
         command,

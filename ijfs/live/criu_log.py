@@ -18,8 +18,8 @@ _EMPTY = re.compile(
 # (pattern of CRIU's line, sentence, hint); groups of the pattern may be used in the sentence.
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     (
-        r"io_uring|send_fds failed|send_fds: failed",
-        "the program has an io_uring open, which CRIU cannot save",
+        r"io_uring|send_fds|Can't retrieve FDs",
+        "the program has something open that CRIU cannot save (most often an io_uring)",
         "ijfs refuses io_uring to programs it starts unless the spec allows it; UV_USE_IO_URING=0 turns libuv's off",
     ),
     (
@@ -105,5 +105,5 @@ def explain(verb: str, log: Path, complaint: str, status: int) -> CriuError:
                 text = sentence.format(match[0], *(group or "" for group in match.groups()))
                 return CriuError(f"{text} (CRIU: {line})", hint=hint)
     return CriuError(
-        f"CRIU refused the {verb}: {lines[0]}", hint=f"its log is {log}; `ijfs doctor` knows more blockers"
+        f"CRIU refused the {verb} (CRIU: {lines[0]})", hint=f"its log is {log}; `ijfs doctor` knows more blockers"
     )

@@ -86,9 +86,10 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._obey_signals)
+            # Listening first: who connects as soon as the first answer is out waits in line instead of being refused.
+            listener = control.listen(self.paths.socket)
             line = await _first_line(stream)
             if line is not None and await control.serve_request(stream, line, self._first_dispatch):
-                listener = control.listen(self.paths.socket)
                 nursery.start_soon(control.serve, listener, self._dispatch)
                 nursery.start_soon(control.serve_connection, stream, self._dispatch)
                 await self._ended.wait()

@@ -33,6 +33,9 @@ from ijfs_engine.errors import IjfsError, StorageError
 # between being measured and being frozen. Address space only; memory is taken when it is written.
 SLACK = 256 << 20
 
+# A program that is being killed is still there for a moment, with half of what /proc shows of it gone.
+DEATH_S = 0.3
+
 Phase = Callable[[str], None]
 
 if TYPE_CHECKING:
@@ -78,7 +81,6 @@ def freeze(
     *,
     stop: bool,
     on_phase: Phase,
-    limit_s: float = criu.DUMP_LIMIT_S,
     gpu: GpuPart | None = None,
 ) -> Frozen:
     """Freeze the program, take its memory and files, and let it run on (or leave it stopped, with `stop`).
@@ -96,8 +98,8 @@ def freeze(
     arena.prefault(memory + files)
     if gpu is None:
         clock.begin("dump")
-        return _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s)
-    return _frozen_with_gpu(box, gpu, clock, lambda: _dumped(box, walker, arena, clock, stop=stop, limit_s=limit_s))
+        return _dumped(box, walker, arena, clock, stop=stop)
+    return _frozen_with_gpu(box, gpu, clock, lambda: _dumped(box, walker, arena, clock, stop=stop))
 
 
 def _frozen_with_gpu(box: Sandbox, gpu: GpuPart, clock: Clock, dump: Callable[[], Frozen]) -> Frozen:
@@ -122,7 +124,7 @@ def _frozen_with_gpu(box: Sandbox, gpu: GpuPart, clock: Clock, dump: Callable[[]
     return frozen
 
 
-def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: bool, limit_s: float) -> Frozen:
+def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: bool) -> Frozen:
     captured: list[Capture] = []
     box.layers.criu.mkdir(exist_ok=True)
     with _short(box.layers.criu) as directory, StreamCapture(directory, arena) as stream:
@@ -134,7 +136,7 @@ def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: b
             clock.begin("thaw")
 
         try:
-            frozen_s = criu.dump(_request(box, directory, stop=stop, limit_s=limit_s), while_frozen)
+            frozen_s = criu.dump(_request(box, directory, stop=stop), while_frozen)
             clock.end()
             images = stream.finish(left_running=not stop)
         except BaseException as error:
@@ -144,7 +146,7 @@ def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: b
     return Frozen(images, captured[0], frozen_s, clock.phases, stop)
 
 
-def _request(box: Sandbox, directory: Path, *, stop: bool, limit_s: float) -> criu.Dump:
+def _request(box: Sandbox, directory: Path, *, stop: bool) -> criu.Dump:
     return criu.Dump(
         pid=box.pid,
         images=directory,
@@ -153,7 +155,6 @@ def _request(box: Sandbox, directory: Path, *, stop: bool, limit_s: float) -> cr
         external_mounts=rootfs.external_inside(box.volumes),
         leave="stopped" if stop else "running",
         options=("--stream",),
-        limit_s=limit_s,
     )
 
 
@@ -161,7 +162,7 @@ def _explained(error: BaseException, box: Sandbox) -> BaseException:
     """The same error, or what it means: a program that ended is not CRIU's fault; known blockers are named."""
     if not isinstance(error, IjfsError | OSError):
         return error
-    if not box.is_alive():
+    if box.wait(DEATH_S):
         return InstanceExitedError("the program ended while it was being saved; nothing was stored")
     make_sure_it_runs(box)
     if isinstance(error, OSError):

@@ -19,10 +19,10 @@ from typing import Any
 
 from jupyter_client import BlockingKernelClient
 
-from ijfs.live import client, criu
+from ijfs.live import client, criu, procfs
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
-from ijfs_engine import Repository
+from ijfs_engine import IjfsError, Repository
 
 MARK = "IJFS_TEST_HOUSE"
 KERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
@@ -162,9 +162,9 @@ class House:
         for kernel in self._kernels:
             kernel.close()
         for info in client.list_instances(self.repo):
-            with contextlib.suppress(Exception):
-                if info.status == "running":
-                    self.stop(info.name, timeout_s=0)
+            with contextlib.suppress(IjfsError):
+                self.stop(info.name, timeout_s=0)
+            with contextlib.suppress(IjfsError):
                 client.remove(self.repo, info.name)
         eventually(lambda: not self.processes(), timeout=5.0)
         left = [f"process {pid}: {command_line(pid)}" for pid in self.processes()]
@@ -174,6 +174,11 @@ class House:
         live = self.repo / "live"
         left += [f"directory {path}" for path in (live.iterdir() if live.is_dir() else ())]
         return left
+
+
+def is_gone(pid: int | None) -> bool:
+    """Whether a process has ended; a zombie that its parent did not reap yet counts as gone."""
+    return pid is None or procfs.state(pid) in ("", "Z", "X")
 
 
 def command_line(pid: int) -> str:

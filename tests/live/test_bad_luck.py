@@ -1,0 +1,332 @@
+"""What goes wrong and is survived: by the program, by the repository, by whoever asks next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from livehouse import MARK, House, eventually, is_gone, open_house
+
+from ijfs.live import client
+from ijfs.live.errors import (
+    CommandError,
+    CriuError,
+    InstanceExistsError,
+    InstanceExitedError,
+    NoInstanceError,
+)
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+from ijfs_engine import IjfsError, Repository, UnknownNameError
+from ijfs_engine.errors import LockedError, StorageError
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+COUNTING = "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
+
+IO_URING = """
+import ctypes, time
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.syscall(425, 4, ctypes.create_string_buffer(256))
+print("io_uring", fd, flush=True)
+while True:
+    open("/tmp/count", "w").write(str(time.monotonic()))
+    time.sleep(0.05)
+"""
+
+
+def count(house: House, name: str) -> str:
+    return (house.upper(name) / "tmp/count").read_text()
+
+
+def goes_on(house: House, name: str) -> bool:
+    """Whether the program writes on."""
+    before = count(house, name)
+    return eventually(lambda: count(house, name) not in ("", before), timeout=5)
+
+
+def snapshots(house: House) -> int:
+    with Repository.open(house.repo) as repository:
+        return len(repository.snapshots())
+
+
+def keeper_pid(house: House, name: str) -> int:
+    keeper = read_record(InstancePaths.of(house.repo, name)).keeper
+    assert keeper is not None
+    return keeper.pid
+
+
+def test_a_save_that_criu_refuses_says_why_and_the_program_and_its_ports_go_on(house: House) -> None:
+    house.python("ring", IO_URING, io_uring=True)
+    log = Path(client.describe(house.repo, "ring").log)
+    assert eventually(lambda: "io_uring" in log.read_text())
+    assert "io_uring -1" not in log.read_text()
+    with pytest.raises(CriuError) as caught:
+        house.save("ring")
+    assert "io_uring" in str(caught.value)
+    assert "CRIU: " in str(caught.value)
+    assert "the program runs on" in str(caught.value)
+    assert caught.value.hint
+    assert goes_on(house, "ring")
+    assert snapshots(house) == 0
+
+
+def test_io_uring_is_refused_to_programs_unless_they_are_allowed_it(house: House) -> None:
+    house.python("ringless", IO_URING)
+    log = Path(client.describe(house.repo, "ringless").log)
+    assert eventually(lambda: "io_uring -1" in log.read_text())
+    house.save("ringless")
+
+
+def test_a_save_of_a_program_that_exits_meanwhile_is_exit_code_13(house: House) -> None:
+    house.command("short", "sleep 0.5")
+    with client.connect(house.repo, "short") as keeper:
+        assert eventually(lambda: not client.is_running(house.repo, "short"))
+        with pytest.raises(IjfsError) as caught:
+            keeper.save()
+    assert caught.value.exit_code == 13
+    with pytest.raises(InstanceExitedError) as ended:
+        client.connect(house.repo, "short")
+    assert ended.value.exit_code == 13
+    assert snapshots(house) == 0
+
+
+def test_a_program_that_is_killed_in_the_middle_of_its_save_leaves_no_snapshot(house: House) -> None:
+    house.python("big", "import time; data = bytearray(400 << 20); print('up', flush=True)\nwhile True: time.sleep(1)")
+    info = client.describe(house.repo, "big")
+    assert eventually(lambda: "up" in Path(info.log).read_text(), 20)
+    events: list[dict[str, Any]] = []
+
+    def kill_at_dump(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event.get("name") == "dump":
+            assert info.pid is not None
+            os.kill(info.pid, signal.SIGKILL)
+
+    with (
+        client.connect(house.repo, "big", on_event=kill_at_dump) as keeper,
+        pytest.raises(InstanceExitedError) as caught,
+    ):
+        keeper.save()
+    assert caught.value.exit_code == 13
+    assert snapshots(house) == 0
+    assert eventually(lambda: client.describe(house.repo, "big").status == "exited")
+
+
+def test_the_program_outlives_its_keeper_and_the_next_command_says_so(house: House) -> None:
+    info = house.command("orphan", COUNTING, ports=(8000,))
+    first = house.save("orphan").snapshot
+    os.kill(keeper_pid(house, "orphan"), signal.SIGKILL)
+    assert goes_on(house, "orphan")
+    notices: list[str] = []
+    with client.connect(house.repo, "orphan", on_event=lambda event: notices.append(event.get("text", ""))) as keeper:
+        result = keeper.save("after")
+    assert any("a new one took the running program over" in notice for notice in notices)
+    assert result.parent == first
+    after = client.describe(house.repo, "orphan")
+    assert (after.pid, after.relay, after.status) == (info.pid, info.relay, "running")
+    assert house.stop("orphan").status == "exited"
+    assert is_gone(info.pid)
+
+
+def test_ports_that_others_took_while_there_was_no_keeper_move_and_this_is_said(house: House) -> None:
+    info = house.command("moved", COUNTING, ports=(8000,))
+    os.kill(keeper_pid(house, "moved"), signal.SIGKILL)
+    assert eventually(lambda: not client.describe(house.repo, "moved").keeper_running)
+    notices: list[str] = []
+    with (
+        socket.create_server(("127.0.0.1", info.relay[0].host)),
+        client.connect(house.repo, "moved", on_event=lambda event: notices.append(event.get("text", ""))),
+    ):
+        pass
+    assert any(f"tcp8000 {info.relay[0].host}" in notice for notice in notices)
+    assert client.describe(house.repo, "moved").relay[0].host != info.relay[0].host
+
+
+def test_a_program_that_ended_without_a_keeper_is_shown_as_exited_and_its_name_is_free(house: House) -> None:
+    info = house.command("gone", COUNTING)
+    os.kill(keeper_pid(house, "gone"), signal.SIGKILL)
+    assert info.pid is not None
+    os.kill(info.pid, signal.SIGKILL)
+    assert eventually(lambda: client.describe(house.repo, "gone").status == "exited")
+    with pytest.raises(InstanceExitedError):
+        client.connect(house.repo, "gone")
+    house.command("gone", COUNTING)
+    assert goes_on(house, "gone")
+
+
+def test_a_keeper_killed_in_the_middle_of_a_save_leaves_the_program_running_and_no_snapshot(house: House) -> None:
+    house.python(
+        "big", f"data = bytearray(300 << 20)\n{IO_URING.split('fd =')[0]}" + "\n".join(IO_URING.split("\n")[5:])
+    )
+    assert eventually(lambda: (house.upper("big") / "tmp/count").exists(), 20)
+    pid = keeper_pid(house, "big")
+
+    def kill_at_ingest(event: dict[str, Any]) -> None:
+        if event.get("name") == "ingest":
+            os.kill(pid, signal.SIGKILL)
+
+    with (
+        client.connect(house.repo, "big", on_event=kill_at_ingest) as keeper,
+        pytest.raises(IjfsError, match="broke off; the program runs on"),
+    ):
+        keeper.save()
+    assert goes_on(house, "big")
+    assert snapshots(house) == 0
+    house.save("big", "again")
+    assert snapshots(house) == 1
+
+
+def test_sigterm_to_the_keeper_stops_cleanly(house: House) -> None:
+    info = house.command("polite", "trap 'exit 3' TERM; while true; do sleep 0.05; done")
+    pid = keeper_pid(house, "polite")
+    os.kill(pid, signal.SIGTERM)
+    assert eventually(lambda: not Path(f"/proc/{pid}").exists())
+    ended = client.describe(house.repo, "polite")
+    assert (ended.status, ended.exit_status) == ("exited", 3)
+    assert is_gone(info.pid)
+
+
+def test_two_saves_at_once_are_made_one_after_the_other(house: House) -> None:
+    house.command("twice", COUNTING)
+    results: list[str] = []
+    threads = [threading.Thread(target=lambda: results.append(house.save("twice").snapshot)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(results)) == 2
+    with Repository.open(house.repo) as repository:
+        parents = {snapshot.id.hex(): [p.hex() for p in snapshot.parents] for snapshot in repository.snapshots()}
+    first, second = (results[0], results[1]) if parents[results[0]] == [] else (results[1], results[0])
+    assert parents[second] == [first]
+
+
+def test_names_that_are_taken_or_wrong_are_refused_with_a_sentence(house: House) -> None:
+    house.command("one", COUNTING)
+    with pytest.raises(InstanceExistsError):
+        house.command("one", COUNTING)
+    with pytest.raises(IjfsError, match="cannot name an instance"):
+        house.command("../one", COUNTING)
+    with pytest.raises(NoInstanceError):
+        client.connect(house.repo, "two")
+    with pytest.raises(LockedError):
+        client.remove(house.repo, "one")
+    with pytest.raises(UnknownNameError):
+        house.restore("nothing", "three")
+    assert not (house.repo / "live" / "three").exists()
+
+
+def test_nothing_to_start_is_said_before_anything_is_made(house: House) -> None:
+    with pytest.raises(CommandError, match="no program `no-such-program`"):
+        client.start(house.repo, client.InstanceSpec(name="none", argv=("no-such-program",), cwd="/"))
+    with pytest.raises(CommandError, match="does not exist"):
+        client.start(house.repo, client.InstanceSpec(name="none", argv=("true",), cwd="/no/such/directory"))
+    assert not (house.repo / "live" / "none").exists()
+
+
+def test_a_hung_criu_is_ended_and_the_program_runs_on(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real keeper with a CRIU that stops answering: a script that sleeps instead of dumping."""
+    slow = tmp_path / "criu"
+    slow.write_text('#!/bin/sh\n[ "$1" = dump ] && exec sleep 1000\nexec true\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("IJFS_CRIU", str(slow))
+    monkeypatch.setenv("IJFS_CRIU_LIMIT_S", "1")
+    house.command("patient", COUNTING)
+    with pytest.raises(CriuError, match="did not end within 1 s and was killed; the program runs on"):
+        house.save("patient")
+    assert goes_on(house, "patient")
+
+
+def test_a_restore_that_fails_leaves_nothing_behind_and_names_the_file_that_changed(
+    house: House, tmp_path: Path
+) -> None:
+    data = Path("/var/lib") / f"ijfs-test-{os.getpid()}.dat"
+    data.write_bytes(b"x" * 10_000)
+    try:
+        house.python(
+            "reader",
+            f"import time; file = open({str(data)!r}); file.read(10); print('up', flush=True); time.sleep(1000)",
+        )
+        assert eventually(lambda: "up" in Path(client.describe(house.repo, "reader").log).read_text())
+        snapshot = house.save("reader").snapshot
+        data.write_bytes(b"x" * 9_000)
+        with pytest.raises(CriuError) as changed:
+            house.restore(snapshot, "later")
+        assert data.name in str(changed.value)
+        assert "not as it was" in str(changed.value)
+        assert changed.value.hint
+        data.unlink()
+        with pytest.raises(CriuError) as gone:
+            house.restore(snapshot, "later")
+        assert data.name in str(gone.value)
+        assert "gone" in str(gone.value)
+    finally:
+        data.unlink(missing_ok=True)
+    assert not (house.repo / "live" / "later").exists()
+    assert [info.name for info in client.list_instances(house.repo)] == ["reader"]
+
+
+def test_going_back_in_place_that_fails_leaves_the_running_program_as_it_is(house: House) -> None:
+    data = Path("/var/lib") / f"ijfs-test-{os.getpid()}.dat"
+    data.write_bytes(b"x" * 10_000)
+    try:
+        script = f"exec 3<{data}; {COUNTING}"
+        house.command("stays", script)
+        assert eventually(lambda: (house.upper("stays") / "tmp/count").exists())
+        snapshot = house.save("stays").snapshot
+        data.unlink()
+        with pytest.raises(CriuError):
+            house.restore(snapshot, "stays", replace=True)
+    finally:
+        data.unlink(missing_ok=True)
+    assert goes_on(house, "stays")
+    assert client.describe(house.repo, "stays").snapshot == snapshot
+
+
+@pytest.fixture
+def small_disk(live_machine: None, tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 MiB to keep a repository in."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+    yield disk
+    # The kernel takes a mount namespace apart a little after its last process.
+    assert eventually(lambda: subprocess.run(["umount", disk], check=False, stderr=subprocess.DEVNULL).returncode == 0)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_the_snapshot_only(small_disk: Path) -> None:
+    with open_house(small_disk) as house:
+        house.command("full", COUNTING)
+        first = house.save("full", "before").snapshot
+        with client.connect(house.repo, "full") as keeper:
+            filler = small_disk / "filler"
+            filler.write_bytes(os.urandom(1 << 20) * 50)
+            house.exec("full", "dd", "if=/dev/urandom", "of=/dev/shm/random", "bs=1M", "count=30", "status=none")
+            with pytest.raises(StorageError) as caught:
+                keeper.save("too much")
+            assert "space" in str(caught.value)
+            assert goes_on(house, "full")
+            with Repository.open(house.repo) as repository:
+                assert [snapshot.id.hex() for snapshot in repository.snapshots()] == [first]
+                assert repository.fsck().clean
+            filler.unlink()
+            house.exec("full", "rm", "/dev/shm/random")
+            assert keeper.save("room again").parent == first
+
+
+def test_the_mark_that_finds_leaks_reaches_the_sandbox(house: House) -> None:
+    """The leak check of these tests is worth nothing unless it sees what a test starts."""
+    info = house.command("marked", COUNTING)
+    assert info.pid in house.processes()
+    assert keeper_pid(house, "marked") in house.processes()
+    assert os.environ[MARK] == house.mark
