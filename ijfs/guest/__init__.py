@@ -15,10 +15,14 @@ from ijfs.guest.saving import SaveResult, save
 PYTHON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "path")
 """The directory a launcher puts in front of a program's PYTHONPATH, so that `import ijfs` works there."""
 
+TORCH_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch_path")
+"""The same for GPU programs, so that torch gives cached blocks back before a save without a line of code."""
+
 __all__ = [
     "ENVIRONMENT_VARIABLE",
     "GUEST_PORT",
     "PYTHON_PATH",
+    "TORCH_PATH",
     "GuestError",
     "SaveResult",
     "after_restore",

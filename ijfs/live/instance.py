@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH
+from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH, TORCH_PATH
 from ijfs.live import namespaces as ns
 from ijfs.live import network, procfs, rootfs, sandbox
 from ijfs.live.errors import CommandError, InstanceExitedError, SandboxError
@@ -123,12 +123,24 @@ class Sandbox:
             shutil.rmtree(self.layers.volume(volume.key).work, ignore_errors=True)
 
 
-def launch(layers: Layers, spec: InstanceSpec, repo: Path, connection: bytes | None) -> Sandbox:
-    """Start the spec's program in a new sandbox; nothing is left when that fails."""
+def launch(
+    layers: Layers,
+    spec: InstanceSpec,
+    repo: Path,
+    connection: bytes | None,
+    *,
+    kept: tuple[Volume, ...] | None = None,
+) -> Sandbox:
+    """Start the spec's program in a new sandbox; nothing is left when that fails.
+
+    `kept`: the volumes of an ended instance whose files these layers hold; the program finds them, and they stay even
+    when it cannot be started.
+    """
     environment = program_environment(spec, dict(os.environ))
     argv = program_argv(spec)
     check_command(argv[0], spec.cwd, environment)
     volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text())
+    volumes = volumes if kept is None else kept
     box = Sandbox(layers, ns.new_network())
     try:
         rootfs.make_directories(layers, volumes)
@@ -149,7 +161,7 @@ def launch(layers: Layers, spec: InstanceSpec, repo: Path, connection: bytes | N
     except BaseException:
         if box.program is not None:
             box.kill()
-        box.dispose()
+        box.dispose(keep_files=kept is not None)
         raise
     return box
 
@@ -195,8 +207,8 @@ def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[s
         environment = launch_environment(environment, nccl_safe=spec.nccl_safe)
     environment.setdefault("PATH", os.defpath)
     environment[ENVIRONMENT_VARIABLE] = f"127.0.0.1:{GUEST_PORT}"
-    behind = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{PYTHON_PATH}{os.pathsep}{behind}" if behind else PYTHON_PATH
+    paths = [PYTHON_PATH, *([TORCH_PATH] if spec.gpu else []), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if spec.kind == "kernel":
         # ipykernel ends when its parent is not the one named here; pid 1 is what it sees in every sandbox.
         environment["JPY_PARENT_PID"] = "1"
