@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Files whose writes are under way at the same time; each holds a descriptor.
 _MOST_OPEN: Final = 64
+# Pieces of one write; the system takes 1024.
+_MOST_PIECES: Final = 256
 _NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
@@ -129,9 +131,15 @@ class _Export:
 
     def _copy(self, stored: StoredFile, fd: int, offset: int) -> None:
         """One leaf's span; what is known to be zeros stays a hole."""
-        for start, length, zero in stored.extents(offset, LEAF_SPAN):
-            if not zero:
-                _pwrite(fd, memoryview(stored.read(start, length)), start)
+        batch: list[memoryview] = []
+        start = end = 0
+        for at, data in stored.pieces(offset, LEAF_SPAN):
+            if at != end or len(batch) == _MOST_PIECES:
+                _pwrite(fd, batch, start)
+                batch, start = [], at
+            batch.append(data)
+            end = at + len(data)
+        _pwrite(fd, batch, start)
 
     def _end_oldest(self) -> None:
         file = self._open[0]
@@ -146,10 +154,15 @@ class _Export:
             self._progress("export", self._done, 0)
 
 
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
+def _pwrite(fd: int, pieces: list[memoryview], offset: int) -> None:
+    """Write pieces one behind the other."""
+    while pieces:
+        written = os.pwritev(fd, pieces, offset)
+        offset += written
+        while pieces and written >= len(pieces[0]):
+            written -= len(pieces.pop(0))
+        if written:
+            pieces[0] = pieces[0][written:]
 
 
 def _set_metadata(where: bytes | int, entry: Entry) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -25,8 +25,9 @@ from .pages import PageLayout
 from .records import Entry, FileContent, Leaf, ObjectId, Tree
 from .store import Store
 
-# One call to the store: enough chunks that neighbours in a pack come in one read, few enough to bound its memory.
-_BATCH_BYTES: Final = 4 << 20
+# One call to the store: enough chunks that neighbours in a pack come in one read, few enough to bound its memory
+# (16 MiB if all are of the largest size, 4 MiB on average).
+_BATCH_CHUNKS: Final = 64
 _LEAF_CACHE: Final = 8 << 20
 # What a decoded leaf takes besides its bytes: the list of extent positions.
 _LEAF_OVERHEAD: Final = 512
@@ -38,6 +39,25 @@ class Extent(NamedTuple):
     offset: int
     length: int
     zero: bool
+
+
+class _Loading:
+    """Chunks that one thread is loading, for the others that want them too."""
+
+    __slots__ = ("done", "error", "plains")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.plains: dict[bytes, Plain] = {}
+        self.error: BaseException | None = None
+
+    def result(self, ident: bytes) -> Plain:
+        """Waits. Raises what the loading thread met, if that was before this chunk."""
+        self.done.wait()
+        plain = self.plains.get(ident)
+        if plain is None:
+            raise self.error or CorruptError(f"chunk {ident.hex()[:12]} is missing")
+        return plain
 
 
 class Reader:
@@ -52,7 +72,7 @@ class Reader:
         self.delay_s = delay_s
         self._chunks: ByteLru[Plain] = ByteLru(cache_bytes)
         self._leaves: ByteLru[LeafMap] = ByteLru(_LEAF_CACHE)
-        self._pending: dict[bytes, Future[Plain]] = {}
+        self._pending: dict[bytes, _Loading] = {}
         self._lock = threading.Lock()
         self._ahead: ThreadPoolExecutor | None = None
 
@@ -133,44 +153,41 @@ class Reader:
     def chunks(self, ids: Sequence[bytes]) -> list[Plain]:
         """The plain bytes of chunks, in the order asked; the caller bounds how many. CorruptError."""
         have: dict[bytes, Plain] = {}
-        mine: dict[bytes, Future[Plain]] = {}
-        theirs: dict[bytes, Future[Plain]] = {}
+        mine: list[bytes] = []
+        theirs: dict[bytes, _Loading] = {}
+        loading = _Loading()
         with self._lock:
-            for ident in ids:
-                if ident in have or ident in mine or ident in theirs:
-                    continue
+            for ident in dict.fromkeys(ids):
                 cached = self._chunks.get(ident)
                 if cached is not None:
                     have[ident] = cached
                 elif ident in self._pending:
                     theirs[ident] = self._pending[ident]
                 else:
-                    mine[ident] = self._pending[ident] = Future()
+                    mine.append(ident)
+                    self._pending[ident] = loading
         if mine:
-            have.update(self._load(mine))
-        for ident, future in theirs.items():
-            have[ident] = future.result()
+            self._load(mine, loading)
+            have.update(loading.plains)
+        for ident, other in theirs.items():
+            have[ident] = other.result(ident)
         return [have[ident] for ident in ids]
 
-    def _load(self, wanted: dict[bytes, Future[Plain]]) -> dict[bytes, Plain]:
+    def _load(self, wanted: list[bytes], loading: _Loading) -> None:
         """Fetch and decode chunks that no other thread is loading; whoever waits for them gets the same answer."""
-        loaded: dict[bytes, Plain] = {}
         try:
-            for chunk in self._fetch(list(wanted)):
+            for chunk in self._fetch(wanted):
                 plain = self._decode(chunk)
-                loaded[chunk.id] = plain
+                loading.plains[chunk.id] = plain
                 self._chunks.put(chunk.id, plain, len(plain))
-                wanted[chunk.id].set_result(plain)
         except BaseException as error:
-            for future in wanted.values():
-                if not future.done():
-                    future.set_exception(error)
+            loading.error = error
             raise
         finally:
             with self._lock:
                 for ident in wanted:
                     del self._pending[ident]
-        return loaded
+            loading.done.set()
 
     def _fetch(self, ids: list[bytes]) -> list[EncodedChunk]:
         if self.delay_s:
@@ -205,7 +222,7 @@ class Reader:
     def prefetch(self, ids: Iterable[bytes]) -> None:
         """Start loading chunks into the cache in the background; a failure shows when they are read."""
         wanted = [ident for ident in dict.fromkeys(ids) if ident not in self._chunks]
-        per_batch = max(1, min(_BATCH_BYTES, self._chunks.limit // 4) // MAX_CHUNK)
+        per_batch = max(1, min(_BATCH_CHUNKS // 4, self._chunks.limit // 4 // MAX_CHUNK))
         for at in range(0, len(wanted), per_batch):
             self._background(self.chunks, wanted[at : at + per_batch])
 
@@ -297,33 +314,46 @@ class StoredFile:
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
         """`read_into` for several (offset, buffer of bytes), each chunk fetched once; how many bytes there were."""
-        total = pending = 0
-        batch: list[tuple[memoryview, Slice]] = []
+        total = 0
+        targets: list[memoryview] = []
+        slices: list[Slice] = []
         for offset, view in wanted:
             at = 0
             for piece in self.slices(offset, len(view)):
-                part = view[at : at + piece.length]
+                targets.append(view[at : at + piece.length])
+                slices.append(piece)
                 at += piece.length
-                if piece.id is None:
-                    _fill_zeros(part)
-                    continue
-                batch.append((part, piece))
-                pending += piece.length
-                if pending >= _BATCH_BYTES:
-                    self._copy(batch)
-                    batch, pending = [], 0
             total += at
-        self._copy(batch)
+        for target, plain in zip(targets, self._resolved(slices), strict=True):
+            if plain is None:
+                _fill_zeros(target)
+            else:
+                target[:] = plain
         return total
 
-    def _copy(self, batch: list[tuple[memoryview, Slice]]) -> None:
-        ids = list(dict.fromkeys(piece.id for _, piece in batch if piece.id is not None))
-        plains = {ident: memoryview(plain) for ident, plain in zip(ids, self._reader.chunks(ids), strict=True)}
-        for part, piece in batch:
-            plain = plains[piece.id or b""]
-            if piece.offset + piece.length > len(plain):
-                raise CorruptError(f"a leaf refers to bytes that chunk {(piece.id or b'').hex()[:12]} does not have")
-            part[:] = plain[piece.offset : piece.offset + piece.length]
+    def pieces(self, offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) of what is not known to be zeros, in order, as decoded chunks hold it: nothing is copied."""
+        slices = list(self.slices(offset, length))
+        for piece, plain in zip(slices, self._resolved(slices), strict=True):
+            if plain is not None:
+                yield offset, plain
+            offset += piece.length
+
+    def _resolved(self, slices: Sequence[Slice]) -> Iterator[memoryview | None]:
+        """The bytes of slices in order, None for zeros; a bounded number of chunks at a time."""
+        at = 0
+        while at < len(slices):
+            ids: dict[bytes, None] = {}
+            end = at
+            while end < len(slices) and len(ids) < _BATCH_CHUNKS:
+                ident = slices[end].id
+                if ident is not None:
+                    ids[ident] = None
+                end += 1
+            plains = dict(zip(ids, self._reader.chunks(list(ids)), strict=True)) if ids else {}
+            for piece in slices[at:end]:
+                yield _cut(plains[piece.id], piece) if piece.id is not None else None
+            at = end
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """Maximal stretches of stored bytes and of zeros that cover [offset, offset + length), in order."""
@@ -355,6 +385,12 @@ class StoredFile:
     def prefetch(self, offset: int, length: int) -> None:
         """Start loading these bytes into the reader's cache in the background."""
         self._reader.prefetch(piece.id for piece in self.slices(offset, length) if piece.id is not None)
+
+
+def _cut(plain: Plain, piece: Slice) -> memoryview:
+    if piece.offset + piece.length > len(plain):
+        raise CorruptError(f"a leaf refers to bytes that chunk {(piece.id or b'').hex()[:12]} does not have")
+    return memoryview(plain)[piece.offset : piece.offset + piece.length]
 
 
 _ZEROS: Final = memoryview(bytes(1 << 20))
