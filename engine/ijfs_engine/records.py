@@ -276,8 +276,8 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def freed(self) -> int:
-        """Bytes given back to the filesystem."""
-        return self.bytes_before - self.bytes_after
+        """Bytes given back to the filesystem; 0 when gc's own notes in the index outweigh them."""
+        return max(0, self.bytes_before - self.bytes_after)
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,354 @@
+"""gc and du: what nothing reaches goes, its bytes come back, and nothing that a running save found is taken."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
+
+from ijfs_engine import CorruptError, LockedError, Repository
+from ijfs_engine.frames import HEADER_SIZE, chunk_id
+from ijfs_engine.idset import IdSet, Tally
+from ijfs_engine.index import CHUNKS, CONDEMNED
+from ijfs_engine.locks import exclusive
+
+RNG = random.Random(7)
+
+
+def noise(size: int) -> bytes:
+    return RNG.randbytes(size)
+
+
+def condemned(repository: Repository) -> int:
+    with repository.index.read() as view:
+        return view.count(CONDEMNED)
+
+
+# --- tables of ids
+
+
+def test_an_id_set_agrees_with_a_set() -> None:
+    ids = [noise(32) for _ in range(20_000)]
+    table, twin = IdSet(), set()
+    for _ in range(40):
+        batch = RNG.choices(ids, k=1000)
+        expected = []
+        for ident in batch:
+            expected.append(ident not in twin)
+            twin.add(ident)
+        assert list(table.add(b"".join(batch))) == [int(new) for new in expected]
+    assert len(table) == len(twin)
+    assert list(table.has(b"".join(ids))) == [int(ident in twin) for ident in ids]
+    assert table.has(b"") == b""
+    assert table.add(bytes(32)) == b"\1"
+    assert table.has(bytes(32)) == b"\1"
+    with pytest.raises(ValueError, match="32 bytes"):
+        table.add(b"short")
+
+
+def test_a_tally_agrees_with_counting_by_hand() -> None:
+    ids = [noise(32) for _ in range(3000)]
+    sizes = {ident: RNG.randrange(1, 1 << 20) for ident in ids}
+    groups = {number: RNG.sample(ids, 800) for number in range(1, 9)}
+    tally = Tally(len(groups))
+    for number, members in groups.items():
+        for at in range(0, len(members), 100):
+            part = members[at : at + 100]
+            for ident, new in zip(part, tally.unknown(b"".join(part)), strict=True):
+                if new:
+                    tally.learn(ident, sizes[ident])
+            tally.count(b"".join(part) * 2, number)
+    for number, members in groups.items():
+        others = set().union(*(group for other, group in groups.items() if other != number))
+        stored = sum(sizes[ident] for ident in members)
+        assert tally.of(number) == (stored, sum(sizes[ident] for ident in set(members) - others))
+    assert tally.total()[0] == sum(sizes[ident] for ident in set().union(*groups.values()))
+
+
+# --- du
+
+
+def test_du_adds_up(repository: Repository) -> None:
+    shared, one, two = noise(40_000), noise(20_000), noise(8_000)
+    first = save(repository, {"s": shared, "x": one}, branch="a")
+    second = save(repository, {"s": shared, "x": two}, branch="b")
+    usage = repository.du([first.id, second.id])
+    a, b = usage.snapshots
+    assert (a.logical, b.logical) == (60_000, 48_000)
+    assert a.shared == b.shared
+    assert 40_000 < a.shared < 42_500
+    assert 20_000 < a.unique < 22_000
+    assert 8_000 < b.unique < 9_500
+    assert usage.total.stored == a.unique + b.unique + a.shared
+    live = sum(path.stat().st_size for path in pack_paths(repository)) - 64 * len(pack_paths(repository))
+    assert usage.total.stored == live
+    assert usage.sharing == pytest.approx((a.shared + b.shared) / (a.stored + b.stored))
+    assert repository.du([first.id]).snapshots[0].unique == a.stored
+
+
+def test_du_counts_the_bases_of_differences(repository: Repository) -> None:
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    with repository.session() as session:
+        put_against(session, near, base, put(session, base))
+        session.publish()
+    snapshot = save(repository, {"near": near}, branch="main")
+    assert repository.du([snapshot.id]).total.stored > 4096
+
+
+# --- what goes and what stays
+
+
+def test_gc_gives_the_bytes_back(repository: Repository) -> None:
+    keep = save(repository, {"a": noise(100_000)}, branch="keep")
+    save(repository, {"a": noise(2_000_000)}, branch="gone")
+    repository.refs.delete_branch("gone")
+    estimate = repository.gc(dry_run=True)
+    assert len(repository.snapshots()) == 2
+    report = repository.gc()
+    assert report.snapshots_removed == estimate.snapshots_removed == 1
+    assert report.chunks_removed == estimate.chunks_removed
+    assert report.freed > 1_900_000
+    assert abs(estimate.freed - 2_000_000) < 100_000
+    assert sum(path.stat().st_size for path in pack_paths(repository)) < 110_000
+    assert contents(repository, keep.id)["a"]
+    assert repository.fsck().clean
+    assert repository.gc().freed == 0
+
+
+def test_gc_rewrites_a_pack_that_is_mostly_dead(repository: Repository) -> None:
+    small, large = noise(30_000), noise(400_000)
+    both = save(repository, {"large": large, "small": small}, branch="both")
+    rest = save(repository, {"small": small}, branch="rest")
+    repository.remove(both.id)
+    report = repository.gc()
+    assert report.packs_rewritten == 1
+    assert sum(path.stat().st_size for path in pack_paths(repository)) < 40_000
+    assert contents(repository, rest.id) == {"small": small}
+    assert repository.fsck().clean
+
+
+def test_many_small_packs_become_few(repository: Repository) -> None:
+    made = [save(repository, {"f": noise(3000)}, branch=f"b{number}") for number in range(20)]
+    assert len(pack_paths(repository)) == 20
+    repository.gc()
+    assert len(pack_paths(repository)) == 1
+    assert all(contents(repository, one.id) for one in made)
+    assert repository.fsck().clean
+
+
+def test_a_base_lives_as_long_as_what_is_stored_against_it(repository: Repository) -> None:
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    old = save(repository, {"f": base}, branch="old")
+    with repository.session() as session:
+        put_against(session, near, base, chunk_id(base))
+        new = save(repository, {"f": near}, branch="new", session=session)
+    repository.remove(old.id)
+    repository.gc()
+    assert contents(repository, new.id) == {"f": near}
+    repository.remove(new.id)
+    repository.gc()
+    assert repository.stats().chunks == 0
+
+
+def test_gc_refuses_to_guess_when_metadata_is_damaged(repository: Repository) -> None:
+    snapshot = save(repository, {"f": noise(30_000)}, branch="main")
+    save(repository, {"g": noise(30_000)}, branch="other")
+    path, offset = frame_of(repository, snapshot.root)
+    damage(path, offset + HEADER_SIZE + 1)
+    with pytest.raises(CorruptError, match="cannot tell what is needed"):
+        repository.gc()
+    repository.remove(snapshot.id)
+    repository.gc()
+    assert repository.fsck().clean
+
+
+def test_a_pack_with_damage_in_it_is_not_rewritten(repository: Repository) -> None:
+    small, other, large = noise(4000), noise(4000), noise(400_000)
+    both = save(repository, {"large": large, "other": other, "small": small}, branch="both")
+    rest = save(repository, {"other": other, "small": small}, branch="rest")
+    path, offset = frame_of(repository, chunk_id(small))
+    damage(path, offset + HEADER_SIZE + 1)
+    repository.remove(both.id)
+    assert repository.gc().packs_rewritten == 0
+    tree = repository.store.tree(rest.root)
+    assert bytes(chunks(repository, [tree.entries[0].content or b""])[0]) == other
+
+
+def test_two_gcs_do_not_run_at_once(repository: Repository) -> None:
+    with exclusive(repository.layout.gc_lock, "gc"), pytest.raises(LockedError):
+        repository.gc()
+
+
+def test_orphans_of_a_crash_go(repository: Repository) -> None:
+    save(repository, {"f": noise(3000)}, branch="main")
+    orphan = repository.layout.packs / "00000077.pack"
+    orphan.write_bytes(noise(50_000))
+    (repository.layout.sessions / "123-dead").write_bytes(bytes(8))
+    assert repository.fsck().clean
+    repository.gc()
+    assert not orphan.exists()
+    assert list(repository.layout.sessions.iterdir()) == []
+
+
+# --- beside running saves
+
+
+def test_what_a_running_session_found_is_not_taken(repository: Repository) -> None:
+    data = noise(4096)
+    old = save(repository, {"f": data}, branch="old")
+    session = repository.session()
+    assert session.lookup_many([chunk_id(data)]) == [True]
+    repository.remove(old.id)
+    report = repository.gc()
+    assert (report.chunks_removed, report.chunks_condemned) == (0, 3)
+    snapshot = save(repository, {"f": data}, branch="new", session=session)
+    repository.gc()
+    assert contents(repository, snapshot.id) == {"f": data}
+    assert condemned(repository) == 0
+    assert repository.fsck().clean
+
+
+def test_what_is_condemned_is_stored_again_by_a_later_session(repository: Repository) -> None:
+    data = noise(4096)
+    old = save(repository, {"f": data}, branch="old")
+    early = repository.session()
+    repository.remove(old.id)
+    repository.gc()
+    assert condemned(repository) > 0
+    late = repository.session()
+    assert late.lookup_many([chunk_id(data)]) == [False]
+    snapshot = save(repository, {"f": data}, branch="new", session=late)
+    early.abort()
+    repository.gc()
+    assert contents(repository, snapshot.id) == {"f": data}
+    assert repository.fsck().clean
+
+
+def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository) -> None:
+    """A chunk is condemned, then committed by a session that found it before; a later session takes it over from that
+    snapshot without looking it up; the snapshot goes. The first mark is older than that session, and must not count."""
+    data = noise(4096)
+    first = save(repository, {"f": data}, branch="a")
+    finder = repository.session()
+    finder.lookup_many([chunk_id(data)])
+    repository.remove(first.id)
+    repository.gc()
+    middle = save(repository, {"f": data}, branch="b", session=finder)
+    heir = repository.session()
+    entry = repository.store.tree(middle.root)
+    repository.remove(middle.id)
+    report = repository.gc()
+    assert report.chunks_removed == 0
+    from ijfs_engine.frames import Kind
+    from ijfs_engine.records import encode_tree
+
+    last = heir.commit_snapshot(heir.put_object(Kind.TREE, encode_tree(entry)), branch="c")
+    repository.gc()
+    assert contents(repository, last.id) == {"f": data}
+    assert repository.fsck().clean
+
+
+def test_a_condemned_base_and_its_difference_never_form_a_circle(repository: Repository) -> None:
+    """Both are condemned; a later session stores them again, the other way round."""
+    one = noise(4096)
+    two = bytes([one[0] ^ 1]) + one[1:]
+    with repository.session() as session:
+        put_against(session, two, one, put(session, one))
+        old = save(repository, {"two": two}, branch="old", session=session)
+    blocker = repository.session()
+    repository.remove(old.id)
+    repository.gc()
+    with repository.session() as later:
+        assert later.lookup_many([chunk_id(one), chunk_id(two)]) == [False, False]
+        first = put(later, two)
+        put_against(later, one, two, first)
+        new = save(repository, {"one": one, "two": two}, branch="new", session=later)
+    assert contents(repository, new.id) == {"one": one, "two": two}
+    blocker.abort()
+    repository.gc()
+    assert contents(repository, new.id) == {"one": one, "two": two}
+    assert repository.fsck().clean
+
+
+def test_two_sessions_that_store_the_same_against_each_other_stay_readable(repository: Repository) -> None:
+    one = noise(4096)
+    two = bytes([one[0] ^ 1]) + one[1:]
+    left, right = repository.session(), repository.session()
+    put_against(left, two, one, put(left, one))
+    put_against(right, one, two, put(right, two))
+    made = [save(repository, {"1": one, "2": two}, branch=name, session=s) for name, s in (("l", left), ("r", right))]
+    for snapshot in made:
+        assert contents(repository, snapshot.id) == {"1": one, "2": two}
+        repository.remove(made[0].id) if snapshot is made[0] else None
+        repository.gc()
+    assert repository.fsck().clean
+
+
+COLLECTOR = """
+import sys
+from ijfs_engine import Repository
+with Repository.open(sys.argv[1]) as repository:
+    for _ in range(int(sys.argv[2])):
+        repository.gc()
+"""
+
+
+def test_saves_readers_and_gc_in_other_processes_run_together(repository: Repository) -> None:
+    """A pool of blocks that snapshots share; branches come and go while gc runs in another process."""
+    blocks = [noise(5000) for _ in range(12)]
+    wrong: list[BaseException] = []
+
+    def work(number: int) -> None:
+        mine = random.Random(number)
+        try:
+            while collector.poll() is None:
+                files = {str(n): blocks[n] for n in mine.sample(range(12), 4)}
+                snapshot = save(repository, files, branch=f"b{number}")
+                assert contents(repository, snapshot.id) == files
+                if mine.random() < 0.5:
+                    repository.refs.delete_branch(f"b{number}")
+        except BaseException as error:
+            wrong.append(error)
+
+    command = [sys.executable, "-c", COLLECTOR, str(repository.path), "100"]
+    with subprocess.Popen(command) as collector:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert collector.wait(120) == 0
+    assert wrong == []
+    report = repository.fsck()
+    assert report.clean, report.damage[:3]
+    for snapshot in repository.snapshots():
+        assert set(contents(repository, snapshot.id).values()) <= set(blocks)
+
+
+def test_a_reader_that_has_packs_open_outlives_repacking(repository: Repository) -> None:
+    files = {"a": noise(30_000)}
+    keep = save(repository, {**files, "b": noise(300_000)}, branch="both")
+    rest = save(repository, files, branch="rest")
+    reader = Repository.open(repository.path)
+    assert contents(reader, rest.id) == files
+    repository.remove(keep.id)
+    assert repository.gc().packs_rewritten == 1
+    assert contents(reader, rest.id) == files
+    reader.store.close()
+    assert contents(reader, rest.id) == files
+    reader.close()
+
+
+def test_gc_of_nothing_is_quick(repository: Repository) -> None:
+    started = time.monotonic()
+    assert repository.gc().freed == 0
+    assert time.monotonic() - started < 2
+    with repository.index.read() as view:
+        assert view.count(CHUNKS) == 0

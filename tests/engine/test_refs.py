@@ -1,0 +1,210 @@
+"""Names: branches, tags, their log, what a person may type for a snapshot, rm and pins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from storekit import contents, save
+
+from ijfs_engine import (
+    AmbiguousNameError,
+    ConflictError,
+    IjfsError,
+    LockedError,
+    Repository,
+    Snapshot,
+    UnknownNameError,
+)
+
+
+def chain(repository: Repository, length: int, branch: str = "main") -> list[Snapshot]:
+    made: list[Snapshot] = []
+    for number in range(length):
+        parents = [made[-1].id] if made else []
+        made.append(save(repository, {"f": b"%d" % number}, parents=parents, branch=branch, message=f"m{number}"))
+    return made
+
+
+def test_every_spelling_leads_to_the_snapshot(repository: Repository) -> None:
+    first, second, third = chain(repository, 3)
+    repository.refs.set_tag("v1", first.id)
+    assert repository.resolve("main") == repository.resolve("latest") == third.id
+    assert repository.resolve("main~") == repository.resolve("main~1") == second.id
+    assert repository.resolve("main~2") == repository.resolve("main~~") == repository.resolve("v1") == first.id
+    assert repository.resolve("branch/main") == third.id
+    assert repository.resolve("tag/v1") == first.id
+    for digits in (4, 5, 12, 64):
+        assert repository.resolve(second.id.hex()[:digits]) == second.id
+    assert repository.resolve(second.id.hex()[:9].upper() + "~1") == first.id
+
+
+@pytest.mark.parametrize("spec", ["nobody", "", "~", "abc", "main~3", "main~x", "0" * 64, "f" * 65, "a b", "main/../x"])
+def test_what_names_nothing_is_unknown(repository: Repository, spec: str) -> None:
+    chain(repository, 3)
+    with pytest.raises(UnknownNameError):
+        repository.resolve(spec)
+
+
+def test_latest_of_nothing_says_what_to_do(repository: Repository) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        repository.resolve("latest")
+    assert "ijfs save" in (caught.value.hint or "")
+
+
+def test_an_ambiguous_prefix_lists_the_candidates(repository: Repository) -> None:
+    from ijfs_engine.index import SNAPSHOTS, U64
+
+    twins = [bytes.fromhex("abcd12") + bytes([n]) * 29 for n in (1, 2)]
+    repository.index.write(lambda update: [update.put(SNAPSHOTS, twin, U64.pack(1)) for twin in twins])
+    with pytest.raises(AmbiguousNameError, match="abcd12010101, abcd12020202"):
+        repository.resolve("abcd1")
+    assert repository.resolve("abcd1201") == twins[0]
+
+
+def test_a_branch_moves_only_from_where_it_is_expected(repository: Repository) -> None:
+    first, second = chain(repository, 2)
+    refs = repository.refs
+    with pytest.raises(ConflictError, match="exists already"):
+        refs.set_branch("main", first.id, expect=None)
+    with pytest.raises(ConflictError):
+        refs.set_branch("main", first.id, expect=first.id)
+    refs.set_branch("main", first.id, expect=second.id)
+    with pytest.raises(ConflictError, match="is gone"):
+        refs.set_branch("new", first.id, expect=second.id)
+    with pytest.raises(ConflictError):
+        refs.delete_branch("main", expect=second.id)
+    assert refs.branches() == {"main": first.id}
+
+
+def test_a_tag_does_not_move_unless_told_from_where(repository: Repository) -> None:
+    first, second = chain(repository, 2)
+    repository.refs.set_tag("v1", first.id)
+    with pytest.raises(ConflictError):
+        repository.refs.set_tag("v1", second.id)
+    repository.refs.set_tag("v1", second.id, expect=first.id)
+    assert repository.refs.tags() == {"v1": second.id}
+
+
+def test_a_ref_points_at_what_is_listed(repository: Repository) -> None:
+    with pytest.raises(UnknownNameError):
+        repository.refs.set_branch("main", bytes(32))
+    with pytest.raises(UnknownNameError):
+        repository.refs.delete_branch("main")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "a b", "latest", "~x", ".hidden", "-x", "a~1", "x" * 201, "0" * 64, "a\n", ".."]
+)
+def test_names_that_would_confuse_are_refused(repository: Repository, name: str) -> None:
+    (only,) = chain(repository, 1)
+    with pytest.raises(IjfsError, match="cannot be the name"):
+        repository.refs.set_branch(name, only.id)
+
+
+def test_the_log_tells_who_moved_what_when_and_why(repository: Repository) -> None:
+    first, second = chain(repository, 2)
+    repository.refs.set_tag("v1", first.id, why="release")
+    repository.refs.delete_branch("main")
+    log = repository.refs.log()
+    assert [(one.name, one.old, one.new, one.why) for one in log] == [
+        ("branch/main", second.id, None, "delete"),
+        ("tag/v1", None, first.id, "release"),
+        ("branch/main", first.id, second.id, "m1"),
+        ("branch/main", None, first.id, "m0"),
+    ]
+    assert all("@" in one.who for one in log)
+    assert [one.time_ns for one in log] == sorted((one.time_ns for one in log), reverse=True)
+    assert len(repository.refs.log("main")) == 3
+    assert len(repository.refs.log("tag/v1")) == 1
+
+
+# --- rm
+
+
+def test_what_is_removed_from_the_middle_leaves_its_children_whole(repository: Repository) -> None:
+    first, second, third = chain(repository, 3)
+    repository.remove(second.id)
+    repository.gc()
+    assert [one.id for one in repository.snapshots()] == [third.id, first.id]
+    assert contents(repository, third.id) == {"f": b"2"}
+    assert repository.resolve("main~1") == first.id
+    assert repository.parents(third.id) == [first.id]
+    assert repository.fsck().clean
+
+
+def test_a_branch_at_what_is_removed_moves_to_its_parent(repository: Repository) -> None:
+    first, second, third = chain(repository, 3)
+    repository.remove(second.id)
+    repository.remove(third.id)
+    assert repository.refs.branches() == {"main": first.id}
+    repository.remove(first.id)
+    assert repository.refs.branches() == {}
+    with pytest.raises(UnknownNameError):
+        repository.remove(first.id)
+
+
+def test_a_tag_holds_its_snapshot(repository: Repository) -> None:
+    (only,) = chain(repository, 1)
+    repository.refs.set_tag("v1", only.id)
+    with pytest.raises(IjfsError, match="tagged v1"):
+        repository.remove(only.id)
+    assert repository.resolve("v1") == only.id
+
+
+# --- pins
+
+
+def test_a_pin_holds_its_snapshot_against_rm_and_gc(repository: Repository) -> None:
+    first, second = chain(repository, 2)
+    repository.refs.set_branch("main", first.id)
+    with repository.pin(second.id, "kernel-1"):
+        assert [(pin.id, pin.owner) for pin in repository.pins()] == [(second.id, "kernel-1")]
+        with pytest.raises(LockedError, match="kernel-1"):
+            repository.remove(second.id)
+        repository.gc()
+        assert contents(repository, second.id) == {"f": b"1"}
+    assert repository.pins() == []
+    repository.gc()
+    with pytest.raises(UnknownNameError):
+        repository.pin(second.id, "late")
+    assert list(repository.layout.pins.iterdir()) == []
+
+
+HOLDER = """
+import sys, time
+from ijfs_engine import Repository
+repository = Repository.open(sys.argv[1])
+pin = repository.pin(bytes.fromhex(sys.argv[2]), "holder")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_pin_of_a_dead_owner_holds_nothing(repository: Repository) -> None:
+    first, second = chain(repository, 2)
+    repository.refs.set_branch("main", first.id)
+    command = [sys.executable, "-c", HOLDER, str(repository.path), second.id.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            assert [pin.pid for pin in repository.pins()] == [holder.pid]
+            assert repository.gc().snapshots_removed == 0
+        finally:
+            os.kill(holder.pid, signal.SIGKILL)
+    assert repository.gc().snapshots_removed == 1
+    assert list(repository.layout.pins.iterdir()) == []
+
+
+def test_parents_of_any_number_are_kept(repository: Repository, tmp_path: Path) -> None:
+    first = save(repository, {"a": b"1"})
+    second = save(repository, {"b": b"2"})
+    merged = save(repository, {"a": b"1", "b": b"2"}, parents=[first.id, second.id], branch="main")
+    repository.gc()
+    assert {one.id for one in repository.snapshots()} == {first.id, second.id, merged.id}
+    assert repository.resolve("main~1") == first.id
