@@ -1,0 +1,325 @@
+"""fsck: names what is damaged and whom it hurts; repair loses nothing that could be kept; packs rebuild the index."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pytest
+from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
+
+from ijfs_engine import CorruptError, LockedError, Repository, StorageError
+from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
+from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS
+from ijfs_engine.records import encode_leaf
+
+RNG = random.Random(11)
+
+
+def noise(size: int) -> bytes:
+    return RNG.randbytes(size)
+
+
+def names(repository: Repository) -> object:
+    """All that names say: snapshots, refs, their log."""
+    return (
+        repository.snapshots(),
+        repository.refs.branches(),
+        repository.refs.tags(),
+        repository.refs.log(),
+    )
+
+
+def busy_repository(repository: Repository) -> dict[bytes, dict[str, bytes]]:
+    """A tree with a removed snapshot, a tag, a moved branch, a difference chunk and garbage; what must be readable."""
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    first = save(repository, {"a": noise(30_000), "base": base}, branch="main", message="one")
+    second = save(repository, {"b": noise(9000)}, parents=[first.id], branch="main", message="two")
+    with repository.session() as session:
+        put_against(session, near, base, chunk_id(base))
+        third = save(repository, {"near": near}, parents=[second.id], branch="main", session=session)
+    repository.refs.set_tag("v1", first.id)
+    repository.remove(second.id)
+    save(repository, {"gone": noise(5000)}, branch="gone")
+    repository.refs.delete_branch("gone")
+    return {one.id: contents(repository, one.id) for one in (first, third)}
+
+
+def lose_index(repository: Repository) -> Repository:
+    path = repository.path
+    repository.close()
+    shutil.rmtree(path / "index")
+    with pytest.raises(CorruptError) as caught:
+        Repository.open(path)
+    assert "fsck --repair" in (caught.value.hint or "")
+    return Repository.open(path, damaged=True)
+
+
+def test_a_sound_repository_is_clean(repository: Repository) -> None:
+    busy_repository(repository)
+    report = repository.fsck()
+    assert report.clean
+    assert report.bytes_read == sum(path.stat().st_size for path in pack_paths(repository))
+    assert repository.fsck(data=False).clean
+
+
+def test_a_damaged_chunk_is_named_with_its_files(repository: Repository) -> None:
+    bad, good = noise(9000), noise(9000)
+    hurt = save(repository, {"bad": bad, "good": good}, branch="hurt")
+    save(repository, {"good": good}, branch="whole")
+    path, offset = frame_of(repository, chunk_id(bad[:4096]))
+    damage(path, offset + HEADER_SIZE + 10)
+    (finding,) = repository.fsck().damage
+    assert (finding.what, finding.id) == ("frame", chunk_id(bad[:4096]))
+    assert finding.where == f"{path.name} at {offset}"
+    assert finding.snapshots == (hurt.id,)
+    assert finding.files == (f"{hurt.id.hex()}:bad",)
+
+
+@pytest.mark.parametrize("byte", [0, 8, 16, 30])
+def test_a_damaged_header_hides_one_frame_only(repository: Repository, byte: int) -> None:
+    snapshot = save(repository, {"f": noise(60_000)}, branch="main")
+    middle = repository.store.leaves([leaf for leaf, _ in repository.store.file(
+        repository.store.tree(snapshot.root).entries[0].content or b"").leaves()])[1].chunk_ids()[1]  # fmt: skip
+    path, offset = frame_of(repository, middle)
+    damage(path, offset + byte)
+    assert [finding.id for finding in repository.fsck().damage] == [middle]
+
+
+def test_damage_to_what_is_dead_hurts_nobody(repository: Repository) -> None:
+    dead = noise(4000)
+    old = save(repository, {"dead": dead, "kept": noise(100_000)}, branch="main")
+    path, offset = frame_of(repository, chunk_id(dead))
+    save(repository, {"kept": contents(repository, old.id)["kept"]}, branch="main")
+    repository.remove(old.id)
+    repository.gc()
+    assert path in pack_paths(repository)
+    damage(path, offset + HEADER_SIZE + 1)
+    assert repository.fsck().clean
+
+
+def test_a_repaired_chunk_heals_with_the_next_save(repository: Repository) -> None:
+    data = noise(9000)
+    hurt = save(repository, {"f": data}, branch="main")
+    path, offset = frame_of(repository, chunk_id(data[:4096]))
+    damage(path, offset + HEADER_SIZE + 10)
+    report = repository.fsck(repair=True)
+    assert not report.clean
+    assert report.repaired
+    with pytest.raises(CorruptError):
+        contents(repository, hurt.id)
+    save(repository, {"again": data}, branch="other")
+    assert contents(repository, hurt.id) == {"f": data}
+    assert repository.fsck().clean
+
+
+def test_a_damaged_object_heals_too(repository: Repository) -> None:
+    files = {"f": noise(9000)}
+    hurt = save(repository, files, branch="main")
+    path, offset = frame_of(repository, hurt.root)
+    damage(path, offset + HEADER_SIZE + 1)
+    (finding,) = repository.fsck(repair=True).damage
+    assert (finding.id, finding.snapshots) == (hurt.root, (hurt.id,))
+    save(repository, files, branch="other")
+    assert contents(repository, hurt.id) == files
+
+
+def test_what_was_stored_against_a_damaged_base_heals_with_it(repository: Repository) -> None:
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    with repository.session() as session:
+        put_against(session, near, base, put(session, base))
+        hurt = save(repository, {"near": near}, branch="main", session=session)
+    path, offset = frame_of(repository, chunk_id(base))
+    damage(path, offset + HEADER_SIZE + 10)
+    assert {finding.id for finding in repository.fsck(repair=True).damage} >= {chunk_id(base)}
+    save(repository, {"near": near}, branch="main")
+    assert contents(repository, hurt.id) == {"near": near}
+    assert repository.fsck().clean
+
+
+def test_another_copy_takes_the_place_of_a_damaged_one(repository: Repository) -> None:
+    data = noise(4096)
+    left, right = repository.session(), repository.session()
+    put(left, data)
+    put(right, data)
+    snapshot = save(repository, {"f": data}, branch="l", session=left)
+    save(repository, {"f": data}, branch="r", session=right)
+    path, offset = frame_of(repository, chunk_id(data))
+    damage(path, offset + HEADER_SIZE + 10)
+    report = repository.fsck(repair=True)
+    assert report.repaired == ["took another copy of 1 damaged frames"]
+    assert contents(repository, snapshot.id) == {"f": data}
+    assert repository.fsck().clean
+
+
+def test_a_snapshot_whose_record_is_damaged_hides_no_other(repository: Repository) -> None:
+    hurt = save(repository, {"f": noise(3000)}, branch="hurt")
+    whole = save(repository, {"g": noise(3000)}, branch="whole")
+    path, offset = frame_of(repository, hurt.id)
+    damage(path, offset + HEADER_SIZE + 1)
+    assert repository.snapshots() == [whole]
+    assert repository.fsck().damage[0].snapshots == (hurt.id,)
+    repository.remove(hurt.id)
+    repository.gc()
+    assert repository.fsck().clean
+
+
+def test_a_leaf_that_points_outside_its_chunk_is_found(repository: Repository) -> None:
+    import struct
+
+    data = noise(4096)
+    with repository.session() as session:
+        put(session, data)
+        leaf = struct.pack("<II", 1, 1) + chunk_id(data) + struct.pack("<III", 0, 4000, 500)
+        ident = session.put_object(Kind.LEAF, leaf)
+        from ijfs_engine.records import Entry, Tree, encode_tree
+
+        tree = Tree((Entry(b"f", "f", 0o644, 0, 0, 0, size=500, content=ident),))
+        session.commit_snapshot(session.put_object(Kind.TREE, encode_tree(tree)), branch="main")
+    assert [finding.id for finding in repository.fsck().damage] == [ident]
+    assert encode_leaf(repository.store.leaf(ident)) == leaf
+
+
+def test_a_file_whose_only_chunk_is_gone_is_found(repository: Repository) -> None:
+    data = noise(100)
+    snapshot = save(repository, {"f": data}, branch="main")
+    repository.index.write(lambda update: update.delete(CHUNKS, chunk_id(data)))
+    (finding,) = repository.fsck().damage
+    assert (finding.id, finding.files) == (chunk_id(data), (f"{snapshot.id.hex()}:f",))
+
+
+def test_a_pack_that_is_gone_is_reported_and_forgotten(repository: Repository) -> None:
+    files = {"f": noise(9000)}
+    hurt = save(repository, files, branch="main")
+    whole = save(repository, {"g": noise(9000)}, branch="other")
+    frame_of(repository, hurt.root)[0].unlink()
+    report = repository.fsck(repair=True)
+    assert {finding.what for finding in report.damage} == {"pack", "frame"}
+    assert all(whole.id not in finding.snapshots for finding in report.damage)
+    save(repository, files, branch="again")
+    assert {finding.id for finding in repository.fsck().damage} == {hurt.id}
+    repository.remove(hurt.id)
+    assert repository.fsck().clean
+
+
+# --- names
+
+
+def test_a_ref_that_leads_nowhere_is_mended(repository: Repository) -> None:
+    first = save(repository, {"f": b"1"}, branch="main")
+    second = save(repository, {"f": b"2"}, parents=[first.id], branch="main")
+    repository.index.write(lambda update: update.delete(SNAPSHOTS, second.id))
+    repository.index.write(lambda update: update.put(REFS, b"branch/bad", bytes(32)))
+    assert {finding.what for finding in repository.fsck().damage} == {"ref", "journal"}
+    repository.fsck(repair=True)
+    assert repository.refs.branches() == {"main": second.id}
+    assert repository.fsck().clean
+
+
+@pytest.mark.parametrize("how", ["damaged", "short", "gone"])
+def test_a_lost_journal_is_written_anew(repository: Repository, how: str) -> None:
+    expected = busy_repository(repository)
+    before = names(repository)
+    journal = repository.layout.journal
+    if how == "damaged":
+        damage(journal, 200)
+    elif how == "short":
+        journal.write_bytes(journal.read_bytes()[:100])
+    else:
+        journal.unlink()
+    assert {finding.what for finding in repository.fsck().damage} == {"journal"}
+    repository.fsck(repair=True)
+    assert repository.fsck().clean
+    assert names(repository) == before
+    save(repository, {"more": noise(100)}, branch="more")
+    assert {one: contents(repository, one) for one in expected} == expected
+    rebuilt = lose_index(repository)
+    with rebuilt:
+        rebuilt.fsck(repair=True)
+        assert names(rebuilt)[3][1:] == before[3]  # type: ignore[index]
+
+
+# --- the index from the packs
+
+
+def test_packs_and_journal_rebuild_the_index(repository: Repository) -> None:
+    expected = busy_repository(repository)
+    before = names(repository)
+    with lose_index(repository) as rebuilt:
+        assert [finding.what for finding in rebuilt.fsck().damage] == ["index"]
+        report = rebuilt.fsck(repair=True)
+        assert [finding.what for finding in report.damage] == ["index"]
+        assert rebuilt.fsck().clean
+        assert names(rebuilt) == before
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+        assert rebuilt.resolve("main~1") == rebuilt.resolve("v1")
+        rebuilt.gc()
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+        save(rebuilt, {"more": noise(3000)}, branch="more")
+        assert rebuilt.fsck().clean
+
+
+def test_an_index_of_rubbish_is_set_aside(repository: Repository) -> None:
+    expected = busy_repository(repository)
+    path = repository.path
+    repository.close()
+    (path / "index" / "data.mdb").write_bytes(noise(20_000))
+    with pytest.raises(StorageError):
+        Repository.open(path)
+    with Repository.open(path, damaged=True) as rebuilt:
+        rebuilt.fsck(repair=True)
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+    assert any(child.name.startswith("index.damaged") for child in path.iterdir())
+
+
+def test_a_torn_last_line_of_the_journal_was_never_acknowledged(repository: Repository) -> None:
+    expected = busy_repository(repository)
+    before = names(repository)
+    with repository.layout.journal.open("ab") as journal:
+        journal.write(noise(100))
+    with lose_index(repository) as rebuilt:
+        rebuilt.fsck(repair=True)
+        assert rebuilt.fsck().clean
+        assert names(rebuilt) == before
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+
+
+def test_without_index_and_journal_every_snapshot_is_found_again(repository: Repository) -> None:
+    expected = busy_repository(repository)
+    repository.layout.journal.unlink()
+    with lose_index(repository) as rebuilt:
+        rebuilt.fsck(repair=True)
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+        assert all(name.startswith("recovered-") for name in rebuilt.refs.branches())
+        assert rebuilt.fsck().clean
+        rebuilt.gc()
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+
+
+def test_a_rebuild_beside_a_running_save_is_refused(repository: Repository) -> None:
+    save(repository, {"f": b"1"}, branch="main")
+    path = repository.path
+    session = repository.session()
+    from ijfs_engine.index import META
+
+    repository.index.write(lambda update: update.clear(META))
+    with Repository.open(path, damaged=True) as damaged, pytest.raises(LockedError):
+        damaged.fsck(repair=True)
+    session.abort()
+
+
+def test_a_rebuild_drops_what_was_stored_against_something_lost(repository: Repository) -> None:
+    """A difference in one pack, its base in another that is gone: a later save must not take it for stored."""
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    save(repository, {"base": base}, branch="main")
+    with repository.session() as session:
+        put_against(session, near, base, chunk_id(base))
+        save(repository, {"near": near}, branch="near", session=session)
+    frame_of(repository, chunk_id(base))[0].unlink()
+    with lose_index(repository) as rebuilt:
+        rebuilt.fsck(repair=True)
+        snapshot = save(rebuilt, {"near": near}, branch="new")
+        assert contents(rebuilt, snapshot.id) == {"near": near}
