@@ -63,45 +63,53 @@ static void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
         out[i] ^= b[i];
 }
 
-/* top = the last (most significant) byte of each word, rest = the others and the tail, in order.
- * `width` is a constant in each call below, so that the compiler unrolls the inner loop. */
-static inline void ijfs_split(const uint8_t *data, size_t words, size_t tail, const int width, uint8_t *top, uint8_t *rest)
+/* planes = the `tops` most significant bytes of each word, one plane behind the other, the most significant first;
+ * rest = the other bytes of each word in order, then the tail. `width` and `tops` are constants in each call below, so
+ * that the compiler unrolls the inner loops. */
+static inline void ijfs_split(const uint8_t *data, size_t words, size_t tail, const int width, const int tops,
+                              uint8_t *planes, uint8_t *rest)
 {
-    for (size_t i = 0; i < words; i++) {
-        for (int j = 0; j < width - 1; j++)
-            rest[i * (width - 1) + j] = data[i * width + j];
-        top[i] = data[i * width + width - 1];
-    }
-    memcpy(rest + words * (width - 1), data + words * width, tail);
+    const int low = width - tops;
+    for (size_t i = 0; i < words; i++)
+        for (int j = 0; j < low; j++)
+            rest[i * low + j] = data[i * width + j];
+    for (int j = 0; j < tops; j++)
+        for (size_t i = 0; i < words; i++)
+            planes[j * words + i] = data[i * width + width - 1 - j];
+    memcpy(rest + words * low, data + words * width, tail);
 }
 
-static inline void ijfs_join(const uint8_t *top, const uint8_t *rest, size_t words, size_t tail, const int width, uint8_t *data)
+static inline void ijfs_join(const uint8_t *planes, const uint8_t *rest, size_t words, size_t tail, const int width,
+                             const int tops, uint8_t *data)
 {
+    const int low = width - tops;
     for (size_t i = 0; i < words; i++) {
-        for (int j = 0; j < width - 1; j++)
-            data[i * width + j] = rest[i * (width - 1) + j];
-        data[i * width + width - 1] = top[i];
+        for (int j = 0; j < low; j++)
+            data[i * width + j] = rest[i * low + j];
+        for (int j = 0; j < tops; j++)
+            data[i * width + width - 1 - j] = planes[j * words + i];
     }
-    memcpy(data + words * width, rest + words * (width - 1), tail);
+    memcpy(data + words * width, rest + words * low, tail);
 }
 
-static void ijfs_split_planes(const uint8_t *data, size_t n, int width, uint8_t *top, uint8_t *rest)
+#define IJFS_SHAPES(F) F(2, 1) F(2, 2) F(4, 1) F(4, 2) F(4, 3) F(4, 4) F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) \
+    F(8, 7) F(8, 8)
+
+static void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
 {
     size_t words = n / width, tail = n % width;
-    switch (width) {
-    case 2: ijfs_split(data, words, tail, 2, top, rest); break;
-    case 4: ijfs_split(data, words, tail, 4, top, rest); break;
-    case 8: ijfs_split(data, words, tail, 8, top, rest); break;
+    switch (width * 16 + tops) {
+#define IJFS_SPLIT(W, T) case W * 16 + T: ijfs_split(data, words, tail, W, T, planes, rest); break;
+        IJFS_SHAPES(IJFS_SPLIT)
     }
 }
 
-static void ijfs_join_planes(const uint8_t *top, const uint8_t *rest, size_t n, int width, uint8_t *data)
+static void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
 {
     size_t words = n / width, tail = n % width;
-    switch (width) {
-    case 2: ijfs_join(top, rest, words, tail, 2, data); break;
-    case 4: ijfs_join(top, rest, words, tail, 4, data); break;
-    case 8: ijfs_join(top, rest, words, tail, 8, data); break;
+    switch (width * 16 + tops) {
+#define IJFS_JOIN(W, T) case W * 16 + T: ijfs_join(planes, rest, words, tail, W, T, data); break;
+        IJFS_SHAPES(IJFS_JOIN)
     }
 }
 

@@ -24,14 +24,12 @@ MAX_DEPTH: Final = 4
 # zstd-3 saves under 1.5% of a kernel image over zstd-1 at half the speed.
 _LEVEL: Final = 1
 _TOO_SMALL: Final = 64
-_PLANES: Final = {Codec.PLANES2: 2, Codec.PLANES4: 4, Codec.PLANES8: 8, Codec.XOR_PLANES2: 2, Codec.XOR_PLANES4: 4}
-_XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_RAW, Codec.XOR_PLANES2, Codec.XOR_PLANES4})
-_PLANE_HEAD: Final = struct.Struct("<I")
+_XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_PLANES})
+_PLANE_HEAD: Final = struct.Struct("<BBHI")
 # 1024 words put a byte's entropy 0.2 bits too low at most, and cost 3% of a zstd-1 of 64 KiB.
 _SAMPLES: Final = 1024
-# A float's mantissa bytes are noise (above 7 bits in the sample), its top byte is not.
-_NOISE_BITS: Final = 7.0
-_TOP_BITS: Final = 6.6
+# A byte position is noise above this entropy in the sample (noise itself shows 7.8), and not worth packing.
+_NOISE_BITS: Final = 7.2
 # A chunk that a base explains this well needs no other try.
 _PLAIN_WIN: Final = 8
 
@@ -76,9 +74,9 @@ def encode(plain: memoryview, ident: bytes, base: Base | None = None) -> Encoded
 def _smallest_plain(plain: memoryview) -> tuple[int, bytes | memoryview]:
     if len(plain) < _TOO_SMALL:
         return Codec.RAW, plain
-    width = float_width(plain)
-    if width:
-        return _PLANE_CODECS[width], _pack_planes(plain, width)
+    shape = float_shape(plain)
+    if shape is not None:
+        return Codec.PLANES, _pack_planes(plain, shape)
     packed = _tools.compressor.compress(plain)
     if len(packed) < len(plain):
         return Codec.ZSTD, packed
@@ -88,37 +86,44 @@ def _smallest_plain(plain: memoryview) -> tuple[int, bytes | memoryview]:
 def _smallest_difference(plain: memoryview, base: Base) -> tuple[int, bytes | memoryview]:
     difference = bytearray(base.plain)
     native.xor_into(difference, plain)
-    width = float_width(difference)
-    if width in _XOR_PLANE_CODECS:
-        return _XOR_PLANE_CODECS[width], _pack_planes(difference, width)
+    shape = float_shape(difference)
+    if shape is not None:
+        return Codec.XOR_PLANES, _pack_planes(difference, shape)
     return Codec.XOR_ZSTD, _tools.compressor.compress(difference)
 
 
-_PLANE_CODECS: Final = {2: Codec.PLANES2, 4: Codec.PLANES4, 8: Codec.PLANES8}
-_XOR_PLANE_CODECS: Final = {2: Codec.XOR_PLANES2, 4: Codec.XOR_PLANES4}
+class Shape(NamedTuple):
+    """Words of `width` bytes whose `tops` most significant ones are worth packing, the others noise."""
+
+    width: int
+    tops: int
 
 
-def float_width(data: Plain) -> int:
-    """Bytes of the floating-point words that `data` looks like an array of (2, 4 or 8), 0 if like none.
+def float_shape(data: Plain) -> Shape | None:
+    """What an array of floating-point numbers `data` looks like, None if like none.
 
-    Looks at the entropy of the byte positions modulo 8: the sign and exponent stand out against a noisy mantissa.
+    Looks at the entropy of the byte positions modulo 8: sign and exponent stand out against a noisy mantissa, and in
+    the difference of two such arrays the top of the mantissa does, too. Where the quiet bytes are not on top, or no
+    byte is noise, zstd alone does better.
     """
-    bits = native.byte_entropies(data, _SAMPLES)
+    quiet = [bits <= _NOISE_BITS for bits in native.byte_entropies(data, _SAMPLES)]
+    if all(quiet) or not any(quiet):
+        return None
     for width in (2, 4, 8):
-        tops = bits[width - 1 :: width]
-        rest = [b for i, b in enumerate(bits) if i % width != width - 1]
-        # The second byte of a wide float holds the exponent's low bits: it may be a little below noise.
-        if max(tops) <= _TOP_BITS and min(rest) >= _NOISE_BITS - (width == 8):
-            return width
-    return 0
+        word = quiet[:width]
+        tops = word[::-1].index(False) if False in word else 0
+        if tops and not any(word[: width - tops]) and quiet == word * (8 // width):
+            return Shape(width, tops)
+    return None
 
 
-def _pack_planes(data: Plain, width: int) -> bytes:
-    """u32 length of the zstd frame of the top plane, that frame, the rest as it is."""
-    top, rest = bytearray(len(data) // width), bytearray(len(data) - len(data) // width)
-    native.split_planes(data, width, top, rest)
-    packed = _tools.compressor.compress(top)
-    return b"".join((_PLANE_HEAD.pack(len(packed)), packed, rest))
+def _pack_planes(data: Plain, shape: Shape) -> bytes:
+    """u8 width, u8 tops, u16 zero, u32 length of the zstd frame of the planes, that frame, the rest as it is."""
+    size = len(data) // shape.width * shape.tops
+    planes, rest = bytearray(size), bytearray(len(data) - size)
+    native.split_planes(data, *shape, planes, rest)
+    packed = _tools.compressor.compress(planes)
+    return b"".join((_PLANE_HEAD.pack(*shape, 0, len(packed)), packed, rest))
 
 
 def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
@@ -133,12 +138,12 @@ def _decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
     if chunk.plain_size > MAX_CHUNK or chunk.depth > MAX_DEPTH:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} claims {chunk.plain_size} bytes, {chunk.depth} chunks deep")
     codec, payload = chunk.codec, chunk.payload
-    if codec in (Codec.RAW, Codec.XOR_RAW):
+    if codec == Codec.RAW:
         plain: Plain = payload
     elif codec in (Codec.ZSTD, Codec.XOR_ZSTD):
         plain = _unpack_zstd(payload, chunk.plain_size)
-    elif codec in _PLANES:
-        plain = _unpack_planes(memoryview(payload), chunk.plain_size, _PLANES[codec])
+    elif codec in (Codec.PLANES, Codec.XOR_PLANES):
+        plain = _unpack_planes(memoryview(payload), chunk.plain_size)
     else:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} has the unknown codec {codec}")
     if codec not in _XOR:
@@ -155,22 +160,24 @@ def _unpack_zstd(payload: bytes | memoryview, size: int) -> bytes:
     try:
         if size == 0 or zstandard.frame_content_size(payload) != size:
             raise CorruptError(f"a compressed chunk does not hold the {size} bytes it claims")
-        return _tools.decompressor.decompress(payload, max_output_size=size)
+        return _tools.decompressor.decompress(payload, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptError(f"a compressed chunk cannot be unpacked: {error}") from error
 
 
-def _unpack_planes(payload: memoryview, size: int, width: int) -> bytearray:
+def _unpack_planes(payload: memoryview, size: int) -> bytearray:
     if len(payload) < _PLANE_HEAD.size:
         raise CorruptError("a chunk of float planes is cut short")
-    (packed,) = _PLANE_HEAD.unpack_from(payload)
-    rest = payload[_PLANE_HEAD.size + packed :]
-    words = size // width
-    if packed > len(payload) - _PLANE_HEAD.size or len(rest) != size - words:
+    width, tops, reserved, packed = _PLANE_HEAD.unpack_from(payload)
+    if width not in (2, 4, 8) or not 1 <= tops <= width or reserved:
+        raise CorruptError(f"a chunk claims {tops} planes of words of {width} bytes")
+    end = _PLANE_HEAD.size + packed
+    top_bytes = size // width * tops
+    if end > len(payload) or len(payload) - end != size - top_bytes:
         raise CorruptError("the planes of a chunk do not add up to its size")
-    top = _unpack_zstd(payload[_PLANE_HEAD.size : _PLANE_HEAD.size + packed], words)
+    planes = _unpack_zstd(payload[_PLANE_HEAD.size : end], top_bytes)
     plain = bytearray(size)
-    native.join_planes(top, rest, width, plain)
+    native.join_planes(planes, payload[end:], width, tops, plain)
     return plain
 
 

@@ -65,7 +65,7 @@ class Differences:
         spans = [slice(page * PAGE, (page + 1) * PAGE) for page in pages]
         if any(self._changed[page] <= SPARSE_LINES for page in pages):
             return True
-        if any(codec.float_width(self._data[span]) for span in spans):
+        if any(codec.float_shape(self._data[span]) for span in spans):
             return True
         for span in spans:
             self._base[span] = bytes(PAGE)
@@ -87,7 +87,7 @@ class Differences:
     def base_for(self, part: Part, start: int, end: int) -> codec.Base | None:
         """What bytes [start, end) of a part may be stored as a difference to."""
         under = part.theirs[start // PAGE : -(-end // PAGE)]
-        if not part.sparse and (min(under) < 0 or not codec.float_width(part.data[start:end])):
+        if not part.sparse and (min(under) < 0 or codec.float_shape(part.data[start:end]) is None):
             return None
         extents = list(self._extents(part, start, end))
         if len(extents) > MAX_BASES:

@@ -55,20 +55,12 @@ class Codec:
 
     RAW: Final = 0
     ZSTD: Final = 1
-    PLANES4: Final = 2
-    """Words of 4 bytes: the top byte of each in a zstd frame of its own, the rest raw."""
-    PLANES2: Final = 3
-    """The same for words of 2 bytes."""
-    XOR_ZSTD: Final = 4
-    """XOR against the base bytes, then zstd."""
-    XOR_RAW: Final = 5
-    """XOR against the base bytes, stored as it is: read, never written so far."""
-    PLANES8: Final = 6
-    """As PLANES4, for words of 8 bytes."""
-    XOR_PLANES4: Final = 7
-    """XOR against the base bytes, then as PLANES4."""
-    XOR_PLANES2: Final = 8
-    """XOR against the base bytes, then as PLANES2."""
+    PLANES: Final = 2
+    """Words of 2, 4 or 8 bytes: the planes of their top bytes in one zstd frame, the rest of each word raw."""
+    XOR_ZSTD: Final = 3
+    """XOR against the base bytes, then as ZSTD."""
+    XOR_PLANES: Final = 4
+    """XOR against the base bytes, then as PLANES."""
 
 
 class BaseExtent(NamedTuple):

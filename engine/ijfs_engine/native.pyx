@@ -26,8 +26,8 @@ cdef extern from "bytes.h" nogil:
     size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t minimum, size_t maximum, uint64_t threshold, uint64_t *cuts)
     size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
-    void ijfs_split_planes(const uint8_t *data, size_t n, int width, uint8_t *top, uint8_t *rest)
-    void ijfs_join_planes(const uint8_t *top, const uint8_t *rest, size_t n, int width, uint8_t *data)
+    void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
+    void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
     void ijfs_histograms(const uint8_t *data, size_t n, size_t stride, uint32_t *counts)
 
 PAGE = IJFS_PAGE
@@ -198,33 +198,32 @@ def xor_into(uint8_t[::1] out, const uint8_t[::1] b):
             ijfs_xor_into(&out[0], &b[0], out.shape[0])
 
 
-cdef int check_width(int width) except -1:
-    if width not in (2, 4, 8):
-        raise ValueError(f"no plane width: {width}")
+cdef int check_planes(size_t size, int width, int tops, size_t planes, size_t rest) except -1:
+    if width not in (2, 4, 8) or not 1 <= tops <= width:
+        raise ValueError(f"no planes: {tops} of words of {width} bytes")
+    if planes != size // width * tops or planes + rest != size:
+        raise ValueError(f"{tops} planes of {size} bytes in words of {width} do not fill {planes} and {rest} bytes")
     return 0
 
 
-def split_planes(const uint8_t[::1] data, int width, uint8_t[::1] top, uint8_t[::1] rest):
-    """top = the most significant byte of each `width`-byte word, rest = all other bytes in order.
+def split_planes(const uint8_t[::1] data, int width, int tops, uint8_t[::1] planes, uint8_t[::1] rest):
+    """Part words of `width` bytes (2, 4 or 8) into their `tops` most significant bytes and the others.
 
-    width is 2, 4 or 8; len(top) = len(data) // width, len(rest) = len(data) - len(top).
+    `planes` gets the most significant bytes of all words, then the next ones, and so on: len(data) // width * tops bytes.
+    `rest` gets what is left of each word in order, and the tail of the data.
     """
-    check_width(width)
-    if top.shape[0] != data.shape[0] // width or rest.shape[0] != data.shape[0] - top.shape[0]:
-        raise ValueError(f"split_planes: {data.shape[0]} bytes into {top.shape[0]} and {rest.shape[0]}")
+    check_planes(data.shape[0], width, tops, planes.shape[0], rest.shape[0])
     if data.shape[0]:
         with nogil:
-            ijfs_split_planes(&data[0], data.shape[0], width, &top[0], &rest[0])
+            ijfs_split_planes(&data[0], data.shape[0], width, tops, &planes[0], &rest[0])
 
 
-def join_planes(const uint8_t[::1] top, const uint8_t[::1] rest, int width, uint8_t[::1] data):
+def join_planes(const uint8_t[::1] planes, const uint8_t[::1] rest, int width, int tops, uint8_t[::1] data):
     """The inverse of `split_planes`, with the same lengths."""
-    check_width(width)
-    if top.shape[0] != data.shape[0] // width or rest.shape[0] != data.shape[0] - top.shape[0]:
-        raise ValueError(f"join_planes: {top.shape[0]} and {rest.shape[0]} bytes into {data.shape[0]}")
+    check_planes(data.shape[0], width, tops, planes.shape[0], rest.shape[0])
     if data.shape[0]:
         with nogil:
-            ijfs_join_planes(&top[0], &rest[0], data.shape[0], width, &data[0])
+            ijfs_join_planes(&planes[0], &rest[0], data.shape[0], width, tops, &data[0])
 
 
 # c * log2(c) for the counts that occur: 2048 logarithms a call took as long as a fifth of a zstd-1 of 64 KiB.

@@ -94,21 +94,22 @@ def changed_lines(a: bytes, b: bytes) -> bytes:
     )
 
 
-def split_planes(data: bytes, width: int) -> tuple[bytes, bytes]:
-    """(the last byte of each word, all other bytes in order)."""
+def split_planes(data: bytes, width: int, tops: int) -> tuple[bytes, bytes]:
+    """(the `tops` last bytes of each word, plane by plane from the last; all other bytes in order)."""
     whole = len(data) // width * width
-    top = data[width - 1 : whole : width]
-    rest = bytes(b for i, b in enumerate(data) if i >= whole or i % width != width - 1)
-    return top, rest
+    planes = b"".join(data[width - 1 - j : whole : width] for j in range(tops))
+    rest = bytes(b for i, b in enumerate(data) if i >= whole or i % width < width - tops)
+    return planes, rest
 
 
-def join_planes(top: bytes, rest: bytes, width: int) -> bytes:
+def join_planes(planes: bytes, rest: bytes, width: int, tops: int) -> bytes:
     """The inverse of split_planes."""
+    words, low = len(planes) // tops, width - tops
     out = bytearray()
-    for i, last in enumerate(top):
-        out += rest[i * (width - 1) : (i + 1) * (width - 1)]
-        out.append(last)
-    return bytes(out + rest[len(top) * (width - 1) :])
+    for i in range(words):
+        out += rest[i * low : (i + 1) * low]
+        out += bytes(planes[(tops - 1 - j) * words + i] for j in range(tops))
+    return bytes(out + rest[words * low :])
 
 
 def runs(kinds: bytes) -> list[tuple[int, int, int]]:

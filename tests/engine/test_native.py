@@ -145,14 +145,16 @@ def test_lines_that_differ_are_counted_and_xor_undoes_itself(a: bytes, b: bytes)
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([2, 4, 8]))
-def test_planes_split_as_defined_and_join_again(data: bytes, width: int) -> None:
-    top, rest = bytearray(len(data) // width), bytearray(len(data) - len(data) // width)
-    native.split_planes(data, width, top, rest)
-    assert (bytes(top), bytes(rest)) == reference.split_planes(data, width)
+@given(st.binary(max_size=200), st.sampled_from([(w, t) for w in (2, 4, 8) for t in range(1, w + 1)]))
+def test_planes_split_as_defined_and_join_again(data: bytes, shape: tuple[int, int]) -> None:
+    width, tops = shape
+    planes = bytearray(len(data) // width * tops)
+    rest = bytearray(len(data) - len(planes))
+    native.split_planes(data, width, tops, planes, rest)
+    assert (bytes(planes), bytes(rest)) == reference.split_planes(data, width, tops)
     back = bytearray(len(data))
-    native.join_planes(top, rest, width, back)
-    assert back == data == reference.join_planes(bytes(top), bytes(rest), width)
+    native.join_planes(planes, rest, width, tops, back)
+    assert back == data == reference.join_planes(bytes(planes), bytes(rest), width, tops)
 
 
 def test_entropies_are_those_of_the_byte_positions() -> None:
@@ -208,9 +210,11 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
         lambda: native.gear_cuts(bytes(8), 64, 8, 0),
         lambda: native.changed_lines(bytes(PAGE), bytes(PAGE), bytearray(2)),
         lambda: native.xor_into(bytearray(3), bytes(4)),
-        lambda: native.split_planes(bytes(8), 3, bytearray(2), bytearray(6)),
-        lambda: native.split_planes(bytes(8), 4, bytearray(3), bytearray(5)),
-        lambda: native.join_planes(bytes(2), bytes(5), 4, bytearray(8)),
+        lambda: native.split_planes(bytes(8), 3, 1, bytearray(2), bytearray(6)),
+        lambda: native.split_planes(bytes(8), 4, 0, bytearray(0), bytearray(8)),
+        lambda: native.split_planes(bytes(8), 4, 5, bytearray(10), bytearray(0)),
+        lambda: native.split_planes(bytes(8), 4, 1, bytearray(3), bytearray(5)),
+        lambda: native.join_planes(bytes(2), bytes(5), 4, 1, bytearray(8)),
         lambda: native.copy_runs(bytes(8), bytearray(8), array("Q", [0, 0])),
         lambda: native.copy_runs(bytes(8), bytearray(8), array("Q", [2**64 - 4, 0, 8])),
     ]
