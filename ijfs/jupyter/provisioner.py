@@ -46,6 +46,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     _repository = Path()
     _instance = ""
     _managing = False
+    _launched = False
 
     @property
     def has_process(self) -> bool:
@@ -71,7 +72,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             )
         self._cwd = info.cwd
         self.connection_info = _as_jupyter_has_it(info.connection)
-        self._managing = True
+        self._managing = self._launched = True
         self.log.info("kernel %s runs as the instance %s of %s", self.kernel_id, self._instance, self._repository)
         return self.connection_info
 
@@ -119,7 +120,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         await super().load_provisioner_info(provisioner_info)
         self._repository = Path(provisioner_info["repository"])
         self._instance = provisioner_info["instance"]
-        self._managing = bool(self._instance)
+        self._managing = self._launched = bool(self._instance)
 
     def resolve_path(self, path: str) -> str | None:
         """The path as the kernel means it, where the host has such a file (the sandbox sees the host's files)."""
@@ -145,9 +146,10 @@ class IjfsProvisioner(KernelProvisionerBase):
     def _launch(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceInfo:
         if self.attach:
             return self._attach()
+        # After the first launch this is a restart: the kernel's clients find it at the same ports.
         if self.snapshot:
-            return client.restore(self._repository, self.snapshot, self._instance)
-        return client.start(self._repository, self._spec(cmd, env, cwd))
+            return client.restore(self._repository, self.snapshot, self._instance, replace=self._launched)
+        return client.start(self._repository, self._spec(cmd, env, cwd), again=self._launched)
 
     def _spec(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceSpec:
         return InstanceSpec(
@@ -175,7 +177,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             return info
         if info.snapshot is None:
             raise InstanceExitedError(f"the instance `{self._instance}` has ended, and no snapshot of it was made")
-        return client.restore(self._repository, info.snapshot, self._instance)
+        return client.restore(self._repository, info.snapshot, self._instance, replace=True)
 
     def _exit_status(self) -> int | None:
         try:

@@ -7,11 +7,13 @@ Imports stay light: this module is on the way of every restore, and of every `ij
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +37,9 @@ from ijfs_engine.errors import IjfsError, LockedError
 
 OnEvent = Callable[[dict[str, Any]], None]
 RepoPath = str | os.PathLike[str]
+
+# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
+KEEPER_END_S = 5.0
 
 
 def list_instances(repo: RepoPath) -> list[InstanceInfo]:
@@ -63,10 +68,14 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
     return info_of(paths, record, keeper_running=procfs.is_alive(record.keeper))
 
 
-def start(repo: RepoPath, spec: InstanceSpec, *, on_event: OnEvent | None = None) -> InstanceInfo:
-    """Start a program in a sandbox of its own; returns when it runs (a kernel may still be importing)."""
-    paths = _claim(repo, spec.name)
-    return _spawned(paths, "start", {"spec": spec}, on_event)
+def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: OnEvent | None = None) -> InstanceInfo:
+    """Start a program in a sandbox of its own; returns when it runs (a kernel may still be importing).
+
+    `again`: an ended instance of that name begins anew instead of being swept away. The files it wrote and the relay's
+    ports stay, and its next snapshot is the child of its last; clients that are connected see a restart.
+    """
+    paths = _claim(repo, spec.name, again=again)
+    return _spawned(paths, "start", {"spec": spec, "again": again}, on_event)
 
 
 def restore(
@@ -82,16 +91,16 @@ def restore(
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
 
     `replace` goes back in place: a live instance of that name ends when the restored one runs, and its clients go
-    on with the same ports and key; when the restore fails it runs on as before. Where the snapshot was another
-    instance's, `replace` without one of that name is an ordinary restore. `gpus` (index or UUID) chooses the GPUs of a
-    program that held some, in the order in which it held them; by default the same ones.
+    on with the same ports and key; when the restore fails it runs on as before. An ended instance of that name leaves
+    its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
+    GPUs of a program that held some, in the order in which it held them; by default the same ones.
     """
     args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus)
-    paths = _claim(repo, name)
-    return _spawned(paths, "restore", args, on_event)
+    paths = _claim(repo, name, again=replace)
+    return _spawned(paths, "restore", {**args, "again": replace}, on_event)
 
 
 def fork(
@@ -166,19 +175,36 @@ def exec_command(
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
-def _claim(repo: RepoPath, name: str) -> InstancePaths:
-    """Make the instance's directory; the remains of an ended one of that name go first."""
+def _claim(repo: RepoPath, name: str, *, again: bool = False) -> InstancePaths:
+    """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
     paths = InstancePaths.of(repo, check_name(name))
     paths.root.parent.mkdir(mode=0o700, exist_ok=True)
     if paths.record.exists():
-        if procfs.is_alive(read_record(paths).program) or procfs.is_alive(read_record(paths).keeper):
+        if procfs.is_alive(read_record(paths).program) or not _keeper_ended(paths):
             raise InstanceExistsError(f"there is an instance `{name}` already")
+        if again:
+            return paths
         shutil.rmtree(paths.root)
     try:
         paths.root.mkdir(mode=0o700)
     except FileExistsError:
         raise InstanceExistsError(f"there is an instance `{name}` already") from None
     return paths
+
+
+def _keeper_ended(paths: InstancePaths) -> bool:
+    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up."""
+    deadline = time.monotonic() + KEEPER_END_S
+    with paths.lock.open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
 
 
 def _spawned(paths: InstancePaths, verb: str, args: dict[str, Any], on_event: OnEvent | None) -> InstanceInfo:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import time
@@ -203,19 +204,27 @@ class Keeper:
 
     async def _start(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         spec = msgspec.convert(args["spec"], InstanceSpec)
-        self._prepare_record(spec)
+        before = self._record_before(args)
+        self._prepare_record(spec, before)
         connection = json.dumps(kernel_connection(self.record, inside=True)).encode() if spec.kind == "kernel" else None
         emit({"kind": "phase", "name": "start"})
         layers = self.paths.layers(self.record.generation)
-        box = await in_thread(instance.launch, layers, self.record.spec, self.repo, connection)
-        return self._running(box)
+        kept = before.volumes if before else None
+        box = await in_thread(instance.launch, layers, self.record.spec, self.repo, connection, kept=kept)
+        if before and before.snapshot is not None:
+            self._stand_again_on(before.snapshot)
+        return self._running(box, snapshot=before.snapshot if before else None)
 
-    def _prepare_record(self, spec: InstanceSpec) -> None:
-        """The record of an instance about to run, its relay ports listening."""
+    def _record_before(self, args: dict[str, Any]) -> InstanceRecord | None:
+        """The record of the ended instance that begins again, where that was asked for and there is one."""
+        return read_record(self.paths) if args.get("again") and self.paths.record.exists() else None
+
+    def _prepare_record(self, spec: InstanceSpec, before: InstanceRecord | None = None) -> None:
+        """The record of an instance about to run, its relay ports listening (those it had `before`, if it had any)."""
         if spec.kind == "kernel" and not spec.kernel_key:
             spec = msgspec.structs.replace(spec, kernel_key=secrets.token_hex(32))
         self._start_gpu(spec)
-        ports = self.relay.open(_wanted_ports(spec))
+        ports = self.relay.open(_wanted_ports(spec), before.relay if before else ())
         self.record = InstanceRecord(
             spec=spec,
             boot_id=procfs.boot_id(),
@@ -223,6 +232,7 @@ class Keeper:
             branch=spec.name,
             relay=ports,
             created_ns=time.time_ns(),
+            generation=before.generation if before else 1,
         )
 
     def _start_gpu(self, spec: InstanceSpec) -> None:
@@ -245,8 +255,13 @@ class Keeper:
     async def _restore(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Bring a snapshot back as this (new) instance."""
         snapshot, meta = await in_thread(self.vault.load, str(args["snapshot"]))
-        self._prepare_record(msgspec.structs.replace(meta.spec, name=self.name))
+        before = self._record_before(args)
+        self._prepare_record(msgspec.structs.replace(meta.spec, name=self.name), before)
+        if before:
+            self.record = msgspec.structs.replace(self.record, generation=before.generation + 1)
         restored = await self._bring_back(snapshot, meta, args, emit)
+        if before:
+            await in_thread(shutil.rmtree, self.paths.layers(before.generation).root, ignore_errors=True)
         info = self._running(restored.box, snapshot=snapshot.id.hex(), pager=self._pager_process())
         await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
         return msgspec.structs.replace(info, phases=restored.phases, memory=self._memory())
@@ -268,7 +283,7 @@ class Keeper:
             gpus=tuple(args.get("gpus") or ()),
         )
         self.pager = restored.pager
-        self.saver.stands_on(snapshot)
+        self.saver.resumes(snapshot)
         return restored
 
     async def _resume_guest(self, restored: Restored, snapshot: str, guest: dict[str, Any]) -> None:
@@ -344,9 +359,15 @@ class Keeper:
         if record.spec.network == "slirp4netns":
             box.slirp = network.Slirp(network_fd)
         if record.snapshot is not None:
-            with contextlib.suppress(IjfsError):
-                self.saver.stands_on(self.vault.load(record.snapshot)[0])
+            self._stand_again_on(record.snapshot)
         return box
+
+    def _stand_again_on(self, snapshot: str) -> None:
+        """Go on from the snapshot that an earlier keeper of this instance stood on, where it was not removed since."""
+        with contextlib.suppress(IjfsError):
+            found, meta = self.vault.load(snapshot)
+            # One that another instance made was restored here: if it was the program that asked for it, it still asks.
+            (self.saver.stands_on if meta.spec.name == self.name else self.saver.resumes)(found)
 
     async def _save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
         if self._busy.locked():

@@ -6,7 +6,7 @@ Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 
 | verb | args | ok |
 |---|---|---|
-| start | spec | InstanceInfo |
+| start | spec, again | InstanceInfo |
 | restore | snapshot, name, eager, replace | InstanceInfo |
 | adopt | – | InstanceInfo |
 | status | – | InstanceInfo |

@@ -51,9 +51,14 @@ class Saver:
         if self._pin is not None:
             self._pin.close()
         self._snapshot, self._pin = snapshot, pin
+
+    def resumes(self, snapshot: Snapshot) -> None:
+        """The program was restored from that snapshot. If it had asked for it, it learns so, also where this very
+        keeper (going back in place) said before that it was saved."""
+        self.stands_on(snapshot)
         nonce = (snapshot.meta.get("guest") or {}).get("nonce")
         if nonce:
-            self._nonces.setdefault(nonce, {"ok": self._settled("resumed", snapshot.id.hex())})
+            self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}
 
     def layers(self, box: Sandbox) -> list[Layer]:
         """The writable layers of a sandbox."""
