@@ -1,0 +1,120 @@
+"""The crash matrix: SIGKILL at every write, fsync and commit, and the loss of all that was not synced.
+
+After each, the repository opens, fsck is clean, what was acknowledged is whole, the operation shows wholly or not at
+all, and it can be done again. The process really dies; the loss of power is played by cutting files back to what was synced
+(LMDB's own commits are taken as it gives them).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import crashkit
+import pytest
+from storekit import contents, save
+
+from ijfs_engine import Repository, UnknownNameError
+
+OPERATIONS = ["save", "rm", "gc", "tag", "rebuild"]
+
+
+def run(path: Path, operation: str, step: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, crashkit.__file__, str(path), operation, str(step)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(crashkit.__file__).parent)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def fresh(template: Path, path: Path, operation: str) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(template, path)
+    if operation == "rebuild":
+        shutil.rmtree(path / "index")
+    return path
+
+
+def lose_power(path: Path) -> None:
+    """Cut every file back to what was synced, and drop names that were not."""
+    state = json.loads(path.with_suffix(".unsynced").read_text())
+    for name, size in state["durable"].items():
+        if os.path.exists(name) and os.path.isfile(name) and os.path.getsize(name) > size:
+            os.truncate(name, size)
+    for name in state["unnamed"]:
+        Path(name).unlink(missing_ok=True)
+
+
+def check(path: Path, operation: str, first: bytes, second: bytes) -> bool:
+    """All promises; whether the operation shows."""
+    with Repository.open(path, damaged=operation == "rebuild") as repository:
+        if operation == "rebuild":
+            repository.fsck(repair=True)
+        report = repository.fsck()
+        assert report.clean, report.damage
+        assert contents(repository, first) == crashkit.KEEP
+        shown = shows(repository, operation, first, second)
+        crashkit.operate(repository, operation) if operation != "rm" or not shown else None
+        save(repository, {"x": b"after the crash" * 300}, branch="after")
+        repository.gc()
+        assert repository.fsck().clean
+        assert contents(repository, first) == crashkit.KEEP
+        assert_no_waste(repository)
+    return shown
+
+
+def shows(repository: Repository, operation: str, first: bytes, second: bytes) -> bool:
+    heads = repository.refs.branches()
+    match operation:
+        case "save":
+            if heads["main"] == first:
+                assert len(repository.snapshots()) == 2
+                return False
+            assert contents(repository, heads["main"]) == crashkit.NEXT
+            return True
+        case "rm":
+            try:
+                repository.snapshot(second)
+            except UnknownNameError:
+                assert heads["side"] == first
+                return True
+            assert heads["side"] == second
+            assert contents(repository, second)
+            return False
+        case "tag":
+            return bool(repository.refs.tags())
+        case _:
+            assert heads["main"] == first
+            assert contents(repository, second)
+            return False
+
+
+def assert_no_waste(repository: Repository) -> None:
+    """gc found the space that the crash lost: packs hold little but what du counts."""
+    on_disk = sum(path.stat().st_size for path in repository.layout.packs.iterdir())
+    assert on_disk <= repository.du().total.stored * 1.3 + 64 * 8
+    assert list(repository.layout.sessions.iterdir()) == []
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power lost"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, operation: str, power: bool) -> None:
+    template = tmp_path / "template"
+    first, second = crashkit.prepare(template)
+    path = tmp_path / "repo"
+    whole = run(fresh(template, path, operation), operation, 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    assert steps >= 3
+    seen = set()
+    for step in range(1, steps + 1):
+        died = run(fresh(template, path, operation), operation, step)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        if power:
+            lose_power(path)
+        seen.add(check(path, operation, first.id, second.id))
+    if operation in ("save", "rm"):
+        assert False in seen
