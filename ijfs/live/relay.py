@@ -10,6 +10,7 @@ output; holding lost none of 9000 lines in 15 saves of a chatty loop). When anot
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from ijfs.live.records import RelayPort
 CHUNK = 64 << 10
 HOST = "127.0.0.1"
 BACKLOG = 128
+
+_log = logging.getLogger("ijfs.keeper")
 
 # How long a client's connection to a kernel waits until the kernel listens; libzmq gives up its handshake after 30 s.
 KERNEL_START_S = 25.0
@@ -143,8 +146,10 @@ class Relay:
                 self._connections.add(scope)
                 try:
                     await self._forward(name, outside)
-                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass  # one end is gone: so is the other, and the client sees what it would have seen without us
+                except OSError as error:  # nobody listens inside: the client sees its connection closed
+                    _log.debug("no connection to %s inside: %s", name, error)
+                except Exception:  # one connection may break, never the keeper
+                    _log.exception("a connection to %s broke in an unknown way", name)
                 finally:
                     self._connections.discard(scope)
 
@@ -153,8 +158,8 @@ class Relay:
         inside = trio.SocketStream(await self._reach(name))
         self._reached[name].set()
         async with inside, trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, outside, inside)
-            nursery.start_soon(self._pump, inside, outside)
+            nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope)
+            nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope)
 
     async def _reach(self, name: str) -> trio.socket.SocketType:
         """A connection inside; for a kernel's channel, once it listens.
@@ -172,16 +177,20 @@ class Relay:
                     raise
             await trio.sleep(0.05)
 
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(source.socket)
-            await self._flow.wait()
-            data = await source.receive_some(CHUNK)
-            await self._flow.wait()
-            if not data:
-                await target.send_eof()
-                return
-            await target.send_all(data)
+    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream, both: trio.CancelScope) -> None:
+        """One direction. When it breaks, so does the other, and the client sees what it would have seen without us."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(source.socket)
+                await self._flow.wait()
+                data = await source.receive_some(CHUNK)
+                await self._flow.wait()
+                if not data:
+                    await target.send_eof()
+                    return
+                await target.send_all(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            both.cancel()
 
 
 def _listen(port: int) -> trio.socket.SocketType:
