@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,9 @@ from ijfs.live.paths import BadNameError, InstancePaths, check_name, live_direct
 from ijfs.live.record_file import info_of, read_record
 from ijfs.live.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs_engine.errors import IjfsError, LockedError
+
+# How long an instance may be between two keepers.
+ADOPT_LIMIT_S = 10.0
 
 OnEvent = Callable[[dict[str, Any]], None]
 RepoPath = str | os.PathLike[str]
@@ -139,11 +143,16 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
     record = read_record(paths)
     if not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
-    with contextlib.suppress(KeeperError):
-        return KeeperClient.open(paths, on_event=on_event)
-    with contextlib.suppress(LockedError):  # another client's new keeper was quicker
-        _spawned(paths, "adopt", {}, on_event)
-    return KeeperClient.open(paths, on_event=on_event, timeout=10.0)
+    deadline = time.monotonic() + ADOPT_LIMIT_S
+    while True:
+        with contextlib.suppress(KeeperError):
+            return KeeperClient.open(paths, on_event=on_event)
+        try:
+            _spawned(paths, "adopt", {}, on_event)
+        except LockedError:  # another client's new keeper was quicker, or the old one is not quite gone
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def remove(repo: RepoPath, name: str) -> None:

@@ -47,6 +47,8 @@ KERNEL_PORTS = {"shell": 9601, "iopub": 9602, "stdin": 9603, "control": 9604, "h
 # After going back in place, how long the other ports wait for a client's iopub to be back: ZMQ tries again after
 # 100 ms, and what is published before the subscription stands is lost.
 RESUBSCRIBE_S = 2.0
+# From the connection to the subscription: ZMTP's greeting, handshake and the SUBSCRIBE message, a few round trips.
+SUBSCRIBING_S = 0.05
 
 # How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
 MEMORY_LIMIT_S = 86400.0
@@ -242,15 +244,25 @@ class Keeper:
 
             self.gpu = GpuProgram()
 
-    def _running(self, box: Sandbox, **changes: Any) -> InstanceInfo:
+    def _running(self, box: Sandbox, *, again: bool = False, **changes: Any) -> InstanceInfo:
         """The program runs: write it down, let clients in."""
         assert self._nursery is not None
         self._write(status="running", program=box.program, volumes=box.volumes, **changes)
         write_connection_files(self.paths, self.record)
         self._take(box)
         self._nursery.start_soon(self.relay.serve)
-        self.relay.admit()
+        self._nursery.start_soon(self._let_in, again)
         return self._info()
+
+    async def _let_in(self, again: bool) -> None:
+        """Let clients in. Those of a kernel that were connected before get their iopub first: what is published before
+        their subscription stands again is lost, and the answer to their first cell would be among it."""
+        if again and self.record.spec.kind == "kernel":
+            self.relay.admit(["iopub"])
+            with trio.move_on_after(RESUBSCRIBE_S):
+                await self.relay.connected("iopub")
+                await trio.sleep(SUBSCRIBING_S)
+        self.relay.admit()
 
     async def _restore(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Bring a snapshot back as this (new) instance."""
@@ -326,11 +338,7 @@ class Keeper:
         await in_thread(old.kill)
         old.reap()
         await in_thread(old.dispose)
-        if connected and self.record.spec.kind == "kernel":
-            self.relay.admit(["iopub"])
-            with trio.move_on_after(RESUBSCRIBE_S):
-                await self.relay.connected("iopub")
-        self.relay.admit()
+        await self._let_in(connected > 0)
 
     async def _adopt(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Take over the program of a keeper that was killed."""
@@ -341,7 +349,7 @@ class Keeper:
         self._start_gpu(record.spec)
         box = self._found_box(record)
         ports, moved = self.relay.open_again(record.relay)
-        info = self._running(box, keeper=procfs.identify(os.getpid()), relay=ports)
+        info = self._running(box, again=True, keeper=procfs.identify(os.getpid()), relay=ports)
         text = f"the keeper of `{self.name}` had been killed; a new one took the running program over"
         if moved:
             text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"
