@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
