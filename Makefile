@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native bench bench-store bench-live lock clean
+.PHONY: help setup demo test check check-native bench bench-store bench-live setup-bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,14 @@ check-native: setup ## the engine's compiled loops under AddressSanitizer
 
 bench: bench-store bench-live ## both benchmarks
 
-bench-store: setup ## the store against its peers
+bench-store: setup ## the store against its peers, on real kernels; as root. ARGS=--quick for a small tree
 	$(BIN)/python -m bench.store $(ARGS)
 
 bench-live: setup ## save, restore and fork of live kernels
 	$(BIN)/python -m bench.live $(ARGS)
+
+setup-bench: setup ## the peers that bench-store compares with; ARGS=--torch for torch kernels
+	@tools/setup-bench $(ARGS)
 
 lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 	tools/lock $(ARGS)
