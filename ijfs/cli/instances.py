@@ -76,7 +76,7 @@ def free_name(app: App, wish: str) -> str:
 
     base = _sound(os.path.basename(wish))
     taken = {info.name for info in list_instances(app.repository_path) if info.status != "exited"}
-    return next(name for name in (base, *_numbered(base, 2)) if name not in taken)
+    return next(name for name in itertools.chain([base], _numbered(base, 2)) if name not in taken)
 
 
 def free_names(app: App, wish: str, count: int) -> list[str]:

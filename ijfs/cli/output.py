@@ -83,6 +83,7 @@ class Printer:
     ) -> None:
         """Aligned columns under dim headings; on a terminal the flex column is cut to keep a row one line."""
         body = [[_spans(cell) for cell in row] for row in rows]
+        body = [[[(text.printable(s), style) for s, style in cell] for cell in row] for row in body]
         widths = [
             max([text.cells(c.title), *(sum(text.cells(s[0]) for s in row[i]) for row in body)])
             for i, c in enumerate(columns)
@@ -131,7 +132,7 @@ def _row(row: list[list[tuple[str, str]]], columns: Sequence[Column], widths: Se
 def _fit(cell: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
     fitted = []
     for content, style in cell:
-        content = text.clip(text.printable(content), width)
+        content = text.clip(content, width)
         width -= text.cells(content)
         fitted.append((content, style))
     return fitted

@@ -12,16 +12,10 @@ rides["fare"] = 2.5 + 1.6 * rides.km + 0.4 * rides.minutes + rng.normal(0, 1.5, 
 print(f"{len(rides):,} rides, {rides.memory_usage().sum() / 1e6:.0f} MB")
 """
 
-SERVE = """\
+PREPARE = """\
 import subprocess, sys
 rides.loc[:200_000, "fare"] = rides.fare[:200_001].clip(3, 80)
-open("report.txt", "w").write("no model yet\\n")
-server = subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1"],
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-print("fares capped; report.txt is served on port 8000")
-"""
 
-FIT = """\
 def fit(name, shape):
     global best
     sample = rides[:200_000]
@@ -32,17 +26,20 @@ def fit(name, shape):
     open("report.txt", "w").write(best + "\\n")
     print(best)
 
-fit("linear in km", lambda km: km)
+server = subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1"],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("fares capped, fit() ready, this directory served on port 8000")
 """
 
+FIT = 'fit("linear in km", lambda km: km)'
+FIT_ROOT = 'fit("square root of km", np.sqrt)'
+FIT_LOG = 'fit("logarithm of km", np.log1p)'
+
 GO_ON = """\
-best = best + ", and the original went on"
+best += ", and the original went on"
 open("report.txt", "w").write(best + "\\n")
 print(best)
 """
-
-FIT_ROOT = FIT.replace('fit("linear in km", lambda km: km)', 'fit("square root of km", np.sqrt)')
-FIT_LOG = FIT.replace('fit("linear in km", lambda km: km)', 'fit("logarithm of km", np.log1p)')
 
 ASK = "print(best)"
 

@@ -8,22 +8,37 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMESPACES = ("mnt", "net", "pid", "ipc", "uts")
+NAMESPACES = ("net", "pid", "ipc", "uts")
+"""Held open by the watch itself, so that the kernel cannot give their numbers to somebody else's. A mount namespace is
+not held: what is mounted in it would stay. Its processes are in the others too."""
 SCRATCH = (Path("/dev/shm"), Path("/tmp"), Path("/run"))
 
 
 @dataclass
 class Watch:
-    """What belongs to one demo: its directory, namespaces it was seen to make, and what was there before it."""
+    """What belongs to one demo: its directory and the namespaces it was seen to make.
+
+    A context manager: it holds descriptors of the namespaces.
+    """
 
     directory: Path
-    namespaces: set[str] = field(default_factory=set)
-    before: frozenset[Path] = field(default_factory=lambda: frozenset(_scratch()))
+    namespaces: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for descriptor in self.namespaces.values():
+            os.close(descriptor)
+        self.namespaces.clear()
 
     def saw(self, pid: int) -> None:
-        """Remember the namespaces of a live program, but for those that this process shares."""
+        """Remember and hold the namespaces of a live program, but for those that this process shares."""
         own = set(_namespaces_of("self"))
-        self.namespaces.update(set(_namespaces_of(str(pid))) - own)
+        for kind in NAMESPACES:
+            name = _link(f"/proc/{pid}/ns/{kind}")
+            if name and name not in own and name not in self.namespaces:
+                self.namespaces[name] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
     def processes(self) -> list[str]:
         """Processes that work in the directory, were started with it, hold files in it, or are in its namespaces."""
@@ -41,12 +56,13 @@ class Watch:
     def kept_namespaces(self) -> list[str]:
         """Namespaces that a process is in or holds open."""
         held = {name for pid in _pids() for name in (*_namespaces_of(pid), *_open_files(pid))}
-        return sorted(self.namespaces & held)
+        return sorted(self.namespaces.keys() & held)
 
     def files(self) -> list[str]:
-        """The directory itself, and new files of ijfs's in the usual scratch places."""
-        new = [path for path in _scratch() if path not in self.before and "ijfs" in path.name]
-        return [str(path) for path in [self.directory, *new] if path.exists()]
+        """The directory, if it is there, and whatever bears its name in the usual scratch places."""
+        scratch = [entry for place in SCRATCH if place.is_dir() for entry in place.iterdir()]
+        named = {entry for entry in scratch if self.directory.name in entry.name}
+        return sorted(str(path) for path in {self.directory, *named} if path.exists())
 
     def _is_ours(self, pid: str) -> bool:
         needle = os.fsencode(self.directory)
@@ -55,7 +71,7 @@ class Watch:
                 return True
         links = [*_open_files(pid), _link(f"/proc/{pid}/cwd")]
         return any(link.startswith(str(self.directory)) for link in links) or bool(
-            self.namespaces & set(_namespaces_of(pid))
+            self.namespaces.keys() & set(_namespaces_of(pid))
         )
 
 
@@ -86,9 +102,3 @@ def _name(pid: str) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return "gone"
-
-
-def _scratch() -> Iterator[Path]:
-    for place in SCRATCH:
-        with suppress(OSError):
-            yield from place.iterdir()

@@ -97,6 +97,11 @@ class Stage:
         """The directory the kernel is started in, as a notebook would be."""
         return self.directory / "desk"
 
+    @property
+    def scratch(self) -> Path:
+        """TMPDIR of everything that the demo starts; below the desk, where the sandboxes see it too."""
+        return self.desk / ".tmp"
+
     def ijfs(self, *argv: str) -> dict[str, Any]:
         """Run a verb in this process, print its answer as the command line would, return its JSON data."""
         self.narrator.command("ijfs", *argv)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,13 +35,15 @@ def demo(app: App, keep: Path | None) -> Answer:
     left: no process, mount, namespace or temporary file.
     """
     from ijfs.cli.demo import story
-    from ijfs.cli.demo.stage import Narrator
+    from ijfs.cli.demo.leftovers import Watch
+    from ijfs.cli.demo.stage import Narrator, Stage
 
     _preflight(app)
     began = time.monotonic()
     narrator = Narrator(Printer(), silent=app.json or app.quiet > 0)
-    with _directory(keep) as directory:
-        stage = _perform(directory, narrator)
+    with _directory(keep) as directory, Watch(directory) as watch:
+        stage = _perform(Stage(directory, narrator, watch))
+        story.prove_tidy(stage)
         if keep is None:
             shutil.rmtree(directory)
         story.prove_clean(stage, kept=keep is not None)
@@ -73,20 +74,17 @@ def _preflight(app: App) -> None:
     require(doctor.machine(Path(tempfile.gettempdir())))
 
 
-def _perform(directory: Path, narrator: object) -> Stage:
+def _perform(stage: Stage) -> Stage:
     """All steps; whatever happens in them, what they started is ended."""
     from ijfs.cli.demo import story
-    from ijfs.cli.demo.leftovers import Watch
-    from ijfs.cli.demo.stage import Narrator, Stage
 
-    assert isinstance(narrator, Narrator)
-    stage = Stage(directory, narrator, Watch(directory))
-    stage.desk.mkdir()
-    with _standing_in(stage.desk, directory):
+    stage.scratch.mkdir(parents=True)
+    environment = {"XDG_STATE_HOME": str(stage.directory / "state"), "TMPDIR": str(stage.scratch)}
+    with _standing_in(stage.desk, environment):
         try:
             for step in story.STEPS:
                 step(stage)
-            narrator.say("")
+            stage.narrator.say("")
         finally:
             story.clear_away(stage)
     return stage
@@ -108,19 +106,21 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _standing_in(desk: Path, directory: Path) -> Iterator[None]:
-    """Work where a notebook would, with state files of the mount inside the demo's own directory."""
-    before, state = Path.cwd(), os.environ.get("XDG_STATE_HOME")
+def _standing_in(desk: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Work where a notebook would, with every scratch and state file inside the demo's own directory."""
+    place, before = Path.cwd(), {name: os.environ.get(name) for name in environment}
     os.chdir(desk)
-    os.environ["XDG_STATE_HOME"] = str(directory / "state")
-    sys.stdout.flush()
+    os.environ.update(environment)
+    tempfile.tempdir = None
     try:
         yield
     finally:
-        os.chdir(before)
-        os.environ.pop("XDG_STATE_HOME")
-        if state is not None:
-            os.environ["XDG_STATE_HOME"] = state
+        os.chdir(place)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        tempfile.tempdir = None
 
 
 COMMANDS = {"demo": demo}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ijfs.cli import instances
+from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY
@@ -39,7 +39,7 @@ def fork(app: App, source: str, count: int | None, names: str | None, message: s
 
     def show(out: Printer) -> None:
         for info in found:
-            instances.started(out, info, "runs")
+            instances.started(out, info, f"runs from {(info.snapshot or '')[: text.SHORT_ID]}")
 
     return Answer({"source": source, "instances": [instances.instance_json(info) for info in found]}, show)
 

@@ -24,8 +24,8 @@ def gc(app: App, dry_run: bool) -> Answer:
         out.line(
             f"{verb_} ",
             (text.size(found.freed), "bold"),
-            f": {text.size(found.bytes_before)} on disk {'is' if dry_run else 'was'}, "
-            f"{text.size(found.bytes_after)} {'would be' if dry_run else 'is'} left",
+            f": {text.size(found.bytes_before)} on disk {'now' if dry_run else 'before'}, "
+            f"{text.size(found.bytes_after)} {'then' if dry_run else 'now'}",
         )
         out.line(
             (

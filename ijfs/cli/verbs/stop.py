@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE
+
+if TYPE_CHECKING:
+    from ijfs.live.client import InstanceInfo
+
+KEEPER_S = 5.0
+"""A keeper takes milliseconds to clean up and end."""
 
 
 @verb("stop")
@@ -27,15 +34,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
         names = tuple(i.name for i in client.list_instances(app.repository_path) if forget or i.status != "exited")
     done: list[dict[str, Any]] = []
     for name in dict.fromkeys(names):
-        if client.is_running(app.repository_path, name):
-            with client.connect(app.repository_path, name) as keeper:
-                info = keeper.stop(timeout_s=timeout)
-        else:
-            info = client.describe(app.repository_path, name)
-            if not forget:
-                raise _ended(name)
-        if forget:
-            client.remove(app.repository_path, name)
+        info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
 
     def show(out: Printer) -> None:
@@ -45,6 +44,28 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
             out.line(("nothing is live", "dim"))
 
     return Answer({"stopped": done}, show)
+
+
+def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
+    """End one program and wait for its keeper, which until then holds the snapshot it stood on."""
+    from ijfs.live import client, procfs
+    from ijfs.live.paths import InstancePaths
+    from ijfs.live.record_file import read_record
+
+    if client.is_running(app.repository_path, name):
+        with client.connect(app.repository_path, name) as keeper:
+            process = read_record(InstancePaths.of(app.repository_path, name)).keeper
+            info = keeper.stop(timeout_s=timeout)
+        deadline = time.monotonic() + KEEPER_S
+        while procfs.is_alive(process) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    else:
+        info = client.describe(app.repository_path, name)
+        if not forget:
+            raise _ended(name)
+    if forget:
+        client.remove(app.repository_path, name)
+    return info
 
 
 def _ended(name: str) -> Exception:
