@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ijfs.live import timers
 from ijfs.live.pager.source import parse_pagemap
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.reader import Reader
@@ -41,7 +42,7 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool) -> int:
         if entry.kind != "f" or is_pages(name):
             continue
         data = reader.open(entry).read(0, entry.size)
-        (target / name).write_bytes(data)
+        (target / name).write_bytes(timers.rewind(data) if name == "files.img" else data)
         if name.startswith("pagemap-"):
             number, ranges = eager_ranges(name, data)
             wanted.setdefault(f"pages-{number}.img", []).extend(ranges)
