@@ -1,8 +1,8 @@
 """The crash matrix: SIGKILL at every write, fsync and commit, and the loss of all that was not synced.
 
 After each, the repository opens, fsck is clean, what was acknowledged is whole, the operation shows wholly or not at
-all, and it can be done again. The process really dies; the loss of power is played by cutting files back to what was synced
-(LMDB's own commits are taken as it gives them).
+all, and it can be done again. The process really dies; the loss of power is played by cutting files back to what was
+synced (LMDB's own commits are taken as it gives them).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ OPERATIONS = ["save", "rm", "gc", "tag", "rebuild"]
 
 def run(path: Path, operation: str, step: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, crashkit.__file__, str(path), operation, str(step)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(crashkit.__file__).parent)}
+    paths = [str(Path(crashkit.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, StorageError
+from ijfs_engine import CorruptError, LockedError, Repository, StorageError, disk
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
 from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS
 from ijfs_engine.records import encode_leaf
@@ -284,6 +284,29 @@ def test_a_torn_last_line_of_the_journal_was_never_acknowledged(repository: Repo
         assert rebuilt.fsck().clean
         assert names(rebuilt) == before
         assert {one: contents(rebuilt, one) for one in expected} == expected
+
+
+def test_a_commit_that_failed_does_not_come_back_with_a_rebuild(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = busy_repository(repository)
+    before = names(repository)
+
+    def refuse(step: disk.Step) -> None:
+        if step.op == "commit":
+            raise OSError(28, "No space left on device")
+
+    with repository.session() as session:
+        ident = put(session, noise(3000))
+        monkeypatch.setattr(disk, "observer", refuse)
+        with pytest.raises(StorageError):
+            session.commit_snapshot(ident, branch="never")
+        monkeypatch.setattr(disk, "observer", None)
+    with lose_index(repository) as rebuilt:
+        rebuilt.fsck(repair=True)
+        assert names(rebuilt) == before
+        assert {one: contents(rebuilt, one) for one in expected} == expected
+        assert rebuilt.fsck().clean
 
 
 def test_without_index_and_journal_every_snapshot_is_found_again(repository: Repository) -> None:

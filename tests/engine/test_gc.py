@@ -11,11 +11,13 @@ import time
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository
-from ijfs_engine.frames import HEADER_SIZE, chunk_id
+from ijfs_engine import CorruptError, LockedError, Repository, Snapshot
+from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
 from ijfs_engine.idset import IdSet, Tally
 from ijfs_engine.index import CHUNKS, CONDEMNED
 from ijfs_engine.locks import exclusive
+from ijfs_engine.records import Entry, Tree, encode_tree
+from ijfs_engine.session import Session
 
 RNG = random.Random(7)
 
@@ -231,27 +233,52 @@ def test_what_is_condemned_is_stored_again_by_a_later_session(repository: Reposi
     assert repository.fsck().clean
 
 
+def commit_unseen(session: Session, content: bytes, branch: str, name: bytes = b"f") -> Snapshot:
+    """A snapshot of one file whose content the session does not look up again."""
+    tree = Tree((Entry(name, "f", 0o644, 0, 0, 0, size=4096, content=content),))
+    return session.commit_snapshot(session.put_object(Kind.TREE, encode_tree(tree)), branch=branch)
+
+
 def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository) -> None:
     """A chunk is condemned, then committed by a session that found it before; a later session takes it over from that
     snapshot without looking it up; the snapshot goes. The first mark is older than that session, and must not count."""
     data = noise(4096)
     first = save(repository, {"f": data}, branch="a")
     finder = repository.session()
-    finder.lookup_many([chunk_id(data)])
+    assert finder.lookup_many([chunk_id(data)]) == [True]
     repository.remove(first.id)
     repository.gc()
-    middle = save(repository, {"f": data}, branch="b", session=finder)
+    middle = commit_unseen(finder, chunk_id(data), "b", b"middle")
     heir = repository.session()
-    entry = repository.store.tree(middle.root)
     repository.remove(middle.id)
-    report = repository.gc()
-    assert report.chunks_removed == 0
-    from ijfs_engine.frames import Kind
-    from ijfs_engine.records import encode_tree
-
-    last = heir.commit_snapshot(heir.put_object(Kind.TREE, encode_tree(entry)), branch="c")
+    assert repository.gc().chunks_removed == 0
+    last = commit_unseen(heir, chunk_id(data), "c", b"last")
     repository.gc()
-    assert contents(repository, last.id) == {"f": data}
+    assert contents(repository, last.id) == {"last": data}
+    assert repository.fsck().clean
+
+
+def test_a_chunk_is_never_stored_against_what_is_stored_against_it(repository: Repository) -> None:
+    """A base is condemned while a session that found it stores a difference to it; the next session, which may not see
+    the base, stores it again, as a difference to that difference."""
+    one = noise(4096)
+    two = bytes([one[0] ^ 1]) + one[1:]
+    old = save(repository, {"one": one}, branch="old")
+    finder = repository.session()
+    assert finder.lookup_many([chunk_id(one)]) == [True]
+    repository.remove(old.id)
+    repository.gc()
+    put_against(finder, two, one, chunk_id(one))
+    middle = commit_unseen(finder, chunk_id(two), "middle", b"two")
+    with repository.session() as later:
+        assert later.lookup_many([chunk_id(one), chunk_id(two)]) == [False, True]
+        put_against(later, one, two, chunk_id(two), depth=1)
+        last = commit_unseen(later, chunk_id(one), "last", b"one")
+    assert contents(repository, middle.id) == {"two": two}
+    assert contents(repository, last.id) == {"one": one}
+    repository.gc()
+    assert contents(repository, middle.id) == {"two": two}
+    assert contents(repository, last.id) == {"one": one}
     assert repository.fsck().clean
 
 
