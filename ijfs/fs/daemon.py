@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import structlog
@@ -39,24 +40,26 @@ async def serve(
 ) -> None:
     """Mount `repository` at `mountpoint`, call `ready` when it answers, and serve until it is unmounted or one of
     STOP_SIGNALS comes; then it is unmounted. NoRepositoryError, UnknownFormatError, StorageError."""
-    with Repository.open(repository) as opened:
-        root = repository_root(opened, opened.reader(cache_bytes=CACHE_BYTES))
-        operations = NodeOperations(root, statfs=lambda: os.statvfs(repository))
+    with (
+        Repository.open(repository) as opened,
+        closing(opened.reader(cache_bytes=CACHE_BYTES)) as reader,
+        trio.open_signal_receiver(*STOP_SIGNALS) as signals,
+    ):
+        operations = NodeOperations(repository_root(opened, reader), statfs=lambda: os.statvfs(repository))
         async with mounted(operations, mountpoint, source=os.fspath(repository), allow_other=allow_other) as gone:
             ready()
             log.info("mounted", repository=str(repository), mountpoint=str(mountpoint))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
                 await gone.wait()
                 nursery.cancel_scope.cancel()
     log.info("unmounted", mountpoint=str(mountpoint))
 
 
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        async for number in signals:
-            log.info("told to stop", signal=signal.Signals(number).name)
-            scope.cancel()
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        log.info("told to stop", signal=signal.Signals(number).name)
+        scope.cancel()
 
 
 def run(argv: list[str]) -> int:

@@ -14,6 +14,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -109,7 +110,7 @@ def umount(mountpoint: Path, *, lazy: bool = False) -> None:
     else:
         _unmount(mountpoint)
     if pid is not None and not lazy:
-        _wait_for_end(pid)
+        _end(pid)
     state.pid_file.unlink(missing_ok=True)
 
 
@@ -257,13 +258,19 @@ def _paths_in_use(process: Path) -> list[str]:
     return paths
 
 
-def _wait_for_end(pid: int) -> None:
-    """Until the daemon has ended, so that who unmounts may at once remove the repository. MountError."""
+def _end(pid: int) -> None:
+    """End the daemon and wait for it, so that who unmounts may at once remove the repository. MountError.
+
+    The unmounting alone may not: mount namespaces made meanwhile (of containers, of live instances) have copies of the
+    mount, and it is not over for the kernel before the last of them is.
+    """
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
         if not select.select([process], [], [], STOP_TIMEOUT_S)[0]:
             raise MountError(f"it is unmounted, but its process {pid} does not end", hint=f"`kill {pid}`")
     finally:

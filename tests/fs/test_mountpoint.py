@@ -145,6 +145,20 @@ def test_a_busy_mount_is_refused_with_who_uses_it_and_goes_lazily(mounted: mount
     wait_for(lambda: not runs(mounted.pid))
 
 
+def test_umount_ends_the_daemon_also_where_another_mount_namespace_has_a_copy(
+    mounted: mounting.MountedRepository,
+) -> None:
+    other = subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo there; exec sleep 60"], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"there\n"
+        mounting.umount(mounted.mountpoint)
+        assert not runs(mounted.pid)
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_two_mounts_of_one_repository_stand_side_by_side(mounted: mounting.MountedRepository, tmp_path: Path) -> None:
     second = tmp_path / "second, with a comma"
     second.mkdir()
