@@ -25,6 +25,7 @@ def tables() -> dict[str, dict[str, str]]:
     for line in PAGE.read_text().splitlines():
         if heading := re.match(r"#{2,3} (.+)", line):
             title = heading[1]
+            assert title not in found, f"two sections are called {title}"
             found[title] = {}
         elif inherited := re.match(r"All fields of \[(.+?)\]", line):
             found[title].update(found[inherited[1]])

@@ -24,8 +24,8 @@ def fork(app: App, source: str, count: int | None, names: str | None, message: s
     from ijfs.live import client
 
     repository = app.repository()
-    target = source if instances.is_live(app, source) else repository.resolve(source).hex()
     chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)
+    target = source if instances.is_live(app, source) else repository.resolve(source).hex()
     progress = app.progress(f"fork {source}")
     found = client.fork(
         app.repository_path,

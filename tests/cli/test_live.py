@@ -1,0 +1,196 @@
+"""Verbs on live programs: real sandboxes, real CRIU, one plain program and one kernel for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from calls import Ijfs, Result
+from json_page import check
+
+from ijfs.cli.main import invoke
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+COUNTER = "import time\nfor i in range(10**6):\n    print(i, flush=True)\n    time.sleep(0.02)\n"
+
+
+@pytest.fixture
+def live(repo: Path) -> Iterator[Path]:
+    """A repository; whatever lives in it at the end is ended."""
+    yield repo
+    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
+
+
+def ok(result: Result, section: str) -> dict[str, object]:
+    """The JSON of a verb that worked, checked against the page."""
+    assert result.code == 0, result.out + result.err
+    check(result.json, section)
+    return result.json
+
+
+def eventually(ijfs: Ijfs, *argv: str, holds: str) -> str:
+    """Call a verb until its output holds something; a program takes a moment to say it."""
+    deadline = time.monotonic() + 20
+    while holds not in (out := ijfs(*argv).out):
+        assert time.monotonic() < deadline, out
+        time.sleep(0.05)
+    return out
+
+
+def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:
+    started = ok(run_ijfs("run", "--name", "count", "--json", "--", "python3", "-c", COUNTER), "run")
+    assert started["instance"]["status"] == "running"  # type: ignore[index]
+    eventually(ijfs, "logs", "count", holds="3\n")
+    saved = ok(ijfs("save", "count", "-m", "early", "--json"), "save")
+    assert saved["parent"] is None
+    assert saved["branch"] == "count"
+    forked = ok(ijfs("fork", "count", "--names", "a,b", "-m", "twins", "--json"), "fork")
+    assert [i["name"] for i in forked["instances"]] == ["a", "b"]  # type: ignore[attr-defined]
+    listed = ok(ijfs("ps", "--json"), "ps")["instances"]
+    assert [(i["name"], i["status"]) for i in listed] == [  # type: ignore[attr-defined]
+        ("a", "running"),
+        ("b", "running"),
+        ("count", "running"),
+    ]
+    out = ijfs("ps").out
+    assert out.splitlines()[0].split() == ["NAME", "STATUS", "PID", "AGE", "SNAPSHOT", "MEMORY", "IN", "PROGRAM"]
+
+    os.kill(next(i["pid"] for i in listed if i["name"] == "a"), 9)  # type: ignore[attr-defined]
+    eventually(ijfs, "ps", holds="exited 137")
+    assert ijfs("exec", "a", "--", "true").code == 13
+    assert ijfs("save", "a").code == 13
+    restored = ok(ijfs("restore", "latest", "--name", "a", "--wait", "--json"), "restore")
+    assert restored["instance"]["memory"] == 1.0  # type: ignore[index]
+    same = ijfs("restore", "count~1", "--json").json
+    assert same["instance"]["name"] == "count-2", "the name it was saved under is taken by the original"
+
+    drawn = ijfs("tree").out
+    assert "├─▶ a  running" in drawn
+    assert "4 live" in drawn
+    check(ijfs("tree", "--json").json, "tree")
+    check(ijfs("show", "count", "--json").json, "show")
+    assert "program   count" in ijfs("show", "count").out
+    memory = ok(ijfs("diff", "count~1", "count", "--json"), "diff")["memory"]
+    assert memory
+    assert all(m["same"] > 0 for m in memory)  # type: ignore[attr-defined]
+
+    stopped = ok(ijfs("stop", "b", "--json"), "stop")
+    assert stopped["stopped"] == [{"name": "b", "exit_status": 143, "forgotten": False}]
+    again = ijfs("stop", "b")
+    assert again.code == 13
+    assert "--rm" in again.err
+    assert ijfs("logs", "b").out.startswith("0\n1\n")
+    assert ok(ijfs("stop", "--rm", "b", "--json"), "stop")["stopped"]
+    assert ijfs("logs", "b").code == 1
+
+
+def test_what_is_run_inside_uses_the_sandbox_and_its_exit_code_comes_out(
+    run_ijfs: Ijfs, live: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    assert run_ijfs("run", "--name", "s", "--", "sleep", "600").code == 0
+    done = run_ijfs("exec", "s", "--", "sh", "-c", "cat; echo $$ > /tmp/mine; exit 7", stdin=b"in\n")
+    assert (done.code, done.out) == (7, "in\n")
+    assert run_ijfs("exec", "s", "--", "cat", "/tmp/mine").out.strip().isdigit()
+    assert not Path("/tmp/mine").exists()
+    assert run_ijfs("exec", "s", "--", "readlink", "/proc/self/ns/net").out.strip() != os.readlink("/proc/self/ns/net")
+    assert run_ijfs("exec", "s", "--", "no-such-program").code in (126, 127)
+    assert run_ijfs("save", "s", "-q").code == 0
+    assert run_ijfs("cat", "s", "files/tmp/mine").out.strip().isdigit()
+
+
+def test_a_kernel_is_started_runs_cells_and_goes_back_in_place(
+    ijfs: Ijfs, run_ijfs: Ijfs, live: Path, tmp_path: Path
+) -> None:
+    started = ok(ijfs("kernel", "start", "--name", "k", "--json"), "kernel start")
+    assert Path(started["instance"]["connection_file"]).is_file()  # type: ignore[index]
+    cell = ok(ijfs("exec", "k", "-c", "x = 20; print('said'); x + 1", "--json"), "exec")
+    assert (cell["stdout"], cell["result"]) == ("said\n", "21")
+    assert ijfs("exec", "k", "-c", "x + 1").out == "21\n"
+    assert run_ijfs("exec", "k", "-", stdin=b"print(x * 2)\n").out == "40\n"
+    failed = ijfs("exec", "k", "-c", "1/0")
+    assert failed.code == 1
+    assert "ZeroDivisionError" in failed.err
+    notebook = tmp_path / "n.ipynb"
+    notebook.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    assert ijfs("save", "k", "-m", "x is 20", "--notebook", notebook).code == 0
+    assert ijfs("cat", "k", "notebook.ipynb").out == notebook.read_text()
+    assert ijfs("exec", "k", "-c", "x = 99").code == 0
+    assert ijfs("restore", "k", "--replace").code == 0
+    assert ijfs("exec", "k", "-c", "x").out == "20\n"
+    assert ijfs("exec", "k", "--timeout", "0.3", "-c", "import time; time.sleep(5)").code == 1
+    listed = ok(ijfs("kernel", "list", "--json"), "kernel list")
+    assert [i["name"] for i in listed["instances"]] == ["k"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["save", "nobody"], 1, "nobody"),
+        (["logs", "nobody"], 1, "nobody"),
+        (["exec", "nobody", "--", "true"], 1, "nobody"),
+        (["stop", "nobody"], 1, "nobody"),
+        (["restore", "nobody"], 1, "nobody"),
+        (["fork", "nobody"], 1, "nobody"),
+        (["run", "--", "/no/such/program"], 2, "program"),
+        (["run", "--name", "bad/name", "--", "true"], 2, "bad/name"),
+        (["run", "--network", "everything", "--", "true"], 2, "everything"),
+        (["fork", "x", "-n", "3", "--names", "a,b"], 2, "2 names"),
+        (["exec", "x"], 2, "what to run"),
+        (["exec", "x", "-c", "1", "--", "true"], 2, "what to run"),
+        (["kernel", "start", "--kernel", "no-such-spec"], 2, "no-such-spec"),
+        (["kernel", "remove", "no-such-spec"], 2, "no-such-spec"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    ijfs: Ijfs, live: Path, argv: list[str], code: int, said: str
+) -> None:
+    result = ijfs(*argv)
+    assert said in result.err
+    assert (result.code, result.out) == (code, "")
+    assert "Traceback" not in result.err
+    assert "unexpected" not in result.err
+    assert ijfs("ps", "--json").json["instances"] == [], "nothing half made is left"
+
+
+def test_a_snapshot_that_was_imported_cannot_be_restored_and_says_so(ijfs: Ijfs, live: Path, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_text("x")
+    assert ijfs("import", tmp_path / "d").code == 0
+    result = ijfs("restore", "main")
+    assert result.code == 2
+    assert "not a snapshot of a program" in result.err
+
+
+def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:
+    script = "import time\nfor i in range(5):\n    print('line', i, flush=True)\n    time.sleep(0.2)\n"
+    assert run_ijfs("run", "--name", "brief", "--", "python3", "-c", script).code == 0
+    followed = run_ijfs("logs", "-f", "brief")
+    assert followed.out.splitlines() == [f"line {i}" for i in range(5)]
+    assert run_ijfs("logs", "-n", "2", "brief").out.splitlines() == ["line 3", "line 4"]
+    check(run_ijfs("logs", "brief", "--json").json, "logs")
+
+
+def test_names_of_new_programs_are_free_ones(ijfs: Ijfs, live: Path) -> None:
+    names = [ijfs("run", "--json", "--", "/bin/sleep", "600").json["instance"]["name"] for _ in range(3)]
+    assert names == ["sleep", "sleep-2", "sleep-3"]
+
+
+def test_kernel_specs_are_installed_listed_and_removed(ijfs: Ijfs, repo: Path) -> None:
+    made = ok(ijfs("kernel", "install", "--json"), "kernel install")
+    assert made["spec"]["name"] == "ijfs-python3"  # type: ignore[index]
+    assert "ijfs-python3" in ijfs("kernel", "list").out
+    ok(ijfs("kernel", "remove", "ijfs-python3", "--json"), "kernel remove")
+    assert "ijfs-python3" not in ijfs("kernel", "list").out
+
+
+def test_a_log_that_is_followed_is_no_json(ijfs: Ijfs, repo: Path) -> None:
+    result = ijfs("logs", "-f", "x", "--json")
+    assert result.code == 2
+    assert "--follow" in result.json["error"]["message"]
