@@ -93,7 +93,10 @@ class _Collector:
         self._condemn(kept)
         oldest = self._oldest_session()
         # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
-        kept.add(self._listed())
+        # So is what came and went meanwhile: a session may have taken something over from it.
+        with _need_whole():
+            kept.add(self._listed())
+            kept.add(self._removed_lately())
         doomed = self._sweep(kept, oldest)
         self._drop_sidecars(roots.heads)
         repacker = Repacker(self._repository, self._progress)
@@ -228,9 +231,9 @@ class _Collector:
 
         The epoch changes last: a session that begins in the new epoch sees every mark of it.
         """
+        removed = self._removed_lately()
         with self._index.read() as view:
             epoch = view.number(b"epoch") + 1
-            removed = [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
         stale = self._stale(removed)
         mark = U64.pack(epoch)
         for group in _grouped(key for _, key, _ in self._unreached(kept)):
@@ -239,6 +242,11 @@ class _Collector:
             alive = [key for key, _ in rows if key in kept.objects or kept.chunks.has(key) == b"\1"]
             self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
         self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
+
+    def _removed_lately(self) -> list[ObjectId]:
+        """Snapshots that were taken off the list since a gc last looked at such."""
+        with self._index.read() as view:
+            return [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
 
     def _stale(self, removed: list[ObjectId]) -> Reach | None:
         """What snapshots reached that were listed at some time since the last gc: marks on these may be older than
