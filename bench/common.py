@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,15 @@ class Cost:
     """Of one command, or of several that followed one another.
 
     `wall_s` until it returned; `sync_s` until after that everything it wrote was on the disk; `cpu_s` user and system
-    time of it and its children; `rss_bytes` the most memory that one of its processes had resident.
+    time of it and its children; `rss_bytes` the most memory that one of its processes had resident; `elsewhere_s` the
+    CPU time that the rest of the machine used meanwhile, write-back among it: large where the machine was not quiet.
     """
 
     wall_s: float = 0.0
     sync_s: float = 0.0
     cpu_s: float = 0.0
     rss_bytes: int = 0
+    elsewhere_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -140,6 +142,7 @@ class Cost:
             self.sync_s + other.sync_s,
             self.cpu_s + other.cpu_s,
             max(self.rss_bytes, other.rss_bytes),
+            self.elsewhere_s + other.elsewhere_s,
         )
 
 
@@ -154,7 +157,7 @@ def measure(command: Command, *, sync: Path | None = None) -> Cost:
     (exec_mmap), hence the process that calls this has to be small.
     """
     with Path(os.devnull).open("rb") as nothing:
-        began = time.perf_counter()
+        busy, began = _busy_seconds(), time.perf_counter()
         child = subprocess.Popen(
             command.argv,
             cwd=command.cwd,
@@ -166,13 +169,20 @@ def measure(command: Command, *, sync: Path | None = None) -> Cost:
         assert child.stdout is not None
         said = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - began
+        wall, busy = time.perf_counter() - began, _busy_seconds() - busy
     child.stdout.close()
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise CommandError(f"{' '.join(command.argv)}: exit status {child.returncode}\n{said.decode(errors='replace')}")
     synced = _sync(sync) if sync else 0.0
-    return Cost(wall, synced, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Cost(wall, synced, cpu, usage.ru_maxrss << 10, max(0.0, busy - cpu))
+
+
+def _busy_seconds() -> float:
+    """CPU time of everything on the machine since it booted, time that a hypervisor gave to others included."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _sync(path: Path) -> float:
@@ -185,7 +195,7 @@ def _sync(path: Path) -> float:
 def median(costs: Sequence[Cost]) -> Cost:
     """The one in the middle by wall time, with the largest RSS of all."""
     middle = sorted(costs, key=lambda cost: cost.total_s)[len(costs) // 2]
-    return Cost(middle.wall_s, middle.sync_s, middle.cpu_s, max(cost.rss_bytes for cost in costs))
+    return replace(middle, rss_bytes=max(cost.rss_bytes for cost in costs))
 
 
 # --- disk and caches

@@ -82,7 +82,19 @@ def _make_tree(tree: Path, options: argparse.Namespace) -> None:
 
 
 def _show(results: Results, targets: Sequence[Target]) -> None:
-    head = ("", "stored MB", "of cp", "store s", "+ sync s", "MB/s", "CPU s", "peak MiB", "restore s", "right")
+    head = (
+        "",
+        "stored MB",
+        "of cp",
+        "store s",
+        "+ sync s",
+        "MB/s",
+        "CPU s",
+        "others' CPU s",
+        "peak MiB",
+        "restore s",
+        "right",
+    )
     rows = [_row(name, one, results) for name, one in results.standings.items()]
     print(f"\n{common.table(head, rows)}\n")
     print(common.table(("target", "bound", "value", "", "compared"), [_target_row(one) for one in targets]))
@@ -102,6 +114,7 @@ def _row(name: str, one: Standing, results: Results) -> tuple[str, ...]:
         f"{one.store.sync_s:.1f}",
         f"{results.tree_bytes / one.store.total_s / 1e6:,.0f}",
         f"{one.store.cpu_s:.1f}",
+        f"{one.store.elsewhere_s:.1f}",
         f"{one.store.rss_bytes >> 20:,}",
         f"{one.restore.wall_s:.2f}",
         "yes" if one.verified else "NO",

@@ -43,10 +43,6 @@ class Contestant(ABC):
     def restore(self, snapshot: Snapshot, target: Path) -> Command:
         """The command that writes one snapshot's images into the empty directory `target`."""
 
-    def landed(self, snapshot: Snapshot, target: Path) -> Path:
-        """Where below `target` the images then are."""
-        return target
-
 
 class Copy(Contestant):
     """`cp -a`: what storing nothing cleverly costs."""
@@ -156,9 +152,6 @@ class Restic(Contestant):
 
     def restore(self, snapshot: Snapshot, target: Path) -> Command:
         return self._command("restore", "latest", "--tag", snapshot.name, "--target", str(target))
-
-    def landed(self, snapshot: Snapshot, target: Path) -> Path:
-        return target / snapshot.images.relative_to("/")
 
     def _command(self, *argv: str, cwd: Path | None = None) -> Command:
         env = {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": str(self.home / "cache")}
