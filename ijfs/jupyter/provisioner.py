@@ -20,6 +20,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Enum, Unicode
 
+from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.live import client
@@ -106,7 +107,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             await asyncio.to_thread(self._stop)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Forget the ended instance, so that its directory does not stay behind; before a restart it is kept."""
+        """Forget the ended instance unless the kernel wrote in its working directory; keep it for a restart."""
         if not restart and self._instance and not self.attach:
             await asyncio.to_thread(self._remove)
 
@@ -204,6 +205,10 @@ class IjfsProvisioner(KernelProvisionerBase):
 
     def _remove(self) -> None:
         try:
+            work = written_work(self._repository, self._instance)
+            if work is not None:
+                self.log.warning("files that the kernel wrote in %s, unless saved, are now in %s", self._cwd, work)
+                return
             client.remove(self._repository, self._instance)
         except NoInstanceError:
             self.log.debug("cleanup: the instance is gone already")

@@ -146,11 +146,10 @@ class Keeper:
         self._ended.set()
 
     def _take(self, box: Sandbox) -> None:
-        """Make this sandbox the instance's: watched, relayed, with a guest port."""
+        """Make this sandbox the instance's: watched and relayed."""
         assert self._nursery is not None
         self.box = box
         self.relay.attach(box.network_fd)
-        self.guest.open(box.network_fd, self._nursery)
         self._nursery.start_soon(self._watch, box)
 
     def _write(self, **changes: Any) -> None:
@@ -158,7 +157,7 @@ class Keeper:
         write_record(self.paths, self.record)
 
     def reopen_guest(self, box: Sandbox) -> None:
-        """Listen for the program's own requests again, after a freeze."""
+        """Listen for the program's own requests: from its start, and again after a freeze."""
         assert self._nursery is not None
         self.guest.open(box.network_fd, self._nursery)
 
@@ -215,7 +214,9 @@ class Keeper:
         box = await in_thread(instance.launch, layers, self.record.spec, self.repo, connection, kept=kept)
         if before and before.snapshot is not None:
             self._stand_again_on(before.snapshot)
-        return self._running(box, snapshot=before.snapshot if before else None)
+        info = self._running(box, again=before is not None, snapshot=before.snapshot if before else None)
+        self.reopen_guest(box)
+        return info
 
     def _record_before(self, args: dict[str, Any]) -> InstanceRecord | None:
         """The record of the ended instance that begins again, where that was asked for and there is one."""
@@ -274,7 +275,9 @@ class Keeper:
         restored = await self._bring_back(snapshot, meta, args, emit)
         if before:
             await in_thread(shutil.rmtree, self.paths.layers(before.generation).root, ignore_errors=True)
-        info = self._running(restored.box, snapshot=snapshot.id.hex(), pager=self._pager_process())
+        info = self._running(
+            restored.box, again=before is not None, snapshot=snapshot.id.hex(), pager=self._pager_process()
+        )
         await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
         return msgspec.structs.replace(info, phases=restored.phases, memory=self._memory())
 
@@ -302,8 +305,14 @@ class Keeper:
         assert self._nursery is not None
         self.guest.hook_ports = [int(port) for port in guest.get("hook_ports", ())]
         self.known = await in_thread(known_files, self.saver.layers(restored.box), restored.began_ns)
-        event = {"event": "after_restore", "snapshot": snapshot}
-        self._nursery.start_soon(self.guest.tell, restored.box.network_fd, event)
+        self._nursery.start_soon(self._greet, restored.box, {"event": "after_restore", "snapshot": snapshot})
+
+    async def _greet(self, box: Sandbox, event: dict[str, Any]) -> None:
+        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them."""
+        async with self._busy:  # a save waits: it would find the hooks half done
+            if self.box is box:
+                await self.guest.tell(box.network_fd, event)
+                self.reopen_guest(box)
 
     async def _go_back(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Restore in place: the new program is up before the old one ends, so that a failure costs nothing."""
@@ -350,6 +359,7 @@ class Keeper:
         box = self._found_box(record)
         ports, moved = self.relay.open_again(record.relay)
         info = self._running(box, again=True, keeper=procfs.identify(os.getpid()), relay=ports)
+        self.reopen_guest(box)
         text = f"the keeper of `{self.name}` had been killed; a new one took the running program over"
         if moved:
             text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"

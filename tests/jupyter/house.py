@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ from ijfs.live import client
 KERNEL = "ijfs-python3"
 PATIENCE_S = 60
 """Two cores are shared with whatever else runs: a limit for what should take one or two seconds."""
+
+
+def eventually(true: Callable[[], bool], within_s: float = 15.0) -> bool:
+    """Whether `true()` comes true in time."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 class House:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from house import KERNEL, PATIENCE_S, House
+from house import KERNEL, PATIENCE_S, House, eventually
 
 from ijfs.live import client
 
@@ -51,7 +51,11 @@ def test_console_in_a_terminal(house: House, tmp_path: Path) -> None:
     finally:
         os.close(terminal)
         os.waitpid(pid, 0)
-    assert client.list_instances(house.repo) == []
+    # The console only asks its kernel to end, and does not wait for it.
+    assert eventually(lambda: house.instances() == [])
+    (ended,) = client.list_instances(house.repo)
+    assert ended.exit_status == 0
+    client.remove(house.repo, ended.name)
 
 
 def until(terminal: int, text: bytes) -> bytes:

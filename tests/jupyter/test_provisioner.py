@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from house import KERNEL, PATIENCE_S, Cells, House
+from house import KERNEL, PATIENCE_S, Cells, House, eventually
 from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from ijfs.jupyter import kernelspec
+from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manager
 from ijfs.jupyter.provisioner import IjfsProvisioner
 from ijfs.live import client
@@ -34,15 +35,6 @@ def started(manager: KernelManager, **options: Any) -> Iterator[Cells]:
             cells.client.stop_channels()
     finally:
         manager.shutdown_kernel(now=True)
-
-
-def eventually(true: Callable[[], bool], within_s: float = 15.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_save_go_back_and_interrupt_under_one_manager_and_client(house: House) -> None:
@@ -87,7 +79,10 @@ def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(house: House) 
     client.remove(house.repo, sibling.name)
 
 
-def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(house: House) -> None:
+def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with started(KernelManager(kernel_name=KERNEL)) as cells:
         before = cells.manager.get_connection_info()
         cells("x = 1; open('written-by-the-kernel', 'w').write('kept')")
@@ -98,7 +93,13 @@ def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(house: House) 
         cells.client.wait_for_ready(timeout=PATIENCE_S)
         assert cells("print(x)") == "NameError"
         assert cells("print(open('written-by-the-kernel').read())") == "kept"
-    assert not Path("written-by-the-kernel").exists()
+        name = house.the_instance()
+    assert list(tmp_path.iterdir()) == []
+    # What it was run for outlives the shutdown, though it was never saved.
+    work = written_work(house.repo, name)
+    assert work is not None
+    assert (work / "written-by-the-kernel").read_text() == "kept"
+    client.remove(house.repo, name)
 
 
 def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(house: House) -> None:

@@ -70,12 +70,17 @@ def test_going_back_in_place_to_a_save_from_inside_resumes(house: House, cells: 
 def test_hooks_run_around_a_save_that_comes_from_outside(house: House, cells: Cells) -> None:
     name = house.the_instance()
     cells("import ijfs; seen = []")
+    cells("_ = ijfs.after_restore(lambda: __import__('time').sleep(0.5))")
     cells("_ = ijfs.before_save(lambda: seen.append('before')); _ = ijfs.after_restore(lambda: seen.append('after'))")
-    snapshot = house.save(name)
-    assert cells("print(seen)") == "['before']"
+    house.save(name)
+    begin = time.monotonic()
+    assert cells("with ijfs.barrier(): print(seen)") == "['before']"
+    assert time.monotonic() - begin < 5  # the keeper said that the save is over
+    snapshot = cells("r = ijfs.save(); now = list(seen); print(r.id)")
     client.restore(house.repo, snapshot, name, replace=True)
     cells.client.wait_for_ready(timeout=60)
-    assert cells("print(seen)") == "['before', 'after']"
+    # The hooks of the child were done when ijfs.save() returned in it.
+    assert cells("print(r.resumed, now)") == "True ['before', 'before', 'after']"
 
 
 PROGRAM = """
