@@ -8,6 +8,7 @@ are external, connections of the relay stay established, file locks and unlinked
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -88,6 +89,7 @@ def _places() -> Iterable[Path]:
         yield Path(on_path)
 
 
+@functools.cache
 def version(criu: Path) -> tuple[int, ...]:
     """Its version, such as (4, 2, 1)."""
     text = subprocess.run([criu, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ijfs.live import criu
+from ijfs.live import blockers, criu
 from ijfs.live import save as steps
 from ijfs.live.control import Emit, in_thread
 from ijfs.live.errors import describe, rebuild
@@ -72,9 +72,12 @@ class Saver:
         await keeper.memory_in()
         emit({"kind": "phase", "name": "hold"})
         began = time.monotonic()
-        await keeper.guest.tell(box.network_fd, {"event": "before_save"})
         stop = bool(args.get("stop"))
-        frozen = await self._freeze(box, stop=stop, emit=emit, began=began, gpu=_gpu_part(keeper.gpu, args))
+        try:
+            await keeper.guest.tell(box.network_fd, {"event": "before_save"})
+            frozen = await self._freeze(box, stop=stop, emit=emit, began=began, gpu=_gpu_part(keeper.gpu, args))
+        finally:  # whatever came of it: hooks wait for this
+            await keeper.guest.tell(box.network_fd, {"event": "after_save", "snapshot": None})
         try:
             stored = await in_thread(self._store, frozen, box, args, emit)
             keeper.known = frozen.workspace.known
@@ -128,6 +131,7 @@ class Saver:
         )
         parent = self._snapshot.id if self._snapshot is not None else None
         stored = keeper.vault.store(parts, parent, _progress_events(emit))
+        stored.notes.extend(_warnings(box))
         clock.end()
         frozen.phases.update(clock.phases)
         return stored
@@ -221,6 +225,14 @@ def _gpu_part(program: GpuProgram | None, args: dict[str, Any]) -> steps.GpuPart
     timeout_s = args.get("gpu_timeout_s")
     options = {} if timeout_s is None else {"timeout_s": float(timeout_s)}
     return steps.GpuPart(program, force=bool(args.get("force")), **options)
+
+
+def _warnings(box: Sandbox) -> list[str]:
+    """What will not be quite the same in a restored program."""
+    if not box.is_alive():
+        return []
+    found = (verdict for verdict in blockers.of_program(box.pid) if verdict.outcome == "warn")
+    return [f"{verdict.evidence}: {verdict.remedy}" for verdict in found]
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -1,0 +1,227 @@
+"""What this machine, or one program on it, has or lacks for being saved and restored; records for `ijfs doctor`.
+
+Pure looking: nothing is installed, changed or left behind. `machine` asks of the machine, `program` of a running
+program (a pid, or an instance's name). Each check says what it saw and, where it is not well, what to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ijfs.live import blockers, criu, namespaces, procfs
+from ijfs.live.errors import CriuMissingError, NoInstanceError
+from ijfs.live.instance import INIT_PROGRAMS
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+from ijfs.live.rootfs import OVERLAY_OPTIONS
+from ijfs.live.verdicts import Outcome, Verdict
+from ijfs_engine.errors import IjfsError, UnknownNameError
+
+# <linux/capability.h>: what namespaces, mounts, device nodes, CRIU and userfaultfd want.
+_CAPABILITIES = {
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_NET_ADMIN": 12,
+    "CAP_MKNOD": 27,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_CHOWN": 0,
+    "CAP_KILL": 5,
+}
+_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+
+# A save writes the program's memory once; below this a snapshot of an ordinary notebook kernel does not fit.
+LOW_SPACE = 2 << 30
+
+
+def machine(repo: Path) -> list[Verdict]:
+    """Every check of the machine; `repo` is where a repository is or would be."""
+    checks: list[Callable[[], Iterator[Verdict]]] = [
+        _kernel,
+        _capabilities,
+        _criu,
+        lambda: _overlay(repo),
+        _userfaultfd,
+        _fuse,
+        _programs,
+        _io_uring,
+        lambda: _space(repo),
+    ]
+    return [verdict for check in checks for verdict in _guarded(check)]
+
+
+def program(repo: Path, target: str) -> list[Verdict]:
+    """Every check of a program: an instance's name, or any process's pid on this machine. UnknownNameError."""
+    pid = _pid_of(repo, target)
+    try:
+        return _program(pid)
+    except PermissionError:
+        evidence = f"process {pid} cannot be looked into"
+        return [Verdict(check="program", outcome="unknown", evidence=evidence, remedy="run ijfs as root")]
+
+
+def _program(pid: int) -> list[Verdict]:
+    found = blockers.of_program(pid)
+    if not any(verdict.outcome == "refuse" for verdict in found):
+        count = len(procfs.processes_in("pid", procfs.namespace_id(pid, "pid"))) if _in_sandbox(pid) else 1
+        evidence = f"nothing known stands against saving process {pid} ({count} process{'es' * (count > 1)})"
+        found.insert(0, Verdict(check="program", outcome="ok", evidence=evidence))
+    if not _in_sandbox(pid):
+        remedy = "`ijfs run -- COMMAND` starts a program so that it can be saved"
+        evidence = f"process {pid} does not run in an ijfs sandbox: ijfs cannot save it"
+        found.append(Verdict(check="sandbox", outcome="warn", evidence=evidence, remedy=remedy))
+    return [*found, *_gpu(pid)]
+
+
+def _pid_of(repo: Path, target: str) -> int:
+    try:
+        record = read_record(InstancePaths.of(repo, target))
+    except (NoInstanceError, IjfsError):
+        if target.isdecimal() and procfs.state(int(target)):
+            return int(target)
+        raise UnknownNameError(f"`{target}` is neither an instance nor the pid of a process") from None
+    if record.program is None or not procfs.is_alive(record.program):
+        raise UnknownNameError(f"the program of `{target}` has ended")
+    return record.program.pid
+
+
+def _in_sandbox(pid: int) -> bool:
+    return procfs.namespace_id(pid, "pid") != procfs.namespace_id("self", "pid")
+
+
+def _guarded(check: Callable[[], Iterator[Verdict]]) -> Iterator[Verdict]:
+    """A check that cannot look says so; it does not stop the others."""
+    try:
+        yield from check()
+    except (OSError, subprocess.SubprocessError) as error:
+        name = getattr(check, "__name__", "check").strip("_").replace("<lambda>", "filesystem")
+        yield Verdict(check=name, outcome="unknown", evidence=f"cannot be found out here: {error}")
+
+
+def _verdict(check: str, good: bool, evidence: str, remedy: str = "", *, bad: Outcome = "refuse") -> Verdict:
+    return Verdict(check=check, outcome="ok" if good else bad, evidence=evidence, remedy="" if good else remedy)
+
+
+def _kernel() -> Iterator[Verdict]:
+    release, arch = platform.release(), platform.machine()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    known = arch in namespaces.SYS_PIVOT_ROOT
+    yield _verdict("kernel", known and numbers >= (5, 14), f"Linux {release}, {arch}", "Linux 5.14 or newer on x86-64")
+
+
+def _capabilities() -> Iterator[Verdict]:
+    if os.geteuid() != 0:
+        remedy = "run ijfs as root: sandboxes, CRIU and mounts need it"
+        yield Verdict(check="capabilities", outcome="refuse", evidence=f"user {os.geteuid()}", remedy=remedy)
+        return
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    evidence = f"root without {', '.join(missing)}" if missing else "root with all that is needed"
+    yield _verdict("capabilities", not missing, evidence, "start the container with these capabilities (or privileged)")
+
+
+def _criu() -> Iterator[Verdict]:
+    try:
+        found = criu.find()
+    except CriuMissingError as error:
+        yield Verdict(check="CRIU", outcome="refuse", evidence=str(error), remedy=error.hint or "")
+        return
+    version = criu.version(found)
+    shown = ".".join(map(str, version)) or "of an unknown version"
+    new_enough = version >= criu.MINIMUM
+    wanted = ".".join(map(str, criu.MINIMUM))
+    yield _verdict("CRIU", new_enough, f"{found} {shown}", f"{wanted} or newer: `tools/setup` in a checkout brings one")
+    complaint = criu.check(found)
+    remedy = "a newer CRIU (`tools/setup`), or a kernel with what is named there"
+    yield _verdict("criu check", complaint is None, complaint or "looks good", remedy)
+
+
+def _overlay(repo: Path) -> Iterator[Verdict]:
+    """A real mount, in a mount namespace of a child's own, on the repository's filesystem."""
+    place = _existing(repo)
+    with tempfile.TemporaryDirectory(dir=place, prefix=".ijfs-doctor-") as directory:
+        for name in ("upper", "work", "root"):
+            os.mkdir(f"{directory}/{name}")
+        options = f"lowerdir=/,upperdir={directory}/upper,workdir={directory}/work,{OVERLAY_OPTIONS}"
+        code = f"mount -t overlay overlay -o {options} {directory}/root && test -d {directory}/root/usr"
+        done = subprocess.run(["unshare", "-m", "sh", "-c", code], capture_output=True, text=True, check=False)
+        # An overlay's work directory keeps one with no permissions at all; nobody but root can remove it.
+        shutil.rmtree(f"{directory}/work", ignore_errors=True)
+    evidence = f"{place} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
+    remedy = "keep the repository on ext4, xfs, btrfs or tmpfs (not on another overlay or NFS)"
+    yield _verdict("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
+
+
+def _userfaultfd() -> Iterator[Verdict]:
+    number = _SYS_USERFAULTFD.get(platform.machine())
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK) if number else -1
+    evidence = "a restored program's memory can come in while it runs"
+    if fd < 0:
+        evidence = f"not available: {os.strerror(ctypes.get_errno())}"
+    else:
+        os.close(fd)
+    yield _verdict(
+        "userfaultfd", fd >= 0, evidence, "CONFIG_USERFAULTFD; until then use `ijfs restore --eager`", bad="warn"
+    )
+
+
+def _fuse() -> Iterator[Verdict]:
+    usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
+    evidence = "/dev/fuse is there" if usable else "/dev/fuse is missing or closed to this user"
+    yield _verdict("FUSE", usable, evidence, "`modprobe fuse`, or give the container /dev/fuse", bad="warn")
+    helper = shutil.which("fusermount3")
+    yield _verdict("fusermount3", bool(helper), helper or "not found", "install the package `fuse3`", bad="warn")
+
+
+def _programs() -> Iterator[Verdict]:
+    init = next((path for path in map(shutil.which, INIT_PROGRAMS) if path), None)
+    yield _verdict("init", init is not None, init or "neither tini nor docker-init", "install the package `tini`")
+    slirp = shutil.which("slirp4netns")
+    remedy = "install the package `slirp4netns` if programs in a sandbox are to reach the network"
+    yield _verdict("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
+
+
+def _io_uring() -> Iterator[Verdict]:
+    """Nothing to refuse: sandboxes refuse io_uring by themselves. Said, because it is the blocker met most often."""
+    path = Path("/proc/sys/kernel/io_uring_disabled")
+    value = path.read_text().strip() if path.exists() else "0"
+    evidence = "off on this machine" if value == "2" else "refused to programs in a sandbox, unless they are allowed it"
+    yield Verdict(check="io_uring", outcome="ok", evidence=evidence)
+
+
+def _space(repo: Path) -> Iterator[Verdict]:
+    place = _existing(repo)
+    free = shutil.disk_usage(place).free
+    evidence = f"{free / 1e9:.1f} GB free at {place}"
+    yield _verdict("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+
+
+def _gpu(pid: int) -> Iterator[Verdict]:
+    from ijfs.live.gpu.evidence import cuda_processes
+
+    pids = procfs.processes_in("pid", procfs.namespace_id(pid, "pid")) if _in_sandbox(pid) else [pid]
+    if not cuda_processes(pids):
+        return
+    from ijfs.live.gpu.nvml import inventory
+    from ijfs.live.gpu.preflight import check_program
+
+    try:
+        yield from check_program(cuda_processes(pids), inventory())
+    except IjfsError as error:
+        yield Verdict(check="GPU", outcome="unknown", evidence=str(error), remedy=error.hint or "")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path

@@ -1,0 +1,126 @@
+"""doctor and blockers: what they see on this machine, in programs made to have it, and where nothing can be seen."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from livehouse import House, eventually
+
+from ijfs.live import blockers, client, doctor
+from ijfs.live.verdicts import refused
+from ijfs_engine import UnknownNameError
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+
+def test_a_machine_on_which_the_live_tests_run_is_found_fit(live_machine: None, tmp_path: Path) -> None:
+    verdicts = doctor.machine(tmp_path / "not" / "yet")
+    assert not refused(verdicts)
+    assert {"kernel", "capabilities", "CRIU", "criu check", "overlay", "userfaultfd", "FUSE", "init", "disk space"} <= {
+        verdict.check for verdict in verdicts
+    }
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_machine_without_criu_is_told_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IJFS_CRIU", "/no/such/criu")
+    (verdict,) = [verdict for verdict in doctor.machine(tmp_path) if verdict.check == "CRIU"]
+    assert (verdict.outcome, "tools/setup" in verdict.remedy) == ("refuse", True)
+
+
+def test_a_criu_that_is_too_old_or_fails_its_check_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "criu"
+    old.write_text('#!/bin/sh\n[ "$1" = check ] && echo "Error: vdso not understood" && exit 1\necho Version: 3.17.1\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("IJFS_CRIU", str(old))
+    found = {verdict.check: verdict for verdict in doctor.machine(tmp_path)}
+    assert found["CRIU"].outcome == "refuse"
+    assert "3.17.1" in found["CRIU"].evidence
+    assert "vdso not understood" in found["criu check"].evidence
+
+
+def test_a_repository_where_no_overlay_can_stand_is_refused(live_machine: None) -> None:
+    (verdict,) = [
+        verdict for verdict in doctor.machine(Path("/proc/none")) if verdict.check in ("overlay", "filesystem")
+    ][:1]
+    assert verdict.outcome in ("refuse", "unknown")
+
+
+def test_a_program_with_an_io_uring_and_an_open_database_is_told_so(house: House) -> None:
+    code = """
+import ctypes, sqlite3, time
+ring = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256))
+connection = sqlite3.connect("/tmp/open.db"); connection.execute("create table t (x)"); connection.commit()
+print("up", flush=True); time.sleep(1000)
+"""
+    info = house.python("blocked", code, io_uring=True)
+    assert eventually(lambda: "up" in Path(info.log).read_text())
+    found = {verdict.check: verdict for verdict in doctor.program(house.repo, "blocked")}
+    assert found["io_uring"].outcome == "refuse"
+    assert found["io_uring"].remedy
+    assert found["sqlite"].outcome == "warn"
+    assert "/tmp/open.db" in found["sqlite"].evidence
+
+
+def test_a_program_with_nothing_against_it_is_fine(house: House) -> None:
+    house.command("fine", "while true; do sleep 1; done")
+    assert [verdict.outcome for verdict in doctor.program(house.repo, "fine")] == ["ok"]
+
+
+def test_a_process_outside_a_sandbox_cannot_be_saved_and_a_tracer_is_seen() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    try:
+        found = {verdict.check: verdict for verdict in doctor.program(Path("/none"), str(process.pid))}
+        assert found["sandbox"].outcome == "warn"
+        assert "ijfs run" in found["sandbox"].remedy
+    finally:
+        process.kill()
+        process.wait()
+    assert blockers.of_process(process.pid) == []
+
+
+def test_what_is_neither_an_instance_nor_a_process_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError):
+        doctor.program(tmp_path, "nobody")
+    with pytest.raises(UnknownNameError):
+        doctor.program(tmp_path, "4194303")
+
+
+LIMIT = """
+import sqlite3, time, os
+connection = sqlite3.connect("/root/limit.db", isolation_level=None)
+connection.execute("create table if not exists t (x)")
+def attempt(how):
+    try:
+        how.execute("insert into t values (1)")
+        return "ok"
+    except sqlite3.OperationalError as error:
+        return str(error)
+while True:
+    fresh = sqlite3.connect("/root/limit.db", isolation_level=None)
+    line = f"{attempt(connection)} | {attempt(fresh)}"
+    fresh.close()
+    open("/tmp/attempt", "w").write(line)
+    time.sleep(0.05)
+"""
+
+
+def test_limit_an_open_sqlite_connection_is_read_only_after_a_restore_and_a_new_one_is_not(house: House) -> None:
+    """The documented limit (docs/guide.md): the file's inode number is another one. SQLite itself says so clearly."""
+    assert sqlite3.sqlite_version_info
+    house.python("database", LIMIT)
+    attempt = house.upper("database") / "tmp/attempt"
+    assert eventually(lambda: attempt.exists() and attempt.read_text() == "ok | ok")
+    result = house.save("database")
+    assert any("SQLite" in warning for warning in result.warnings)
+    time.sleep(0.2)
+    assert attempt.read_text() == "ok | ok"
+    house.restore(result.snapshot, "sibling")
+    sibling = Path(client.describe(house.repo, "sibling").log).parents[2] / "tmp/attempt"
+    assert eventually(lambda: sibling.read_text() == "attempt to write a readonly database | ok")
