@@ -31,7 +31,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Medians over the rounds, in seconds; `add_s` is the part of `ingest_s` before the commit. `stored`: pack bytes."""
+    """Medians over the rounds, in seconds (`add_s`: of `ingest_s`, what came before the commit), and new pack bytes."""
 
     bytes: int
     parent_bytes: int
