@@ -24,7 +24,7 @@ _ZERO_ID: Final = bytes(ID_SIZE)
 
 
 class Part(NamedTuple):
-    """Pages that form a region: their numbers among the fresh pages, their bytes, and the parent's under them."""
+    """Pages that form a region: their numbers among those looked at, their bytes, and the parent's under them."""
 
     pages: Sequence[int]
     data: memoryview
@@ -34,32 +34,49 @@ class Part(NamedTuple):
     sparse: bool
 
 
-class Differences:
-    """What the parent has under the fresh pages of one leaf."""
+class Under(NamedTuple):
+    """What the parent has under a page: its page number `theirs` (-1: nothing, or zeros); whether the hints agree."""
 
-    def __init__(self, parent: ParentPages, data: memoryview, theirs: list[int]) -> None:
-        """`theirs`: per page of `data` the parent's page at its address, or -1. CorruptError."""
+    theirs: int
+    likely: bool
+
+
+NOTHING: Final = Under(-1, False)
+
+
+class Differences:
+    """What the parent has under the pages of one leaf that are not known to be the same."""
+
+    def __init__(self, parent: ParentPages, data: memoryview, under: Sequence[Under]) -> None:
+        """`under`: of each page of `data`. CorruptError."""
         self._parent = parent
         self._data = data
         self._base = memoryview(bytearray(len(data)))
-        self._theirs = theirs
-        self._changed = memoryview(bytearray(len(theirs)))
-        runs = list(_stretches(theirs))
-        vain = [run for run in runs if run[1] >= _PROBED_RUN and not self._promising(*run)]
+        self._theirs = [page.theirs for page in under]
+        self._changed = memoryview(bytearray(b"\xff" * len(under)))
+        runs = list(_stretches(under))
+        vain = [
+            (start, count)
+            for start, count in runs
+            if count >= _PROBED_RUN and not under[start].likely and not self._promising(start, count)
+        ]
         for start, count in vain:
-            theirs[start : start + count] = [-1] * count
-        self._compare([run for run in runs if theirs[run[0]] >= 0])
+            self._theirs[start : start + count] = [-1] * count
+        self._compare([run for run in runs if self._theirs[run[0]] >= 0])
+
+    def same(self) -> list[int]:
+        """The pages whose bytes are the parent's."""
+        return [page for page, lines in enumerate(self._changed) if lines == 0]
 
     def _compare(self, runs: Sequence[tuple[int, int]]) -> None:
         """Read the parent's pages under these runs (first, count) and count the lines that differ."""
         spans = [slice(start * PAGE, (start + count) * PAGE) for start, count in runs]
         self._parent.read_many((self._theirs[run[0]], self._base[span]) for run, span in zip(runs, spans, strict=True))
         for (start, count), span in zip(runs, spans, strict=True):
-            changed = self._changed[start : start + count]
-            native.changed_lines(self._data[span], self._base[span], changed)
+            native.changed_lines(self._data[span], self._base[span], self._changed[start : start + count])
 
     def _promising(self, start: int, count: int) -> bool:
-        """Look at a few pages; whatever the answer, `base` holds zeros again where the parent is not used."""
+        """Look at a few pages; where that is vain, `base` holds zeros again."""
         pages = [start + count * i // _PROBES for i in range(_PROBES)]
         self._compare([(page, 1) for page in pages])
         spans = [slice(page * PAGE, (page + 1) * PAGE) for page in pages]
@@ -67,22 +84,21 @@ class Differences:
             return True
         if any(codec.float_shape(self._data[span]) for span in spans):
             return True
-        for span in spans:
+        for page, span in zip(pages, spans, strict=True):
             self._base[span] = bytes(PAGE)
+            self._changed[page] = 0xFF
         return False
 
     def parts(self) -> Iterator[Part]:
-        """The regions in which the pages are best stored: sparse ones, the others; empty ones left out."""
-        chosen = [
-            their >= 0 and lines <= SPARSE_LINES for their, lines in zip(self._theirs, self._changed, strict=True)
-        ]
-        if len(set(chosen)) == 1:
-            yield Part(range(len(chosen)), self._data, self._base, self._theirs, chosen[0])
-            return
+        """The regions in which what is not the same is best stored: sparse pages, the others; empty ones left out."""
         for sparse in (True, False):
-            pages = [page for page, choice in enumerate(chosen) if choice is sparse]
-            theirs = [self._theirs[page] for page in pages]
-            yield Part(pages, _gather(self._data, pages), _gather(self._base, pages), theirs, sparse)
+            low, high = (1, SPARSE_LINES) if sparse else (SPARSE_LINES + 1, 0xFF)
+            pages = [page for page, lines in enumerate(self._changed) if low <= lines <= high]
+            if len(pages) == len(self._theirs):
+                yield Part(pages, self._data, self._base, self._theirs, sparse)
+            elif pages:
+                theirs = [self._theirs[page] for page in pages]
+                yield Part(pages, _gather(self._data, pages), _gather(self._base, pages), theirs, sparse)
 
     def base_for(self, part: Part, start: int, end: int) -> codec.Base | None:
         """What bytes [start, end) of a part may be stored as a difference to."""
@@ -112,12 +128,12 @@ class Differences:
             yield last
 
 
-def _stretches(theirs: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, count) of pages whose parent's pages follow one another; those without one left out."""
+def _stretches(under: Sequence[Under]) -> Iterator[tuple[int, int]]:
+    """(first, count) of pages over pages of the parent that follow one another, all likely to be the same or none."""
     start = 0
-    for at in range(1, len(theirs) + 1):
-        if at == len(theirs) or theirs[at] < 0 or theirs[at] != theirs[at - 1] + 1:
-            if theirs[start] >= 0:
+    for at in range(1, len(under) + 1):
+        if at == len(under) or under[at] != (under[at - 1].theirs + 1, under[at - 1].likely) or under[at].theirs <= 0:
+            if under[start].theirs >= 0:
                 yield start, at - start
             start = at
 

@@ -1,9 +1,11 @@
-/* Keyed page fingerprints: CLNH over two independent keys, folded into 128 bits. Used by native.pyx alone.
+/* Keyed page fingerprints: CLNH over two independent keys, folded into 128 bits, and of groups of pages. Used by
+ * native.pyx alone.
  *
  * docs/format.md ("Page fingerprints") has the definition and the proof of the bound; reference.py is the slow twin.
  * A page is 512 little-endian words m[0..511]; a pass with key k is
  *     H(k) = XOR over i of (m[2i] ^ k[2i]) * (m[2i+1] ^ k[2i+1])        carry-less, 127 bits
- * and the fingerprint is a*H(k1) ^ b*H(k2) in GF(2)[x] / (x^128 + x^7 + x^2 + x + 1).
+ * its fingerprint is f = a*H(k1) ^ b*H(k2) in GF(2)[x] / (x^128 + x^7 + x^2 + x + 1), and that of the up to 16 pages of
+ * an aligned block of addresses is the XOR over them of f * c^(place in the block + 1).
  * Every path below returns the same 16 bytes; the tests compare them with each other and with the twin.
  */
 #ifndef IJFS_FINGERPRINT_H
@@ -15,8 +17,9 @@
 
 #define IJFS_PAGE 4096
 #define IJFS_PAGE_WORDS 512
-/* k1 and k2 (a page each), then a and b. */
-#define IJFS_KEY_BYTES (2 * IJFS_PAGE + 32)
+/* k1 and k2 (a page each), then a, b and c. */
+#define IJFS_KEY_BYTES (2 * IJFS_PAGE + 48)
+#define IJFS_GROUP 16
 
 enum { IJFS_PATH_PORTABLE = 0, IJFS_PATH_PCLMUL = 1, IJFS_PATH_VPCLMUL = 2 };
 
@@ -265,8 +268,8 @@ static inline int ijfs_zero_page(const uint8_t *page)
 
 /* Fingerprint `count` pages and say of each whether it is zero, what the base has at that place, or fresh.
  * `base` is NULL, or `count` fingerprints of which all-zero ones mean "the base has no bytes here". */
-static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, const uint8_t *base,
-                      uint8_t *prints, uint8_t *kinds)
+/* Fingerprint `count` pages and say of each whether it is zero (print: zeros) or not. */
+static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, uint8_t *prints, uint8_t *kinds)
 {
     ijfs_fingerprint_fn fingerprint = ijfs_fingerprint_path(path);
     for (size_t i = 0; i < count; i++) {
@@ -278,8 +281,79 @@ static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_
             continue;
         }
         fingerprint(page, key, print);
-        kinds[i] = base && memcmp(base + i * 16, print, 16) == 0 ? IJFS_SAME : IJFS_FRESH;
+        kinds[i] = IJFS_FRESH;
     }
+}
+
+typedef void (*ijfs_muladd_fn)(uint64_t p[4], ijfs_u128 x, ijfs_u128 y);
+
+static void ijfs_muladd_portable(uint64_t p[4], ijfs_u128 x, ijfs_u128 y)
+{
+    ijfs_muladd(p, x, y);
+}
+
+#if defined(__x86_64__)
+static IJFS_PCLMUL void ijfs_muladd_pclmul(uint64_t p[4], ijfs_u128 x, ijfs_u128 y)
+{
+    __m128i a = _mm_set_epi64x(x.hi, x.lo), b = _mm_set_epi64x(y.hi, y.lo);
+    __m128i low = _mm_clmulepi64_si128(a, b, 0x00), high = _mm_clmulepi64_si128(a, b, 0x11);
+    __m128i cross = _mm_xor_si128(_mm_clmulepi64_si128(a, b, 0x01), _mm_clmulepi64_si128(a, b, 0x10));
+    p[0] ^= (uint64_t)_mm_cvtsi128_si64(low);
+    p[1] ^= (uint64_t)_mm_extract_epi64(low, 1) ^ (uint64_t)_mm_cvtsi128_si64(cross);
+    p[2] ^= (uint64_t)_mm_cvtsi128_si64(high) ^ (uint64_t)_mm_extract_epi64(cross, 1);
+    p[3] ^= (uint64_t)_mm_extract_epi64(high, 1);
+}
+#endif
+
+/* Fold the prints of a leaf's pages. `pieces` are (first page number, pages) of what they hold, in order. Writes two
+ * bytes per page to `hints` (zeros for a page of zeros and for no other) and 16 per group to `groups`; pages of one
+ * block that follow one another in the leaf are a group. Returns the number of groups, at most one per page. */
+static size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *pieces, size_t n_pieces, const uint8_t *key,
+                        uint8_t *hints, uint8_t *groups)
+{
+    ijfs_muladd_fn muladd = ijfs_muladd_portable;
+    ijfs_u128 powers[IJFS_GROUP];
+    uint64_t p[4] = {0, 0, 0, 0}, block = UINT64_MAX;
+    size_t page = 0, found = 0;
+#if defined(__x86_64__)
+    if (path != IJFS_PATH_PORTABLE)
+        muladd = ijfs_muladd_pclmul;
+#else
+    (void)path;
+#endif
+    powers[0] = ijfs_key128(key + 2 * IJFS_PAGE + 32);
+    for (int i = 1; i < IJFS_GROUP; i++) {
+        uint64_t product[4] = {0, 0, 0, 0};
+        muladd(product, powers[i - 1], powers[0]);
+        powers[i] = ijfs_reduce(product);
+    }
+    for (size_t piece = 0; piece < n_pieces; piece++) {
+        for (uint64_t i = 0; i < pieces[2 * piece + 1]; i++, page++) {
+            uint64_t number = pieces[2 * piece] + i;
+            ijfs_u128 print = ijfs_key128(prints + 16 * page);
+            uint16_t hint = (uint16_t)print.lo;
+            if (!hint && (print.lo | print.hi))
+                hint = 1;
+            hints[2 * page] = (uint8_t)hint;
+            hints[2 * page + 1] = (uint8_t)(hint >> 8);
+            if (number / IJFS_GROUP != block) {
+                if (page) {
+                    ijfs_u128 whole = ijfs_reduce(p);
+                    ijfs_put_word(groups + 16 * found, whole.lo);
+                    ijfs_put_word(groups + 16 * found++ + 8, whole.hi);
+                    memset(p, 0, sizeof p);
+                }
+                block = number / IJFS_GROUP;
+            }
+            muladd(p, print, powers[number % IJFS_GROUP]);
+        }
+    }
+    if (page) {
+        ijfs_u128 whole = ijfs_reduce(p);
+        ijfs_put_word(groups + 16 * found, whole.lo);
+        ijfs_put_word(groups + 16 * found++ + 8, whole.hi);
+    }
+    return found;
 }
 
 #endif

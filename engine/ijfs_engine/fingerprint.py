@@ -12,5 +12,5 @@ _CONTEXT: Final = b"ijfs 2026-11 page fingerprint key"
 
 
 def expand_key(secret: bytes) -> bytes:
-    """The 8224 key bytes (k1, k2, a, b of docs/format.md) of a 32-byte secret: keyed BLAKE3 as an extendable output."""
+    """The 8240 key bytes (k1, k2, a, b, c of docs/format.md) of a 32-byte secret, by keyed BLAKE3's extended output."""
     return blake3(_CONTEXT, key=secret).digest(length=native.KEY_BYTES)

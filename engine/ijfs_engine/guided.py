@@ -1,19 +1,20 @@
 """Storing a process's pages against its parent's: compare by address, refer to what is the same, store the rest.
 
-Per leaf (at most 4 MiB): the parent's fingerprints of the pages at the same addresses are put beside this image's, one
-pass over the memory says of each page whether it is zero, the same or fresh, and only the fresh ones are hashed,
-compressed and written. Called by ingest, one leaf per task.
+Per leaf (at most 4 MiB): one pass over the memory fingerprints its pages; groups of pages with the parent's fingerprint
+are the same, the pages of others are where the parent's bytes say so, and only what is left is hashed, compressed and
+written. Called by ingest, a few leaves per task.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import islice
 
-from . import native, prints
-from .differences import Differences
+from . import native
+from . import prints as kept
+from .differences import NOTHING, Differences, Under
 from .extents import Slice, leaf_of
 from .frames import Kind
 from .native import FRESH, PAGE, SAME, ZERO
@@ -48,33 +49,61 @@ class PageFile:
         return [self._store_leaf(page, count, found) for (page, count), found in zip(spans, matches, strict=True)]
 
     def _store_leaf(self, page: int, count: int, matches: list[Match]) -> tuple[ObjectId, int]:
+        scanned = _Scan(self._source, self._layout, self._key, page, count)
         parent = self._parent
-        base = parent.prints(matches, count) if parent and matches else None
-        scanned = _Scan(self._source, self._key, page, count, base)
-        same = parent.whole_leaf(matches, count) if parent else None
-        if same is not None and bytes(scanned.prints) == base:
-            return same, count * PAGE
-        writer = _LeafWriter(self._session, self._source, self._key, scanned, matches, parent)
+        if parent and matches:
+            at = parent.whole_leaf(matches, count)
+            if at is not None and parent.known(at).prints == scanned.prints():
+                return parent.leaf_id(at), count * PAGE
+            scanned.mark_same(parent.groups(matches))
+        writer = _LeafWriter(self._session, self._source, scanned, matches, parent)
         ident = self._session.put_object(Kind.LEAF, encode_leaf(leaf_of(writer.slices())))
-        self._attach(ident, scanned, same)
+        self._session.put_sidecar(ident, kept.encode(scanned.prints(), scanned.groups))
         return ident, count * PAGE
-
-    def _attach(self, ident: ObjectId, scanned: _Scan, same: ObjectId | None) -> None:
-        """Keep the fingerprints: only the new ones where a leaf of the parent has these very pages."""
-        depth = self._parent.depth(same) if self._parent and same else prints.MAX_DEPTH
-        lean = same if depth < prints.MAX_DEPTH else None
-        self._session.put_sidecar(ident, prints.encode(scanned.prints, scanned.kinds, lean, depth))
 
 
 class _Scan:
-    """A leaf's pages, their fingerprints and kinds."""
+    """A leaf's pages: their kinds and fingerprints."""
 
-    def __init__(self, source: Opened, key: bytes, page: int, count: int, base: bytes | None) -> None:
+    def __init__(self, source: Opened, layout: PageLayout, key: bytes, page: int, count: int) -> None:
         self.page = page
-        self.base = base
-        self.prints = bytearray(16 * count)
         self.kinds = bytearray(count)
-        source.scan(page * PAGE, key, base, self.prints, self.kinds)
+        self._key = key
+        self._prints = bytearray(16 * count)
+        self._pieces = list(layout.pieces(page, count))
+        self._folded: kept.Prints | None = None
+        source.scan(page * PAGE, key, self._prints, self.kinds)
+
+    @cached_property
+    def groups(self) -> list[kept.Group]:
+        """The groups of its pages."""
+        return kept.groups_of(self._pieces)
+
+    def prints(self) -> kept.Prints:
+        """What is kept of its fingerprints."""
+        if self._folded is None:
+            self._folded = kept.fold(self._prints, self._pieces, self._key)
+        return self._folded
+
+    def mark_same(self, theirs: Mapping[tuple[int, int], bytes]) -> None:
+        """Class as SAME the pages of groups whose fingerprint the parent's group of the same pages has."""
+        prints = self.prints().groups
+        for number, group in enumerate(self.groups):
+            if theirs.get((group.block, group.mask)) == prints[16 * number : 16 * number + 16]:
+                for page in range(group.first, group.first + group.pages):
+                    if self.kinds[page] == FRESH:
+                        self.kinds[page] = SAME
+
+    def fingerprint_again(self, runs: Runs, data: memoryview) -> None:
+        """Of these pages, whose bytes are in `data`: a file may have changed since the scan, and what is kept has to
+        be the fingerprints of the bytes that are stored."""
+        anew = bytearray(len(data) // PAGE * 16)
+        native.scan_pages(data, self._key, anew, bytearray(len(data) // PAGE))
+        at = 0
+        for first, count in runs:
+            self._prints[16 * first : 16 * (first + count)] = anew[16 * at : 16 * (at + count)]
+            at += count
+        self._folded = None
 
 
 class _Placed:
@@ -102,20 +131,20 @@ class _LeafWriter:
         self,
         session: Session,
         source: Opened,
-        key: bytes,
         scanned: _Scan,
         matches: Sequence[Match],
         parent: ParentPages | None,
     ) -> None:
-        self._session, self._source, self._key = session, source, key
+        self._session, self._source = session, source
         self._scanned, self._matches, self._parent = scanned, matches, parent
         self._owns = [match.own for match in matches]
 
     def slices(self) -> Iterator[Slice]:
         """What the leaf is made of, in order; what is fresh is stored first."""
-        runs = native.runs(self._scanned.kinds)
-        placed = self._store([(first, count) for first, count, kind in runs if kind == FRESH])
-        for first, count, kind in runs:
+        placed = self._store(
+            [(first, count) for first, count, kind in native.runs(self._scanned.kinds) if kind == FRESH]
+        )
+        for first, count, kind in native.runs(self._scanned.kinds):
             if kind == ZERO:
                 yield Slice(None, 0, count * PAGE)
             elif kind == FRESH:
@@ -135,17 +164,21 @@ class _LeafWriter:
                 yield Match(low, theirs + low - own, high - low)
 
     def _store(self, runs: Runs) -> _Placed:
+        """Store these pages; those whose bytes turn out to be the parent's are classed as SAME instead."""
         if not runs:
             return _Placed([])
         data = self._read(runs)
-        theirs = self._theirs(runs) if self._parent else []
-        if self._parent is None or max(theirs) < 0:
+        under = self._under(runs) if self._parent else []
+        if self._parent is None or not any(page.theirs >= 0 for page in under):
             return _Placed(list(_pieces(runs, store_region(self._session, data))))
-        differences = Differences(self._parent, data, theirs)
+        differences = Differences(self._parent, data, under)
+        numbers = [page for first, count in runs for page in range(first, first + count)]
+        for number in differences.same():
+            self._scanned.kinds[numbers[number]] = SAME
         pieces: list[tuple[int, int, StoredRegion, int]] = []
         for part in differences.parts():
             region = store_region(self._session, part.data, partial(differences.base_for, part))
-            pieces += _pieces(_among(runs, part.pages), region)
+            pieces += _pieces(_runs_of([numbers[number] for number in part.pages]), region)
         return _Placed(pieces)
 
     def _read(self, runs: Runs) -> memoryview:
@@ -160,32 +193,23 @@ class _LeafWriter:
                 self._source.read_into((start + first) * PAGE, data[at : at + count * PAGE])
                 at += count * PAGE
         if not self._source.stable:
-            self._fingerprint_again(runs, data)
+            self._scanned.fingerprint_again(runs, data)
         return data
 
-    def _fingerprint_again(self, runs: Runs, data: memoryview) -> None:
-        """A file may have changed since the scan: the fingerprints kept have to be those of the bytes stored."""
-        anew = bytearray(len(data) // PAGE * 16)
-        native.scan_pages(data, self._key, None, anew, bytearray(len(data) // PAGE))
-        at = 0
+    def _under(self, runs: Runs) -> list[Under]:
+        """What the parent has under each fresh page."""
+        assert self._parent is not None
+        own = memoryview(self._scanned.prints().hints).cast("H")
+        theirs = memoryview(self._parent.hints(self._matches, len(own))).cast("H")
+        found: list[Under] = []
         for first, count in runs:
-            self._scanned.prints[16 * first : 16 * (first + count)] = anew[16 * at : 16 * (at + count)]
-            at += count
-
-    def _theirs(self, runs: Runs) -> list[int]:
-        """Per fresh page the parent's page at its address, -1 where it has none or one of zeros."""
-        base = self._scanned.base or b""
-        found: list[int] = []
-        for first, count in runs:
-            under = [-1] * count
-            for own, theirs, pages in self._matched(first, count):
-                under[own - first : own - first + pages] = range(theirs, theirs + pages)
+            under = [NOTHING] * count
+            for at, page, pages in self._matched(first, count):
+                for i in range(pages):
+                    if theirs[at + i]:
+                        under[at + i - first] = Under(page + i, theirs[at + i] == own[at + i])
             found += under
-        pages_of = [page for first, count in runs for page in range(first, first + count)]
-        return [
-            their if their >= 0 and any(base[16 * page : 16 * page + 16]) else -1
-            for their, page in zip(found, pages_of, strict=True)
-        ]
+        return found
 
 
 def _pieces(runs: Runs, region: StoredRegion) -> Iterator[tuple[int, int, StoredRegion, int]]:
@@ -196,14 +220,10 @@ def _pieces(runs: Runs, region: StoredRegion) -> Iterator[tuple[int, int, Stored
         at += count
 
 
-def _among(runs: Runs, chosen: Sequence[int]) -> Runs:
-    """The runs of the pages with these numbers, when the pages of `runs` are counted through."""
-    if len(chosen) == sum(count for _, count in runs):
-        return runs
-    pages = [page for first, count in runs for page in range(first, first + count)]
+def _runs_of(pages: Sequence[int]) -> Runs:
+    """Ascending page numbers as runs."""
     found: Runs = []
-    for number in chosen:
-        page = pages[number]
+    for page in pages:
         if found and found[-1][0] + found[-1][1] == page:
             found[-1] = (found[-1][0], found[-1][1] + 1)
         else:

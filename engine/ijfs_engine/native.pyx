@@ -16,13 +16,15 @@ cdef extern from "bytes.h" nogil:
     enum:
         IJFS_PAGE
         IJFS_KEY_BYTES
+        IJFS_GROUP
         IJFS_ZERO
         IJFS_SAME
         IJFS_FRESH
     int ijfs_best_path()
     bint ijfs_is_zero(const uint8_t *p, size_t n)
-    void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, const uint8_t *base,
-                   uint8_t *prints, uint8_t *kinds)
+    void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, uint8_t *prints, uint8_t *kinds)
+    size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *pieces, size_t n_pieces, const uint8_t *key,
+                     uint8_t *hints, uint8_t *groups)
     size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t minimum, size_t maximum, uint64_t threshold, uint64_t *cuts)
     size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
@@ -32,6 +34,7 @@ cdef extern from "bytes.h" nogil:
 
 PAGE = IJFS_PAGE
 KEY_BYTES = IJFS_KEY_BYTES
+GROUP = IJFS_GROUP
 ZERO = IJFS_ZERO
 SAME = IJFS_SAME
 FRESH = IJFS_FRESH
@@ -54,52 +57,47 @@ cdef int checked_path(int path) except -1:
     return path
 
 
-cdef int check_scan(size_t count, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
-                    uint8_t[::1] kinds) except -1:
+cdef int check_key(const uint8_t[::1] key) except -1:
     if <size_t>key.shape[0] != IJFS_KEY_BYTES:
         raise ValueError(f"the fingerprint key has {key.shape[0]} bytes, not {IJFS_KEY_BYTES}")
-    if <size_t>prints.shape[0] != 16 * count or <size_t>kinds.shape[0] != count:
-        raise ValueError(f"{count} pages need {16 * count} bytes of fingerprints and {count} of kinds")
-    if base is not None and <size_t>base.shape[0] != 16 * count:
-        raise ValueError(f"{count} pages need {16 * count} bytes of base fingerprints, not {base.shape[0]}")
     return 0
 
 
-def scan_pages(const uint8_t[::1] pages, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
-               uint8_t[::1] kinds, *, int path=-1):
-    """Fingerprint n pages into `prints` (16 n bytes) and class them in `kinds` (n bytes): ZERO, SAME as base, or FRESH.
+cdef int check_scan(size_t count, const uint8_t[::1] key, uint8_t[::1] prints, uint8_t[::1] kinds) except -1:
+    check_key(key)
+    if <size_t>prints.shape[0] != 16 * count or <size_t>kinds.shape[0] != count:
+        raise ValueError(f"{count} pages need {16 * count} bytes of fingerprints and {count} of kinds")
+    return 0
 
-    `base` is None or 16 n bytes, the fingerprints of what the parent has at the same places (zeros: nothing).
-    Raises ValueError when a length does not fit.
-    """
+
+def scan_pages(const uint8_t[::1] pages, const uint8_t[::1] key, uint8_t[::1] prints, uint8_t[::1] kinds, *, int path=-1):
+    """Fingerprint n pages into `prints` (16 n bytes; zeros for a page of zeros) and class them in `kinds` (n bytes):
+    ZERO or FRESH. ValueError when a length does not fit."""
     cdef size_t count = pages.shape[0] // IJFS_PAGE
     if <size_t>pages.shape[0] != count * IJFS_PAGE:
         raise ValueError(f"{pages.shape[0]} bytes are no whole number of pages")
-    check_scan(count, key, base, prints, kinds)
+    check_scan(count, key, prints, kinds)
     path = checked_path(path)
     if count == 0:
         return
-    cdef const uint8_t *base_at = &base[0] if base is not None else NULL
     with nogil:
-        ijfs_scan(path, &pages[0], count, &key[0], base_at, &prints[0], &kinds[0])
+        ijfs_scan(path, &pages[0], count, &key[0], &prints[0], &kinds[0])
 
 
-def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, const uint8_t[::1] base, uint8_t[::1] prints,
-              uint8_t[::1] kinds):
+def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, uint8_t[::1] prints, uint8_t[::1] kinds):
     """`scan_pages` over len(kinds) pages of a file from byte `offset`, read piecewise so that they never leave the cache.
 
     Raises OSError from read, EOFError if the file ends before that.
     """
     cdef size_t count = kinds.shape[0], done = 0, step = 0, got = 0
     cdef ssize_t n = 0
-    check_scan(count, key, base, prints, kinds)
+    check_scan(count, key, prints, kinds)
     if count == 0:
         return
     cdef uint8_t *piece = <uint8_t *>malloc(READ_PAGES * IJFS_PAGE)
     if piece == NULL:
         raise MemoryError
     cdef int path = BEST_PATH, error = 0
-    cdef const uint8_t *base_at = &base[0] if base is not None else NULL
     try:
         with nogil:
             while done < count and not error:
@@ -115,8 +113,7 @@ def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, const uint8_t[::1
                     got += n
                 if error:
                     break
-                ijfs_scan(path, piece, step, &key[0], base_at + 16 * done if base_at != NULL else NULL,
-                          &prints[16 * done], &kinds[done])
+                ijfs_scan(path, piece, step, &key[0], &prints[16 * done], &kinds[done])
                 done += step
     finally:
         free(piece)
@@ -124,6 +121,31 @@ def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, const uint8_t[::1
         raise EOFError(f"the file ends before byte {offset + count * IJFS_PAGE}")
     if error:
         raise OSError(error, "read failed")
+
+
+def fold_prints(const uint8_t[::1] prints, const uint64_t[::1] pieces, const uint8_t[::1] key, *, int path=-1):
+    """(hints, group fingerprints) of n pages from their fingerprints (16 n bytes).
+
+    `pieces` says which pages they are: (first page number, pages), flat, in order. A hint is two bytes per page, zero for
+    pages of zeros alone; a group fingerprint is 16 bytes for the pages, following one another here, of a block of GROUP
+    aligned page numbers.
+    """
+    cdef size_t count = prints.shape[0] // 16, n_pieces = pieces.shape[0] // 2, total = 0, found = 0, i
+    check_key(key)
+    path = checked_path(path)
+    for i in range(n_pieces):
+        if pieces[2 * i + 1] > count - total:
+            raise ValueError("fold_prints: the pieces hold more pages than there are fingerprints")
+        total += pieces[2 * i + 1]
+    if pieces.shape[0] % 2 or total != count or <size_t>prints.shape[0] != 16 * count:
+        raise ValueError(f"fold_prints: {prints.shape[0]} bytes of fingerprints, pieces of {total} pages")
+    if count == 0:
+        return b"", b""
+    hints, groups = bytearray(2 * count), bytearray(16 * count)
+    cdef uint8_t[::1] hints_at = hints, groups_at = groups
+    with nogil:
+        found = ijfs_fold(path, &prints[0], &pieces[0], n_pieces, &key[0], &hints_at[0], &groups_at[0])
+    return bytes(hints), bytes(memoryview(groups)[:16 * found])
 
 
 def zero_kinds(const uint8_t[::1] data, uint8_t[::1] kinds):

@@ -5,18 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from . import native, prints
+from . import native
+from . import prints as kept
 from .extents import Slice
 from .lru import ByteLru
 from .native import PAGE
 from .pages import PageLayout
+from .prints import Group, Prints
 from .reader import Reader, StoredFile
 from .records import ObjectId
 
-# Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread.
-_PRINTS_CACHE = 2 << 20
+# Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
+# tasks are kept. A leaf's 64 groups take about 200 bytes each as Python objects.
+_KNOWN_CACHE: Final = 2 << 20
+_KNOWN_SIZE: Final = 16 << 10
 
 
 class Match(NamedTuple):
@@ -28,10 +32,10 @@ class Match(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Fingerprints of a leaf of the parent, and how many differences they are away from a whole set."""
+    """A leaf of the parent: its groups and fingerprints."""
 
-    prints: bytes
-    depth: int
+    groups: list[Group]
+    prints: Prints
 
 
 class ParentPages:
@@ -44,7 +48,7 @@ class ParentPages:
         self._key = key
         self._leaves = file.leaves()
         self._starts = list(accumulate((size // PAGE for _, size in self._leaves), initial=0))
-        self._known: ByteLru[Known] = ByteLru(_PRINTS_CACHE)
+        self._known: ByteLru[Known] = ByteLru(_KNOWN_CACHE)
 
     def matches(self, layout: PageLayout, page: int, count: int) -> list[Match]:
         """What the parent has at the addresses of pages [page, page + count) of a file with this layout."""
@@ -70,85 +74,77 @@ class ParentPages:
         """The parent's pages, from each page number as many as its buffer takes. CorruptError."""
         self._file.read_many((page * PAGE, buffer) for page, buffer in wanted)
 
-    def whole_leaf(self, matches: Sequence[Match], count: int) -> ObjectId | None:
-        """The parent's leaf that has exactly the pages of a leaf of `count` pages, if there is one."""
+    def whole_leaf(self, matches: Sequence[Match], count: int) -> int | None:
+        """The number of the parent's leaf that has exactly the pages of a leaf of `count` pages, if there is one."""
         if len(matches) != 1 or matches[0].own != 0 or matches[0].pages != count:
             return None
         at = bisect_left(self._starts, matches[0].theirs)
         fits = self._starts[at : at + 2] == [matches[0].theirs, matches[0].theirs + count]
-        return self._leaves[at][0] if fits else None
+        return at if fits else None
+
+    def leaf_id(self, at: int) -> ObjectId:
+        """The id of leaf number `at`."""
+        return self._leaves[at][0]
 
     def load(self, matches: Iterable[Sequence[Match]]) -> None:
-        """Read ahead the fingerprints that `prints` will be asked for, in a few requests. CorruptError."""
-        wanted = {at: None for group in matches for match in group for at in self._leaves_of(match)}
-        unknown = [at for at in wanted if self._known.get(self._leaves[at][0]) is None]
-        loaded = self._load([self._leaves[at][0] for at in unknown])
-        for at in unknown:
-            ident, size = self._leaves[at]
-            known = loaded.get(ident)
-            if known is None or len(known.prints) != size // PAGE * 16:
-                known = self._made_anew(at, size)
-            self._known.put(ident, known, len(known.prints))
+        """Read ahead the fingerprints that `known` will be asked for, in one request. CorruptError."""
+        wanted = dict.fromkeys(at for group in matches for match in group for at in self._leaves_of(match))
+        missing = [at for at in wanted if _key(at) not in self._known]
+        attached = self.reader.store.sidecars([self._leaves[at][0] for at in missing])
+        for at, data in zip(missing, attached, strict=True):
+            self._know(at, data)
 
-    def _leaves_of(self, match: Match) -> range:
-        first = bisect_right(self._starts, match.theirs) - 1
-        return range(first, bisect_left(self._starts, match.theirs + match.pages))
+    def known(self, at: int) -> Known:
+        """Leaf number `at`. CorruptError."""
+        known = self._known.get(_key(at))
+        return known or self._know(at, self.reader.store.sidecars([self._leaves[at][0]])[0])
 
-    def prints(self, matches: Sequence[Match], count: int) -> bytes:
-        """The parent's fingerprints at the addresses of a leaf of `count` pages; zeros where it has nothing."""
-        out = bytearray(16 * count)
+    def groups(self, matches: Sequence[Match]) -> dict[tuple[int, int], bytes]:
+        """Fingerprints of the groups under these pages, by (block, mask): the same group means the same addresses."""
+        found: dict[tuple[int, int], bytes] = {}
+        for at in dict.fromkeys(at for match in matches for at in self._leaves_of(match)):
+            known = self.known(at)
+            for number, group in enumerate(known.groups):
+                found[group.block, group.mask] = known.prints.groups[16 * number : 16 * number + 16]
+        return found
+
+    def hints(self, matches: Sequence[Match], count: int) -> bytes:
+        """The hints of the parent's pages at the addresses of a leaf of `count` pages; zeros where it has nothing."""
+        out = bytearray(2 * count)
         for own, theirs, pages in matches:
             at = bisect_right(self._starts, theirs) - 1
             while pages:
                 inside = theirs - self._starts[at]
                 step = min(pages, self._starts[at + 1] - theirs)
-                known = self._leaf_prints(at)
-                if step == count and len(known) == 16 * count:
-                    return known
-                out[16 * own : 16 * (own + step)] = known[16 * inside : 16 * (inside + step)]
+                out[2 * own : 2 * (own + step)] = self.known(at).prints.hints[2 * inside : 2 * (inside + step)]
                 own, theirs, pages, at = own + step, theirs + step, pages - step, at + 1
         return bytes(out)
 
-    def depth(self, leaf: ObjectId) -> int:
-        """How many differences the fingerprints kept of a leaf are away from a whole set; the most if not known."""
-        known = self._known.get(leaf)
-        return known.depth if known is not None else prints.MAX_DEPTH
+    def _leaves_of(self, match: Match) -> range:
+        first = bisect_right(self._starts, match.theirs) - 1
+        return range(first, bisect_left(self._starts, match.theirs + match.pages))
 
-    def _leaf_prints(self, at: int) -> bytes:
-        ident, size = self._leaves[at]
-        known = self._known.get(ident)
-        if known is None:
-            self.load([[Match(0, self._starts[at], size // PAGE)]])
-            return self._leaf_prints(at)
-        return known.prints
-
-    def _load(self, leaves: list[bytes]) -> dict[bytes, Known]:
-        """Out of the attachments, and those that they lean on; without the leaves for which one is missing."""
-        stored: dict[bytes, prints.Stored] = {}
-        rounds = [leaves]
-        while rounds[-1] and len(rounds) <= prints.MAX_DEPTH + 1:
-            for leaf, data in zip(rounds[-1], self.reader.store.sidecars(rounds[-1]), strict=True):
-                parsed = prints.parse(data) if data is not None else None
-                if parsed is not None:
-                    stored[leaf] = parsed
-            bases = [stored[leaf].base for leaf in rounds[-1] if leaf in stored]
-            rounds.append([base for base in dict.fromkeys(bases) if base is not None and base not in stored])
-        known: dict[bytes, Known] = {}
-        for leaf in sorted(stored, key=lambda leaf: stored[leaf].depth):
-            base = known.get(stored[leaf].base or b"")
-            whole = prints.resolve(stored[leaf], base.prints if base else b"")
-            if whole is not None:
-                known[leaf] = Known(whole, stored[leaf].depth)
+    def _know(self, at: int, attached: bytes | None) -> Known:
+        start, count = self._starts[at], self._starts[at + 1] - self._starts[at]
+        pieces = list(self._layout.pieces(start, count))
+        groups = kept.groups_of(pieces)
+        prints = kept.parse(attached, groups) if attached is not None else None
+        known = Known(groups, prints or self._made_anew(start, count, pieces))
+        self._known.put(_key(at), known, _KNOWN_SIZE)
         return known
 
-    def _made_anew(self, at: int, size: int) -> Known:
-        """Out of the leaf's bytes: its attachment was dropped, or leans on one that was. CorruptError."""
-        data = memoryview(bytearray(size))
-        self.read_many([(self._starts[at], data)])
-        out = bytearray(size // PAGE * 16)
-        native.scan_pages(data, self._key, None, out, bytearray(size // PAGE))
-        # As deep as can be: nothing may lean on an attachment that is not there.
-        return Known(bytes(out), prints.MAX_DEPTH)
+    def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Prints:
+        """Out of the leaf's bytes: its attachment was dropped. CorruptError."""
+        data = memoryview(bytearray(count * PAGE))
+        self.read_many([(start, data)])
+        every = bytearray(16 * count)
+        native.scan_pages(data, self._key, every, bytearray(count))
+        return kept.fold(every, pieces, self._key)
+
+
+def _key(at: int) -> bytes:
+    # By number, not by id: the same leaf may stand at several addresses.
+    return at.to_bytes(8, "little")
 
 
 def _extend(found: list[Match], match: Match) -> None:

@@ -49,13 +49,29 @@ def clnh(page: bytes, key: bytes) -> int:
 def fingerprint(page: bytes, key: bytes) -> bytes:
     """16 bytes: zeros for a page of zeros, else a*clnh(k1) ^ b*clnh(k2) in GF(2^128), and 1 where that is 0.
 
-    `key` is k1 (4096 bytes), k2 (4096), a (16), b (16).
+    `key` is k1 (4096 bytes), k2 (4096), a (16), b (16), c (16).
     """
     if not any(page):
         return bytes(16)
     a, b = (int.from_bytes(key[i : i + 16], "little") for i in (2 * PAGE, 2 * PAGE + 16))
     h = reduce128(clmul(a, clnh(page, key[:PAGE])) ^ clmul(b, clnh(page, key[PAGE : 2 * PAGE])))
     return (h or 1).to_bytes(16, "little")
+
+
+def fold_prints(prints: bytes, numbers: list[int], key: bytes) -> tuple[bytes, bytes]:
+    """(hints, group fingerprints) of pages with these page numbers: native.fold_prints with its pieces written out."""
+    c = int.from_bytes(key[2 * PAGE + 32 :], "little")
+    hints, groups, last = b"", [], -1
+    for page, number in enumerate(numbers):
+        print_ = int.from_bytes(prints[16 * page : 16 * page + 16], "little")
+        hints += (print_ % 65536 or int(print_ != 0)).to_bytes(2, "little")
+        if number // 16 != last:
+            groups.append(0)
+            last = number // 16
+        for _ in range(number % 16 + 1):
+            print_ = reduce128(clmul(print_, c))
+        groups[-1] ^= print_
+    return hints, b"".join(group.to_bytes(16, "little") for group in groups)
 
 
 def gear_cuts(data: bytes, minimum: int, maximum: int, threshold: int) -> list[int]:

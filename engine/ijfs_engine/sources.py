@@ -40,7 +40,7 @@ class Opened(Protocol):
         """Fill `buffer` from `offset`. StorageError if not all of it is there."""
         ...
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
         """`native.scan_pages` over len(kinds) pages from byte `offset`."""
         ...
 
@@ -78,8 +78,8 @@ class _Memory:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.view(offset, len(buffer))
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
-        native.scan_pages(self.view(offset, len(kinds) * PAGE), key, base, prints, kinds)
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
+        native.scan_pages(self.view(offset, len(kinds) * PAGE), key, prints, kinds)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         if self.size:
@@ -110,9 +110,9 @@ class _File:
                 raise self._shrank()
             done += got
 
-    def scan(self, offset: int, key: bytes, base: bytes | None, prints: bytearray, kinds: bytearray) -> None:
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
         try:
-            native.scan_file(self._fd, offset, key, base, prints, kinds)
+            native.scan_file(self._fd, offset, key, prints, kinds)
         except EOFError:
             raise self._shrank() from None
         except OSError as error:

@@ -31,9 +31,9 @@ pages = st.builds(
 )
 
 
-def scan(data: bytes, base: bytes | None = None, path: int = -1) -> tuple[bytes, bytes]:
+def scan(data: bytes, path: int = -1) -> tuple[bytes, bytes]:
     prints, kinds = bytearray(len(data) // PAGE * 16), bytearray(len(data) // PAGE)
-    native.scan_pages(data, KEY, base, prints, kinds, path=path)
+    native.scan_pages(data, KEY, prints, kinds, path=path)
     return bytes(prints), bytes(kinds)
 
 
@@ -69,11 +69,11 @@ def test_swapping_two_words_changes_the_fingerprint() -> None:
 def test_the_fingerprint_depends_on_the_key() -> None:
     page = b"x" * PAGE
     one, two = bytearray(16), bytearray(16)
-    native.scan_pages(page, KEY, None, one, bytearray(1))
+    native.scan_pages(page, KEY, one, bytearray(1))
     for at in (0, PAGE, 2 * PAGE, 2 * PAGE + 16):
         other = bytearray(KEY)
         other[at] ^= 1
-        native.scan_pages(page, other, None, two, bytearray(1))
+        native.scan_pages(page, other, two, bytearray(1))
         assert one != two
 
 
@@ -82,16 +82,47 @@ def test_a_non_zero_page_never_gets_the_fingerprint_of_zeros() -> None:
     page = b"x" * 8 + bytes(PAGE - 8)
     prints, kinds = bytearray(16), bytearray(1)
     for path in native.fingerprint_paths():
-        native.scan_pages(page, bytes(native.KEY_BYTES), None, prints, kinds, path=path)
+        native.scan_pages(page, bytes(native.KEY_BYTES), prints, kinds, path=path)
         assert prints == (1).to_bytes(16, "little")
         assert kinds[0] == native.FRESH
 
 
-def test_pages_are_classed_as_zero_same_or_fresh() -> None:
-    a, b, last = b"a" * PAGE, b"b" * PAGE, bytes(PAGE - 1) + b"\1"
-    base = scan(a + a + bytes(PAGE) + bytes(PAGE))[0]
-    _, kinds = scan(a + b + bytes(PAGE) + last, base)
-    assert kinds == bytes([native.SAME, native.FRESH, native.ZERO, native.FRESH])
+def test_pages_are_classed_as_zero_or_fresh() -> None:
+    pages = [b"a" * PAGE, bytes(PAGE), *(bytes(at) + b"\1" + bytes(PAGE - 1 - at) for at in (0, 63, 64, 255, 4095))]
+    prints, kinds = scan(b"".join(pages))
+    assert kinds == bytes([native.FRESH, native.ZERO, *[native.FRESH] * 5])
+    assert prints[16:32] == bytes(16)
+
+
+numbers = st.lists(st.integers(0, 200) | st.integers(0, 1 << 52), max_size=40, unique=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(numbers, st.data())
+def test_group_fingerprints_agree_with_the_definition(pages: list[int], data: st.DataObject) -> None:
+    prints = b"".join(
+        data.draw(st.sampled_from([bytes(16), b"\0\0" + b"x" * 14]) | st.binary(min_size=16, max_size=16))
+        for _ in pages
+    )
+    pieces: list[int] = []
+    for page in pages:
+        if pieces and pieces[-2] + pieces[-1] == page:
+            pieces[-1] += 1
+        else:
+            pieces += [page, 1]
+    for path in native.fingerprint_paths():
+        assert native.fold_prints(prints, array("Q", pieces), KEY, path=path) == reference.fold_prints(
+            prints, pages, KEY
+        )
+
+
+def test_a_group_fingerprint_tells_which_page_stands_where() -> None:
+    one, two = bytes(range(16)), bytes(range(16, 32))
+    folded = {
+        native.fold_prints(a, array("Q", [first, 2]), KEY)[1] for a in (one + two, two + one) for first in (0, 1, 16)
+    }
+    assert len(folded) == 4  # pages 0 and 16 have the same place in their blocks
+    assert native.fold_prints(bytes(64), array("Q", [0, 2, 30, 1, 40, 1]), KEY) == (bytes(8), bytes(48))
 
 
 def test_a_file_is_scanned_like_memory() -> None:
@@ -100,13 +131,13 @@ def test_a_file_is_scanned_like_memory() -> None:
         file.write(b"x" * 100 + data)
         file.flush()
         prints, kinds = bytearray(3200), bytearray(200)
-        native.scan_file(file.fileno(), 100, KEY, None, prints, kinds)
+        native.scan_file(file.fileno(), 100, KEY, prints, kinds)
         assert (bytes(prints), bytes(kinds)) == scan(data)
         with pytest.raises(EOFError):
-            native.scan_file(file.fileno(), 101, KEY, None, prints, kinds)
+            native.scan_file(file.fileno(), 101, KEY, prints, kinds)
     reader, writer = os.pipe()
     with pytest.raises(OSError, match="read failed"):
-        native.scan_file(reader, 0, KEY, None, prints, kinds)
+        native.scan_file(reader, 0, KEY, prints, kinds)
     os.close(reader)
     os.close(writer)
 
@@ -200,11 +231,16 @@ def test_pieces_are_copied_or_refused_as_a_whole(pieces: list[tuple[int, int, in
 def test_lengths_that_do_not_fit_are_refused() -> None:
     prints, kinds = bytearray(16), bytearray(1)
     bad_calls = [
-        lambda: native.scan_pages(bytes(100), KEY, None, prints, kinds),
-        lambda: native.scan_pages(bytes(PAGE), KEY[:-1], None, prints, kinds),
-        lambda: native.scan_pages(bytes(PAGE), KEY, bytes(15), prints, kinds),
-        lambda: native.scan_pages(bytes(2 * PAGE), KEY, None, prints, kinds),
-        lambda: native.scan_pages(bytes(PAGE), KEY, None, prints, kinds, path=3),
+        lambda: native.scan_pages(bytes(100), KEY, prints, kinds),
+        lambda: native.scan_pages(bytes(PAGE), KEY[:-1], prints, kinds),
+        lambda: native.scan_pages(bytes(2 * PAGE), KEY, prints, kinds),
+        lambda: native.scan_pages(bytes(PAGE), KEY, prints, kinds, path=3),
+        lambda: native.fold_prints(bytes(32), array("Q", [0, 1]), KEY),
+        lambda: native.fold_prints(bytes(32), array("Q", [0, 3]), KEY),
+        lambda: native.fold_prints(bytes(32), array("Q", [0, 2**64 - 1, 0, 3]), KEY),
+        lambda: native.fold_prints(bytes(32), array("Q", [0, 2, 5]), KEY),
+        lambda: native.fold_prints(bytes(33), array("Q", [0, 2]), KEY),
+        lambda: native.fold_prints(bytes(32), array("Q", [0, 2]), KEY[1:]),
         lambda: native.zero_kinds(bytes(PAGE), bytearray(2)),
         lambda: native.gear_cuts(bytes(8), 7, 64, 0),
         lambda: native.gear_cuts(bytes(8), 64, 8, 0),

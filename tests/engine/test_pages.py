@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from ijfs_engine import CorruptError, PageLayout, PageRun, prints
 from ijfs_engine.layouts.criu import PagemapError, layout_for, parse_pagemap
-from ijfs_engine.native import FRESH, SAME, ZERO
+from ijfs_engine.native import KEY_BYTES
 from ijfs_engine.pages import LEAF_PAGES
 
 MAGIC = pagemap(1, [])[:8]
+KEY = random.Random(1).randbytes(KEY_BYTES)
 
 # Runs with gaps of at least a page, in any file order.
 layouts = (
@@ -165,35 +167,43 @@ def test_damaged_pagemaps_give_an_error_or_sound_runs(data: st.DataObject) -> No
     assert len(layout.runs) <= 13
 
 
-kinds_of_pages = st.lists(st.sampled_from([ZERO, SAME, FRESH]), max_size=200).map(bytes)
+pieces_of_leaves = st.lists(
+    st.tuples(st.integers(0, 100) | st.integers(0, 1 << 51), st.integers(1, 50)), max_size=6, unique_by=lambda p: p[0]
+)
 
 
-@given(kinds_of_pages, st.integers(0, 2))
-def test_fingerprints_come_back_from_differences(kinds: bytes, depth: int) -> None:
-    below = random.Random(1).randbytes(16 * len(kinds))
-    every = bytearray(random.Random(2).randbytes(16 * len(kinds)))
-    for page, kind in enumerate(kinds):
-        span = slice(16 * page, 16 * page + 16)
-        every[span] = {ZERO: bytes(16), SAME: below[span], FRESH: every[span]}[kind]
-    for base in (None, b"B" * 32):
-        stored = prints.parse(prints.encode(every, kinds, base, depth))
-        assert stored is not None
-        assert (stored.base, stored.depth) == (base, depth + 1 if base else 0)
-        assert prints.resolve(stored, below) == every
-        if base and kinds:
-            assert prints.resolve(stored, below[16:]) is None
-    lean = prints.encode(every, kinds, b"B" * 32)
-    assert len(lean) == 40 + 2 * -(-len(kinds) // 8) + 16 * kinds.count(FRESH)
+@given(pieces_of_leaves)
+def test_groups_cover_a_leaf_block_by_block(pieces: list[tuple[int, int]]) -> None:
+    groups = prints.groups_of(pieces)
+    assert sum(group.pages for group in groups) == sum(count for _, count in pieces)
+    assert [group.first for group in groups] == [sum(g.pages for g in groups[:i]) for i in range(len(groups))]
+    assert all(one.block != two.block for one, two in itertools.pairwise(groups))
+    folded = prints.fold(bytes(16 * sum(count for _, count in pieces)), pieces, KEY)
+    assert len(folded.groups) == 16 * len(groups)
+
+
+@given(pieces_of_leaves, st.integers(0, 3))
+def test_kept_fingerprints_come_back_for_a_leaf_that_stands_the_same(pieces: list[tuple[int, int]], by: int) -> None:
+    pages = sum(count for _, count in pieces)
+    made = prints.fold(random.Random(1).randbytes(16 * pages), pieces, KEY)
+    groups = prints.groups_of(pieces)
+    data = prints.encode(made, groups)
+    assert prints.parse(data, groups) == made
+    assert len(data) == 24 + 2 * pages + 16 * len(groups)
+    if pieces and by:
+        assert prints.parse(data, prints.groups_of([(first + by, count) for first, count in pieces])) is None
+        assert prints.parse(data, prints.groups_of([(first + 16, count) for first, count in pieces])) == made
 
 
 @settings(max_examples=300)
-@given(kinds_of_pages, st.data())
-def test_damaged_fingerprints_are_none_or_sound(kinds: bytes, data: st.DataObject) -> None:
-    raw = bytearray(prints.encode(bytes(16 * len(kinds)), kinds, data.draw(st.none() | st.just(b"B" * 32))))
-    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=3)):
-        raw[at] = byte
-    stored = prints.parse(bytes(raw[: data.draw(st.integers(0, len(raw)) | st.just(len(raw)))]))
-    if stored is not None:
-        resolved = prints.resolve(stored, bytes(16 * len(stored.kinds)))
-        assert resolved is not None
-        assert len(resolved) == 16 * len(stored.kinds)
+@given(st.data())
+def test_damaged_heads_and_lengths_are_none(data: st.DataObject) -> None:
+    pieces = [(5, 40), (100, 3)]
+    groups = prints.groups_of(pieces)
+    good = prints.encode(prints.fold(bytes(16 * 43), pieces, KEY), groups)
+    raw = bytearray(good)
+    at, byte = data.draw(st.tuples(st.integers(0, 23), st.integers(0, 255)))
+    raw[at] = byte
+    cut = data.draw(st.integers(0, len(raw)) | st.just(len(raw)))
+    if bytes(raw[:cut]) != good:
+        assert prints.parse(bytes(raw[:cut]), groups) is None
