@@ -1,0 +1,306 @@
+"""What a program sees and may do in its sandbox, and what of it comes back: files, volumes, network, ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from livehouse import House, eventually
+
+from ijfs.live import client
+from ijfs_engine import Repository
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+IDLE = "while true; do sleep 0.05; done"
+
+
+def said(house: House, name: str) -> str:
+    return Path(client.describe(house.repo, name).log).read_text()
+
+
+def inside(house: House, name: str, script: str, capfd: pytest.CaptureFixture[str]) -> str:
+    """What a script prints in an instance."""
+    capfd.readouterr()
+    assert house.exec(name, "sh", "-c", script) == 0
+    return capfd.readouterr().out.strip()
+
+
+def test_a_program_has_namespaces_of_its_own(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+    info = house.command("alone", IDLE)
+    assert inside(house, "alone", "echo $$ $(cat /proc/1/comm)", capfd).endswith("tini")
+    for kind in ("pid", "net", "mnt", "ipc", "uts"):
+        assert os.stat(f"/proc/{info.pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+    assert inside(house, "alone", "cat /proc/net/dev | grep -c :", capfd) == "1"
+    assert inside(house, "alone", "ls /tmp", capfd) == ""
+    assert f"{house.repo}" not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_exec_passes_streams_environment_directory_and_exit_status(
+    house: House, capfd: pytest.CaptureFixture[str]
+) -> None:
+    house.command("host", IDLE, env={"COLOUR": "blue"}, cwd="/usr")
+    assert inside(house, "host", "pwd; echo $COLOUR", capfd) == "/usr\nblue"
+    assert client.exec_command(house.repo, "host", ["sh", "-c", "test $A = b && exit 7"], env={"A": "b"}) == 7
+    assert client.exec_command(house.repo, "host", ["sh", "-c", "kill -9 $$"]) == 137
+    assert client.exec_command(house.repo, "host", ["no-such-program"]) == 127
+    assert client.exec_command(house.repo, "host", ["pwd"], cwd="/no/such/place") != 0
+
+
+def test_the_hosts_files_are_seen_and_never_changed(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+    before = Path("/etc/hostname").read_bytes()
+    house.command("writer", IDLE)
+    script = "echo changed > /etc/hostname; rm /etc/issue; mkdir /usr/share/new; echo x > /usr/share/new/file"
+    inside(house, "writer", script, capfd)
+    assert inside(house, "writer", "cat /etc/hostname; ls /etc/issue 2>&1 | tail -c 10", capfd).startswith("changed")
+    assert Path("/etc/hostname").read_bytes() == before
+    assert Path("/etc/issue").exists()
+    assert not Path("/usr/share/new").exists()
+
+
+def test_files_deletions_links_and_attributes_come_back(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+    house.command("files", IDLE)
+    script = """
+    cd /root; mkdir -p tree/deep; echo one > tree/one; ln tree/one tree/deep/same; ln -s one tree/pointer
+    mkfifo tree/pipe; chmod 4751 tree/one; chown 12:34 tree/deep; touch -d 2001-02-03 tree/deep/same
+    rm /etc/issue; rm -r /usr/share/doc/tini; mkdir /usr/share/doc/tini; echo mine > /usr/share/doc/tini/mine
+    truncate -s 1G tree/sparse; echo end >> tree/sparse; echo shared > /dev/shm/shared
+    """
+    inside(house, "files", script, capfd)
+    look = """
+    cd /root/tree; stat -c '%n %a %u:%g %h %s %F %Y' one deep deep/same pipe sparse; readlink pointer
+    ls /etc/issue /usr/share/doc/tini 2>&1; tail -c 4 sparse; cat /dev/shm/shared
+    [ one -ef deep/same ] && echo linked; du sparse | cut -f1
+    """
+    before = inside(house, "files", look, capfd)
+    assert "linked" in before
+    snapshot = house.save("files").snapshot
+    house.restore(snapshot, "again")
+    after = inside(house, "again", look, capfd)
+    assert after.splitlines()[:-1] == before.splitlines()[:-1]
+    assert "cannot access '/etc/issue'" in after
+    assert "mine" in after
+
+
+def test_a_second_save_reads_only_what_changed_and_misses_no_write_through_a_mapping(house: House) -> None:
+    code = """
+import mmap, os, time
+open("/root/large", "wb").write(os.urandom(4 << 20)); open("/root/same", "wb").write(os.urandom(4 << 20))
+file = open("/root/large", "r+b"); view = mmap.mmap(file.fileno(), 0); view[:5] = b"first"
+time.sleep(0.1); print("ready", flush=True)
+while not os.path.exists("/tmp/go"): time.sleep(0.02)
+view[:6] = b"second"; print("done", flush=True)
+while True: time.sleep(1)
+"""
+    house.python("mapper", code)
+    assert eventually(lambda: "ready" in said(house, "mapper"))
+    time.sleep(0.1)
+    house.save("mapper", "first")
+    house.exec("mapper", "touch", "/tmp/go")
+    assert eventually(lambda: "done" in said(house, "mapper"))
+    second = house.save("mapper", "second")
+    with Repository.open(house.repo) as repository:
+        reader = repository.reader()
+        root = repository.snapshot(bytes.fromhex(second.snapshot)).root
+        assert reader.open(reader.lookup(root, "files/root/large")).read(0, 6) == b"second"
+        same = reader.open(reader.lookup(root, "files/root/same"))
+        assert same.read(0, same.size) == (house.upper("mapper") / "root/same").read_bytes()
+
+
+def test_a_working_directory_below_tmp_is_shown_and_its_files_are_saved(
+    house: House, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (house.work / "input").write_text("from the host")
+    house.command("local", f"cat input > output; {IDLE}", cwd=str(house.work))
+    assert eventually(lambda: inside(house, "local", "cat output", capfd) == "from the host")
+    assert not (house.work / "output").exists()
+    snapshot = house.save("local").snapshot
+    with Repository.open(house.repo) as repository:
+        reader = repository.reader()
+        root = repository.snapshot(bytes.fromhex(snapshot)).root
+        entry = reader.lookup(root, f"files{house.work}/output")
+        assert reader.open(entry).read(0, entry.size) == b"from the host"
+    house.restore(snapshot, "there")
+    assert inside(house, "there", "pwd; cat output input", capfd) == f"{house.work}\nfrom the hostfrom the host"
+
+
+def is_unmounted(directory: Path) -> bool:
+    """Unmount; the kernel takes a sandbox's mounts apart a little after its last process."""
+    subprocess.run(["umount", directory], check=False, stderr=subprocess.DEVNULL)
+    return not directory.is_mount()
+
+
+@pytest.fixture
+def other_disk(live_machine: None) -> Iterator[Path]:
+    """A filesystem of its own on the host: ext4 in a file, mounted."""
+    directory = Path("/mnt") / f"ijfs-test-{os.getpid()}"
+    image = directory.with_suffix(".img")
+    directory.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, directory], check=False).returncode:
+        shutil.rmtree(directory)
+        image.unlink()
+        pytest.skip("no loop devices here")
+    (directory / "data").write_text("on the disk")
+    yield directory
+    assert eventually(
+        lambda: subprocess.run(["umount", directory], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    )
+    directory.rmdir()
+    image.unlink()
+
+
+def test_a_disk_of_its_own_on_the_host_is_seen_written_to_and_comes_back_without_the_disk(
+    other_disk: Path, house: House, capfd: pytest.CaptureFixture[str]
+) -> None:
+    house.command("disks", IDLE)
+    inside(house, "disks", f"echo ' and more' >> {other_disk}/data; echo new > {other_disk}/new", capfd)
+    assert (other_disk / "data").read_text() == "on the disk"
+    snapshot = house.save("disks").snapshot
+    look = f"cat {other_disk}/data {other_disk}/new"
+    house.restore(snapshot, "with")
+    assert inside(house, "with", look, capfd) == "on the disk and more\nnew"
+    assert inside(house, "disks", look, capfd) == "on the disk and more\nnew"
+    for name in ("disks", "with"):
+        house.stop(name)
+    assert eventually(lambda: is_unmounted(other_disk))
+    house.restore(snapshot, "without")
+    assert inside(house, "without", look, capfd) == "on the disk and more\nnew"
+
+
+def test_ports_are_the_same_inside_and_different_outside(house: House) -> None:
+    code = """
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(open("/tmp/who").read().encode())
+    def log_message(self, *args): pass
+open("/tmp/who", "w").write("first")
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+    first = house.python("web", code, ports=(8000,))
+
+    def get(port: int) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    assert eventually(lambda: _answers(first.relay[0].host))
+    snapshot = house.save("web").snapshot
+    second = house.restore(snapshot, "web2")
+    house.exec("web2", "sh", "-c", "echo -n second > /tmp/who")
+    assert (first.relay[0].inside, second.relay[0].inside) == (8000, 8000)
+    assert (get(first.relay[0].host), get(second.relay[0].host)) == ("first", "second")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_chatty_connection_loses_nothing_in_a_save(house: House) -> None:
+    code = """
+import socket
+listener = socket.create_server(("127.0.0.1", 7000)); peer, _ = listener.accept()
+for number in range(60000): peer.sendall(b"%d\\n" % number)
+peer.close(); listener.accept()
+"""
+    info = house.python("chatty", code, ports=(7000,))
+    time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", info.relay[0].host)) as sock, sock.makefile("rb") as lines:
+        heard = [int(next(lines)) for _ in range(100)]
+        for _ in range(4):
+            house.save("chatty")
+            heard += [int(next(lines)) for _ in range(2000)]
+        heard += [int(line) for line in lines]
+    assert heard == list(range(60000))
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "done"),
+    [
+        ("a sleep", "time.sleep(1.2)", "slept"),
+        ("a loop that prints", "for n in range(60): print('line', n, flush=True); time.sleep(0.02)", "line 59"),
+        ("a busy loop", "end = time.monotonic() + 1.2\nwhile time.monotonic() < end: pass", "slept"),
+    ],
+)
+def test_a_save_in_the_middle_of(what: str, code: str, done: str, house: House) -> None:
+    house.python(
+        "middle", f"import time\nprint('begun', flush=True)\n{code}\nprint('slept', flush=True)\ntime.sleep(1000)"
+    )
+    assert eventually(lambda: "begun" in said(house, "middle"))
+    time.sleep(0.2)
+    snapshot = house.save("middle").snapshot
+    assert "slept" not in said(house, "middle")
+    house.restore(snapshot, "left")
+    house.restore(snapshot, "right")
+    for name in ("middle", "left", "right"):
+        assert eventually(lambda name=name: "slept" in said(house, name)), name
+        lines = said(house, name).split()
+        assert lines.count("begun") == lines.count("slept") == 1
+        assert done in said(house, name)
+
+
+def test_a_sandbox_has_no_way_out_unless_it_is_given_one(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+    code = 'import socket; s = socket.socket(); s.settimeout(2); print(s.connect_ex(("10.0.2.2", 9)))'
+    try_it = f"{sys.executable} -c '{code}'"
+    house.command("closed", IDLE)
+    assert inside(house, "closed", try_it, capfd) == "101"  # ENETUNREACH
+
+
+@pytest.mark.skipif(not shutil.which("slirp4netns"), reason="slirp4netns is not installed")
+def test_slirp4netns_gives_a_way_out_that_a_restored_program_has_too(
+    house: House, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = _own_address()
+    if address is None:
+        pytest.skip("this machine has no address but its loopback's")
+    with socket.create_server((address, 0)) as server:
+        server.settimeout(10)
+        port = server.getsockname()[1]
+        script = (
+            f'{sys.executable} -c \'import socket; socket.create_connection(("{address}", {port}), 5).sendall(b"out")\''
+        )
+        house.command("open", IDLE, network="slirp4netns")
+        snapshot = house.save("open").snapshot
+        house.restore(snapshot, "open2")
+        for name in ("open", "open2"):
+            assert house.exec(name, "sh", "-c", script) == 0
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(3) == b"out"
+            assert inside(house, name, "cat /etc/resolv.conf", capfd) == "nameserver 10.0.2.3"
+
+
+def _own_address() -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(sock.getsockname()[0])
+    return None if address.startswith("127.") else address
+
+
+def test_what_is_known_of_an_instance_is_shown_and_no_secret_is_in_it(house: House) -> None:
+    house.command("shown", IDLE, env={"TOKEN": "s3cret"})
+    (info,) = client.list_instances(house.repo)
+    assert (info.name, info.status, info.keeper_running, info.memory) == ("shown", "running", True, 1.0)
+    assert "s3cret" not in json.dumps(str(info))
+    live = house.repo / "live" / "shown"
+    assert live.stat().st_mode & 0o777 == 0o700
+    assert (live / "instance.json").stat().st_mode & 0o777 == 0o600
+    assert (live / "control.sock").stat().st_mode & 0o777 == 0o600
