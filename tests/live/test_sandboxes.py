@@ -154,9 +154,7 @@ def other_disk(live_machine: None) -> Iterator[Path]:
         pytest.skip("no loop devices here")
     (directory / "data").write_text("on the disk")
     yield directory
-    assert eventually(
-        lambda: subprocess.run(["umount", directory], check=False, stderr=subprocess.DEVNULL).returncode == 0
-    )
+    assert eventually(lambda: is_unmounted(directory))
     directory.rmdir()
     image.unlink()
 
