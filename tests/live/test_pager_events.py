@@ -130,7 +130,7 @@ def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
     pager, program = start(0.02)
     there = BASE + 16 * LENGTH
     deaths = 0
-    for step in range(2):
+    for step in range(4):
         line = [
             f"remap({BASE + 512 * PAGE}, {there}, {512 * PAGE})",
             f"advise({BASE + 1100 * PAGE}, {100 * PAGE})",

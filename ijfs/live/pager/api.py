@@ -218,13 +218,22 @@ class Pager:
         now = time.monotonic()
         self._deaths = [at for at in self._deaths if now - at < _DEATHS_S] + [now]
         if len(self._deaths) > _MAX_DEATHS:
-            # What is held stays held: without it, the program would find zeros where its memory was.
-            reason = f"the pager died {len(self._deaths)} times in a row (last status {status})"
-            self._update(failed=f"{reason}; the program waits for memory that nobody brings")
+            self._give_up(f"the pager died {len(self._deaths)} times in a row (last status {status})")
             return False
         self._update(replaced=self._status.replaced + 1)
         self._start(PagerProcess(self._log), replacement=True)
         return True
+
+    def _give_up(self, reason: str) -> None:
+        """A program that runs keeps waiting: let go of, it would find zeros where its memory was. A restore that is
+        still under way ends instead: CRIU must not wait for ever.
+        """
+        if not self._status.resumed:
+            self._let_go()
+            self._listener.close()
+            self._update(failed=reason)
+        else:
+            self._update(failed=f"{reason}; the program waits for memory that nobody brings")
 
     def _let_go(self) -> None:
         for _, fds in self._held.values():

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ijfs.live.pager import order
 from ijfs.live.pager.channel import Channel, received_fds
-from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, Fetcher, PageRange, Scheduler, Task
+from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, Fetcher, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import IN, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
 from ijfs.live.pager.source import PageSource
@@ -94,6 +94,7 @@ class Server:
         if self._listener is not None:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._fetcher.start()
+        hurry()
         try:
             while not self._done():
                 self._listen(0.0 if self._copy() else 0.05)
