@@ -113,13 +113,16 @@ static void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t 
     }
 }
 
-/* Counts of each byte value at each position modulo 8, over every `stride`-th 8-byte word. */
-static void ijfs_histograms(const uint8_t *data, size_t n, size_t stride, uint32_t *counts)
+/* Counts of each byte value at each position modulo 8, over every `stride`-th 8-byte word of data, or of data ^ other
+ * where that is not NULL. */
+static void ijfs_histograms(const uint8_t *data, const uint8_t *other, size_t n, size_t stride, uint32_t *counts)
 {
     memset(counts, 0, 8 * 256 * sizeof(uint32_t));
-    for (size_t i = 0; i + 8 <= n; i += 8 * stride)
+    for (size_t i = 0; i + 8 <= n; i += 8 * stride) {
+        uint64_t w = ijfs_word(data + i) ^ (other ? ijfs_word(other + i) : 0);
         for (int j = 0; j < 8; j++)
-            counts[j * 256 + data[i + j]]++;
+            counts[j * 256 + ((w >> (8 * j)) & 0xff)]++;
+    }
 }
 
 #endif

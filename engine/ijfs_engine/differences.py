@@ -53,6 +53,7 @@ class Differences:
         self._data = data
         self._base = memoryview(bytearray(len(data)))
         self._theirs = [page.theirs for page in under]
+        self._depths: dict[bytes, int] = {}
         self._changed = memoryview(bytearray(b"\xff" * len(under)))
         runs = list(_stretches(under))
         vain = [
@@ -82,7 +83,7 @@ class Differences:
         spans = [slice(page * PAGE, (page + 1) * PAGE) for page in pages]
         if any(self._changed[page] <= SPARSE_LINES for page in pages):
             return True
-        if any(codec.float_shape(self._data[span]) for span in spans):
+        if any(codec.is_quieter(self._data[span], self._base[span]) for span in spans):
             return True
         for page, span in zip(pages, spans, strict=True):
             self._base[span] = bytes(PAGE)
@@ -102,22 +103,30 @@ class Differences:
 
     def base_for(self, part: Part, start: int, end: int) -> codec.Base | None:
         """What bytes [start, end) of a part may be stored as a difference to."""
-        under = part.theirs[start // PAGE : -(-end // PAGE)]
-        if not part.sparse and (min(under) < 0 or codec.float_shape(part.data[start:end]) is None):
-            return None
-        extents = list(self._extents(part, start, end))
+        plain, base = part.data[start:end], part.base[start:end]
+        if not part.sparse:
+            under = part.theirs[start // PAGE : -(-end // PAGE)]
+            if min(under) < 0 or not codec.is_quieter(plain, base):
+                return None
+        extents = list(self._extents(part.theirs, start, end))
         if len(extents) > MAX_BASES:
             return None
-        ids = list({ident for ident, _, _ in extents})
-        depth = max((info.depth for info in self._parent.reader.store.chunk_info(ids) if info), default=0)
-        return codec.Base(part.base[start:end], pack_bases(extents), depth)
+        return codec.Base(base, pack_bases(extents), self._depth(extents), sure=not part.sparse)
 
-    def _extents(self, part: Part, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Where the parent keeps what lies under bytes [start, end) of a part; neighbours merged."""
+    def _depth(self, extents: list[tuple[bytes, int, int]]) -> int:
+        """Of the deepest chunk among these."""
+        ids = list({ident for ident, _, _ in extents} - self._depths.keys())
+        if ids:
+            infos = self._parent.reader.store.chunk_info(ids)
+            self._depths.update((ident, info.depth if info else 0) for ident, info in zip(ids, infos, strict=True))
+        return max(self._depths[ident] for ident, _, _ in extents)
+
+    def _extents(self, theirs: Sequence[int], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Where the parent keeps what lies under bytes [start, end); neighbours merged."""
         last: tuple[bytes, int, int] | None = None
-        for page in range(start // PAGE, -(-end // PAGE)):
-            low, high = max(start - page * PAGE, 0), min(end - page * PAGE, PAGE)
-            for ident, offset, length in self._parent.slices_of(part.theirs[page], low, high - low):
+        for first, count in _following(theirs, start // PAGE, -(-end // PAGE)):
+            low, high = max(start, first * PAGE), min(end, (first + count) * PAGE)
+            for ident, offset, length in self._parent.slices_of(theirs[first], low - first * PAGE, high - low):
                 if last and last[0] == ident and last[1] + last[2] == offset:
                     last = (ident, last[1], last[2] + length)
                     continue
@@ -126,6 +135,16 @@ class Differences:
                 last = (ident or _ZERO_ID, offset, length)
         if last:
             yield last
+
+
+def _following(theirs: Sequence[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of pages [first, end) over pages of the parent that follow one another; those over none by one."""
+    while first < end:
+        count = 1
+        while theirs[first] >= 0 and first + count < end and theirs[first + count] == theirs[first] + count:
+            count += 1
+        yield first, count
+        first += count
 
 
 def _stretches(under: Sequence[Under]) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,7 @@ cdef extern from "bytes.h" nogil:
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
     void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
     void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
-    void ijfs_histograms(const uint8_t *data, size_t n, size_t stride, uint32_t *counts)
+    void ijfs_histograms(const uint8_t *data, const uint8_t *other, size_t n, size_t stride, uint32_t *counts)
 
 PAGE = IJFS_PAGE
 KEY_BYTES = IJFS_KEY_BYTES
@@ -259,18 +259,24 @@ cdef inline double c_log2_c(uint32_t count) noexcept nogil:
     return C_LOG2_C[count] if count <= 2048 else count * log2(<double>count)
 
 
-def byte_entropies(const uint8_t[::1] data, size_t samples):
-    """Bits of entropy of the bytes at each position modulo 8 (eight floats), over about `samples` words spread evenly."""
+def byte_entropies(const uint8_t[::1] data, size_t samples, const uint8_t[::1] other=None):
+    """Bits of entropy of the bytes at each position modulo 8 (eight floats), over about `samples` words spread evenly.
+
+    With `other`, as long as data: of data ^ other.
+    """
     cdef size_t words = data.shape[0] // 8, stride, total, i, j
     cdef uint32_t counts[2048]
     cdef double bits[8]
+    if other is not None and other.shape[0] != data.shape[0]:
+        raise ValueError(f"byte_entropies: {data.shape[0]} and {other.shape[0]} bytes")
     if words == 0:
         return (0.0,) * 8
     # Odd strides, so that a power-of-two structure of the data does not hide in the steps.
     stride = (words // max(samples, <size_t>1)) | 1
     total = (words + stride - 1) // stride
+    cdef const uint8_t *other_at = &other[0] if other is not None else NULL
     with nogil:
-        ijfs_histograms(&data[0], data.shape[0], stride, counts)
+        ijfs_histograms(&data[0], other_at, data.shape[0], stride, counts)
         for j in range(8):
             bits[j] = 0.0
             for i in range(256):

@@ -65,7 +65,7 @@ class ParentPages:
         return self._file.slices(page * PAGE, count * PAGE)
 
     def slices_of(self, page: int, offset: int, length: int) -> Iterator[Slice]:
-        """What `length` bytes from `offset` of one page are made of; zeros for page -1, which stands for none."""
+        """What `length` bytes from `offset` of a page are made of; zeros for page -1, which stands for none."""
         if page < 0:
             return iter((Slice(None, 0, length),))
         return self._file.slices(page * PAGE + offset, length)
