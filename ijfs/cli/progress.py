@@ -1,6 +1,7 @@
 """Progress of long work on a terminal, from both kinds of source: the engine's callback and a keeper's events.
 
-A `Reporter` that is not visible takes the same calls and does nothing, except that notices always reach the user.
+One line: what is being done now and, where its size is known, a bar with bytes, speed and time left. A `Reporter`
+that is not visible takes the same calls and does nothing, except that notices always reach the user.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """One bar per phase, gone when the work is done; a context manager."""
+    """The line of one verb, gone when the work is done; a context manager. Calls come from any thread."""
 
-    def __init__(self, title: str, *, visible: bool, notices: bool = True) -> None:
+    def __init__(self, title: str, *, visible: bool) -> None:
         self.title = title
         self.visible = visible
-        self.notices = notices
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._line: Progress | None = None
+        self._task: TaskID | None = None
+        self._phase = ""
 
     def __enter__(self) -> Reporter:
         if self.visible:
-            self._bars = _bars()
-            self._bars.start()
+            self._line = _line()
+            self._line.start()
         return self
 
     def __exit__(
@@ -37,18 +38,22 @@ class Reporter:
         self.close()
 
     def close(self) -> None:
-        """Take the bars away; later calls do nothing. Before anything else is printed."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        """Take the line away; later calls do nothing. Before anything else is printed."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.stop()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """The engine's `Progress`: bytes done of bytes in all, 0 where not known; from any thread."""
-        if self._bars is None:
+        """The engine's `Progress`: bytes done of bytes in all, 0 where not known."""
+        line = self._line
+        if line is None:
             return
-        if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(f"{self.title}: {phase}", total=total or None)
-        self._bars.update(self._tasks[phase], completed=done, total=total or None)
+        if self._task is None or phase != self._phase:
+            if self._task is not None:
+                line.remove_task(self._task)
+            self._phase = phase
+            self._task = line.add_task(f"{self.title}: {phase}", total=total or None)
+        line.update(self._task, completed=done, total=total or None)
 
     def event(self, event: dict[str, Any]) -> None:
         """A keeper's event: a phase that begins, bytes of one, or a notice a person should read."""
@@ -57,29 +62,48 @@ class Reporter:
                 self(str(event.get("name")), 0, 0)
             case "progress":
                 self(str(event.get("name")), int(event.get("done", 0)), int(event.get("total", 0)))
-            case "notice" if self.notices:
-                Printer(sys.stderr).line(("note: ", "cyan"), str(event.get("text", "")))
+            case "notice":
+                self._notice(str(event.get("text", "")))
+
+    def _notice(self, sentence: str) -> None:
+        if self._line is None:
+            Printer(sys.stderr).line(("note: ", "cyan"), sentence)
+        else:
+            self._line.console.print(f"note: {sentence}", markup=False)
 
 
-def _bars() -> Progress:
+def _line() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         SpinnerColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class Measured(ProgressColumn):
+        """Another column, only for work whose size is known."""
+
+        def __init__(self, column: ProgressColumn) -> None:
+            super().__init__()
+            self.column = column
+
+        def render(self, task: Task) -> Any:
+            return self.column.render(task) if task.total else Text("")
 
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        Measured(BarColumn(bar_width=24)),
+        Measured(DownloadColumn()),
+        Measured(TransferSpeedColumn()),
+        Measured(TimeRemainingColumn(compact=True)),
         console=Console(stderr=True, highlight=False),
         transient=True,
     )

@@ -30,11 +30,11 @@ class Labels:
         return self.branches.get(snapshot_id, ()) + self.tags.get(snapshot_id, ())
 
     def spans(self, snapshot_id: bytes) -> list[Span]:
-        """Names in brackets, coloured by kind: [main] [v1]."""
+        """Branches in brackets, tags in parentheses: [main] (v1)."""
         spans: list[Span] = []
-        for table, style in ((self.branches, "bold green"), (self.tags, "bold magenta")):
+        for table, form, style in ((self.branches, "[{}]", "bold green"), (self.tags, "({})", "bold magenta")):
             for name in table.get(snapshot_id, ()):
-                spans += [" ", (f"[{name}]", style)]
+                spans += [" ", (form.format(name), style)]
         return spans[1:]
 
 

@@ -44,10 +44,12 @@ def report(out: Printer, verdicts: Sequence[Verdict]) -> None:
         out.line((mark, style), f" {v.check:<{width}}  ", (v.evidence, "dim" if v.outcome == "ok" else ""))
         if v.remedy and v.outcome != "ok":
             out.line(" " * (len(mark) + width + 3), ("→ " if out.unicode else "-> ", "cyan"), v.remedy)
-    bad = sum(v.outcome == "refuse" for v in verdicts)
+    bad, doubtful = (sum(v.outcome == outcome for v in verdicts) for outcome in ("refuse", "warn"))
     out.line()
     if bad:
         out.line((f"{text.count(bad, 'check')} would stop a save", "bold red"))
+    elif doubtful:
+        out.line((f"nothing is refused; {text.count(doubtful, 'warning')} above", "bold yellow"))
     else:
         out.line(("nothing stands in the way", "bold green"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,7 +45,8 @@ def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -
     spec = kernel_spec(chosen, spec_name, network="slirp4netns" if network == "slirp4netns" else "none", gpu=gpu)
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
-    answer = run_cell(connection_file(app, chosen), "", READY_S)
+    alive = partial(client.is_running, app.repository_path, chosen)
+    answer = run_cell(connection_file(app, chosen), "", READY_S, alive=alive)
     assert answer.status == "ok"
 
     def show(out: Printer) -> None:

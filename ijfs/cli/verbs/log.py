@@ -21,7 +21,7 @@ COLUMNS = [Column("SNAPSHOT", style="yellow"), Column("AGE", right=True), Column
 @click.argument("snapshot", required=False, type=SNAPSHOT)
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="K", help="At most K snapshots.")
 def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
-    """List snapshots, newest first: all of them, or SNAPSHOT and its ancestors.
+    """List snapshots with [branches] and (tags), newest first: all, or SNAPSHOT and its ancestors.
 
     -v adds whole messages, parents and times.
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ijfs.cli.app import App, verb
+from ijfs.cli.failure import INTERRUPTED
 from ijfs.cli.output import Answer
 from ijfs.cli.params import INSTANCE
 
@@ -39,9 +40,12 @@ def logs(app: App, name: str, follow: bool, lines: int | None) -> Answer | None:
         with Path(info.log).open("rb") as file:
             file.seek(start)
             return Answer({"name": name, "log": info.log, "content": file.read().decode(errors="replace")})
-    for data in _followed(app, info, start) if follow else _rest(Path(info.log), start):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    try:
+        for data in _followed(app, info, start) if follow else _rest(Path(info.log), start):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:  # the way to end it: nothing to say
+        raise SystemExit(INTERRUPTED) from None
     return None
 
 

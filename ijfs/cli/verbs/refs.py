@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -13,7 +13,7 @@ from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import REF, SNAPSHOT
 
 if TYPE_CHECKING:
-    from ijfs_engine import Repository
+    from ijfs_engine import Repository, Snapshot
 
 Kind = Literal["branch", "tag", "snapshot"]
 COLUMNS = [Column("NAME", style="bold green"), Column("SNAPSHOT", style="yellow"), Column("AGE", right=True)]
@@ -139,7 +139,8 @@ def _removed(repository: Repository, targets: list[tuple[Kind, str]], *, dry_run
             removers[kind](name)
         left = {s.id: s for s in repository.snapshots()}
         lost = before - views.reachable(repository, left) - {at[n] for k, n in targets if k == "snapshot"}
-    return _report(targets, at, [s for s in snapshots.values() if s.id in lost], dry_run=dry_run)
+    held = lost & views.ancestors(snapshots, (pin.id for pin in repository.pins()))
+    return _report(targets, at, _Lost(snapshots, lost - held, held), dry_run=dry_run)
 
 
 def _at(repository: Repository, kind: Kind, name: str) -> bytes:
@@ -167,20 +168,34 @@ def _would_lose(
     return before - views.ancestors(snapshots, heads) - removed
 
 
-def _report(targets: list[tuple[Kind, str]], at: Mapping[str, bytes], lost: list[Any], *, dry_run: bool) -> Answer:
+class _Lost(NamedTuple):
+    """Snapshots that no name reaches any more: those that gc takes, and those that live programs hold."""
+
+    snapshots: Mapping[bytes, Snapshot]
+    unreachable: set[bytes]
+    held: set[bytes]
+
+    def listed(self, ids: set[bytes]) -> list[Snapshot]:
+        """Newest first."""
+        return [s for s in self.snapshots.values() if s.id in ids]
+
+
+def _report(targets: list[tuple[Kind, str]], at: Mapping[str, bytes], lost: _Lost, *, dry_run: bool) -> Answer:
     data = {
         "dry_run": dry_run,
         "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],
-        "unreachable": [s.id.hex() for s in lost],
+        "unreachable": [s.id.hex() for s in lost.listed(lost.unreachable)],
+        "held": [s.id.hex() for s in lost.listed(lost.held)],
     }
 
     def show(out: Printer) -> None:
         for kind, name in targets:
             done = "would remove" if dry_run else "removed"
             out.line(f"{done} {kind} ", (name, "bold"), (f" (at {text.short(at[name])})", "dim"))
-        for s in lost:
-            out.line("  nothing keeps ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
-        if lost and not dry_run:
+        for ids, what in ((lost.unreachable, "nothing keeps"), (lost.held, "only what is live keeps")):
+            for s in lost.listed(ids):
+                out.line(f"  {what} ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
+        if lost.unreachable and not dry_run:
             out.line(("`ijfs branch NAME ID` keeps one after all; `ijfs gc` frees the rest", "dim"))
 
     return Answer(data, show)

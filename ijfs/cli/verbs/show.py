@@ -18,8 +18,8 @@ from ijfs.cli.verbs import ls
 if TYPE_CHECKING:
     from ijfs_engine import Reader, Repository, Snapshot
 
-FAMILIAR = {"spec", "phases", "environment"}
-"""Parts of `meta` that are shown in words; the rest is printed as it is with -v."""
+MACHINE = {"kernel": "Linux", "machine": "on", "criu": "CRIU", "python": "Python", "driver": "driver", "gpu": "GPU"}
+"""What is shown of the record's environment, and how it is called; -v prints the whole record."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def show(app: App, snapshot: str) -> Answer:
         _field(out, "on disk", f"{text.size(usage.stored)}, {text.size(usage.unique)} of it only here")
         if app.verbose:
             out.line()
-            rest = {k: v for k, v in _plain(record.meta).items() if app.verbose > 1 or k not in FAMILIAR}
-            for line in json.dumps(rest, indent=2, sort_keys=True, ensure_ascii=False).splitlines():
+            for line in json.dumps(_plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():
                 out.line((line, "dim"))
 
     return Answer(data, print_it)
@@ -83,17 +82,17 @@ def _head(out: Printer, repository: Repository, record: Snapshot, labels: views.
 
 
 def _program(out: Printer, meta: dict[str, Any]) -> None:
-    spec, phases = meta.get("spec"), meta.get("phases")
+    spec = meta.get("spec")
     if isinstance(spec, dict):
         command = " ".join(map(str, spec.get("argv", ())))
         _field(out, "program", (str(spec.get("name", "")), "bold green"), f"  {command}")
         _field(out, "directory", str(spec.get("cwd", "")))
-    if isinstance(phases, dict):
-        shown = (f"{name} {text.seconds(float(took))}" for name, took in phases.items())
-        _field(out, "phases", ", ".join(shown))
+    if isinstance(meta.get("frozen_s"), float):
+        _field(out, "frozen", text.seconds(meta["frozen_s"]))
     environment = meta.get("environment")
     if isinstance(environment, dict):
-        _field(out, "made with", ", ".join(f"{k} {v}" for k, v in environment.items() if isinstance(v, str)))
+        known = [f"{label} {environment[key]}" for key, label in MACHINE.items() if environment.get(key)]
+        _field(out, "made with", ", ".join(known))
 
 
 def _parts(reader: Reader, root: bytes) -> Iterator[Part]:

@@ -42,7 +42,7 @@ class Scene:
 @click.option("-a", "--all", "every", is_flag=True, help="Draw long stretches whole.")
 @click.option("--ascii", "plain", is_flag=True, help="No line-drawing characters.")
 def tree(app: App, every: bool, plain: bool) -> Answer:
-    """Draw snapshots, branches and live programs. Time runs down; a fork branches off to the right.
+    """Draw snapshots, [branches], (tags) and live programs. Time runs down; a fork branches off to the right.
 
     SIZE is what a snapshot holds, UNIQUE what only it takes on disk: what `ijfs rm` and `ijfs gc` would bring back.
     """
@@ -112,7 +112,7 @@ def _headline(out: Printer, scene: Scene, *, times: str) -> None:
     ]
     held = f"{text.size(scene.total.logical)} in {text.size(scene.total.stored)}"
     gain = f" ({scene.total.logical / scene.total.stored:.1f}{times})" if scene.total.stored else ""
-    out.line((scene.path, "bold"))
+    out.line((text.place(scene.path), "bold"))
     out.line((f"{', '.join(counts)}: {held}{gain}" if scene.snapshots else ", ".join(counts), "dim"))
     out.line()
 
