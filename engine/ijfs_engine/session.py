@@ -55,6 +55,13 @@ class _Held(NamedTuple):
     chunk: EncodedChunk
 
 
+_SLICE: Final = 256
+"""Rows per index transaction. Ids are random, so a save's rows touch every page of a table, and LMDB writes a touched
+page to a new place: all in one transaction would double the file. In slices by id each copies its part of the table."""
+_MOST_SLICES: Final = 24
+"""At most so many, since each is a commit of some milliseconds."""
+
+
 class _Rows:
     """Index rows of frames that are in a pack, but not yet in the index."""
 
@@ -64,6 +71,20 @@ class _Rows:
         self.objects: dict[bytes, bytes] = {}
         self.sidecars: dict[bytes, bytes] = {}
         self.packs: dict[bytes, bytes] = {}
+
+    def sliced(self) -> list[_Rows]:
+        """The same rows in parts, chunks by id. The first has the packs: no row may point to one that is not known."""
+        count = min(_MOST_SLICES, len(self.chunks) // _SLICE + 1)
+        ids = sorted(self.chunks)
+        parts = [_Rows() for _ in range(count)]
+        for number, part in enumerate(parts):
+            for ident in ids[len(ids) * number // count : len(ids) * (number + 1) // count]:
+                part.chunks[ident] = self.chunks[ident]
+                if ident in self.bases:
+                    part.bases[ident] = self.bases[ident]
+        parts[0].packs = self.packs
+        parts[-1].objects, parts[-1].sidecars = self.objects, self.sidecars
+        return parts
 
     def put(self, update: Update) -> None:
         """Into the index; what gc had condemned is alive again."""
@@ -305,7 +326,7 @@ class Session:
                 return PackWriter(self._layout.packs, number, kind, self._layout.id)
 
     def _settle(self) -> None:
-        """Everything that was put is in packs, and durable; the packs' rows are ready for the index."""
+        """Everything that was put is in packs, and durable; of many rows only the last are not yet in the index."""
         self._release()
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         for writer in writers:
@@ -313,6 +334,10 @@ class Session:
             self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
         if writers:
             disk.fsync_dir(self._layout.packs)
+        *first, last = self._rows.sliced()
+        for part in first:
+            self._index.write(part.put)
+        self._rows = last
 
     def _forget(self) -> None:
         """The index knows the packs: the next frame begins a new one."""

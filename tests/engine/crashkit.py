@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storekit import save
 
-from ijfs_engine import Repository, Snapshot, disk
+from ijfs_engine import Repository, Snapshot, disk, session
 
 KEEP = {"kept": random.Random(1).randbytes(30_000), "also": random.Random(2).randbytes(5000)}
 NEXT = {"kept": KEEP["kept"], "new": random.Random(3).randbytes(60_000)}
@@ -85,6 +85,8 @@ def main(path: Path, operation: str, step: int) -> None:
     """See the module."""
     with Repository.open(path, damaged=operation == "rebuild") as repository:
         fuse = Fuse(path, step)
+        # A save of this size would put its rows into the index at once.
+        session._SLICE = 4
         disk.observer = fuse
         operate(repository, operation)
         disk.observer = None
