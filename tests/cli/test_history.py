@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import signal
 import stat
 import struct
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from calls import Ijfs
+from calls import COMMAND, Ijfs
 from json_page import check
 
 PAGE = 4096
@@ -459,10 +462,6 @@ def test_an_import_never_leaves_a_snapshot_without_a_branch(
 
 
 def test_a_pipe_that_closes_early_ends_a_long_listing_quietly(history: History, run_ijfs: Ijfs) -> None:
-    import subprocess
-
-    from calls import COMMAND
-
     for verb in ("cat main files/raw.bin", "log -v", "ls -R main --json"):
         script = f"set -o pipefail; {' '.join(COMMAND)} {verb} | head -c 5 >/dev/null"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
@@ -476,3 +475,58 @@ def test_nothing_of_progress_reaches_a_pipe(run_ijfs: Ijfs, history: History) ->
     assert result.err == ""
     assert result.out.count("\n") == 1
     assert "\x1b" not in result.out
+
+
+# --- Bad luck
+
+
+def test_a_gc_beside_a_gc_exits_11(ijfs: Ijfs, history: History, repo: Path) -> None:
+    import fcntl
+
+    with (repo / "locks" / "gc").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = ijfs("gc")
+    assert result.code == 11
+    assert result.err.startswith("ijfs: ")
+    assert ijfs("gc").code == 0
+
+
+@pytest.mark.root
+def test_a_disk_that_is_full_loses_nothing(run_ijfs: Ijfs, ijfs: Ijfs, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    try:
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "small").write_bytes(b"fits")
+        assert ijfs("-r", disk / "r", "init").code == 0
+        assert ijfs("-r", disk / "r", "import", tmp_path / "d").code == 0
+        (tmp_path / "d" / "large").write_bytes(os.urandom(16 << 20))
+        result = run_ijfs("-r", disk / "r", "import", tmp_path / "d")
+        assert result.code == 1
+        assert "no space left" in result.err.lower()
+        assert "Traceback" not in result.err
+        assert len(ijfs("-r", disk / "r", "log", "--json").json["snapshots"]) == 1
+        assert ijfs("-r", disk / "r", "cat", "main", "files/small").out == "fits"
+        assert ijfs("-r", disk / "r", "fsck").code == 0
+        assert ijfs("-r", disk / "r", "gc").code == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_an_interrupted_import_leaves_the_repository_as_it_was(
+    ijfs: Ijfs, history: History, repo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "f").write_bytes(os.urandom(64 << 20))
+    process = subprocess.Popen([*COMMAND, "import", tmp_path / "big"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not list((repo / "sessions").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert b"Traceback" not in err
+    if process.returncode:  # a fast machine may have been done
+        assert process.returncode == 130
+        assert len(ijfs("log", "--json").json["snapshots"]) == 4
+    assert ijfs("fsck").code == 0
