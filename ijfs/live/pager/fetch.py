@@ -256,19 +256,22 @@ class Fetcher:
             self._add_bulk_thread()
 
     def _fill(self, task: Task) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        at = 0
-        for first, count in task.ranges:
-            self._fill_range(task, first, count, task.buffer[at : at + count * PAGE], deadline)
-            at += count * PAGE
-
-    def _fill_range(self, task: Task, first: int, count: int, buffer: memoryview, deadline: float) -> None:
-        """Read, or find out which pages exactly cannot be had: halve the range until it is known.
+        """Read all of it at once; if that fails, find out which pages exactly cannot be had.
 
         Whatever the reader raises, the thread goes on: a fault that nobody answers would hang the program for good.
         """
+        deadline = time.monotonic() + PATIENCE_S
         try:
-            self._read(task.image, first, count, buffer, deadline)
+            self._read(task.image, task.ranges, task.buffer[: task.pages * PAGE], deadline)
+        except Exception:
+            at = 0
+            for first, count in task.ranges:
+                self._fill_range(task, first, count, task.buffer[at : at + count * PAGE], deadline)
+                at += count * PAGE
+
+    def _fill_range(self, task: Task, first: int, count: int, buffer: memoryview, deadline: float) -> None:
+        try:
+            self._read(task.image, [(first, count)], buffer, deadline)
         except Exception as error:
             if count == 1:
                 task.bad.add(first)
@@ -278,12 +281,12 @@ class Fetcher:
             self._fill_range(task, first, half, buffer[: half * PAGE], deadline)
             self._fill_range(task, first + half, count - half, buffer[half * PAGE :], deadline)
 
-    def _read(self, image: MemoryImage, first: int, count: int, buffer: memoryview, deadline: float) -> None:
+    def _read(self, image: MemoryImage, ranges: list[PageRange], buffer: memoryview, deadline: float) -> None:
         """One read; an answer that does not come (not: a wrong one) is asked for again until the deadline."""
         wait_s = 0.05
         while True:
             try:
-                return self._source.read(image, first, count, buffer)
+                return self._source.read(image, ranges, buffer)
             except (OSError, StorageError) as error:
                 if time.monotonic() > deadline or self._closed:
                     raise

@@ -43,7 +43,9 @@ class File(Protocol):
     size: int
 
     def read(self, offset: int, length: int) -> bytes: ...
-    def read_into(self, offset: int, buffer: memoryview) -> int: ...
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
+        """Fill several (offset, buffer) at once, in one request where there is such a thing; the bytes there were."""
+        ...
 
 
 class Files(Protocol):
@@ -63,8 +65,11 @@ class PageSource(Protocol):
         """Page numbers (first, count) known to be all zero."""
         ...
 
-    def read(self, image: MemoryImage, first: int, count: int, buffer: memoryview) -> None:
-        """Fill `buffer` with pages [first, first + count). CorruptError, OSError; never wrong bytes."""
+    def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill `buffer` with the pages of these (first, count), one range after the other.
+
+        CorruptError, StorageError, OSError; never wrong bytes.
+        """
         ...
 
 
@@ -109,25 +114,26 @@ class CriuImages:
                 if low < high:
                     yield first + (low - run.offset) // PAGE, (high - low) // PAGE
 
-    def read(self, image: MemoryImage, first: int, count: int, buffer: memoryview) -> None:
+    def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
         name, pages = self._pages[image.pid]
-        for offset, at, length in _segments(image, first, count):
-            got = pages.read_into(offset, buffer[at : at + length])
-            if got != length:
-                raise CorruptError(f"{name} ends at byte {offset + got}, {offset + length} were to be read")
+        wanted = [(offset, buffer[at : at + length]) for offset, at, length in _segments(image, ranges)]
+        got = pages.read_many(wanted)
+        if got != (needed := sum(len(view) for _, view in wanted)):
+            raise CorruptError(f"{name} gave {got} bytes where {needed} were to be read")
 
 
-def _segments(image: MemoryImage, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Reads for pages [first, first + count): (file offset, offset in the buffer, bytes), neighbours merged."""
+def _segments(image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Reads for pages (first, count)…: (file offset, offset in the buffer, bytes), neighbours in the file merged."""
     start = at = length = 0
-    for run, inside, pages in image.pieces(first, count):
-        offset = run.offset + inside * PAGE
-        if length and offset == start + length:
-            length += pages * PAGE
-            continue
-        if length:
-            yield start, at, length
-        start, at, length = offset, at + length, pages * PAGE
+    for first, count in ranges:
+        for run, inside, pages in image.pieces(first, count):
+            offset = run.offset + inside * PAGE
+            if length and offset == start + length:
+                length += pages * PAGE
+                continue
+            if length:
+                yield start, at, length
+            start, at, length = offset, at + length, pages * PAGE
     if length:
         yield start, at, length
 
@@ -143,9 +149,12 @@ class DirectoryFile:
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._fd, length, offset)
 
-    def read_into(self, offset: int, buffer: memoryview) -> int:
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
         if self._delay_s:
             time.sleep(self._delay_s)
+        return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
+
+    def _read_into(self, offset: int, buffer: memoryview) -> int:
         done = 0
         while done < len(buffer):
             got = os.preadv(self._fd, [buffer[done:]], offset + done)
