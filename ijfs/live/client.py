@@ -217,8 +217,9 @@ def _keeper_ended(paths: InstancePaths) -> bool:
 
 def _spawned(paths: InstancePaths, verb: str, args: dict[str, Any], on_event: OnEvent | None) -> InstanceInfo:
     """Spawn a keeper that begins with `verb`; its answer. A keeper that could not begin leaves no directory behind."""
+    lazy = verb == "restore" and not args.get("eager")
     try:
-        with KeeperClient(_spawn_keeper(paths), paths, on_event) as keeper:
+        with KeeperClient(_spawn_keeper(paths, lazy=lazy), paths, on_event) as keeper:
             return msgspec.convert(keeper.request(verb, args), InstanceInfo)
     except BaseException:
         if verb != "adopt" and not paths.record.exists():
@@ -226,12 +227,13 @@ def _spawned(paths: InstancePaths, verb: str, args: dict[str, Any], on_event: On
         raise
 
 
-def _spawn_keeper(paths: InstancePaths) -> socket.socket:
-    """Start a keeper process for the instance's directory; the returned socket is its first client."""
+def _spawn_keeper(paths: InstancePaths, *, lazy: bool) -> socket.socket:
+    """Start a keeper process for the instance's directory; the returned socket is its first client. `lazy`: the first
+    request will be a lazy restore."""
     ours, theirs = socket.socketpair()
     with theirs, paths.keeper_log.open("ab") as log:
         launcher = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ijfs.live.keeper", str(paths.root), str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "ijfs.live.keeper", str(paths.root), str(theirs.fileno()), *["lazy"] * lazy],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

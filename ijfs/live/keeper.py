@@ -1,11 +1,12 @@
 """The process that keeps one live instance: it owns sandbox, relay and control socket. Spawned by client.py.
 
-    python -m ijfs.live.keeper INSTANCE_DIRECTORY FD
+    python -m ijfs.live.keeper INSTANCE_DIRECTORY FD [lazy]
 
 FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
-when that fails the keeper ends. Everything that blocks runs in threads; the trio loop only moves bytes and decides. A
-keeper that is killed takes nothing of the program with it: its relay and mounts go, the program runs on, and the next
-client spawns a keeper that adopts it.
+when that fails the keeper ends. `lazy`: that request is a lazy restore, so a pager is started before anything else.
+
+Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes nothing
+of the program with it: its relay and mounts go, the program runs on, and the next client spawns a keeper that adopts it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ijfs.live import namespaces as ns
+
+if TYPE_CHECKING:
+    from ijfs.live.pager.api import PagerProcess
 
 
 def main() -> None:
@@ -37,12 +42,20 @@ def main() -> None:
         return
     ns.private_mounts()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
+    pager = _pager_ahead() if sys.argv[3:] == ["lazy"] else None
 
     import trio
 
     from ijfs.live.keeper_loop import Keeper
 
-    trio.run(Keeper(directory).run, first)
+    trio.run(Keeper(directory, pager).run, first)
+
+
+def _pager_ahead() -> PagerProcess:
+    """Its interpreter loads on the other core while this one loads its own libraries: 0.1 s less until a restore."""
+    from ijfs.live.pager.api import PagerProcess
+
+    return PagerProcess(log=sys.stderr.fileno())
 
 
 def _refuse(first: socket.socket, name: str) -> None:

@@ -37,7 +37,7 @@ from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
-    from ijfs.live.pager.api import Pager
+    from ijfs.live.pager.api import Pager, PagerProcess
     from ijfs.live.restore import Restored
 
 # Inside every sandbox a kernel's ports are these, so that a restored one finds its own; the range is one that neither
@@ -62,7 +62,7 @@ _log = logging.getLogger("ijfs.keeper")
 class Keeper:
     """The state of one instance, and the verbs on it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pager_ahead: PagerProcess | None = None) -> None:
         self.name = directory.name
         self.repo = directory.parent.parent
         self.paths = InstancePaths(directory)
@@ -72,6 +72,7 @@ class Keeper:
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
         self.box: Sandbox | None = None
         self.pager: Pager | None = None
+        self._pager_ahead = pager_ahead
         self.gpu: GpuProgram | None = None
         self.known: Known = {}
         self.saver = Saver(self)
@@ -100,6 +101,8 @@ class Keeper:
             nursery.cancel_scope.cancel()
         self.relay.close()
         self.vault.close()
+        if self._pager_ahead is not None:
+            self._pager_ahead.close()
         if self.gpu is not None:
             self.gpu.close()
 
@@ -286,6 +289,7 @@ class Keeper:
 
         layers = self.paths.layers(self.record.generation)
         eager = bool(args.get("eager"))
+        ahead, self._pager_ahead = self._pager_ahead, None
         restored: Restored = await in_thread(
             restore.bring_back,
             layers,
@@ -296,6 +300,7 @@ class Keeper:
             on_phase=_phases(emit),
             gpu=self.gpu,
             gpus=tuple(args.get("gpus") or ()),
+            pager_ahead=ahead,
         )
         self.pager = restored.pager
         self.saver.resumes(snapshot)

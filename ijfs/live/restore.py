@@ -25,7 +25,7 @@ from ijfs_engine.records import Snapshot
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord
-    from ijfs.live.pager.api import Pager
+    from ijfs.live.pager.api import Pager, PagerProcess
 
 # How long CRIU gets, after all is mapped, until it says to the pager that the program runs.
 RESUME_LIMIT_S = 60.0
@@ -54,8 +54,10 @@ def bring_back(
     on_phase: Callable[[str], None],
     gpu: GpuProgram | None = None,
     gpus: Sequence[str] = (),
+    pager_ahead: PagerProcess | None = None,
 ) -> Restored:
     """Restore a snapshot into new directories; `gpus` chooses GPUs (index or UUID) for a program that held some.
+    `pager_ahead` is a pager's process that was started before there was work for it, and is this restore's from now on.
 
     CriuError, SandboxError, CorruptError, StorageError; PreflightError when its GPU memory cannot fit, GpuLostError.
     """
@@ -69,7 +71,8 @@ def bring_back(
     try:
         rootfs.make_directories(layers, meta.volumes)
         if not eager:
-            pager = _start_pager(layers, vault.path, snapshot)
+            pager = _start_pager(layers, vault.path, snapshot, pager_ahead)
+            pager_ahead = None
         _prepare_files(box, vault, snapshot, meta)
         clock.begin("images")
         with _staged(layers, vault, snapshot, lazy=pager is not None) as staged:
@@ -87,6 +90,8 @@ def bring_back(
             box.kill()
         if pager is not None:
             pager.close()
+        if pager_ahead is not None:
+            pager_ahead.close()
         box.dispose()
         raise
 
@@ -115,12 +120,13 @@ def _request(box: Sandbox, staged: Path, *, lazy: bool) -> criu.Restore:
     )
 
 
-def _start_pager(layers: Layers, repo: Path, snapshot: Snapshot) -> Pager:
+def _start_pager(layers: Layers, repo: Path, snapshot: Snapshot, ahead: PagerProcess | None) -> Pager:
     from ijfs.live.pager.api import Pager
 
     log = (layers.criu / "pager.log").open("ab")
     with log:
-        return Pager(layers.criu, {"repo": str(repo), "snapshot": snapshot.id.hex()}, log=log.fileno())
+        source = {"repo": str(repo), "snapshot": snapshot.id.hex()}
+        return Pager(layers.criu, source, log=log.fileno(), process=ahead)
 
 
 def _prepare_files(box: Sandbox, vault: Vault, snapshot: Snapshot, meta: LiveMeta) -> None:
