@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -217,18 +218,19 @@ def test_a_damaged_payload_is_an_error_and_its_neighbours_are_whole(repository: 
     tree = repository.store.tree(snapshot.root)
     by_name = {entry.name: entry.content for entry in tree.entries}
     assert read(repository, by_name[b"two"]) == two
-    with pytest.raises(CorruptError, match="payload fails its checksum"):
+    with pytest.raises(CorruptError, match="does not have the bytes|cannot be unpacked"):
         read(repository, by_name[b"one"])
 
 
-@pytest.mark.parametrize("byte", [0, 4, 8, 12, 16, 20, 60])
-def test_a_damaged_header_is_an_error(repository: Repository, byte: int) -> None:
+@pytest.mark.parametrize("byte", range(HEADER_SIZE))
+def test_a_damaged_header_never_gives_wrong_bytes_and_fsck_finds_it(repository: Repository, byte: int) -> None:
     data = noise(4096)
     save(repository, {"one": data}, branch="main")
     path, offset = frame_of(repository, chunk_id(data))
     damage(path, offset + byte)
-    with pytest.raises(CorruptError):
-        repository.store.get_chunks([chunk_id(data)])
+    with contextlib.suppress(CorruptError):
+        assert bytes(chunks(repository, [chunk_id(data)])[0]) == data
+    assert [finding.id for finding in repository.fsck().damage] == [chunk_id(data)]
 
 
 def test_a_pack_that_is_gone_is_an_error(repository: Repository) -> None:
