@@ -4,7 +4,8 @@ Inside, the program's ports never change, whichever sibling it is; outside, each
 connection outside becomes one inside, made by setns. While a program is saved the relay *holds*: it forwards nothing
 and keeps every connection, so that no byte is on its way when memory is copied (dropping the connections instead lost
 output; holding lost none of 9000 lines in 15 saves of a chatty loop). When another program takes the sandbox's place
-(going back), the connections are *dropped*: clients connect anew, and wait until the relay lets them in again.
+(going back), the connections are *dropped*: clients connect anew, and wait until the relay lets them in again. Those to
+a kernel's iopub are handed to the new one (zmtp.py), because a subscriber that is dropped loses outputs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import trio
 
 from ijfs.live import namespaces as ns
+from ijfs.live import zmtp
 from ijfs.live.errors import SandboxError
 from ijfs.live.records import RelayPort
 
@@ -25,6 +27,8 @@ from ijfs.live.records import RelayPort
 CHUNK = 64 << 10
 HOST = "127.0.0.1"
 BACKLOG = 128
+
+Send = Callable[[bytes], Awaitable[None]]
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -104,7 +108,7 @@ class Relay:
         self._flow.set()
 
     def drop(self) -> int:
-        """Cut all connections that were let in; how many there were."""
+        """Cut all connections that were let in (outside too, where they cannot go on); how many there were."""
         connections = list(self._connections)
         for scope in connections:
             scope.cancel()
@@ -140,26 +144,33 @@ class Relay:
             nursery.start_soon(self._connection, name, stream)
 
     async def _connection(self, name: str, outside: trio.SocketStream) -> None:
+        subscriber = zmtp.Subscriber() if name == "iopub" else None
         async with outside:
-            await self._gates[name].wait()
-            with trio.CancelScope() as scope:
-                self._connections.add(scope)
-                try:
-                    await self._forward(name, outside)
-                except OSError as error:  # nobody listens inside: the client sees its connection closed
-                    _log.debug("no connection to %s inside: %s", name, error)
-                except Exception:  # one connection may break, never the keeper
-                    _log.exception("a connection to %s broke in an unknown way", name)
-                finally:
-                    self._connections.discard(scope)
+            while True:
+                await self._gates[name].wait()
+                with trio.CancelScope() as scope:
+                    self._connections.add(scope)
+                    try:
+                        await self._forward(name, outside, subscriber)
+                    except OSError as error:  # nobody listens inside: the client sees its connection closed
+                        _log.debug("no connection to %s inside: %s", name, error)
+                    except Exception:  # one connection may break, never the keeper
+                        _log.exception("a connection to %s broke in an unknown way", name)
+                    finally:
+                        self._connections.discard(scope)
+                if not scope.cancelled_caught or subscriber is None or not subscriber.resumable:
+                    return
 
-    async def _forward(self, name: str, outside: trio.SocketStream) -> None:
+    async def _forward(self, name: str, outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> None:
         await self._flow.wait()
         inside = trio.SocketStream(await self._reach(name))
-        self._reached[name].set()
-        async with inside, trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope)
-            nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope)
+        async with inside:
+            if subscriber is not None and subscriber.said:
+                await subscriber.introduce(inside)
+            self._reached[name].set()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope, _inwards(inside, subscriber))
+                nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, subscriber))
 
     async def _reach(self, name: str) -> trio.socket.SocketType:
         """A connection inside; for a kernel's channel, once it listens.
@@ -177,7 +188,9 @@ class Relay:
                     raise
             await trio.sleep(0.05)
 
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream, both: trio.CancelScope) -> None:
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, both: trio.CancelScope, send: Send
+    ) -> None:
         """One direction. When it breaks, so does the other, and the client sees what it would have seen without us."""
         try:
             while True:
@@ -188,9 +201,32 @@ class Relay:
                 if not data:
                     await target.send_eof()
                     return
-                await target.send_all(data)
+                await send(data)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             both.cancel()
+
+
+def _inwards(inside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+    """How what a client says gets to the program."""
+    if subscriber is None:
+        return inside.send_all
+
+    async def send(data: bytes) -> None:
+        subscriber.say(data)
+        await inside.send_all(data)
+
+    return send
+
+
+def _outwards(outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+    """How what the program says gets to a client."""
+    if subscriber is None:
+        return outside.send_all
+
+    async def send(data: bytes) -> None:
+        await subscriber.deliver(data, outside)
+
+    return send
 
 
 def _listen(port: int) -> trio.socket.SocketType:
