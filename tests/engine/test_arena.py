@@ -1,0 +1,79 @@
+"""Files that grow in an arena hold what a disk would, whatever is written where."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijfs_engine.arena import PAGE, Arena, ArenaFile, ArenaFullError
+
+sizes = st.sampled_from([0, 1, 7, PAGE - 1, PAGE, 5 * PAGE + 3, 70_000, 200_000])
+steps = st.lists(
+    st.tuples(st.sampled_from(["write", "truncate", "append"]), st.integers(0, 2), st.integers(0, 300_000), sizes),
+    max_size=12,
+)
+
+
+def content(file: ArenaFile) -> bytes:
+    return b"".join(file.segments())
+
+
+@settings(deadline=None, max_examples=80)
+@given(steps)
+def test_files_that_grow_side_by_side_hold_what_was_written(todo: list[tuple[str, int, int, int]]) -> None:
+    arena = Arena(16 << 20)
+    files = [arena.new_file() for _ in range(3)]
+    models = [bytearray() for _ in range(3)]
+    for number, (what, which, offset, size) in enumerate(todo):
+        file, model = files[which], models[which]
+        data = bytes([number + 1]) * size
+        if what == "append":
+            offset = len(model)
+        if what == "truncate":
+            file.truncate(offset)
+            model[offset:] = bytes(max(0, offset - len(model)))
+        else:
+            assert file.write(offset, data) == size
+            model.extend(bytes(max(0, offset - len(model))))
+            model[offset : offset + size] = data
+        assert file.size == file.segments().nbytes == len(model)
+    assert [content(file) for file in files] == models
+
+
+def test_a_full_arena_says_so_and_is_as_good_as_new_after_a_reset() -> None:
+    arena = Arena(1 << 20)
+    arena.prefault(arena.capacity)
+    file = arena.new_file()
+    with pytest.raises(ArenaFullError, match="1048576"):
+        file.write(0, b"x" * ((1 << 20) + 1))
+    assert content(file) == b"x" * (1 << 20)
+    with pytest.raises(ArenaFullError):
+        arena.new_file().write(0, b"y")
+    arena.reset()
+    again = arena.new_file()
+    again.write(100, b"new")
+    assert content(again) == bytes(100) + b"new"
+    assert arena.used <= arena.capacity
+
+
+def test_zeros_after_a_reset_are_zeros_again() -> None:
+    arena = Arena(1 << 20)
+    arena.new_file().write(0, b"old" * 100_000)
+    arena.reset()
+    file = arena.new_file()
+    file.truncate(200_000)
+    assert content(file) == bytes(200_000)
+
+
+def test_what_a_tail_got_counts_only_when_it_is_said() -> None:
+    file = Arena(1 << 20).new_file()
+    tail = file.tail(10)
+    assert 1 <= len(tail) <= 10
+    tail[:3] = b"abc"
+    assert file.size == 0
+    file.advance(2)
+    assert content(file) == b"ab"
+    with pytest.raises(ValueError, match="more than"):
+        file.advance(1 << 20)
+    assert file.segments()[0].readonly
