@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .ingest import SnapshotWriter, import_directory
     from .pages import PageLayout, PageRun
     from .pins import Pin, PinInfo
+    from .prune import PrunePolicy, PruneReport
     from .reader import Extent, Reader, StoredFile
     from .records import (
         Damage,
@@ -69,6 +70,8 @@ __all__ = [
     "PinInfo",
     "PreflightError",
     "Progress",
+    "PrunePolicy",
+    "PruneReport",
     "Reader",
     "RefChange",
     "Refs",
@@ -96,6 +99,7 @@ _MODULES = {
     "ingest": ("SnapshotWriter", "import_directory"),
     "pages": ("PageLayout", "PageRun"),
     "pins": ("Pin", "PinInfo"),
+    "prune": ("PrunePolicy", "PruneReport"),
     "reader": ("Extent", "Reader", "StoredFile"),
     "records": (
         "Damage",

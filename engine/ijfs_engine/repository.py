@@ -13,6 +13,7 @@ from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownN
 from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
 from .journal import Journal, Record, SnapshotRemoved
 from .pins import Pin, PinInfo, live_pins, make_pin
+from .prune import PrunePolicy, PruneReport, prune
 from .records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
 from .refs import Refs, log_records, move_ref
 from .session import Session
@@ -142,29 +143,42 @@ class Repository:
             found = [names.nearest(view, [parent]) for parent in recorded]
         return list(dict.fromkeys(parent for parent in found if parent is not None))
 
+    def nearest(self, candidates: Sequence[ObjectId]) -> ObjectId | None:
+        """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
+        with self.index.read() as view:
+            return names.nearest(view, candidates)
+
     def remove(self, ident: ObjectId) -> None:
         """Take a snapshot out of the tree; gc frees its bytes, those that no other snapshot has.
 
         Branches at it move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds
         it: IjfsError, LockedError. Its children stay whole.
         """
-        try:
-            recorded = self.snapshot(ident).parents
-        except CorruptError:
-            # Its record is damaged, and rm is how one gets rid of it.
-            recorded = ()
+        self.remove_many([ident])
+
+    def remove_many(self, ids: Sequence[ObjectId]) -> None:
+        """The same for several in one transaction: all of them or none."""
+        parents = {ident: self._recorded_parents(ident) for ident in ids}
 
         def change(update: Update) -> None:
-            self._check_removable(update, ident)
-            update.delete(SNAPSHOTS, ident)
-            update.put(REMOVED, ident, names.removed_row(recorded))
-            heir = names.nearest(update, recorded)
-            heads = [key for key, head in update.prefixed(REFS, b"branch/") if head == ident]
-            records: list[Record] = [SnapshotRemoved(ident, recorded)]
-            records += [move_ref(update, key, ident, heir, "rm of the snapshot it was at") for key in heads]
+            records: list[Record] = []
+            for ident, recorded in parents.items():
+                self._check_removable(update, ident)
+                update.delete(SNAPSHOTS, ident)
+                update.put(REMOVED, ident, names.removed_row(recorded))
+                records.append(SnapshotRemoved(ident, recorded))
+            for key, head in list(update.prefixed(REFS, b"branch/")):
+                if head in parents:
+                    heir = names.nearest(update, parents[head])
+                    records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
             log_records(update, self.journal, records)
 
-        self.index.write(change)
+        if parents:
+            self.index.write(change)
+
+    def prune(self, policy: PrunePolicy, *, dry_run: bool = False) -> PruneReport:
+        """Remove what a policy does not keep of each branch; gc then frees the bytes. IjfsError."""
+        return prune(self, policy, dry_run=dry_run)
 
     def pin(self, ident: ObjectId, owner: str) -> Pin:
         """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""
@@ -216,6 +230,13 @@ class Repository:
             journal_bytes=journal_bytes,
             format_version=layout.FORMAT_VERSION,
         )
+
+    def _recorded_parents(self, ident: ObjectId) -> tuple[ObjectId, ...]:
+        try:
+            return self.snapshot(ident).parents
+        except CorruptError:
+            # Its record is damaged, and rm is how one gets rid of it.
+            return ()
 
     def _check_removable(self, update: Update, ident: ObjectId) -> None:
         short = ident.hex()[:12]
