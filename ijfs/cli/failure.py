@@ -66,11 +66,10 @@ def _print(failure: Failure, app: App) -> None:
 
 def explain(error: BaseException) -> Failure:
     """The failure an exception means to a user."""
-    from ijfs_engine.errors import IjfsError
-
+    if hasattr(error, "hint") and hasattr(error, "exit_code"):
+        # An IjfsError, known by its fields: where the engine cannot be imported, this must still speak.
+        return Failure(type(error).__name__, str(error), error.hint, error.exit_code)
     match error:
-        case IjfsError():
-            return Failure(type(error).__name__, str(error), error.hint, error.exit_code)
         case KeyboardInterrupt() | click.Abort():
             return Failure("Interrupted", "interrupted; nothing was left half done", None, INTERRUPTED)
         case click.exceptions.NoArgsIsHelpError():

@@ -231,3 +231,13 @@ def test_json_output_is_one_line_in_a_pipe(ijfs: Ijfs, repo: Path) -> None:
     out = ijfs("log", "--json").out
     assert out.count("\n") == 1
     assert json.loads(out) == {"ijfs": 1, "verb": "log", "snapshots": []}
+
+
+def test_a_broken_installation_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "ijfs_engine").mkdir()
+    (tmp_path / "ijfs_engine" / "__init__.py").write_text("this is no Python\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ijfs.cli.main import main; main(['log'])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ijfs: unexpected SyntaxError")
+    assert "Traceback" not in done.stderr

@@ -119,9 +119,9 @@ class Stage:
         try:
             with app.closing, cli.make_context("ijfs", list(argv), obj=app) as context:
                 cli.invoke(context)
-        except SystemExit as exit_:  # a verb whose answer has an exit code of its own, such as a cell that raised
-            if not answers:
-                raise IjfsError(f"`ijfs {shlex.join(argv)}` ended with exit code {exit_.code}") from None
+        except SystemExit:
+            if not answers:  # a signal; else an answer with an exit code of its own, such as a cell that raised
+                raise
         return answers[0]
 
     def cell(self, name: str, code: str, *, show: bool = True) -> str:
