@@ -5,8 +5,9 @@
 FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
 when that fails the keeper ends. `lazy`: that request is a lazy restore, so a pager is started before anything else.
 
-Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes nothing
-of the program with it: its relay and mounts go, the program runs on, and the next client spawns a keeper that adopts it.
+Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes
+nothing of the program with it: its relay and mounts go, the program runs on, and the next client spawns a keeper that
+adopts it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,233 @@
+"""Files of a sandbox into a snapshot and out again, by the real engine; what counts as unchanged, what never does."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ijfs.live import workspace
+from ijfs.live.records import Volume
+from ijfs.live.workspace import Capture, Known, Layer, Walker, key_of, known_files, layers_of, mapped_in, put_back
+from ijfs_engine import Repository, export_tree
+from ijfs_engine.arena import Arena
+
+OLD = time.time_ns() - 10 * 10**9
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with Repository.init(tmp_path / "repo") as opened:
+        yield opened
+
+
+@pytest.fixture
+def upper(tmp_path: Path) -> Path:
+    path = tmp_path / "upper"
+    path.mkdir()
+    return path
+
+
+def capture(layers: list[Layer], known: Known, tmp_path: Path, mapped: frozenset[str] = frozenset()) -> Capture:
+    return Walker(layers, known, tmp_path / "stage").capture(Arena(64 << 20), mapped)
+
+
+def settle() -> None:
+    """Let the files' times become old enough to be believed."""
+    time.sleep(workspace.RACY_NS / 1e9 + 0.01)
+
+
+def changed(found: Capture) -> set[str]:
+    return {item.at for item in found.items if item.entry.kind == "f" and not item.unchanged}
+
+
+def describe(root: Path) -> dict[str, Any]:
+    """Everything that a restore has to bring back, by path."""
+    found: dict[str, Any] = {}
+    inodes: dict[int, str] = {}
+    for directory, names, files in os.walk(os.fsencode(root)):
+        for name in sorted([*names, *files]):
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            kind = stat.S_IFMT(status.st_mode)
+            shown = os.path.relpath(path, os.fsencode(root)).decode(errors="surrogateescape")
+            first = inodes.setdefault(status.st_ino, shown)
+            found[shown] = (
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_rdev,
+                first if kind == stat.S_IFREG else None,
+                status.st_mtime_ns if kind != stat.S_IFSOCK else None,
+                Path(os.fsdecode(path)).read_bytes() if kind == stat.S_IFREG else None,
+                os.readlink(path) if kind == stat.S_IFLNK else None,
+                {
+                    name: os.getxattr(path, name, follow_symlinks=False)
+                    for name in os.listxattr(path, follow_symlinks=False)
+                },
+            )
+    return found
+
+
+def fill(upper: Path) -> None:
+    (upper / "dir" / "deep").mkdir(parents=True)
+    (upper / "dir" / "file").write_bytes(os.urandom(100_000))
+    os.link(upper / "dir" / "file", upper / "dir" / "deep" / "same")
+    (upper / "empty").touch(mode=0o640)
+    (upper / "pointer").symlink_to("dir/file")
+    os.mkfifo(upper / "pipe")
+    with open(os.fsencode(upper) + b"/bad\xff\nname", "wb") as file:
+        file.write(b"any name")
+    with (upper / "sparse").open("wb") as file:
+        file.truncate(10 << 20)
+        file.seek(5 << 20)
+        file.write(b"in the middle")
+    os.setxattr(upper / "empty", "user.note", b"noted")
+    os.utime(upper / "dir" / "file", ns=(OLD, OLD + 7))
+    with socket.socket(socket.AF_UNIX) as sock:
+        os.chdir(upper)
+        sock.bind("sock")
+        os.chdir("/")
+
+
+@pytest.mark.root
+def test_everything_a_layer_holds_comes_back(repository: Repository, upper: Path, tmp_path: Path) -> None:
+    fill(upper)
+    os.mknod(upper / "whiteout", stat.S_IFCHR, os.makedev(0, 0))
+    (upper / "opaque").mkdir()
+    os.setxattr(upper / "opaque", "trusted.overlay.opaque", b"y")
+    os.chown(upper / "dir" / "deep", 12, 34)
+    found = capture(layers_of(upper, [], None), {}, tmp_path)
+    with repository.begin() as writer:
+        writer.add_entries((item.at, item.entry, item.source) for item in found.items)
+        snapshot = writer.commit()
+    reader = repository.reader()
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def export(path: str, into: Path) -> None:
+        content = reader.lookup(snapshot.root, path).content
+        assert content is not None
+        export_tree(reader, content, into)
+
+    put_back(export, target, [])
+    assert describe(target) == describe(upper)
+    assert (target / "sparse").stat().st_blocks < 1000
+
+
+@pytest.mark.root
+def test_a_volumes_files_stand_at_its_path_in_the_snapshot_and_go_back_to_its_layer(
+    repository: Repository, upper: Path, tmp_path: Path
+) -> None:
+    volume = Volume("v0", "/data/disk")
+    disk, disk_again, target = tmp_path / "disk", tmp_path / "disk-again", tmp_path / "target"
+    for path in (disk, disk_again, target, upper / "data" / "disk"):
+        path.mkdir(parents=True)
+    (disk / "file").write_bytes(b"on the disk")
+    (upper / "data" / "beside").write_bytes(b"on the root")
+    layers = layers_of(upper, [(volume, disk)], None)
+    with repository.begin() as writer:
+        writer.add_entries((i.at, i.entry, i.source) for i in capture(layers, {}, tmp_path).items)
+        snapshot = writer.commit()
+    reader = repository.reader()
+    entry = reader.lookup(snapshot.root, "files/data/disk/file")
+    assert reader.open(entry).read(0, entry.size) == b"on the disk"
+    files = reader.lookup(snapshot.root, "files").content
+    assert files is not None
+    put_back(lambda path, into: export_tree(reader, files, into), target, [(volume, disk_again)])
+    assert (disk_again / "file").read_bytes() == b"on the disk"
+    assert (target / "data" / "beside").read_bytes() == b"on the root"
+    assert list((target / "data" / "disk").iterdir()) == []
+
+
+def test_only_what_changed_is_read_again(upper: Path, tmp_path: Path) -> None:
+    for name in ("same", "content", "size", "touched"):
+        (upper / name).write_bytes(b"before")
+    settle()
+    layers = layers_of(upper, [], None)
+    first = capture(layers, {}, tmp_path)
+    assert changed(first) == {"files/same", "files/content", "files/size", "files/touched"}
+    (upper / "size").write_bytes(b"longer than before")
+    status = (upper / "content").stat()
+    (upper / "content").write_bytes(b"BEFORE")
+    os.utime(upper / "content", ns=(status.st_atime_ns, status.st_mtime_ns))  # mtime and size as before, ctime not
+    (upper / "new").write_bytes(b"new")
+    settle()
+    second = capture(layers, first.known, tmp_path)
+    assert changed(second) == {"files/content", "files/size", "files/new"}
+    assert second.bytes_read == len(b"BEFORE" + b"longer than before" + b"new")
+
+
+def test_a_file_changed_a_moment_before_it_was_read_is_not_believed_to_be_unchanged(
+    upper: Path, tmp_path: Path
+) -> None:
+    (upper / "fresh").write_bytes(b"x")
+    layers = layers_of(upper, [], None)
+    assert capture(layers, {}, tmp_path).known == {}
+    settle()
+    assert set(capture(layers, {}, tmp_path).known) == {"files/fresh"}
+
+
+def test_a_file_mapped_for_writing_is_always_read_again(upper: Path, tmp_path: Path) -> None:
+    (upper / "mapped").write_bytes(b"x" * 4096)
+    settle()
+    layers = layers_of(upper, [], None)
+    assert capture(layers, {}, tmp_path, frozenset({"/mapped"})).known == {}
+
+
+def test_which_files_are_mapped_for_writing_is_seen(tmp_path: Path) -> None:
+    for name in ("shared", "private", "readonly"):
+        (tmp_path / name).write_bytes(b"x" * 4096)
+    files = [(tmp_path / name).open("r+b") for name in ("shared", "private", "readonly")]
+    maps = [
+        mmap.mmap(files[0].fileno(), 0),
+        mmap.mmap(files[1].fileno(), 0, flags=mmap.MAP_PRIVATE),
+        mmap.mmap(files[2].fileno(), 0, prot=mmap.PROT_READ),
+    ]
+    found = {path for path in mapped_in(os.getpid()) if path.startswith(str(tmp_path))}
+    assert found == {str(tmp_path / "shared")}
+    for opened in (*maps, *files):
+        opened.close()
+
+
+def test_files_put_back_are_known_unless_the_program_may_have_touched_them(upper: Path) -> None:
+    (upper / "put").write_bytes(b"back")
+    settle()
+    began = time.time_ns()
+    (upper / "late").write_bytes(b"written by the program")
+    known = known_files(layers_of(upper, [], None), began)
+    assert known == {"files/put": key_of((upper / "put").stat())}
+
+
+def test_a_large_file_is_staged_on_disk_with_its_holes(
+    upper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "LARGEST_IN_MEMORY", 1 << 20)
+    with (upper / "large").open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(32 << 20)
+        file.write(b"middle")
+    found = capture(layers_of(upper, [], None), {}, tmp_path)
+    (item,) = [item for item in found.items if item.at == "files/large"]
+    assert isinstance(item.source, Path)
+    assert item.source.read_bytes() == (upper / "large").read_bytes()
+    assert item.source.stat().st_blocks < 100
+    found.discard()
+    assert not (tmp_path / "stage").exists()
+
+
+def test_what_will_be_read_is_measured_beforehand(upper: Path, tmp_path: Path) -> None:
+    (upper / "one").write_bytes(b"x" * 1000)
+    settle()
+    layers = layers_of(upper, [], None)
+    first = capture(layers, {}, tmp_path)
+    (upper / "two").write_bytes(b"x" * 500)
+    assert Walker(layers, {}, tmp_path / "stage").measure() == 1500
+    assert Walker(layers, first.known, tmp_path / "stage").measure() == 500
