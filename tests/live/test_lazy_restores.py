@@ -1,0 +1,133 @@
+"""Programs whose memory is still on its way: killed keepers and pagers, saves in the middle, ends in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from livehouse import House, eventually, is_gone
+
+from ijfs.live import client
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+from ijfs.live.records import InstanceRecord
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+MIB = 256
+
+# Random bytes, so that nothing of them is zero or shared; the sum is written when it is asked for.
+PROGRAM = f"""
+import hashlib, os, time
+data = os.urandom({MIB} << 20)
+digest = hashlib.blake2b(data).hexdigest()
+open("/tmp/ready", "w").close()
+while True:
+    for name in os.listdir("/tmp"):
+        if name.startswith("ask"):
+            os.unlink(f"/tmp/{{name}}")
+            open("/tmp/answer.new", "w").write(str(hashlib.blake2b(data).hexdigest() == digest))
+            os.rename("/tmp/answer.new", "/tmp/answer")
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture(scope="module")
+def snapshot(shared_house: House) -> str:
+    shared_house.python("large", PROGRAM)
+    assert eventually(lambda: (shared_house.upper("large") / "tmp/ready").exists(), 30)
+    result = shared_house.save("large")
+    shared_house.stop("large", timeout_s=0)
+    return result.snapshot
+
+
+def memory_is_right(house: House, name: str) -> bool:
+    tmp = house.upper(name) / "tmp"
+    assert house.exec(name, "touch", "/tmp/ask") == 0
+    assert eventually(lambda: (tmp / "answer").exists(), 60)
+    answer = (tmp / "answer").read_text()
+    (tmp / "answer").unlink()
+    return answer == "True"
+
+
+def record_of(house: House, name: str) -> InstanceRecord:
+    return read_record(InstancePaths.of(house.repo, name))
+
+
+def test_every_byte_comes_in_however_early_it_is_asked_for(shared_house: House, snapshot: str) -> None:
+    shared_house.restore(snapshot, "early")
+    assert memory_is_right(shared_house, "early")
+    shared_house.stop("early", timeout_s=0)
+
+
+def test_a_save_in_the_middle_waits_for_the_memory_and_has_all_of_it(shared_house: House, snapshot: str) -> None:
+    shared_house.restore(snapshot, "middle")
+    again = shared_house.save("middle")
+    assert again.image_bytes > MIB << 20
+    assert again.parent == snapshot
+    shared_house.stop("middle", timeout_s=0)
+    shared_house.restore(again.snapshot, "after", eager=True)
+    assert memory_is_right(shared_house, "after")
+    shared_house.stop("after", timeout_s=0)
+
+
+def test_a_killed_pager_is_replaced_and_the_program_notices_nothing(shared_house: House, snapshot: str) -> None:
+    shared_house.restore(snapshot, "paged")
+    pager = record_of(shared_house, "paged").pager
+    assert pager is not None
+    if not is_gone(pager.pid):
+        os.kill(pager.pid, signal.SIGKILL)
+    assert memory_is_right(shared_house, "paged")
+    with client.connect(shared_house.repo, "paged") as keeper:
+        assert keeper.wait_memory().memory == 1.0
+    shared_house.stop("paged", timeout_s=0)
+
+
+def test_a_killed_keeper_leaves_the_pager_at_work_and_the_next_keeper_waits_for_it(
+    shared_house: House, snapshot: str
+) -> None:
+    shared_house.restore(snapshot, "kept")
+    keeper = record_of(shared_house, "kept").keeper
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    assert memory_is_right(shared_house, "kept")
+    again = shared_house.save("kept")
+    assert again.image_bytes > MIB << 20
+    shared_house.stop("kept", timeout_s=0)
+    shared_house.restore(again.snapshot, "kept-again")
+    assert memory_is_right(shared_house, "kept-again")
+    shared_house.stop("kept-again", timeout_s=0)
+
+
+def test_a_program_stopped_in_the_middle_takes_its_pager_along(shared_house: House, snapshot: str) -> None:
+    shared_house.restore(snapshot, "brief")
+    pager = record_of(shared_house, "brief").pager
+    assert pager is not None
+    shared_house.stop("brief", timeout_s=0)
+    assert eventually(lambda: is_gone(pager.pid))
+
+
+def test_going_back_in_place_in_the_middle_of_coming_in(shared_house: House, snapshot: str) -> None:
+    info = shared_house.restore(snapshot, "hasty")
+    for _ in range(2):
+        shared_house.restore(snapshot, "hasty", replace=True)
+    assert eventually(lambda: is_gone(info.pid))
+    assert memory_is_right(shared_house, "hasty")
+    boxes = [path.name for path in (shared_house.repo / "live" / "hasty").glob("box-*")]
+    assert boxes == ["box-3"]
+    shared_house.stop("hasty", timeout_s=0)
+
+
+def test_it_answers_before_its_memory_is_in(shared_house: House, snapshot: str) -> None:
+    """Not a benchmark: only that the program is not kept waiting for all of its memory."""
+    began = time.monotonic()
+    info = shared_house.restore(snapshot, "quick")
+    assert Path(f"/proc/{info.pid}/stat").exists()
+    lazy = time.monotonic() - began
+    with client.connect(shared_house.repo, "quick") as keeper:
+        keeper.wait_memory()
+    assert lazy < time.monotonic() - began
+    shared_house.stop("quick", timeout_s=0)
