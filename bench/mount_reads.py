@@ -169,7 +169,7 @@ def rows(found: Page) -> list[list[str]]:
     for what, places in found.items():
         tmpfs, mount = (statistics.median(places[where]) for where in ("tmpfs", "mount"))
         digits = 2 if what.endswith(" s") else 0
-        lines.append([what, f"{tmpfs:,.{digits}f}", f"{mount:,.{digits}f}", f"{mount / tmpfs:.2f}×"])
+        lines.append([what, f"{tmpfs:,.{digits}f}", f"{mount:,.{digits}f}", f"{mount / tmpfs:.3f}×"])
     return lines
 
 
@@ -189,6 +189,7 @@ def main() -> None:
     machine = common.machine(options.work)
     versions = {**common.versions(PACKAGES), "criu": ".".join(map(str, criu.version(criu.find())))}
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")
+    load = [os.getloadavg()[0]]
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as images,
         common.empty_directory(options.work / "mount-reads") as work,
@@ -196,8 +197,12 @@ def main() -> None:
         make_images(options.gib, Path(images))
         import_images(Path(images), work / "repo")
         found = measure(Path(images), work / "repo", options.rounds)
+    load.append(os.getloadavg()[0])
     print(common.table(["images of 1 program", "tmpfs", "mount", "ratio"], rows(found)))
-    common.write_json(options.json, {"machine": machine, "versions": versions, "gib": options.gib, "found": found})
+    print(f"\nload average before and after: {load[0]:.1f}, {load[1]:.1f}")
+    common.write_json(
+        options.json, {"machine": machine, "versions": versions, "gib": options.gib, "load": load, "found": found}
+    )
 
 
 if __name__ == "__main__":
