@@ -1,8 +1,8 @@
 """Storing a process's pages against its parent's: compare by address, refer to what is the same, store the rest.
 
-Per leaf (at most 4 MiB): one pass over the memory fingerprints its pages; groups of pages with the parent's fingerprint
+A few leaves at a time: one pass over the memory fingerprints their pages; groups of pages with the parent's fingerprint
 are the same, the pages of others are where the parent's bytes say so, and only what is left is hashed, compressed and
-written. Called by ingest, a few leaves per task.
+written, as one region over all of these leaves. Called by ingest, from many threads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
+from typing import TypeAlias
 
 from . import native
 from . import prints as kept
@@ -25,7 +26,8 @@ from .regions import StoredRegion, store_region
 from .session import Session
 from .sources import Opened
 
-Runs = list[tuple[int, int]]
+Runs: TypeAlias = list[tuple[int, int]]
+"""(first page, pages)."""
 
 
 class PageFile:
@@ -34,124 +36,105 @@ class PageFile:
     def __init__(
         self, session: Session, source: Opened, layout: PageLayout, key: bytes, parent: ParentPages | None
     ) -> None:
-        self._session = session
-        self._source = source
-        self._layout = layout
-        self._key = key
-        self._parent = parent
+        self.session = session
+        self.source = source
+        self.layout = layout
+        self.key = key
+        self.parent = parent
 
     def store_leaves(self, spans: Sequence[tuple[int, int]]) -> list[tuple[ObjectId, int]]:
-        """Store pages [page, page + count) of each span as a leaf: (id, plain bytes). StorageError, CorruptError."""
-        parent = self._parent
-        matches = [parent.matches(self._layout, page, count) if parent else [] for page, count in spans]
-        if parent:
-            parent.load(matches)
-        return [self._store_leaf(page, count, found) for (page, count), found in zip(spans, matches, strict=True)]
+        """Store pages [page, page + count) of each span, which follow one another, as a leaf: (id, plain bytes).
 
-    def _store_leaf(self, page: int, count: int, matches: list[Match]) -> tuple[ObjectId, int]:
-        scanned = _Scan(self._source, self._layout, self._key, page, count)
-        parent = self._parent
-        if parent and matches:
-            at = parent.whole_leaf(matches, count)
-            if at is not None and parent.known(at).prints == scanned.prints():
-                return parent.leaf_id(at), count * PAGE
-            scanned.mark_same(parent.groups(matches))
-        writer = _LeafWriter(self._session, self._source, scanned, matches, parent)
-        ident = self._session.put_object(Kind.LEAF, encode_leaf(leaf_of(writer.slices())))
-        self._session.put_sidecar(ident, kept.encode(scanned.prints(), scanned.groups))
-        return ident, count * PAGE
+        StorageError, CorruptError.
+        """
+        return _Task(self, spans).run()
 
 
-class _Scan:
-    """A leaf's pages: their kinds and fingerprints."""
+class _Leaf:
+    """One of the leaves of a task; pages are counted from the task's first."""
 
-    def __init__(self, source: Opened, layout: PageLayout, key: bytes, page: int, count: int) -> None:
-        self.page = page
-        self.kinds = bytearray(count)
-        self._key = key
-        self._prints = bytearray(16 * count)
-        self._pieces = list(layout.pieces(page, count))
-        self._folded: kept.Prints | None = None
-        source.scan(page * PAGE, key, self._prints, self.kinds)
+    def __init__(self, file: PageFile, page: int, first: int, count: int) -> None:
+        self.first = first
+        self.count = count
+        self.pieces = list(file.layout.pieces(page, count))
+        self.matches = file.parent.matches(file.layout, page, count) if file.parent else []
+        self.same: ObjectId | None = None
+        """The parent's leaf that it turned out to be."""
 
     @cached_property
     def groups(self) -> list[kept.Group]:
         """The groups of its pages."""
-        return kept.groups_of(self._pieces)
+        return kept.groups_of(self.pieces)
 
-    def prints(self) -> kept.Prints:
-        """What is kept of its fingerprints."""
-        if self._folded is None:
-            self._folded = kept.fold(self._prints, self._pieces, self._key)
-        return self._folded
 
-    def mark_same(self, theirs: Mapping[tuple[int, int], bytes]) -> None:
-        """Class as SAME the pages of groups whose fingerprint the parent's group of the same pages has."""
-        prints = self.prints().groups
-        for number, group in enumerate(self.groups):
+class _Task:
+    """A few leaves of a file, from their bytes to their objects."""
+
+    def __init__(self, file: PageFile, spans: Sequence[tuple[int, int]]) -> None:
+        self._file = file
+        self._page = spans[0][0]
+        self._leaves = [_Leaf(file, page, page - self._page, count) for page, count in spans]
+        total = sum(count for _, count in spans)
+        self._prints = bytearray(16 * total)
+        self._kinds = bytearray(total)
+        self._folded: dict[int, kept.Prints] = {}
+        self._matches = [m._replace(own=leaf.first + m.own) for leaf in self._leaves for m in leaf.matches]
+        self._owns = [match.own for match in self._matches]
+
+    def run(self) -> list[tuple[ObjectId, int]]:
+        """(id, plain bytes) of each leaf."""
+        if self._file.parent:
+            self._file.parent.load([self._matches])
+        self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
+        for leaf in self._leaves:
+            self._recognise(leaf)
+        placed = self._store([(first, count) for first, count, kind in native.runs(self._kinds) if kind == FRESH])
+        return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
+
+    def _fold(self, leaf: _Leaf) -> kept.Prints:
+        """What is kept of a leaf's fingerprints."""
+        folded = self._folded.get(leaf.first)
+        if folded is None:
+            prints = self._prints[16 * leaf.first : 16 * (leaf.first + leaf.count)]
+            folded = self._folded[leaf.first] = kept.fold(prints, leaf.pieces, self._file.key)
+        return folded
+
+    def _recognise(self, leaf: _Leaf) -> None:
+        """Find the parent's leaf that this one is, or class as SAME the pages of groups that the parent has."""
+        parent = self._file.parent
+        if not parent or not leaf.matches:
+            return
+        folded = self._fold(leaf)
+        at = parent.whole_leaf(leaf.matches, leaf.count)
+        if at is not None and parent.known(at).prints == folded:
+            leaf.same = parent.leaf_id(at)
+            self._kinds[leaf.first : leaf.first + leaf.count] = bytes([SAME]) * leaf.count
+        else:
+            self._mark_same(leaf, folded.groups, parent.groups(leaf.matches))
+
+    def _mark_same(self, leaf: _Leaf, prints: bytes, theirs: Mapping[tuple[int, int], bytes]) -> None:
+        for number, group in enumerate(leaf.groups):
             if theirs.get((group.block, group.mask)) == prints[16 * number : 16 * number + 16]:
-                for page in range(group.first, group.first + group.pages):
-                    if self.kinds[page] == FRESH:
-                        self.kinds[page] = SAME
+                first = leaf.first + group.first
+                pages = self._kinds[first : first + group.pages]
+                self._kinds[first : first + group.pages] = pages.replace(bytes([FRESH]), bytes([SAME]))
 
-    def fingerprint_again(self, runs: Runs, data: memoryview) -> None:
-        """Of these pages, whose bytes are in `data`: a file may have changed since the scan, and what is kept has to
-        be the fingerprints of the bytes that are stored."""
-        anew = bytearray(len(data) // PAGE * 16)
-        native.scan_pages(data, self._key, anew, bytearray(len(data) // PAGE))
-        at = 0
-        for first, count in runs:
-            self._prints[16 * first : 16 * (first + count)] = anew[16 * at : 16 * (at + count)]
-            at += count
-        self._folded = None
+    def _write(self, leaf: _Leaf, placed: _Placed) -> ObjectId:
+        ident = self._file.session.put_object(Kind.LEAF, encode_leaf(leaf_of(self._slices(leaf, placed))))
+        self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.groups))
+        return ident
 
-
-class _Placed:
-    """Where the fresh pages of a leaf are now: pieces of regions, found by the leaf's pages."""
-
-    def __init__(self, pieces: list[tuple[int, int, StoredRegion, int]]) -> None:
-        """Of (own, pages, region, at): `pages` pages from page `own` of the leaf are those from `at` of a region."""
-        self._pieces = sorted(pieces, key=lambda piece: piece[0])
-        self._starts = [piece[0] for piece in self._pieces]
-
-    def slices(self, first: int, count: int) -> Iterator[Slice]:
-        """What pages [first, first + count) are made of; all of them are here."""
-        at = bisect_right(self._starts, first) - 1
-        while count > 0:
-            own, pages, region, inside = self._pieces[at]
-            step = min(count, own + pages - first)
-            yield from region.slices((inside + first - own) * PAGE, step * PAGE)
-            first, count, at = first + step, count - step, at + 1
-
-
-class _LeafWriter:
-    """The extents of one leaf whose pages have been scanned."""
-
-    def __init__(
-        self,
-        session: Session,
-        source: Opened,
-        scanned: _Scan,
-        matches: Sequence[Match],
-        parent: ParentPages | None,
-    ) -> None:
-        self._session, self._source = session, source
-        self._scanned, self._matches, self._parent = scanned, matches, parent
-        self._owns = [match.own for match in matches]
-
-    def slices(self) -> Iterator[Slice]:
-        """What the leaf is made of, in order; what is fresh is stored first."""
-        placed = self._store(
-            [(first, count) for first, count, kind in native.runs(self._scanned.kinds) if kind == FRESH]
-        )
-        for first, count, kind in native.runs(self._scanned.kinds):
+    def _slices(self, leaf: _Leaf, placed: _Placed) -> Iterator[Slice]:
+        """What a leaf is made of, in order."""
+        for start, count, kind in native.runs(self._kinds[leaf.first : leaf.first + leaf.count]):
+            first = leaf.first + start
             if kind == ZERO:
                 yield Slice(None, 0, count * PAGE)
             elif kind == FRESH:
                 yield from placed.slices(first, count)
-            elif kind == SAME and self._parent:
+            elif self._file.parent:
                 for _, theirs, pages in self._matched(first, count):
-                    yield from self._parent.slices(theirs, pages)
+                    yield from self._file.parent.slices(theirs, pages)
 
     def _matched(self, first: int, count: int) -> Iterator[Match]:
         """The parts of the matches that lie in pages [first, first + count), in order."""
@@ -167,40 +150,51 @@ class _LeafWriter:
         """Store these pages; those whose bytes turn out to be the parent's are classed as SAME instead."""
         if not runs:
             return _Placed([])
+        session, parent = self._file.session, self._file.parent
+        under = self._under(runs) if parent else []
         data = self._read(runs)
-        under = self._under(runs) if self._parent else []
-        if self._parent is None or not any(page.theirs >= 0 for page in under):
-            return _Placed(list(_pieces(runs, store_region(self._session, data))))
-        differences = Differences(self._parent, data, under)
+        if parent is None or not any(page.theirs >= 0 for page in under):
+            return _Placed(list(_pieces(runs, store_region(session, data))))
+        differences = Differences(parent, data, under)
         numbers = [page for first, count in runs for page in range(first, first + count)]
         for number in differences.same():
-            self._scanned.kinds[numbers[number]] = SAME
+            self._kinds[numbers[number]] = SAME
         pieces: list[tuple[int, int, StoredRegion, int]] = []
         for part in differences.parts():
-            region = store_region(self._session, part.data, partial(differences.base_for, part))
+            region = store_region(session, part.data, partial(differences.base_for, part))
             pieces += _pieces(_runs_of([numbers[number] for number in part.pages]), region)
         return _Placed(pieces)
 
     def _read(self, runs: Runs) -> memoryview:
         """The bytes of these runs, one behind the other."""
-        start = self._scanned.page
+        source = self._file.source
         if len(runs) == 1:
-            data = self._source.view((start + runs[0][0]) * PAGE, runs[0][1] * PAGE)
+            data = source.view((self._page + runs[0][0]) * PAGE, runs[0][1] * PAGE)
         else:
             data = memoryview(bytearray(sum(count for _, count in runs) * PAGE))
             at = 0
             for first, count in runs:
-                self._source.read_into((start + first) * PAGE, data[at : at + count * PAGE])
+                source.read_into((self._page + first) * PAGE, data[at : at + count * PAGE])
                 at += count * PAGE
-        if not self._source.stable:
-            self._scanned.fingerprint_again(runs, data)
+        if not source.stable:
+            self._fingerprint_again(runs, data)
         return data
+
+    def _fingerprint_again(self, runs: Runs, data: memoryview) -> None:
+        """A file may have changed since the scan: what is kept has to be the fingerprints of the bytes stored."""
+        anew = bytearray(len(data) // PAGE * 16)
+        native.scan_pages(data, self._file.key, anew, bytearray(len(data) // PAGE))
+        at = 0
+        for first, count in runs:
+            self._prints[16 * first : 16 * (first + count)] = anew[16 * at : 16 * (at + count)]
+            at += count
+        self._folded.clear()
 
     def _under(self, runs: Runs) -> list[Under]:
         """What the parent has under each fresh page."""
-        assert self._parent is not None
-        own = memoryview(self._scanned.prints().hints).cast("H")
-        theirs = memoryview(self._parent.hints(self._matches, len(own))).cast("H")
+        assert self._file.parent is not None
+        own = memoryview(b"".join(self._fold(leaf).hints for leaf in self._leaves)).cast("H")
+        theirs = memoryview(self._file.parent.hints(self._matches, len(own))).cast("H")
         found: list[Under] = []
         for first, count in runs:
             under = [NOTHING] * count
@@ -212,8 +206,26 @@ class _LeafWriter:
         return found
 
 
+class _Placed:
+    """Where the fresh pages of a task are now: pieces of regions, found by page."""
+
+    def __init__(self, pieces: list[tuple[int, int, StoredRegion, int]]) -> None:
+        """Of (own, pages, region, at): `pages` pages from page `own` are those from page `at` of a region."""
+        self._pieces = sorted(pieces, key=lambda piece: piece[0])
+        self._starts = [piece[0] for piece in self._pieces]
+
+    def slices(self, first: int, count: int) -> Iterator[Slice]:
+        """What pages [first, first + count) are made of; all of them are here."""
+        at = bisect_right(self._starts, first) - 1
+        while count > 0:
+            own, pages, region, inside = self._pieces[at]
+            step = min(count, own + pages - first)
+            yield from region.slices((inside + first - own) * PAGE, step * PAGE)
+            first, count, at = first + step, count - step, at + 1
+
+
 def _pieces(runs: Runs, region: StoredRegion) -> Iterator[tuple[int, int, StoredRegion, int]]:
-    """Runs of a leaf's pages whose bytes follow one another in a region."""
+    """Runs of pages whose bytes follow one another in a region."""
     at = 0
     for first, count in runs:
         yield first, count, region, at
