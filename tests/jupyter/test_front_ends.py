@@ -37,7 +37,7 @@ def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(house: House, tm
         assert "half way" in [snapshot.message for snapshot in repository.snapshots()]
 
 
-def test_console_in_a_terminal(house: House, tmp_path: Path) -> None:
+def test_console_in_a_terminal_through_a_going_back(house: House) -> None:
     command = [sys.executable, "-m", "jupyter_console", "--simple-prompt", "--kernel", KERNEL]
     pid, terminal = os.forkpty()
     if pid == 0:
@@ -46,6 +46,12 @@ def test_console_in_a_terminal(house: House, tmp_path: Path) -> None:
         until(terminal, b"In [1]")
         os.write(terminal, b"print('six times seven is', 6 * 7)\n")
         until(terminal, b"six times seven is 42")
+        # Going back while the console waits at its prompt: it notices nothing, and hears the next cell's outputs.
+        name = house.the_instance()
+        snapshot = house.save(name)
+        client.restore(house.repo, snapshot, name, replace=True)
+        os.write(terminal, b"print('six times nine is', 6 * 9)\n")
+        until(terminal, b"six times nine is 54")
         os.write(terminal, b"exit\n")
         until(terminal, b"")
     finally:
