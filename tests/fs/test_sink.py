@@ -15,6 +15,8 @@ import trio
 
 from ijfs.fs import mountinfo
 from ijfs.fs.sink import ImageMount, image_mount
+from ijfs.fs.stored import image_directory
+from ijfs_engine import Repository, UnknownNameError
 from ijfs_engine.arena import Arena
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -192,3 +194,32 @@ def test_reading_ahead_is_raised_to_one_mebibyte(mountpoint: Path) -> None:
         return Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").read_text().strip()
 
     assert trio.run(run) == "1024"
+
+
+def test_a_snapshots_images_and_a_sink_share_the_mount(mountpoint: Path, tmp_path: Path) -> None:
+    wanted = {"inventory.img": b"inventory", "pages-1.img": os.urandom(3 * MIB)}
+
+    def look(images: Path, sink: Path) -> None:
+        assert {path.name: path.read_bytes() for path in images.iterdir()} == wanted
+        with pytest.raises(OSError, match="Read-only file system"):
+            (images / "new").touch()
+        with pytest.raises(OSError, match="Read-only file system"):
+            (sink / "file").rename(images / "file")
+
+    async def run(repository: Repository) -> None:
+        snapshot = repository.snapshots()[0]
+        async with image_mount(mountpoint) as mount:
+            sink = mount.new_sink(Arena(MIB))
+            await trio.to_thread.run_sync((sink.path / "file").write_bytes, b"dumped")
+            images = mount.serve_images(image_directory(repository, repository.reader(), snapshot))
+            await trio.to_thread.run_sync(look, images, sink.path)
+            mount.withdraw_images()
+            assert await trio.to_thread.run_sync(os.listdir, mountpoint) == [sink.path.name]
+            with pytest.raises(UnknownNameError, match="no directory files"):
+                image_directory(repository, repository.reader(), snapshot, b"files")
+
+    with Repository.init(tmp_path / "repo") as repository:
+        with repository.begin() as writer:
+            writer.add_images("images", wanted)
+            writer.commit(branch="main")
+        trio.run(run, repository)

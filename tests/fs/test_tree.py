@@ -58,7 +58,7 @@ def mount(repository: Repository, snapshot: Snapshot, tmp_path_factory: pytest.T
         try:
             yield place
         finally:
-            mounting.umount(place, lazy=True)
+            mounting.umount(place)
 
 
 @pytest.fixture
