@@ -66,6 +66,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "The repository": {
         "du": Entry("du", "Say what each snapshot takes."),
         "stats": Entry("stats", "Count what the repository holds."),
+        "prune": Entry("prune", "Thin branches out by a policy."),
         "gc": Entry("gc", "Free what no branch, tag or live program reaches."),
         "fsck": Entry("fsck", "Check every byte and reference."),
         "completion": Entry("completion", "Print a shell's completion script."),

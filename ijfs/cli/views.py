@@ -45,17 +45,51 @@ def _turned(table: Mapping[str, bytes]) -> dict[bytes, tuple[str, ...]]:
     return turned
 
 
-def snapshot_json(snapshot: Snapshot, labels: Labels) -> dict[str, Any]:
-    """The object that stands for a snapshot in every verb's JSON."""
-    return {
-        "id": snapshot.id.hex(),
-        "parents": [parent.hex() for parent in snapshot.parents],
-        "created": text.iso(snapshot.created_ns),
-        "created_ns": snapshot.created_ns,
-        "message": snapshot.message,
-        "branches": list(labels.branches.get(snapshot.id, ())),
-        "tags": list(labels.tags.get(snapshot.id, ())),
-    }
+@dataclass(frozen=True)
+class History:
+    """All snapshots, newest first, with their parents as they are now and their names; read once."""
+
+    snapshots: Mapping[bytes, Snapshot]
+    parents: Mapping[bytes, tuple[bytes, ...]]
+    labels: Labels
+
+    @classmethod
+    def of(cls, repository: Repository) -> History:
+        """Read it. A parent that was removed is stepped over: its own parents stand for it."""
+        snapshots = {s.id: s for s in repository.snapshots()}
+        parents = {ident: tuple(repository.parents(ident)) for ident in snapshots}
+        return cls(snapshots, parents, Labels.of(repository.refs))
+
+    def json(self, snapshot: Snapshot) -> dict[str, Any]:
+        """The object that stands for a snapshot in every verb's JSON."""
+        return {
+            "id": snapshot.id.hex(),
+            "parents": [parent.hex() for parent in self.parents[snapshot.id]],
+            "created": text.iso(snapshot.created_ns),
+            "created_ns": snapshot.created_ns,
+            "message": snapshot.message,
+            "branches": list(self.labels.branches.get(snapshot.id, ())),
+            "tags": list(self.labels.tags.get(snapshot.id, ())),
+        }
+
+    def children(self, ident: bytes) -> list[Snapshot]:
+        """The snapshots that follow one."""
+        return [s for s in self.snapshots.values() if ident in self.parents[s.id]]
+
+    def ancestors(self, start: Iterable[bytes]) -> set[bytes]:
+        """All that can be reached from some by parents, themselves included."""
+        found: set[bytes] = set()
+        todo = list(start)
+        while todo:
+            ident = todo.pop()
+            if ident not in found and ident in self.snapshots:
+                found.add(ident)
+                todo.extend(self.parents[ident])
+        return found
+
+    def named(self) -> set[bytes]:
+        """All that branches and tags keep."""
+        return self.ancestors([*self.labels.branches, *self.labels.tags])
 
 
 def split_spec(spec: str, path: str | None) -> tuple[str, str]:
@@ -63,21 +97,3 @@ def split_spec(spec: str, path: str | None) -> tuple[str, str]:
     if path is None and ":" in spec:
         spec, path = spec.split(":", 1)
     return spec, (path or "").strip("/")
-
-
-def ancestors(snapshots: Mapping[bytes, Snapshot], start: Iterable[bytes]) -> set[bytes]:
-    """All snapshots that can be reached from some of them by parents, themselves included."""
-    found: set[bytes] = set()
-    todo = list(start)
-    while todo:
-        snapshot_id = todo.pop()
-        if snapshot_id not in found and snapshot_id in snapshots:
-            found.add(snapshot_id)
-            todo.extend(snapshots[snapshot_id].parents)
-    return found
-
-
-def reachable(repository: Repository, snapshots: Mapping[bytes, Snapshot]) -> set[bytes]:
-    """The snapshots that branches and tags keep."""
-    heads = [*repository.refs.branches().values(), *repository.refs.tags().values()]
-    return ancestors(snapshots, heads)

@@ -282,6 +282,28 @@ def test_rm_of_a_snapshot_moves_its_branch_to_the_parent(ijfs: Ijfs, history: Hi
     assert history.third not in ijfs("log", "--json").out
 
 
+def test_a_history_with_a_snapshot_removed_in_its_middle_stays_one_tree(ijfs: Ijfs, history: History) -> None:
+    assert ijfs("rm", history.second).code == 0
+    rows = [line.split("  ")[0] for line in ijfs("tree").out.splitlines() if "●" in line]
+    assert rows == [f"● {history.first[:10]}", f"├─● {history.side[:10]}", f"● {history.third[:10]}"]
+    assert ijfs("log", "main", "--json").json["snapshots"][0]["parents"] == [history.first]
+    assert [s["id"] for s in ijfs("log", "main", "--json").json["snapshots"]] == [history.third, history.first]
+
+
+def test_prune_says_first_what_it_would_remove_and_why_the_rest_stays(ijfs: Ijfs, history: History) -> None:
+    planned = ijfs("prune", "--keep-last", "1", "--dry-run", "--json").json
+    check(planned, "prune")
+    assert set(planned["removed"]) == {history.first, history.second}
+    out = ijfs("prune", "--keep-last", "1", "-n").out
+    assert "head of main" in out
+    assert ijfs("log", "--json").json["snapshots"][-1]["id"] == history.first
+    assert ijfs("prune", "--keep-last", "1", "--json").json["removed"] == planned["removed"]
+    assert {s["id"] for s in ijfs("log", "--json").json["snapshots"]} == {history.third, history.side}
+    nothing = ijfs("prune")
+    assert nothing.code == 1
+    assert "--keep-last" in nothing.err
+
+
 def test_gc_brings_the_bytes_of_a_removed_branch_back(ijfs: Ijfs, history: History, repo: Path) -> None:
     ijfs("rm", "side")
     check(ijfs("gc", "--dry-run", "--json").json, "gc")

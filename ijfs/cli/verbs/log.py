@@ -26,17 +26,17 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
     -v adds whole messages, parents and times.
     """
     repository = app.repository()
-    found = repository.snapshots()
+    history = views.History.of(repository)
+    found = list(history.snapshots.values())
     if snapshot is not None:
-        kept = views.ancestors({s.id: s for s in found}, [repository.resolve(snapshot)])
+        kept = history.ancestors([repository.resolve(snapshot)])
         found = [s for s in found if s.id in kept]
     found = found[:limit]
-    labels = views.Labels.of(repository.refs)
-    data = {"snapshots": [views.snapshot_json(s, labels) for s in found]}
-    return Answer(data, lambda out: (_long if app.verbose else _short)(out, found, labels))
+    data = {"snapshots": [history.json(s) for s in found]}
+    return Answer(data, lambda out: (_long if app.verbose else _short)(out, found, history))
 
 
-def _short(out: Printer, found: list[Snapshot], labels: views.Labels) -> None:
+def _short(out: Printer, found: list[Snapshot], history: views.History) -> None:
     if not found:
         out.line(("no snapshots yet: `ijfs save` or `ijfs import` makes one", "dim"))
         return
@@ -47,17 +47,17 @@ def _short(out: Printer, found: list[Snapshot], labels: views.Labels) -> None:
                 text.short(s.id),
                 (text.age(s.created_ns), "dim"),
                 text.first_line(s.message) or ("(no message)", "dim"),
-                labels.spans(s.id),
+                history.labels.spans(s.id),
             ]
             for s in found
         ),
     )
 
 
-def _long(out: Printer, found: list[Snapshot], labels: views.Labels) -> None:
+def _long(out: Printer, found: list[Snapshot], history: views.History) -> None:
     for s in found:
-        out.line("snapshot ", (s.id.hex(), "yellow"), " ", *labels.spans(s.id))
-        for parent in s.parents:
+        out.line("snapshot ", (s.id.hex(), "yellow"), " ", *history.labels.spans(s.id))
+        for parent in history.parents[s.id]:
             out.line("parent   ", parent.hex())
         out.line("created  ", text.moment(s.created_ns), (f"  ({text.ago(s.created_ns)})", "dim"))
         out.line()

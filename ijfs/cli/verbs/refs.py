@@ -124,23 +124,33 @@ def _kind(repository: Repository, name: str) -> Kind:
 
 
 def _removed(repository: Repository, targets: list[tuple[Kind, str]], *, dry_run: bool) -> Answer:
-    snapshots = {s.id: s for s in repository.snapshots()}
-    before = views.reachable(repository, snapshots)
+    history = views.History.of(repository)
     at = {name: _at(repository, kind, name) for kind, name in targets}
+    removed = {at[name] for kind, name in targets if kind == "snapshot"}
+    if dry_run:
+        kept = history.ancestors(_heads_without(repository, targets))
+    else:
+        _remove(repository, targets, at)
+        kept = views.History.of(repository).named()
+    lost = history.named() - kept - removed
+    held = lost & history.ancestors(pin.id for pin in repository.pins())
+    return _report(targets, at, _Lost(history.snapshots, lost - held, held), dry_run=dry_run)
+
+
+def _remove(repository: Repository, targets: list[tuple[Kind, str]], at: Mapping[str, bytes]) -> None:
     removers: dict[Kind, Callable[[str], Any]] = {
         "branch": repository.refs.delete_branch,
         "tag": repository.refs.delete_tag,
         "snapshot": lambda name: repository.remove(at[name]),
     }
-    if dry_run:
-        lost = _would_lose(repository, targets, at, snapshots, before)
-    else:
-        for kind, name in targets:
-            removers[kind](name)
-        left = {s.id: s for s in repository.snapshots()}
-        lost = before - views.reachable(repository, left) - {at[n] for k, n in targets if k == "snapshot"}
-    held = lost & views.ancestors(snapshots, (pin.id for pin in repository.pins()))
-    return _report(targets, at, _Lost(snapshots, lost - held, held), dry_run=dry_run)
+    for kind, name in targets:
+        removers[kind](name)
+
+
+def _heads_without(repository: Repository, targets: list[tuple[Kind, str]]) -> list[bytes]:
+    """Where branches and tags would stand. A branch at a removed snapshot moves to its parent: it keeps the same."""
+    heads = [at for name, at in repository.refs.branches().items() if ("branch", name) not in targets]
+    return heads + [at for name, at in repository.refs.tags().items() if ("tag", name) not in targets]
 
 
 def _at(repository: Repository, kind: Kind, name: str) -> bytes:
@@ -152,20 +162,6 @@ def _at(repository: Repository, kind: Kind, name: str) -> bytes:
 
         raise UnknownNameError(f"there is no {kind} '{name}'", hint=f"`ijfs {kind}` lists them")
     return table[name]
-
-
-def _would_lose(
-    repository: Repository,
-    targets: list[tuple[Kind, str]],
-    at: Mapping[str, bytes],
-    snapshots: Mapping[bytes, Any],
-    before: set[bytes],
-) -> set[bytes]:
-    gone = {(kind, name) for kind, name in targets}
-    removed = {at[name] for kind, name in targets if kind == "snapshot"}
-    heads = [b for n, b in repository.refs.branches().items() if ("branch", n) not in gone and b not in removed]
-    heads += [t for n, t in repository.refs.tags().items() if ("tag", n) not in gone and t not in removed]
-    return before - views.ancestors(snapshots, heads) - removed
 
 
 class _Lost(NamedTuple):

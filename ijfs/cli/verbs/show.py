@@ -16,7 +16,7 @@ from ijfs.cli.params import SNAPSHOT
 from ijfs.cli.verbs import ls
 
 if TYPE_CHECKING:
-    from ijfs_engine import Reader, Repository, Snapshot
+    from ijfs_engine import Reader, Snapshot
 
 MACHINE = {"kernel": "Linux", "machine": "on", "criu": "CRIU", "python": "Python", "driver": "driver", "gpu": "GPU"}
 """What is shown of the record's environment, and how it is called; -v prints the whole record."""
@@ -37,20 +37,20 @@ def show(app: App, snapshot: str) -> Answer:
     """Show all that is known of SNAPSHOT (default: latest). -v prints its whole record."""
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
-    labels = views.Labels.of(repository.refs)
+    history = views.History.of(repository)
     usage = next(u for u in repository.du().snapshots if u.id == record.id)
     parts = list(_parts(repository.reader(), record.root))
     data = {
-        **views.snapshot_json(record, labels),
+        **history.json(record),
         "root": record.root.hex(),
-        "children": [s.id.hex() for s in repository.snapshots() if record.id in s.parents],
+        "children": [s.id.hex() for s in history.children(record.id)],
         "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
         "usage": {name: getattr(usage, name) for name in ("logical", "stored", "unique", "shared")},
         "meta": _plain(record.meta),
     }
 
     def print_it(out: Printer) -> None:
-        _head(out, repository, record, labels)
+        _head(out, history, record)
         _program(out, record.meta)
         for p in parts:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
@@ -67,13 +67,11 @@ def _field(out: Printer, name: str, *spans: Any) -> None:
     out.line((f"{name:<10}", "dim"), *spans)
 
 
-def _head(out: Printer, repository: Repository, record: Snapshot, labels: views.Labels) -> None:
-    out.line("snapshot  ", (record.id.hex(), "yellow"), " ", *labels.spans(record.id))
-    for parent in record.parents:
-        known = next((s for s in repository.snapshots() if s.id == parent), None)
-        _field(
-            out, "parent", (text.short(parent), "yellow"), "  ", text.first_line(known.message) if known else "(gone)"
-        )
+def _head(out: Printer, history: views.History, record: Snapshot) -> None:
+    out.line("snapshot  ", (record.id.hex(), "yellow"), " ", *history.labels.spans(record.id))
+    for parent in history.parents[record.id]:
+        message = text.first_line(history.snapshots[parent].message) if parent in history.snapshots else "(gone)"
+        _field(out, "parent", (text.short(parent), "yellow"), "  ", message)
     _field(out, "created", text.moment(record.created_ns), (f"  ({text.ago(record.created_ns)})", "dim"))
     out.line()
     for line in (record.message.strip() or "(no message)").splitlines():

@@ -27,8 +27,7 @@ class Scene:
     """All that the picture shows, read once."""
 
     path: str
-    snapshots: Mapping[bytes, Snapshot]
-    labels: views.Labels
+    history: views.History
     usage: Mapping[bytes | None, Usage]
     total: Usage
     live: Sequence[InstanceInfo]
@@ -49,7 +48,7 @@ def tree(app: App, every: bool, plain: bool) -> Answer:
     scene = look(app)
     data = {
         "path": scene.path,
-        "snapshots": [_node_json(scene, s) for s in scene.snapshots.values()],
+        "snapshots": [_node_json(scene, s) for s in scene.history.snapshots.values()],
         "instances": [instances.instance_json(info) for info in scene.live],
         "total": {"logical": scene.total.logical, "stored": scene.total.stored},
     }
@@ -61,13 +60,12 @@ def look(app: App) -> Scene:
     from ijfs.live.client import list_instances
 
     repository = app.repository()
-    snapshots = repository.snapshots()
-    usage: DiskUsage = repository.du([s.id for s in snapshots])
+    history = views.History.of(repository)
+    usage: DiskUsage = repository.du(list(history.snapshots))
     live = [info for info in list_instances(app.repository_path) if info.status != "exited"]
     return Scene(
         str(app.repository_path),
-        {s.id: s for s in snapshots},
-        views.Labels.of(repository.refs),
+        history,
         {u.id: u for u in usage.snapshots},
         usage.total,
         live,
@@ -77,7 +75,7 @@ def look(app: App) -> Scene:
 def _node_json(scene: Scene, snapshot: Snapshot) -> dict[str, Any]:
     usage = scene.usage[snapshot.id]
     return {
-        **views.snapshot_json(snapshot, scene.labels),
+        **scene.history.json(snapshot),
         "logical": usage.logical,
         "unique": usage.unique,
         "live": [info.name for info in scene.at(snapshot.id)],
@@ -95,7 +93,7 @@ def paint(out: Printer, scene: Scene, *, fold: bool = True, ascii_only: bool = F
         out.line(*_columns([("", "")], width, [("AGE", "dim"), ("SIZE", "dim"), ("UNIQUE", "dim")]))
     for line in lines:
         out.line(*line.fitted(width))
-    known = {s.hex() for s in scene.snapshots}
+    known = {s.hex() for s in scene.history.snapshots}
     for info in scene.live:
         if info.snapshot not in known:
             out.line((glyphs.live + " ", LIVE_STYLE), (info.name, LIVE_STYLE), "  ", *_live_details(info, saved=False))
@@ -104,29 +102,29 @@ def paint(out: Printer, scene: Scene, *, fold: bool = True, ascii_only: bool = F
 
 
 def _headline(out: Printer, scene: Scene, *, times: str) -> None:
-    branches = sum(map(len, scene.labels.branches.values()))
+    branches = sum(map(len, scene.history.labels.branches.values()))
     counts = [
-        text.count(len(scene.snapshots), "snapshot"),
+        text.count(len(scene.history.snapshots), "snapshot"),
         text.count(branches, "branch", "branches"),
         f"{len(scene.live)} live",
     ]
     held = f"{text.size(scene.total.logical)} in {text.size(scene.total.stored)}"
     gain = f" ({scene.total.logical / scene.total.stored:.1f}{times})" if scene.total.stored else ""
     out.line((text.place(scene.path), "bold"))
-    out.line((f"{', '.join(counts)}: {held}{gain}" if scene.snapshots else ", ".join(counts), "dim"))
+    out.line((f"{', '.join(counts)}: {held}{gain}" if scene.history.snapshots else ", ".join(counts), "dim"))
     out.line()
 
 
 def _nodes(scene: Scene) -> Iterable[picture.Node]:
-    for s in scene.snapshots.values():
+    for s in scene.history.snapshots.values():
         live = tuple(info.name for info in scene.at(s.id))
-        parent = next((p for p in s.parents if p in scene.snapshots), None)
-        yield picture.Node(s.id, parent, s.created_ns, scene.labels.at(s.id), live)
+        parent = next(iter(scene.history.parents[s.id]), None)
+        yield picture.Node(s.id, parent, s.created_ns, scene.history.labels.at(s.id), live)
 
 
 def _trunk(scene: Scene) -> bytes | None:
     """`main` stays in the first column, where there is one."""
-    return next((at for at, names in scene.labels.branches.items() if "main" in names), None)
+    return next((at for at, names in scene.history.labels.branches.items() if "main" in names), None)
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ class _Line:
             return cls([*strokes, (f" {row.live}", LIVE_STYLE)], ("", ""), ["  ", *_live_details(info)], [])
         if row.node is None:
             return cls([*strokes, (f" {text.count(row.folded, 'more snapshot')}", "dim")], ("", ""), [], [])
-        snapshot, usage = scene.snapshots[row.node.id], scene.usage[row.node.id]
-        labels = scene.labels.spans(row.node.id)
+        snapshot, usage = scene.history.snapshots[row.node.id], scene.usage[row.node.id]
+        labels = scene.history.labels.spans(row.node.id)
         subject = text.first_line(snapshot.message)
         message = (subject, "bold" if labels else "") if subject else ("(no message)", "dim")
         right = [(text.age(snapshot.created_ns), "dim"), (text.size(usage.logical), ""), (text.size(usage.unique), "")]
