@@ -1,9 +1,10 @@
 """The process that keeps one live instance: it owns sandbox, relay and control socket. Spawned by client.py.
 
-    python -m ijfs.live.keeper INSTANCE_DIRECTORY FD [lazy]
+    python -m ijfs.live.keeper [lazy] INSTANCE_DIRECTORY FD [INSTANCE_DIRECTORY FD …]
 
 FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
 when that fails the keeper ends. `lazy`: that request is a lazy restore, so a pager is started before anything else.
+Several are forked off one process that has loaded everything: siblings come up together.
 
 Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes
 nothing of the program with it: its relay and mounts go, the program runs on, and the next client spawns a keeper that
@@ -27,12 +28,37 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Become a daemon in a mount namespace of its own, then serve."""
-    directory, fd = Path(sys.argv[1]), int(sys.argv[2])
-    if os.fork():
-        os._exit(0)
-    first = socket.socket(fileno=fd)
+    """Fork off a keeper for each instance named; the launcher ends, so that they are nobody's children."""
+    words = sys.argv[1:]
+    lazy = words[:1] == ["lazy"]
+    named = words[1:] if lazy else words
+    instances = [(Path(directory), int(fd)) for directory, fd in zip(named[::2], named[1::2], strict=True)]
+    if len(instances) > 1:
+        _load()  # once for all: it takes longer than a restore
+    for directory, fd in instances:
+        if os.fork() == 0:
+            for _, other in instances:
+                if other != fd:
+                    os.close(other)
+            _keep(directory, socket.socket(fileno=fd), lazy=lazy)
+            return
+
+
+def _load() -> None:
+    """What a keeper needs for a restore. Nothing here may start a thread: the process is about to fork."""
+    from ijfs.live import keeper_loop, restore  # noqa: F401
+    from ijfs.live.pager import api  # noqa: F401
+    from ijfs_engine import Repository, export_tree  # noqa: F401
+
+
+def _keep(directory: Path, first: socket.socket, *, lazy: bool) -> None:
+    """Become the keeper of one instance: a daemon with a log and a mount namespace of its own."""
+    os.setsid()
     first.set_inheritable(False)
+    log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -43,7 +69,7 @@ def main() -> None:
         return
     ns.private_mounts()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
-    pager = _pager_ahead() if sys.argv[3:] == ["lazy"] else None
+    pager = _pager_ahead() if lazy else None
 
     import trio
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count as count_up
+from pathlib import Path
+from typing import Any
 
 from ijfs.live import client
 from ijfs.live.client import OnEvent, RepoPath
 from ijfs.live.paths import InstancePaths
 from ijfs.live.records import InstanceInfo
+from ijfs.live.spawning import begin, claim, spawn_keepers
+from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError, PartialError
 
-# Restores started at the same time; more than the CPUs only makes all of them slower to answer.
-AT_ONCE = 8
+_EVENTS = threading.Lock()
 
 
 def fork(
@@ -30,22 +35,46 @@ def fork(
     """What client.fork promises."""
     chosen = list(names) or _free_names(repo, source, count)
     snapshot = _snapshot_of(repo, source, message, on_event)
-
-    def one(name: str) -> InstanceInfo | IjfsError:
+    outcomes: dict[str, InstanceInfo | IjfsError] = {}
+    claimed: dict[str, InstancePaths] = {}
+    for name in chosen:
         try:
-            return client.restore(repo, snapshot, name, eager=eager, gpus=gpus, on_event=on_event)
+            claimed[name] = claim(repo, name)
+        except IjfsError as error:
+            outcomes[name] = error
+    sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
+    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
+
+    def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
+        try:
+            return begin(paths, sock, "restore", args, _one_at_a_time(on_event))
         except IjfsError as error:
             return error
 
-    with ThreadPoolExecutor(min(AT_ONCE, len(chosen))) as pool:
-        outcomes = dict(zip(chosen, pool.map(one, chosen), strict=True))
-    return _judge(outcomes)
+    with ThreadPoolExecutor(max(1, len(claimed))) as pool:
+        outcomes.update(zip(claimed, pool.map(one, claimed.values(), sockets), strict=True))
+    return _judge({name: outcomes[name] for name in chosen})
+
+
+def _one_at_a_time(on_event: OnEvent | None) -> OnEvent | None:
+    """The siblings' events come from a thread each; the caller's function need not know."""
+    if on_event is None:
+        return None
+    called = on_event
+
+    def locked(event: dict[str, Any]) -> None:
+        with _EVENTS:
+            called(event)
+
+    return locked
 
 
 def _snapshot_of(repo: RepoPath, source: str, message: str, on_event: OnEvent | None) -> str:
-    """A live instance is saved first; anything else names a snapshot already."""
+    """The id of the snapshot to start from. A live instance is saved first; anything else names a snapshot already,
+    and every sibling has to come from the same one, wherever a branch of that name may move meanwhile."""
     if not client.is_running(repo, source):
-        return source
+        with Repository.open(Path(repo)) as repository:
+            return repository.resolve(source).hex()
     with client.connect(repo, source, on_event=on_event) as keeper:
         return keeper.save(message or f"fork of {source}").snapshot
 

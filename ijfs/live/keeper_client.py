@@ -1,0 +1,165 @@
+"""One connection to a keeper: a request and its answers, line by line. Used by client.py and spawning.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from ijfs.live import procfs, protocol
+from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+from ijfs.live.records import InstanceInfo, SaveResult
+from ijfs_engine.errors import IjfsError
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class KeeperClient:
+    """One connection to a keeper; a context manager. Verbs block until the keeper is done."""
+
+    def __init__(self, sock: socket.socket, paths: InstancePaths, on_event: OnEvent | None = None) -> None:
+        self._socket = sock
+        self._paths = paths
+        self._on_event = on_event
+        self._lines = protocol.LineBuffer()
+        self._ready: list[bytes] = []
+        self._next_id = 1
+
+    @classmethod
+    def open(
+        cls, paths: InstancePaths, *, on_event: OnEvent | None = None, timeout: float | None = None
+    ) -> KeeperClient:
+        """Connect to the control socket; KeeperError when nobody listens there. `timeout`: seconds per answer."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
+        try:
+            with _short_path(paths.socket) as path:
+                sock.connect(path)
+        except OSError as error:
+            sock.close()
+            raise KeeperError(f"the keeper of `{paths.root.name}` does not answer: {error.strerror}") from error
+        return cls(sock, paths, on_event)
+
+    def close(self) -> None:
+        """Close the connection; a verb the keeper has begun goes on."""
+        self._socket.close()
+
+    def __enter__(self) -> KeeperClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def status(self) -> InstanceInfo:
+        """The instance as its keeper sees it."""
+        return msgspec.convert(self.request("status", {}), InstanceInfo)
+
+    def save(
+        self,
+        message: str = "",
+        *,
+        branch: str | None = None,
+        stop: bool = False,
+        notebook: bytes | None = None,
+        force: bool = False,
+        gpu_timeout_s: float | None = None,
+    ) -> SaveResult:
+        """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
+
+        The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
+        frozen state, so that nothing it does later is lost. A second save waits until the first is done. For a GPU
+        program: `force` saves in spite of what preflight refuses, `gpu_timeout_s` is how long running kernels get.
+        """
+        args: dict[str, Any] = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
+        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s}
+        return msgspec.convert(self.request("save", args), SaveResult)
+
+    def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
+        """Go back in place: the restored program takes this instance's name, ports and clients."""
+        args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
+        return msgspec.convert(self.request("restore", args), InstanceInfo)
+
+    def wait_memory(self) -> InstanceInfo:
+        """Block until all memory of a lazily restored program is in."""
+        return msgspec.convert(self.request("wait_memory", {}), InstanceInfo)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program's process group; SIGINT interrupts a kernel."""
+        self.request("signal", {"number": number})
+
+    def stop(self, *, timeout_s: float = 5.0) -> InstanceInfo:
+        """End the program: SIGTERM, after `timeout_s` seconds SIGKILL; its keeper cleans up and ends too."""
+        return msgspec.convert(self.request("stop", {"timeout_s": timeout_s}), InstanceInfo)
+
+    def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        """One verb, its events to `on_event`, its result; the keeper's error as the exception it was there."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._socket.sendall(protocol.encode({"id": number, "verb": verb, "args": args}))
+        for answer in self._answers(number):
+            if "ok" in answer:
+                return dict(answer["ok"])
+            if "error" in answer:
+                raise rebuild(answer["error"])
+            if "event" in answer and self._on_event is not None:
+                self._on_event(answer["event"])
+        raise self._broken()
+
+    def _answers(self, number: int) -> Iterator[dict[str, Any]]:
+        while True:
+            while self._ready:
+                answer = protocol.decode(self._ready.pop(0))
+                if answer.get("id") != number:
+                    raise ProtocolError(f"the keeper answered request {answer.get('id')}, not {number}")
+                yield answer
+            data = self._receive()
+            if not data:
+                return
+            self._ready = self._lines.feed(data)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+        except TimeoutError:
+            raise KeeperError(f"the keeper of `{self._paths.root.name}` did not answer in time") from None
+
+    def _broken(self) -> IjfsError:
+        name = self._paths.root.name
+        with contextlib.suppress(NoInstanceError):
+            record = read_record(self._paths)
+            if procfs.is_alive(record.program):
+                hint = f"the next command to `{name}` starts a new keeper; the old one's log: {self._paths.keeper_log}"
+                return KeeperError(f"the keeper of `{name}` broke off; the program runs on", hint=hint)
+            if record.program is not None:
+                return InstanceExitedError(f"the program of `{name}` has ended")
+        last = _last_line(self._paths.keeper_log)
+        return KeeperError(f"the keeper of `{name}` broke off: {last}")
+
+
+def _last_line(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = path.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return "it left no log"
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """A socket path that fits into sun_path's 108 bytes, however deep the repository lies."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

@@ -1,0 +1,102 @@
+"""From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
+
+Called by client.py, and by siblings.py for several at once: their keepers are forked off one process that has loaded
+everything, because loading takes longer than restoring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ijfs.live import procfs
+from ijfs.live.errors import InstanceExistsError
+from ijfs.live.keeper_client import KeeperClient, OnEvent
+from ijfs.live.paths import InstancePaths, check_name
+from ijfs.live.record_file import read_record
+from ijfs.live.records import InstanceInfo
+
+# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
+KEEPER_END_S = 5.0
+
+
+def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
+    """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
+    paths = InstancePaths.of(repo, check_name(name))
+    paths.root.parent.mkdir(mode=0o700, exist_ok=True)
+    if paths.record.exists():
+        if procfs.is_alive(read_record(paths).program) or not _keeper_ended(paths):
+            raise InstanceExistsError(f"there is an instance `{name}` already")
+        if again:
+            return paths
+        shutil.rmtree(paths.root)
+    try:
+        paths.root.mkdir(mode=0o700)
+    except FileExistsError:
+        raise InstanceExistsError(f"there is an instance `{name}` already") from None
+    return paths
+
+
+def _keeper_ended(paths: InstancePaths) -> bool:
+    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up."""
+    deadline = time.monotonic() + KEEPER_END_S
+    with paths.lock.open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
+
+
+def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
+    """Start a keeper process for each claimed directory; the returned sockets are their first clients. `lazy`: the
+    first request of each will be a lazy restore."""
+    with contextlib.ExitStack() as theirs:
+        sockets: list[socket.socket] = []
+        arguments: list[str] = []
+        passed: list[int] = []
+        for paths in instances:
+            ours, other = socket.socketpair()
+            theirs.enter_context(other)
+            sockets.append(ours)
+            passed.append(other.fileno())
+            arguments += [str(paths.root), str(other.fileno())]
+        log = theirs.enter_context(instances[0].keeper_log.open("ab"))
+        launcher = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ijfs.live.keeper", *["lazy"] * lazy, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=passed,
+            cwd="/",
+            start_new_session=True,
+        )
+    launcher.wait()  # it forks: a keeper is nobody's child, so that no client keeps a zombie of it
+    return sockets
+
+
+def begin(
+    paths: InstancePaths, sock: socket.socket, verb: str, args: dict[str, Any], on_event: OnEvent | None
+) -> InstanceInfo:
+    """Send a keeper its first request; its answer. A keeper that could not begin leaves no directory behind."""
+    try:
+        with KeeperClient(sock, paths, on_event) as keeper:
+            return msgspec.convert(keeper.request(verb, args), InstanceInfo)
+    except BaseException:
+        if verb != "adopt" and not paths.record.exists():
+            shutil.rmtree(paths.root, ignore_errors=True)
+        raise
