@@ -29,6 +29,7 @@ BASE: Final = struct.Struct("<32sII")
 BASE_SIZE: Final = BASE.size
 MAX_BASES: Final = 255
 _CRC_OFFSET: Final = 16
+_SUM_SIZE: Final = 12
 
 # --- Golden numbers: they are on disk. A number that is retired stays here as a comment and is never given again.
 
@@ -140,7 +141,7 @@ def object_id(kind: int, plain: bytes | memoryview) -> bytes:
 
 def payload_sum(payload: bytes | memoryview) -> bytes:
     """12 bytes of BLAKE3 over the stored payload: damage is found without decoding, or having the bases."""
-    return blake3(payload).digest(length=12)
+    return blake3(payload).digest(length=_SUM_SIZE)
 
 
 def padding(span: int) -> int:
@@ -154,7 +155,9 @@ def encode_header(kind: int, chunk: EncodedChunk) -> bytes:
     if rest or n_bases > MAX_BASES:
         raise ValueError(f"{len(chunk.bases)} bytes are no list of at most {MAX_BASES} bases")
     fields = (kind, chunk.codec, chunk.depth, n_bases, len(chunk.payload), chunk.plain_size)
-    tail = (chunk.id, payload_sum(chunk.payload))
+    # A raw chunk's payload is its plain bytes, and the sum is the beginning of the same hash as the id.
+    raw = kind == Kind.CHUNK and chunk.codec == Codec.RAW
+    tail = (chunk.id, chunk.id[:_SUM_SIZE] if raw else payload_sum(chunk.payload))
     crc = zlib.crc32(chunk.bases, zlib.crc32(HEADER.pack(FRAME_MAGIC, *fields, 0, *tail)))
     return HEADER.pack(FRAME_MAGIC, *fields, crc, *tail) + chunk.bases
 

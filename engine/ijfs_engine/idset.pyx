@@ -2,8 +2,8 @@
 
 Ids are BLAKE3 hashes, so their first 8 bytes serve as key and as hash at once: 8 bytes a chunk in IdSet at a load of
 at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set. Two ids that share 8 bytes count as one
-chunk: gc then keeps a chunk too many, and never takes one too many. `reference.py`'s style of a slow twin is in
-tests/engine/test_idset.py.
+chunk: gc then keeps a chunk too many, and never takes one too many. Their slow twins are in
+tests/engine/test_gc.py.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -171,14 +171,14 @@ cdef class Tally:
         return 0
 
     def unknown(self, const uint8_t[::1] ids not None):
-        """One byte per id: 1 where `learn` has to come first."""
+        """Those of the ids for which `learn` has to come first, as a list."""
         cdef Py_ssize_t count = check(ids)
         cdef Py_ssize_t number
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, count)
-        cdef uint8_t* missing = <uint8_t*>PyBytes_AS_STRING(out)
+        cdef list missing = []
         for number in range(count):
-            missing[number] = self.row_of(key_of(&ids[0], number)).key == 0
-        return out
+            if self.row_of(key_of(&ids[0], number)).key == 0:
+                missing.append(PyBytes_FromStringAndSize(<const char*>&ids[number * ID], ID))
+        return missing
 
     def learn(self, const uint8_t[::1] ident not None, uint32_t size):
         """The size in bytes of one id."""

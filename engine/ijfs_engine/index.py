@@ -326,6 +326,12 @@ class _Gate:
                 self._changed.notify_all()
 
 
+def span_on_disk(row: bytes) -> int:
+    """`Place.decode(row).on_disk` at a third of its cost: du asks it of every chunk."""
+    span = int.from_bytes(row[8:12], "little")
+    return span + -span % ALIGN
+
+
 def next_pack(update: Update) -> int:
     """A pack number that was never given before."""
     number = update.number(b"next_pack") + 1

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from .frames import Kind
 from .idset import Tally
-from .index import CHUNKS, OBJECTS, Place
-from .reach import Children, Walker, split
+from .index import CHUNKS, OBJECTS, span_on_disk
+from .reach import Children, Walker
 from .records import DiskUsage, ObjectId, Usage
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class _Counter:
         trees: list[tuple[int, ObjectId]] = [(Kind.SNAPSHOT, snapshot)]
         others: dict[ObjectId, int] = {}
         while trees:
-            self._count(b"".join(ident for _, ident in trees), OBJECTS, group)
             found = self._expand(trees)
+            self.tally.count(b"".join(ident for _, ident in trees), group)
             trees = []
             for children in found:
                 logical += children.logical
-                self._count(children.chunks, CHUNKS, group)
+                self.tally.count(children.chunks, group)
                 trees += [child for child in children.objects if child[0] == Kind.TREE]
                 others.update((ident, kind) for kind, ident in children.objects if kind != Kind.TREE)
         self._add_contents(others, group)
@@ -71,9 +71,9 @@ class _Counter:
     def _add_contents(self, contents: dict[ObjectId, int], group: int) -> None:
         edge = contents
         while edge:
-            self._count(b"".join(edge), OBJECTS, group)
             found = self._expand([(kind, ident) for ident, kind in edge.items()])
-            self._count(b"".join(children.chunks for children in found), CHUNKS, group)
+            self.tally.count(b"".join(edge), group)
+            self.tally.count(b"".join(children.chunks for children in found), group)
             edge = {ident: kind for children in found for kind, ident in children.objects}
 
     def _expand(self, objects: Sequence[tuple[int, ObjectId]]) -> list[Children]:
@@ -83,8 +83,10 @@ class _Counter:
                 by_kind.setdefault(kind, []).append(ident)
         fresh: dict[ObjectId, Children] = {}
         for kind, ids in by_kind.items():
+            self._learn(b"".join(ids), OBJECTS)
             for ident, children in self._walker.expand(kind, ids):
                 fresh[ident] = children._replace(chunks=self._walker.with_bases(children.chunks))
+            self._learn(b"".join(children.chunks for children in fresh.values()), CHUNKS)
         answer = [fresh.get(ident) or self._known[ident] for _, ident in objects]
         self._remember(fresh)
         return answer
@@ -97,13 +99,11 @@ class _Counter:
         else:
             self._known.update(fresh)
 
-    def _count(self, ids: bytes, table: bytes, group: int) -> None:
+    def _learn(self, ids: bytes, table: bytes) -> None:
+        """Fetch the sizes that the tally does not know."""
         unknown = self.tally.unknown(ids)
-        if any(unknown):
-            wanted = [ident for ident, new in zip(split(ids), unknown, strict=True) if new]
-            with self._index.read() as view:
-                rows = view.get_many(table, wanted)
-            for ident, row in zip(wanted, rows, strict=True):
-                if row is not None:
-                    self.tally.learn(ident, Place.decode(row).on_disk)
-        self.tally.count(ids, group)
+        with self._index.read() as view:
+            rows = view.get_many(table, unknown)
+        for ident, row in zip(unknown, rows, strict=True):
+            if row is not None:
+                self.tally.learn(ident, span_on_disk(row))
