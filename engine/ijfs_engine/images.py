@@ -73,7 +73,7 @@ def _named(reader: Reader, tree: Tree, pagemap: str) -> StoredFile | None:
     if entry is None or entry.kind != "f" or entry.size > criu.MAX_PAGEMAP:
         return None
     try:
-        pages = criu.parse_pagemap(reader.open(entry).read(0, entry.size)).pages_name
+        pages = criu.pages_name(reader.open(entry).read(0, min(entry.size, criu.HEAD_BYTES)))
         found = tree.find(pages.encode())
         return reader.open(found) if found is not None and found.kind == "f" else None
     except criu.PagemapError:

@@ -1,4 +1,4 @@
-"""Slow pure-Python twins of native.pyx: the definitions in the plainest form, the oracle of its property tests.
+"""Slow pure-Python twins of native.pyx and pagemaps.pyx: the plainest definitions, the oracle of their property tests.
 
 Nothing at run time calls this module. Where the two disagree, docs/format.md decides which is wrong.
 """
@@ -138,3 +138,45 @@ def runs(kinds: bytes) -> list[tuple[int, int, int]]:
         else:
             found.append((i, 1, kind))
     return found
+
+
+def pagemap_runs(data: bytes, at: int) -> list[tuple[int, int]]:
+    """(first page number, pages) of each pagemap entry from byte `at` on that the file has pages of. ValueError."""
+    found = []
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if len(data) - at < 4 or end > len(data):
+            raise ValueError("a message is cut short")
+        fields = protobuf_numbers(data[at + 4 : end])
+        address, count = fields.get(1), fields.get(5, fields.get(2))
+        if address is None or count is None or address % PAGE:
+            raise ValueError("an entry without an address and a count")
+        if fields.get(4, 1 if fields.get(3) else 4) & 4 and count:
+            found.append((address // PAGE, count))
+        at = end
+    return found
+
+
+def protobuf_numbers(message: bytes) -> dict[int, int]:
+    """The varint fields of a protobuf message by number, the last of a repeated one. ValueError."""
+    fields = {}
+    while message:
+        key, message = _varint(message)
+        if key & 7 in (0, 2):
+            value, message = _varint(message)
+        if key & 7 == 0:
+            fields[key >> 3] = value
+            continue
+        length = {1: 8, 2: value if key & 7 == 2 else 0, 5: 4}.get(key & 7)
+        if length is None or length > len(message):
+            raise ValueError("a field that is none, or is cut short")
+        message = message[length:]
+    return fields
+
+
+def _varint(message: bytes) -> tuple[int, bytes]:
+    for n in range(1, 11):
+        if n <= len(message) and message[n - 1] < 0x80:
+            value = sum((byte & 0x7F) << (7 * i) for i, byte in enumerate(message[:n]))
+            return value & _WORD, message[n:]
+    raise ValueError("a number without an end")
