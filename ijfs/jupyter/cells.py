@@ -37,8 +37,17 @@ class CellResult:
     error: str
 
 
+OnStream = Callable[[str, str], None]
+"""Called with "stdout" or "stderr" and each piece of text as it comes."""
+
+
 def run_cell(
-    connection_file: str, code: str, timeout: float | None = None, *, alive: Callable[[], bool] = lambda: True
+    connection_file: str,
+    code: str,
+    timeout: float | None = None,
+    *,
+    alive: Callable[[], bool] = lambda: True,
+    on_stream: OnStream = lambda name, text: None,
 ) -> CellResult:
     """Run `code` as a cell of the kernel at `connection_file` and wait until it is done, at most `timeout` seconds.
 
@@ -50,7 +59,7 @@ def run_cell(
     with _Line(connection_file) as line:
         while waiting.receive(line.published) is None:  # any message over iopub shows that we are subscribed
             line.send("kernel_info_request", {})
-        return _execute(line, code, waiting)
+        return _execute(line, code, waiting, on_stream)
 
 
 class _Line:
@@ -114,9 +123,9 @@ class _Waiting:
         return message
 
 
-def _execute(line: _Line, code: str, waiting: _Waiting) -> CellResult:
+def _execute(line: _Line, code: str, waiting: _Waiting, on_stream: OnStream) -> CellResult:
     content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": True}))
+    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": True}), on_stream)
     while not collected.complete:
         message = waiting.receive(line.replied if collected.idle else line.published)
         if message is not None:
@@ -127,8 +136,9 @@ def _execute(line: _Line, code: str, waiting: _Waiting) -> CellResult:
 class _Outputs:
     """What came back for one request: outputs over iopub until its idle status, then the reply over shell."""
 
-    def __init__(self, request: str) -> None:
+    def __init__(self, request: str, on_stream: OnStream) -> None:
         self._request = request
+        self._on_stream = on_stream
         self._streams = {"stdout": "", "stderr": ""}
         self._result = ""
         self._reply: dict[str, Any] | None = None
@@ -145,15 +155,19 @@ class _Outputs:
         content = message["content"]
         match message["msg_type"]:
             case "stream":
-                self._streams[content["name"]] += content["text"]
+                self._stream(content["name"], content["text"])
             case "execute_result":
                 self._result = content["data"].get("text/plain", "")
             case "display_data":
-                self._streams["stdout"] += content["data"].get("text/plain", "") + "\n"
+                self._stream("stdout", content["data"].get("text/plain", "") + "\n")
             case "status":
                 self.idle = content["execution_state"] == "idle"
             case "execute_reply":
                 self._reply = content
+
+    def _stream(self, name: str, text: str) -> None:
+        self._streams[name] += text
+        self._on_stream(name, text)
 
     def result(self) -> CellResult:
         """The outcome; an aborted cell (one before it failed) counts as an error."""

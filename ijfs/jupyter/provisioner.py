@@ -164,6 +164,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             gpu=self.gpu,
             kernel_name=getattr(self.parent, "kernel_name", ""),
             kernel_key=self._key(),
+            notebook=_notebook(env),
         )
 
     def _key(self) -> str:
@@ -212,6 +213,12 @@ class IjfsProvisioner(KernelProvisionerBase):
             client.remove(self._repository, self._instance)
         except NoInstanceError:
             self.log.debug("cleanup: the instance is gone already")
+
+
+def _notebook(env: Mapping[str, str]) -> str:
+    """The notebook a Jupyter server starts the kernel for, as it says in JPY_SESSION_NAME; "" for anything else."""
+    path = env.get("JPY_SESSION_NAME", "")
+    return path if path.endswith(".ipynb") and os.path.isabs(path) else ""
 
 
 def _as_jupyter_has_it(connection: dict[str, Any]) -> KernelConnectionInfo:

@@ -27,6 +27,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
+    `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     """
 
     name: str
@@ -42,6 +43,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     io_uring: bool = False
     kernel_name: str = ""
     kernel_key: str = ""
+    notebook: str = ""
 
 
 class Volume(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ Part of the keeper (keeper_loop.py), apart from it because it has state of its o
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from ijfs.live import blockers, criu
 from ijfs.live import save as steps
 from ijfs.live.control import Emit, in_thread
 from ijfs.live.errors import describe, rebuild
-from ijfs.live.records import SaveResult
+from ijfs.live.records import InstanceSpec, SaveResult
 from ijfs.live.snapshots import Stored, environment
 from ijfs.live.workspace import Layer, layers_of
 from ijfs_engine.errors import IjfsError
@@ -125,7 +126,7 @@ class Saver:
             keeper.record.spec,
             message=str(args.get("message") or ""),
             branch=self._branch(args),
-            notebook=_bytes(args.get("notebook")),
+            notebook=_notebook(args, keeper.record.spec),
             guest={"nonce": args.get("nonce"), "hook_ports": list(keeper.guest.hook_ports)},
             environment=environment(criu.version(criu.find())),
         )
@@ -235,9 +236,14 @@ def _warnings(box: Sandbox) -> list[str]:
     return [f"{verdict.evidence}: {verdict.remedy}" for verdict in found]
 
 
-def _bytes(value: Any) -> bytes | None:
-    """A notebook document as it came over the wire (base64)."""
-    return None if value is None else base64.b64decode(value)
+def _notebook(args: dict[str, Any], spec: InstanceSpec) -> bytes | None:
+    """The notebook document: as it came over the wire (base64), else the one the kernel belongs to, as it is now."""
+    if args.get("notebook") is not None:
+        return base64.b64decode(args["notebook"])
+    if spec.notebook:
+        with contextlib.suppress(OSError):  # renamed or not saved yet: no reason to fail
+            return Path(spec.notebook).read_bytes()
+    return None
 
 
 def _phase_events(emit: Emit) -> Callable[[str], None]:

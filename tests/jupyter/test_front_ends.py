@@ -14,6 +14,7 @@ import pytest
 from house import KERNEL, PATIENCE_S, House, eventually
 
 from ijfs.live import client
+from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
 
@@ -31,8 +32,6 @@ def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(house: House, tm
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "42 False\n"
     assert client.list_instances(house.repo) == []
-    from ijfs_engine import Repository
-
     with Repository.open(house.repo) as repository:
         assert "half way" in [snapshot.message for snapshot in repository.snapshots()]
 
@@ -96,10 +95,18 @@ def test_a_servers_kernel_manager_starts_restarts_and_ends_it(house: House, tmp_
             kernel_name=KERNEL, path="work", env={**os.environ, "JPY_SESSION_NAME": path}
         )
         assert house.the_instance() == f"data-study-{kernel_id[:8]}"
+        Path(path).write_bytes(document)
+        saved.append(house.save(house.the_instance()))
         await kernels.restart_kernel(kernel_id)
         assert await kernels.get_kernel(kernel_id).is_alive()
         assert house.the_instance() == f"data-study-{kernel_id[:8]}"
         await kernels.shutdown_all()
 
+    saved: list[str] = []
+    document = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
     asyncio.run(live())
     assert client.list_instances(house.repo) == []
+    with Repository.open(house.repo) as repository:
+        reader = repository.reader()
+        entry = reader.lookup(repository.snapshot(repository.resolve(saved[0])).root, "notebook.ipynb")
+        assert reader.open(entry).read(0, entry.size) == document
