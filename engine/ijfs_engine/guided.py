@@ -8,10 +8,10 @@ written, as one region over all of these leaves. Called by ingest, from many thr
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from . import native
 from . import prints as kept
@@ -25,6 +25,9 @@ from .records import ObjectId, encode_leaf
 from .regions import StoredRegion, store_region
 from .session import Session
 from .sources import Opened
+
+_FRESH: Final = bytes([FRESH])
+_SAME: Final = bytes([SAME])
 
 Runs: TypeAlias = list[tuple[int, int]]
 """(first page, pages)."""
@@ -62,9 +65,9 @@ class _Leaf:
         """The parent's leaf that it turned out to be."""
 
     @cached_property
-    def groups(self) -> list[kept.Group]:
-        """The groups of its pages."""
-        return kept.groups_of(self.pieces)
+    def shape(self) -> kept.Shape:
+        """How its pages lie in blocks."""
+        return kept.shape_of(self.pieces)
 
 
 class _Task:
@@ -104,24 +107,31 @@ class _Task:
         parent = self._file.parent
         if not parent or not leaf.matches:
             return
-        folded = self._fold(leaf)
+        own = self._fold(leaf)
         at = parent.whole_leaf(leaf.matches, leaf.count)
-        if at is not None and parent.known(at).prints == folded:
+        if at is None:
+            theirs = parent.groups(leaf.matches)
+            block = kept.first_block(leaf.pieces)
+            beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
+        elif parent.known(at).prints == own:
             leaf.same = parent.leaf_id(at)
-            self._kinds[leaf.first : leaf.first + leaf.count] = bytes([SAME]) * leaf.count
+            self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
+            return
         else:
-            self._mark_same(leaf, folded.groups, parent.groups(leaf.matches))
+            groups = parent.known(at).prints.groups
+            beside = [groups[number : number + 16] for number in range(0, len(groups), 16)]
+        self._mark_same(leaf, own.groups, beside)
 
-    def _mark_same(self, leaf: _Leaf, prints: bytes, theirs: Mapping[tuple[int, int], bytes]) -> None:
-        for number, group in enumerate(leaf.groups):
-            if theirs.get((group.block, group.mask)) == prints[16 * number : 16 * number + 16]:
+    def _mark_same(self, leaf: _Leaf, own: bytes, theirs: Sequence[bytes]) -> None:
+        for number, group in enumerate(leaf.shape.groups):
+            if own[16 * number : 16 * number + 16] == theirs[number]:
                 first = leaf.first + group.first
                 pages = self._kinds[first : first + group.pages]
-                self._kinds[first : first + group.pages] = pages.replace(bytes([FRESH]), bytes([SAME]))
+                self._kinds[first : first + group.pages] = pages.replace(_FRESH, _SAME)
 
     def _write(self, leaf: _Leaf, placed: _Placed) -> ObjectId:
         ident = self._file.session.put_object(Kind.LEAF, encode_leaf(leaf_of(self._slices(leaf, placed))))
-        self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.groups))
+        self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.shape))
         return ident
 
     def _slices(self, leaf: _Leaf, placed: _Placed) -> Iterator[Slice]:

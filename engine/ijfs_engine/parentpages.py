@@ -13,14 +13,14 @@ from .extents import Slice
 from .lru import ByteLru
 from .native import PAGE
 from .pages import PageLayout
-from .prints import Group, Prints
+from .prints import Prints, Shape
 from .reader import Reader, StoredFile
 from .records import ObjectId
 
 # Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
-# tasks are kept. A leaf's 64 groups take about 200 bytes each as Python objects.
+# tasks are kept. A leaf has 3 KiB of fingerprints, and seldom a shape of its own.
 _KNOWN_CACHE: Final = 2 << 20
-_KNOWN_SIZE: Final = 16 << 10
+_KNOWN_SIZE: Final = 8 << 10
 
 
 class Match(NamedTuple):
@@ -32,9 +32,10 @@ class Match(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A leaf of the parent: its groups and fingerprints."""
+    """A leaf of the parent: where its groups begin, their shape, its fingerprints."""
 
-    groups: list[Group]
+    block: int
+    shape: Shape
     prints: Prints
 
 
@@ -104,8 +105,8 @@ class ParentPages:
         found: dict[tuple[int, int], bytes] = {}
         for at in dict.fromkeys(at for match in matches for at in self._leaves_of(match)):
             known = self.known(at)
-            for number, group in enumerate(known.groups):
-                found[group.block, group.mask] = known.prints.groups[16 * number : 16 * number + 16]
+            for number, group in enumerate(known.shape.groups):
+                found[known.block + group.block, group.mask] = known.prints.groups[16 * number : 16 * number + 16]
         return found
 
     def hints(self, matches: Sequence[Match], count: int) -> bytes:
@@ -127,9 +128,9 @@ class ParentPages:
     def _know(self, at: int, attached: bytes | None) -> Known:
         start, count = self._starts[at], self._starts[at + 1] - self._starts[at]
         pieces = list(self._layout.pieces(start, count))
-        groups = kept.groups_of(pieces)
-        prints = kept.parse(attached, groups) if attached is not None else None
-        known = Known(groups, prints or self._made_anew(start, count, pieces))
+        shape = kept.shape_of(pieces)
+        prints = kept.parse(attached, count, shape) if attached is not None else None
+        known = Known(kept.first_block(pieces), shape, prints or self._made_anew(start, count, pieces))
         self._known.put(_key(at), known, _KNOWN_SIZE)
         return known
 

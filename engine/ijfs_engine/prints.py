@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -40,14 +41,34 @@ class Group(NamedTuple):
     """Which pages a group has: bit i of `mask` stands for page number `block` * GROUP + i."""
 
     block: int
+    """Counted from the leaf's first."""
     mask: int
     first: int
     """Its first page, counted in the leaf."""
     pages: int
 
 
-def groups_of(pieces: Iterable[tuple[int, int]]) -> list[Group]:
-    """The groups of a leaf whose pages these are, in order."""
+class Shape(NamedTuple):
+    """How the pages of a leaf lie in blocks; most leaves of an image have one and the same."""
+
+    groups: tuple[Group, ...]
+    digest: bytes
+    """16 bytes that name the places of all pages in their blocks."""
+
+
+def shape_of(pieces: Sequence[tuple[int, int]]) -> Shape:
+    """Of a leaf whose pages are these (first page number, pages), in order."""
+    start = first_block(pieces) * GROUP
+    return _shape(tuple((number - start, count) for number, count in pieces))
+
+
+def first_block(pieces: Sequence[tuple[int, int]]) -> int:
+    """The block that the blocks of a leaf's groups are counted from."""
+    return pieces[0][0] // GROUP if pieces else 0
+
+
+@lru_cache(maxsize=512)
+def _shape(pieces: tuple[tuple[int, int], ...]) -> Shape:
     found: list[Group] = []
     at = 0
     for number, count in pieces:
@@ -61,28 +82,23 @@ def groups_of(pieces: Iterable[tuple[int, int]]) -> list[Group]:
             else:
                 found.append(Group(block, mask, at, step))
             number, count, at = number + step, count - step, at + step
-    return found
+    masks = b"".join(group.mask.to_bytes(2, "little") for group in found)
+    return Shape(tuple(found), blake3(masks).digest(length=16))
 
 
-def encode(prints: Prints, groups: list[Group]) -> bytes:
-    """The attachment of a leaf with these groups."""
-    return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, _shape(groups)) + prints.hints + prints.groups
+def encode(prints: Prints, shape: Shape) -> bytes:
+    """The attachment of a leaf of this shape."""
+    return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, shape.digest) + prints.hints + prints.groups
 
 
-def parse(data: bytes, groups: list[Group]) -> Prints | None:
-    """What `encode` made for a leaf with these groups; None for anything else.
+def parse(data: bytes, pages: int, shape: Shape) -> Prints | None:
+    """What `encode` made for a leaf of this shape with so many pages; None for anything else.
 
     A leaf may stand at other addresses than when its attachment was made. Its groups then have other places in their
     blocks, and their fingerprints would say nothing, or worse: that pages are the same as their neighbours.
     """
-    pages = sum(group.pages for group in groups)
-    if len(data) != _HEAD.size + 2 * pages + 16 * len(groups):
+    if len(data) != _HEAD.size + 2 * pages + 16 * len(shape.groups):
         return None
-    if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, _shape(groups)):
+    if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, shape.digest):
         return None
     return Prints(data[_HEAD.size : _HEAD.size + 2 * pages], data[_HEAD.size + 2 * pages :])
-
-
-def _shape(groups: list[Group]) -> bytes:
-    """16 bytes that name the places of a leaf's pages in their blocks."""
-    return blake3(b"".join(group.mask.to_bytes(2, "little") for group in groups)).digest(length=16)

@@ -174,36 +174,40 @@ pieces_of_leaves = st.lists(
 
 @given(pieces_of_leaves)
 def test_groups_cover_a_leaf_block_by_block(pieces: list[tuple[int, int]]) -> None:
-    groups = prints.groups_of(pieces)
-    assert sum(group.pages for group in groups) == sum(count for _, count in pieces)
+    groups = prints.shape_of(pieces).groups
+    every = [page for first, count in pieces for page in range(first, first + count)]
+    block = prints.first_block(pieces)
+    said = [(block + group.block) * 16 + place for group in groups for place in range(16) if group.mask >> place & 1]
+    if every == sorted(set(every)):
+        assert said == every
+    assert sum(group.pages for group in groups) == len(every)
     assert [group.first for group in groups] == [sum(g.pages for g in groups[:i]) for i in range(len(groups))]
     assert all(one.block != two.block for one, two in itertools.pairwise(groups))
-    folded = prints.fold(bytes(16 * sum(count for _, count in pieces)), pieces, KEY)
-    assert len(folded.groups) == 16 * len(groups)
+    assert len(prints.fold(bytes(16 * len(every)), pieces, KEY).groups) == 16 * len(groups)
 
 
 @given(pieces_of_leaves, st.integers(0, 3))
 def test_kept_fingerprints_come_back_for_a_leaf_that_stands_the_same(pieces: list[tuple[int, int]], by: int) -> None:
     pages = sum(count for _, count in pieces)
     made = prints.fold(random.Random(1).randbytes(16 * pages), pieces, KEY)
-    groups = prints.groups_of(pieces)
-    data = prints.encode(made, groups)
-    assert prints.parse(data, groups) == made
-    assert len(data) == 24 + 2 * pages + 16 * len(groups)
+    shape = prints.shape_of(pieces)
+    data = prints.encode(made, shape)
+    assert prints.parse(data, pages, shape) == made
+    assert len(data) == 24 + 2 * pages + 16 * len(shape.groups)
     if pieces and by:
-        assert prints.parse(data, prints.groups_of([(first + by, count) for first, count in pieces])) is None
-        assert prints.parse(data, prints.groups_of([(first + 16, count) for first, count in pieces])) == made
+        assert prints.parse(data, pages, prints.shape_of([(first + by, count) for first, count in pieces])) is None
+        assert prints.parse(data, pages, prints.shape_of([(first + 16, count) for first, count in pieces])) == made
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_damaged_heads_and_lengths_are_none(data: st.DataObject) -> None:
     pieces = [(5, 40), (100, 3)]
-    groups = prints.groups_of(pieces)
-    good = prints.encode(prints.fold(bytes(16 * 43), pieces, KEY), groups)
+    shape = prints.shape_of(pieces)
+    good = prints.encode(prints.fold(bytes(16 * 43), pieces, KEY), shape)
     raw = bytearray(good)
     at, byte = data.draw(st.tuples(st.integers(0, 23), st.integers(0, 255)))
     raw[at] = byte
     cut = data.draw(st.integers(0, len(raw)) | st.just(len(raw)))
     if bytes(raw[:cut]) != good:
-        assert prints.parse(bytes(raw[:cut]), groups) is None
+        assert prints.parse(bytes(raw[:cut]), 43, shape) is None
