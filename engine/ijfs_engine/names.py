@@ -68,7 +68,9 @@ def _by_prefix(view: View, name: str) -> ObjectId:
     if not _HEX.fullmatch(lower) or len(lower) > 2 * ID_SIZE:
         raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}")
     if len(lower) < MIN_PREFIX:
-        raise UnknownNameError(f"{name!r} is too short for an id", hint=f"give at least {MIN_PREFIX} digits")
+        raise UnknownNameError(
+            f"no snapshot, branch or tag is called {name!r}", hint=f"an id needs at least {MIN_PREFIX} of its digits"
+        )
     whole = bytes.fromhex(lower[: len(lower) & ~1])
     found = [ident for ident, _ in view.prefixed(SNAPSHOTS, whole) if ident.hex().startswith(lower)]
     if not found:

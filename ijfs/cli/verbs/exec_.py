@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -52,7 +53,13 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
     from ijfs.live.client import is_running
 
     file = connection_file(app, name)
-    result = run_cell(file, code, timeout, alive=lambda: is_running(app.repository_path, name))
+    result = run_cell(
+        file,
+        code,
+        timeout,
+        alive=partial(is_running, app.repository_path, name),
+        on_stream=_ignore if app.json or app.listener else _print,
+    )
     data = {
         "name": name,
         "status": result.status,
@@ -61,7 +68,7 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
         "result": result.result_text,
         "error": result.error,
     }
-    return Answer(data, lambda out: _print(out, result), 0 if result.status == "ok" else 1)
+    return Answer(data, lambda out: _end(out, result), 0 if result.status == "ok" else 1)
 
 
 def connection_file(app: App, name: str) -> str:
@@ -78,11 +85,22 @@ def connection_file(app: App, name: str) -> str:
     return info.connection_file
 
 
-def _print(out: Printer, result: CellResult) -> None:
-    out.raw(result.stdout + (result.result_text + "\n" if result.result_text else ""))
-    out.stream.flush()
-    sys.stderr.write(result.stderr + (result.error + "\n" if result.error else ""))
-    sys.stderr.flush()
+def _ignore(name: str, content: str) -> None:
+    """With --json, and in the demo, all of it comes at the end."""
+
+
+def _print(name: str, content: str) -> None:
+    stream = sys.stderr if name == "stderr" else sys.stdout
+    stream.write(content)
+    stream.flush()
+
+
+def _end(out: Printer, result: CellResult) -> None:
+    """What is left to print when the cell is done: the value of its last expression, or its traceback."""
+    if result.result_text:
+        out.raw(result.result_text + "\n")
+    if result.error:
+        _print("stderr", result.error + "\n")
 
 
 COMMANDS = {"exec": exec_}

@@ -49,6 +49,8 @@ def save(app: App, name: str, message: str, stop: bool, branch: str | None, note
             (f"[{result.branch}]", "bold green"),
         )
         parts = [f"frozen {text.seconds(result.frozen_s)}"]
+        if result.stopped:
+            parts.append("stopped")
         if "total" in result.phases:
             parts.append(f"saved in {text.seconds(result.phases['total'])}")
         parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
