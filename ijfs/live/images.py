@@ -33,8 +33,11 @@ class Range(NamedTuple):
     end: int
 
 
-def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool) -> int:
-    """Write a snapshot's images into an empty directory (a tmpfs); the bytes of memory that were written."""
+def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> int:
+    """Write a snapshot's images into an empty directory (a tmpfs); the bytes of memory that were written.
+
+    `pages` is a directory (of a mount) where an eager restore finds the memory; without it, it is written here whole.
+    """
     tree = reader.tree(images)
     wanted: dict[str, list[Range]] = {}
     for entry in tree.entries:
@@ -49,7 +52,10 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool) -> int:
     written = 0
     for entry in tree.entries:
         name = os.fsdecode(entry.name)
-        if is_pages(name):
+        if is_pages(name) and pages is not None and not lazy:
+            # Relative: CRIU opens it when its root is the sandbox already, but from this directory's descriptor.
+            (target / name).symlink_to(os.path.relpath(pages / name, target))
+        elif is_pages(name):
             ranges = wanted.get(name, []) if lazy else [Range(0, entry.size)]
             written += _write_ranges(reader, entry, target / name, ranges)
     return written

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ from ijfs.live.relay import Relay
 from ijfs.live.saving import Saver
 from ijfs.live.snapshots import Vault
 from ijfs.live.workspace import Known, known_files
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import IjfsError, StorageError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
     from ijfs.live.pager.api import Pager, PagerProcess
     from ijfs.live.restore import Restored
+    from ijfs_engine import Snapshot
 
 # Inside every sandbox a kernel's ports are these, so that a restored one finds its own; the range is one that neither
 # the system gives out for outgoing connections (32768 and up) nor well-known servers use.
@@ -290,21 +292,43 @@ class Keeper:
         layers = self.paths.layers(self.record.generation)
         eager = bool(args.get("eager"))
         ahead, self._pager_ahead = self._pager_ahead, None
-        restored: Restored = await in_thread(
-            restore.bring_back,
-            layers,
-            self.vault,
-            snapshot,
-            meta,
-            eager=eager,
-            on_phase=_phases(emit),
-            gpu=self.gpu,
-            gpus=tuple(args.get("gpus") or ()),
-            pager_ahead=ahead,
-        )
+        async with self._mounted_pages(snapshot, eager=eager) as pages:
+            restored: Restored = await in_thread(
+                restore.bring_back,
+                layers,
+                self.vault,
+                snapshot,
+                meta,
+                eager=eager,
+                on_phase=_phases(emit),
+                gpu=self.gpu,
+                gpus=tuple(args.get("gpus") or ()),
+                pager_ahead=ahead,
+                pages=pages,
+            )
         self.pager = restored.pager
         self.saver.resumes(snapshot)
         return restored
+
+    @contextlib.asynccontextmanager
+    async def _mounted_pages(self, snapshot: Snapshot, *, eager: bool) -> AsyncIterator[Path | None]:
+        """For an eager restore: the snapshot's images in a mount of the keeper's own, from which CRIU reads the memory
+        once, without a second copy of it. None where this machine has no FUSE: it is then staged in memory."""
+        if not eager:
+            yield None
+            return
+        from ijfs.fs.sink import image_mount
+        from ijfs.fs.stored import image_directory
+
+        self.paths.fuse.mkdir(exist_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                mount = await stack.enter_async_context(image_mount(self.paths.fuse))
+            except StorageError as error:
+                _log.warning("no mount for an eager restore: %s", error)
+                yield None
+                return
+            yield mount.serve_images(image_directory(self.vault.repository, self.vault.reader, snapshot))
 
     async def _resume_guest(self, restored: Restored, snapshot: str, guest: dict[str, Any]) -> None:
         assert self._nursery is not None

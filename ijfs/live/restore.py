@@ -55,9 +55,11 @@ def bring_back(
     gpu: GpuProgram | None = None,
     gpus: Sequence[str] = (),
     pager_ahead: PagerProcess | None = None,
+    pages: Path | None = None,
 ) -> Restored:
     """Restore a snapshot into new directories; `gpus` chooses GPUs (index or UUID) for a program that held some.
     `pager_ahead` is a pager's process that was started before there was work for it, and is this restore's from now on.
+    `pages` is a directory with the memory, for an eager restore.
 
     CriuError, SandboxError, CorruptError, StorageError; PreflightError when its GPU memory cannot fit, GpuLostError.
     """
@@ -75,7 +77,7 @@ def bring_back(
             pager_ahead = None
         _prepare_files(box, vault, snapshot, meta)
         clock.begin("images")
-        with _staged(layers, vault, snapshot, lazy=pager is not None) as staged:
+        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as staged:
             clock.begin("restore")
             began_ns = time.time_ns()
             box.own(criu.restore(_request(box, staged, lazy=pager is not None)))
@@ -142,7 +144,7 @@ def _prepare_files(box: Sandbox, vault: Vault, snapshot: Snapshot, meta: LiveMet
 
 
 @contextlib.contextmanager
-def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool) -> Iterator[Path]:
+def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool, pages: Path | None) -> Iterator[Path]:
     """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them."""
     target = layers.criu / "images"
     target.mkdir(exist_ok=True)
@@ -154,7 +156,7 @@ def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool) -> 
         tree = vault.tree_at(snapshot, "images")
         if tree is None:
             raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
-        images.stage(vault.reader, tree, target, lazy=lazy)
+        images.stage(vault.reader, tree, target, lazy=lazy, pages=pages)
         yield target
     finally:
         ns.umount(target)
