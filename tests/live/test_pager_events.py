@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,6 @@ def test_a_pager_leaves_when_its_program_dies(start: Start) -> None:
 def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
     pager, program = start(0.02)
     there = BASE + 16 * LENGTH
-    deaths = 0
     for step in range(4):
         line = [
             f"remap({BASE + 512 * PAGE}, {there}, {512 * PAGE})",
@@ -138,12 +137,10 @@ def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
             f"forked('wrong({there}, 64, {BASE + 512 * PAGE})')",
         ][step]
         program.run(line)
-        if not pager.status.complete:
-            os.kill(pager.pid, signal.SIGKILL)
-            deaths += 1
+        kill(pager)
         assert program.run(f"wrong({BASE + step * 64 * PAGE}, 16)") == []
     status = pager.wait(30)
-    assert status.replaced == deaths >= 3
+    assert status.replaced >= 2
     assert program.run(f"wrong({BASE}, 512)") == []
     assert program.run(f"wrong({there}, 512, {BASE + 512 * PAGE})") == []
     assert program.run(f"wrong({BASE + 1024 * PAGE}, 76)") == []
@@ -152,13 +149,14 @@ def test_a_killed_pager_is_replaced_and_nothing_is_lost(start: Start) -> None:
     assert program.run(f"wrong({SECOND + 400 * PAGE}, 300)") == []
 
 
-def test_a_thread_that_waits_for_a_page_survives_the_pager(start: Start) -> None:
+@pytest.mark.parametrize("which", ["pager", "worker"])
+def test_a_thread_that_waits_for_a_page_survives_the_pager(start: Start, which: str) -> None:
     pager, program = start(0.3)
     program.send(f"wrong({SECOND + 1000 * PAGE}, 1)")  # blocks in a fault: the bytes take 0.3 s
     time.sleep(0.1)
-    os.kill(pager.pid, signal.SIGKILL)
+    os.kill(pager.pid if which == "pager" else worker_of(pager), signal.SIGKILL)
     assert program._answer() == []
-    assert pager.status.replaced == 1
+    assert pager.status.replaced == int(which == "pager")
 
 
 def test_bytes_that_cannot_be_had_raise_sigbus_on_their_pages_only(start: Start, tmp_path: Path) -> None:
@@ -203,14 +201,28 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
+def worker_of(pager: Pager) -> int:
+    """The process that does the paging; the pager itself only watches over it."""
+    return int(Path(f"/proc/{pager.pid}/task/{pager.pid}/children").read_text().split()[0])
+
+
+def kill(pager: Pager) -> None:
+    """Kill the pager, and wait until another is in its place, unless all was in already."""
+    before = pager.status.replaced
+    os.kill(pager.pid, signal.SIGKILL)
+    while pager.status.replaced == before and not pager.status.complete:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("which", ["pager", "worker"])
 @pytest.mark.parametrize("seed", range(2))
-def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int) -> None:
+def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int, which: str) -> None:
     """Memory is moved, dropped and touched at random, the pager is killed at random; a model says what is right."""
     pager, program = start(0.02)
     choose = random.Random(seed)
     blocks: dict[int, int | None] = {BASE + at * BLOCK: BASE + at * BLOCK for at in range(LENGTH // BLOCK)}
     free = [BASE + 64 * LENGTH + at * BLOCK for at in range(100)]
-    kill_at = time.monotonic()
+    kill_at, deaths = time.monotonic(), 0
     for _ in range(120):
         where = choose.choice(list(blocks))
         action = choose.choice(["touch", "touch", "move", "move", "drop", "fork", "unmap"])
@@ -229,10 +241,13 @@ def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int) -> No
         else:
             question = held(where, blocks[where])
             assert program.run(question if action == "touch" else f"forked({question!r})") == []
-        if time.monotonic() > kill_at and pager.status.replaced < 4 and not pager.status.complete:
-            os.kill(pager.pid, signal.SIGKILL)
-            kill_at = time.monotonic() + choose.uniform(0.15, 0.4)
-    assert pager.wait(30).replaced > 0
+        if time.monotonic() > kill_at and deaths < 4 and not pager.status.complete:
+            with suppress(ProcessLookupError, FileNotFoundError, IndexError):
+                os.kill(pager.pid if which == "pager" else worker_of(pager), signal.SIGKILL)
+                deaths += 1
+            kill_at = time.monotonic() + choose.uniform(0.0, 0.2)
+    assert pager.wait(30).replaced <= deaths
+    assert deaths > 0
     assert [program.run(held(where, image)) for where, image in blocks.items()] == [[]] * len(blocks)
 
 

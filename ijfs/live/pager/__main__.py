@@ -13,16 +13,20 @@ FD is its end of the socketpair to the keeper. Everything is imported first; wha
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
-from ijfs.live.pager import order
+from ijfs.live.pager import order, warden
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.engine_source import EngineFiles
 from ijfs.live.pager.server import Server
 from ijfs.live.pager.source import CriuImages, DirectoryFiles
+from ijfs.live.pager.warden import Roster
 
 
 def main(fd: int) -> int:
@@ -33,18 +37,33 @@ def main(fd: int) -> int:
     if message is None:
         return 0
     config, fds = message
+    roster = Roster()
+    return warden.run(lambda successor: _work(config, fds, channel, roster, successor), {fd, *fds}, roster)
+
+
+def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Roster, successor: bool) -> int:
+    threading.excepthook = _end
     source, pids = _source(config)
     server = Server(
         source,
         channel,
-        socket.socket(fileno=fds[0]) if fds else None,
+        socket.socket(fileno=fds[0]) if fds and not successor else None,
+        roster=roster,
         touched=_touched(config.get("order")),
         record=Path(config["record"]) if "record" in config else None,
     )
     server.prepare(pids)
-    if config.get("adopt"):
+    if successor:
+        server.succeed()
+    elif config.get("adopt"):
         server.adopt()
     return server.run()
+
+
+def _end(failure: threading.ExceptHookArgs) -> None:
+    """A thread that fails takes the worker with it: its successor begins in a known state."""
+    sys.excepthook(failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _touched(path: str | None) -> list[order.Touched]:

@@ -191,6 +191,7 @@ class Pager:
     def _on_message(self, details: dict[str, Any], fds: list[int]) -> None:
         event = details.pop("event")
         if event == "hold":
+            _close_all(self._held.get(details["id"], ("", []))[1])  # a new worker may send what the old one had sent
             self._held[details["id"]] = (details["kind"], fds)
         elif event == "release":
             _close_all(self._held.pop(details["id"], ("", []))[1])

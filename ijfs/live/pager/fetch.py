@@ -21,7 +21,7 @@ from typing import Final
 
 from ijfs.live.pager.plan import PAGE, MemoryImage
 from ijfs.live.pager.source import PageSource
-from ijfs_engine.errors import StorageError
+from ijfs_engine.errors import CorruptError
 
 BLOCK_PAGES: Final = 256
 """A background read: 1 MiB. UFFDIO_COPY reaches its full 2.9 GB/s at this size; larger only delays faults."""
@@ -287,9 +287,11 @@ class Fetcher:
         while True:
             try:
                 return self._source.read(image, ranges, buffer)
-            except (OSError, StorageError) as error:
+            except CorruptError:
+                raise
+            except Exception as error:
                 if time.monotonic() > deadline or self._closed:
                     raise
-                self._on_stall(str(error))
+                self._on_stall(str(error) or repr(error))
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, 1.0)

@@ -28,6 +28,7 @@ from ijfs.live.pager.plan import IN, PAGE, POISONED, ZERO, AddressSpace, MemoryI
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
+from ijfs.live.pager.warden import Roster, Row
 
 _RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
 _PROGRESS_S: Final = 0.1
@@ -52,10 +53,12 @@ class Server:
         channel: Channel,
         listener: socket.socket | None,
         *,
+        roster: Roster,
         touched: Iterable[order.Touched] = (),
         record: Path | None = None,
     ) -> None:
         self._source = source
+        self._roster = roster
         self._channel = channel
         self._listener = listener
         self._criu: socket.socket | None = None
@@ -89,6 +92,7 @@ class Server:
 
     def run(self) -> int:
         """Serve until everything is in, or everybody is gone. The process's exit status."""
+        self._enroll()
         self._epoll.register(self._fetcher.signal, select.EPOLLIN)
         self._epoll.register(self._channel.fileno(), select.EPOLLIN)
         if self._listener is not None:
@@ -110,17 +114,38 @@ class Server:
         self._scheduler.set_order(order.blocks(self._touched, self._images))
 
     def adopt(self) -> None:
-        """Take over from a pager that died: everything that its keeper held."""
-        while (message := self._channel.receive(5.0)) is not None:
+        """Take over from a pager that died with its warden: everything that its keeper held."""
+        while self._channel.alive:
+            message = self._channel.receive(None)
+            if message is None:
+                continue
             details, fds = message
             if details["event"] == "adopted":
-                if details["resumed"]:
-                    self._on_restore_finished()
+                self._catch_up(resumed=details["resumed"], same_table=False)
                 return
             if details["kind"] == "criu":
                 self._attach(socket.socket(fileno=fds[0]), details["id"])
             else:
-                self._adopt_space(details["id"], *fds)
+                self._adopt_space(Row(details["id"], *fds), held=True)
+
+    def succeed(self) -> None:
+        """Take over from a worker that died, with its descriptors in place."""
+        listener, criu, number, resumed = self._roster.restore
+        self._listener = socket.socket(fileno=listener) if listener is not None else None
+        if criu is not None:
+            self._attach(socket.socket(fileno=criu), number)
+        for row in list(self._roster.load()):
+            self._adopt_space(row, held=False)
+        self._catch_up(resumed=resumed, same_table=True)
+
+    def _catch_up(self, *, resumed: bool, same_table: bool) -> None:
+        """Finish what the predecessor had read, then let every thread that waits for it ask again."""
+        if resumed:
+            self._on_restore_finished()
+        for space in list(self._spaces.values()):
+            self._handle(space, after_crash=True, same_table=same_table)
+        for space in self._spaces.values():
+            space.wake_all()
 
     def _done(self) -> bool:
         if self._failed:
@@ -174,14 +199,25 @@ class Server:
     def _accept(self, connection: socket.socket) -> None:
         if self._listener is not None:
             self._epoll.unregister(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-        self._attach(connection, self._next_number())
+            listener, self._listener = self._listener, None
+            self._attach(connection, self._next_number())
+            listener.close()
         self._channel.send("hold", [connection.fileno()], id=self._connection_number, kind="criu")
+
+    def _enroll(self) -> None:
+        """Note for a successor where the conversation with CRIU stands."""
+        self._roster.set_restore(
+            listener=self._listener.fileno() if self._listener is not None else None,
+            criu=self._criu.fileno() if self._criu is not None else None,
+            number=self._connection_number,
+            resumed=self._resumed is not None,
+        )
 
     def _attach(self, connection: socket.socket, number: int) -> None:
         self._criu = connection
         self._connection_number = number
+        self._numbers = max(self._numbers, number)
+        self._enroll()
         self._epoll.register(connection.fileno(), select.EPOLLIN)
 
     def _on_criu(self) -> None:
@@ -205,13 +241,15 @@ class Server:
 
     def _hang_up(self) -> None:
         assert self._criu is not None
-        self._epoll.unregister(self._criu.fileno())
-        self._criu.close()
-        self._criu = None
+        connection, self._criu = self._criu, None
+        self._enroll()
+        self._epoll.unregister(connection.fileno())
+        connection.close()
         self._channel.send("release", id=self._connection_number)
 
     def _on_restore_finished(self) -> None:
         self._resumed = time.monotonic()
+        self._enroll()
         for space in self._spaces.values():
             space.settled = True
         self._channel.send("resumed")
@@ -239,22 +277,22 @@ class Server:
         self._enter(Space(self._next_number(), Uffd(fd), ledger, plan))
 
     def _enter(self, space: Space, *, held: bool = False) -> None:
+        self._roster.add(Row(space.number, space.uffd.fd, space.ledger.fd))
         space.settled = self._resumed is not None
         self._spaces[space.uffd.fd] = space
         self._epoll.register(space.uffd.fd, select.EPOLLIN)
         if not held:
             self._channel.send("hold", [space.uffd.fd, space.ledger.fd], id=space.number, kind="space")
 
-    def _adopt_space(self, number: int, uffd_fd: int, ledger_fd: int) -> None:
-        ledger = Ledger(ledger_fd)
-        space = Space(number, Uffd(uffd_fd), ledger, ledger.restore(self._image(ledger.pid)))
-        self._numbers = max(self._numbers, number)
-        self._enter(space, held=True)
-        self._handle(space, after_crash=True)
-        space.wake_all()
+    def _adopt_space(self, row: Row, *, held: bool) -> None:
+        ledger = Ledger(row.ledger)
+        space = Space(row.number, Uffd(row.uffd), ledger, ledger.restore(self._image(ledger.pid)))
+        self._numbers = max(self._numbers, row.number)
+        self._enter(space, held=held)
 
     def _forget(self, space: Space) -> None:
         """The address space is gone: exit or exec."""
+        self._roster.remove(space.number)
         self._epoll.unregister(space.uffd.fd)
         del self._spaces[space.uffd.fd]
         space.close()
@@ -266,17 +304,22 @@ class Server:
         if space.ledger.read_events(space.uffd.fd):
             self._handle(space)
 
-    def _handle(self, space: Space, *, after_crash: bool = False) -> None:
-        """Deal with what was read, in the kernel's order, each message settled before the next is begun."""
+    def _handle(self, space: Space, *, after_crash: bool = False, same_table: bool = False) -> None:
+        """Deal with what was read, in the kernel's order, each message settled before the next is begun.
+
+        After a crash the faults among it are asked again by whoever waits, and the userfaultfd of a fork is there only
+        where the descriptor table is the `same_table`.
+        """
         for slot, (event, a, b, c) in space.ledger.inbox():
             if event == EVENT_PAGEFAULT:
                 if not after_crash:
                     self._on_fault(space, b & ~(PAGE - 1))
             elif event == EVENT_FORK:
-                if after_crash:
+                child = a & 0xFFFFFFFF
+                if after_crash and not same_table:
                     self._channel.send("lost", pid=space.image.pid)
-                else:
-                    self._on_fork(space, a & 0xFFFFFFFF)
+                elif child not in self._spaces:
+                    self._on_fork(space, child)
             else:
                 space.ledger.apply(space.plan, event, a, b, c)
             space.ledger.settle(slot)
@@ -365,16 +408,19 @@ class Server:
             task.slot.give_back()
 
     def _spaces_of(self, image: MemoryImage) -> list[Space]:
-        return [space for space in self._spaces.values() if space.image is image and not space.dead]
+        return [space for space in list(self._spaces.values()) if space.image is image and not space.dead]
 
     def _wanted(self, image: MemoryImage, first: int, count: int) -> list[PageRange]:
         """Called by the fetching threads: what of these pages any address space still misses."""
         if self._resumed is None:
             return [(first, count)]
         spaces = self._spaces_of(image)
-        if len(spaces) == 1:
-            return list(spaces[0].plan.missing_runs(first, count))
-        return [(first, count)] if any(True for s in spaces for _ in s.plan.missing_runs(first, count)) else []
+        try:
+            if len(spaces) == 1:
+                return list(spaces[0].plan.missing_runs(first, count))
+            return [(first, count)] if any(True for s in spaces for _ in s.plan.missing_runs(first, count)) else []
+        except ValueError:  # a space whose ledger was closed meanwhile
+            return [(first, count)]
 
     # -- telling ------------------------------------------------------------------------------------------------
 
