@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from .errors import AmbiguousNameError, UnknownNameError
@@ -30,6 +30,15 @@ def base_name(view: View, spec: str) -> tuple[ObjectId, int]:
 
 def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
     """The first of the candidates that is listed, or of their own parents where they were removed, depth first."""
+    return next(_ways(view, candidates), None)
+
+
+def frontier(view: View, ident: ObjectId) -> list[ObjectId]:
+    """Every listed snapshot that the ways back from a removed one come upon first."""
+    return list(_ways(view, [ident]))
+
+
+def _ways(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]:
     stack = list(reversed(candidates))
     seen: set[ObjectId] = set()
     while stack:
@@ -38,10 +47,10 @@ def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
             continue
         seen.add(ident)
         if view.get(SNAPSHOTS, ident) is not None:
-            return ident
+            yield ident
+            continue
         row = view.get(REMOVED, ident) or b""
         stack += reversed([row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE)])
-    return None
 
 
 def _start(view: View, name: str) -> ObjectId:

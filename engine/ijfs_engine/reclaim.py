@@ -32,7 +32,7 @@ from .index import (
 )
 from .journal import Record, SnapshotRemoved
 from .locks import exclusive, live_files
-from .names import removed_row
+from .names import frontier, removed_row
 from .pins import live_pins
 from .reach import Reach
 from .records import GcReport, ObjectId
@@ -99,6 +99,7 @@ class _Collector:
             kept.add(self._removed_lately())
         doomed = self._sweep(kept, oldest)
         self._drop_sidecars(roots.heads)
+        self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
         repacker.run()
         return GcReport(
@@ -293,6 +294,25 @@ class _Collector:
         for rows in self._strides(SIDECARS):
             gone = [key for key, _ in rows if key not in near.objects]
             self._index.write(partial(_drop, table=SIDECARS, keys=gone))
+
+    def _tidy_removed(self, update: Update) -> None:
+        """Keep of the removed snapshots only what a listed one names as its parent, with the way shortened.
+
+        Not while a session runs: it may be about to commit a child of one.
+        """
+        if any(True for _ in live_files(self._repository.layout.sessions)):
+            return
+        listed = {ident for ident, _ in update.items(SNAPSHOTS)}
+        if not listed <= self._parents.keys():
+            return
+        named = {parent for ident in listed for parent in self._parents[ident]} - listed
+        walked = [ident for ident, row in update.items(REMOVED) if row[:1] == b"\0"]
+        ways = {ident: frontier(update, ident) for ident in walked if ident in named}
+        for ident in walked:
+            if ways.get(ident):
+                update.put(REMOVED, ident, removed_row(ways[ident], walked=True))
+            else:
+                update.delete(REMOVED, ident)
 
     def _tell(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:

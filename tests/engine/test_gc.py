@@ -14,7 +14,7 @@ from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_ag
 from ijfs_engine import CorruptError, LockedError, Repository, Snapshot
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
 from ijfs_engine.idset import IdSet, Tally
-from ijfs_engine.index import CHUNKS, CONDEMNED
+from ijfs_engine.index import CHUNKS, CONDEMNED, REMOVED
 from ijfs_engine.locks import exclusive
 from ijfs_engine.records import Entry, Tree, encode_tree
 from ijfs_engine.session import Session
@@ -185,6 +185,34 @@ def test_a_pack_with_damage_in_it_is_not_rewritten(repository: Repository) -> No
 def test_two_gcs_do_not_run_at_once(repository: Repository) -> None:
     with exclusive(repository.layout.gc_lock, "gc"), pytest.raises(LockedError):
         repository.gc()
+
+
+def test_the_way_past_removed_snapshots_is_shortened_and_kept(repository: Repository) -> None:
+    left, right = save(repository, {"l": b"l"}), save(repository, {"r": b"r"})
+    merge = save(repository, {"m": b"m"}, parents=[left.id, right.id], branch="main")
+    line = [merge]
+    for number in range(6):
+        line.append(save(repository, {"f": b"%d" % number}, parents=[line[-1].id], branch="main"))
+    repository.remove_many([one.id for one in line[:-1]])
+    repository.gc()
+    repository.gc()
+    with repository.index.read() as view:
+        assert view.count(REMOVED) == 1
+    assert {one.id for one in repository.snapshots()} == {left.id, right.id, line[-1].id}
+    assert repository.resolve("main~1") == left.id
+    assert repository.fsck().clean
+
+
+def test_a_session_may_commit_a_child_of_what_was_removed_meanwhile(repository: Repository) -> None:
+    grandparent = save(repository, {"g": b"g"}, branch="main")
+    parent = save(repository, {"p": b"p"}, parents=[grandparent.id], branch="main")
+    session = repository.session()
+    repository.remove(parent.id)
+    repository.gc()
+    repository.gc()
+    save(repository, {"c": b"c"}, parents=[parent.id], branch="main", session=session)
+    repository.gc()
+    assert repository.resolve("main~1") == grandparent.id
 
 
 def test_orphans_of_a_crash_go(repository: Repository) -> None:
