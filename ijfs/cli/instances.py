@@ -97,17 +97,6 @@ def _numbered(base: str, start: int) -> Iterator[str]:
     return (f"{base}-{i}" for i in itertools.count(start))
 
 
-def is_live(app: App, name: str) -> bool:
-    """Whether a program of that name runs; False for what cannot be an instance's name (`main~2`)."""
-    from ijfs.live.client import is_running
-    from ijfs_engine.errors import IjfsError
-
-    try:
-        return is_running(app.repository_path, name)
-    except IjfsError:
-        return False
-
-
 def name_of(snapshot: Snapshot) -> str:
     """The instance a snapshot was saved from; "" for one that was imported."""
     spec = snapshot.meta.get("spec")

@@ -22,7 +22,7 @@ never do, and are asked something every so often until their own status comes ba
 class CellTimeoutError(IjfsError):
     """The cell did not finish in the time given; it runs on."""
 
-    default_hint = "`ijfs exec` takes a longer --timeout; `ijfs signal NAME INT` interrupts the cell"
+    default_hint = "`ijfs exec` takes a longer --timeout"
 
 
 @dataclass(frozen=True)

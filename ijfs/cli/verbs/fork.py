@@ -16,7 +16,10 @@ from ijfs.cli.params import ANY
 @click.option("--names", metavar="A,B", help="Their names, with commas.")
 @click.option("-m", "--message", default="", help="The message of the snapshot that a live program's fork makes.")
 @click.option("--eager", is_flag=True, help="Read all memory first.")
-def fork(app: App, source: str, count: int | None, names: str | None, message: str, eager: bool) -> Answer:
+@click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
+def fork(
+    app: App, source: str, count: int | None, names: str | None, message: str, eager: bool, gpus: tuple[str, ...]
+) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
 
     Each has its own memory, files, process ids and ports, all as they were; none sees another.
@@ -25,7 +28,7 @@ def fork(app: App, source: str, count: int | None, names: str | None, message: s
 
     repository = app.repository()
     chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)
-    target = source if instances.is_live(app, source) else repository.resolve(source).hex()
+    target = source if client.is_running(app.repository_path, source) else repository.resolve(source).hex()
     progress = app.progress(f"fork {source}")
     found = client.fork(
         app.repository_path,
@@ -34,6 +37,7 @@ def fork(app: App, source: str, count: int | None, names: str | None, message: s
         count=len(chosen),
         eager=eager,
         message=message,
+        gpus=gpus,
         on_event=progress.event,
     )
 

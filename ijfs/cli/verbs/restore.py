@@ -16,7 +16,10 @@ from ijfs.cli.params import INSTANCE, SNAPSHOT
 @click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
 @click.option("--wait", is_flag=True, help="Return when all its memory is in.")
-def restore(app: App, snapshot: str, name: str | None, eager: bool, replace: bool, wait: bool) -> Answer:
+@click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
+def restore(
+    app: App, snapshot: str, name: str | None, eager: bool, replace: bool, wait: bool, gpus: tuple[str, ...]
+) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live."""
     from ijfs.live import client
 
@@ -26,7 +29,13 @@ def restore(app: App, snapshot: str, name: str | None, eager: bool, replace: boo
     chosen = name or (wish if replace else instances.free_name(app, wish))
     progress = app.progress(f"restore {chosen}")
     info = client.restore(
-        app.repository_path, record.id.hex(), chosen, eager=eager, replace=replace, on_event=progress.event
+        app.repository_path,
+        record.id.hex(),
+        chosen,
+        eager=eager,
+        replace=replace,
+        gpus=gpus,
+        on_event=progress.event,
     )
     if wait and info.memory < 1:
         with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:

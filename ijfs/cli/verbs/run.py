@@ -21,9 +21,16 @@ NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `sli
     "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="A port inside to relay to the host."
 )
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
+@click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    app: App, name: str | None, network: str, ports: tuple[int, ...], gpu: bool, command: tuple[str, ...]
+    app: App,
+    name: str | None,
+    network: str,
+    ports: tuple[int, ...],
+    gpu: bool,
+    nccl_safe: bool,
+    command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints.
 
@@ -39,7 +46,8 @@ def run(
         cwd=os.getcwd(),
         network="slirp4netns" if network == "slirp4netns" else "none",
         ports=ports,
-        gpu=gpu,
+        gpu=gpu or nccl_safe,
+        nccl_safe=nccl_safe,
     )
     progress = app.progress(f"run {spec.name}")
     info = client.start(app.repository_path, spec, on_event=progress.event)

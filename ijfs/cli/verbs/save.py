@@ -23,7 +23,18 @@ from ijfs.cli.params import INSTANCE, REF
     metavar="FILE",
     help="Keep this notebook document in the snapshot.",
 )
-def save(app: App, name: str, message: str, stop: bool, branch: str | None, notebook: Path | None) -> Answer:
+@click.option("--force", is_flag=True, help="Save a GPU program in spite of what preflight refuses: it may be lost.")
+@click.option("--gpu-timeout", type=float, metavar="S", help="How long running GPU kernels get to end.")
+def save(
+    app: App,
+    name: str,
+    message: str,
+    stop: bool,
+    branch: str | None,
+    notebook: Path | None,
+    force: bool,
+    gpu_timeout: float | None,
+) -> Answer:
     """Save the live program NAME: its memory, GPU memory and files. It stands still for a moment and runs on.
 
     Returns when the snapshot is safe on disk. A save that fails leaves the program running.
@@ -36,7 +47,9 @@ def save(app: App, name: str, message: str, stop: bool, branch: str | None, note
     document = notebook.read_bytes() if notebook else None
     progress = app.progress(f"save {name}")
     with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
-        result = keeper.save(message, branch=branch, stop=stop, notebook=document)
+        result = keeper.save(
+            message, branch=branch, stop=stop, notebook=document, force=force, gpu_timeout_s=gpu_timeout
+        )
     for warning in result.warnings:
         app.warn(warning)
 
