@@ -36,13 +36,18 @@ async def mounted(
     source: str,
     writable: bool = False,
     allow_other: bool = False,
+    auto_unmount: bool = True,
 ) -> AsyncIterator[trio.Event]:
     """Serve `operations` at `mountpoint`; the event that is yielded is set when something outside unmounted it.
 
     `source` is what `mount` and /proc/self/mountinfo show of it. The calling trio loop serves the mount, so it must
-    not touch it by a blocking call. StorageError where the kernel or fusermount3 refuses.
+    not touch it by a blocking call. `auto_unmount` leaves a fusermount3 with the mount that takes it away when this
+    process dies, and stays until then; a mount in a namespace of its own goes with that. StorageError where the
+    kernel or fusermount3 refuses.
     """
-    options = {"default_permissions", f"fsname={_escaped(source)}", f"subtype={FILESYSTEM_TYPE}", "auto_unmount"}
+    options = {"default_permissions", f"fsname={_escaped(source)}", f"subtype={FILESYSTEM_TYPE}"}
+    if auto_unmount:
+        options.add("auto_unmount")
     options.add("rw" if writable else "ro")
     if allow_other:
         options.add("allow_other")

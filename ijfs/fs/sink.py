@@ -123,13 +123,14 @@ class ImageMount:
 async def image_mount(mountpoint: Path) -> AsyncIterator[ImageMount]:
     """The keeper's mount, served by the calling trio loop until the block ends.
 
-    `mountpoint` is an existing empty directory. StorageError where the kernel refuses.
+    `mountpoint` is an existing empty directory. StorageError where the kernel refuses. A keeper that is killed takes
+    the mount along, because it has a mount namespace of its own; elsewhere a dead mount would be left.
     """
     numbers = count(FIRST_MEMORY_INODE)
     root = MemoryDirectory(pyfuse3.ROOT_INODE)
     parent = mountpoint.parent
     operations = NodeOperations(root, statfs=lambda: os.statvfs(parent), xattrs=False)
-    async with mounted(operations, mountpoint, source="ijfs-keeper", writable=True):
+    async with mounted(operations, mountpoint, source="ijfs-keeper", writable=True, auto_unmount=False):
         yield ImageMount(mountpoint, root, numbers)
 
 
