@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from house import KERNEL, Cells, House
 from jupyter_client.manager import KernelManager
 
 from ijfs.jupyter.cells import run_cell
+from ijfs.jupyter.repository import ensure_repository
 from ijfs.live import client
 from ijfs.live.client import InstanceSpec
 
@@ -92,8 +94,10 @@ time.sleep(600)
 """
 
 
-def test_a_plain_program_saves_itself(house: House) -> None:
-    spec = InstanceSpec(name="plain", argv=(sys.executable, "-c", PROGRAM), cwd="/")
+def test_a_plain_program_of_another_environment_saves_itself(house: House) -> None:
+    ensure_repository(house.repo)
+    # The interpreter outside the virtual environment: it has neither ijfs nor anything ijfs needs.
+    spec = InstanceSpec(name="plain", argv=(os.path.realpath(sys.executable), "-c", PROGRAM), cwd="/")
     info = client.start(house.repo, spec)
     assert said(info.log, "resumed=False instance=plain")
     snapshot = client.describe(house.repo, "plain").snapshot
