@@ -1,6 +1,6 @@
 """Kernel specs that start their kernels in a sandbox: make one from an existing spec, list them, remove one.
 
-Called by `ijfs kernel install|specs|remove`. A spec made here differs from the one it was made from by its names and
+Called by `ijfs kernel install|list|remove`. A spec made here differs from the one it was made from by its names and
 by the provisioner in its metadata; every Jupyter front end then starts sandboxed kernels without knowing it.
 """
 

@@ -241,3 +241,39 @@ def test_a_broken_installation_is_an_error_and_no_traceback(tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr.startswith("ijfs: unexpected SyntaxError")
     assert "Traceback" not in done.stderr
+
+
+ROOT = Path(__file__).parents[2]
+# `ijfs repository` is the first line of a repository's format file.
+CITED = re.compile(r"`ijfs ((?!repository`)[a-z]+(?: [^`\n]*)?)`")
+
+
+def _cited() -> list[tuple[str, str]]:
+    """Every `ijfs …` in backticks that hints, docstrings and the documents show a user."""
+    files = [
+        *ROOT.glob("ijfs/**/*.py"),
+        *ROOT.glob("engine/ijfs_engine/*.py"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "README.md",
+    ]
+    return [(path.name, match) for path in files for match in CITED.findall(path.read_text())]
+
+
+def test_every_command_that_a_hint_or_a_document_shows_exists_with_its_options() -> None:
+    wrong = []
+    for where, line in _cited():
+        words = line.split(" -- ")[0].split()
+        command = cli.get_command(click.Context(cli), words[0])
+        if isinstance(command, click.Group) and len(words) > 1:
+            names = [n for n in words[1].split("|") if n.isalpha() and n.islower()]
+            wrong += [(where, line) for n in names if n not in command.commands]
+            command = command.commands.get(words[1], command)
+        if command is None:
+            wrong.append((where, line))
+            continue
+        known = {o for p in command.get_params(click.Context(command)) for o in (*p.opts, *p.secondary_opts)} | {
+            "--help"
+        }
+        given = (o.strip("[]").split("=")[0] for word in words[1:] for o in word.split("|"))
+        wrong += [(where, line) for o in given if re.fullmatch(r"--?[a-z][a-z-]*", o) and o not in known]
+    assert wrong == []
