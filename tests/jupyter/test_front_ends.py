@@ -88,7 +88,7 @@ def test_a_servers_kernel_manager_starts_restarts_and_ends_it(house: House, tmp_
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
     async def live() -> None:
-        kernels = AsyncMappingKernelManager(root_dir=str(tmp_path))
+        kernels = AsyncMappingKernelManager(root_dir=str(tmp_path), connection_dir=str(tmp_path))
         (tmp_path / "work").mkdir()
         path = str(tmp_path / "Data Study.ipynb")
         kernel_id = await kernels.start_kernel(
