@@ -42,7 +42,8 @@ class Watch:
 
     def processes(self) -> list[str]:
         """Processes that work in the directory, were started with it, hold files in it, or are in its namespaces."""
-        return [f"{_name(pid)} ({pid})" for pid in _pids() if self._is_ours(pid)]
+        above = _ancestors()  # a shell or `timeout` may have the directory in its command line
+        return [f"{_name(pid)} ({pid})" for pid in _pids() if pid not in above and self._is_ours(pid)]
 
     def mounts(self) -> list[str]:
         """Mount points below the directory, and namespaces that a mount keeps."""
@@ -78,6 +79,17 @@ class Watch:
 def _pids() -> Iterator[str]:
     """All processes but this one."""
     return (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
+
+
+def _ancestors() -> set[str]:
+    """The process that started this one, the one that started that, …"""
+    found: set[str] = set()
+    pid = str(os.getppid())
+    while pid not in ("0", *found):
+        found.add(pid)
+        with suppress(OSError):
+            pid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    return found
 
 
 def _namespaces_of(pid: str) -> list[str]:
