@@ -6,7 +6,7 @@ was still in some pack, comes back as garbage and goes with the next gc.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .errors import CorruptError, LockedError, UnknownFormatError
 from .frames import Kind, base_ids
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .repository import Repository
+
+
+_OBJECTS: Final = frozenset((Kind.LEAF, Kind.FILE, Kind.LAYOUT, Kind.TREE, Kind.SNAPSHOT))
 
 
 class _Based(NamedTuple):
@@ -91,7 +94,10 @@ class Rebuilder:
         kind = _kind(path)
         for scanned in scan_frames(path):
             if scanned.header is not None and scanned.frame is not None:
-                self._frame(number, scanned, found)
+                # Behind damage a scan may come upon bytes of a program that look like a frame. What is checked against
+                # its id can do no harm wherever it stands; fingerprints are not, and count only in their own packs.
+                if (scanned.header.kind == Kind.SIDECAR) == (kind == SIDECAR_PACK):
+                    self._frame(number, scanned, found)
         size = path.stat().st_size
 
         def change(update: Update) -> None:
@@ -113,7 +119,7 @@ class Rebuilder:
             found.chunks[frame.id] = place.encode()
         elif header.kind == Kind.SIDECAR:
             found.sidecars[frame.id] = place.encode()
-        else:
+        elif header.kind in _OBJECTS:
             self._object(scanned, place, found)
 
     def _object(self, scanned: Scanned, place: Place, found: _Found) -> None:
