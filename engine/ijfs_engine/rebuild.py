@@ -93,11 +93,12 @@ class Rebuilder:
         found = _Found({}, {}, {})
         kind = _kind(path)
         for scanned in scan_frames(path):
-            if scanned.header is not None and scanned.frame is not None:
-                # Behind damage a scan may come upon bytes of a program that look like a frame. What is checked against
-                # its id can do no harm wherever it stands; fingerprints are not, and count only in their own packs.
-                if (scanned.header.kind == Kind.SIDECAR) == (kind == SIDECAR_PACK):
-                    self._frame(number, scanned, found)
+            if scanned.header is None or scanned.frame is None:
+                continue
+            # Behind damage a scan may come upon bytes of a program that look like a frame. What is checked against
+            # its id can do no harm wherever it stands; fingerprints are not, and count only in their own packs.
+            if (scanned.header.kind == Kind.SIDECAR) == (kind == SIDECAR_PACK):
+                self._frame(number, scanned, found)
         size = path.stat().st_size
 
         def change(update: Update) -> None:
