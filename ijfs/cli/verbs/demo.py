@@ -49,21 +49,22 @@ def demo(app: App, keep: Path | None) -> Answer:
         story.prove_clean(stage, kept=keep is not None)
     took = time.monotonic() - began
     data = {**story.summary(stage, took), "repository": str(stage.repository) if keep else None}
+    held = all(claim.held for claim in stage.claims)
+    return Answer(data, lambda out: _conclude(out, stage, took, kept=keep is not None), 0 if held else 1)
+
+
+def _conclude(out: Printer, stage: Stage, took: float, *, kept: bool) -> None:
     failed = [claim for claim in stage.claims if not claim.held]
-
-    def show(out: Printer) -> None:
-        out.line()
-        if failed:
-            out.line((f"{len(failed)} of {text.count(len(stage.claims), 'claim')} did not hold:", "bold red"))
-            for claim in failed:
-                out.line("  ", claim.claim)
-        else:
-            done = f"all {text.count(len(stage.claims), 'claim')} held"
-            out.line((done, "bold green"), f", in {text.seconds(took)}; nothing is left behind")
-        if keep:
-            out.line("the repository is ", (str(stage.repository), "bold"), f": ijfs -r {stage.repository} tree")
-
-    return Answer(data, show, 1 if failed else 0)
+    out.line()
+    if failed:
+        out.line((f"{len(failed)} of {text.count(len(stage.claims), 'claim')} did not hold:", "bold red"))
+        for claim in failed:
+            out.line("  ", claim.claim)
+    else:
+        done = f"all {text.count(len(stage.claims), 'claim')} held"
+        out.line((done, "bold green"), f", in {text.seconds(took)}; nothing is left behind")
+    if kept:
+        out.line("the repository stays: ", (f"ijfs -r {stage.repository} tree", "bold"))
 
 
 def _preflight(app: App) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, REF
+
+if TYPE_CHECKING:
+    from ijfs.live.client import SaveResult
 
 
 @verb("save")
@@ -53,27 +57,29 @@ def save(
     for warning in result.warnings:
         app.warn(warning)
 
-    def show(out: Printer) -> None:
-        out.line(
-            (result.snapshot[: text.SHORT_ID], "yellow"),
-            "  ",
-            text.first_line(message) or ("(no message)", "dim"),
-            "  ",
-            (f"[{result.branch}]", "bold green"),
-        )
-        parts = [f"frozen {text.seconds(result.frozen_s)}"]
-        if result.stopped:
-            parts.append("stopped")
-        if "total" in result.phases:
-            parts.append(f"saved in {text.seconds(result.phases['total'])}")
-        parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
-        if result.stored_bytes is not None:
-            parts.append(f"{text.size(result.stored_bytes)} stored")
-        out.line(("  " + " · ".join(parts), "dim"))
-        if app.verbose:
-            out.line(("  " + "  ".join(f"{k} {text.seconds(v)}" for k, v in result.phases.items()), "dim"))
+    data = {"name": name, **msgspec.to_builtins(result)}
+    return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0))
 
-    return Answer({"name": name, **msgspec.to_builtins(result)}, show)
+
+def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
+    out.line(
+        (result.snapshot[: text.SHORT_ID], "yellow"),
+        "  ",
+        text.first_line(result.message) or ("(no message)", "dim"),
+        "  ",
+        (f"[{result.branch}]", "bold green"),
+    )
+    parts = [f"frozen {text.seconds(result.frozen_s)}"]
+    if result.stopped:
+        parts.append("stopped")
+    if "total" in result.phases:
+        parts.append(f"saved in {text.seconds(result.phases['total'])}")
+    parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
+    if result.stored_bytes is not None:
+        parts.append(f"{text.size(result.stored_bytes)} stored")
+    out.line(("  " + " · ".join(parts), "dim"))
+    if phases:
+        out.line(("  " + "  ".join(f"{k} {text.seconds(v)}" for k, v in result.phases.items()), "dim"))
 
 
 COMMANDS = {"save": save}
