@@ -99,18 +99,22 @@ class Subscriber:
 
     async def introduce(self, kernel: trio.SocketStream) -> None:
         """Say to another kernel what the client said, and swallow its handshake. ConnectionError when it is another."""
-        with trio.move_on_after(HANDSHAKE_LIMIT_S) as limit:
-            # libzmq closes a connection that says more than a greeting before it has said its own.
-            await kernel.send_all(self.said[:GREETING])
-            greeting = await _exactly(kernel, GREETING)
-            await kernel.send_all(self.said[GREETING:])
-            flags = (await _exactly(kernel, 1))[0]
-            size = int.from_bytes(await _exactly(kernel, 8 if flags & LONG else 1), "big")
-            ready = await _exactly(kernel, size)
-            if greeting[MECHANISM] != NULL or not flags & COMMAND or not ready.startswith(b"\x05READY"):
-                raise ConnectionError("the kernel's handshake is not the one expected")
-        if limit.cancelled_caught:
-            raise ConnectionError("the kernel's handshake did not come in time")
+        try:
+            with trio.fail_after(HANDSHAKE_LIMIT_S):
+                await self._shake_hands(kernel)
+        except (trio.TooSlowError, trio.BrokenResourceError) as error:
+            raise ConnectionError("the kernel broke off in its handshake") from error
+
+    async def _shake_hands(self, kernel: trio.SocketStream) -> None:
+        # libzmq closes a connection that says more than a greeting before it has said its own.
+        await kernel.send_all(self.said[:GREETING])
+        greeting = await _exactly(kernel, GREETING)
+        await kernel.send_all(self.said[GREETING:])
+        flags = (await _exactly(kernel, 1))[0]
+        size = int.from_bytes(await _exactly(kernel, 8 if flags & LONG else 1), "big")
+        ready = await _exactly(kernel, size)
+        if greeting[MECHANISM] != NULL or not flags & COMMAND or not ready.startswith(b"\x05READY"):
+            raise ConnectionError("the kernel's handshake is not the one expected")
 
 
 async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
