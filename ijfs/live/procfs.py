@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def open_pidfd(process: Process) -> int | None:
 def namespace_id(pid: int | str, kind: str) -> int:
     """The inode number of a process's namespace (`net`, `pid`, …)."""
     return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+def processes_on(directory: Path) -> list[int]:
+    """The pids of all processes that have something under a directory mounted (a sandbox's overlay, a keeper's), or
+    that were started with its path (a CRIU)."""
+    wanted = os.fsencode(directory) + b"/"
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError):
+                mounts = Path(f"/proc/{entry}/mountinfo").read_bytes()
+                words = Path(f"/proc/{entry}/cmdline").read_bytes()
+                if b"upperdir=" + wanted in mounts or wanted in words:
+                    found.append(int(entry))
+    return sorted(found)
 
 
 def processes_in(kind: str, inode: int) -> list[int]:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ijfs.live.keeper_client import KeeperClient, OnEvent
 from ijfs.live.paths import InstancePaths, check_name
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo
+from ijfs_engine.errors import IjfsError
 
 # A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
 KEEPER_END_S = 5.0
@@ -40,6 +42,8 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
         if again:
             return paths
         shutil.rmtree(paths.root)
+    elif paths.root.is_dir() and _keeper_ended(paths):
+        sweep(paths)
     try:
         paths.root.mkdir(mode=0o700)
     except FileExistsError:
@@ -92,11 +96,24 @@ def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[soc
 def begin(
     paths: InstancePaths, sock: socket.socket, verb: str, args: dict[str, Any], on_event: OnEvent | None
 ) -> InstanceInfo:
-    """Send a keeper its first request; its answer. A keeper that could not begin leaves no directory behind."""
+    """Send a keeper its first request; its answer. A keeper that could not begin leaves nothing behind, however it
+    ended. (A caller that is interrupted leaves the keeper at work: the instance comes up without it.)"""
     try:
         with KeeperClient(sock, paths, on_event) as keeper:
             return msgspec.convert(keeper.request(verb, args), InstanceInfo)
-    except BaseException:
-        if verb != "adopt" and not paths.record.exists():
-            shutil.rmtree(paths.root, ignore_errors=True)
+    except IjfsError:
+        if verb != "adopt" and not paths.record.exists() and _keeper_ended(paths):
+            sweep(paths)
         raise
+
+
+def sweep(paths: InstancePaths) -> None:
+    """Remove the directory of an instance that never came to have a record, and what may run in it: a keeper that is
+    killed in the middle of a restore leaves a CRIU that goes on to restore."""
+    deadline = time.monotonic() + KEEPER_END_S
+    while (found := procfs.processes_on(paths.root)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    shutil.rmtree(paths.root, ignore_errors=True)

@@ -7,14 +7,15 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from livehouse import MARK, House, eventually, is_gone, open_house
+from livehouse import MARK, House, command_line, eventually, is_gone, open_house
 
-from ijfs.live import client
+from ijfs.live import client, criu
 from ijfs.live.errors import (
     CommandError,
     CriuError,
@@ -330,3 +331,38 @@ def test_the_mark_that_finds_leaks_reaches_the_sandbox(house: House) -> None:
     assert info.pid in house.processes()
     assert keeper_pid(house, "marked") in house.processes()
     assert os.environ[MARK] == house.mark
+
+
+@pytest.mark.parametrize("phase", ["files", "images", "restore"])
+def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_nothing_running(
+    phase: str, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore slowed down at its last step, so that the keeper is killed before it has written anything down."""
+    house.command("whole", COUNTING)
+    snapshot = house.save("whole").snapshot
+    slow = tmp_path / "criu"
+    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && sleep 0.3\nexec {criu.find()} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("IJFS_CRIU", str(slow))
+
+    def kill_keeper(event: dict[str, Any]) -> None:
+        if event.get("name") == phase:
+            for pid in house.processes():
+                if "ijfs.live.keeper" in command_line(pid) and command_line(pid).split()[-2].endswith("/half"):
+                    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(IjfsError, match="broke off"):
+        house.restore(snapshot, "half", on_event=kill_keeper)
+    assert not (house.repo / "live" / "half").exists()
+    time.sleep(0.5)
+    assert not [pid for pid in house.processes() if "/half" in command_line(pid)]
+    monkeypatch.delenv("IJFS_CRIU")
+    house.restore(snapshot, "half")
+    assert goes_on(house, "half")
+
+
+def test_remains_of_a_keeper_that_nobody_waited_for_are_swept_away_by_the_next_of_that_name(house: House) -> None:
+    remains = house.repo / "live" / "remains"
+    (remains / "box-1" / "upper").mkdir(parents=True)
+    house.command("remains", COUNTING)
+    assert goes_on(house, "remains")
