@@ -74,8 +74,14 @@ class Lab:
         with client.connect(self.path, info.name) as keeper:
             keeper.stop(timeout_s=0.1)
 
+    def logs(self, name: str) -> list[str]:
+        """The last lines of what the keeper, CRIU and the pager of an instance wrote."""
+        found = sorted((self.path / "live" / name).rglob("*.log"))
+        return [f"{log.name}: {line}" for log in found for line in log.read_text(errors="replace").splitlines()[-15:]]
+
     def close(self) -> None:
         for info in client.list_instances(self.path):
+            print(f"--- {info.name}: {info.status}", *self.logs(info.name), sep="\n")  # pytest shows it on failure
             if info.status == "running":
                 self.kill(info)
 

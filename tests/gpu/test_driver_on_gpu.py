@@ -125,6 +125,19 @@ def test_a_lock_has_a_time_limit(driver: DriverProcess, start: Callable) -> None
 
 
 @pytest.mark.gpu(count=2)
+def test_a_process_moves_to_the_other_gpu(driver: DriverProcess, start: Callable) -> None:
+    pid, ask_it = start("graph")
+    expected = ask_it("digest")
+    uuids = [gpu.uuid for gpu in inventory().gpus]
+    assert list(inventory().held_by([pid])) == uuids[:1]
+    steps = GpuSteps(driver)
+    steps.suspend([pid])
+    steps.resume([pid], gpu_map=dict(zip(uuids, [uuids[1], uuids[0], *uuids[2:]], strict=True)))
+    assert list(inventory().held_by([pid])) == uuids[1:2]
+    assert ask_it("digest") == expected
+
+
+@pytest.mark.gpu(count=2)
 def test_two_ranks_of_nccl_are_seen(start: Callable) -> None:
     pid, _ = start("nccl")
     found = refused(check_program(evidence_of(pid), inventory()))
