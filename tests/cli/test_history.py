@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import stat
@@ -552,3 +553,30 @@ def test_an_interrupted_import_leaves_the_repository_as_it_was(
         assert process.returncode == 130
         assert len(ijfs("log", "--json").json["snapshots"]) == 4
     assert ijfs("fsck").code == 0
+
+
+# --- On a terminal
+
+
+@pytest.mark.parametrize("width", [44, 60, 100])
+def test_a_terminal_gets_colours_and_lines_that_fit_it(
+    ijfs: Ijfs, history: History, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert ijfs("import", history.work, "-m", "a message that is much longer than any terminal " * 3).code == 0
+    for verb in ("tree", "log", "branch"):
+        out = ijfs(verb).out
+        assert "\x1b[" in out
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+        rows = [line for line in plain.splitlines() if "snapshots, " not in line and not line.startswith("/")]
+        assert max(map(len, rows)) <= width, verb
+        assert "…" in plain
+        assert "[main]" in plain or verb == "branch"
+
+
+def test_no_color_is_respected(ijfs: Ijfs, history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", ijfs("tree").out)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 LANES = ("cyan", "magenta", "blue", "yellow", "green", "red")
 LIVE_STYLE = "bold green"
-MIN_MESSAGE = 12
+COLUMN = 10
+"""Width of each column at the right: no age or size is wider than nine."""
+MIN_MESSAGE = 8
 """Columns of a message that even a narrow terminal shows."""
 
 
@@ -88,11 +90,12 @@ def paint(out: Printer, scene: Scene, *, fold: bool = True, ascii_only: bool = F
     _headline(out, scene, times="x" if glyphs is picture.ASCII else "×")
     rows = list(picture.draw(_nodes(scene), trunk=_trunk(scene), glyphs=glyphs, fold=fold))
     lines = [_Line.of(scene, row) for row in rows]
-    width = _left_width(out, lines)
+    shown = _columns_shown(out)
+    width = _left_width(out, lines, shown)
     if lines:
-        out.line(*_columns([("", "")], width, [("AGE", "dim"), ("SIZE", "dim"), ("UNIQUE", "dim")]))
+        out.line(*_columns([("", "")], width, [("AGE", "dim"), ("SIZE", "dim"), ("UNIQUE", "dim")][:shown]))
     for line in lines:
-        out.line(*line.fitted(width))
+        out.line(*line.fitted(width, shown))
     known = {s.hex() for s in scene.history.snapshots}
     for info in scene.live:
         if info.snapshot not in known:
@@ -155,27 +158,32 @@ class _Line:
         """Columns the left part would like."""
         return sum(text.cells(s if isinstance(s, str) else s[0]) for s in [*self.head, self.message, *self.tail])
 
-    def fitted(self, width: int) -> list[Span]:
-        """The line with its message cut to what is left of `width`."""
+    def fitted(self, width: int, columns: int) -> list[Span]:
+        """The line with its message cut to what is left of `width`, and that many columns behind it."""
         subject, style = self.message
         room = max(width - (self.width() - text.cells(subject)), 0)
         left: list[Span] = [*self.head, (text.clip(subject, max(room, min(MIN_MESSAGE, text.cells(subject)))), style)]
         left += self.tail
-        return _columns(left, width, self.right) if self.right else left
+        return _columns(left, width, self.right[:columns]) if self.right else left
 
 
 def _columns(left: Sequence[Span], width: int, right: Sequence[tuple[str, str]]) -> list[Span]:
-    """The left part, filled up, then age, size and unique bytes, each right-aligned in nine columns."""
+    """The left part, filled up, then age, size and unique bytes, each at the right of its column."""
     used = sum(text.cells(s if isinstance(s, str) else s[0]) for s in left)
     spans: list[Span] = [*left, " " * max(width - used, 0)]
     for content, style in right:
-        spans += [" " * max(10 - text.cells(content), 1), (content, style)]
+        spans += [" " * max(COLUMN - text.cells(content), 1), (content, style)]
     return spans
 
 
-def _left_width(out: Printer, lines: Sequence[_Line]) -> int:
+def _columns_shown(out: Printer) -> int:
+    """All three, or what leaves a narrow terminal room for messages: age and size, or age alone."""
+    return 3 if out.width is None or out.width >= 76 else 2 if out.width >= 60 else 1
+
+
+def _left_width(out: Printer, lines: Sequence[_Line], columns: int) -> int:
     wanted = max((line.width() for line in lines if line.right), default=0)
-    return wanted if out.width is None else min(wanted, max(out.width - 30, 20))
+    return wanted if out.width is None else min(wanted, max(out.width - COLUMN * columns, 20))
 
 
 def _live_details(info: InstanceInfo, *, saved: bool = True) -> list[Span]:
