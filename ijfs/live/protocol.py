@@ -7,10 +7,12 @@ Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 | verb | args | ok |
 |---|---|---|
 | start | spec, again | InstanceInfo |
-| restore | snapshot, name, eager, replace | InstanceInfo |
+| restore | snapshot, eager, gpus, again | InstanceInfo |
 | adopt | – | InstanceInfo |
 | status | – | InstanceInfo |
-| save | message, branch, stop, notebook | SaveResult |
+| save | message, branch, stop, notebook, force, gpu_timeout_s | SaveResult |
+| wait_memory | – | InstanceInfo, when all memory of a lazy restore is in |
+| signal | number | {} |
 | stop | timeout_s | InstanceInfo |
 
 `start`, `restore` (of a new instance) and `adopt` are what a keeper is spawned with: they come over the socket that
