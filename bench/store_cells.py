@@ -6,9 +6,9 @@ leaves behind is part of a kernel's memory.
 
 from __future__ import annotations
 
-# Chosen so that scale 1 gives snapshots of 0.5 to 1.1 GB.
-ROWS = 2_000_000
-WIDTH, LAYERS, WORDS = 512, 10, 32_000
+# Chosen so that scale 1 gives snapshots of 0.3 to 1.1 GB, the two notebooks together about 7 GB.
+ROWS = 3_000_000
+WIDTH, LAYERS, WORDS = 384, 8, 24_000
 
 
 def parameters(scale: float) -> str:
