@@ -16,8 +16,8 @@ def snapshot(tree: Path, name: str, parent: str | None, seed: int) -> Snapshot:
     images = tree / name / "images"
     images.mkdir(parents=True)
     (images / "pages-1.img").write_bytes(random.Random(seed).randbytes(300_000))
-    for name in ("inventory.img", "pstree.img"):  # by these ijfs knows a directory of images
-        (images / name).write_bytes(b"none")
+    for known in ("inventory.img", "pstree.img"):  # by these ijfs knows a directory of images
+        (images / known).write_bytes(b"none")
     (images / "same.img").write_bytes(b"the same in each" * 1000)
     return Snapshot(name, parent, images, 316_000)
 
