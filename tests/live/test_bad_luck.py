@@ -277,6 +277,29 @@ def test_a_restore_that_fails_leaves_nothing_behind_and_names_the_file_that_chan
     assert [info.name for info in client.list_instances(house.repo)] == ["reader"]
 
 
+def test_a_library_that_was_upgraded_since_the_save_is_named(house: House) -> None:
+    """The same size, another build id: what an upgrade of a package does."""
+    original = next(Path("/usr/lib").glob("*-linux-gnu/libz.so.1.*")).resolve()
+    library = Path("/var/lib") / f"ijfs-test-{os.getpid()}.so"
+    data = original.read_bytes()
+    library.write_bytes(data)
+    try:
+        house.python(
+            "user", f"import ctypes, time; ctypes.CDLL({str(library)!r}); print('up', flush=True); time.sleep(1000)"
+        )
+        assert eventually(lambda: "up" in Path(client.describe(house.repo, "user").log).read_text())
+        snapshot = house.save("user").snapshot
+        note = data.index(b"GNU\0", data.index(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"))
+        library.unlink()
+        library.write_bytes(data[: note + 4] + bytes(20) + data[note + 24 :])
+        with pytest.raises(CriuError) as caught:
+            house.restore(snapshot, "later")
+        assert library.name in str(caught.value)
+        assert caught.value.hint
+    finally:
+        library.unlink(missing_ok=True)
+
+
 def test_going_back_in_place_that_fails_leaves_the_running_program_as_it_is(house: House) -> None:
     data = Path("/var/lib") / f"ijfs-test-{os.getpid()}.dat"
     data.write_bytes(b"x" * 10_000)
