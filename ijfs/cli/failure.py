@@ -72,9 +72,6 @@ def explain(error: BaseException) -> Failure:
     match error:
         case KeyboardInterrupt() | click.Abort():
             return Failure("Interrupted", "interrupted; nothing was left half done", None, INTERRUPTED)
-        case click.exceptions.NoArgsIsHelpError():
-            command = error.ctx.command_path if error.ctx else "ijfs"
-            return Failure("UsageError", f"`{command}` needs a verb", f"`{command} --help` lists them", 2)
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "ijfs"
             return Failure("UsageError", _lower(error.format_message()), f"`{command} --help` shows how", 2)

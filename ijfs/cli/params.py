@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -26,7 +27,13 @@ def _candidates(ctx: click.Context, *, snapshots: bool, refs: bool, live: bool) 
         yield from ((info.name, "live") for info in list_instances(app.repository_path))
 
 
-class Name(click.ParamType[str]):
+if TYPE_CHECKING:
+    _StringType = click.ParamType[str]
+else:  # click 8.1's is not generic
+    _StringType = click.ParamType
+
+
+class Name(_StringType):
     """A string; completion offers what the repository holds. The engine, not this, checks names."""
 
     def __init__(self, what: str, *, snapshots: bool = False, refs: bool = False, live: bool = False) -> None:

@@ -24,7 +24,7 @@ READY_S = 60.0
 """A kernel that imports much at its start, on a busy machine, takes a good part of this."""
 
 
-@click.group("kernel", cls=VerbGroup)
+@click.group("kernel", cls=VerbGroup, no_args_is_help=False)
 def kernel() -> None:
     """Start a Jupyter kernel in a sandbox, or make Jupyter's front ends do it."""
 
