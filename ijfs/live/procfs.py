@@ -81,18 +81,25 @@ def namespace_id(pid: int | str, kind: str) -> int:
 
 
 def processes_on(directory: Path) -> list[int]:
-    """The pids of all processes that have something under a directory mounted (a sandbox's overlay, a keeper's), or
-    that were started with its path (a CRIU)."""
+    """The pids of all processes that belong to an instance's directory: they have an overlay from it mounted (a
+    sandbox, a keeper), are a CRIU that works in it, or complain into it (a pager). Not who merely reads its logs."""
     wanted = os.fsencode(directory) + b"/"
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError):
-                mounts = Path(f"/proc/{entry}/mountinfo").read_bytes()
-                words = Path(f"/proc/{entry}/cmdline").read_bytes()
-                if b"upperdir=" + wanted in mounts or wanted in words:
-                    found.append(int(entry))
-    return sorted(found)
+    return sorted(
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and int(entry) != os.getpid() and _is_on(entry, wanted)
+    )
+
+
+def _is_on(pid: str, directory: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        if b"upperdir=" + directory in Path(f"/proc/{pid}/mountinfo").read_bytes():
+            return True
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(word.endswith(b"criu") for word in words[:2]) and any(word.startswith(directory) for word in words):
+            return True
+        return os.readlink(f"/proc/{pid}/fd/2".encode()).startswith(directory)
+    return False
 
 
 def processes_in(kind: str, inode: int) -> list[int]:
