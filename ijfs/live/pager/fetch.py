@@ -48,12 +48,17 @@ def hurry() -> None:
 class Task:
     """Pages of one image that are read together; after the read they lie in `buffer`, range after range."""
 
-    __slots__ = ("address", "at", "bad", "buffer", "image", "ranges", "reason", "slot", "urgent")
+    __slots__ = ("address", "at", "bad", "buffer", "image", "near", "ranges", "reason", "slot", "urgent")
 
-    def __init__(self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool) -> None:
+    def __init__(
+        self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
+    ) -> None:
         self.image = image
         self.ranges = ranges
         self.urgent = urgent
+        """A fault waits for it."""
+        self.near = near
+        """It follows faults that went from one page range to the next."""
         self.slot: Slot | None = None
         self.buffer = memoryview(b"")
         self.address = 0
@@ -93,6 +98,7 @@ class Scheduler:
         self._urgent: deque[Task] = deque()
         self._pending: set[tuple[int, int]] = set()
         self._near: deque[tuple[MemoryImage, int]] = deque(maxlen=4)
+        self._asked: deque[tuple[int, int]] = deque(maxlen=32)
         self._recorded: Iterator[tuple[MemoryImage, list[PageRange]]] = iter(())
         self._closed = False
 
@@ -121,7 +127,11 @@ class Scheduler:
                 return None
             self._pending.add((image.pid, first))
             self._urgent.append(Task(image, [(first, count)], urgent=True))
-            self._near.append((image, page))
+            # Only for faults that walk: around scattered ones, a mebibyte each would be read for nothing.
+            neighbours = {(image.pid, first - AROUND_PAGES), (image.pid, first + AROUND_PAGES)}
+            if neighbours & set(self._asked):
+                self._near.append((image, page))
+            self._asked.append((image.pid, first))
             self._changed.notify_all()
         return first, count
 
@@ -164,6 +174,7 @@ class Scheduler:
             image, page = self._near.popleft()
             first = page // BLOCK_PAGES * BLOCK_PAGES
             if task := self._claim(image, [(first, min(BLOCK_PAGES, image.pages - first))]):
+                task.near = True
                 return task
         for image, ranges in self._recorded:
             if task := self._claim(image, ranges):
@@ -185,7 +196,7 @@ class Scheduler:
                 chosen.extend(_free_runs(claims, begin, pages))
         for first, count in chosen:
             claims[first : first + count] = bytes((_TAKEN,)) * count
-        return Task(image, chosen, urgent=False) if chosen else None
+        return Task(image, chosen) if chosen else None
 
 
 def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]:
@@ -208,6 +219,8 @@ class Fetcher:
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.block_s = 0.0
         """How long a background read took lately, in seconds."""
+        self.waiting = 0.0
+        """The share of background reads, lately, that waited rather than worked: 1.0 for a place far away."""
         self._source = source
         self._scheduler = scheduler
         self._on_stall = on_stall
@@ -252,6 +265,7 @@ class Fetcher:
     def _adapt(self, took_s: float, worked_s: float) -> None:
         self.block_s += (took_s - self.block_s) / 4
         waits = took_s > 0.002 and worked_s < took_s / 4
+        self.waiting += (waits - self.waiting) / 4
         if waits and self._bulk_threads < MAX_BULK_THREADS:
             self._add_bulk_thread()
 
