@@ -51,6 +51,16 @@ def test_calls_and_failures_cross_the_process_boundary() -> None:
         driver.close()
 
 
+def test_a_fault_in_the_helper_is_an_error_and_no_silence() -> None:
+    body = "driver = FakeDriver(7); driver.lock = lambda *args: 1 // 0; serve(driver, channel)"
+    driver = DriverProcess(fake_helper(body))
+    try:
+        with pytest.raises(DriverUnavailableError, match="ZeroDivisionError"):
+            driver.lock(7, 1000)
+    finally:
+        driver.close()
+
+
 def test_a_machine_without_driver_says_so() -> None:
     driver = DriverProcess(fake_helper("from ijfs.live.gpu import helper; sys.modules['cuda'] = None; helper.main()"))
     try:

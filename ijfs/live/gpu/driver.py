@@ -7,6 +7,7 @@ Tests put a fake behind the same protocol to check the order of steps and every 
 
 from __future__ import annotations
 
+import ctypes
 import enum
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -117,7 +118,7 @@ class CudaDriver:
 
     def _uuid(self, text: str) -> Any:
         uuid = self._cuda.CUuuid()
-        uuid.bytes = uuid_bytes(text)
+        ctypes.memmove(uuid.getPtr(), uuid_bytes(text), 16)  # its `bytes` cannot be assigned in every release
         return uuid
 
     def _check(self, operation: str, pid: int, result: Any) -> None:

@@ -2,8 +2,9 @@
 
 The marks were read off an H200 machine (driver 580.159, torch 2.11), each against a plain torch process:
 - a context maps `/dev/nvidiactl`; the driver's libraries alone do not;
-- a plain context maps `/dev/nvidia-uvm` once, 2 MiB at a low address (its semaphore pool); every managed allocation
-  adds a mapping of its own size;
+- a plain context maps `/dev/nvidia-uvm` for its semaphore pools, 2 MiB each, at low addresses (0x204a00000); every
+  managed allocation adds a mapping of its own size among the libraries' (0x7f…). One that hid at a low address would
+  do no harm: the driver answers its checkpoint with NOT_SUPPORTED, which is undone;
 - a process that exports *and* one that imports CUDA IPC memory map `/dev/shm/cuda.shm.<uid>.<pid>.<n>`; a handle
   that nobody opened leaves no mark and does no harm;
 - torch's NCCL process groups run threads named `pt_nccl_watchdg` and `pt_nccl_heartbt`. NCCL peer-to-peer over
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-UVM_POOL_BYTES = 2 << 20
-"""The one /dev/nvidia-uvm mapping of a context without managed memory."""
+UVM_POOLS_END = 1 << 36
+"""Below this address the driver maps its own pools, above it the program's managed memory."""
 
 NCCL_THREADS = ("pt_nccl_watchdg", "pt_nccl_heartbt", "NCCL ")
 
@@ -43,20 +44,20 @@ def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
     """Collect the facts of `pid`. Raises ProcessLookupError when it is gone."""
     base = proc / str(pid)
     try:
-        maps = [(_length(line), _name(line)) for line in (base / "maps").read_text().splitlines()]
+        maps = [(*_range(line), _name(line)) for line in (base / "maps").read_text().splitlines()]
         comms = sorted(_comms(base))
         targets = set(_descriptors(base))
         status = (base / "status").read_text()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"process {pid} is gone") from error
     environ = _environ(base)
-    names = {name for _, name in maps}
-    uvm = [length for length, name in maps if name == "/dev/nvidia-uvm"]
+    names = {name for _, _, name in maps}
+    managed = [end - begin for begin, end, name in maps if name == "/dev/nvidia-uvm" and begin >= UVM_POOLS_END]
     return GpuEvidence(
         pid=pid,
         is_thread=f"\nTgid:\t{pid}\n" not in status,
         has_context="/dev/nvidiactl" in names,
-        managed_bytes=max(0, sum(uvm) - UVM_POOL_BYTES),
+        managed_bytes=sum(managed),
         ipc_segments=tuple(sorted(name for name in names if name.startswith("/dev/shm/cuda.shm."))),
         nccl_threads=tuple(comm for comm in comms if comm.startswith(NCCL_THREADS)),
         nccl_without_torch=_maps(names, "/libnccl.so") and not _maps(names, "/libtorch_cuda.so"),
@@ -70,9 +71,9 @@ def _maps(names: set[str], library: str) -> bool:
     return any(library in name for name in names)
 
 
-def _length(line: str) -> int:
+def _range(line: str) -> tuple[int, int]:
     begin, end = line.split(" ", 1)[0].split("-")
-    return int(end, 16) - int(begin, 16)
+    return int(begin, 16), int(end, 16)
 
 
 def _name(line: str) -> str:

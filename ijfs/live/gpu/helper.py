@@ -151,6 +151,8 @@ def serve(driver: CheckpointDriver, channel: socket.socket) -> None:
             answer(number, getattr(driver, verb)(*args))
         except IjfsError as error:
             answer(number, failure=_describe(error))
+        except Exception as error:  # a fault of ours: whoever waits must hear of it
+            answer(number, failure={"message": f"the helper failed in {verb}: {error!r}", "hint": _HELPER_HINT})
 
     answer(0)
     for line in channel.makefile("r", encoding="utf-8"):
