@@ -207,6 +207,6 @@ def open_house(directory: Path) -> Iterator[House]:
     finally:
         left = house.close()
         os.environ.pop(MARK, None)
-        here = str(directory)
-        left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {here}/" in line]
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        left += [f"mount {line}" for line in mounts if f" {directory}/" in line]
         assert not left, f"left behind: {left}"
