@@ -191,7 +191,10 @@ late = socket.socket(socket.AF_UNIX); late.connect("/tmp/unix.sock"); late.close
     ),
     Workload(
         "bytes on their way in a pipe and a socket",
-        "pipe = os.pipe(); os.write(pipe[1], b'in the pipe'); waiting = socket.socketpair(); waiting[0].send(b'waiting')",
+        """
+pipe = os.pipe(); os.write(pipe[1], b"in the pipe")
+waiting = socket.socketpair(); waiting[0].send(b"waiting")
+""",
         """
 assert os.read(pipe[0], 100) == b"in the pipe"; os.write(pipe[1], b"in the pipe")
 assert waiting[1].recv(100) == b"waiting"; waiting[0].send(b"waiting")
