@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from ijfs.live import blockers, criu, namespaces, procfs
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.instance import INIT_PROGRAMS
@@ -52,6 +54,7 @@ def machine(repo: Path) -> list[Verdict]:
         _programs,
         _io_uring,
         lambda: _space(repo),
+        _gpus,
     ]
     return [verdict for check in checks for verdict in _guarded(check)]
 
@@ -202,6 +205,27 @@ def _space(repo: Path) -> Iterator[Verdict]:
     free = shutil.disk_usage(place).free
     evidence = f"{free / 1e9:.1f} GB free at {place}"
     yield _verdict("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+
+
+def _gpus() -> Iterator[Verdict]:
+    """The machine's GPUs, where its driver shows any; what GPU programs need on top."""
+    if not Path("/dev/nvidiactl").exists():
+        return
+    from importlib.util import find_spec
+
+    from ijfs.live.gpu.nvml import inventory
+    from ijfs.live.gpu.preflight import check_driver
+
+    found = inventory()
+    for gpu in found.gpus:
+        evidence = f"{gpu.name}, {gpu.free_bytes >> 20} of {gpu.total_bytes >> 20} MiB free, {gpu.uuid}"
+        yield Verdict(check=f"GPU {gpu.index}", outcome="ok", evidence=evidence)
+    for verdict in check_driver(found):
+        # Without it, only GPU programs cannot be saved; everything else can.
+        yield msgspec.structs.replace(verdict, outcome="warn") if verdict.outcome == "refuse" else verdict
+    bindings = find_spec("cuda") is not None
+    remedy = "`pip install ijfs[gpu]`; without it GPU programs cannot be saved"
+    yield _verdict("cuda-bindings", bindings, "installed" if bindings else "not installed", remedy, bad="warn")
 
 
 def _gpu(pid: int) -> Iterator[Verdict]:
