@@ -288,11 +288,14 @@ class _Collector:
 
     def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
         """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.
-        They are 16 bytes a page, more than all other metadata together."""
+        They are more than all other metadata together. A working set stays as long as its snapshot is listed."""
         near = Reach(self._repository.store, self._index)
         near.add(heads)
         for rows in self._strides(SIDECARS):
-            gone = [key for key, _ in rows if key not in near.objects]
+            far = [key for key, _ in rows if key not in near.objects]
+            with self._index.read() as view:
+                listed = view.get_many(SNAPSHOTS, far)
+            gone = [key for key, row in zip(far, listed, strict=True) if row is None]
             self._index.write(partial(_drop, table=SIDECARS, keys=gone))
 
     def _tidy_removed(self, update: Update) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from . import disk, layout, names
+from . import disk, layout, names, workingset
 from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
 from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
 from .journal import Journal, Record, SnapshotRemoved
@@ -104,6 +104,16 @@ class Repository:
         from .reader import Reader
 
         return Reader(self.store, cache_bytes=cache_bytes, delay_s=delay_s)
+
+    def working_set(self, ident: ObjectId) -> bytes | None:
+        """What `put_working_set` kept for a snapshot or, without that, for its nearest ancestor that has one; it may
+        vanish at any time. CorruptError."""
+        return workingset.find(self, ident)
+
+    def put_working_set(self, ident: ObjectId, data: bytes) -> None:
+        """Keep what a restore of a snapshot needed first (at most 1 MiB); the latest one wins. It is no part of the
+        snapshot, and goes with it. UnknownNameError, StorageError, ValueError."""
+        workingset.put(self, ident, data)
 
     def resolve(self, spec: str) -> ObjectId:
         """A snapshot's id from a prefix of at least 4 digits, a branch, a tag, `name~2` or `latest`.

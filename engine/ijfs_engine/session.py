@@ -206,7 +206,8 @@ class Session:
         return ident
 
     def put_sidecar(self, leaf: ObjectId, plain: bytes) -> None:
-        """Attach droppable data to a leaf (page fingerprints); it may vanish at any time, or never be written."""
+        """Attach droppable data to a leaf (page fingerprints) or a snapshot (working set) in place of what it had; it
+        may vanish at any time, or never be written."""
         chunk = compress(leaf, plain)
         header = encode_header(Kind.SIDECAR, chunk)
         with self._lock, disk.storage_errors("writing a pack"):
