@@ -14,6 +14,7 @@ ensure_python_environment() {
     ensure_gpu_packages
     ensure_editable_install
     ensure_extensions
+    ensure_bytecode
 }
 
 # A .venv has its own path in every script, so one that was moved is made again.
@@ -98,6 +99,12 @@ ensure_extensions() {
     or_die "the engine's extensions do not compile" "correct the source named above" \
         "$VENV/bin/python" setup.py --quiet build_ext --inplace
     stamp extensions "$made_from"
+}
+
+# Every keeper and pager is a new interpreter, and an environment may forbid them to write bytecode (containers often
+# set PYTHONDONTWRITEBYTECODE): compiling our modules anew each time took 0.1 s of a restore.
+ensure_bytecode() {
+    "$VENV/bin/python" -m compileall -q ijfs engine >>"$LOG" 2>&1 || true
 }
 
 extension_sources() {
