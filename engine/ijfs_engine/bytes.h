@@ -32,7 +32,7 @@ static inline size_t ijfs_gear_cut(const uint8_t *data, size_t n, size_t min, si
     return end;
 }
 
-static size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold, uint64_t *cuts)
+static inline size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold, uint64_t *cuts)
 {
     size_t at = 0, found = 0;
     while (at < n) {
@@ -43,7 +43,7 @@ static size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t m
 }
 
 /* How many 64-byte lines of a and b differ. n is a multiple of 64. */
-static size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
+static inline size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
 {
     size_t changed = 0;
     for (size_t i = 0; i < n; i += 64) {
@@ -57,7 +57,7 @@ static size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
     return changed;
 }
 
-static void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
+static inline void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         out[i] ^= b[i];
@@ -95,7 +95,7 @@ static inline void ijfs_join(const uint8_t *planes, const uint8_t *rest, size_t 
 #define IJFS_SHAPES(F) F(2, 1) F(2, 2) F(4, 1) F(4, 2) F(4, 3) F(4, 4) F(8, 1) F(8, 2) F(8, 3) F(8, 4) F(8, 5) F(8, 6) \
     F(8, 7) F(8, 8)
 
-static void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
+static inline void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
 {
     size_t words = n / width, tail = n % width;
     switch (width * 16 + tops) {
@@ -104,7 +104,7 @@ static void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops
     }
 }
 
-static void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
+static inline void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
 {
     size_t words = n / width, tail = n % width;
     switch (width * 16 + tops) {
@@ -115,7 +115,7 @@ static void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t 
 
 /* Counts of each byte value at each position modulo 8, over every `stride`-th 8-byte word of data, or of data ^ other
  * where that is not NULL. */
-static void ijfs_histograms(const uint8_t *data, const uint8_t *other, size_t n, size_t stride, uint32_t *counts)
+static inline void ijfs_histograms(const uint8_t *data, const uint8_t *other, size_t n, size_t stride, uint32_t *counts)
 {
     memset(counts, 0, 8 * 256 * sizeof(uint32_t));
     for (size_t i = 0; i + 8 <= n; i += 8 * stride) {

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import zstandard
 
-from . import native
+from . import bulk, native
 from .errors import CorruptError
 from .frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
 
@@ -25,6 +25,7 @@ MAX_DEPTH: Final = 4
 _LEVEL: Final = 1
 _TOO_SMALL: Final = 64
 _XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_PLANES})
+_KNOWN: Final = frozenset({Codec.RAW, Codec.ZSTD, Codec.PLANES, *_XOR})
 _PLANE_HEAD: Final = struct.Struct("<BBHI")
 # 512 words put the entropy of a noisy byte 0.4 bits too low; 1024 took 4% of the time of a save of fresh weights.
 _SAMPLES: Final = 512
@@ -55,7 +56,7 @@ class Base(NamedTuple):
 class _Tools(threading.local):
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-        self.decompressor = zstandard.ZstdDecompressor()
+        self.unpacker = bulk.Unpacker()
 
 
 _tools = _Tools()
@@ -150,15 +151,14 @@ def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
 def _decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
     if chunk.plain_size > MAX_CHUNK or chunk.depth > MAX_DEPTH:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} claims {chunk.plain_size} bytes, {chunk.depth} chunks deep")
-    codec, payload = chunk.codec, chunk.payload
-    if codec == Codec.RAW:
-        plain: Plain = payload
-    elif codec in (Codec.ZSTD, Codec.XOR_ZSTD):
-        plain = _unpack_zstd(payload, chunk.plain_size)
-    elif codec in (Codec.PLANES, Codec.XOR_PLANES):
-        plain = _unpack_planes(memoryview(payload), chunk.plain_size)
-    else:
+    codec = chunk.codec
+    if codec not in _KNOWN:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} has the unknown codec {codec}")
+    if codec == Codec.RAW:
+        return chunk.payload
+    plain = bulk.unpack_payload(_tools.unpacker, codec, chunk.payload, chunk.plain_size)
+    if plain is None:
+        raise CorruptError(f"chunk {chunk.id.hex()[:12]} cannot be unpacked to the {chunk.plain_size} bytes it claims")
     if codec not in _XOR:
         return plain
     base = _base_bytes(chunk, fetch)
@@ -166,32 +166,6 @@ def _decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} and its base differ in length")
     native.xor_into(base, plain)
     return base
-
-
-def _unpack_zstd(payload: bytes | memoryview, size: int) -> bytes:
-    """One zstd frame that says it holds exactly `size` bytes: nothing larger is ever allocated."""
-    try:
-        if size == 0 or zstandard.frame_content_size(payload) != size:
-            raise CorruptError(f"a compressed chunk does not hold the {size} bytes it claims")
-        return _tools.decompressor.decompress(payload, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptError(f"a compressed chunk cannot be unpacked: {error}") from error
-
-
-def _unpack_planes(payload: memoryview, size: int) -> bytearray:
-    if len(payload) < _PLANE_HEAD.size:
-        raise CorruptError("a chunk of float planes is cut short")
-    width, tops, reserved, packed = _PLANE_HEAD.unpack_from(payload)
-    if width not in (2, 4, 8) or not 1 <= tops <= width or reserved:
-        raise CorruptError(f"a chunk claims {tops} planes of words of {width} bytes")
-    end = _PLANE_HEAD.size + packed
-    top_bytes = size // width * tops
-    if end > len(payload) or len(payload) - end != size - top_bytes:
-        raise CorruptError("the planes of a chunk do not add up to its size")
-    planes = _unpack_zstd(payload[_PLANE_HEAD.size : end], top_bytes)
-    plain = bytearray(size)
-    native.join_planes(planes, payload[end:], width, tops, plain)
-    return plain
 
 
 def _base_bytes(chunk: EncodedChunk, fetch: FetchBases) -> bytearray:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 # Files whose writes are under way at the same time; each holds a descriptor.
 _MOST_OPEN: Final = 64
-# Pieces of one write; the system takes 1024.
-_MOST_PIECES: Final = 256
 _NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
@@ -48,6 +47,16 @@ def export_tree(reader: Reader, tree: ObjectId, target: Path, *, progress: Progr
         work.run(tree, target)
     finally:
         work.close()
+
+
+class _Buffers(threading.local):
+    """One per thread for good: to map, zero and fault in four megabytes for each leaf takes as long as to fill them."""
+
+    def __init__(self) -> None:
+        self.leaf = memoryview(bytearray(LEAF_SPAN))
+
+
+_buffers = _Buffers()
 
 
 class _Finished(NamedTuple):
@@ -131,15 +140,15 @@ class _Export:
 
     def _copy(self, stored: StoredFile, fd: int, offset: int) -> None:
         """One leaf's span; what is known to be zeros stays a hole."""
-        batch: list[memoryview] = []
-        start = end = 0
-        for at, data in stored.pieces(offset, LEAF_SPAN):
-            if at != end or len(batch) == _MOST_PIECES:
-                _pwrite(fd, batch, start)
-                batch, start = [], at
-            batch.append(data)
-            end = at + len(data)
-        _pwrite(fd, batch, start)
+        buffer = _buffers.leaf
+        kept = [
+            (extent.offset, buffer[extent.offset - offset :][: extent.length])
+            for extent in stored.extents(offset, LEAF_SPAN)
+            if not extent.zero
+        ]
+        stored.read_many(kept)
+        for at, data in kept:
+            _pwrite(fd, data, at)
 
     def _end_oldest(self) -> None:
         file = self._open[0]
@@ -154,15 +163,10 @@ class _Export:
             self._progress("export", self._done, 0)
 
 
-def _pwrite(fd: int, pieces: list[memoryview], offset: int) -> None:
-    """Write pieces one behind the other."""
-    while pieces:
-        written = os.pwritev(fd, pieces, offset)
-        offset += written
-        while pieces and written >= len(pieces[0]):
-            written -= len(pieces.pop(0))
-        if written:
-            pieces[0] = pieces[0][written:]
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _set_metadata(where: bytes | int, entry: Entry) -> None:

@@ -220,7 +220,7 @@ static IJFS_VPCLMUL void ijfs_fingerprint_vpclmul(const uint8_t *page, const uin
 typedef void (*ijfs_fingerprint_fn)(const uint8_t *page, const uint8_t *key, uint8_t *out);
 
 /* The fastest path that this processor has; the others are for tests and for older machines. */
-static int ijfs_best_path(void)
+static inline int ijfs_best_path(void)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -269,7 +269,7 @@ static inline int ijfs_zero_page(const uint8_t *page)
 /* Fingerprint `count` pages and say of each whether it is zero, what the base has at that place, or fresh.
  * `base` is NULL, or `count` fingerprints of which all-zero ones mean "the base has no bytes here". */
 /* Fingerprint `count` pages and say of each whether it is zero (print: zeros) or not. */
-static void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, uint8_t *prints, uint8_t *kinds)
+static inline void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, uint8_t *prints, uint8_t *kinds)
 {
     ijfs_fingerprint_fn fingerprint = ijfs_fingerprint_path(path);
     for (size_t i = 0; i < count; i++) {
@@ -308,7 +308,7 @@ static IJFS_PCLMUL void ijfs_muladd_pclmul(uint64_t p[4], ijfs_u128 x, ijfs_u128
 /* Fold the prints of a leaf's pages. `pieces` are (first page number, pages) of what they hold, in order. Writes two
  * bytes per page to `hints` (zeros for a page of zeros and for no other) and 16 per group to `groups`; pages of one
  * block that follow one another in the leaf are a group. Returns the number of groups, at most one per page. */
-static size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *pieces, size_t n_pieces, const uint8_t *key,
+static inline size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *pieces, size_t n_pieces, const uint8_t *key,
                         uint8_t *hints, uint8_t *groups)
 {
     ijfs_muladd_fn muladd = ijfs_muladd_portable;

@@ -224,6 +224,17 @@ class PackReader:
             data += more
         return data
 
+    def read_into(self, number: int, offset: int, buffer: memoryview) -> int:
+        """The same into a buffer; how many bytes there were."""
+        pack = self._get(number)
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(pack.fd, [buffer[done:]], offset + done)
+            if not got:
+                break
+            done += got
+        return done
+
     def forget(self, number: int) -> None:
         """Close a pack once no read uses it: its file was replaced or removed."""
         with self._lock:

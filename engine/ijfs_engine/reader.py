@@ -8,37 +8,31 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
-from . import codec
+from . import bulkread, codec
+from .bulk import Filling
 from .codec import Plain
 from .errors import CorruptError, IjfsError, UnknownNameError
-from .extents import LeafMap, Slice
+from .extents import LeafMap
 from .frames import MAX_CHUNK, EncodedChunk, Kind
 from .lru import ByteLru
 from .native import PAGE
 from .pages import PageLayout
+from .pipeline import cores
 from .records import Entry, FileContent, Leaf, ObjectId, Tree
 from .store import Store
+from .storedfile import BATCH_CHUNKS
+from .storedfile import Extent as Extent
+from .storedfile import StoredFile as StoredFile
 
-# One call to the store: enough chunks that neighbours in a pack come in one read, few enough to bound its memory
-# (16 MiB if all are of the largest size, 4 MiB on average).
-_BATCH_CHUNKS: Final = 64
+# Threads of one large read: each has a buffer, and the bandwidth of memory ends the gain.
+_MOST_PARTS: Final = 16
 _LEAF_CACHE: Final = 8 << 20
 # What a decoded leaf takes besides its bytes: the list of extent positions.
 _LEAF_OVERHEAD: Final = 512
-
-
-class Extent(NamedTuple):
-    """`length` bytes at `offset` of a file; `zero` if they are known to be zeros without being read."""
-
-    offset: int
-    length: int
-    zero: bool
 
 
 class _Loading:
@@ -75,6 +69,7 @@ class Reader:
         self._pending: dict[bytes, _Loading] = {}
         self._lock = threading.Lock()
         self._ahead: ThreadPoolExecutor | None = None
+        self._parts: ThreadPoolExecutor | None = None
 
     # --- Trees
 
@@ -211,6 +206,13 @@ class Reader:
             self._chunks.put(chunk.id, decoded, len(decoded))
         return [found[ident] for ident in ids]
 
+    def fill(self, what: Filling) -> None:
+        """Get what is wanted, past the cache but for what is there and what was wanted only in part. CorruptError."""
+        bulkread.fill(what, self.store, self._chunks, self._bases, self._one, self.delay_s)
+
+    def _one(self, ident: bytes) -> Plain:
+        return self._decode(self._fetch([ident])[0])
+
     def holds(self, leaves: Iterable[bytes], chunks: Iterable[bytes | None] = ()) -> bool:
         """Whether these leaves and chunks are in the caches now; another thread may drop them a moment later."""
         return all(ident in self._leaves for ident in leaves) and all(
@@ -222,7 +224,7 @@ class Reader:
     def prefetch(self, ids: Iterable[bytes]) -> None:
         """Start loading chunks into the cache in the background; a failure shows when they are read."""
         wanted = [ident for ident in dict.fromkeys(ids) if ident not in self._chunks]
-        per_batch = max(1, min(_BATCH_CHUNKS // 4, self._chunks.limit // 4 // MAX_CHUNK))
+        per_batch = max(1, min(BATCH_CHUNKS // 4, self._chunks.limit // 4 // MAX_CHUNK))
         for at in range(0, len(wanted), per_batch):
             self._background(self.chunks, wanted[at : at + per_batch])
 
@@ -232,171 +234,23 @@ class Reader:
                 self._ahead = ThreadPoolExecutor(4, thread_name_prefix="ijfs-ahead")
             self._ahead.submit(call, ids)
 
+    def beside(self, call: Callable[[], int]) -> Future[int]:
+        """Run a part of a large read in a thread; parts do not wait for one another."""
+        with self._lock:
+            if self._parts is None:
+                self._parts = ThreadPoolExecutor(min(cores(), _MOST_PARTS), thread_name_prefix="ijfs-read")
+            return self._parts.submit(call)
+
     def close(self) -> None:
         """Stop what `prefetch` started and drop the caches; reads after this still work."""
         with self._lock:
-            ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.shutdown(cancel_futures=True)
+            pools = [pool for pool in (self._ahead, self._parts) if pool is not None]
+            self._ahead = self._parts = None
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
         self._chunks.clear()
         self._leaves.clear()
 
 
 def _leaf_bytes(leaf: Leaf) -> int:
     return len(leaf.ids) + 48 * len(leaf.index) + _LEAF_OVERHEAD
-
-
-class StoredFile:
-    """The bytes of one stored file. Immutable, thread-safe; holds no resource of its own.
-
-    `layout` says which addresses the pages of a process image belong to; None for any other file.
-    """
-
-    def __init__(
-        self, reader: Reader, parts: list[tuple[bytes, int]], layout: PageLayout | None, *, single: bool = False
-    ) -> None:
-        self._reader = reader
-        self._parts = parts
-        self._single = single
-        starts = list(accumulate((size for _, size in parts), initial=0))
-        self.size = starts.pop()
-        """Bytes."""
-        self._starts = starts
-        self.layout = layout
-
-    def leaves(self) -> list[tuple[ObjectId, int]]:
-        """(leaf id, plain bytes) in file order; none for a file of one chunk."""
-        return [] if self._single else list(self._parts)
-
-    def slices(self, offset: int, length: int) -> Iterator[Slice]:
-        """What bytes [offset, offset + length) are made of, cut at the end of the file. ValueError if negative."""
-        if offset < 0 or length < 0:
-            raise ValueError(f"no range: {offset}, {length}")
-        length = max(0, min(length, self.size - offset))
-        at = bisect_right(self._starts, offset) - 1 if length else 0
-        while length > 0:
-            ident, size = self._parts[at]
-            inside = offset - self._starts[at]
-            step = min(length, size - inside)
-            if self._single:
-                yield Slice(ident, inside, step)
-            else:
-                yield from self._leaf(ident, size).slices(inside, step)
-            offset, length, at = offset + step, length - step, at + 1
-
-    def _leaf(self, ident: bytes, size: int) -> LeafMap:
-        leaf = self._reader.leaf(ident)
-        if leaf.size != size:
-            raise CorruptError(f"leaf {ident.hex()[:12]} has {leaf.size} bytes, its file says {size}")
-        return leaf
-
-    def cached(self, offset: int, length: int) -> bool:
-        """Whether reading these bytes would touch no disk and decode nothing, as far as can be told now.
-
-        For callers that read at once if so and in another thread if not.
-        """
-        first = max(0, bisect_right(self._starts, offset) - 1)
-        parts = self._parts[first : bisect_right(self._starts, offset + length - 1)]
-        if not self._single and not self._reader.holds(ident for ident, _ in parts):
-            return False
-        return self._reader.holds((), (piece.id for piece in self.slices(offset, length)))
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`, fewer only at the end of the file. CorruptError, never wrong bytes."""
-        buffer = bytearray(max(0, min(length, self.size - offset)))
-        self.read_into(offset, buffer)
-        return bytes(buffer)
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """Fill `buffer` from `offset`; how many bytes there were. CorruptError, never wrong bytes."""
-        view = memoryview(buffer).cast("B")
-        return self.read_many([(offset, view)])
-
-    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
-        """`read_into` for several (offset, buffer of bytes), each chunk fetched once; how many bytes there were."""
-        total = 0
-        targets: list[memoryview] = []
-        slices: list[Slice] = []
-        for offset, view in wanted:
-            at = 0
-            for piece in self.slices(offset, len(view)):
-                targets.append(view[at : at + piece.length])
-                slices.append(piece)
-                at += piece.length
-            total += at
-        for target, plain in zip(targets, self._resolved(slices), strict=True):
-            if plain is None:
-                _fill_zeros(target)
-            else:
-                target[:] = plain
-        return total
-
-    def pieces(self, offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) of what is not known to be zeros, in order, as decoded chunks hold it: nothing is copied."""
-        slices = list(self.slices(offset, length))
-        for piece, plain in zip(slices, self._resolved(slices), strict=True):
-            if plain is not None:
-                yield offset, plain
-            offset += piece.length
-
-    def _resolved(self, slices: Sequence[Slice]) -> Iterator[memoryview | None]:
-        """The bytes of slices in order, None for zeros; a bounded number of chunks at a time."""
-        at = 0
-        while at < len(slices):
-            ids: dict[bytes, None] = {}
-            end = at
-            while end < len(slices) and len(ids) < _BATCH_CHUNKS:
-                ident = slices[end].id
-                if ident is not None:
-                    ids[ident] = None
-                end += 1
-            plains = dict(zip(ids, self._reader.chunks(list(ids)), strict=True)) if ids else {}
-            for piece in slices[at:end]:
-                yield _cut(plains[piece.id], piece) if piece.id is not None else None
-            at = end
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """Maximal stretches of stored bytes and of zeros that cover [offset, offset + length), in order."""
-        start, zero = offset, False
-        at = offset
-        for piece in self.slices(offset, self.size if length is None else length):
-            if (piece.id is None) != zero and at > start:
-                yield Extent(start, at - start, zero)
-                start = at
-            zero = piece.id is None
-            at += piece.length
-        if at > start:
-            yield Extent(start, at - start, zero)
-
-    def read_pages(self, first: int, count: int, buffer: memoryview) -> list[tuple[int, int]]:
-        """Fill `buffer` with pages [first, first + count) by virtual page number; (first, count) of those there are.
-
-        Pages that the image does not hold are left as they are in `buffer`. ValueError without a layout.
-        """
-        if self.layout is None:
-            raise ValueError("the file has no page layout")
-        found = []
-        for number, page, n in self.layout.locate(first, count):
-            at = (number - first) * PAGE
-            self.read_into(page * PAGE, buffer[at : at + n * PAGE])
-            found.append((number, n))
-        return found
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Start loading these bytes into the reader's cache in the background."""
-        self._reader.prefetch(piece.id for piece in self.slices(offset, length) if piece.id is not None)
-
-
-def _cut(plain: Plain, piece: Slice) -> memoryview:
-    if piece.offset + piece.length > len(plain):
-        raise CorruptError(f"a leaf refers to bytes that chunk {(piece.id or b'').hex()[:12]} does not have")
-    return memoryview(plain)[piece.offset : piece.offset + piece.length]
-
-
-_ZEROS: Final = memoryview(bytes(1 << 20))
-
-
-def _fill_zeros(view: memoryview) -> None:
-    for at in range(0, len(view), len(_ZEROS)):
-        part = view[at : at + len(_ZEROS)]
-        part[:] = _ZEROS[: len(part)]

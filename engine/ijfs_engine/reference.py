@@ -1,9 +1,13 @@
-"""Slow pure-Python twins of native.pyx and pagemaps.pyx: the plainest definitions, the oracle of their property tests.
+"""Slow pure-Python twins of the compiled loops (*.pyx): the plainest definitions, the oracle of their tests.
 
 Nothing at run time calls this module. Where the two disagree, docs/format.md decides which is wrong.
 """
 
 from __future__ import annotations
+
+import struct
+
+import zstandard
 
 PAGE = 4096
 GEAR_MULTIPLIER = 0x9E3779B97F4A7C15
@@ -180,3 +184,37 @@ def _varint(message: bytes) -> tuple[int, bytes]:
             value = sum((byte & 0x7F) << (7 * i) for i, byte in enumerate(message[:n]))
             return value & _WORD, message[n:]
     raise ValueError("a number without an end")
+
+
+def unpack_payload(codec: int, payload: bytes, plain: int) -> bytes | None:
+    """The plain bytes of a payload (codec 0 raw, 1 and 3 zstd, 2 and 4 planes); None if it is not one of that size."""
+    if codec == 0:
+        return payload if len(payload) == plain else None
+    if codec in (1, 3):
+        return _unzstd(payload, plain)
+    if codec not in (2, 4) or len(payload) < 8:
+        return None
+    width, tops, reserved, packed = struct.unpack_from("<BBHI", payload)
+    if width not in (2, 4, 8) or not 1 <= tops <= width or reserved or 8 + packed > len(payload):
+        return None
+    planes, rest = _unzstd(payload[8 : 8 + packed], plain // width * tops), payload[8 + packed :]
+    if planes is None or len(planes) + len(rest) != plain:
+        return None
+    return join_planes(planes, rest, width, tops)
+
+
+def _unzstd(packed: bytes, plain: int) -> bytes | None:
+    try:
+        if plain == 0 or zstandard.frame_content_size(packed) != plain:
+            return None
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=plain, allow_extra_data=False)
+    except zstandard.ZstdError:
+        return None
+
+
+def leaf_bytes(extents: list[tuple[bytes | None, int, int]], inside: int, size: int) -> bytes:
+    """`size` bytes from `inside` of a leaf: of (plain bytes of a chunk or None for zeros, offset in them, length)."""
+    whole = b"".join(
+        bytes(length) if plain is None else plain[offset : offset + length] for plain, offset, length in extents
+    )
+    return whole[inside : inside + size]

@@ -93,6 +93,19 @@ class Store:
         frames = self._frames(CHUNKS, ids)
         return [frames[ident] for ident in ids]
 
+    def chunk_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The index's rows (`Place.encode`), for `bulk.Filling`, which parses them itself; None for no such chunk."""
+        with self._index.read() as view:
+            return view.get_many(CHUNKS, ids)
+
+    def read_pack(self, number: int, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from a pack; how many bytes there were, 0 if gc has removed it. StorageError."""
+        with disk.storage_errors(f"reading pack {number:08x}"):
+            try:
+                return self._packs.read_into(number, offset, buffer)
+            except FileNotFoundError:
+                return 0
+
     def chunk_info(self, ids: Sequence[bytes]) -> list[ChunkInfo | None]:
         """Sizes, codec and depth from the index alone; None where there is no such chunk."""
         with self._index.read() as view:

@@ -3,6 +3,7 @@
 
 SYSTEM_PACKAGES=(
     build-essential pkg-config libfuse3-dev # pyfuse3 and the engine's extensions are compiled here
+    libzstd-dev                             # which link it
     python3 python3-dev python3-venv        # Debian's python3 alone has neither headers nor ensurepip
     ca-certificates                         # for pip
     fuse3                                   # fusermount3, and /etc/fuse.conf

@@ -1,0 +1,458 @@
+# distutils: libraries = zstd
+"""Many stored chunks unpacked in one call, without the GIL, straight to where their bytes belong. Called by the reader.
+
+A chunk at a time in Python costs some 100 us, most of them with the GIL held, so more threads read no faster. Here a
+read of a megabyte is a few calls: `Filling` is told the pieces of leaves that are wanted, sorts the chunks by their place
+in the packs, and unpacks each frame of what was read either where its only piece goes or into bytes of its own.
+
+Whatever does not fit (a frame that is another than the index says, a payload that does not unpack, wrong bytes) is left
+undone: the caller reads such a chunk by itself, and codec.py says what is wrong with it. Nothing is done until its id was
+checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow twin.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from blake3 import blake3
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_READ
+
+cdef extern from "bytes.h" nogil:
+    void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
+    void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
+
+cdef extern from "zstd.h" nogil:
+    ctypedef struct ZSTD_DCtx:
+        pass
+    ZSTD_DCtx *ZSTD_createDCtx()
+    size_t ZSTD_freeDCtx(ZSTD_DCtx *context)
+    size_t ZSTD_decompressDCtx(ZSTD_DCtx *context, void *out, size_t room, const void *packed, size_t size)
+    size_t ZSTD_findFrameCompressedSize(const void *packed, size_t size)
+    unsigned long long ZSTD_getFrameContentSize(const void *packed, size_t size)
+    unsigned ZSTD_isError(size_t code)
+
+# frames.py and index.py have these numbers, too.
+cdef enum:
+    ID = 32
+    HEADER = 64
+    BASE = 40
+    ROW = 18
+    PLANE_HEAD = 8
+    CHUNK_KIND = 1
+    RAW = 0
+    ZSTD = 1
+    PLANES = 2
+    XOR_ZSTD = 3
+    XOR_PLANES = 4
+    MAX_PLAIN = 256 * 1024
+    # A frame that is longer than a chunk can make it is read by itself.
+    MAX_SPAN = MAX_PLAIN + HEADER + 255 * BASE + 4096
+cdef uint32_t MAGIC = 0x664A49AB
+cdef uint32_t NO_CHUNK = 0xFFFFFFFF
+
+cdef enum State:
+    WANTED    # not there yet
+    PLACED    # where it is in a pack is known
+    UNPACKED  # there, its id not compared
+    BASED     # what is there is the difference to its bases
+    DONE
+
+cdef struct Piece:
+    uint32_t chunk
+    uint32_t offset
+    uint32_t length
+    uint8_t *target
+
+cdef struct Chunk:
+    uint32_t pack
+    uint32_t span
+    uint32_t plain
+    uint32_t piece      # the last piece added
+    uint64_t offset
+    uint8_t *out
+    uint8_t state
+    uint8_t depth
+    uint8_t pieces      # 0, 1, or 2 for any more
+
+
+cdef class Unpacker:
+    """What one unpacking thread needs: a context of zstd, room for planes. Not for two threads at once."""
+
+    cdef ZSTD_DCtx *context
+    cdef uint8_t *spare
+
+    def __cinit__(self):
+        self.context = ZSTD_createDCtx()
+        self.spare = <uint8_t *>malloc(MAX_PLAIN)
+        if self.context == NULL or self.spare == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        ZSTD_freeDCtx(self.context)
+        free(self.spare)
+
+
+cdef bint unzstd(ZSTD_DCtx *context, const uint8_t *packed, size_t size, uint8_t *out, size_t plain) noexcept nogil:
+    """Exactly one zstd frame that says it holds `plain` bytes, and does."""
+    if plain == 0 or ZSTD_getFrameContentSize(packed, size) != plain or ZSTD_findFrameCompressedSize(packed, size) != size:
+        return False
+    return ZSTD_decompressDCtx(context, out, plain, packed, size) == plain
+
+
+cdef bint unplanes(Unpacker tools, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil:
+    cdef uint32_t packed = 0
+    cdef size_t top_bytes
+    if size < PLANE_HEAD:
+        return False
+    cdef int width = payload[0], tops = payload[1]
+    memcpy(&packed, payload + 4, 4)
+    if (width != 2 and width != 4 and width != 8) or tops < 1 or tops > width or payload[2] or payload[3]:
+        return False
+    top_bytes = plain // width * tops
+    if packed > size - PLANE_HEAD or size - PLANE_HEAD - packed != plain - top_bytes:
+        return False
+    if not unzstd(tools.context, payload + PLANE_HEAD, packed, tools.spare, top_bytes):
+        return False
+    ijfs_join_planes(tools.spare, payload + PLANE_HEAD + packed, plain, width, tops, out)
+    return True
+
+
+cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil:
+    """The bytes of a payload (of a difference: the difference) into `out`."""
+    if codec == RAW:
+        if size != plain:
+            return False
+        memcpy(out, payload, plain)
+        return True
+    if codec == ZSTD or codec == XOR_ZSTD:
+        return unzstd(tools.context, payload, size, out, plain)
+    if codec == PLANES or codec == XOR_PLANES:
+        return unplanes(tools, payload, size, out, plain)
+    return False
+
+
+def unpack_payload(Unpacker tools not None, int codec, const uint8_t[::1] payload, size_t plain):
+    """The bytes of one payload, of a difference the difference; None if it is not one of `plain` bytes."""
+    if plain > MAX_PLAIN:
+        return None
+    out = PyBytes_FromStringAndSize(NULL, plain)
+    cdef uint8_t *at = <uint8_t *>PyBytes_AS_STRING(out)
+    cdef bint good
+    cdef const uint8_t *payload_at = &payload[0] if payload.shape[0] else NULL
+    with nogil:
+        good = payload_at != NULL and unpack(tools, codec, payload_at, payload.shape[0], at, plain)
+    return out if good else None
+
+
+cdef class Filling:
+    """Bytes of files on their way into buffers. Used by one thread, in the order of its methods.
+
+    The buffers are held until the object is gone; those of zeros are filled at once.
+    """
+
+    cdef list ids           # chunk ids, by number
+    cdef dict numbers
+    cdef list owned         # bytes of the chunk's own, or None where it is unpacked in place
+    cdef dict differences   # number -> its base records
+    cdef Chunk *chunks
+    cdef size_t room
+    cdef Piece *pieces
+    cdef size_t n_pieces
+    cdef size_t piece_room
+    cdef Py_buffer *views
+    cdef size_t n_views
+    cdef uint32_t *order    # chunks by place
+    cdef Unpacker tools
+
+    def __cinit__(self, Unpacker tools not None):
+        self.tools = tools
+        self.ids, self.numbers, self.owned, self.differences = [], {}, [], {}
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.n_views):
+            PyBuffer_Release(&self.views[i])
+        free(self.views)
+        free(self.chunks)
+        free(self.pieces)
+        free(self.order)
+
+    cdef uint8_t *hold(self, object buffer, size_t *size) except? NULL:
+        """The address of a writable buffer, which stays where it is until this object is gone."""
+        cdef Py_buffer *grown = <Py_buffer *>realloc(self.views, (self.n_views + 1) * sizeof(Py_buffer))
+        if grown == NULL:
+            raise MemoryError
+        self.views = grown
+        PyObject_GetBuffer(buffer, &self.views[self.n_views], PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.n_views += 1
+        size[0] = self.views[self.n_views - 1].len
+        return <uint8_t *>self.views[self.n_views - 1].buf
+
+    cdef uint32_t number_of(self, bytes ident) except? 0xFFFFFFFF:
+        cdef object known = self.numbers.get(ident)
+        if known is not None:
+            return known
+        cdef size_t number = len(self.ids)
+        cdef Chunk *grown
+        if number == self.room:
+            grown = <Chunk *>realloc(self.chunks, (2 * self.room + 32) * sizeof(Chunk))
+            if grown == NULL:
+                raise MemoryError
+            self.chunks, self.room = grown, 2 * self.room + 32
+        memset(&self.chunks[number], 0, sizeof(Chunk))
+        self.ids.append(ident)
+        self.owned.append(None)
+        self.numbers[ident] = number
+        return number
+
+    cdef int add_piece(self, uint32_t number, uint32_t offset, uint32_t length, uint8_t *target) except -1:
+        cdef Piece *grown
+        if self.n_pieces == self.piece_room:
+            grown = <Piece *>realloc(self.pieces, (2 * self.piece_room + 64) * sizeof(Piece))
+            if grown == NULL:
+                raise MemoryError
+            self.pieces, self.piece_room = grown, 2 * self.piece_room + 64
+        cdef Piece *piece = &self.pieces[self.n_pieces]
+        piece.chunk, piece.offset, piece.length, piece.target = number, offset, length, target
+        cdef Chunk *chunk = &self.chunks[number]
+        chunk.piece = self.n_pieces
+        if chunk.pieces < 2:
+            chunk.pieces += 1
+        self.n_pieces += 1
+        return 0
+
+    def add_chunk(self, bytes ident not None, size_t offset, buffer):
+        """`buffer` is to hold the bytes from `offset` of a chunk."""
+        cdef size_t size = 0
+        cdef uint8_t *target = self.hold(buffer, &size)
+        if size > MAX_PLAIN or offset > MAX_PLAIN:
+            raise ValueError(f"no chunk has {size} bytes from {offset}")
+        if len(ident) != ID:
+            raise ValueError(f"an id has {ID} bytes, not {len(ident)}")
+        self.add_piece(self.number_of(ident), offset, size, target)
+
+    def add_leaf(self, bytes ids not None, const uint32_t[::1] index, const uint32_t[::1] offsets,
+                 const uint32_t[::1] lengths, uint64_t inside, buffer):
+        """`buffer` is to hold the bytes of a leaf from `inside` on. ValueError if the leaf has fewer, or makes no sense."""
+        cdef size_t size = 0, n = index.shape[0], known = len(ids) // ID, at, done = 0, step
+        cdef uint8_t *target = self.hold(buffer, &size)
+        if <size_t>offsets.shape[0] != n or <size_t>lengths.shape[0] != n:
+            raise ValueError("the columns of a leaf differ in length")
+        at = 0
+        while at < n and inside >= lengths[at]:
+            inside -= lengths[at]
+            at += 1
+        while done < size and at < n:
+            step = min(size - done, lengths[at] - inside)
+            if index[at] == NO_CHUNK:
+                with nogil:
+                    memset(target + done, 0, step)
+            elif index[at] >= known:
+                raise ValueError("a leaf names a chunk that it does not have")
+            elif offsets[at] + inside > MAX_PLAIN:
+                raise ValueError("a leaf reaches beyond a chunk")
+            else:
+                self.add_piece(self.number_of(ids[index[at] * ID:index[at] * ID + ID]), offsets[at] + inside, step,
+                               target + done)
+            done += step
+            inside = 0
+            at += 1
+        if done < size:
+            raise ValueError(f"a leaf ends {size - done} bytes before what is wanted of it")
+
+    def wanted(self):
+        """(number, id) of the chunks that are not done."""
+        return [(i, ident) for i, ident in enumerate(self.ids) if self.chunks[<size_t>i].state != DONE]
+
+    def know(self, size_t number, const uint8_t[::1] plain):
+        """These are the bytes of a chunk, checked. ValueError if it does not have all that is wanted of it."""
+        cdef size_t i, size = plain.shape[0]
+        cdef Piece *piece
+        cdef bint fits = True
+        if number >= <size_t>len(self.ids):
+            raise ValueError(f"there is no chunk {number}")
+        with nogil:
+            for i in range(self.n_pieces):
+                piece = &self.pieces[i]
+                if piece.chunk == number and <size_t>piece.offset + piece.length > size:
+                    fits = False
+                elif piece.chunk == number and piece.length:
+                    memcpy(piece.target, &plain[piece.offset], piece.length)
+        if not fits:
+            raise ValueError("a leaf refers to bytes that a chunk does not have")
+        self.chunks[number].state = DONE
+
+    def place(self, rows, uint64_t gap, uint64_t longest):
+        """Where the chunks are that are wanted: their index rows (None where there is none), in the order of `wanted`.
+
+        Returns the reads to make: (pack, offset, bytes, first, end) for `unpack`. Frames nearer than `gap` are one read.
+        """
+        cdef size_t n = 0, i, first
+        cdef Chunk *chunk
+        cdef const uint8_t *row
+        cdef uint32_t units = 0
+        wanted = self.wanted()
+        if len(wanted) != len(rows):
+            raise ValueError(f"{len(rows)} rows for {len(wanted)} chunks")
+        free(self.order)
+        self.order = <uint32_t *>malloc((len(wanted) + 1) * sizeof(uint32_t))
+        if self.order == NULL:
+            raise MemoryError
+        placed = []
+        for (number, _), value in zip(wanted, rows):
+            if type(value) is not bytes or len(value) != ROW:
+                continue
+            chunk = &self.chunks[<size_t>number]
+            row = <const uint8_t *>PyBytes_AS_STRING(value)
+            memcpy(&chunk.pack, row, 4)
+            memcpy(&units, row + 4, 4)
+            chunk.offset = <uint64_t>units * 8
+            memcpy(&chunk.span, row + 8, 4)
+            memcpy(&chunk.plain, row + 12, 4)
+            chunk.depth = row[17]
+            if HEADER <= chunk.span <= MAX_SPAN and chunk.plain <= MAX_PLAIN and self.settle_target(number):
+                chunk.state = PLACED
+                placed.append((chunk.pack, chunk.offset, number))
+        placed.sort()
+        for i, (_, _, number) in enumerate(placed):
+            self.order[i] = number
+        return self.reads(len(placed), gap, longest)
+
+    cdef bint settle_target(self, size_t number) except -1:
+        """Where a chunk is unpacked; False if what is wanted of it is not in it."""
+        cdef Chunk *chunk = &self.chunks[number]
+        cdef Piece *piece
+        cdef size_t i
+        if chunk.pieces == 1:
+            piece = &self.pieces[chunk.piece]
+            if piece.offset == 0 and piece.length == chunk.plain:
+                chunk.out = piece.target
+                return True
+        for i in range(self.n_pieces):
+            piece = &self.pieces[i]
+            if piece.chunk == number and <size_t>piece.offset + piece.length > chunk.plain:
+                return False
+        own = PyBytes_FromStringAndSize(NULL, chunk.plain)
+        self.owned[number] = own
+        chunk.out = <uint8_t *>PyBytes_AS_STRING(own)
+        return True
+
+    cdef list reads(self, size_t n, uint64_t gap, uint64_t longest):
+        cdef size_t i, first = 0
+        cdef uint64_t begin = 0, end = 0
+        cdef Chunk *chunk
+        found = []
+        for i in range(n):
+            chunk = &self.chunks[self.order[i]]
+            if i > first and (chunk.pack != self.chunks[self.order[first]].pack or chunk.offset > end + gap
+                              or chunk.offset + chunk.span > begin + longest):
+                found.append((self.chunks[self.order[first]].pack, begin, end - begin, first, i))
+                first = i
+            if i == first:
+                begin, end = chunk.offset, 0
+            end = max(end, chunk.offset + chunk.span)
+        if n:
+            found.append((self.chunks[self.order[first]].pack, begin, end - begin, first, n))
+        return found
+
+    def unpack(self, size_t first, size_t end, const uint8_t[::1] data, uint64_t begin):
+        """Unpack the frames of a read, whose bytes from `begin` of the pack are `data` (fewer at the end of a pack).
+
+        Returns (number, depth, base records) of the differences among them, to be completed with `add_bases`.
+        """
+        cdef size_t i, size = data.shape[0]
+        cdef Chunk *chunk
+        cdef uint8_t **ids
+        if end > <size_t>len(self.ids) or self.order == NULL or size == 0:
+            return []
+        ids = <uint8_t **>malloc((end - first + 1) * sizeof(uint8_t *))
+        if ids == NULL:
+            raise MemoryError
+        for i in range(first, end):
+            ids[i - first] = <uint8_t *>PyBytes_AS_STRING(self.ids[self.order[i]])
+        with nogil:
+            for i in range(first, end):
+                chunk = &self.chunks[self.order[i]]
+                if chunk.state == PLACED and begin <= chunk.offset <= begin + size and chunk.span <= begin + size - chunk.offset:
+                    self.unframe(chunk, ids[i - first], &data[chunk.offset - begin])
+        free(ids)
+        based = []
+        for i in range(first, end):
+            chunk = &self.chunks[self.order[i]]
+            if chunk.state == BASED:
+                at = chunk.offset - begin + HEADER
+                based.append((self.order[i], chunk.depth, bytes(data[at:at + data[<size_t>at - HEADER + 7] * BASE])))
+        return based
+
+    cdef void unframe(self, Chunk *chunk, const uint8_t *ident, const uint8_t *frame) noexcept nogil:
+        cdef uint32_t stored = 0, plain = 0, magic = 0
+        cdef size_t head = HEADER + <size_t>frame[7] * BASE
+        cdef int codec = frame[5]
+        memcpy(&magic, frame, 4)
+        memcpy(&stored, frame + 8, 4)
+        memcpy(&plain, frame + 12, 4)
+        if (magic != MAGIC or frame[4] != CHUNK_KIND or frame[6] != chunk.depth or plain != chunk.plain
+                or head + stored != chunk.span or memcmp(frame + 20, ident, ID) != 0):
+            return
+        if unpack(self.tools, codec, frame + head, stored, chunk.out, plain):
+            chunk.state = BASED if codec == XOR_ZSTD or codec == XOR_PLANES else UNPACKED
+
+    def add_bases(self, size_t number, const uint8_t[::1] records, plains):
+        """Complete a difference: `plains` has the plain bytes of the chunks that its base records name, by id."""
+        cdef size_t i, n = records.shape[0] // BASE, done = 0
+        cdef uint32_t offset = 0, length = 0
+        cdef const uint8_t[::1] base
+        cdef Chunk *chunk
+        if number >= <size_t>len(self.ids) or self.chunks[number].state != BASED:
+            raise ValueError(f"chunk {number} is no difference")
+        chunk = &self.chunks[number]
+        for i in range(n):
+            memcpy(&offset, &records[i * BASE + ID], 4)
+            memcpy(&length, &records[i * BASE + ID + 4], 4)
+            if length > chunk.plain - done:
+                return
+            ident = PyBytes_FromStringAndSize(<const char *>&records[i * BASE], ID)
+            if ident != ZERO_ID:
+                base = plains[ident]
+                if <size_t>offset + length > <size_t>base.shape[0]:
+                    return
+                if length:
+                    with nogil:
+                        ijfs_xor_into(chunk.out + done, &base[offset], length)
+            done += length
+        if done == chunk.plain:
+            chunk.state = UNPACKED
+
+    def check(self, size_t first, size_t end):
+        """Compare the chunks of a read with their ids, and copy from those that were not unpacked in place."""
+        cdef size_t i, number
+        cdef Chunk *chunk
+        if end > <size_t>len(self.ids) or self.order == NULL:
+            return
+        for i in range(first, end):
+            number = self.order[i]
+            chunk = &self.chunks[number]
+            if chunk.state != UNPACKED:
+                continue
+            plain = self.owned[number]
+            if plain is None:
+                plain = PyMemoryView_FromMemory(<char *>chunk.out, chunk.plain, PyBUF_READ)
+            if blake3(plain).digest() != self.ids[number]:
+                continue
+            if self.owned[number] is not None:
+                self.know(number, plain)
+            chunk.state = DONE
+
+    def kept(self):
+        """(id, bytes) of the chunks that were not unpacked in place: of those, more may be wanted soon."""
+        return [(ident, own) for i, (ident, own) in enumerate(zip(self.ids, self.owned))
+                if own is not None and self.chunks[<size_t>i].state == DONE]
+
+
+cdef bytes ZERO_ID = bytes(ID)

@@ -1,0 +1,96 @@
+"""Reading much at once: what `Reader` does with a request of many chunks, most of which are wanted whole and once.
+
+Such chunks go from the pack straight to where they belong and not through the cache: an image of gigabytes would only
+push out of it what others come back to. Called by `StoredFile`; the work is in bulk.pyx.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from .bulk import Filling, Unpacker
+from .codec import MAX_DEPTH, Plain
+from .errors import CorruptError
+from .frames import base_ids
+from .lru import ByteLru
+from .store import Store
+
+_GAP: Final = 64 << 10
+"""As in store.py."""
+_LONGEST: Final = 1 << 20
+"""One read: what it unpacks to is checked and copied while it is in the cache of the core."""
+
+FetchBases = Callable[[Sequence[bytes], int], Sequence[Plain]]
+"""Plain bytes of base chunks in the order asked, for a chunk of this depth."""
+FetchOne = Callable[[bytes], Plain]
+"""Plain bytes of one chunk, or the CorruptError that says what is wrong with it."""
+
+
+class _Tools(threading.local):
+    """Per thread: buffers of megabytes cost as much to map and to zero as to read into."""
+
+    def __init__(self) -> None:
+        self.unpacker = Unpacker()
+        self.buffer = memoryview(bytearray(_LONGEST))
+
+
+_tools = _Tools()
+
+
+def filling() -> Filling:
+    """For this thread."""
+    return Filling(_tools.unpacker)
+
+
+def fill(
+    what: Filling, store: Store, cache: ByteLru[Plain], bases: FetchBases, one: FetchOne, delay_s: float = 0.0
+) -> None:
+    """Get and check every chunk that is wanted. CorruptError, StorageError; the buffers then hold anything.
+
+    Chunks of which a part was wanted are left in the cache.
+    """
+    for number, ident in what.wanted():
+        known = cache.get(ident)
+        if known is not None:
+            _know(what, number, known)
+    missing = [ident for _, ident in what.wanted()]
+    if missing:
+        if delay_s:
+            time.sleep(delay_s)
+        _read(what, store, store.chunk_rows(missing), bases)
+        for ident, plain in what.kept():
+            cache.put(ident, plain, len(plain))
+        for number, ident in what.wanted():
+            _know(what, number, one(ident))
+
+
+def _read(what: Filling, store: Store, rows: Sequence[bytes | None], bases: FetchBases) -> None:
+    for pack, offset, length, first, end in what.place(rows, _GAP, _LONGEST):
+        buffer = _tools.buffer if length <= len(_tools.buffer) else memoryview(bytearray(length))
+        got = store.read_pack(pack, offset, buffer[:length])
+        based = what.unpack(first, end, buffer[:got], offset)
+        if based:
+            _add_bases(what, based, bases)
+        what.check(first, end)
+
+
+def _add_bases(what: Filling, based: list[tuple[int, int, bytes]], fetch: FetchBases) -> None:
+    """Complete the differences; where their bases cannot be had, they stay wanted."""
+    for depth in range(1, MAX_DEPTH + 1):
+        those = [(number, records) for number, at, records in based if at == depth]
+        ids = list({ident: None for _, records in those for ident in base_ids(records)})
+        with suppress(CorruptError):
+            plains = dict(zip(ids, fetch(ids, depth) if ids else (), strict=True))
+            for number, records in those:
+                what.add_bases(number, records, plains)
+
+
+def _know(what: Filling, number: int, plain: Plain) -> None:
+    try:
+        what.know(number, plain)
+    except ValueError as error:
+        raise CorruptError(str(error)) from error

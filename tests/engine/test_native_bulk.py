@@ -1,0 +1,183 @@
+"""Unpacking many chunks at once against its slow twin: the right bytes where they belong, or a chunk left out."""
+
+from __future__ import annotations
+
+import random
+import struct
+from array import array
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijfs_engine import codec, reference
+from ijfs_engine.bulk import Filling, Unpacker, unpack_payload
+from ijfs_engine.codec import Base
+from ijfs_engine.frames import Codec, Kind, base_ids, chunk_id, encode_header, pack_bases, padding
+from ijfs_engine.index import Place
+from ijfs_engine.records import ZERO_RUN
+
+TOOLS = Unpacker()
+GAP, LONGEST = 64, 100_000
+
+
+def plain_of(kind: str, seed: int, size: int) -> bytes:
+    rng = random.Random(seed)
+    if kind == "noise":
+        return rng.randbytes(size)
+    if kind == "floats":
+        return b"".join(struct.pack("<f", rng.gauss(0, 0.02)) for _ in range(size // 4)) + bytes(size % 4)
+    return b"".join(rng.choices([b"import", b"numpy", b" ", b"return"], k=size // 4 + 1))[:size]
+
+
+class Stored(NamedTuple):
+    """A pack's bytes, and where in it which chunks are."""
+
+    pack: bytes
+    plains: dict[bytes, bytes]
+    rows: dict[bytes, bytes]
+
+
+def stored(chunks: list[tuple[str, int, int]]) -> Stored:
+    """Chunks one behind the other in pack 3, some as a difference to the one before."""
+    pack, plains, rows = bytearray(64), dict[bytes, bytes](), dict[bytes, bytes]()
+    before: tuple[bytes, bytes, int] | None = None
+    for kind, seed, size in chunks:
+        plain, base = plain_of(kind, seed, size), None
+        if before and seed % 3 == 0 and before[2] < codec.MAX_DEPTH and len(before[1]) >= 256:
+            changed = bytearray(before[1])
+            changed[seed % len(changed)] ^= 1
+            plain = bytes(changed)
+            base = Base(before[1], pack_bases([(before[0], 0, len(plain))]), before[2], sure=True)
+        ident = chunk_id(plain)
+        if ident in plains:
+            continue
+        chunk = codec.encode(memoryview(plain), ident, base)
+        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        rows[ident] = Place(3, len(pack), len(frame), len(plain), chunk.codec, chunk.depth).encode()
+        pack += frame + bytes(padding(len(frame)))
+        plains[ident], before = plain, (ident, plain, chunk.depth)
+    return Stored(bytes(pack), plains, rows)
+
+
+def filled(what: Filling, pack: bytes, rows: dict[bytes, bytes], plains: dict[bytes, bytes]) -> list[bytes]:
+    """Do what bulkread does, with these bytes as the pack; the ids of the chunks that are left."""
+    for number, offset, length, first, end in what.place([rows.get(i) for _, i in what.wanted()], GAP, LONGEST):
+        assert number == 3
+        for chunk, _, records in what.unpack(first, end, pack[offset : offset + length], offset):
+            if all(ident in plains for ident in base_ids(records)):
+                what.add_bases(chunk, records, plains)
+        what.check(first, end)
+    return [ident for _, ident in what.wanted()]
+
+
+chunk_lists = st.lists(
+    st.tuples(st.sampled_from(["noise", "floats", "text"]), st.integers(0, 99), st.integers(1, 3000)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(chunk_lists, st.data())
+def test_a_leaf_is_filled_as_defined(chunks: list[tuple[str, int, int]], data: st.DataObject) -> None:
+    store = stored(chunks)
+    ids = list(store.plains)
+    index, offsets, lengths = array("I"), array("I"), array("I")
+    extents: list[tuple[bytes | None, int, int]] = []
+    for number in data.draw(st.lists(st.integers(-1, len(ids) - 1), min_size=1, max_size=12)):
+        plain = store.plains[ids[number]] if number >= 0 else None
+        most = len(plain) if plain else 500
+        offset = data.draw(st.just(0) | st.integers(0, most - 1)) if plain else 0
+        length = data.draw(st.just(most - offset) | st.integers(1, most - offset))
+        index.append(number if plain else ZERO_RUN)
+        offsets.append(offset)
+        lengths.append(length)
+        extents.append((plain, offset, length))
+    total = sum(lengths)
+    inside = data.draw(st.integers(0, total))
+    out = bytearray(b"\xaa" * data.draw(st.integers(0, total - inside)))
+    what = Filling(TOOLS)
+    what.add_leaf(b"".join(ids), index, offsets, lengths, inside, out)
+    assert filled(what, store.pack, store.rows, store.plains) == []
+    assert out == reference.leaf_bytes(extents, inside, len(out))
+    assert all(store.plains[ident] == own for ident, own in what.kept())
+
+
+@settings(deadline=None, max_examples=80)
+@given(chunk_lists, st.data())
+def test_damage_leaves_a_chunk_out_or_does_not_matter(chunks: list[tuple[str, int, int]], data: st.DataObject) -> None:
+    store = stored(chunks)
+    pack, rows = bytearray(store.pack), dict(store.rows)
+    for _ in range(data.draw(st.integers(1, 5))):
+        pack[data.draw(st.integers(64, len(pack) - 1))] ^= data.draw(st.integers(1, 255))
+    if data.draw(st.booleans()):
+        del pack[data.draw(st.integers(0, len(pack))) :]
+    if data.draw(st.booleans()):
+        row = bytearray(rows[data.draw(st.sampled_from(sorted(rows)))])
+        row[data.draw(st.integers(4, 17))] ^= data.draw(st.integers(1, 255))
+        rows[data.draw(st.sampled_from(sorted(rows)))] = bytes(row)
+    what = Filling(TOOLS)
+    buffers = {ident: bytearray(len(plain)) for ident, plain in store.plains.items()}
+    for ident, buffer in buffers.items():
+        what.add_chunk(ident, 0, buffer)
+    left = filled(what, bytes(pack), rows, store.plains)
+    for ident, buffer in buffers.items():
+        assert ident in left or buffer == store.plains[ident]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(["noise", "floats", "text"]), st.integers(0, 9), st.integers(1, 3000), st.data())
+def test_payloads_unpack_as_defined(kind: str, seed: int, size: int, data: st.DataObject) -> None:
+    plain = plain_of(kind, seed, size)
+    chunk = codec.encode(memoryview(plain), chunk_id(plain))
+    payload, claimed = bytearray(chunk.payload), size
+    assert unpack_payload(TOOLS, chunk.codec, payload, size) == plain
+    if data.draw(st.booleans()):
+        payload[data.draw(st.integers(0, min(len(payload), 30) - 1))] ^= data.draw(st.integers(1, 255))
+    claimed += data.draw(st.integers(-min(size, 2), 2))
+    number = data.draw(st.just(chunk.codec) | st.integers(0, 9))
+    assert unpack_payload(TOOLS, number, payload, claimed) == reference.unpack_payload(number, bytes(payload), claimed)
+
+
+def test_a_payload_may_not_be_two_frames() -> None:
+    one = codec.encode(memoryview(b"abcd" * 100), bytes(32))
+    assert one.codec == Codec.ZSTD
+    assert unpack_payload(TOOLS, one.codec, bytes(one.payload) * 2, one.plain_size) is None
+
+
+def test_known_chunks_are_not_read() -> None:
+    what, out = Filling(TOOLS), bytearray(5)
+    what.add_chunk(b"a" * 32, 2, out)
+    what.know(0, b"..these")
+    assert out == b"these"
+    assert what.wanted() == [] == what.place([], GAP, LONGEST)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    one, few = array("I", [0]), array("I", [10])
+    what = Filling(TOOLS)
+    for ids, index, offsets, lengths, inside, size in (
+        (b"", one, one, few, 0, 5),
+        (b"x" * 32, one, one, few, 0, 11),
+        (b"x" * 32, one, one, few, 11, 1),
+        (b"x" * 32, one, array("I"), few, 0, 1),
+        (b"x" * 32, one, array("I", [1 << 31]), few, 0, 5),
+    ):
+        with pytest.raises(ValueError, match="leaf"):
+            what.add_leaf(ids, index, offsets, lengths, inside, bytearray(size))
+    with pytest.raises(ValueError, match="id"):
+        what.add_chunk(b"short", 0, bytearray(5))
+    with pytest.raises(ValueError, match="no chunk has"):
+        what.add_chunk(b"x" * 32, 1 << 40, bytearray(5))
+    what.add_chunk(b"y" * 32, 5, bytearray(5))
+    with pytest.raises(ValueError, match="does not have"):
+        what.know(what.wanted()[-1][0], b"short")
+    with pytest.raises(ValueError, match="there is no chunk"):
+        what.know(99, b"")
+    with pytest.raises(ValueError, match="rows"):
+        what.place([None] * 99, GAP, LONGEST)
+    with pytest.raises(ValueError, match="no difference"):
+        what.add_bases(0, b"", {})
+    assert what.unpack(0, 99, b"data", 0) == []
