@@ -28,7 +28,7 @@ def plain_of(kind: str, seed: int, size: int) -> bytes:
         return rng.randbytes(size)
     if kind == "floats":
         return b"".join(struct.pack("<f", rng.gauss(0, 0.02)) for _ in range(size // 4)) + bytes(size % 4)
-    return b"".join(rng.choices([b"import", b"numpy", b" ", b"return"], k=size // 4 + 1))[:size]
+    return b"".join(rng.choices([b"import", b"numpy", b" ", b"return"], k=size))[:size]
 
 
 class Stored(NamedTuple):
