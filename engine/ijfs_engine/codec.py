@@ -7,30 +7,24 @@ can show as wrong bytes.
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-import zstandard
-
-from . import bulk, native
+from . import bulk, native, squeeze
 from .errors import CorruptError
 from .frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
 
 MAX_DEPTH: Final = 4
 """Longest chain of XOR chunks: a read decodes at most this many chunks besides the one it wants."""
 
-# zstd-3 saves under 1.5% of a kernel image over zstd-1.
-_LEVEL: Final = 1
-_TOO_SMALL: Final = 64
 _XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_PLANES})
 _KNOWN: Final = frozenset({Codec.RAW, Codec.ZSTD, Codec.PLANES, *_XOR})
-_PLANE_HEAD: Final = struct.Struct("<BBHI")
-# 512 words put the entropy of a noisy byte 0.4 bits too low; 1024 took 4% of the time of a save of fresh weights.
+# As in squeeze.pyx, which says why.
 _SAMPLES: Final = 512
-# A byte position is noise above this entropy in the sample (noise itself shows 7.6), and not worth packing.
-_NOISE_BITS: Final = 6.9
+# Chunks packed in one call: what is packed of them has a buffer of this size per thread.
+_AT_ONCE: Final = 2 << 20
 # A chunk that a base explains this well needs no other try.
 _PLAIN_WIN: Final = 8
 # A chain costs reads later: it has to save a tenth.
@@ -55,8 +49,9 @@ class Base(NamedTuple):
 
 class _Tools(threading.local):
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+        self.packer = squeeze.Packer()
         self.unpacker = bulk.Unpacker()
+        self.packed = memoryview(bytearray(_AT_ONCE))
 
 
 _tools = _Tools()
@@ -64,16 +59,50 @@ _tools = _Tools()
 
 def encode(plain: memoryview, ident: bytes, base: Base | None = None) -> EncodedChunk:
     """The smallest stored form of a chunk; with `base`, differences to it are tried as well."""
-    if base is not None and base.depth < MAX_DEPTH:
-        codec, payload = _smallest_difference(plain, base)
+    if base is not None and base.depth < MAX_DEPTH and len(plain):
+        codec, payload = squeeze.pack_difference(_tools.packer, plain, base.plain)
         if base.sure or len(payload) * _PLAIN_WIN <= len(plain):
             return EncodedChunk(ident, codec, len(plain), payload, base.bases, base.depth + 1)
         other, competitor = _smallest_plain(plain)
         if len(payload) < len(competitor) * _CHAIN_GAIN:
             return EncodedChunk(ident, codec, len(plain), payload, base.bases, base.depth + 1)
-        return EncodedChunk(ident, other, len(plain), competitor)
-    codec, payload = _smallest_plain(plain)
-    return EncodedChunk(ident, codec, len(plain), payload)
+    else:
+        other, competitor = _smallest_plain(plain)
+    return EncodedChunk(ident, other, len(plain), competitor)
+
+
+class Fresh(NamedTuple):
+    """Bytes [start, end) of something, to be encoded."""
+
+    id: bytes
+    start: int
+    end: int
+    base: Base | None
+
+
+def encode_many(data: memoryview, wanted: Iterable[Fresh]) -> Iterator[list[EncodedChunk]]:
+    """`encode` for chunks of `data`, a few megabytes at a time; payloads are good until the next are asked for."""
+    batch: list[Fresh] = []
+    size = 0
+    for fresh in wanted:
+        if size + fresh.end - fresh.start > _AT_ONCE:
+            yield _encode_batch(data, batch)
+            batch, size = [], 0
+        batch.append(fresh)
+        size += fresh.end - fresh.start
+    if batch:
+        yield _encode_batch(data, batch)
+
+
+def _encode_batch(data: memoryview, batch: Sequence[Fresh]) -> list[EncodedChunk]:
+    done = [encode(data[start:end], ident, base) for ident, start, end, base in batch if base is not None]
+    plainly = [(ident, start, end) for ident, start, end, base in batch if base is None]
+    bounds = array("Q", [bound for _, start, end in plainly for bound in (start, end)])
+    forms = squeeze.pack(_tools.packer, data, bounds, _tools.packed)
+    for (ident, start, end), (codec, at, until) in zip(plainly, forms, strict=True):
+        payload = data[start:end] if codec == Codec.RAW else _tools.packed[at:until]
+        done.append(EncodedChunk(ident, codec, end - start, payload))
+    return done
 
 
 def is_quieter(plain: Plain, base: Plain) -> bool:
@@ -86,58 +115,8 @@ def is_quieter(plain: Plain, base: Plain) -> bool:
 
 
 def _smallest_plain(plain: memoryview) -> tuple[int, bytes | memoryview]:
-    if len(plain) < _TOO_SMALL:
-        return Codec.RAW, plain
-    shape = float_shape(plain)
-    if shape is not None:
-        return Codec.PLANES, _pack_planes(plain, shape)
-    packed = _tools.compressor.compress(plain)
-    if len(packed) < len(plain):
-        return Codec.ZSTD, packed
-    return Codec.RAW, plain
-
-
-def _smallest_difference(plain: memoryview, base: Base) -> tuple[int, bytes | memoryview]:
-    difference = bytearray(base.plain)
-    native.xor_into(difference, plain)
-    shape = float_shape(difference)
-    if shape is not None:
-        return Codec.XOR_PLANES, _pack_planes(difference, shape)
-    return Codec.XOR_ZSTD, _tools.compressor.compress(difference)
-
-
-class Shape(NamedTuple):
-    """Words of `width` bytes whose `tops` most significant ones are worth packing, the others noise."""
-
-    width: int
-    tops: int
-
-
-def float_shape(data: Plain) -> Shape | None:
-    """What an array of floating-point numbers `data` looks like, None if like none.
-
-    Looks at the entropy of the byte positions modulo 8: sign and exponent stand out against a noisy mantissa, and in
-    the difference of two such arrays the top of the mantissa does, too. Where the quiet bytes are not on top, or no
-    byte is noise, zstd alone does better.
-    """
-    quiet = [bits <= _NOISE_BITS for bits in native.byte_entropies(data, _SAMPLES)]
-    if all(quiet) or not any(quiet):
-        return None
-    for width in (2, 4, 8):
-        word = quiet[:width]
-        tops = word[::-1].index(False) if False in word else 0
-        if tops and not any(word[: width - tops]) and quiet == word * (8 // width):
-            return Shape(width, tops)
-    return None
-
-
-def _pack_planes(data: Plain, shape: Shape) -> bytes:
-    """u8 width, u8 tops, u16 zero, u32 length of the zstd frame of the planes, that frame, the rest as it is."""
-    size = len(data) // shape.width * shape.tops
-    planes, rest = bytearray(size), bytearray(len(data) - size)
-    native.split_planes(data, *shape, planes, rest)
-    packed = _tools.compressor.compress(planes)
-    return b"".join((_PLANE_HEAD.pack(*shape, 0, len(packed)), packed, rest))
+    (codec, start, end), *_ = squeeze.pack(_tools.packer, plain, array("Q", (0, len(plain))), _tools.packed)
+    return codec, plain if codec == Codec.RAW else bytes(_tools.packed[start:end])
 
 
 def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:

@@ -4,13 +4,13 @@ Every function takes whole buffers (anything contiguous with the buffer protocol
 once, and then runs in C without the GIL. reference.py holds a slow twin of each, the oracle of tests/engine/test_native.py.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.unistd cimport pread
-from libc.math cimport log2
 
 cdef extern from "bytes.h" nogil:
     enum:
@@ -30,7 +30,8 @@ cdef extern from "bytes.h" nogil:
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
     void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
     void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
-    void ijfs_histograms(const uint8_t *data, const uint8_t *other, size_t n, size_t stride, uint32_t *counts)
+    void ijfs_make_logs()
+    void ijfs_entropies(const uint8_t *data, const uint8_t *other, size_t n, size_t samples, double *bits)
 
 PAGE = IJFS_PAGE
 KEY_BYTES = IJFS_KEY_BYTES
@@ -248,15 +249,7 @@ def join_planes(const uint8_t[::1] planes, const uint8_t[::1] rest, int width, i
             ijfs_join_planes(&planes[0], &rest[0], data.shape[0], width, tops, &data[0])
 
 
-# c * log2(c) for the counts that occur: 2048 logarithms a call took as long as a fifth of a zstd-1 of 64 KiB.
-cdef double C_LOG2_C[2049]
-C_LOG2_C[0] = 0.0
-for _i in range(1, 2049):
-    C_LOG2_C[_i] = _i * log2(<double>_i)
-
-
-cdef inline double c_log2_c(uint32_t count) noexcept nogil:
-    return C_LOG2_C[count] if count <= 2048 else count * log2(<double>count)
+ijfs_make_logs()
 
 
 def byte_entropies(const uint8_t[::1] data, size_t samples, const uint8_t[::1] other=None):
@@ -264,24 +257,15 @@ def byte_entropies(const uint8_t[::1] data, size_t samples, const uint8_t[::1] o
 
     With `other`, as long as data: of data ^ other.
     """
-    cdef size_t words = data.shape[0] // 8, stride, total, i, j
-    cdef uint32_t counts[2048]
+    cdef size_t j
     cdef double bits[8]
     if other is not None and other.shape[0] != data.shape[0]:
         raise ValueError(f"byte_entropies: {data.shape[0]} and {other.shape[0]} bytes")
-    if words == 0:
+    if data.shape[0] < 8:
         return (0.0,) * 8
-    # Odd strides, so that a power-of-two structure of the data does not hide in the steps.
-    stride = (words // max(samples, <size_t>1)) | 1
-    total = (words + stride - 1) // stride
     cdef const uint8_t *other_at = &other[0] if other is not None else NULL
     with nogil:
-        ijfs_histograms(&data[0], other_at, data.shape[0], stride, counts)
-        for j in range(8):
-            bits[j] = 0.0
-            for i in range(256):
-                bits[j] += c_log2_c(counts[j * 256 + i])
-            bits[j] = log2(<double>total) - bits[j] / total
+        ijfs_entropies(&data[0], other_at, data.shape[0], samples, bits)
     return tuple([bits[j] for j in range(8)])
 
 
@@ -301,3 +285,28 @@ def copy_runs(const uint8_t[::1] source, uint8_t[::1] target, const uint64_t[::1
                     memcpy(&target[triples[3 * i + 1]], &source[triples[3 * i]], triples[3 * i + 2])
     if bad:
         raise ValueError("copy_runs: a piece lies outside its buffer")
+
+
+def join_into(parts, uint8_t[::1] target, size_t at):
+    """Copy buffers one behind the other to `target` from `at` on; where they end. ValueError if there is no room."""
+    cdef size_t n = len(parts), i = 0, end = at, room = target.shape[0]
+    cdef Py_buffer *views = <Py_buffer *>malloc((n + 1) * sizeof(Py_buffer))
+    cdef size_t held = 0
+    if views == NULL:
+        raise MemoryError
+    try:
+        for part in parts:
+            PyObject_GetBuffer(part, &views[held], PyBUF_SIMPLE)
+            held += 1
+            end += views[held - 1].len
+        if at > room or end > room:
+            raise ValueError(f"join_into: {end - at} bytes do not fit at {at} of {room}")
+        with nogil:
+            for i in range(held):
+                memcpy(&target[0] + at, views[i].buf, views[i].len)
+                at += views[i].len
+    finally:
+        for i in range(held):
+            PyBuffer_Release(&views[i])
+        free(views)
+    return end

@@ -13,18 +13,19 @@ import struct
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from . import disk
+from . import disk, native
 from .errors import CorruptError, UnknownFormatError
-from .frames import padding
+from .frames import ALIGN, padding
 
 PACK_MAGIC: Final = b"ijfspack"
 PACK_VERSION: Final = 1
+_ZEROS: Final = bytes(ALIGN)
 _PACK_HEADER: Final = struct.Struct("<8sIIIQ16s16xI")
 PACK_HEADER_SIZE: Final = _PACK_HEADER.size
 
@@ -101,11 +102,27 @@ class PackWriter:
 
     def append(self, header: bytes, payload: bytes | memoryview) -> int:
         """Append one frame (padding added); the offset where it begins."""
-        offset = self.size
-        self._copy(header)
-        self._copy(payload)
-        self._copy(bytes(padding(len(header) + len(payload))))
-        return offset
+        return self.append_many([(header, payload)])[0]
+
+    def append_many(self, frames: Iterable[tuple[bytes, bytes | memoryview]]) -> list[int]:
+        """Append frames of (header, payload); the offsets where they begin. All that fits is copied in one go."""
+        offsets: list[int] = []
+        parts: list[bytes | memoryview] = []
+        held = 0
+        for header, payload in frames:
+            span = len(header) + len(payload)
+            frame = (header, payload, _ZEROS[: padding(span)])
+            offsets.append(self.size + held)
+            if self._fill + held + span + len(frame[2]) < BUFFER_SIZE:
+                parts += frame
+                held += span + len(frame[2])
+                continue
+            self._fill = native.join_into(parts, self._buffers[0], self._fill)
+            parts, held = [], 0
+            for part in frame:
+                self._copy(part)
+        self._fill = native.join_into(parts, self._buffers[0], self._fill)
+        return offsets
 
     def finish(self, *, sync: bool = True) -> None:
         """Write what is left and (with sync) wait until it is durable. Names are not synced.

@@ -5,7 +5,9 @@ Nothing at run time calls this module. Where the two disagree, docs/format.md de
 
 from __future__ import annotations
 
+import math
 import struct
+from collections import Counter
 
 import zstandard
 
@@ -218,3 +220,21 @@ def leaf_bytes(extents: list[tuple[bytes | None, int, int]], inside: int, size: 
         bytes(length) if plain is None else plain[offset : offset + length] for plain, offset, length in extents
     )
     return whole[inside : inside + size]
+
+
+def float_shape(data: bytes, samples: int = 512, noise_bits: float = 6.9) -> tuple[int, int] | None:
+    """(width, tops) of words of 2, 4 or 8 bytes whose `tops` most significant bytes, and no others, are no noise."""
+    quiet = [bits <= noise_bits for bits in byte_entropies(data, samples)]
+    for width in (2, 4, 8):
+        for tops in range(1, width):
+            if quiet == ([False] * (width - tops) + [True] * tops) * (8 // width):
+                return width, tops
+    return None
+
+
+def byte_entropies(data: bytes, samples: int) -> list[float]:
+    """Bits of entropy of the bytes at each position modulo 8, over about `samples` words spread evenly."""
+    words = [data[i : i + 8] for i in range(0, len(data) - 7, 8)]
+    words = words[:: (len(words) // samples) | 1]
+    columns = [Counter(word[j] for word in words) for j in range(8)]
+    return [-sum(c / len(words) * math.log2(c / len(words)) for c in column.values()) for column in columns]

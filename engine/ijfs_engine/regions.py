@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from . import chunker, codec
 from .extents import Slice
-from .frames import EncodedChunk, chunk_id
+from .frames import chunk_id
 from .session import Session
 
 BaseFor: TypeAlias = Callable[[int, int], codec.Base | None]
@@ -40,10 +40,17 @@ def store_region(session: Session, data: memoryview, base_for: BaseFor | None = 
     """Cut a region into chunks and store those that are new. StorageError."""
     bounds = list(chunker.cut(data))
     ids = [chunk_id(data[start:end]) for start, end in bounds]
-    fresh: dict[bytes, EncodedChunk] = {}
-    for ident, (start, end), found in zip(ids, bounds, session.lookup_many(ids), strict=True):
-        if not found and ident not in fresh:
-            fresh[ident] = codec.encode(data[start:end], ident, base_for(start, end) if base_for else None)
-    if fresh:
-        session.put_chunks(list(fresh.values()))
+    for chunks in codec.encode_many(data, _fresh(session, ids, bounds, base_for)):
+        session.put_chunks(chunks)
     return StoredRegion(ids, [end for _, end in bounds])
+
+
+def _fresh(
+    session: Session, ids: Sequence[bytes], bounds: Sequence[tuple[int, int]], base_for: BaseFor | None
+) -> Iterator[codec.Fresh]:
+    """The chunks that are new, each once."""
+    seen: set[bytes] = set()
+    for ident, (start, end), found in zip(ids, bounds, session.lookup_many(ids), strict=True):
+        if not found and ident not in seen:
+            seen.add(ident)
+            yield codec.Fresh(ident, start, end, base_for(start, end) if base_for else None)

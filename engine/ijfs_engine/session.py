@@ -181,14 +181,22 @@ class Session:
         """
         headers = [encode_header(Kind.CHUNK, chunk) for chunk in chunks]
         with self._lock, disk.storage_errors("writing a pack"):
-            for header, chunk in zip(headers, chunks, strict=True):
-                if chunk.id in self._rows.chunks:
-                    continue
-                place = self._append(header, chunk, chunk.codec)
+            new = {
+                chunk.id: (header, chunk)
+                for header, chunk in zip(headers, chunks, strict=True)
+                if chunk.id not in self._rows.chunks
+            }
+            writer = self._data = self._data or self._new_pack(DATA)
+            before = writer.size
+            offsets = writer.append_many([(header, chunk.payload) for header, chunk in new.values()])
+            self.stored_bytes += writer.size - before
+            for offset, (header, chunk) in zip(offsets, new.values(), strict=True):
+                span = len(header) + len(chunk.payload)
+                place = Place(writer.number, offset, span, chunk.plain_size, chunk.codec, chunk.depth)
                 self._rows.chunks[chunk.id] = place.encode()
                 if chunk.bases:
                     self._rows.bases[chunk.id] = b"".join(sorted(base_ids(chunk.bases)))
-                self._roll()
+            self._roll()
 
     def put_object(self, kind: int, plain: bytes) -> ObjectId:
         """Store a metadata object (`Kind.LEAF`, `FILE`, `LAYOUT`, `TREE`) unless it is there; its id."""

@@ -1,0 +1,103 @@
+"""Packing many chunks at once against its slow twin: the form the twin chooses, and never more bytes than the chunk."""
+
+from __future__ import annotations
+
+import random
+import struct
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ijfs_engine import reference
+from ijfs_engine.frames import MAX_CHUNK, Codec
+from ijfs_engine.native import join_into
+from ijfs_engine.squeeze import Packer, float_shape, pack, pack_difference
+
+TOOLS = Packer()
+RNG = random.Random(1)
+SOURCES = {
+    "noise": RNG.randbytes(20_000),
+    "fp32": struct.pack("<5000f", *(RNG.gauss(0, 0.02) for _ in range(5000))),
+    "fp64": struct.pack("<2500d", *(RNG.gauss(0, 0.02) for _ in range(2500))),
+    "text": b"".join(RNG.choices([b"import", b"numpy", b" ", b"return"], k=20_000))[:20_000],
+    "zeros": bytes(20_000),
+}
+pieces = st.tuples(st.sampled_from(sorted(SOURCES)), st.integers(0, 3), st.integers(0, 20_000))
+
+
+def bytes_of(piece: tuple[str, int, int]) -> bytes:
+    kind, start, size = piece
+    return SOURCES[kind][start : start + size]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(pieces, max_size=6))
+def test_chunks_are_packed_as_defined(chosen: list[tuple[str, int, int]]) -> None:
+    chunks = [bytes_of(piece) for piece in chosen]
+    data, bounds, at = b"".join(chunks), array("Q"), 0
+    for chunk in chunks:
+        bounds.extend((at, at + len(chunk)))
+        at += len(chunk)
+    out = bytearray(len(data))
+    forms = pack(TOOLS, data, bounds, out)
+    assert [begin for _, begin, _ in forms] == [0, *(end for _, _, end in forms)][: len(forms)]
+    for chunk, (codec, begin, end) in zip(chunks, forms, strict=True):
+        if codec == Codec.RAW:
+            assert begin == end
+            continue
+        assert 0 < end - begin < len(chunk)
+        assert reference.unpack_payload(codec, bytes(out[begin:end]), len(chunk)) == chunk
+        assert codec == (Codec.PLANES if reference.float_shape(chunk) else Codec.ZSTD)
+
+
+@settings(deadline=None, max_examples=40)
+@given(pieces, pieces)
+def test_differences_come_back(one: tuple[str, int, int], other: tuple[str, int, int]) -> None:
+    plain, base = bytes_of(one), bytes_of(other)
+    plain, base = plain[: len(base)], base[: len(plain)]
+    if not plain:
+        with pytest.raises(ValueError, match="pack_difference"):
+            pack_difference(TOOLS, plain, base)
+        return
+    codec, payload = pack_difference(TOOLS, plain, base)
+    difference = reference.unpack_payload(codec, payload, len(plain))
+    assert difference is not None
+    assert bytes(a ^ b for a, b in zip(difference, base, strict=True)) == plain
+    assert len(payload) <= len(plain) + len(plain) // 200 + 80
+
+
+@settings(deadline=None, max_examples=60)
+@given(pieces)
+def test_shapes_are_those_of_the_definition(piece: tuple[str, int, int]) -> None:
+    data = bytes_of(piece)
+    assert float_shape(data) == (reference.float_shape(data) if len(data) >= 8 else None)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6), st.integers(0, 5), st.integers(0, 130))
+def test_parts_are_joined_or_refused_as_a_whole(parts: list[bytes], at: int, room: int) -> None:
+    target, joined = bytearray(room), b"".join(parts)
+    if at + len(joined) > room:
+        with pytest.raises(ValueError, match="do not fit"):
+            join_into(parts, target, at)
+        assert target == bytes(room)
+    else:
+        assert join_into(parts, target, at) == at + len(joined)
+        assert target == bytes(at) + joined + bytes(room - at - len(joined))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "room"),
+    [((0, 11), 99), ((5, 4), 99), ((0, 10), 9), ((0, 10, 0), 99), ((0, 1 << 63), 99)],
+)
+def test_bounds_that_do_not_fit_are_refused(bounds: tuple[int, ...], room: int) -> None:
+    with pytest.raises(ValueError, match=r"chunk|pack"):
+        pack(TOOLS, bytes(10), array("Q", bounds), bytearray(room))
+
+
+def test_no_chunk_is_larger_than_a_chunk() -> None:
+    with pytest.raises(ValueError, match="no chunk"):
+        pack(TOOLS, bytes(MAX_CHUNK + 1), array("Q", (0, MAX_CHUNK + 1)), bytearray(MAX_CHUNK + 1))
+    with pytest.raises(ValueError, match="pack_difference"):
+        pack_difference(TOOLS, bytes(MAX_CHUNK + 1), bytes(MAX_CHUNK + 1))
