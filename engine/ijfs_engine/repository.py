@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,16 +100,18 @@ class Repository:
         """The storage half of `begin`."""
         return Session(self.layout, self.index, self.journal)
 
-    def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float = 0.0) -> Reader:
-        """A reader with a cache of its own."""
+    def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
+        """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by
+        default $IJFS_FETCH_DELAY_MS, which reaches the readers of every process of a restore. IjfsError."""
         from .reader import Reader
 
+        delay_s = _delay_s() if delay_s is None else delay_s
         return Reader(self.store, cache_bytes=cache_bytes, delay_s=delay_s)
 
-    def working_set(self, ident: ObjectId) -> bytes | None:
-        """What `put_working_set` kept for a snapshot or, without that, for its nearest ancestor that has one; it may
-        vanish at any time. CorruptError."""
-        return workingset.find(self, ident)
+    def working_set(self, ident: ObjectId, *, inherited: bool = True) -> bytes | None:
+        """What `put_working_set` kept for a snapshot or, with `inherited`, for its nearest ancestor that has one; it
+        may vanish at any time. CorruptError."""
+        return workingset.find(self, ident, workingset.MAX_GENERATIONS if inherited else 1)
 
     def put_working_set(self, ident: ObjectId, data: bytes) -> None:
         """Keep what a restore of a snapshot needed first (at most 1 MiB); the latest one wins. It is no part of the
@@ -266,6 +269,14 @@ class Repository:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _delay_s() -> float:
+    """What tests and benchmarks have each fetch wait."""
+    text = os.environ.get("IJFS_FETCH_DELAY_MS") or "0"
+    if not text.isdecimal():
+        raise IjfsError(f"IJFS_FETCH_DELAY_MS is {text!r}, no number of milliseconds")
+    return int(text) / 1000
 
 
 def mark_whole(update: Update) -> None:

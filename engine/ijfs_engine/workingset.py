@@ -1,7 +1,7 @@
-"""Working sets: what a restored program touched first, kept with its snapshot so that the next restore can begin there.
+"""Working sets: what a restored program touched first, kept with its snapshot for the next restore to begin with.
 
-To the engine they are bytes: the pager writes and reads them (ijfs.live.pager.order). Each is a sidecar whose key is the
-snapshot's id: no part of the snapshot's identity, droppable at any time, kept by gc for as long as the snapshot is listed.
+To the engine they are bytes: the pager writes and reads them (ijfs.live.pager.order). Each is a sidecar whose key is
+the snapshot's id: no part of its identity, droppable at any time, kept by gc for as long as the snapshot is listed.
 Called through `Repository.working_set` and `Repository.put_working_set`.
 """
 
@@ -32,11 +32,11 @@ def put(repository: Repository, ident: ObjectId, data: bytes) -> None:
         session.publish()
 
 
-def find(repository: Repository, ident: ObjectId) -> bytes | None:
+def find(repository: Repository, ident: ObjectId, generations: int = MAX_GENERATIONS) -> bytes | None:
     """The working set of a snapshot, or of the nearest ancestor that has one. CorruptError."""
     generation = [ident]
     seen = set(generation)
-    for _ in range(MAX_GENERATIONS):
+    for _ in range(generations):
         for found in repository.store.sidecars(generation):
             if found is not None:
                 return found

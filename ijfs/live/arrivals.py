@@ -136,7 +136,7 @@ class Arrivals:
             restored.box, again=before is not None, snapshot=snapshot.id.hex(), pager=keeper.pager_process()
         )
         await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
-        return msgspec.structs.replace(info, phases=restored.phases, memory=keeper.memory())
+        return msgspec.structs.replace(info, phases=restored.phases, memory=keeper.memory(), read_ahead=restored.ahead)
 
     async def _bring_back(self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit) -> Restored:
         keeper = self._keeper
@@ -214,7 +214,9 @@ class Arrivals:
             emit({"kind": "phase", "name": "switch"})
             await self._switch(old, restored, snapshot.id.hex(), before[1])
             await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
-            return msgspec.structs.replace(keeper.info(), phases=restored.phases, memory=keeper.memory())
+            return msgspec.structs.replace(
+                keeper.info(), phases=restored.phases, memory=keeper.memory(), read_ahead=restored.ahead
+            )
 
     async def _switch(self, old: Sandbox, restored: Restored, snapshot: str, old_pager: Pager | None) -> None:
         keeper = self._keeper

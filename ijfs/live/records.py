@@ -99,7 +99,9 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `status`: running; exited (its program ended: `exit_status` as a shell has it, None where nobody saw it); lost (the
     program runs but cannot be reached: `note` says why). `snapshot`: the snapshot it stands on (hex), None before the
     first save. `pid`: the program's first process, as the host numbers it. `connection`: a kernel's connection file
-    (relay ports). `memory`: share of the memory that is in after a lazy restore, 1.0 when all of it is. `phases`:
+    (relay ports). `memory`: share of the memory that is in after a lazy restore, 1.0 when all of it is. `read_ahead`:
+    bytes of memory that a lazy restore had to read before the program ran, by why: `shared` (shared memory, memfds),
+    `private` (locked or huge pages, changed pages of mapped files, stacks, all that CRIU never pages lazily). `phases`:
     seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
     """
 
@@ -120,6 +122,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     exit_status: int | None = None
     keeper_running: bool = True
     memory: float = 1.0
+    read_ahead: dict[str, int] = {}
     note: str = ""
     phases: dict[str, float] = {}
 

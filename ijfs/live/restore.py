@@ -36,11 +36,12 @@ MEMORY_LIMIT_S = 1800.0
 
 @dataclass(slots=True)
 class Restored:
-    """A program that runs again; `pager` brings its memory in (None: all is in)."""
+    """A program that runs again; `pager` brings its memory in (None: all is in), `ahead` was read before it ran."""
 
     box: Sandbox
     pager: Pager | None
     began_ns: int
+    ahead: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
 
 
@@ -77,7 +78,7 @@ def bring_back(
             pager_ahead = None
         _prepare_files(box, vault, snapshot, meta)
         clock.begin("images")
-        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as staged:
+        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as (staged, ahead):
             clock.begin("restore")
             began_ns = time.time_ns()
             box.own(criu.restore(_request(box, staged, lazy=pager is not None)))
@@ -86,7 +87,7 @@ def bring_back(
         if gpu is not None and record is not None:
             _give_gpu(box, pager, gpu, record, gpus, clock)
         clock.end()
-        return Restored(box, pager, began_ns, clock.phases)
+        return Restored(box, pager, began_ns, ahead, clock.phases)
     except BaseException:
         if box.program is not None:
             box.kill()
@@ -144,8 +145,10 @@ def _prepare_files(box: Sandbox, vault: Vault, snapshot: Snapshot, meta: LiveMet
 
 
 @contextlib.contextmanager
-def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool, pages: Path | None) -> Iterator[Path]:
-    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them."""
+def _staged(
+    layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool, pages: Path | None
+) -> Iterator[tuple[Path, dict[str, int]]]:
+    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them, and what memory was read."""
     target = layers.criu / "images"
     target.mkdir(exist_ok=True)
     try:
@@ -156,7 +159,6 @@ def _staged(layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool, pag
         tree = vault.tree_at(snapshot, "images")
         if tree is None:
             raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
-        images.stage(vault.reader, tree, target, lazy=lazy, pages=pages)
-        yield target
+        yield target, images.stage(vault.reader, tree, target, lazy=lazy, pages=pages)
     finally:
         ns.umount(target)

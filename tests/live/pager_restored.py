@@ -52,6 +52,10 @@ class World:
         """The sum of one byte of every page of these mebibytes."""
         return sum(self.memory[first * MIB : end * MIB : 4096])
 
+    def scatter(self, count: int) -> int:
+        """The sum of one byte each of so many pieces of 64 KiB, far from one another."""
+        return sum(self.memory[(at * 769 << 16) % len(self.memory)] for at in range(count))
+
     def in_child(self, expression: str) -> int:
         """The exit status of a forked child: 0 if the expression is true in it."""
         child = os.fork()

@@ -11,9 +11,11 @@ import pytest
 from livehouse import House, eventually, is_gone
 
 from ijfs.live import client
+from ijfs.live.pager import order
 from ijfs.live.paths import InstancePaths
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceRecord
+from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -119,6 +121,80 @@ def test_going_back_in_place_in_the_middle_of_coming_in(shared_house: House, sna
     boxes = [path.name for path in (shared_house.repo / "live" / "hasty").glob("box-*")]
     assert boxes == ["box-3"]
     shared_house.stop("hasty", timeout_s=0)
+
+
+TOUCHES = f"""
+import os, random, time
+data = os.urandom({MIB} << 20)
+order = random.Random(7).sample(range({MIB} << 4), 320)
+open("/tmp/ready", "w").close()
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.01)
+sum(data[piece << 16] for piece in order)
+open("/tmp/touched", "w").close()
+time.sleep(1000)
+"""
+
+
+def pieces(data: bytes | None) -> dict[int, int]:
+    """Where each 64 KiB of a working set stands in it, those of the program's large allocations."""
+    found: dict[int, int] = {}
+    for item in order.decode(data or b""):
+        for at in range(item.vaddr >> 16, (item.vaddr + item.pages * 4096 - 1 >> 16) + 1):
+            found.setdefault(at, len(found))
+    return found
+
+
+def test_what_was_touched_is_recorded_in_the_repository_and_fetched_first_next_time(
+    shared_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_house.python("touching", TOUCHES)
+    assert eventually(lambda: (shared_house.upper("touching") / "tmp/ready").exists(), 30)
+    first = shared_house.save("touching")
+    (shared_house.upper("touching") / "tmp/unrelated").touch()
+    again = shared_house.save("touching")
+    shared_house.stop("touching", timeout_s=0)
+    with Repository.open(shared_house.repo) as repository:
+        ids = [bytes.fromhex(result.snapshot) for result in (first, again)]
+        assert repository.working_set(ids[0]) is None
+        touch_all(shared_house, first.snapshot)
+        assert eventually(lambda: repository.working_set(ids[0]) is not None)
+        recorded = pieces(repository.working_set(ids[0]))
+        assert len(recorded) >= 320, "every touch of the first moments"
+        assert repository.working_set(ids[1], inherited=False) is None
+        monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "5")
+        faults_s = touch_all(shared_house, again.snapshot)
+        assert faults_s < 320 * 0.005, "a descendant's pages came before they were asked for"
+        shared_house.restore(again.snapshot, "idle")
+        shared_house.stop("idle", timeout_s=0)
+
+
+def touch_all(house: House, snapshot: str) -> float:
+    """Seconds from the restore until the program had touched its pieces; its memory is all in then."""
+    began = time.monotonic()
+    house.restore(snapshot, "touched")
+    assert house.exec("touched", "touch", "/tmp/go") == 0
+    assert eventually(lambda: (house.upper("touched") / "tmp/touched").exists(), 60)
+    took = time.monotonic() - began
+    with client.connect(house.repo, "touched") as keeper:
+        keeper.wait_memory()
+    house.stop("touched", timeout_s=0)
+    return took
+
+
+def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_house: House) -> None:
+    shared_house.python(
+        "sharing",
+        "import mmap, os, time\nshared = mmap.mmap(-1, 9 << 20)\nshared[:] = os.urandom(9 << 20)\n"
+        "open('/tmp/ready', 'w').close()\nwhile True: time.sleep(1)",
+    )
+    assert eventually(lambda: (shared_house.upper("sharing") / "tmp/ready").exists(), 30)
+    saved = shared_house.save("sharing")
+    shared_house.stop("sharing", timeout_s=0)
+    info = shared_house.restore(saved.snapshot, "shared")
+    assert info.read_ahead["shared"] >= 9 << 20
+    assert 0 < info.read_ahead["private"] < 9 << 20
+    shared_house.stop("shared", timeout_s=0)
 
 
 def test_it_answers_before_its_memory_is_in(shared_house: House, snapshot: str) -> None:

@@ -4,8 +4,8 @@ FD is its end of the socketpair to the keeper. Everything is imported first; wha
 `begin`, so that a keeper can start a pager long before it knows (an interpreter and the engine take 0.1 s to load):
 
     images     directory of CRIU images, or
-    repo, snapshot   a repository and the id of a snapshot in it
-    order      file with the recorded order; record: file to write one to
+    repo, snapshot   a repository and the id of a snapshot in it; the order is recorded there and replayed from there
+    order      file with an order to replay instead; record: file to record one in instead
     delay_s    seconds to wait before each fetch (tests and benchmarks)
     adopt      true for a replacement; the things held follow as messages
     and, as file descriptor, the listening lazy-pages.socket where CRIU has not connected yet
@@ -13,20 +13,24 @@ FD is its end of the socketpair to the keeper. Everything is imported first; wha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ijfs.live.pager import order, warden
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.engine_source import EngineFiles
-from ijfs.live.pager.server import Server
+from ijfs.live.pager.order import Touched
+from ijfs.live.pager.server import Keep, Server
 from ijfs.live.pager.source import CriuImages, DirectoryFiles
 from ijfs.live.pager.warden import Roster
+from ijfs_engine.errors import IjfsError
 
 
 def main(fd: int) -> int:
@@ -43,16 +47,17 @@ def main(fd: int) -> int:
 
 def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Roster, successor: bool) -> int:
     threading.excepthook = _end
-    source, pids = _source(config)
+    files = _files(config)
+    touched, record = _orders(config, files)
     server = Server(
-        source,
+        CriuImages(files),
         channel,
         socket.socket(fileno=fds[0]) if fds and not successor else None,
         roster=roster,
-        touched=_touched(config.get("order")),
-        record=Path(config["record"]) if "record" in config else None,
+        touched=touched,
+        record=record,
     )
-    server.prepare(pids)
+    server.prepare(files.pids())
     if successor:
         server.succeed()
     elif config.get("adopt"):
@@ -66,21 +71,26 @@ def _end(failure: threading.ExceptHookArgs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _touched(path: str | None) -> list[order.Touched]:
-    try:
-        return order.decode(Path(path).read_bytes()) if path is not None else []
-    except OSError:
-        return []
-
-
-def _source(config: dict[str, Any]) -> tuple[CriuImages, list[int]]:
-    delay_s = float(config.get("delay_s", 0.0))
-    files: EngineFiles | DirectoryFiles
+def _files(config: dict[str, Any]) -> EngineFiles | DirectoryFiles:
     if "repo" in config:
-        files = EngineFiles(Path(config["repo"]), bytes.fromhex(config["snapshot"]), delay_s=delay_s)
-    else:
-        files = DirectoryFiles(Path(config["images"]), delay_s)
-    return CriuImages(files), files.pids()
+        return EngineFiles(Path(config["repo"]), bytes.fromhex(config["snapshot"]), delay_s=config.get("delay_s"))
+    return DirectoryFiles(Path(config["images"]), config.get("delay_s", 0.0))
+
+
+def _orders(config: dict[str, Any], files: EngineFiles | DirectoryFiles) -> tuple[list[Touched], Keep | None]:
+    """The order to replay, and where to record one. None is worth a failure: a restore works as well without."""
+    touched: list[Touched] = []
+    keep: Keep | None = None
+    with contextlib.suppress(IjfsError, OSError):
+        if "order" in config:
+            touched = order.decode(Path(config["order"]).read_bytes())
+        elif isinstance(files, EngineFiles):
+            touched = files.working_set()
+    if "record" in config:
+        keep = partial(order.write, Path(config["record"]))
+    elif isinstance(files, EngineFiles):
+        keep = files.keep_working_set
+    return touched, keep
 
 
 if __name__ == "__main__":

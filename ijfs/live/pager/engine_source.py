@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from ijfs.live.pager import order
+from ijfs.live.pager.order import Touched
 from ijfs.live.pager.source import pids_of
 from ijfs_engine import ObjectId, Repository
 from ijfs_engine.reader import StoredFile
@@ -18,18 +21,32 @@ _CACHE_BYTES: Final = 32 << 20
 class EngineFiles:
     """The image directory of one snapshot. Pins it, so that no gc takes what a running program still needs."""
 
-    def __init__(self, repository: Path, snapshot: ObjectId, *, delay_s: float = 0.0) -> None:
+    def __init__(self, repository: Path, snapshot: ObjectId, *, delay_s: float | None = None) -> None:
         """NoRepositoryError, UnknownFormatError, UnknownNameError, CorruptError."""
         self._repository = Repository.open(repository)
         self._pin = self._repository.pin(snapshot, "pager")
         self._reader = self._repository.reader(cache_bytes=_CACHE_BYTES, delay_s=delay_s)
         self._root = self._repository.snapshot(snapshot).root
+        self._snapshot = snapshot
+        self._known: bytes | None = None
 
     def open(self, name: str) -> StoredFile:
         return self._reader.open(self._reader.lookup(self._root, f"{_IMAGES}/{name}"))
 
     def zeros(self, name: str) -> Iterator[tuple[int, int]]:
         return ((extent.offset, extent.length) for extent in self.open(name).extents() if extent.zero)
+
+    def working_set(self) -> list[Touched]:
+        """What a restore of this snapshot, or of its nearest ancestor that has one, touched first."""
+        if self._reader.delay_s:
+            time.sleep(self._reader.delay_s)
+        self._known = self._repository.working_set(self._snapshot, inherited=False)
+        return order.decode(self._known or self._repository.working_set(self._snapshot) or b"")
+
+    def keep_working_set(self, touched: Iterable[Touched]) -> None:
+        """Keep it with the snapshot, unless a sibling has done so meanwhile."""
+        if self._repository.working_set(self._snapshot, inherited=False) == self._known:
+            self._repository.put_working_set(self._snapshot, order.encode(touched))
 
     def pids(self) -> list[int]:
         directory = self._reader.lookup(self._root, _IMAGES).content

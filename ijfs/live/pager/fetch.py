@@ -29,6 +29,8 @@ AROUND_PAGES: Final = 16
 """A fault brings its 64 KiB: about one chunk of the engine, which has to be decoded whole anyway."""
 URGENT_THREADS: Final = 2
 MAX_BULK_THREADS: Final = 32
+_NEAR_S: Final = 0.001
+"""A wait that no further threads are worth: a disk's."""
 PATIENCE_S: Final = 30.0
 """How long a place that fails to answer is asked again before its pages are given up."""
 
@@ -48,7 +50,7 @@ def hurry() -> None:
 class Task:
     """Pages of one image that are read together; after the read they lie in `buffer`, range after range."""
 
-    __slots__ = ("address", "at", "bad", "buffer", "image", "near", "ranges", "reason", "slot", "urgent")
+    __slots__ = ("address", "at", "bad", "buffer", "image", "near", "ranges", "reason", "recorded", "slot", "urgent")
 
     def __init__(
         self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
@@ -59,6 +61,8 @@ class Task:
         """A fault waits for it."""
         self.near = near
         """It follows faults that went from one page range to the next."""
+        self.recorded = False
+        """It was touched at an earlier restore."""
         self.slot: Slot | None = None
         self.buffer = memoryview(b"")
         self.address = 0
@@ -178,6 +182,7 @@ class Scheduler:
                 return task
         for image, ranges in self._recorded:
             if task := self._claim(image, ranges):
+                task.recorded = True
                 return task
         for image in self._images:
             while (first := self._claims[image.pid].find(_FREE, self._cursors[image.pid])) >= 0:
@@ -210,23 +215,25 @@ def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]
 class Fetcher:
     """The reading threads. `ready` holds finished tasks; the eventfd `signal` becomes readable when one is added.
 
-    It begins with a thread per core. While reads mostly wait (a remote or slow place), threads are added up to
+    It begins with a thread per core. Where reads wait (a remote or slow place), threads are added up to
     MAX_BULK_THREADS: the wait, not the work, is what is to be overlapped.
     """
 
     def __init__(self, source: PageSource, scheduler: Scheduler, on_stall: Callable[[str], None]) -> None:
         self.ready: deque[Task] = deque()
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.block_s = 0.0
-        """How long a background read took lately, in seconds."""
+        self.work_s = 0.0
+        """Processor time that a background read took lately, in seconds."""
         self.waiting = 0.0
-        """The share of background reads, lately, that waited rather than worked: 1.0 for a place far away."""
+        """The share of a background read, lately, that is waiting and not work: nearly 1.0 for a place far away."""
         self._source = source
         self._scheduler = scheduler
         self._on_stall = on_stall
         self._bulk: SimpleQueue[Slot | None] = SimpleQueue()
         self._small: SimpleQueue[Slot | None] = SimpleQueue()
         self._bulk_threads = 0
+        self._cores = len(os.sched_getaffinity(0))
+        self._waits: deque[float] = deque(maxlen=8)
         self._closed = False
 
     def start(self) -> None:
@@ -234,7 +241,7 @@ class Fetcher:
             for _ in range(4):
                 self._small.put(Slot(AROUND_PAGES, self._small))
             threading.Thread(target=self._work, args=(self._small, True), daemon=True).start()
-        for _ in range(len(os.sched_getaffinity(0))):
+        for _ in range(self._cores):
             self._add_bulk_thread()
 
     def close(self) -> None:
@@ -263,10 +270,17 @@ class Fetcher:
             os.eventfd_write(self.signal, 1)
 
     def _adapt(self, took_s: float, worked_s: float) -> None:
-        self.block_s += (took_s - self.block_s) / 4
-        waits = took_s > 0.002 and worked_s < took_s / 4
-        self.waiting += (waits - self.waiting) / 4
-        if waits and self._bulk_threads < MAX_BULK_THREADS:
+        """As many threads as it takes to keep every core at work while the others' reads are on their way.
+
+        The wait of a read is the least of the last few: time without the processor or the interpreter passes in some
+        of them, the way to the bytes in all. (The share of a single read was tried: decoding then hid 5 ms of wait.)
+        """
+        self.work_s += (worked_s - self.work_s) / 4
+        self._waits.append(took_s - worked_s)
+        wait_s = min(self._waits)
+        self.waiting = wait_s / max(wait_s + self.work_s, 1e-6)
+        useful = min(MAX_BULK_THREADS, self._cores / max(1 - self.waiting, 1e-3))
+        if wait_s > _NEAR_S and self._bulk_threads < useful:
             self._add_bulk_thread()
 
     def _fill(self, task: Task) -> None:

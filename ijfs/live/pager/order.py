@@ -1,6 +1,6 @@
 """The working set of a restore: which pages a program touched first, recorded compactly and replayed next time.
 
-Kept beside the snapshot and never needed: a file that is missing, damaged or of another version is as good as none.
+Kept with the snapshot and never needed: one that is missing, damaged or of another version is as good as none.
 Addresses, not page numbers, are recorded, because those mean the same in a descendant of the snapshot.
 
     offset  bytes  content
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, PageRange
@@ -21,7 +22,8 @@ from ijfs.live.pager.plan import PAGE, MemoryImage
 
 _MAGIC: Final = b"ijfsord1"
 _RECORD: Final = struct.Struct("<IIQ")
-_MAX_RECORDS: Final = 1 << 20
+_MAX_RECORDS: Final = 1 << 16
+"""4 GiB in pieces of 64 KiB: whoever needs more at once needs all of it."""
 
 
 class Touched(NamedTuple):
@@ -58,14 +60,26 @@ class Recorder:
     def touched(self) -> list[Touched]:
         return self._touched
 
-    @property
-    def pages(self) -> int:
-        return sum(item.pages for item in self._touched)
-
 
 def encode(touched: Iterable[Touched]) -> bytes:
     body = zlib.compress(b"".join(_RECORD.pack(t.pid, t.pages, t.vaddr) for t in touched), 6)
     return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def write(path: Path, touched: Iterable[Touched]) -> None:
+    """Into a file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(encode(touched))
+    partial.replace(path)
+
+
+def merged(replayed: Sequence[Touched], recorded: Sequence[Touched]) -> list[Touched] | None:
+    """The order to keep: what was replayed, then what was touched all the same. None where that is not worth writing:
+    nothing new, or under a tenth of what is known (stray touches that differ from one restore to the next)."""
+    new = sum(item.pages for item in recorded)
+    if not new or new < sum(item.pages for item in replayed) // 10:
+        return None
+    return [*replayed, *recorded][:_MAX_RECORDS]
 
 
 def decode(data: bytes) -> list[Touched]:

@@ -10,14 +10,14 @@ then its userfaultfd; a zombie sends -pid and nothing else; when all tasks are a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ijfs.live.pager import order
@@ -29,6 +29,10 @@ from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
 from ijfs.live.pager.warden import Roster, Row
+from ijfs_engine.errors import IjfsError
+
+Keep = Callable[[Iterable[order.Touched]], None]
+"""Keeps what was touched, in order, for the next restore."""
 
 _RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
 _PROGRESS_S: Final = 0.1
@@ -44,7 +48,8 @@ _RELEASE_S: Final = 2.0
 _SMALL_PAGES: Final = 64
 """Size of a background copy while faults keep coming: 256 KiB, 0.1 ms."""
 _SLOW_BLOCK_S: Final = 0.003
-"""A fault in a block that is being read waits for that block, unless blocks take longer than this."""
+"""A fault in a block that is being read waits for that block, unless decoding one takes longer than this: the way to
+the bytes is as long for the fault's own 64 KiB."""
 
 
 class Server:
@@ -58,7 +63,7 @@ class Server:
         *,
         roster: Roster,
         touched: Iterable[order.Touched] = (),
-        record: Path | None = None,
+        record: Keep | None = None,
     ) -> None:
         self._source = source
         self._roster = roster
@@ -162,7 +167,6 @@ class Server:
         if self._failed:
             self._channel.send("failed", message="the restore ended before its programs ran")
             return 1
-        self._write_record()
         for space in self._spaces.values():
             space.unregister()
         self._channel.send("complete", **self._progress())
@@ -171,6 +175,7 @@ class Server:
             self._listen(0.05)
         for space in list(self._spaces.values()):
             space.close()
+        self._keep_record()
         return 0
 
     # -- listening ----------------------------------------------------------------------------------------------
@@ -348,7 +353,7 @@ class Server:
             part = _part_of(task, space.image, page)
             if part is not None:
                 return space.copy_part(part, AROUND_PAGES)[1] in (Outcome.DONE, Outcome.GONE)
-        if self._fetcher.block_s < _SLOW_BLOCK_S and self._scheduler.is_taken(space.image, page):
+        if self._fetcher.work_s < _SLOW_BLOCK_S and self._scheduler.is_taken(space.image, page):
             self._expected.append((space, vaddr))
         else:
             self._scheduler.want_now(space.image, page)
@@ -368,7 +373,7 @@ class Server:
         if task is None:
             return False
         recent = time.monotonic() - self._last_fault < _RECENT_S
-        limit = _SMALL_PAGES if recent and not task.urgent else BLOCK_PAGES
+        limit = BLOCK_PAGES if task.urgent or task.recorded or not recent else _SMALL_PAGES
         finished = True
         for space in self._spaces_of(task.image):
             through, outcome = space.copy_part(task, limit)
@@ -463,14 +468,12 @@ class Server:
             vaddr = run.vaddr + inside * PAGE
             self._channel.send("poisoned", pid=task.image.pid, vaddr=vaddr, pages=1, reason=task.reason)
 
-    def _write_record(self) -> None:
-        """Keep the first touches, unless the order that was replayed already covers nearly all of them."""
-        known = sum(item.pages for item in self._touched)
-        if self._record is None or not self._recorder.pages or self._recorder.pages < known // 10:
-            return
-        partial = self._record.with_name(self._record.name + ".partial")
-        partial.write_bytes(order.encode([*self._touched, *self._recorder.touched]))
-        partial.replace(self._record)
+    def _keep_record(self) -> None:
+        """Keep the first touches for the next restore; a full disk is no reason to have failed."""
+        touched = order.merged(self._touched, self._recorder.touched)
+        if self._record is not None and touched is not None:
+            with contextlib.suppress(IjfsError, OSError):
+                self._record(touched)
 
 
 def _part_of(task: Task, image: MemoryImage, page: int) -> Task | None:
