@@ -2,7 +2,7 @@
 
 What is ijfs's goes through its client API, as the command line does; the peers are plain `criu dump`, `criu restore`
 and `criu lazy-pages`. Programs of 1 and 4 GiB (`live_programs.py`), kernels (`live_kernels.py`). Prints machine,
-figures and targets, met or missed; writes JSON and a plot of memory coming in. `--quick`: 256 MiB and 1 GiB, few rounds.
+figures and targets, met or missed; writes JSON and a plot of memory coming in. `--quick`: 256 MiB and 1 GiB.
 """
 
 from __future__ import annotations
