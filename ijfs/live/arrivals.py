@@ -30,7 +30,7 @@ from ijfs_engine.errors import IjfsError, StorageError
 
 if TYPE_CHECKING:
     from ijfs.live.keeper_loop import Keeper
-    from ijfs.live.pager.api import Pager
+    from ijfs.live.pager.api import Pager, PagerProcess
     from ijfs.live.restore import Restored
     from ijfs.live.snapshots import LiveMeta
     from ijfs_engine import Snapshot
@@ -124,9 +124,15 @@ class Arrivals:
     async def restore(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Bring a snapshot back as this (new) instance."""
         keeper = self._keeper
-        snapshot, meta = await in_thread(keeper.vault.load, str(args["snapshot"]))
+        begun = await in_thread(keeper.head.load) if keeper.head is not None else None
+        snapshot, meta = begun or await in_thread(keeper.vault.load, str(args["snapshot"]))
         before = self._record_before(args)
-        self._prepare_record(msgspec.structs.replace(meta.spec, name=keeper.name), before)
+        try:
+            self._prepare_record(msgspec.structs.replace(meta.spec, name=keeper.name), before)
+        except BaseException:
+            if begun and keeper.head is not None:
+                await in_thread(keeper.head.abandon)
+            raise
         if before:
             keeper.record = msgspec.structs.replace(keeper.record, generation=before.generation + 1)
         restored = await self._bring_back(snapshot, meta, args, emit)
@@ -140,11 +146,23 @@ class Arrivals:
 
     async def _bring_back(self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit) -> Restored:
         keeper = self._keeper
+        head, keeper.head = keeper.head, None
+        if head is not None and head.begun:
+            restored: Restored = await in_thread(head.result, _phases(emit))
+        else:
+            restored = await self._restore_now(snapshot, meta, args, emit, head.pager if head is not None else None)
+        keeper.pager = restored.pager
+        keeper.saver.resumes(snapshot)
+        return restored
+
+    async def _restore_now(
+        self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit, ahead: PagerProcess | None
+    ) -> Restored:
         from ijfs.live import restore
 
+        keeper = self._keeper
         layers = keeper.paths.layers(keeper.record.generation)
         eager = bool(args.get("eager"))
-        ahead, keeper.pager_ahead = keeper.pager_ahead, None
         async with self._mounted_pages(snapshot, eager=eager) as pages:
             restored: Restored = await in_thread(
                 restore.bring_back,
@@ -159,8 +177,6 @@ class Arrivals:
                 pager_ahead=ahead,
                 pages=pages,
             )
-        keeper.pager = restored.pager
-        keeper.saver.resumes(snapshot)
         return restored
 
     @contextlib.asynccontextmanager

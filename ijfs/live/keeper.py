@@ -3,7 +3,7 @@
     python -m ijfs.live.keeper [lazy] INSTANCE_DIRECTORY FD [INSTANCE_DIRECTORY FD …]
 
 FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
-when that fails the keeper ends. `lazy`: that request is a lazy restore, so a pager is started before anything else.
+when that fails the keeper ends. `lazy`: that request is a lazy restore, so it is begun before anything else is loaded.
 Several are forked off one process that has loaded everything: siblings come up together.
 
 Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from ijfs.live import namespaces as ns
 
 if TYPE_CHECKING:
-    from ijfs.live.pager.api import PagerProcess
+    from ijfs.live.headstart import HeadStart
 
 
 def main() -> None:
@@ -69,20 +69,24 @@ def _keep(directory: Path, first: socket.socket, *, lazy: bool) -> None:
         return
     ns.private_mounts()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
-    pager = _pager_ahead() if lazy else None
+    head = _head_start(directory, first) if lazy else None
 
     import trio
 
     from ijfs.live.keeper_loop import Keeper
 
-    trio.run(Keeper(directory, pager).run, first)
+    trio.run(Keeper(directory, head).run, first)
 
 
-def _pager_ahead() -> PagerProcess:
-    """Its interpreter loads on the other core while this one loads its own libraries: 0.1 s less until a restore."""
+def _head_start(directory: Path, first: socket.socket) -> HeadStart:
+    """The pager's interpreter loads on another core while the restore is prepared here; what the keeper itself needs
+    is loaded while CRIU works. Together 0.2 s less until the program runs."""
+    from ijfs.live.headstart import HeadStart
     from ijfs.live.pager.api import PagerProcess
 
-    return PagerProcess(log=sys.stderr.fileno())
+    head = HeadStart(directory, first, PagerProcess(log=sys.stderr.fileno()))
+    head.wait_until_others_work()
+    return head
 
 
 def _refuse(first: socket.socket, name: str) -> None:

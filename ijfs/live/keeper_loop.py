@@ -37,7 +37,8 @@ from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
-    from ijfs.live.pager.api import Pager, PagerProcess
+    from ijfs.live.headstart import HeadStart
+    from ijfs.live.pager.api import Pager
 
 # How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
 MEMORY_LIMIT_S = 86400.0
@@ -51,17 +52,17 @@ _log = logging.getLogger("ijfs.keeper")
 class Keeper:
     """The state of one instance, and the verbs on it."""
 
-    def __init__(self, directory: Path, pager_ahead: PagerProcess | None = None) -> None:
+    def __init__(self, directory: Path, head: HeadStart | None = None) -> None:
         self.name = directory.name
         self.repo = directory.parent.parent
         self.paths = InstancePaths(directory)
-        self.vault = Vault(self.repo)
+        self.head = head
+        self.vault = (head and head.vault) or Vault(self.repo)
         self.relay = Relay()
         self.guest = GuestPort(self._guest_request)
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
         self.box: Sandbox | None = None
         self.pager: Pager | None = None
-        self.pager_ahead = pager_ahead
         self.gpu: GpuProgram | None = None
         self.known: Known = {}
         self.saver = Saver(self)
@@ -82,7 +83,7 @@ class Keeper:
             nursery.start_soon(self._obey_signals)
             # Listening first: who connects as soon as the first answer is out waits in line instead of being refused.
             listener = control.listen(self.paths.socket)
-            line = await _first_line(stream)
+            line = await in_thread(self.head.line) if self.head else await _first_line(stream)
             if line is not None and await control.serve_request(stream, line, self._first_dispatch):
                 nursery.start_soon(control.serve, listener, self._dispatch)
                 nursery.start_soon(control.serve_connection, stream, self._dispatch)
@@ -91,8 +92,8 @@ class Keeper:
             nursery.cancel_scope.cancel()
         self.relay.close()
         self.vault.close()
-        if self.pager_ahead is not None:
-            self.pager_ahead.close()
+        if self.head is not None and self.head.pager is not None:
+            self.head.pager.close()
         if self.gpu is not None:
             self.gpu.close()
 
@@ -196,7 +197,9 @@ class Keeper:
         finally:
             self._requests -= 1
         if isinstance(result, InstanceInfo | SaveResult):
-            phases = {**result.phases, "total": time.monotonic() - began}
+            # A restore may have begun before its request was looked at (headstart.py).
+            total = max(time.monotonic() - began, sum(result.phases.values()))
+            phases = {**result.phases, "total": total}
             result = msgspec.structs.replace(result, phases=_rounded(phases))
         answer: dict[str, Any] = msgspec.to_builtins(result) if result is not None else {}
         return answer

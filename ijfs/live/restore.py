@@ -44,6 +44,13 @@ class Restored:
     ahead: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
 
+    def abandon(self) -> None:
+        """End the program again."""
+        self.box.kill()
+        if self.pager is not None:
+            self.pager.close()
+        self.box.dispose()
+
 
 def bring_back(
     layers: Layers,
