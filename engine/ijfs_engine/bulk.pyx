@@ -13,17 +13,21 @@ checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from blake3 import blake3
+
+from .columns cimport Columns
 
 cdef extern from "Python.h":
     enum:
         PyBUF_READ
 
 cdef extern from "bytes.h" nogil:
+    enum:
+        IJFS_PAGE
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
     void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
 
@@ -64,16 +68,16 @@ cdef enum State:
     DONE
 
 cdef struct Piece:
-    uint32_t chunk
     uint32_t offset
     uint32_t length
+    uint32_t next       # of the same chunk, + 1; 0: none
     uint8_t *target
 
 cdef struct Chunk:
     uint32_t pack
     uint32_t span
     uint32_t plain
-    uint32_t piece      # the last piece added
+    uint32_t piece      # the last piece added, + 1; 0: none
     uint64_t offset
     uint8_t *out
     uint8_t state
@@ -219,9 +223,9 @@ cdef class Filling:
                 raise MemoryError
             self.pieces, self.piece_room = grown, 2 * self.piece_room + 64
         cdef Piece *piece = &self.pieces[self.n_pieces]
-        piece.chunk, piece.offset, piece.length, piece.target = number, offset, length, target
         cdef Chunk *chunk = &self.chunks[number]
-        chunk.piece = self.n_pieces
+        piece.offset, piece.length, piece.target, piece.next = offset, length, target, chunk.piece
+        chunk.piece = self.n_pieces + 1
         if chunk.pieces < 2:
             chunk.pieces += 1
         self.n_pieces += 1
@@ -237,34 +241,61 @@ cdef class Filling:
             raise ValueError(f"an id has {ID} bytes, not {len(ident)}")
         self.add_piece(self.number_of(ident), offset, size, target)
 
-    def add_leaf(self, bytes ids not None, const uint32_t[::1] index, const uint32_t[::1] offsets,
-                 const uint32_t[::1] lengths, uint64_t inside, buffer):
+    def add_leaf(self, Columns columns not None, uint64_t inside, buffer):
         """`buffer` is to hold the bytes of a leaf from `inside` on. ValueError if the leaf has fewer, or makes no sense."""
-        cdef size_t size = 0, n = index.shape[0], known = len(ids) // ID, at, done = 0, step
+        cdef size_t size = 0
         cdef uint8_t *target = self.hold(buffer, &size)
-        if <size_t>offsets.shape[0] != n or <size_t>lengths.shape[0] != n:
-            raise ValueError("the columns of a leaf differ in length")
-        at = 0
-        while at < n and inside >= lengths[at]:
-            inside -= lengths[at]
-            at += 1
-        while done < size and at < n:
-            step = min(size - done, lengths[at] - inside)
-            if index[at] == NO_CHUNK:
+        self.add_span(columns, inside, target, size)
+
+    cdef int add_span(self, Columns columns, uint64_t inside, uint8_t *target, size_t size) except -1:
+        cdef size_t at, step
+        cdef uint64_t offset
+        if inside > columns.size or size > columns.size - inside:
+            raise ValueError(f"a leaf of {columns.size} bytes does not have {size} from {inside}")
+        if size == 0:
+            return 0
+        at = columns.find(inside)
+        inside -= columns.start[at]
+        while size:
+            step = min(size, columns.length[at] - inside)
+            offset = columns.offset[at] + inside
+            if columns.index[at] == NO_CHUNK:
                 with nogil:
-                    memset(target + done, 0, step)
-            elif index[at] >= known:
-                raise ValueError("a leaf names a chunk that it does not have")
-            elif offsets[at] + inside > MAX_PLAIN:
+                    memset(target, 0, step)
+            elif offset > MAX_PLAIN:
                 raise ValueError("a leaf reaches beyond a chunk")
-            else:
-                self.add_piece(self.number_of(ids[index[at] * ID:index[at] * ID + ID]), offsets[at] + inside, step,
-                               target + done)
-            done += step
+            elif step:
+                ident = PyBytes_FromStringAndSize(PyBytes_AS_STRING(columns.ids) + <size_t>columns.index[at] * ID, ID)
+                self.add_piece(self.number_of(ident), offset, step, target)
+            target += step
+            size -= step
             inside = 0
             at += 1
-        if done < size:
-            raise ValueError(f"a leaf ends {size - done} bytes before what is wanted of it")
+        return 0
+
+    def add_pages(self, const int64_t[::1] theirs, list sources not None, buffer):
+        """Page i of `buffer` is to hold page theirs[i] of `sources` (as in `columns.Assembly`), where that is not negative."""
+        cdef size_t n = theirs.shape[0], size = 0, i = 0, j
+        cdef uint64_t begin, count, inside, page
+        cdef uint8_t *target = self.hold(buffer, &size)
+        if size != n * IJFS_PAGE:
+            raise ValueError(f"{size} bytes for {n} pages")
+        while i < n:
+            if theirs[i] < 0:
+                i += 1
+                continue
+            page = theirs[i]
+            for source in sources:
+                begin, count, columns, inside = source
+                if begin <= page < begin + count:
+                    break
+            else:
+                raise ValueError(f"nothing has page {page}")
+            j = i + 1
+            while j < n and theirs[j] == theirs[j - 1] + 1 and <uint64_t>theirs[j] < begin + count:
+                j += 1
+            self.add_span(columns, (inside + page - begin) * IJFS_PAGE, target + i * IJFS_PAGE, (j - i) * IJFS_PAGE)
+            i = j
 
     def wanted(self):
         """(number, id) of the chunks that are not done."""
@@ -278,12 +309,14 @@ cdef class Filling:
         if number >= <size_t>len(self.ids):
             raise ValueError(f"there is no chunk {number}")
         with nogil:
-            for i in range(self.n_pieces):
-                piece = &self.pieces[i]
-                if piece.chunk == number and <size_t>piece.offset + piece.length > size:
+            i = self.chunks[number].piece
+            while i:
+                piece = &self.pieces[i - 1]
+                if <size_t>piece.offset + piece.length > size:
                     fits = False
-                elif piece.chunk == number and piece.length:
+                elif piece.length:
                     memcpy(piece.target, &plain[piece.offset], piece.length)
+                i = piece.next
         if not fits:
             raise ValueError("a leaf refers to bytes that a chunk does not have")
         self.chunks[number].state = DONE
@@ -330,14 +363,16 @@ cdef class Filling:
         cdef Piece *piece
         cdef size_t i
         if chunk.pieces == 1:
-            piece = &self.pieces[chunk.piece]
+            piece = &self.pieces[chunk.piece - 1]
             if piece.offset == 0 and piece.length == chunk.plain:
                 chunk.out = piece.target
                 return True
-        for i in range(self.n_pieces):
-            piece = &self.pieces[i]
-            if piece.chunk == number and <size_t>piece.offset + piece.length > chunk.plain:
+        i = chunk.piece
+        while i:
+            piece = &self.pieces[i - 1]
+            if <size_t>piece.offset + piece.length > chunk.plain:
                 return False
+            i = piece.next
         own = PyBytes_FromStringAndSize(NULL, chunk.plain)
         self.owned[number] = own
         chunk.out = <uint8_t *>PyBytes_AS_STRING(own)

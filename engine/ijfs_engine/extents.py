@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from .columns import Assembly, Columns
 from .frames import ID_SIZE
 from .records import ZERO_RUN, Leaf
+
+Source: TypeAlias = tuple[int, int, Columns, int]
+"""(page, pages, columns, page in them): `pages` pages from `page` on are in these columns."""
 
 
 class Slice(NamedTuple):
@@ -20,34 +24,24 @@ class Slice(NamedTuple):
     length: int
 
 
-def leaf_of(slices: Iterable[Slice]) -> Leaf:
-    """The leaf whose bytes are these slices in order; slices that continue each other become one extent."""
-    numbers: dict[bytes, int] = {}
-    index, offsets, lengths = array("I"), array("I"), array("I")
-    last, end = -1, 0
-    for ident, offset, length in slices:
-        number = ZERO_RUN if ident is None else numbers.setdefault(ident, len(numbers))
-        if number == last and (number == ZERO_RUN or offset == end):
-            lengths[-1] += length
-        elif length:
-            index.append(number)
-            offsets.append(0 if ident is None else offset)
-            lengths.append(length)
-            last = number
-        end = offset + length
-    return Leaf(b"".join(numbers), index, offsets, lengths)
+def leaf_from(assembly: Assembly) -> Leaf:
+    """The leaf whose bytes are what was put together."""
+    ids, *columns = assembly.leaf()
+    index, offset, length = (array("I", bytes(column)) for column in columns)
+    return Leaf(ids, index, offset, length)
 
 
 class LeafMap:
     """A leaf, with the position of each extent: `slices` finds any range in O(log extents)."""
 
-    __slots__ = ("leaf", "size", "starts")
+    __slots__ = ("columns", "leaf", "size", "starts")
 
     def __init__(self, leaf: Leaf) -> None:
         self.leaf = leaf
         starts = list(accumulate(leaf.length, initial=0))
         self.size = starts.pop()
         self.starts = starts
+        self.columns = Columns(leaf.ids, leaf.index, leaf.offset, leaf.length)
 
     def slices(self, offset: int, length: int) -> Iterator[Slice]:
         """What bytes [offset, offset + length) are made of, in order; the range lies inside the leaf."""

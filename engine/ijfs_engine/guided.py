@@ -7,22 +7,21 @@ written, as one region over all of these leaves. Called by ingest, from many thr
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
-from itertools import islice
 from typing import Final, TypeAlias
 
-from . import native
+from . import columns, native, scratch
 from . import prints as kept
-from .differences import NOTHING, Differences, Under
-from .extents import Slice, leaf_of
+from .columns import Assembly, Columns
+from .differences import Differences
+from .extents import Source, leaf_from
 from .frames import Kind
-from .native import FRESH, PAGE, SAME, ZERO
+from .native import FRESH, PAGE, SAME
 from .pages import PageLayout
-from .parentpages import Match, ParentPages
+from .parentpages import ParentPages
 from .records import ObjectId, encode_leaf
-from .regions import StoredRegion, store_region
+from .regions import store_region
 from .session import Session
 from .sources import Opened
 
@@ -82,7 +81,6 @@ class _Task:
         self._kinds = bytearray(total)
         self._folded: dict[int, kept.Prints] = {}
         self._matches = [m._replace(own=leaf.first + m.own) for leaf in self._leaves for m in leaf.matches]
-        self._owns = [match.own for match in self._matches]
 
     def run(self) -> list[tuple[ObjectId, int]]:
         """(id, plain bytes) of each leaf."""
@@ -129,51 +127,37 @@ class _Task:
                 pages = self._kinds[first : first + group.pages]
                 self._kinds[first : first + group.pages] = pages.replace(_FRESH, _SAME)
 
-    def _write(self, leaf: _Leaf, placed: _Placed) -> ObjectId:
-        ident = self._file.session.put_object(Kind.LEAF, encode_leaf(leaf_of(self._slices(leaf, placed))))
+    def _write(self, leaf: _Leaf, placed: list[Source]) -> ObjectId:
+        kinds = memoryview(self._kinds)[leaf.first : leaf.first + leaf.count]
+        parent, matches = self._file.parent, [m._replace(own=leaf.first + m.own) for m in leaf.matches]
+        same = parent.beside(matches) if parent and SAME in kinds else []
+        own = [
+            source for source in placed if source[0] < leaf.first + leaf.count and source[0] + source[1] > leaf.first
+        ]
+        assembly = Assembly()
+        assembly.pages(kinds, leaf.first, same, own)
+        ident = self._file.session.put_object(Kind.LEAF, encode_leaf(leaf_from(assembly)))
         self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.shape))
         return ident
 
-    def _slices(self, leaf: _Leaf, placed: _Placed) -> Iterator[Slice]:
-        """What a leaf is made of, in order."""
-        for start, count, kind in native.runs(self._kinds[leaf.first : leaf.first + leaf.count]):
-            first = leaf.first + start
-            if kind == ZERO:
-                yield Slice(None, 0, count * PAGE)
-            elif kind == FRESH:
-                yield from placed.slices(first, count)
-            elif self._file.parent:
-                for _, theirs, pages in self._matched(first, count):
-                    yield from self._file.parent.slices(theirs, pages)
-
-    def _matched(self, first: int, count: int) -> Iterator[Match]:
-        """The parts of the matches that lie in pages [first, first + count), in order."""
-        at = max(bisect_right(self._owns, first) - 1, 0)
-        for own, theirs, pages in islice(self._matches, at, None):
-            if own >= first + count:
-                return
-            low, high = max(own, first), min(own + pages, first + count)
-            if low < high:
-                yield Match(low, theirs + low - own, high - low)
-
-    def _store(self, runs: Runs) -> _Placed:
-        """Store these pages; those whose bytes turn out to be the parent's are classed as SAME instead."""
+    def _store(self, runs: Runs) -> list[Source]:
+        """Store these pages; those whose bytes turn out to be the parent's are classed as SAME. Where they are."""
         if not runs:
-            return _Placed([])
+            return []
         session, parent = self._file.session, self._file.parent
-        under = self._under(runs) if parent else []
+        if parent is None:
+            return _pieces(runs, store_region(session, self._read(runs)))
+        numbers, theirs, likely = self._under(parent)
         data = self._read(runs)
-        if parent is None or not any(page.theirs >= 0 for page in under):
-            return _Placed(list(_pieces(runs, store_region(session, data))))
-        differences = Differences(parent, data, under)
-        numbers = [page for first, count in runs for page in range(first, first + count)]
-        for number in differences.same():
-            self._kinds[numbers[number]] = SAME
-        pieces: list[tuple[int, int, StoredRegion, int]] = []
+        if max(theirs) < 0:
+            return _pieces(runs, store_region(session, data))
+        differences = Differences(parent, data, theirs, likely, parent.beneath(self._matches))
+        columns.mark_same(self._kinds, numbers, differences.changed)
+        pieces: list[Source] = []
         for part in differences.parts():
             region = store_region(session, part.data, partial(differences.base_for, part))
             pieces += _pieces(_runs_of([numbers[number] for number in part.pages]), region)
-        return _Placed(pieces)
+        return sorted(pieces, key=lambda piece: piece[0])
 
     def _read(self, runs: Runs) -> memoryview:
         """The bytes of these runs, one behind the other."""
@@ -181,7 +165,7 @@ class _Task:
         if len(runs) == 1:
             data = source.view((self._page + runs[0][0]) * PAGE, runs[0][1] * PAGE)
         else:
-            data = memoryview(bytearray(sum(count for _, count in runs) * PAGE))
+            data = scratch.take("read", sum(count for _, count in runs) * PAGE)
             at = 0
             for first, count in runs:
                 source.read_into((self._page + first) * PAGE, data[at : at + count * PAGE])
@@ -200,46 +184,22 @@ class _Task:
             at += count
         self._folded.clear()
 
-    def _under(self, runs: Runs) -> list[Under]:
-        """What the parent has under each fresh page."""
-        assert self._file.parent is not None
+    def _under(self, parent: ParentPages) -> tuple[memoryview, memoryview, memoryview]:
+        """Of each fresh page its number, the parent's page under it (-1: none), and whether the hints agree."""
         own = memoryview(b"".join(self._fold(leaf).hints for leaf in self._leaves)).cast("H")
-        theirs = memoryview(self._file.parent.hints(self._matches, len(own))).cast("H")
-        found: list[Under] = []
-        for first, count in runs:
-            under = [NOTHING] * count
-            for at, page, pages in self._matched(first, count):
-                for i in range(pages):
-                    if theirs[at + i]:
-                        under[at + i - first] = Under(page + i, theirs[at + i] == own[at + i])
-            found += under
-        return found
+        theirs = memoryview(parent.hints(self._matches, len(own))).cast("H")
+        numbers, under, likely = columns.fresh_pages(self._kinds, own, theirs, self._matches)
+        return memoryview(numbers).cast("I"), memoryview(under).cast("q"), memoryview(likely)
 
 
-class _Placed:
-    """Where the fresh pages of a task are now: pieces of regions, found by page."""
-
-    def __init__(self, pieces: list[tuple[int, int, StoredRegion, int]]) -> None:
-        """Of (own, pages, region, at): `pages` pages from page `own` are those from page `at` of a region."""
-        self._pieces = sorted(pieces, key=lambda piece: piece[0])
-        self._starts = [piece[0] for piece in self._pieces]
-
-    def slices(self, first: int, count: int) -> Iterator[Slice]:
-        """What pages [first, first + count) are made of; all of them are here."""
-        at = bisect_right(self._starts, first) - 1
-        while count > 0:
-            own, pages, region, inside = self._pieces[at]
-            step = min(count, own + pages - first)
-            yield from region.slices((inside + first - own) * PAGE, step * PAGE)
-            first, count, at = first + step, count - step, at + 1
-
-
-def _pieces(runs: Runs, region: StoredRegion) -> Iterator[tuple[int, int, StoredRegion, int]]:
+def _pieces(runs: Runs, region: Columns) -> list[Source]:
     """Runs of pages whose bytes follow one another in a region."""
+    found: list[Source] = []
     at = 0
     for first, count in runs:
-        yield first, count, region, at
+        found.append((first, count, region, at))
         at += count
+    return found
 
 
 def _runs_of(pages: Sequence[int]) -> Runs:

@@ -13,7 +13,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from . import codec, native
-from .extents import Slice, leaf_of
+from .columns import Assembly
+from .extents import leaf_from
 from .frames import MAX_CHUNK, EncodedChunk, Kind, chunk_id
 from .guided import PageFile
 from .native import PAGE, ZERO
@@ -134,13 +135,15 @@ class Intake:
 
     def _plain_leaf(self, file: Opened, offset: int, length: int) -> Leaves:
         data = file.view(offset, length)
-        leaf = leaf_of(_plain_slices(self._session, data))
+        leaf = leaf_from(_assemble(self._session, data))
         return [(self._session.put_object(Kind.LEAF, encode_leaf(leaf)), length)]
 
     def _zero_leaf(self, length: int) -> Leaves:
         ident = self._zero_leaves.get(length)
         if ident is None:
-            ident = self._session.put_object(Kind.LEAF, encode_leaf(leaf_of([Slice(None, 0, length)])))
+            zeros = Assembly()
+            zeros.zeros(length)
+            ident = self._session.put_object(Kind.LEAF, encode_leaf(leaf_from(zeros)))
             self._zero_leaves[length] = ident
         self._advance(length)
         return [(ident, length)]
@@ -219,17 +222,18 @@ def _windows(file: Opened) -> Iterator[tuple[int, int, bool]]:
         yield offset, length, start >= offset + length
 
 
-def _plain_slices(session: Session, data: memoryview) -> Iterator[Slice]:
+def _assemble(session: Session, data: memoryview) -> Assembly:
     """Store what is not zeros; what the leaf is then made of."""
+    found = Assembly()
     kinds = bytearray(-(-len(data) // PAGE))
     native.zero_kinds(data, kinds)
     for first, end, zero in _stretches(native.runs(kinds), len(kinds)):
         length = min(end * PAGE, len(data)) - first * PAGE
         if zero:
-            yield Slice(None, 0, length)
+            found.zeros(length)
         else:
-            region = store_region(session, data[first * PAGE : first * PAGE + length])
-            yield from region.slices(0, length)
+            found.span(store_region(session, data[first * PAGE : first * PAGE + length]), 0, length)
+    return found
 
 
 def _stretches(runs: list[tuple[int, int, int]], pages: int) -> Iterator[tuple[int, int, bool]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from . import native
+from . import bulkread, native
 from . import prints as kept
-from .extents import Slice
+from .errors import CorruptError
+from .extents import LeafMap, Source
 from .lru import ByteLru
 from .native import PAGE
-from .pages import PageLayout
+from .pages import LEAF_PAGES, PageLayout
 from .prints import Prints, Shape
 from .reader import Reader, StoredFile
 from .records import ObjectId
@@ -61,15 +62,38 @@ class ParentPages:
             own += pages
         return found
 
-    def slices(self, page: int, count: int) -> Iterator[Slice]:
-        """What pages [page, page + count) of the parent's file are made of."""
-        return self._file.slices(page * PAGE, count * PAGE)
+    def beneath(self, matches: Iterable[Match]) -> list[Source]:
+        """The parent's leaves under these pages, for `Assembly.under`: (its page, pages, columns, 0). CorruptError."""
+        wanted = list(dict.fromkeys(at for match in matches for at in self._leaves_of(match)))
+        leaves = self.reader.leaves([self._leaves[at][0] for at in wanted])
+        return [
+            (self._starts[at], self._pages_of(at, leaf), leaf.columns, 0)
+            for at, leaf in zip(wanted, leaves, strict=True)
+        ]
 
-    def slices_of(self, page: int, offset: int, length: int) -> Iterator[Slice]:
-        """What `length` bytes from `offset` of a page are made of; zeros for page -1, which stands for none."""
-        if page < 0:
-            return iter((Slice(None, 0, length),))
-        return self._file.slices(page * PAGE + offset, length)
+    def _pages_of(self, at: int, leaf: LeafMap) -> int:
+        if leaf.size != self._leaves[at][1]:
+            raise CorruptError(f"leaf {self._leaves[at][0].hex()[:12]} is not as long as its file says")
+        return leaf.size // PAGE
+
+    def beside(self, matches: Iterable[Match]) -> list[Source]:
+        """The same by the pages of the matches: (own page, pages, columns, page in them), for `Assembly.pages`."""
+        matches = list(matches)
+        leaves = {source[0]: source for source in self.beneath(matches)}
+        found: list[Source] = []
+        for own, theirs, pages in matches:
+            for at in self._leaves_of(Match(own, theirs, pages)):
+                start, count, columns, _ = leaves[self._starts[at]]
+                low, high = max(theirs, start), min(theirs + pages, start + count)
+                found.append((own + low - theirs, high - low, columns, low - start))
+        return found
+
+    def read_pages(self, theirs: memoryview, sources: list[Source], buffer: memoryview) -> None:
+        """Page i of `buffer` becomes the parent's page theirs[i], where that is not negative. CorruptError."""
+        for at in range(0, len(theirs), LEAF_PAGES):
+            what = bulkread.filling()
+            what.add_pages(theirs[at : at + LEAF_PAGES], sources, buffer[at * PAGE : (at + LEAF_PAGES) * PAGE])
+            self.reader.fill(what)
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
         """The parent's pages, from each page number as many as its buffer takes. CorruptError."""

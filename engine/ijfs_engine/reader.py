@@ -139,6 +139,15 @@ class Reader:
             self._leaves.put(ident, found, _leaf_bytes(leaf))
         return found
 
+    def leaves(self, idents: Sequence[ObjectId]) -> list[LeafMap]:
+        """Many leaves in the order asked, those that are not cached in few reads. CorruptError."""
+        found = {ident: known for ident in idents if (known := self._leaves.get(ident)) is not None}
+        missing = [ident for ident in dict.fromkeys(idents) if ident not in found]
+        for ident, leaf in zip(missing, self.store.leaves(missing) if missing else (), strict=True):
+            found[ident] = LeafMap(leaf)
+            self._leaves.put(ident, found[ident], _leaf_bytes(leaf))
+        return [found[ident] for ident in idents]
+
     # --- Chunks
 
     def chunk(self, ident: bytes) -> Plain:
@@ -253,4 +262,4 @@ class Reader:
 
 
 def _leaf_bytes(leaf: Leaf) -> int:
-    return len(leaf.ids) + 48 * len(leaf.index) + _LEAF_OVERHEAD
+    return 2 * len(leaf.ids) + 64 * len(leaf.index) + _LEAF_OVERHEAD

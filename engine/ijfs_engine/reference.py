@@ -238,3 +238,54 @@ def byte_entropies(data: bytes, samples: int) -> list[float]:
     words = words[:: (len(words) // samples) | 1]
     columns = [Counter(word[j] for word in words) for j in range(8)]
     return [-sum(c / len(words) * math.log2(c / len(words)) for c in column.values()) for column in columns]
+
+
+Piece = tuple[bytes | None, int, int]
+"""A chunk's id (None: zeros), offset, length."""
+
+
+def assembled(pieces: list[Piece]) -> list[Piece]:
+    """Pieces one behind the other; what continues the one before is one with it."""
+    found: list[Piece] = []
+    for ident, offset, length in pieces:
+        if found and found[-1][0] == ident and (ident is None or sum(found[-1][1:]) == offset):
+            found[-1] = (ident, found[-1][1], found[-1][2] + length)
+        elif length:
+            found.append((ident, offset if ident else 0, length))
+    return found
+
+
+def span(pieces: list[Piece], inside: int, size: int) -> list[Piece]:
+    """`size` bytes from `inside` of what these pieces make."""
+    found = []
+    for ident, offset, length in pieces:
+        low, high = max(inside, 0), min(inside + size, length)
+        if low < high:
+            found.append((ident, offset + low if ident else 0, high - low))
+        inside -= length
+    return found
+
+
+def fresh_pages(
+    kinds: bytes, own: list[int], theirs: list[int], matches: list[tuple[int, int, int]]
+) -> list[tuple[int, int, bool]]:
+    """(number, the parent's page or -1, whether the hints agree) of each page of kind 2, fresh."""
+    found = []
+    for i, kind in enumerate(kinds):
+        under = [page + i - at for at, page, count in matches if at <= i < at + count and theirs[i]]
+        if kind == 2:
+            found.append((i, under[0] if under else -1, bool(under) and own[i] == theirs[i]))
+    return found
+
+
+def long_runs(theirs: list[int], likely: bytes, minimum: int) -> list[tuple[int, int]]:
+    """(first, count) of unlikely pages over pages of the parent that follow one another, at least `minimum` of them."""
+    found: list[tuple[int, int]] = []
+    for i, page in enumerate(theirs):
+        if page < 0 or likely[i]:
+            continue
+        if found and sum(found[-1]) == i and theirs[i - 1] == page - 1:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((i, 1))
+    return [run for run in found if run[1] >= minimum]

@@ -6,12 +6,12 @@ that calls it; several do at once.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from . import chunker, codec
-from .extents import Slice
+from .columns import Columns
 from .frames import chunk_id
 from .session import Session
 
@@ -19,30 +19,14 @@ BaseFor: TypeAlias = Callable[[int, int], codec.Base | None]
 """What bytes [start, end) of a region may be stored as a difference to."""
 
 
-class StoredRegion:
-    """Where the bytes of a region are now: chunk i ends at `ends[i]`."""
-
-    def __init__(self, ids: Sequence[bytes], ends: Sequence[int]) -> None:
-        self._ids = ids
-        self._ends = ends
-
-    def slices(self, offset: int, length: int) -> Iterator[Slice]:
-        """The chunks that hold bytes [offset, offset + length) of the region."""
-        at = bisect_right(self._ends, offset)
-        while length > 0:
-            start = self._ends[at - 1] if at else 0
-            step = min(length, self._ends[at] - offset)
-            yield Slice(self._ids[at], offset - start, step)
-            offset, length, at = offset + step, length - step, at + 1
-
-
-def store_region(session: Session, data: memoryview, base_for: BaseFor | None = None) -> StoredRegion:
-    """Cut a region into chunks and store those that are new. StorageError."""
+def store_region(session: Session, data: memoryview, base_for: BaseFor | None = None) -> Columns:
+    """Cut a region into chunks and store those that are new; where its bytes are now. StorageError."""
     bounds = list(chunker.cut(data))
     ids = [chunk_id(data[start:end]) for start, end in bounds]
     for chunks in codec.encode_many(data, _fresh(session, ids, bounds, base_for)):
         session.put_chunks(chunks)
-    return StoredRegion(ids, [end for _, end in bounds])
+    lengths = array("I", (end - start for start, end in bounds))
+    return Columns(b"".join(ids), array("I", range(len(ids))), array("I", bytes(4 * len(ids))), lengths)
 
 
 def _fresh(

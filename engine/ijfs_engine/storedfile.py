@@ -152,8 +152,7 @@ class StoredFile:
             if self._single:
                 what.add_chunk(ident, inside, part)
             else:
-                leaf = self._leaf(ident, length).leaf
-                what.add_leaf(leaf.ids, leaf.index, leaf.offset, leaf.length, inside, part)
+                what.add_leaf(self._leaf(ident, length).columns, inside, part)
         except ValueError as error:
             raise CorruptError(str(error)) from error
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ijfs_engine import codec, reference
 from ijfs_engine.bulk import Filling, Unpacker, unpack_payload
 from ijfs_engine.codec import Base
+from ijfs_engine.columns import Columns
 from ijfs_engine.frames import Codec, Kind, base_ids, chunk_id, encode_header, pack_bases, padding
 from ijfs_engine.index import Place
 from ijfs_engine.records import ZERO_RUN
@@ -99,10 +100,27 @@ def test_a_leaf_is_filled_as_defined(chunks: list[tuple[str, int, int]], data: s
     inside = data.draw(st.integers(0, total))
     out = bytearray(b"\xaa" * data.draw(st.integers(0, total - inside)))
     what = Filling(TOOLS)
-    what.add_leaf(b"".join(ids), index, offsets, lengths, inside, out)
+    what.add_leaf(Columns(b"".join(ids), index, offsets, lengths), inside, out)
     assert filled(what, store.pack, store.rows, store.plains) == []
     assert out == reference.leaf_bytes(extents, inside, len(out))
     assert all(store.plains[ident] == own for ident, own in what.kept())
+
+
+@settings(deadline=None, max_examples=30)
+@given(chunk_lists, st.lists(st.integers(-1, 5), max_size=8))
+def test_pages_are_filled_by_number(chunks: list[tuple[str, int, int]], theirs: list[int]) -> None:
+    store = stored([*chunks, ("noise", 1, 6 * 4096)])
+    whole = b"".join(store.plains.values())
+    lengths = array("I", [len(plain) for plain in store.plains.values()])
+    index, offsets = array("I", range(len(lengths))), array("I", bytes(4 * len(lengths)))
+    columns = Columns(b"".join(store.plains), index, offsets, lengths)
+    out = bytearray(b"\xaa" * len(theirs) * 4096)
+    what = Filling(TOOLS)
+    what.add_pages(array("q", theirs), [(0, 3, columns, 0), (3, 3, columns, 3)], out)
+    assert filled(what, store.pack, store.rows, store.plains) == []
+    for at, page in enumerate(theirs):
+        expected = whole[page * 4096 : (page + 1) * 4096] if page >= 0 else b"\xaa" * 4096
+        assert out[at * 4096 : (at + 1) * 4096] == expected
 
 
 @settings(deadline=None, max_examples=80)
@@ -156,17 +174,21 @@ def test_known_chunks_are_not_read() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    one, few = array("I", [0]), array("I", [10])
+    one, few, far, none = (array("I", [number]) for number in (0, 10, 1 << 31, ZERO_RUN))
     what = Filling(TOOLS)
-    for ids, index, offsets, lengths, inside, size in (
-        (b"", one, one, few, 0, 5),
-        (b"x" * 32, one, one, few, 0, 11),
-        (b"x" * 32, one, one, few, 11, 1),
-        (b"x" * 32, one, array("I"), few, 0, 1),
-        (b"x" * 32, one, array("I", [1 << 31]), few, 0, 5),
-    ):
+    leaf = Columns(b"x" * 32, one, one, few)
+    for columns, inside, size in ((leaf, 0, 11), (leaf, 11, 1), (Columns(b"x" * 32, one, far, few), 0, 5)):
         with pytest.raises(ValueError, match="leaf"):
-            what.add_leaf(ids, index, offsets, lengths, inside, bytearray(size))
+            what.add_leaf(columns, inside, bytearray(size))
+    pages = Columns(b"", none, one, array("I", [8192]))
+    for theirs, sources, size in (
+        ([2], [(0, 2, pages, 0)], 4096),
+        ([0], [], 4096),
+        ([0], [(0, 2, pages, 0)], 4095),
+        ([1], [(0, 2, pages, 1)], 4096),
+    ):
+        with pytest.raises(ValueError, match=r"page|leaf"):
+            what.add_pages(array("q", theirs), sources, bytearray(size))
     with pytest.raises(ValueError, match="id"):
         what.add_chunk(b"short", 0, bytearray(5))
     with pytest.raises(ValueError, match="no chunk has"):
