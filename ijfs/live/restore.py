@@ -81,7 +81,7 @@ def bring_back(
     try:
         rootfs.make_directories(layers, meta.volumes)
         if not eager:
-            pager = _start_pager(layers, vault.path, snapshot, pager_ahead)
+            pager = _start_pager(layers, vault.path, snapshot, pager_ahead, bulk=record is not None)
             pager_ahead = None
         _prepare_files(box, vault, snapshot, meta)
         clock.begin("images")
@@ -130,12 +130,12 @@ def _request(box: Sandbox, staged: Path, *, lazy: bool) -> criu.Restore:
     )
 
 
-def _start_pager(layers: Layers, repo: Path, snapshot: Snapshot, ahead: PagerProcess | None) -> Pager:
+def _start_pager(layers: Layers, repo: Path, snapshot: Snapshot, ahead: PagerProcess | None, *, bulk: bool) -> Pager:
     from ijfs.live.pager.api import Pager
 
     log = (layers.criu / "pager.log").open("ab")
     with log:
-        source = {"repo": str(repo), "snapshot": snapshot.id.hex()}
+        source = {"repo": str(repo), "snapshot": snapshot.id.hex(), "bulk": bulk}
         return Pager(layers.criu, source, log=log.fileno(), process=ahead)
 
 

@@ -173,10 +173,11 @@ def test_a_program_that_ends_while_it_is_paged_ends_the_pager(house: House) -> N
         assert pager.wait(20).complete
 
 
-def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(house: House) -> None:
+@pytest.mark.parametrize("bulk", [False, True])
+def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(house: House, bulk: bool) -> None:
     house.dump(64, zeros=32)
     repository, snapshot = kept(house)
-    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
+    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot, "bulk": bulk}) as pager:
         house.restore()
         pager.wait_resumed(10)
         assert house.ask("world.bad()") == []

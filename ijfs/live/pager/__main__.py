@@ -6,6 +6,7 @@ FD is its end of the socketpair to the keeper. Everything is imported first; wha
     images     directory of CRIU images, or
     repo, snapshot   a repository and the id of a snapshot in it; the order is recorded there and replayed from there
     order      file with an order to replay instead; record: file to record one in instead
+    bulk       true where all memory is wanted before anything else (a GPU's driver is about to read the whole of it)
     delay_s    seconds to wait before each fetch (tests and benchmarks)
     adopt      true for a replacement; the things held follow as messages
     and, as file descriptor, the listening lazy-pages.socket where CRIU has not connected yet
@@ -56,6 +57,7 @@ def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Rost
         roster=roster,
         touched=touched,
         record=record,
+        bulk=bool(config.get("bulk")),
     )
     server.prepare(files.pids())
     if successor:
@@ -81,6 +83,8 @@ def _orders(config: dict[str, Any], files: EngineFiles | DirectoryFiles) -> tupl
     """The order to replay, and where to record one. None is worth a failure: a restore works as well without."""
     touched: list[Touched] = []
     keep: Keep | None = None
+    if config.get("bulk"):
+        return touched, keep
     with contextlib.suppress(IjfsError, OSError):
         if "order" in config:
             touched = order.decode(Path(config["order"]).read_bytes())

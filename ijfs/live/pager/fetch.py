@@ -27,6 +27,8 @@ BLOCK_PAGES: Final = 256
 """A background read: 1 MiB. UFFDIO_COPY reaches its full 2.9 GB/s at this size; larger only delays faults."""
 AROUND_PAGES: Final = 16
 """A fault brings its 64 KiB: about one chunk of the engine, which has to be decoded whole anyway."""
+BULK_AHEAD_PAGES: Final = (512 << 20) // PAGE
+"""What is decoded ahead while CRIU still makes the processes (half a second), where all memory is wanted at once."""
 URGENT_THREADS: Final = 2
 MAX_BULK_THREADS: Final = 32
 _NEAR_S: Final = 0.001
@@ -219,7 +221,11 @@ class Fetcher:
     MAX_BULK_THREADS: the wait, not the work, is what is to be overlapped.
     """
 
-    def __init__(self, source: PageSource, scheduler: Scheduler, on_stall: Callable[[str], None]) -> None:
+    def __init__(
+        self, source: PageSource, scheduler: Scheduler, on_stall: Callable[[str], None], ahead_pages: int = 0
+    ) -> None:
+        """`ahead_pages` is how much may lie decoded before anything can be copied, besides two blocks a thread."""
+        self._ahead_pages = ahead_pages
         self.ready: deque[Task] = deque()
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.work_s = 0.0
@@ -241,6 +247,8 @@ class Fetcher:
             for _ in range(4):
                 self._small.put(Slot(AROUND_PAGES, self._small))
             threading.Thread(target=self._work, args=(self._small, True), daemon=True).start()
+        for _ in range(self._ahead_pages // BLOCK_PAGES):
+            self._bulk.put(Slot(BLOCK_PAGES, self._bulk))
         for _ in range(self._cores):
             self._add_bulk_thread()
 

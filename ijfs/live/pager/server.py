@@ -22,7 +22,16 @@ from typing import Any, Final
 
 from ijfs.live.pager import order
 from ijfs.live.pager.channel import Channel, received_fds
-from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, Fetcher, PageRange, Scheduler, Task, hurry
+from ijfs.live.pager.fetch import (
+    AROUND_PAGES,
+    BLOCK_PAGES,
+    BULK_AHEAD_PAGES,
+    Fetcher,
+    PageRange,
+    Scheduler,
+    Task,
+    hurry,
+)
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import IN, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
 from ijfs.live.pager.source import PageSource
@@ -64,8 +73,10 @@ class Server:
         roster: Roster,
         touched: Iterable[order.Touched] = (),
         record: Keep | None = None,
+        bulk: bool = False,
     ) -> None:
         self._source = source
+        self._bulk = bulk
         self._roster = roster
         self._channel = channel
         self._listener = listener
@@ -81,7 +92,8 @@ class Server:
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
         self._scheduler = Scheduler(self._wanted)
-        self._fetcher = Fetcher(source, self._scheduler, lambda reason: self._stalled.append(reason))
+        ahead = BULK_AHEAD_PAGES if bulk else 0
+        self._fetcher = Fetcher(source, self._scheduler, lambda reason: self._stalled.append(reason), ahead)
         self._stalled: deque[str] = deque(maxlen=1)
         self._ready: list[Task] = []
         self._deferred: list[tuple[Space, int]] = []
@@ -407,7 +419,7 @@ class Server:
         show what is touched, where that is being recorded. Reads that mostly wait take no processor: with 5 ms each
         the same took 3.7 s when the rest was held back, and 2.4 s when not.
         """
-        if self._touched or self._resumed is None or self._fetcher.waiting > 0.5:
+        if self._bulk or self._touched or self._resumed is None or self._fetcher.waiting > 0.5:
             return False
         now = time.monotonic()
         quiet_s = _QUIET_S if self._record is not None else _RECENT_S
