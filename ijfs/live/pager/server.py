@@ -48,8 +48,8 @@ _PROGRESS_S: Final = 0.1
 _RECENT_S: Final = 0.010
 """A fault this young announces more: what nobody asked for waits, or is copied in short pieces …"""
 _QUIET_S: Final = 0.100
-"""… longer while the first touches are recorded (with 10 ms, a busy machine's scheduler looked like the end of the
-working set, and most of it went unrecorded) …"""
+"""… longer while the first touches are recorded for the first time (with 10 ms, a busy machine's scheduler looked like
+the end of the working set, and most of it went unrecorded) …"""
 _HOLD_S: Final = 2.0
 """… but never longer than this after the program began to run."""
 _RELEASE_S: Final = 2.0
@@ -104,6 +104,9 @@ class Server:
         self._began = time.monotonic()
         self._resumed: float | None = None
         self._last_fault = 0.0
+        self._last_stray = 0.0
+        """When a page was last asked for that no recorded order had foreseen."""
+        self._foreseen: dict[int, bytearray] = {}
         self._last_progress = 0.0
         self._faults = 0
         self._failed = False
@@ -286,6 +289,7 @@ class Server:
             image = self._images[pid] = self._source.memory(pid)
             self._zeros[pid] = list(self._source.zero_pages(image))
             self._scheduler.add_image(image, self._zeros[pid])
+            self._foreseen[pid] = order.pages_of(self._touched, image)
         return image
 
     def _add_space(self, pid: int, fd: int) -> None:
@@ -359,8 +363,10 @@ class Server:
         page = space.plan.page_at(vaddr)
         if page is None or not space.is_missing(page):
             return space.answer_with_zeros(vaddr) not in (Outcome.CHANGING, Outcome.NO_MEMORY)
-        if self._record is not None:
-            self._recorder.add(space.image, page)
+        if not self._foreseen[space.image.pid][page]:
+            self._last_stray = time.monotonic()
+            if self._record is not None:
+                self._recorder.add(space.image, page)
         for task in self._ready:
             part = _part_of(task, space.image, page)
             if part is not None:
@@ -407,23 +413,26 @@ class Server:
         for at, task in enumerate(self._ready):
             if task.urgent or (task.near and self._resumed is not None and not (held and self._record)):
                 return self._ready.pop(at)
-        if not self._ready or self._resumed is None or held:
+        if self._resumed is None:
             return None
-        return self._ready.pop(0)
+        for at, task in enumerate(self._ready):
+            if task.recorded or not held:
+                return self._ready.pop(at)
+        return None
 
     def _holds_back(self) -> bool:
-        """While faults keep coming and no recorded order says what is needed next, the rest waits.
+        """While faults keep coming that no recorded order had foreseen, what nobody asked for waits.
 
         Its reading and decompressing (which stop when the buffers are full) would take the processor from the faults:
         touching 64 MiB of 1 GiB took 2.4 s beside it and 0.8 s before it, on two busy cores. It also lets the faults
         show what is touched, where that is being recorded. Reads that mostly wait take no processor: with 5 ms each
         the same took 3.7 s when the rest was held back, and 2.4 s when not.
         """
-        if self._bulk or self._touched or self._resumed is None or self._fetcher.waiting > 0.5:
+        if self._bulk or self._resumed is None or self._fetcher.waiting > 0.5:
             return False
         now = time.monotonic()
-        quiet_s = _QUIET_S if self._record is not None else _RECENT_S
-        return now - self._resumed < _HOLD_S and now - self._last_fault < quiet_s
+        quiet_s = _QUIET_S if self._record is not None and not self._touched else _RECENT_S
+        return now - self._resumed < _HOLD_S and now - self._last_stray < quiet_s
 
     def _finish(self, task: Task) -> None:
         if task.bad:
