@@ -54,11 +54,12 @@ def _row(info: InstanceInfo) -> list[Span]:
 
 
 def status(info: InstanceInfo) -> Span:
-    """One word and its colour: running, starting, lost, or how it ended."""
+    """One word and its colour: running, starting, lost, or how it ended; and whether a save is not durable yet."""
+    saving = " (saving)" if info.saving else ""
     if info.status == "running":
-        return (f"{info.status}{'' if info.keeper_running else ' (no keeper)'}", "green")
+        return (f"{info.status}{saving if info.keeper_running else ' (no keeper)'}", "green")
     if info.status == "exited" and info.exit_status is not None:
-        return (f"exited {info.exit_status}", "dim" if info.exit_status == 0 else "red")
+        return (f"exited {info.exit_status}{saving}", "dim" if info.exit_status == 0 else "red")
     return (info.status, "red" if info.status == "lost" else "dim")
 
 

@@ -5,6 +5,7 @@ Loaded by `%load_ext ijfs`, which hands in the shell; IPython is the program's o
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -18,18 +19,23 @@ USAGE = """\
 %ijfs log                 the repository's snapshots, newest first
 %ijfs tree                the same as a tree; * marks where this program is
 %ijfs status              this program's instance, repository and last snapshot
-%ijfs auto on|off         save after each cell, at most once in 30 s (auto on --every SECONDS)"""
+%ijfs auto on|off         save after a cell when 5 % of the memory changed or 300 s went by since the last save, unless
+                          the program would stand still for more than 2 s
+                          (auto on --changed PERCENT --every SECONDS --limit SECONDS)"""
 
-AUTO_EVERY_S = 30.0
+AUTO_VARIABLE = "IJFS_AUTO"
+"""Set by the Jupyter provisioner to what stands behind `auto on`: saving after cells begins with the kernel."""
+
+AUTO_OPTIONS = {"--every": "every_s", "--changed": "changed", "--limit": "limit_s"}
 
 
 class Auto:
-    """Asks for a save after a cell, when the last one is old enough; never waits for it, so no cell is delayed."""
+    """Tells the keeper after each cell that it has ended; whether that is worth a save, the keeper decides, later. The
+    next cell waits for one exchange over loopback, and stands still with everything else where there is a save."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self.every_s = AUTO_EVERY_S
-        self._last: float | None = None
+        self.wishes: dict[str, float] = {}
         self._on = False
 
     def turn(self, on: bool) -> None:
@@ -41,16 +47,15 @@ class Auto:
         self._on = on
 
     def _after_cell(self, result: Any) -> None:
-        now = time.monotonic()
-        # A clock that ran backwards is a child restored on a host that was started later: save.
-        if self._last is not None and 0 <= now - self._last < self.every_s:
-            return
-        self._last = now
         count = getattr(result, "execution_count", None) or getattr(self.shell, "execution_count", 1) - 1
         try:
-            port.ask(saving.new_request(f"auto: after In [{count}]"))
+            answer = port.ask({"verb": "cell", "message": f"auto: after In [{count}]", **self.wishes})
+        except port.NoAnswer:
+            return  # a freeze cut the connection, or there is no keeper just now: after the next cell, then
         except port.GuestError as error:
-            print(f"ijfs auto: not saved: {error}")
+            answer = {"note": str(error)}
+        if answer.get("note"):
+            print(f"ijfs auto: {answer['note']}")
 
 
 class Magic:
@@ -81,22 +86,41 @@ class Magic:
             raise _quiet(error) from None
 
     def _auto(self, words: list[str]) -> None:
-        if len(words) == 3 and words[1] == "--every" and _is_number(words[2]):
-            self.auto.every_s = float(words.pop())
-            words.pop()
-        if words not in (["on"], ["off"]):
-            return _usage(f"%ijfs auto on|off [--every SECONDS], not {' '.join(words)!r}")
-        if words == ["on"]:
-            port.ask({"verb": "status"})  # says at once when there is no keeper
-        self.auto.turn(words == ["on"])
-        print(f"auto: saves after a cell, at most every {self.auto.every_s:g} s" if words == ["on"] else "auto: off")
+        wishes = auto_wishes(words[1:]) if words[:1] == ["on"] else {} if words == ["off"] else None
+        if wishes is None:
+            options = " ".join(f"[{option} NUMBER]" for option in AUTO_OPTIONS)
+            return _usage(f"%ijfs auto off, or on {options}, not {' '.join(words)!r}")
+        on = words[0] == "on"
+        if on:
+            # Says at once when there is no keeper, or when it does not like a number.
+            port.ask({"verb": "cell", "dry": True, **wishes})
+        self.auto.wishes = wishes
+        self.auto.turn(on)
+        print(f"auto: {' '.join(words)}")
         return None
 
 
+def auto_wishes(words: list[str]) -> dict[str, float] | None:
+    """What stands behind `auto on`, as the keeper takes it; None for what cannot be read."""
+    wishes = {}
+    for option, value in zip(words[::2], words[1::2]):  # noqa: B905 - `strict` came with Python 3.10
+        if option not in AUTO_OPTIONS or not _is_number(value):
+            return None
+        wishes[AUTO_OPTIONS[option]] = float(value) / (100 if option == "--changed" else 1)
+    return wishes if len(words) % 2 == 0 else None
+
+
 def load(shell: Any) -> None:
-    """Register `%ijfs` with an IPython shell; a second load changes nothing."""
-    if "ijfs" not in shell.magics_manager.magics["line"]:
-        shell.register_magic_function(Magic(shell), "line", "ijfs")
+    """Register `%ijfs` with an IPython shell, and begin to save after cells where the environment says so. A second
+    load changes nothing."""
+    if "ijfs" in shell.magics_manager.magics["line"]:
+        return
+    magic = Magic(shell)
+    shell.register_magic_function(magic, "line", "ijfs")
+    words = os.environ.get(AUTO_VARIABLE)
+    if words is not None and port.in_sandbox():
+        magic.auto.wishes = auto_wishes(words.split()) or {}
+        magic.auto.turn(True)
 
 
 def unload(shell: Any) -> None:

@@ -29,7 +29,7 @@ class SaveResult:
     """What one call of `save()` came to, once in the program that called it and once in every restored child."""
 
     id: str
-    """The snapshot's id, whole, in hex."""
+    """The snapshot's id, whole, in hex; "" here after `save(wait=False)`, where it is not known yet."""
     resumed: bool
     """False in the program that saved itself, True in a child that was restored from the snapshot."""
     instance: str
@@ -43,11 +43,16 @@ class SaveResult:
     def __str__(self) -> str:
         if self.resumed:
             return f"resumed from {self.name} as {self.instance}"
+        if not self.id:
+            return f"saving {self.instance}"
         return f"saved {self.instance} as {self.name}"
 
 
-def save(message: str = "") -> SaveResult:
+def save(message: str = "", *, wait: bool = True) -> SaveResult:
     """Save this program as a snapshot, and return when the snapshot is durable.
+
+    Without `wait` it returns as soon as the program runs again, with an empty `id`; the snapshot appears when it is
+    durable (`ijfs ps` says when, or why not).
 
     Returns twice: here with `resumed=False`, and with `resumed=True` in every child restored from the
     snapshot. A failed save leaves the program running and raises `GuestError`; so does a call outside a
@@ -55,13 +60,13 @@ def save(message: str = "") -> SaveResult:
     """
     hooks.refuse_inside_barrier()
     hooks.prepare()
-    request = new_request(message)
+    request = new_request(message, wait=wait)
     return _until_settled(request)
 
 
-def new_request(message: str) -> dict[str, Any]:
+def new_request(message: str, *, wait: bool = True) -> dict[str, Any]:
     """A save request with a nonce of its own; sending it once starts the save, sending it again asks how it goes."""
-    return {"verb": "save", "nonce": secrets.token_hex(16), "message": message}
+    return {"verb": "save", "nonce": secrets.token_hex(16), "message": message, "wait": wait}
 
 
 def _until_settled(request: dict[str, Any]) -> SaveResult:
@@ -84,7 +89,7 @@ def _until_settled(request: dict[str, Any]) -> SaveResult:
 
 def _result(answer: dict[str, Any]) -> SaveResult:
     state = answer.get("state")
-    if state not in ("saved", "resumed"):
+    if state not in ("saved", "resumed", "thawed"):
         raise port.GuestError(f"the keeper answered a save with {state!r}")
     return SaveResult(id=str(answer["snapshot"]), resumed=state == "resumed", instance=str(answer.get("instance", "")))
 

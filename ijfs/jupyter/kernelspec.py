@@ -16,6 +16,7 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from ijfs.guest.magics import auto_wishes
 from ijfs_engine.errors import IjfsError
 
 PROVISIONER = "ijfs-provisioner"
@@ -49,6 +50,7 @@ def install(
     network: str | None = None,
     snapshot: str | None = None,
     attach: str | None = None,
+    auto: str | None = None,
     prefix: Path | None = None,
     sys_prefix: bool = False,
     manager: KernelSpecManager | None = None,
@@ -56,19 +58,30 @@ def install(
     """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
 
     `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network` ("none", "slirp4netns"),
-    `snapshot` (new kernels begin as a restored copy of it) and `attach` (new kernels *are* that live instance) become
-    the provisioner's configuration. Raises `KernelSpecError` for an unknown base, a base that has a provisioner
-    already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
+    `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
+    (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
+    a base that has a provisioner already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
     """
     manager = manager or KernelSpecManager()
     source = _base_spec(manager, base)
     name = (name or f"ijfs-{base}").lower()
     _refuse_taken(manager, name)
-    config = _config(repo=repo, network=network, snapshot=snapshot, attach=attach)
+    if auto:
+        check_auto(auto)
+    config = _config(repo=repo, network=network, snapshot=snapshot, attach=attach, auto=auto)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
     directory = _write(manager, name, spec, Path(source.resource_dir), where)
     return _describe(name, directory, spec)
+
+
+def check_auto(words: str) -> None:
+    """Whether this is what `%ijfs auto` takes to be turned on; KernelSpecError."""
+    first, *options = words.split() or [""]
+    if first != "on" or auto_wishes(options) is None:
+        raise KernelSpecError(
+            f"auto is `on`, with options of `%ijfs auto on` perhaps, not {words!r}", hint="for example: on --every 60"
+        )
 
 
 def installed(manager: KernelSpecManager | None = None) -> list[InstalledSpec]:

@@ -20,6 +20,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Enum, Unicode
 
+from ijfs.guest.magics import AUTO_VARIABLE
+from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
 from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
@@ -43,6 +45,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     snapshot = Unicode("", config=True, help="Begin as a restored copy of this snapshot instead of from scratch.")
     attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
+    auto = Unicode("", config=True, help="Save after cells: `on`, or what `%ijfs auto` takes, `on --every 60`.")
 
     _repository = Path()
     _instance = ""
@@ -58,6 +61,8 @@ class IjfsProvisioner(KernelProvisionerBase):
         """Choose repository and instance name; complete the command, but for `{connection_file}`, and environment."""
         kwargs["cmd"] = self._command(kwargs.pop("extra_arguments", []))
         kwargs = await super().pre_launch(**kwargs)
+        if self.auto:
+            kwargs["env"] = {**kwargs["env"], AUTO_VARIABLE: self.auto.removeprefix("on")}
         self._repository = choose_repository(self.repo, kwargs["env"])
         self._instance = self.attach or self._instance or self._new_name(kwargs["env"])
         await asyncio.to_thread(ensure_repository, self._repository)
@@ -138,7 +143,18 @@ class IjfsProvisioner(KernelProvisionerBase):
         def fill(match: re.Match[str]) -> str:
             return str(known.get(match.group(1), match.group()))
 
-        return [re.sub(r"\{([A-Za-z0-9_]+)\}", fill, word) for word in [*self.kernel_spec.argv, *extra_arguments]]
+        command = [*self.kernel_spec.argv, *extra_arguments]
+        if self.auto:
+            command.append(self._extension())
+        return [re.sub(r"\{([A-Za-z0-9_]+)\}", fill, word) for word in command]
+
+    def _extension(self) -> str:
+        """What makes an IPython kernel load the magics by itself. KernelSpecError for other kernels and bad options."""
+        assert self.kernel_spec is not None
+        if not any("ipykernel" in word for word in self.kernel_spec.argv):
+            raise KernelSpecError("`auto` works in IPython kernels only", hint="`ijfs save` saves any kernel")
+        check_auto(self.auto)
+        return "--InteractiveShellApp.extra_extensions=ijfs"
 
     def _new_name(self, env: Mapping[str, str]) -> str:
         kernel_name = getattr(self.parent, "kernel_name", "")
@@ -200,7 +216,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     def _stop(self) -> None:
         try:
             with client.connect(self._repository, self._instance) as keeper:
-                keeper.stop(timeout_s=0)
+                keeper.stop(timeout_s=0, force=True)
         except (InstanceExitedError, NoInstanceError):
             self.log.debug("kill: the kernel has ended")
 

@@ -24,7 +24,7 @@ from ijfs.live.control import Emit, in_thread
 from ijfs.live.errors import InstanceExitedError, KeeperError
 from ijfs.live.instance import Sandbox
 from ijfs.live.record_file import kernel_connection, read_record, write_connection_files
-from ijfs.live.records import InstanceInfo, InstanceRecord, InstanceSpec
+from ijfs.live.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec
 from ijfs.live.workspace import known_files
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -152,7 +152,8 @@ class Arrivals:
         else:
             restored = await self._restore_now(snapshot, meta, args, emit, head.pager if head is not None else None)
         keeper.pager = restored.pager
-        keeper.saver.resumes(snapshot)
+        keeper.saver.stands_on(snapshot)
+        keeper.asked.resumes(snapshot)
         return restored
 
     async def _restore_now(
@@ -203,6 +204,7 @@ class Arrivals:
     async def _resume_guest(self, restored: Restored, snapshot: str, guest: dict[str, Any]) -> None:
         keeper = self._keeper
         keeper.guest.hook_ports = [int(port) for port in guest.get("hook_ports", ())]
+        keeper.note(hook_ports=tuple(keeper.guest.hook_ports))
         keeper.known = await in_thread(known_files, keeper.saver.layers(restored.box), restored.began_ns)
         keeper.spawn(self._greet, restored.box, {"event": "after_restore", "snapshot": snapshot})
 
@@ -219,6 +221,7 @@ class Arrivals:
         keeper = self._keeper
         async with keeper.busy:
             old = keeper.live_box()
+            await keeper.saver.line.settled()
             snapshot, meta = await in_thread(keeper.vault.load, str(args["snapshot"]))
             before = keeper.record, keeper.pager
             keeper.record = msgspec.structs.replace(keeper.record, generation=keeper.record.generation + 1)
@@ -263,7 +266,9 @@ class Arrivals:
         self._start_gpu(record.spec)
         box = self._found_box(record)
         ports, moved = keeper.relay.open_again(record.relay)
-        info = self._running(box, again=True, keeper=procfs.identify(os.getpid()), relay=ports)
+        keeper.guest.hook_ports = list(record.hook_ports)
+        lost = _lost_saves(record)
+        info = self._running(box, again=True, keeper=procfs.identify(os.getpid()), relay=ports, **lost)
         keeper.reopen_guest(box)
         text = f"the keeper of `{keeper.name}` had been killed; a new one took the running program over"
         if moved:
@@ -291,7 +296,16 @@ class Arrivals:
         with contextlib.suppress(IjfsError):
             found, meta = keeper.vault.load(snapshot)
             # One that another instance made was restored here: if it was the program that asked for it, it still asks.
-            (keeper.saver.stands_on if meta.spec.name == keeper.name else keeper.saver.resumes)(found)
+            keeper.saver.stands_on(found)
+            if meta.spec.name != keeper.name:
+                keeper.asked.resumes(found)
+
+
+def _lost_saves(record: InstanceRecord) -> dict[str, Any]:
+    """What a new keeper writes of saves that the killed one had not stored."""
+    if not record.saving:
+        return {}
+    return {"saving": 0, "save_error": LOST_WITH_KEEPER}
 
 
 def _wanted_ports(spec: InstanceSpec) -> dict[str, int]:

@@ -19,10 +19,10 @@ import msgspec
 
 from ijfs.live import procfs
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
-from ijfs.live.keeper_client import KeeperClient, OnEvent
+from ijfs.live.keeper_client import KeeperClient, OnEvent, keeper_ended
 from ijfs.live.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.record_file import info_of, read_record
-from ijfs.live.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.spawning import begin, claim, spawn_keepers
 from ijfs_engine.errors import LockedError
 
@@ -55,6 +55,8 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
     alive = procfs.is_alive(record.program)
     if record.status in ("running", "starting") and not alive:
         record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
+    if record.saving and not procfs.is_alive(record.keeper):
+        record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)
     return info_of(paths, record, keeper_running=procfs.is_alive(record.keeper))
 
 
@@ -142,10 +144,12 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
 
 
 def remove(repo: RepoPath, name: str) -> None:
-    """Forget an instance whose program has ended: its directory goes. LockedError while it runs."""
+    """Forget an instance whose program has ended: its directory goes, after its keeper. LockedError while it runs."""
     paths = InstancePaths.of(repo, name)
     if procfs.is_alive(read_record(paths).program):
         raise LockedError(f"`{name}` is running", hint=f"`ijfs stop {name}` ends it")
+    if not keeper_ended(paths):
+        raise LockedError(f"the keeper of `{name}` has not ended", hint=f"its log is {paths.keeper_log}")
     shutil.rmtree(paths.root)
 
 

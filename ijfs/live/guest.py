@@ -40,10 +40,11 @@ _log = logging.getLogger("ijfs.keeper")
 
 
 class GuestPort:
-    """The listener inside, and the hooks the program gave."""
+    """The listener inside, and the hooks the program gave; `on_hooks` is told when those change."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, on_hooks: Callable[[tuple[int, ...]], None]) -> None:
         self._answer = answer
+        self._on_hooks = on_hooks
         self._listener: trio.SocketListener | None = None
         self._serving: trio.CancelScope | None = None
         self.hook_ports: list[int] = []
@@ -103,6 +104,7 @@ class GuestPort:
             port = int(request.get("port", 0))
             if port not in self.hook_ports:
                 self.hook_ports.append(port)
+                self._on_hooks(tuple(self.hook_ports))
             return {"ok": {}}
         try:
             return {"ok": await self._answer(request)}
@@ -117,6 +119,7 @@ class GuestPort:
                     answer = await _exchange(network_fd, port, event)
             except ConnectionRefusedError:
                 self.hook_ports.remove(port)
+                self._on_hooks(tuple(self.hook_ports))
                 continue
             except _BROKEN as error:
                 _log.warning("the hook at %d did not answer %s: %r", port, event["event"], error)

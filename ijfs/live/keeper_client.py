@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +18,11 @@ from ijfs.live import procfs, protocol
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
 from ijfs.live.paths import InstancePaths
 from ijfs.live.record_file import read_record
-from ijfs.live.records import InstanceInfo, SaveResult
+from ijfs.live.records import InstanceInfo, Process, SaveResult
 from ijfs_engine.errors import IjfsError
+
+# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
+KEEPER_END_S = 5.0
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -73,16 +78,25 @@ class KeeperClient:
         notebook: bytes | None = None,
         force: bool = False,
         gpu_timeout_s: float | None = None,
+        wait: bool = True,
     ) -> SaveResult:
         """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
 
+        Without `wait` it returns at the thaw, without a snapshot; `wait_save(result.number)` has the rest, `status()`
+        shows how many saves are on their way and whether one failed.
+
         The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
-        frozen state, so that nothing it does later is lost. A second save waits until the first is done. For a GPU
+        frozen state, so that nothing it does later is lost. A second save may be taken while the first is being stored,
+        a third waits; they are stored in order, each the parent of the next. For a GPU
         program: `force` saves in spite of what preflight refuses, `gpu_timeout_s` is how long running kernels get.
         """
         args: dict[str, Any] = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
-        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s}
+        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s, "wait": wait}
         return msgspec.convert(self.request("save", args), SaveResult)
+
+    def wait_save(self, number: int) -> SaveResult:
+        """What a save came to that was not waited for, when it is durable; raises what it failed with."""
+        return msgspec.convert(self.request("wait_save", {"number": number}), SaveResult)
 
     def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients."""
@@ -97,9 +111,16 @@ class KeeperClient:
         """Send a signal to the program's process group; SIGINT interrupts a kernel."""
         self.request("signal", {"number": number})
 
-    def stop(self, *, timeout_s: float = 5.0) -> InstanceInfo:
-        """End the program: SIGTERM, after `timeout_s` seconds SIGKILL; its keeper cleans up and ends too."""
-        return msgspec.convert(self.request("stop", {"timeout_s": timeout_s}), InstanceInfo)
+    def stop(self, *, timeout_s: float = 5.0, force: bool = False) -> InstanceInfo:
+        """End the program: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when its keeper has ended too.
+
+        Saves that are still being stored are waited for. When one fails that nobody else waits for, the program is
+        not stopped, unless `force` says so: what was to be saved would be gone with it.
+        """
+        process = read_record(self._paths).keeper
+        info = msgspec.convert(self.request("stop", {"timeout_s": timeout_s, "force": force}), InstanceInfo)
+        keeper_ended(self._paths, process)
+        return info
 
     def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
         """One verb, its events to `on_event`, its result; the keeper's error as the exception it was there."""
@@ -145,6 +166,36 @@ class KeeperClient:
                 return InstanceExitedError(f"the program of `{name}` has ended")
         last = _last_line(self._paths.keeper_log)
         return KeeperError(f"the keeper of `{name}` broke off: {last}")
+
+
+def keeper_ended(paths: InstancePaths, process: Process | None = None) -> bool:
+    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up, and as
+    long as it takes to store what was saved. `process`: that one has to be gone too, its mounts with it."""
+    deadline = time.monotonic() + KEEPER_END_S
+    try:
+        lock = paths.lock.open("ab")
+    except FileNotFoundError:
+        return True
+    with lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline and not _is_saving(paths):
+                    return False
+                time.sleep(0.02)
+            else:
+                break
+    while procfs.is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return True
+
+
+def _is_saving(paths: InstancePaths) -> bool:
+    with contextlib.suppress(IjfsError):
+        record = read_record(paths)
+        return record.saving > 0 and procfs.is_alive(record.keeper)
+    return False
 
 
 def _last_line(path: Path) -> str:

@@ -1,8 +1,9 @@
 """One keeper at work: its state, its verbs, and how it ends. Run by keeper.py; the wire is control.py's, how a program
 comes to run arrivals.py's, how it is saved saving.py's.
 
-One verb that changes the program (save, restore, stop) runs at a time; others wait in line for `busy`. The state is
-the loop's own: threads get what they need as arguments.
+One verb that changes the program (a save until its thaw, restore, stop) runs at a time; others wait for `busy`. What
+was saved and is not yet in the repository (saver.line) outlives the program, never the keeper. The state is the loop's
+own: threads get what they need as arguments.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import trio
 
 from ijfs.live import control, procfs, protocol
 from ijfs.live.arrivals import Arrivals
+from ijfs.live.asked import Asked
 from ijfs.live.control import Emit, in_thread
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.guest import GuestPort
@@ -46,6 +48,9 @@ MEMORY_LIMIT_S = 86400.0
 # How long a keeper whose program has ended stays for the answers it still owes.
 FAREWELL_S = 2.0
 
+# How often a keeper looks whether its directory is still there.
+DIRECTORY_S = 2.0
+
 _log = logging.getLogger("ijfs.keeper")
 
 
@@ -59,7 +64,8 @@ class Keeper:
         self.head = head
         self.vault = (head and head.vault) or Vault(self.repo)
         self.relay = Relay()
-        self.guest = GuestPort(self._guest_request)
+        self.asked = Asked(self, self._save)
+        self.guest = GuestPort(self.asked.answer, lambda ports: self.note(hook_ports=ports))
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
         self.box: Sandbox | None = None
         self.pager: Pager | None = None
@@ -87,10 +93,14 @@ class Keeper:
             if line is not None and await control.serve_request(stream, line, self._first_dispatch):
                 nursery.start_soon(control.serve, listener, self._dispatch)
                 nursery.start_soon(control.serve_connection, stream, self._dispatch)
+                nursery.start_soon(self._watch_directory)
                 await self._ended.wait()
+                await self.saver.line.settled()
                 await self._answered()
+                self.note(keeper=None)
             nursery.cancel_scope.cancel()
         self.relay.close()
+        self.saver.close()
         self.vault.close()
         if self.head is not None and self.head.pager is not None:
             self.head.pager.close()
@@ -109,8 +119,22 @@ class Keeper:
             async for _ in signals:
                 _log.info("SIGTERM")
                 with contextlib.suppress(IjfsError):
-                    await self._stop({}, lambda event: None)
+                    await self._stop({"force": True}, lambda event: None)
                 self._ended.set()
+
+    async def _watch_directory(self) -> None:
+        """When the instance's directory is deleted (with the repository, say), nobody can reach the keeper any more: it
+        ends, and the program, whose files were in there, with it."""
+        directory = os.open(self.paths.root, os.O_PATH | os.O_DIRECTORY)
+        try:
+            while not os.readlink(f"/proc/self/fd/{directory}").endswith(" (deleted)"):
+                await trio.sleep(DIRECTORY_S)
+        finally:
+            os.close(directory)
+        _log.warning("%s was deleted: the program ends", self.paths.root)
+        async with self.busy:
+            await self.kill("its directory was deleted")
+        self._ended.set()
 
     async def _watch(self, box: Sandbox) -> None:
         """The end of the program is the end of the instance, unless another program took its place."""
@@ -136,7 +160,8 @@ class Keeper:
         if self.pager is not None:
             await in_thread(self.pager.close)
         await in_thread(box.dispose, keep_files=True)
-        self.write(status="exited", exit_status=status, keeper=None, pager=None, note=note or self.record.note)
+        # The record keeps its keeper for as long as saves are on their way into the repository.
+        self.note(status="exited", exit_status=status, pager=None, note=note or self.record.note)
         self._ended.set()
 
     def spawn(self, task: Callable[..., Awaitable[object]], *args: Any) -> None:
@@ -155,14 +180,22 @@ class Keeper:
         self.record = msgspec.structs.replace(self.record, **changes)
         write_record(self.paths, self.record)
 
+    def note(self, **changes: Any) -> None:
+        """The same where a directory that is gone or full must stop nothing."""
+        try:
+            self.write(**changes)
+        except IjfsError as error:
+            self.record = msgspec.structs.replace(self.record, **changes)
+            _log.warning("not written down: %s", error)
+
     def reopen_guest(self, box: Sandbox) -> None:
         """Listen for the program's own requests: from its start, and again after a freeze."""
         assert self.nursery is not None
         self.guest.open(box.network_fd, self.nursery)
 
     def saved(self, snapshot: str) -> None:
-        """The instance stands on a new snapshot."""
-        self.write(snapshot=snapshot)
+        """The instance stands on a new snapshot, which is durable whether or not this can be written down."""
+        self.note(snapshot=snapshot, save_error="")
 
     def live_box(self) -> Sandbox:
         """The sandbox; InstanceExitedError when its program has ended."""
@@ -180,6 +213,7 @@ class Keeper:
         verbs = {
             "status": self._status,
             "save": self._save,
+            "wait_save": self._wait_save,
             "restore": self.arrivals.go_back,
             "wait_memory": self._wait_memory,
             "signal": self._signal,
@@ -196,35 +230,39 @@ class Keeper:
             result = await verbs[verb](args, emit)
         finally:
             self._requests -= 1
-        if isinstance(result, InstanceInfo | SaveResult):
-            # A restore may have begun before its request was looked at (headstart.py).
-            total = max(time.monotonic() - began, sum(result.phases.values()))
+        if isinstance(result, InstanceInfo | SaveResult) and verb != "wait_save":
+            total = time.monotonic() - began
+            if isinstance(result, InstanceInfo):  # a restore may have begun before its request was looked at
+                total = max(total, sum(result.phases.values()))
             phases = {**result.phases, "total": total}
             result = msgspec.structs.replace(result, phases=_rounded(phases))
         answer: dict[str, Any] = msgspec.to_builtins(result) if result is not None else {}
         return answer
 
     async def _save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
-        if self.busy.locked():
-            emit({"kind": "notice", "text": "waiting for what is being done to this instance before"})
-        async with self.busy:
-            result = await self.saver.save(args, emit)
-            if result.stopped:
-                await self._kill(f"saved as {result.snapshot[:12]} and stopped")
-            return result
+        return await self.saver.save(args, emit)
+
+    async def _wait_save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
+        return await self.saver.line.outcome(int(args["number"]))
 
     async def _stop(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         async with self.busy:
             box = self.live_box()
+            if len(self.saver.line):
+                emit({"kind": "notice", "text": "waiting until what was saved is durable"})
+            failed = await self.saver.line.settled()
+            if failed and not args.get("force"):
+                raise failed[0].not_stopped()
             timeout_s = float(args.get("timeout_s", 5.0))
             if timeout_s > 0:
                 with contextlib.suppress(InstanceExitedError):
                     box.signal(signal.SIGTERM)
                 await in_thread(box.wait, timeout_s)
-            await self._kill("stopped")
+            await self.kill("stopped")
             return self.info()
 
-    async def _kill(self, note: str) -> None:
+    async def kill(self, note: str) -> None:
+        """End the program and clean up; for who holds `busy`."""
         if self.box is not None:
             if self.gpu is not None and self.box.is_alive():
                 await in_thread(self.gpu.prepare_to_kill, self.box.pid)
@@ -265,12 +303,6 @@ class Keeper:
     def pager_process(self) -> Process | None:
         """The pager at work, as the record has it."""
         return procfs.identify(self.pager.pid) if self.pager is not None else None
-
-    # -- the program itself asks ----------------------------------------------------------------------------------
-
-    async def _guest_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.nursery is not None
-        return self.saver.guest_request(request, self.nursery, self._save)
 
 
 async def _first_line(stream: trio.SocketStream) -> bytes | None:

@@ -10,10 +10,11 @@ Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 | restore | snapshot, eager, gpus, again | InstanceInfo |
 | adopt | – | InstanceInfo |
 | status | – | InstanceInfo |
-| save | message, branch, stop, notebook, force, gpu_timeout_s | SaveResult |
+| save | message, branch, stop, notebook, force, gpu_timeout_s, wait | SaveResult; without `wait` at the thaw |
+| wait_save | number | SaveResult of a save that was not waited for, when it is durable |
 | wait_memory | – | InstanceInfo, when all memory of a lazy restore is in |
 | signal | number | {} |
-| stop | timeout_s | InstanceInfo |
+| stop | timeout_s, force | InstanceInfo, when all saves are durable |
 
 `start`, `restore` (of a new instance) and `adopt` are what a keeper is spawned with: they come over the socket that
 the client handed it, the others over the control socket. Events: `{"kind": "phase", "name": …}` when a phase begins,

@@ -96,4 +96,6 @@ def info_of(
         memory=memory,
         note=record.note,
         phases=phases or {},
+        saving=record.saving,
+        save_error=record.save_error,
     )

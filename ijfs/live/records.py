@@ -13,6 +13,9 @@ Network = Literal["none", "slirp4netns"]
 Kind = Literal["command", "kernel"]
 Status = Literal["starting", "running", "exited", "lost"]
 
+# What is said of a save whose keeper was killed too early.
+LOST_WITH_KEEPER = "the keeper was killed before it was durable"
+
 # The record's layout; raised when an older reader would misread it.
 RECORD_VERSION = 1
 
@@ -91,6 +94,9 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int = 0
     exit_status: int | None = None
     note: str = ""
+    hook_ports: tuple[int, ...] = ()
+    saving: int = 0
+    save_error: str = ""
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +109,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes of memory that a lazy restore had to read before the program ran, by why: `shared` (shared memory, memfds),
     `private` (locked or huge pages, changed pages of mapped files, stacks, all that CRIU never pages lazily). `phases`:
     seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
+    `saving`: saves whose freeze is over and which are not durable yet. `save_error`: why the last save that nobody
+    waited for came to nothing; "" again after the next one that is durable.
     """
 
     name: str
@@ -125,12 +133,16 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     read_ahead: dict[str, int] = {}
     note: str = ""
     phases: dict[str, float] = {}
+    saving: int = 0
+    save_error: str = ""
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a save did: the snapshot's id (hex), its branch, sizes in bytes, seconds by phase, what to know.
 
-    `frozen_s`: how long the program stood still. `phases`: hold, dump, workspace, thaw, ingest, commit, total.
+    `frozen_s`: how long the program stood still. `durable_s`: from the request until the snapshot was safe on disk.
+    `phases`: docs/json.md, "save". A save that was not waited for has no `snapshot` ("") and no `durable_s` yet: its
+    `number` is what `KeeperClient.wait_save` takes.
     """
 
     snapshot: str
@@ -141,6 +153,8 @@ class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     stored_bytes: int | None = None
     frozen_s: float
+    durable_s: float | None = None
+    number: int = 0
     phases: dict[str, float]
     warnings: tuple[str, ...] = ()
     stopped: bool = False

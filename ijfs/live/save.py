@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from ijfs.live import blockers, criu, procfs, rootfs
+from ijfs.live.criu_window import freezing_seconds
 from ijfs.live.errors import CriuError, InstanceExitedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.instance import Sandbox
@@ -74,15 +75,31 @@ class Frozen:
         self.workspace = Capture()
 
 
-def freeze(
-    box: Sandbox,
-    layers: Sequence[Layer],
-    known: Known,
-    *,
-    stop: bool,
-    on_phase: Phase,
-    gpu: GpuPart | None = None,
-) -> Frozen:
+class Prepared(NamedTuple):
+    """What a freeze works with: who reads the files, and memory that was faulted in."""
+
+    walker: Walker
+    arena: Arena
+    seconds: float
+
+
+def prepare(box: Sandbox, layers: Sequence[Layer], known: Known, *, gpu: GpuPart | None = None) -> Prepared:
+    """Measure the program and fault in memory for as much, while it runs and its clients reach it. StorageError when
+    there is no memory for it, InstanceExitedError when it ended."""
+    began = time.monotonic()
+    try:
+        # A directory of its own: the save before may still be reading what it staged.
+        walker = Walker(layers, known, box.layers.root / f"stage-{time.monotonic_ns()}")
+        memory = memory_bytes(box.pid) + (gpu.program.held_bytes(box.pid) if gpu else 0)
+        files = walker.measure()
+        arena = Arena(2 * memory + files + SLACK)
+        arena.prefault(memory + files)
+    except (OSError, IjfsError) as error:
+        raise _explained(error, box) from None
+    return Prepared(walker, arena, time.monotonic() - began)
+
+
+def freeze(box: Sandbox, prepared: Prepared, *, stop: bool, on_phase: Phase, gpu: GpuPart | None = None) -> Frozen:
     """Freeze the program, take its memory and files, and let it run on (or leave it stopped, with `stop`).
 
     Raises InstanceExitedError when it ended meanwhile, CriuError when CRIU refuses, StorageError when there is no
@@ -90,16 +107,14 @@ def freeze(
     there is one, runs on (GpuLostError says so where it does not).
     """
     clock = Clock(on_phase)
-    clock.begin("prepare")
-    walker = Walker(layers, known, box.layers.root / "stage")
-    memory = memory_bytes(box.pid) + (gpu.program.held_bytes(box.pid) if gpu else 0)
-    files = walker.measure()
-    arena = Arena(2 * memory + files + SLACK)
-    arena.prefault(memory + files)
+
+    def dump() -> Frozen:
+        return _dumped(box, prepared.walker, prepared.arena, clock, stop=stop)
+
     if gpu is None:
         clock.begin("dump")
-        return _dumped(box, walker, arena, clock, stop=stop)
-    return _frozen_with_gpu(box, gpu, clock, lambda: _dumped(box, walker, arena, clock, stop=stop))
+        return dump()
+    return _frozen_with_gpu(box, gpu, clock, dump)
 
 
 def _frozen_with_gpu(box: Sandbox, gpu: GpuPart, clock: Clock, dump: Callable[[], Frozen]) -> Frozen:
@@ -138,6 +153,7 @@ def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: b
         try:
             frozen_s = criu.dump(_request(box, directory, stop=stop), while_frozen)
             clock.end()
+            clock.divide("dump", "freeze", freezing_seconds(box.layers.criu))
             images = stream.finish(left_running=not stop)
         except BaseException as error:
             for capture in captured:
@@ -195,6 +211,8 @@ def parts(
     notebook: bytes | None,
     guest: dict[str, Any],
     environment: dict[str, str],
+    auto: bool = False,
+    notes: Sequence[str] = (),
 ) -> Parts:
     """What goes into the repository."""
     meta = LiveMeta(
@@ -206,6 +224,7 @@ def parts(
         image_bytes=frozen.image_bytes,
         workspace_bytes=frozen.workspace.bytes_total,
         frozen_s=frozen.frozen_s,
+        auto=auto,
     )
     return Parts(
         images=frozen.images,
@@ -214,6 +233,7 @@ def parts(
         meta=meta,
         message=message,
         branch=branch,
+        notes=tuple(notes),
     )
 
 
@@ -249,6 +269,12 @@ class Clock:
         self.end()
         self._name, self._began = name, time.monotonic()
         self._on_phase(name)
+
+    def divide(self, name: str, first: str, seconds: float) -> None:
+        """Give the beginning of a phase that has ended a name of its own."""
+        whole = self.phases.pop(name, 0.0)
+        part = min(seconds, whole)
+        self.phases = {**self.phases, first: part, name: whole - part}
 
     def end(self) -> None:
         """End the phase that runs."""

@@ -1,28 +1,27 @@
-"""What a keeper does for a save around the freeze: hooks, relay, guest port, storing, the program's own requests.
+"""What a keeper does for a save around the freeze: hooks, relay, guest port, and then the way into the repository.
 
 Part of the keeper (keeper_loop.py), apart from it because it has state of its own: the snapshot the instance stands on
-(pinned, so that nobody removes it), and the nonces of saves that the program asked for.
+(pinned, so that nobody removes it), and the line of saves that are being stored (storing.py).
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from ijfs.live import blockers, criu
 from ijfs.live import save as steps
+from ijfs.live.auto import Auto, thin
 from ijfs.live.control import Emit, in_thread
-from ijfs.live.errors import describe, rebuild
 from ijfs.live.records import InstanceSpec, SaveResult
-from ijfs.live.snapshots import Stored, environment
-from ijfs.live.workspace import Layer, layers_of
+from ijfs.live.snapshots import Parts, Stored, environment
+from ijfs.live.storing import Line, Pending
+from ijfs.live.workspace import Known, Layer, layers_of
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.records import Snapshot
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 # Progress events a second; more are noise on a terminal and work for the loop.
 PROGRESS_S = 0.1
 
-_log = logging.getLogger("ijfs.keeper")
-
 
 class Saver:
     """The saves of one keeper."""
@@ -44,7 +41,8 @@ class Saver:
         self._keeper = keeper
         self._snapshot: Snapshot | None = None
         self._pin: Any = None
-        self._nonces: dict[str, dict[str, Any]] = {}
+        self.line = Line(keeper.spawn, self._line_changed, self._lost)
+        self.auto = Auto(keeper)
 
     def stands_on(self, snapshot: Snapshot) -> None:
         """The program continues that snapshot: it is the parent of the next save, and nobody may remove it."""
@@ -53,13 +51,11 @@ class Saver:
             self._pin.close()
         self._snapshot, self._pin = snapshot, pin
 
-    def resumes(self, snapshot: Snapshot) -> None:
-        """The program was restored from that snapshot. If it had asked for it, it learns so, also where this very
-        keeper (going back in place) said before that it was saved."""
-        self.stands_on(snapshot)
-        nonce = (snapshot.meta.get("guest") or {}).get("nonce")
-        if nonce:
-            self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}
+    def close(self) -> None:
+        """Let go of the snapshot."""
+        if self._pin is not None:
+            self._pin.close()
+            self._pin = None
 
     def layers(self, box: Sandbox) -> list[Layer]:
         """The writable layers of a sandbox."""
@@ -67,46 +63,82 @@ class Saver:
         return layers_of(box.layers.upper, volumes, Path(f"/proc/{box.pid}/root/dev/shm"))
 
     async def save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
-        """The verb. Whatever fails, the program runs on and the repository is as before."""
+        """The verb. Whatever fails, the program runs on and the repository is as before.
+
+        Only until the thaw does it need the instance for itself; with `stop` until the commit. Without `wait` it
+        returns at the thaw, and what is not known then is not in the result.
+        """
+        asked = time.monotonic()
+        pending = None
+        await self.line.make_room(emit)
+        try:
+            if self._keeper.busy.locked():
+                emit({"kind": "notice", "text": "waiting for what is being done to this instance before"})
+            async with self._keeper.busy:
+                pending, early = await self._begin(args, emit, asked)
+                if early.stopped:
+                    return await self._stopped(pending)
+        finally:
+            if pending is None:
+                self.line.leave()
+        return await pending.outcome() if pending.waited_for else early
+
+    async def _begin(self, args: dict[str, Any], emit: Emit, asked: float) -> tuple[Pending, SaveResult]:
+        """Freeze, thaw, and take a place in the line; what is known of the save at its thaw."""
         keeper = self._keeper
         box = keeper.live_box()
         await keeper.memory_in()
-        emit({"kind": "phase", "name": "hold"})
+        await self.auto.before_freeze(box)
         began = time.monotonic()
-        stop = bool(args.get("stop"))
+        frozen = await self._freeze_with_hooks(box, args, emit)
+        frozen.phases = {"wait": began - asked, **frozen.phases}
+        self.auto.after_freeze(frozen.frozen_s, frozen.image_bytes)
+        try:
+            parts: Parts = await in_thread(self._parts, frozen, box, args)
+        except BaseException:
+            frozen.discard()
+            if frozen.stopped:
+                await self._wake(box)
+            raise
+        waited_for = frozen.stopped or bool(args.get("wait", True))
+        # What happens after the answer is nobody's event any more.
+        store = partial(self._store, frozen, parts, emit if waited_for else lambda event: None, asked)
+        pending = self.line.put(store, waited_for=waited_for, auto=parts.meta.auto)
+        return pending, self._early(frozen, parts, pending.number)
+
+    async def _freeze_with_hooks(self, box: Sandbox, args: dict[str, Any], emit: Emit) -> steps.Frozen:
+        keeper = self._keeper
+        gpu = _gpu_part(keeper.gpu, args)
+        stopped = False
+        began = time.monotonic()
         try:
             await keeper.guest.tell(box.network_fd, {"event": "before_save"})
-            frozen = await self._freeze(box, stop=stop, emit=emit, began=began, gpu=_gpu_part(keeper.gpu, args))
-        finally:  # whatever came of it: hooks wait for this
-            await keeper.guest.tell(box.network_fd, {"event": "after_save", "snapshot": None})
-        try:
-            stored = await in_thread(self._store, frozen, box, args, emit)
-            keeper.known = frozen.workspace.known
-        except BaseException:
-            if stop:
-                steps.make_sure_it_runs(box)
-                if keeper.gpu is not None:
-                    await in_thread(keeper.gpu.resume)
-            raise
-        finally:
-            frozen.discard()
-        self.stands_on(stored.snapshot)
-        keeper.saved(stored.snapshot.id.hex())
-        return self._result(frozen, stored, self._branch(args))
+            hooks_s = time.monotonic() - began
+            emit({"kind": "phase", "name": "prepare"})
+            prepared = await in_thread(steps.prepare, box, self.layers(box), keeper.known, gpu=gpu)
+            frozen = await self._freeze(box, prepared, stop=bool(args.get("stop")), emit=emit, gpu=gpu)
+            frozen.phases = {"hooks": hooks_s, "prepare": prepared.seconds, **frozen.phases}
+            stopped = frozen.stopped
+        finally:  # whatever came of it: hooks wait for this. Who is left stopped cannot hear it
+            if not stopped:
+                await self._tell_after(box)
+        return frozen
 
-    def _branch(self, args: dict[str, Any]) -> str:
-        return str(args.get("branch") or self._keeper.record.branch or self._keeper.name)
+    async def _tell_after(self, box: Sandbox) -> None:
+        await self._keeper.guest.tell(box.network_fd, {"event": "after_save", "snapshot": None})
 
     async def _freeze(
-        self, box: Sandbox, *, stop: bool, emit: Emit, began: float, gpu: steps.GpuPart | None
+        self, box: Sandbox, prepared: steps.Prepared, *, stop: bool, emit: Emit, gpu: steps.GpuPart | None
     ) -> steps.Frozen:
         keeper = self._keeper
+        emit({"kind": "phase", "name": "hold"})
+        began = time.monotonic()
         keeper.guest.close()
         keeper.relay.hold()
         hold_s = time.monotonic() - began
         try:
             frozen: steps.Frozen = await in_thread(
-                steps.freeze, box, self.layers(box), keeper.known, stop=stop, on_phase=_phase_events(emit), gpu=gpu
+                steps.freeze, box, prepared, stop=stop, on_phase=_phase_events(emit), gpu=gpu
             )
         finally:
             keeper.relay.release()
@@ -115,12 +147,31 @@ class Saver:
         frozen.phases = {"hold": hold_s, **frozen.phases}
         return frozen
 
-    def _store(self, frozen: steps.Frozen, box: Sandbox, args: dict[str, Any], emit: Emit) -> Stored:
-        """In a thread: everything into the repository, with the phase's time."""
-        clock = steps.Clock(_phase_events(emit))
-        clock.begin("ingest")
+    async def _stopped(self, pending: Pending) -> SaveResult:
+        """With `stop`: the program ends when its snapshot is durable, and is woken up when it cannot be."""
         keeper = self._keeper
-        parts = steps.parts(
+        try:
+            result = await pending.outcome()
+        except BaseException:
+            await self._wake(keeper.live_box())
+            raise
+        await keeper.kill(f"saved as {result.snapshot[:12]} and stopped")
+        return result
+
+    async def _wake(self, box: Sandbox) -> None:
+        """Let a program that `stop` left stopped run on."""
+        steps.make_sure_it_runs(box)
+        if self._keeper.gpu is not None:
+            await in_thread(self._keeper.gpu.resume)
+        await self._tell_after(box)
+
+    def _branch(self, args: dict[str, Any]) -> str:
+        return str(args.get("branch") or self._keeper.record.branch or self._keeper.name)
+
+    def _parts(self, frozen: steps.Frozen, box: Sandbox, args: dict[str, Any]) -> Parts:
+        """In a thread, right after the thaw: what goes into the repository."""
+        keeper = self._keeper
+        return steps.parts(
             frozen,
             box,
             keeper.record.spec,
@@ -129,95 +180,79 @@ class Saver:
             notebook=_notebook(args, keeper.record.spec),
             guest={"nonce": args.get("nonce"), "hook_ports": list(keeper.guest.hook_ports)},
             environment=environment(criu.version(criu.find())),
+            auto=bool(args.get("auto")),
+            notes=self._notes(box),
         )
+
+    def _notes(self, box: Sandbox) -> list[str]:
+        lost = self._keeper.record.save_error
+        return [*_warnings(box), *([f"an earlier save was not stored: {lost}"] if lost else [])]
+
+    async def _store(self, frozen: steps.Frozen, parts: Parts, emit: Emit, asked: float, number: int) -> SaveResult:
+        """What the line runs in its turn: into the repository, and then the instance stands on it."""
+        keeper = self._keeper
+        known: Known = frozen.workspace.known
+        try:
+            stored: Stored = await in_thread(self._into_repository, frozen, parts, emit)
+        finally:
+            frozen.discard()
+        # Files are compared with the newest snapshot there is, never with one that may yet come to nothing.
+        keeper.known = known
+        self.stands_on(stored.snapshot)
+        keeper.saved(stored.snapshot.id.hex())
+        if parts.meta.auto:
+            await in_thread(thin, keeper.vault.repository, keeper.name)
+        return self._result(frozen, stored, parts, number, time.monotonic() - asked)
+
+    def _into_repository(self, frozen: steps.Frozen, parts: Parts, emit: Emit) -> Stored:
+        """In a thread."""
+        clock = steps.Clock(_phase_events(emit))
         parent = self._snapshot.id if self._snapshot is not None else None
-        stored = keeper.vault.store(parts, parent, _progress_events(emit))
-        stored.notes.extend(_warnings(box))
+        stored = self._keeper.vault.store(parts, parent, _progress_events(emit), clock.begin)
         clock.end()
-        frozen.phases.update(clock.phases)
+        frozen.phases = {**frozen.phases, **clock.phases}
         return stored
 
-    @staticmethod
-    def _result(frozen: steps.Frozen, stored: Stored, branch: str) -> SaveResult:
-        snapshot = stored.snapshot
+    def _early(self, frozen: steps.Frozen, parts: Parts, number: int) -> SaveResult:
         return SaveResult(
-            snapshot=snapshot.id.hex(),
-            branch=branch,
-            parent=snapshot.parents[0].hex() if snapshot.parents else None,
-            message=snapshot.message,
-            image_bytes=int(snapshot.meta["image_bytes"]),
-            workspace_bytes=int(snapshot.meta["workspace_bytes"]),
-            stored_bytes=stored.stored_bytes,
+            snapshot="",
+            branch=parts.branch,
+            parent=None,
+            message=parts.message,
+            image_bytes=parts.meta.image_bytes,
+            workspace_bytes=parts.meta.workspace_bytes,
             frozen_s=frozen.frozen_s,
-            phases=frozen.phases,
-            warnings=tuple(stored.notes),
+            number=number,
+            phases=dict(frozen.phases),
+            warnings=tuple(parts.notes),
             stopped=frozen.stopped,
         )
 
-    # -- the program itself asks ----------------------------------------------------------------------------------
+    @staticmethod
+    def _result(frozen: steps.Frozen, stored: Stored, parts: Parts, number: int, durable_s: float) -> SaveResult:
+        snapshot = stored.snapshot
+        return SaveResult(
+            snapshot=snapshot.id.hex(),
+            branch=parts.branch,
+            parent=snapshot.parents[0].hex() if snapshot.parents else None,
+            message=snapshot.message,
+            image_bytes=parts.meta.image_bytes,
+            workspace_bytes=parts.meta.workspace_bytes,
+            stored_bytes=stored.stored_bytes,
+            frozen_s=frozen.frozen_s,
+            durable_s=durable_s,
+            number=number,
+            phases=frozen.phases,
+            warnings=(*stored.notes, *parts.notes),
+            stopped=frozen.stopped,
+        )
 
-    def guest_request(
-        self, request: dict[str, Any], nursery: trio.Nursery, save_verb: Callable[..., Awaitable[SaveResult]]
-    ) -> dict[str, Any]:
-        """Answer one request of the guest protocol at once."""
-        verb = request.get("verb")
-        if verb == "save":
-            return self._guest_save(request, nursery, save_verb)
-        if verb == "status":
-            return {
-                "instance": self._keeper.name,
-                "repository": str(self._keeper.repo),
-                "snapshot": self._keeper.record.snapshot,
-            }
-        if verb == "log":
-            return self._guest_log()
-        raise IjfsError(f"the guest port knows no verb `{verb}`")
+    def _line_changed(self) -> None:
+        self._keeper.note(saving=len(self.line))
 
-    def _guest_save(
-        self, request: dict[str, Any], nursery: trio.Nursery, save_verb: Callable[..., Awaitable[SaveResult]]
-    ) -> dict[str, Any]:
-        nonce = str(request.get("nonce") or "")
-        if not nonce:
-            raise IjfsError("a save needs a nonce")
-        if nonce not in self._nonces:
-            self._nonces[nonce] = {"ok": {"state": "pending"}}
-            nursery.start_soon(self._save_for_guest, nonce, str(request.get("message") or ""), save_verb)
-        answer = self._nonces[nonce]
-        if "error" in answer:
-            raise rebuild(answer["error"])
-        return dict(answer["ok"])
-
-    async def _save_for_guest(self, nonce: str, message: str, save_verb: Callable[..., Awaitable[SaveResult]]) -> None:
-        try:
-            result = await save_verb({"message": message, "nonce": nonce}, lambda event: None)
-        except IjfsError as error:
-            self._nonces[nonce] = {"error": describe(error)}
-        except Exception as error:
-            _log.exception("save for the program failed")
-            self._nonces[nonce] = {"error": describe(IjfsError(f"the save failed: {error}"))}
-        else:
-            self._nonces[nonce] = {"ok": self._settled("saved", result.snapshot)}
-
-    def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
-        return {"state": state, "snapshot": snapshot, "instance": self._keeper.name}
-
-    def _guest_log(self) -> dict[str, Any]:
-        repository = self._keeper.vault.repository
-        snapshots = [
-            {
-                "id": snapshot.id.hex(),
-                "parents": [parent.hex() for parent in snapshot.parents],
-                "created_ns": snapshot.created_ns,
-                "message": snapshot.message,
-            }
-            for snapshot in repository.snapshots()
-        ]
-        return {
-            "snapshots": snapshots,
-            "branches": {name: ident.hex() for name, ident in repository.refs.branches().items()},
-            "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
-            "here": self._keeper.record.snapshot,
-        }
+    def _lost(self, error: IjfsError) -> None:
+        """A save that nobody waits for has failed: it is said wherever the instance is shown."""
+        self._keeper.note(save_error=str(error))
 
 
 def _gpu_part(program: GpuProgram | None, args: dict[str, Any]) -> steps.GpuPart | None:

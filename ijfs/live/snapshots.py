@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
 
 Progress = Callable[[str, int, int], None]
+Phase = Callable[[str], None]
 
 
 class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None."""
+    """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None.
+    `auto`: made after a cell by itself; only those are thinned out by themselves."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -39,6 +41,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     image_bytes: int = 0
     workspace_bytes: int = 0
     frozen_s: float = 0.0
+    auto: bool = False
 
 
 class NotLiveError(IjfsError):
@@ -49,7 +52,7 @@ class NotLiveError(IjfsError):
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that one save puts into the repository."""
+    """Everything that one save puts into the repository, and `notes` for whoever asked for it."""
 
     images: Mapping[str, Segments | bytes]
     workspace: Capture
@@ -57,6 +60,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     meta: LiveMeta
     message: str
     branch: str
+    notes: tuple[str, ...] = ()
 
 
 class Stored(NamedTuple):
@@ -120,8 +124,11 @@ class Vault:
         for name, value in entry.xattrs:
             os.setxattr(target, name, value)
 
-    def store(self, parts: Parts, parent: ObjectId | None, progress: Progress | None) -> Stored:
-        """Commit a save. Nothing is visible unless it returns."""
+    def store(
+        self, parts: Parts, parent: ObjectId | None, progress: Progress | None, on_phase: Phase = lambda name: None
+    ) -> Stored:
+        """Commit a save. Nothing is visible unless it returns. `on_phase` is told of "ingest" and "commit"."""
+        on_phase("ingest")
         repository = self.repository
         head = repository.refs.branches().get(parts.branch)
         parents = [ident for ident in (parent or head,) if ident is not None]
@@ -133,6 +140,7 @@ class Vault:
                 writer.add_file("notebook.ipynb", parts.notebook)
             writer.add_images("images", parts.images)
             meta = msgspec.to_builtins(parts.meta)
+            on_phase("commit")
             snapshot = writer.commit(message=parts.message, branch=parts.branch, meta=meta)
             return Stored(snapshot, notes, writer.stored_bytes)
 

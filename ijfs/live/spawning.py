@@ -7,7 +7,6 @@ everything, because loading takes longer than restoring.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -22,14 +21,11 @@ import msgspec
 
 from ijfs.live import procfs
 from ijfs.live.errors import InstanceExistsError
-from ijfs.live.keeper_client import KeeperClient, OnEvent
+from ijfs.live.keeper_client import KEEPER_END_S, KeeperClient, OnEvent, keeper_ended
 from ijfs.live.paths import InstancePaths, check_name
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo
 from ijfs_engine.errors import IjfsError
-
-# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
-KEEPER_END_S = 5.0
 
 
 def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
@@ -37,33 +33,18 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
     paths = InstancePaths.of(repo, check_name(name))
     paths.root.parent.mkdir(mode=0o700, exist_ok=True)
     if paths.record.exists():
-        if procfs.is_alive(read_record(paths).program) or not _keeper_ended(paths):
+        if procfs.is_alive(read_record(paths).program) or not keeper_ended(paths):
             raise InstanceExistsError(f"there is an instance `{name}` already")
         if again:
             return paths
         shutil.rmtree(paths.root)
-    elif paths.root.is_dir() and _keeper_ended(paths):
+    elif paths.root.is_dir() and keeper_ended(paths):
         sweep(paths)
     try:
         paths.root.mkdir(mode=0o700)
     except FileExistsError:
         raise InstanceExistsError(f"there is an instance `{name}` already") from None
     return paths
-
-
-def _keeper_ended(paths: InstancePaths) -> bool:
-    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up."""
-    deadline = time.monotonic() + KEEPER_END_S
-    with paths.lock.open("ab") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.02)
-            else:
-                return True
 
 
 def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
@@ -102,7 +83,7 @@ def begin(
         with KeeperClient(sock, paths, on_event) as keeper:
             return msgspec.convert(keeper.request(verb, args), InstanceInfo)
     except IjfsError:
-        if verb != "adopt" and not paths.record.exists() and _keeper_ended(paths):
+        if verb != "adopt" and not paths.record.exists() and keeper_ended(paths):
             sweep(paths)
         raise
 

@@ -71,21 +71,34 @@ def test_log_and_status(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.split() == ["instance", "demo", "repository", "/r", "snapshot", "none", "yet"]
 
 
-def test_auto_saves_after_cells_but_not_more_often_than_asked(
+def test_auto_tells_the_keeper_of_each_cell_and_shows_what_it_has_to_say(
     shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keeper.answer = lambda request: {"ok": {"state": "pending"}}
-    shell.run_line_magic("ijfs", "auto on --every 3600")
+    keeper.answer = lambda request: {
+        "ok": {"note": "not saved: no space" if "In" in request.get("message", "") else None}
+    }
+    shell.run_line_magic("ijfs", "auto on --every 60 --changed 2.5")
     shell.run_cell("1 + 1")
-    shell.run_cell("2 + 2")
     shell.run_line_magic("ijfs", "auto off")
     shell.run_cell("3 + 3")
-    saves = [request for request in keeper.requests if request["verb"] == "save"]
-    assert len(saves) == 1
-    assert saves[0]["message"].startswith("auto: after In [")
+    asked, told = keeper.requests
+    assert asked == {"verb": "cell", "dry": True, "every_s": 60.0, "changed": 0.025}
+    assert told["message"].startswith("auto: after In [")
+    assert (told["every_s"], told["changed"]) == (60.0, 0.025)
+    assert "ijfs auto: not saved: no space" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["", "explode", "save now", "auto", "auto on --every soon", "save 'unclosed"])
+def test_a_cell_does_not_wait_for_a_keeper_that_is_silent(shell: Any, keeper: Peer) -> None:
+    shell.run_line_magic("ijfs", "auto on")
+    keeper.answer = lambda request: None
+    assert shell.run_cell("1 + 1").success
+    assert len(keeper.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "explode", "save now", "auto", "auto on --every soon", "auto on --every", "auto off 1", "save 'unclosed"],
+)
 def test_what_is_not_understood_prints_the_usage(
     shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:

@@ -87,6 +87,7 @@ def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
 @click.option("--network", type=NETWORKS, help=NETWORK_HELP)
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
+@click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")
 @click.option("--sys-prefix", is_flag=True, help="Into this Python environment (default: for the user).")
 def install(
     app: App,
@@ -96,6 +97,7 @@ def install(
     network: str | None,
     snapshot: str | None,
     attach: str | None,
+    auto: str | None,
     sys_prefix: bool,
 ) -> Answer:
     """Add a kernel spec whose kernels run in sandboxes: JupyterLab, console and nbconvert then use it."""
@@ -109,6 +111,7 @@ def install(
         network=network,
         snapshot=snapshot,
         attach=attach,
+        auto=auto,
         sys_prefix=sys_prefix,
     )
 

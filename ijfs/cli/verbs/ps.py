@@ -24,6 +24,8 @@ def ps(app: App) -> Answer:
         else:
             out.line(("nothing is live: `ijfs run` or `ijfs kernel start` begins", "dim"))
         for info in found:
+            if info.save_error:
+                out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
             if info.note:
                 out.line((f"{info.name}: {info.note}", "dim"))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep this notebook document in the snapshot.",
 )
+@click.option("--no-wait", is_flag=True, help="Return when the program runs again; storing goes on.")
 @click.option("--force", is_flag=True, help="Save a GPU program in spite of what preflight refuses: it may be lost.")
 @click.option("--gpu-timeout", type=float, metavar="S", help="How long running GPU kernels get to end.")
 def save(
@@ -36,34 +37,44 @@ def save(
     stop: bool,
     branch: str | None,
     notebook: Path | None,
+    no_wait: bool,
     force: bool,
     gpu_timeout: float | None,
 ) -> Answer:
     """Save the live program NAME: its memory, GPU memory and files. It stands still for a moment and runs on.
 
-    Returns when the snapshot is safe on disk. A save that fails leaves the program running.
+    Returns when the snapshot is safe on disk. With --no-wait it returns when the program runs again: `ijfs ps` shows
+    when the snapshot is safe. A save that fails leaves the program running.
     """
     import msgspec
 
     from ijfs.live import client
 
+    if no_wait and stop:
+        raise click.UsageError("--stop ends the program when its snapshot is safe: it cannot go with --no-wait")
     app.repository()
     document = notebook.read_bytes() if notebook else None
     progress = app.progress(f"save {name}")
     with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
         result = keeper.save(
-            message, branch=branch, stop=stop, notebook=document, force=force, gpu_timeout_s=gpu_timeout
+            message,
+            branch=branch,
+            stop=stop,
+            notebook=document,
+            force=force,
+            gpu_timeout_s=gpu_timeout,
+            wait=not no_wait,
         )
     for warning in result.warnings:
         app.warn(warning)
 
-    data = {"name": name, **msgspec.to_builtins(result)}
+    data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None}
     return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0))
 
 
 def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
     out.line(
-        (result.snapshot[: text.SHORT_ID], "yellow"),
+        (result.snapshot[: text.SHORT_ID] or "saving", "yellow"),
         "  ",
         text.first_line(result.message) or ("(no message)", "dim"),
         "  ",
@@ -72,8 +83,8 @@ def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
     parts = [f"frozen {text.seconds(result.frozen_s)}"]
     if result.stopped:
         parts.append("stopped")
-    if "total" in result.phases:
-        parts.append(f"saved in {text.seconds(result.phases['total'])}")
+    if result.durable_s is not None:
+        parts.append(f"saved in {text.seconds(result.durable_s)}")
     parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
     if result.stored_bytes is not None:
         parts.append(f"{text.size(result.stored_bytes)} stored")

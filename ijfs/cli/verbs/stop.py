@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,9 +13,6 @@ from ijfs.cli.params import INSTANCE
 if TYPE_CHECKING:
     from ijfs.live.client import InstanceInfo
 
-KEEPER_S = 5.0
-"""A keeper takes milliseconds to clean up and end."""
-
 
 @verb("stop")
 @click.argument("names", nargs=-1, type=INSTANCE)
@@ -24,7 +20,7 @@ KEEPER_S = 5.0
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
-    """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay."""
+    """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for."""
     from ijfs.live import client
 
     app.repository()
@@ -47,18 +43,14 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
 
 
 def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
-    """End one program and wait for its keeper, which until then holds the snapshot it stood on."""
-    from ijfs.live import client, procfs
-    from ijfs.live.paths import InstancePaths
-    from ijfs.live.record_file import read_record
+    """End one program, and its keeper with it."""
+    from ijfs.live import client
 
     if client.is_running(app.repository_path, name):
-        with client.connect(app.repository_path, name) as keeper:
-            process = read_record(InstancePaths.of(app.repository_path, name)).keeper
+        with client.connect(app.repository_path, name, on_event=app.progress(f"stop {name}").event) as keeper:
             info = keeper.stop(timeout_s=timeout)
-        deadline = time.monotonic() + KEEPER_S
-        while procfs.is_alive(process) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        if info.save_error:
+            app.warn(f"the last save of {name} was not stored: {info.save_error}")
     else:
         info = client.describe(app.repository_path, name)
         if not forget:

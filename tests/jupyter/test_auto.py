@@ -1,0 +1,108 @@
+"""Saving after cells, on a real kernel whose spec says so: when it is worth it, in nobody's way, thinned out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from house import Cells, House, eventually
+from jupyter_client.manager import KernelManager
+
+from ijfs.jupyter import kernelspec
+from ijfs.live import auto, pagesample
+from ijfs_engine import PrunePolicy, Repository, Snapshot
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+
+@pytest.fixture
+def cells(house: House) -> Iterator[Cells]:
+    """A kernel of a spec that was installed with `--auto`: nothing is typed into the notebook."""
+    kernelspec.install(name="ijfs-auto", auto="on --changed 20 --every 3600")
+    manager = KernelManager(kernel_name="ijfs-auto")
+    manager.start_kernel()
+    cells = Cells(manager)
+    yield cells
+    cells.close()
+
+
+def saves(house: House) -> list[Snapshot]:
+    """All snapshots, oldest first."""
+    with Repository.open(house.repo) as repository:
+        return sorted(repository.snapshots(), key=lambda one: one.created_ns)
+
+
+def test_cells_that_change_enough_are_saved_and_others_are_not(house: House, cells: Cells) -> None:
+    cells("import os; data = bytearray(os.urandom(100 << 20))")
+    assert eventually(lambda: len(saves(house)) == 1), "the first: there was nothing to go back to"
+    first = saves(house)[0]
+    assert (first.meta["auto"], first.message[:14]) == (True, "auto: after In")
+    for _ in range(3):
+        cells("x = 1")
+    # The same memory, written in place: no page is new and no page fault tells of it.
+    begin = time.monotonic()
+    cells("data[:] = os.urandom(len(data))")
+    took = time.monotonic() - begin
+    assert eventually(lambda: len(saves(house)) == 2)
+    time.sleep(0.5)
+    cells("y = 1")
+    assert len(saves(house)) == 2, "one save for each change"
+    second = saves(house)[1]
+    assert second.parents == (first.id,)
+    assert took < 5
+    name = house.the_instance()
+    house.save(name, "by hand")
+    assert [one.meta["auto"] for one in saves(house)] == [True, True, False]
+
+
+def test_auto_is_turned_on_with_other_rules_and_off_and_says_what_it_cannot_do(house: House, cells: Cells) -> None:
+    before = len(saves(house))
+    cells("x = 1")
+    assert eventually(lambda: len(saves(house)) == before + 1)
+    assert cells("%ijfs auto off") == "auto: off"
+    assert cells("%ijfs auto on --changed 200") == "UsageError"
+    assert cells("%ijfs auto on --every 0") == "auto: on --every 0"
+    cells("x = 2")
+    assert eventually(lambda: len(saves(house)) == before + 2)
+    cells("%ijfs auto on --every 0 --limit 0.000001")
+    assert eventually(lambda: "would stand still" in cells("x = 3"))
+    assert len(saves(house)) == before + 2
+
+
+def test_only_saves_after_cells_of_this_program_are_thinned_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "THINNED", PrunePolicy(last=2))
+    with Repository.init(tmp_path / "repo") as repository:
+
+        def made(message: str, parents: list[bytes], *, name: str = "lab", by_itself: bool = True) -> bytes:
+            with repository.begin(parents) as writer:
+                meta = {"spec": {"name": name}, "auto": by_itself}
+                return writer.commit(message=message, branch="lab", meta=meta).id
+
+        line: list[bytes] = []
+        for number in range(8):
+            parents = line[-1:]
+            by_itself = number != 3
+            name = "other" if number == 2 else "lab"
+            line.append(made(str(number), parents, name=name, by_itself=by_itself))
+        repository.refs.set_tag("good", line[1])
+        auto.thin(repository, "lab")
+        left = sorted(snapshot.message for snapshot in repository.snapshots())
+    assert left == ["1", "2", "3", "6", "7"]
+
+
+def test_a_sample_tells_the_share_of_memory_that_changed() -> None:
+    """On this very process: a part of what it holds is written anew, in place."""
+    data = bytearray(os.urandom(256 << 20))
+    before = pagesample.take([os.getpid()])
+    assert pagesample.changed_share(before, [os.getpid()]) < 0.02
+    data[: 96 << 20] = bytes(96 << 20)
+    share = pagesample.changed_share(before, [os.getpid()])
+    expected = (96 << 20) / before.resident
+    assert abs(share - expected) < 0.06
+    del data
+    assert pagesample.changed_share(before, [os.getpid()]) > 0.5
