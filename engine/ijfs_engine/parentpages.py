@@ -54,6 +54,8 @@ class ParentPages:
 
     def matches(self, layout: PageLayout, page: int, count: int) -> list[Match]:
         """What the parent has at the addresses of pages [page, page + count) of a file with this layout."""
+        if layout.runs == self._layout.runs:
+            return [Match(0, page, count)]
         found: list[Match] = []
         own = 0
         for first, pages in layout.pieces(page, count):

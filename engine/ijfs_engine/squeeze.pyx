@@ -1,28 +1,25 @@
-# distutils: libraries = zstd
-"""Finding the smallest stored form of chunks, many in one call and without the GIL. Called by codec.py.
+"""Finding the smallest stored form of chunks. Called by codec.py, for many chunks at once.
 
-docs/format.md ("Codecs") has the bytes of each form; reference.py the slow twin.
+Compression itself is zstandard's, through Python: its zstd is newer than that of most systems and packs pages a fifth
+faster (1.5.7 against 1.5.4), which is more than a call without the GIL for all of them would gain. docs/format.md
+("Codecs") has the bytes of each form; reference.py the slow twin of what is decided here.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_READ
 
 cdef extern from "bytes.h" nogil:
     void ijfs_make_logs()
     void ijfs_entropies(const uint8_t *data, const uint8_t *other, size_t n, size_t samples, double *bits)
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
     void ijfs_split_planes(const uint8_t *data, size_t n, int width, int tops, uint8_t *planes, uint8_t *rest)
-
-cdef extern from "zstd.h" nogil:
-    ctypedef struct ZSTD_CCtx:
-        pass
-    ZSTD_CCtx *ZSTD_createCCtx()
-    size_t ZSTD_freeCCtx(ZSTD_CCtx *context)
-    size_t ZSTD_compressCCtx(ZSTD_CCtx *context, void *out, size_t room, const void *data, size_t size, int level)
-    size_t ZSTD_compressBound(size_t size)
-    unsigned ZSTD_isError(size_t code)
 
 # frames.py has these numbers, too.
 cdef enum:
@@ -33,8 +30,6 @@ cdef enum:
     XOR_PLANES = 4
     PLANE_HEAD = 8
     MAX_PLAIN = 256 * 1024
-    # zstd-3 saves under 1.5% of a kernel image over zstd-1.
-    LEVEL = 1
     TOO_SMALL = 64
     # 512 words put the entropy of a noisy byte 0.4 bits too low; 1024 took 4% of the time of a save of fresh weights.
     SAMPLES = 512
@@ -49,28 +44,25 @@ cdef struct Shape:
 
 
 cdef class Packer:
-    """What one packing thread needs: a context of zstd, room for planes, a difference and its form. Not for two at once."""
+    """What one packing thread needs: `compress`, from a buffer to bytes, and room. Not for two threads at once."""
 
-    cdef ZSTD_CCtx *context
+    cdef object compress
     cdef uint8_t *planes
+    cdef uint8_t *rest
     cdef uint8_t *difference
-    cdef uint8_t *packed
-    cdef size_t bound
 
-    def __cinit__(self):
-        self.context = ZSTD_createCCtx()
-        self.bound = ZSTD_compressBound(MAX_PLAIN) + PLANE_HEAD
+    def __cinit__(self, compress):
+        self.compress = compress
         self.planes = <uint8_t *>malloc(MAX_PLAIN)
+        self.rest = <uint8_t *>malloc(MAX_PLAIN)
         self.difference = <uint8_t *>malloc(MAX_PLAIN)
-        self.packed = <uint8_t *>malloc(self.bound)
-        if self.context == NULL or self.planes == NULL or self.difference == NULL or self.packed == NULL:
+        if self.planes == NULL or self.rest == NULL or self.difference == NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        ZSTD_freeCCtx(self.context)
         free(self.planes)
+        free(self.rest)
         free(self.difference)
-        free(self.packed)
 
 
 cdef Shape shape_of(const uint8_t *data, size_t n) noexcept nogil:
@@ -103,52 +95,21 @@ cdef Shape shape_of(const uint8_t *data, size_t n) noexcept nogil:
     return found
 
 
-cdef size_t zstd(Packer tools, const uint8_t *data, size_t n, uint8_t *out, size_t room) noexcept nogil:
-    """Bytes written, 0 if there is no room for them."""
-    cdef size_t got = ZSTD_compressCCtx(tools.context, out, room, data, n, LEVEL)
-    return 0 if ZSTD_isError(got) else got
-
-
-cdef size_t pack_planes(Packer tools, const uint8_t *data, size_t n, Shape shape, uint8_t *out, size_t room) noexcept nogil:
+cdef bytes pack_planes(Packer tools, const uint8_t *data, size_t n, Shape shape):
     """u8 width, u8 tops, u16 zero, u32 length of the zstd frame of the planes, that frame, the rest as it is."""
-    cdef size_t top_bytes = n // shape.width * shape.tops, rest = n - top_bytes, got
-    cdef uint32_t length
-    if room < PLANE_HEAD + rest:
-        return 0
-    # The rest goes to the end first, since the room for the frame is what is left.
-    ijfs_split_planes(data, n, shape.width, shape.tops, tools.planes, out + room - rest)
-    got = zstd(tools, tools.planes, top_bytes, out + PLANE_HEAD, room - rest - PLANE_HEAD)
-    if got == 0:
-        return 0
-    length = got
+    cdef size_t top_bytes = n // shape.width * shape.tops, rest = n - top_bytes
+    with nogil:
+        ijfs_split_planes(data, n, shape.width, shape.tops, tools.planes, tools.rest)
+    cdef bytes packed = tools.compress(PyMemoryView_FromMemory(<char *>tools.planes, top_bytes, PyBUF_READ))
+    cdef uint32_t length = len(packed)
+    cdef bytes payload = PyBytes_FromStringAndSize(NULL, PLANE_HEAD + length + rest)
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(payload)
     memset(out, 0, 4)
     out[0], out[1] = shape.width, shape.tops
     memcpy(out + 4, &length, 4)
-    move(out + PLANE_HEAD + got, out + room - rest, rest)
-    return PLANE_HEAD + got + rest
-
-
-cdef extern from "string.h" nogil:
-    void *move "memmove"(void *out, const void *data, size_t n)
-
-
-cdef size_t smallest(Packer tools, const uint8_t *data, size_t n, uint8_t *out, size_t room, int *codec) noexcept nogil:
-    """The smallest form into `out`, bytes written; 0, RAW where none of less than `room` is known."""
-    cdef Shape shape
-    cdef size_t got = 0
-    codec[0] = RAW
-    if n < TOO_SMALL:
-        return 0
-    shape = shape_of(data, n)
-    if shape.width:
-        got = pack_planes(tools, data, n, shape, out, room)
-        codec[0] = PLANES
-    if got == 0:
-        got = zstd(tools, data, n, out, room)
-        codec[0] = ZSTD
-    if got == 0:
-        codec[0] = RAW
-    return got
+    memcpy(out + PLANE_HEAD, PyBytes_AS_STRING(packed), length)
+    memcpy(out + PLANE_HEAD + length, tools.rest, rest)
+    return payload
 
 
 def float_shape(const uint8_t[::1] data):
@@ -166,48 +127,40 @@ def float_shape(const uint8_t[::1] data):
     return (shape.width, shape.tops) if shape.width else None
 
 
-def pack(Packer tools not None, const uint8_t[::1] data, const uint64_t[::1] bounds, uint8_t[::1] out):
-    """The smallest forms of chunks of `data`: (codec, begin, end), its payload being out[begin:end].
+def pack(Packer tools not None, const uint8_t[::1] data, const uint64_t[::1] bounds):
+    """The smallest forms of chunks of `data`: (codec, payload), (RAW, None) for one that nothing makes smaller.
 
-    `bounds` are (start, end) of each chunk in `data`, flat; `out` has room for all of them as they are. A chunk that
-    nothing makes smaller has codec RAW and no payload here. ValueError for bounds or sizes that do not fit.
+    `bounds` are (start, end) of each chunk in `data`, flat. ValueError if they do not fit.
     """
-    cdef size_t count = bounds.shape[0] // 2, i, start, end, at = 0, n = data.shape[0], total = 0
-    cdef uint64_t *got
-    cdef int *codecs
+    cdef size_t count = bounds.shape[0] // 2, i, n
+    cdef uint64_t start, end
+    cdef const uint8_t *at
+    cdef Shape shape
+    if bounds.shape[0] % 2:
+        raise ValueError("a chunk without an end")
+    forms = []
     for i in range(count):
         start, end = bounds[2 * i], bounds[2 * i + 1]
-        if start > end or end > n or end - start > MAX_PLAIN:
-            raise ValueError(f"no chunk: bytes {start} to {end} of {n}")
-        total += end - start
-    if bounds.shape[0] % 2 or total > <size_t>out.shape[0]:
-        raise ValueError(f"pack: {total} bytes to {out.shape[0]}")
-    if count == 0:
-        return []
-    got = <uint64_t *>malloc(count * sizeof(uint64_t))
-    codecs = <int *>malloc(count * sizeof(int))
-    try:
-        if got == NULL or codecs == NULL:
-            raise MemoryError
-        with nogil:
-            for i in range(count):
-                start, end = bounds[2 * i], bounds[2 * i + 1]
-                # One byte less than the chunk has: what is not smaller is stored raw.
-                got[i] = smallest(tools, &data[0] + start, end - start, &out[0] + at, end - start - 1, &codecs[i])
-                at += got[i]
-        forms, at = [], 0
-        for i in range(count):
-            forms.append((codecs[i], at, at + got[i]))
-            at += got[i]
-        return forms
-    finally:
-        free(got)
-        free(codecs)
+        if start > end or end > <uint64_t>data.shape[0] or end - start > MAX_PLAIN:
+            raise ValueError(f"no chunk: bytes {start} to {end} of {data.shape[0]}")
+        at, n = &data[0] + start, end - start
+        codec, payload = RAW, None
+        if n >= TOO_SMALL:
+            with nogil:
+                shape = shape_of(at, n)
+            if shape.width:
+                codec, payload = PLANES, pack_planes(tools, at, n, shape)
+            if payload is None or <size_t>len(payload) >= n:
+                codec, payload = ZSTD, tools.compress(PyMemoryView_FromMemory(<char *>at, n, PyBUF_READ))
+            if <size_t>len(payload) >= n:
+                codec, payload = RAW, None
+        forms.append((codec, payload))
+    return forms
 
 
 def pack_difference(Packer tools not None, const uint8_t[::1] plain, const uint8_t[::1] base):
     """(codec, payload) of plain ^ base, of which it is not said that it is smaller. ValueError if they differ in length."""
-    cdef size_t n = plain.shape[0], got = 0
+    cdef size_t n = plain.shape[0]
     cdef Shape shape
     if <size_t>base.shape[0] != n or not 0 < n <= MAX_PLAIN:
         raise ValueError(f"pack_difference: {n} and {base.shape[0]} bytes")
@@ -215,11 +168,6 @@ def pack_difference(Packer tools not None, const uint8_t[::1] plain, const uint8
         memcpy(tools.difference, &plain[0], n)
         ijfs_xor_into(tools.difference, &base[0], n)
         shape = shape_of(tools.difference, n)
-        if shape.width:
-            got = pack_planes(tools, tools.difference, n, shape, tools.packed, tools.bound)
-        if got == 0:
-            shape.width = 0
-            got = zstd(tools, tools.difference, n, tools.packed, tools.bound)
-    if got == 0:
-        raise MemoryError
-    return XOR_PLANES if shape.width else XOR_ZSTD, PyBytes_FromStringAndSize(<const char *>tools.packed, got)
+    if shape.width:
+        return XOR_PLANES, pack_planes(tools, tools.difference, n, shape)
+    return XOR_ZSTD, tools.compress(PyMemoryView_FromMemory(<char *>tools.difference, n, PyBUF_READ))
