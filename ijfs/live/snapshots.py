@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,15 +77,17 @@ class Vault:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opening = threading.Lock()
         self._repository: Repository | None = None
         self._reader: Reader | None = None
 
     @property
     def repository(self) -> Repository:
         """The open repository. NoRepositoryError, UnknownFormatError."""
-        if self._repository is None:
-            self._repository = Repository.open(self.path)
-        return self._repository
+        with self._opening:  # the loop and a thread may both need it first, and LMDB is opened once in a process
+            if self._repository is None:
+                self._repository = Repository.open(self.path)
+            return self._repository
 
     @property
     def reader(self) -> Reader:

@@ -168,6 +168,16 @@ def test_a_snapshot_that_was_imported_cannot_be_restored_and_says_so(ijfs: Ijfs,
     assert "not a snapshot of a program" in result.err
 
 
+def test_a_save_that_is_not_waited_for_is_shown_until_it_is_durable(run_ijfs: Ijfs, live: Path) -> None:
+    assert run_ijfs("run", "--name", "q", "--", "sleep", "600").code == 0
+    early = ok(run_ijfs("save", "q", "--no-wait", "--json"), "save")
+    assert (early["snapshot"], early["durable_s"], early["stored_bytes"]) == (None, None, None)
+    assert run_ijfs("save", "q", "--no-wait").out.startswith("saving  (no message)  [q]")
+    assert run_ijfs("save", "q", "--no-wait", "--stop").code == 2
+    assert run_ijfs("stop", "q").code == 0
+    assert len(run_ijfs("log", "--json").json["snapshots"]) == 2
+
+
 def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:
     script = "import time\nfor i in range(5):\n    print('line', i, flush=True)\n    time.sleep(0.2)\n"
     assert run_ijfs("run", "--name", "brief", "--", "python3", "-c", script).code == 0

@@ -46,6 +46,22 @@ def test_save_returns_the_snapshot_here_and_resumed_in_every_sibling(house: Hous
             house.stop(sibling.name)
 
 
+def test_a_save_that_is_not_waited_for_resumes_in_the_sibling_too(house: House, cells: Cells) -> None:
+    name = house.the_instance()
+    assert cells("import ijfs; r = ijfs.save('quick', wait=False); print(r)") == f"saving {name}"
+    with client.connect(house.repo, name) as keeper:
+        snapshot = keeper.wait_save(keeper.save("after it").number).parent
+    assert snapshot is not None
+    (sibling,) = client.fork(house.repo, snapshot, ["later"])
+    try:
+        assert sibling.connection_file is not None
+        assert (
+            run_cell(sibling.connection_file, "print(r)", 60).stdout.strip() == f"resumed from {snapshot[:12]} as later"
+        )
+    finally:
+        house.stop("later")
+
+
 def test_the_magics_speak_with_the_keeper(house: House, cells: Cells) -> None:
     name = house.the_instance()
     cells("%load_ext ijfs")
