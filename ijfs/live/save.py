@@ -272,9 +272,11 @@ class Clock:
 
     def divide(self, name: str, first: str, seconds: float) -> None:
         """Give the beginning of a phase that has ended a name of its own."""
-        whole = self.phases.pop(name, 0.0)
-        part = min(seconds, whole)
-        self.phases = {**self.phases, first: part, name: whole - part}
+        part = min(seconds, self.phases.get(name, 0.0))
+        divided: dict[str, float] = {}
+        for phase, whole in self.phases.items():
+            divided |= {first: part, name: whole - part} if phase == name else {phase: whole}
+        self.phases = divided
 
     def end(self) -> None:
         """End the phase that runs."""
