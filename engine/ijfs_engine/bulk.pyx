@@ -241,6 +241,12 @@ cdef class Filling:
             raise ValueError(f"an id has {ID} bytes, not {len(ident)}")
         self.add_piece(self.number_of(ident), offset, size, target)
 
+    def add_whole(self, bytes ident not None):
+        """The whole chunk is wanted: `kept` has it in the end."""
+        if len(ident) != ID:
+            raise ValueError(f"an id has {ID} bytes, not {len(ident)}")
+        self.number_of(ident)
+
     def add_leaf(self, Columns columns not None, uint64_t inside, buffer):
         """`buffer` is to hold the bytes of a leaf from `inside` on. ValueError if the leaf has fewer, or makes no sense."""
         cdef size_t size = 0
@@ -321,10 +327,11 @@ cdef class Filling:
             raise ValueError("a leaf refers to bytes that a chunk does not have")
         self.chunks[number].state = DONE
 
-    def place(self, rows, uint64_t gap, uint64_t longest):
+    def place(self, rows, uint64_t gap, uint64_t longest, int below=256):
         """Where the chunks are that are wanted: their index rows (None where there is none), in the order of `wanted`.
 
-        Returns the reads to make: (pack, offset, bytes, first, end) for `unpack`. Frames nearer than `gap` are one read.
+        Returns the reads to make: (pack, offset, bytes, first, end) for `unpack`. Frames nearer than `gap` are one read. A
+        chunk that is not less deep than `below` is left out.
         """
         cdef size_t n = 0, i, first
         cdef Chunk *chunk
@@ -349,7 +356,7 @@ cdef class Filling:
             memcpy(&chunk.span, row + 8, 4)
             memcpy(&chunk.plain, row + 12, 4)
             chunk.depth = row[17]
-            if HEADER <= chunk.span <= MAX_SPAN and chunk.plain <= MAX_PLAIN and self.settle_target(number):
+            if chunk.depth < below and HEADER <= chunk.span <= MAX_SPAN and chunk.plain <= MAX_PLAIN and self.settle_target(number):
                 chunk.state = PLACED
                 placed.append((chunk.pack, chunk.offset, number))
         placed.sort()

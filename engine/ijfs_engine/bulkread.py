@@ -68,8 +68,21 @@ def fill(
             _know(what, number, one(ident))
 
 
-def _read(what: Filling, store: Store, rows: Sequence[bytes | None], bases: FetchBases) -> None:
-    for pack, offset, length, first, end in what.place(rows, _GAP, _LONGEST):
+def whole(
+    ids: Sequence[bytes], below: int, store: Store, bases: FetchBases, delay_s: float = 0.0
+) -> list[tuple[bytes, bytes]]:
+    """(id, plain bytes) of those of these chunks that are sound and less deep than `below`. StorageError."""
+    what = filling()
+    for ident in ids:
+        what.add_whole(ident)
+    if delay_s:
+        time.sleep(delay_s)
+    _read(what, store, store.chunk_rows(ids), bases, below)
+    return what.kept()
+
+
+def _read(what: Filling, store: Store, rows: Sequence[bytes | None], bases: FetchBases, below: int = 256) -> None:
+    for pack, offset, length, first, end in what.place(rows, _GAP, _LONGEST, below):
         buffer = _tools.buffer if length <= len(_tools.buffer) else memoryview(bytearray(length))
         got = store.read_pack(pack, offset, buffer[:length])
         based = what.unpack(first, end, buffer[:got], offset)

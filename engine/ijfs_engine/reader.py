@@ -208,6 +208,11 @@ class Reader:
         """
         found = {ident: plain for ident in ids if (plain := self._chunks.get(ident)) is not None}
         missing = [ident for ident in ids if ident not in found]
+        if len(missing) > 1:
+            for ident, plain in bulkread.whole(missing, depth, self.store, self._bases, self.delay_s):
+                found[ident] = plain
+                self._chunks.put(ident, plain, len(plain))
+            missing = [ident for ident in missing if ident not in found]
         for chunk in self._fetch(missing) if missing else ():
             if chunk.depth >= depth:
                 raise CorruptError(f"chunk {chunk.id.hex()[:12]} is the base of one that is not deeper")

@@ -173,6 +173,21 @@ def test_known_chunks_are_not_read() -> None:
     assert what.wanted() == [] == what.place([], GAP, LONGEST)
 
 
+@settings(deadline=None, max_examples=30)
+@given(chunk_lists, st.integers(0, 5))
+def test_whole_chunks_are_kept_if_they_are_not_too_deep(chunks: list[tuple[str, int, int]], below: int) -> None:
+    store = stored(chunks)
+    what = Filling(TOOLS)
+    for ident in store.plains:
+        what.add_whole(ident)
+    for _, offset, length, first, end in what.place(list(store.rows.values()), GAP, LONGEST, below):
+        for chunk, _, records in what.unpack(first, end, store.pack[offset : offset + length], offset):
+            what.add_bases(chunk, records, store.plains)
+        what.check(first, end)
+    shallow = {ident for ident, row in store.rows.items() if Place.decode(row).depth < below}
+    assert dict(what.kept()) == {ident: store.plains[ident] for ident in shallow}
+
+
 def test_what_does_not_fit_is_refused() -> None:
     one, few, far, none = (array("I", [number]) for number in (0, 10, 1 << 31, ZERO_RUN))
     what = Filling(TOOLS)
