@@ -57,6 +57,7 @@ class Auto:
         self._used = False
         self._considering = False
         self._said = ""
+        self._told = ""
         self._latest = "", Wishes()
         self._thawed: float | None = None
         self._frozen_s = 0.0
@@ -94,8 +95,16 @@ class Auto:
         if not self._considering:
             self._considering = True
             self._keeper.spawn(self._consider, save)
+        return {"note": self._news() or None}
+
+    def _news(self) -> str:
+        """What went wrong since the last cell: before the thaw, or afterwards on the way into the repository."""
         said, self._said = self._said, ""
-        return {"note": said or None}
+        lost = self._keeper.record.save_error
+        if lost and lost != self._told:
+            said = said or f"the last save was not stored: {lost}"
+        self._told = lost
+        return said
 
     async def _consider(self, save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]) -> None:
         try:
