@@ -53,11 +53,12 @@ def fill(
 
     Chunks of which a part was wanted are left in the cache.
     """
-    for number, ident in what.wanted():
-        known = cache.get(ident)
-        if known is not None:
-            _know(what, number, known)
-    missing = [ident for _, ident in what.wanted()]
+    wanted = what.wanted()
+    known = cache.get_many(ident for _, ident in wanted)
+    for number, ident in wanted if known else ():
+        if ident in known:
+            _know(what, number, known[ident])
+    missing = [ident for _, ident in wanted if ident not in known]
     if missing:
         if delay_s:
             time.sleep(delay_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -27,6 +28,17 @@ class ByteLru(Generic[V]):
                 return None
             self._entries.move_to_end(key)
             return found[0]
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, V]:
+        """Those that are here, under one lock."""
+        found = {}
+        with self._lock:
+            for key in keys:
+                entry = self._entries.get(key)
+                if entry is not None:
+                    self._entries.move_to_end(key)
+                    found[key] = entry[0]
+        return found
 
     def put(self, key: bytes, value: V, size: int) -> None:
         """Keep a value of `size` bytes, if it fits at all."""

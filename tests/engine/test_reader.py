@@ -209,6 +209,15 @@ def test_a_file_whose_leaf_lies_about_its_chunk_gives_an_error(repository: Repos
         list(StoredFile(reader, [(file.leaves()[0][0], 5)], None).slices(0, 5))
 
 
+def test_many_values_are_had_at_once_and_count_as_used() -> None:
+    cache = ByteLru[str](2)
+    cache.put(b"a", "A", 1)
+    cache.put(b"b", "B", 1)
+    assert cache.get_many([b"x", b"a"]) == {b"a": "A"}
+    cache.put(b"c", "C", 1)
+    assert cache.get_many([b"a", b"b", b"c"]) == {b"a": "A", b"c": "C"}
+
+
 def test_the_least_recently_used_goes_first() -> None:
     cache: ByteLru[str] = ByteLru(10)
     cache.put(b"a", "A", 4)
