@@ -98,15 +98,17 @@ def _wait_for_socket(path: Path) -> None:
 
 @contextlib.contextmanager
 def resident(pid: int, began: float) -> Iterator[list[tuple[float, int]]]:
-    """Sample the memory that a process has, every 5 ms, in the background; from before it exists."""
+    """Sample the memory of a process, or of a child if that has more (in a sandbox the first process is an init), every
+    5 ms, in the background; from before it exists."""
     curve: list[tuple[float, int]] = []
     ended = threading.Event()
 
     def sample() -> None:
         while not ended.wait(0.005):
             with contextlib.suppress(OSError, IndexError):
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                curve.append((time.time() - began, pages * PAGE))
+                family = [str(pid), *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+                pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family]
+                curve.append((time.time() - began, max(pages) * PAGE))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
