@@ -139,7 +139,8 @@ def launch(
     environment = program_environment(spec, dict(os.environ))
     argv = program_argv(spec)
     check_command(argv[0], spec.cwd, environment)
-    volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text())
+    needs = needed_directories(argv[0], environment)
+    volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text(), needs)
     volumes = volumes if kept is None else kept
     box = Sandbox(layers, ns.new_network())
     try:
@@ -179,6 +180,16 @@ def check_command(program: str, cwd: str, environment: Mapping[str, str]) -> Non
         local = os.path.join(cwd, program)
         if "/" not in program or not os.access(local, os.X_OK):
             raise CommandError(f"there is no program `{program}`")
+
+
+def needed_directories(program: str, environment: Mapping[str, str]) -> list[Path]:
+    """Where the program's environment and its side of the guest protocol lie, should that be under /tmp."""
+    package = Path(PYTHON_PATH).parents[2]
+    found = shutil.which(program, path=environment.get("PATH"))
+    if found is None:
+        return [package]
+    directory = Path(found).parent
+    return [package, directory.parent if directory.name == "bin" else directory]
 
 
 def find_init() -> str:

@@ -59,10 +59,13 @@ def is_below(path: Path, parents: Iterable[str | Path]) -> bool:
     return any(path == Path(parent) or Path(parent) in path.parents for parent in parents)
 
 
-def choose(cwd: str, repo: Path, mountinfo: str) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
+def choose(
+    cwd: str, repo: Path, mountinfo: str, needs: Iterable[Path] = ()
+) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
-    Containers bind single files such as /etc/resolv.conf; no overlay stands on a file.
+    `needs` are directories that the program cannot do without, as it cannot without `cwd`: what of them the sandbox's
+    own /tmp would hide is shown. Containers bind single files such as /etc/resolv.conf; no overlay stands on a file.
     """
     directories: list[Path] = []
     files: list[Path] = []
@@ -70,8 +73,9 @@ def choose(cwd: str, repo: Path, mountinfo: str) -> tuple[tuple[Volume, ...], tu
         hidden = mount.path == Path("/") or is_below(mount.path, OWN) or is_below(mount.path, [repo])
         if not hidden:
             (directories if mount.path.is_dir() else files).append(mount.path)
-    work = Path(os.path.realpath(cwd))
-    if is_below(work, OWN[3:]) and work.is_dir() and work not in map(Path, OWN):
-        directories.append(work)
+    for path in sorted(Path(os.path.realpath(needed)) for needed in (cwd, *needs)):
+        hidden = is_below(path, OWN[3:]) and path.is_dir() and path not in map(Path, OWN)
+        if hidden and not is_below(path, directories):
+            directories.append(path)
     volumes = tuple(Volume(f"v{number}", str(path)) for number, path in enumerate(directories))
     return volumes, tuple(files)

@@ -122,3 +122,11 @@ def test_a_working_directory_below_tmp_becomes_a_volume(tmp_path: Path) -> None:
     assert [volume.path for volume in found] == [str(tmp_path)]
     found, _ = volumes.choose("/usr", Path("/repo"), "22 1 254:0 / / rw - ext4 /dev/vda rw\n")
     assert found == ()
+
+
+def test_what_a_program_cannot_do_without_is_shown_where_tmp_would_hide_it(tmp_path: Path) -> None:
+    environment, inside, elsewhere = tmp_path / "checkout", tmp_path / "checkout/sub", Path("/usr/lib")
+    inside.mkdir(parents=True)
+    root = "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
+    found, _ = volumes.choose(str(inside), Path("/repo"), root, [environment, elsewhere, Path("/tmp")])
+    assert [volume.path for volume in found] == [str(environment)]
