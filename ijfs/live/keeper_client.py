@@ -125,7 +125,10 @@ class KeeperClient:
     def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
         """One verb, its events to `on_event`, its result; the keeper's error as the exception it was there."""
         number, self._next_id = self._next_id, self._next_id + 1
-        self._socket.sendall(protocol.encode({"id": number, "verb": verb, "args": args}))
+        try:
+            self._socket.sendall(protocol.encode({"id": number, "verb": verb, "args": args}))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._broken() from None
         for answer in self._answers(number):
             if "ok" in answer:
                 return dict(answer["ok"])

@@ -73,7 +73,7 @@ def choose(
         hidden = mount.path == Path("/") or is_below(mount.path, OWN) or is_below(mount.path, [repo])
         if not hidden:
             (directories if mount.path.is_dir() else files).append(mount.path)
-    for path in sorted(Path(os.path.realpath(needed)) for needed in (cwd, *needs)):
+    for path in sorted(Path(needed).resolve() for needed in (cwd, *needs)):
         hidden = is_below(path, OWN[3:]) and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)
