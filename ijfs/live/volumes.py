@@ -9,7 +9,6 @@ In a snapshot every volume's files are under `files/` at the volume's path, as a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +72,7 @@ def choose(
         hidden = mount.path == Path("/") or is_below(mount.path, OWN) or is_below(mount.path, [repo])
         if not hidden:
             (directories if mount.path.is_dir() else files).append(mount.path)
-    for path in sorted(Path(needed).resolve() for needed in (cwd, *needs)):
+    for path in sorted(path.resolve() for path in (Path(cwd), *needs)):
         hidden = is_below(path, OWN[3:]) and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)
