@@ -79,20 +79,30 @@ class InstancePaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """The directories of one sandbox; going back in place makes a new one beside the old."""
+class OverlayDirectories:
+    """The directories of one overlay."""
 
     root: Path
 
     @property
     def upper(self) -> Path:
-        """The overlay's writable layer: every file the program wrote."""
+        """The writable layer: every file the program wrote."""
         return self.root / "upper"
 
     @property
     def work(self) -> Path:
         """The overlay's work directory."""
         return self.root / "work"
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the keeper's mount namespace has it."""
+        return self.root / "root"
+
+
+@dataclass(frozen=True, slots=True)
+class Layers(OverlayDirectories):
+    """The directories of one sandbox; going back in place makes new ones beside the old."""
 
     @property
     def dev(self) -> Path:
@@ -104,14 +114,9 @@ class Layers:
         """Where the keeper's mount namespace has the sandbox's /dev/shm."""
         return self.root / "shm"
 
-    @property
-    def mountpoint(self) -> Path:
-        """Where the keeper's mount namespace has the sandbox's root."""
-        return self.root / "root"
-
-    def volume(self, key: str) -> VolumeLayers:
+    def volume(self, key: str) -> OverlayDirectories:
         """The directories of one more overlay (records.Volume)."""
-        return VolumeLayers(self.root / "volumes" / key)
+        return OverlayDirectories(self.root / "volumes" / key)
 
     @property
     def criu(self) -> Path:
@@ -122,28 +127,6 @@ class Layers:
     def program_log(self) -> Path:
         """What the program writes to stdout and stderr; inside it is LOG_INSIDE."""
         return self.upper / LOG_INSIDE.lstrip("/")
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeLayers:
-    """The directories of one overlay beside the root's."""
-
-    root: Path
-
-    @property
-    def upper(self) -> Path:
-        """Its writable layer."""
-        return self.root / "upper"
-
-    @property
-    def work(self) -> Path:
-        """Its work directory."""
-        return self.root / "work"
-
-    @property
-    def mountpoint(self) -> Path:
-        """Where the keeper's mount namespace has it."""
-        return self.root / "root"
 
 
 # /run is an empty directory of the overlay: the log rides in each snapshot, and each sibling has its own.
