@@ -195,7 +195,11 @@ def test_an_interrupted_verb_ends_with_the_code_shells_expect(
     repo: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "exec", "nobody", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "exec", "nobody", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )
     time.sleep(1.0)
     process.send_signal(number)
