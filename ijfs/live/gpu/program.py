@@ -19,7 +19,7 @@ from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
 from ijfs.live.gpu.preflight import check_program
 from ijfs.live.procfs import namespace_id, processes_in
-from ijfs.live.verdicts import Verdict, require
+from ijfs.live.verdicts import require
 from ijfs_engine.errors import IjfsError
 
 KILL_CHECKPOINTED_DRIVER = 595
@@ -74,10 +74,6 @@ class GpuProgram:
     def held_bytes(self, root_pid: int) -> int:
         """Device memory of the tree: what a suspend will add to its host memory."""
         return sum(self._inventory().held_by([process.pid for process in self._find(root_pid)]).values())
-
-    def check(self, root_pid: int) -> list[Verdict]:
-        """Preflight of the program whose first process is `root_pid` (host pid)."""
-        return check_program(self._find(root_pid), self._inventory())
 
     def suspend(
         self, root_pid: int, *, force: bool = False, lock_timeout_ms: int = LOCK_TIMEOUT_MS
