@@ -188,7 +188,10 @@ class Index:
                 os.fspath(path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
             )
             self._env.reader_check()
-            self._tables = {name: self._env.open_db(name) for name in TABLES}
+            # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
+            # with the interpreter's lock in its hand (py-lmdb 3.0).
+            with self._env.begin(write=True) as txn:
+                self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
 
     @classmethod
     def open(cls, path: Path, *, map_size: int = FIRST_MAP) -> Index:
