@@ -44,5 +44,5 @@ lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 clean: ## what is built or cached, but not .venv and .prefix, which take longest to make
 	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 	find ijfs engine tests bench tools -name __pycache__ -prune -exec rm -rf {} +
-	find engine -name '*.so' -delete
+	find engine ijfs -name '*.so' -delete
 	rm -f .venv/.made-from-extensions

@@ -1,6 +1,6 @@
-"""Compile the storage engine's hot loops; everything else about the package is in pyproject.toml.
+"""Compile the hot loops of the storage engine and of the pager; everything else about the package is in pyproject.toml.
 
-Every ``engine/ijfs_engine/*.pyx`` becomes an extension module beside it, so adding one needs no change here.
+Every .pyx in SOURCES becomes an extension module beside it, so adding one needs no change here.
 Called by pip (install), by tools/setup (rebuild in place) and by tools/check-native (a build with AddressSanitizer).
 """
 
@@ -11,6 +11,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 ENGINE = Path("engine/ijfs_engine")
+SOURCES = {"ijfs_engine": ENGINE, "ijfs.live.pager": Path("ijfs/live/pager")}
 
 # Never -march=native: a wheel or a copied checkout must run on the oldest x86-64. Code that wants AVX2 asks the CPU.
 OPTIMISED = ["-O3", "-g1"]
@@ -26,14 +27,15 @@ def extensions() -> list[Extension]:
     headers = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in ENGINE.glob(pattern))
     return [
         Extension(
-            f"ijfs_engine.{source.stem}",
+            f"{package}.{source.stem}",
             [str(source)],
             depends=headers,
             include_dirs=[str(ENGINE)],
             extra_compile_args=SANITISED if sanitise else OPTIMISED,
             extra_link_args=["-fsanitize=address,undefined"] if sanitise else [],
         )
-        for source in sorted(ENGINE.glob("*.pyx"))
+        for package, directory in SOURCES.items()
+        for source in sorted(directory.glob("*.pyx"))
     ]
 
 

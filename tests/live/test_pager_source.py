@@ -30,9 +30,6 @@ class Images:
     def open(self, name: str) -> Bytes:
         return Bytes(self._files[name])
 
-    def zeros(self, name: str) -> Iterable[tuple[int, int]]:
-        return [(PAGE, 3 * PAGE + 100), (9 * PAGE - 1, PAGE + 2)]
-
 
 class Bytes:
     def __init__(self, data: bytes) -> None:
@@ -44,6 +41,11 @@ class Bytes:
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
         raise NotImplementedError
+
+    def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
+        for start, end in [(PAGE, 4 * PAGE + 100), (9 * PAGE - 1, 10 * PAGE + 1)]:
+            if max(start, offset) < min(end, offset + length):
+                yield max(start, offset), min(end, offset + length) - max(start, offset)
 
 
 def runs(entries: list[tuple[int, int, int]], mappings: list[tuple[int, int]]) -> list[Run]:
@@ -107,7 +109,8 @@ def test_whole_zero_pages_inside_known_zero_ranges_are_found() -> None:
     source = CriuImages(Images([(BASE, 2, PRESENT), (BASE + 8 * PAGE, 20, PRESENT | LAZY)], [(BASE, END)]))
     image = source.memory(PID)
     # file pages 1-3 and 9 are zero; lazy page 0 is file page 2
-    assert list(source.zero_pages(image)) == [(0, 2), (7, 1)]
+    assert list(source.zero_pages(image, [(0, 20)])) == [(0, 2), (7, 1)]
+    assert list(source.zero_pages(image, [(1, 3), (6, 2)])) == [(1, 1), (7, 1)]
 
 
 def test_any_range_of_pages_reads_as_it_was_written(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import faulthandler
 import mmap
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 from pagerlab import PAGE
 
+from ijfs.live.pager.filling import Filler
+from ijfs.live.pager.plan import IN, MISSING, POISONED, ZERO
 from ijfs.live.pager.uffd import Outcome, Uffd, open_userfaultfd
 
 pytestmark = pytest.mark.root
@@ -30,6 +33,12 @@ class Region:
         self.data = ctypes.addressof(ctypes.c_char.from_buffer(self.source))
         self.uffd = Uffd(open_userfaultfd(0))
         self.uffd.register(self.start, PAGES * PAGE)
+        self.states = bytearray(PAGES)
+        self.filler = Filler(self.uffd.fd, self.states)
+
+    def fill(self, first: int, count: int, *, settled: bool = True) -> Outcome:
+        data = self.data + first * PAGE
+        return Outcome(self.filler.fill(self.at(first), first, count, data, settled))
 
     def at(self, page: int) -> int:
         return self.start + page * PAGE
@@ -42,23 +51,69 @@ def region() -> Iterator[Region]:
     made.uffd.close()
 
 
-def test_a_copy_fills_missing_pages_at_once(region: Region) -> None:
-    assert region.uffd.copy(region.at(0), region.data, PAGES * PAGE) == (PAGES * PAGE, Outcome.DONE)
+def test_missing_pages_are_filled_at_once(region: Region) -> None:
+    assert region.fill(0, PAGES) is Outcome.DONE
     assert region.memory[:] == region.source[:]
+    assert region.states == bytes([IN]) * PAGES
+    assert not region.filler.any_missing()
 
 
-def test_a_copy_stops_before_a_page_that_is_there(region: Region) -> None:
+def test_a_page_that_is_there_stays_as_it_is(region: Region) -> None:
     region.uffd.zero(region.at(5), PAGE)
-    assert region.uffd.copy(region.at(0), region.data, PAGES * PAGE) == (5 * PAGE, Outcome.DONE)
-    assert region.uffd.copy(region.at(5), region.data, PAGE) == (0, Outcome.EXISTS)
+    assert region.fill(0, PAGES) is Outcome.DONE
     assert region.memory[5 * PAGE] == 0
+    assert region.memory[6 * PAGE :] == region.source[6 * PAGE :]
+    assert region.states == bytes([IN]) * PAGES
 
 
-def test_a_copy_across_the_end_of_the_registered_range_does_nothing(region: Region) -> None:
-    assert region.uffd.unregister(region.at(8), 8 * PAGE)
-    assert region.uffd.copy(region.at(0), region.data, PAGES * PAGE) == (0, Outcome.NOT_MAPPED)
-    assert region.uffd.copy(region.at(0), region.data, 8 * PAGE) == (8 * PAGE, Outcome.DONE)
-    assert region.memory[8 * PAGE] == 0
+def test_a_page_that_is_not_missing_is_left_alone(region: Region) -> None:
+    region.states[3] = ZERO
+    region.filler.zero(7, 2)
+    assert region.fill(0, PAGES) is Outcome.DONE
+    assert region.filler.counts() == (0, PAGES - 3, 3, 0)
+    region.uffd.unregister(region.start, PAGES * PAGE)
+    assert [region.memory[page * PAGE] for page in (2, 3, 4, 7, 8, 9)] == [3, 0, 5, 0, 0, 10]
+
+
+def test_what_is_not_registered_is_given_up_only_when_all_is_settled(region: Region) -> None:
+    assert region.uffd.unregister(region.at(5), 11 * PAGE)
+    assert region.fill(0, PAGES, settled=False) is Outcome.NOT_MAPPED
+    assert region.states == bytes(PAGES)
+    assert region.fill(0, PAGES) is Outcome.DONE
+    assert region.states == bytes([IN]) * 5 + bytes([ZERO]) * 11
+    assert region.memory[: 6 * PAGE] == region.source[: 5 * PAGE] + bytes(PAGE)
+
+
+def test_a_fill_gives_way_to_who_wants_the_lock_alone(region: Region) -> None:
+    region.filler.share()
+    other = threading.Thread(target=region.filler.seize)
+    other.start()
+    while region.fill(0, 1) is Outcome.DONE:
+        region.states[0] = MISSING
+    assert region.fill(1, 1) is Outcome.INTERRUPTED
+    region.filler.release()
+    other.join()
+
+
+def test_threads_that_fill_the_same_pages_fill_each_once(region: Region) -> None:
+    def fill() -> None:
+        for first in range(PAGES):
+            while region.filler.any_missing():
+                region.filler.share()
+                outcome = region.fill(first, PAGES - first)
+                region.filler.release()
+                if outcome is Outcome.DONE:
+                    break
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while region.filler.any_missing():
+        region.filler.seize()
+        region.filler.release()
+    for thread in threads:
+        thread.join()
+    assert region.memory[:] == region.source[:]
 
 
 def test_unregistering_what_is_not_mapped_is_no_error(region: Region) -> None:
@@ -66,8 +121,9 @@ def test_unregistering_what_is_not_mapped_is_no_error(region: Region) -> None:
 
 
 def test_a_poisoned_page_kills_who_touches_it_and_nobody_else(region: Region) -> None:
-    region.uffd.copy(region.at(0), region.data, PAGE)
-    assert region.uffd.poison(region.at(1), PAGE) == (PAGE, Outcome.DONE)
+    assert region.fill(0, 1) is Outcome.DONE
+    assert region.filler.fill(region.at(1), 1, 1, 0, True) == Outcome.DONE
+    assert region.states[:3] == bytes([IN, POISONED, MISSING])
     statuses = []
     for page in (0, 1):
         child = os.fork()
@@ -94,7 +150,7 @@ def test_an_address_space_that_ended_says_so(region: Region) -> None:
     os.write(go_on, b"x")
     os.waitpid(child, 0)
     uffd = Uffd(theirs_here)
-    assert uffd.copy(start, region.data, PAGE) == (0, Outcome.GONE)
+    assert Filler(theirs_here, bytearray(1)).fill(start, 0, 1, region.data, True) == Outcome.GONE
     assert uffd.zero(start, PAGE) == (0, Outcome.GONE)
     uffd.wake(PAGE, 1 << 40)
     uffd.close()

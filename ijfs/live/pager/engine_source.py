@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +32,6 @@ class EngineFiles:
 
     def open(self, name: str) -> StoredFile:
         return self._reader.open(self._reader.lookup(self._root, f"{_IMAGES}/{name}"))
-
-    def zeros(self, name: str) -> Iterator[tuple[int, int]]:
-        return ((extent.offset, extent.length) for extent in self.open(name).extents() if extent.zero)
 
     def working_set(self) -> list[Touched]:
         """What a restore of this snapshot, or of its nearest ancestor that has one, touched first."""

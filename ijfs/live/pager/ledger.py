@@ -24,7 +24,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from ijfs.live.pager.plan import AddressSpace, MemoryImage, States
+from ijfs.live.pager.plan import AddressSpace, MemoryImage
 from ijfs.live.pager.uffd import (
     EVENT_REMAP,
     EVENT_REMOVE,
@@ -52,7 +52,7 @@ class Ledger:
         if magic != _MAGIC:
             raise ValueError("this is no pager's ledger")
         self._moves_offset = PAGE + -(-self.pages // PAGE) * PAGE
-        self.states: States = mmap.mmap(fd, self.pages, offset=PAGE) if self.pages else bytearray()
+        self.states: mmap.mmap | bytearray = mmap.mmap(fd, self.pages, offset=PAGE) if self.pages else bytearray()
         self._inbox = memoryview(self._head)[_INBOX : _INBOX + _SLOTS * MESSAGE.size]
 
     @classmethod

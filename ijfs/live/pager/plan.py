@@ -197,12 +197,11 @@ class AddressSpace:
         self._extents = _Extents()
         for run, first in zip(image.runs, image.firsts, strict=True):
             self._extents.add(_Extent(run.vaddr, first, run.pages))
-        self.missing = sum(count for _, count in self.missing_runs(0, image.pages))
 
     def fork(self, states: States) -> AddressSpace:
         """The child of a fork. `states` has to be a copy of this space's, to be kept by the child alone."""
         child = AddressSpace.__new__(AddressSpace)
-        child.image, child.states, child.missing = self.image, states, self.missing
+        child.image, child.states = self.image, states
         child._extents = self._extents.copy()
         for first, count in self.image.wiped_on_fork():
             child.mark(first, count, ZERO)
@@ -218,22 +217,18 @@ class AddressSpace:
         for found in _MISSING_RUN.finditer(self.states[first : first + count]):
             yield first + found.start(), found.end() - found.start()
 
-    def targets(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Where missing pages among [first, first + count) go now: (address, first page, pages), none twice."""
-        for extent in self._extents.of_pages(first, count):
-            for begin, pages in self.missing_runs(extent.first, extent.pages):
-                yield extent.vaddr + (begin - extent.first) * PAGE, begin, pages
+    def places(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where those of [first, first + count) go now that go anywhere: (address, first page, pages), none twice."""
+        return iter(self._extents.of_pages(first, count))
 
-    def mark(self, first: int, count: int, state: int) -> int:
-        """Set the state of pages; the number of them that had been missing."""
-        was_missing = sum(pages for _, pages in self.missing_runs(first, count))
+    def mark(self, first: int, count: int, state: int) -> None:
+        """Set the state of pages."""
         self.states[first : first + count] = bytes((state,)) * count
-        self.missing -= was_missing
-        return was_missing
 
-    def drop(self, start: int, end: int) -> int:
+    def drop(self, start: int, end: int) -> None:
         """[start, end) was unmapped, or emptied by madvise: the image's bytes must not appear there any more."""
-        return sum(self.mark(e.first, e.pages, ZERO) for e in self._extents.cut(start, end))
+        for extent in self._extents.cut(start, end):
+            self.mark(extent.first, extent.pages, ZERO)
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any page of the image belongs somewhere in [start, end) now."""

@@ -1,8 +1,8 @@
-"""The pager process's one copying thread: answers faults, follows the program's mapping changes, fills in the rest.
+"""The pager process's listening thread: takes faults, follows the program's mapping changes, says what may be read.
 
-Started by `__main__`; the keeper's side is `api`. The loop alternates between *listening* (CRIU's connection, the
-userfaultfds, the keeper, finished reads) and *copying* one piece of at most a mebibyte, so that no fault waits longer
-than one such piece. Reading and decompressing happen in `fetch`'s threads.
+Started by `__main__`; the keeper's side is `api`. It listens to CRIU's connection, the userfaultfds and the keeper.
+What takes longer than a system call (reading, decompressing, copying) happens in `fetch`'s threads, which come back
+here, to `_deliver`, for where the pages go.
 
 CRIU's side of the conversation (criu/uffd.c): over one stream connection each restored task sends its pid as i32 and
 then its userfaultfd; a zombie sends -pid and nothing else; when all tasks are about to run, "FTSR" comes.
@@ -22,18 +22,9 @@ from typing import Any, Final
 
 from ijfs.live.pager import order
 from ijfs.live.pager.channel import Channel, received_fds
-from ijfs.live.pager.fetch import (
-    AROUND_PAGES,
-    BLOCK_PAGES,
-    BULK_AHEAD_PAGES,
-    Fetcher,
-    PageRange,
-    Scheduler,
-    Task,
-    hurry,
-)
+from ijfs.live.pager.fetch import Fetcher, Pace, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import IN, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
+from ijfs.live.pager.plan import IN, MISSING, PAGE, AddressSpace, MemoryImage
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
@@ -46,7 +37,7 @@ Keep = Callable[[Iterable[order.Touched]], None]
 _RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
 _PROGRESS_S: Final = 0.1
 _RECENT_S: Final = 0.010
-"""A fault this young announces more: what nobody asked for waits, or is copied in short pieces …"""
+"""A fault this young announces more: what nobody asked for waits …"""
 _QUIET_S: Final = 0.100
 """… longer while the first touches are recorded for the first time (with 10 ms, a busy machine's scheduler looked like
 the end of the working set, and most of it went unrecorded) …"""
@@ -54,8 +45,8 @@ _HOLD_S: Final = 2.0
 """… but never longer than this after the program began to run."""
 _RELEASE_S: Final = 2.0
 """How long a keeper may take to let go of the userfaultfds before the pager leaves all the same."""
-_SMALL_PAGES: Final = 64
-"""Size of a background copy while faults keep coming: 256 KiB, 0.1 ms."""
+_AGAIN_S: Final = 0.0005
+"""How long a copy waits that the kernel or CRIU is not ready for."""
 _SLOW_BLOCK_S: Final = 0.003
 """A fault in a block that is being read waits for that block, unless decoding one takes longer than this: the way to
 the bytes is as long for the fault's own 64 KiB."""
@@ -88,18 +79,19 @@ class Server:
         self._record = record
         self._recorder = order.Recorder()
         self._images: dict[int, MemoryImage] = {}
-        self._zeros: dict[int, list[PageRange]] = {}
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
-        self._scheduler = Scheduler(self._wanted)
-        ahead = BULK_AHEAD_PAGES if bulk else 0
-        self._fetcher = Fetcher(source, self._scheduler, lambda reason: self._stalled.append(reason), ahead)
+        self._scheduler = Scheduler(self._wanted, self._pace)
+        self._fetcher = Fetcher(source, self._scheduler, self._deliver, lambda reason: self._stalled.append(reason))
+        self._signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Readable when a task was delivered."""
+        self._spoilt: deque[Task] = deque()
+        """Delivered tasks with pages that could not be had."""
         self._stalled: deque[str] = deque(maxlen=1)
-        self._ready: list[Task] = []
+        self._open: list[tuple[Space, int]] = []
+        """Faults on missing pages, to be looked at again when tasks were delivered."""
         self._deferred: list[tuple[Space, int]] = []
         """Faults to look at again at once: the mappings were changing."""
-        self._expected: list[tuple[Space, int]] = []
-        """Faults to look at again when a read is finished: theirs was under way."""
         self._epoll = select.epoll()
         self._began = time.monotonic()
         self._resumed: float | None = None
@@ -116,7 +108,7 @@ class Server:
     def run(self) -> int:
         """Serve until everything is in, or everybody is gone. The process's exit status."""
         self._enroll()
-        self._epoll.register(self._fetcher.signal, select.EPOLLIN)
+        self._epoll.register(self._signal, select.EPOLLIN)
         self._epoll.register(self._channel.fileno(), select.EPOLLIN)
         if self._listener is not None:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -124,7 +116,7 @@ class Server:
         hurry()
         try:
             while not self._done():
-                self._listen(0.0 if self._copy() else 0.05)
+                self._listen(_AGAIN_S if self._deferred else 0.05)
                 self._report_progress()
             return self._leave()
         finally:
@@ -175,7 +167,7 @@ class Server:
             return True
         if self._resumed is None:
             return False
-        return not any(space.plan.missing for space in self._spaces.values())
+        return all(space.complete for space in self._spaces.values())
 
     def _leave(self) -> int:
         """Hand the address spaces back to the kernel. Faults are answered until nobody can hold them up any more."""
@@ -197,8 +189,9 @@ class Server:
 
     def _listen(self, timeout_s: float) -> None:
         for fd, _ in self._epoll.poll(timeout_s):
-            if fd == self._fetcher.signal:
+            if fd == self._signal:
                 os.eventfd_read(fd)
+                self._after_deliveries()
             elif fd == self._channel.fileno():
                 self._on_keeper()
             elif self._listener is not None and fd == self._listener.fileno():
@@ -207,10 +200,9 @@ class Server:
                 self._on_criu()
             elif fd in self._spaces:
                 self._on_events(self._spaces[fd])
-        while self._fetcher.ready:
-            self._ready.append(self._fetcher.ready.popleft())
-            self._deferred += self._expected
-            self._expected.clear()
+        deferred, self._deferred = self._deferred, []
+        for space, vaddr in deferred:
+            self._answer(space, vaddr)
 
     def _on_keeper(self) -> None:
         message = self._channel.receive()
@@ -271,10 +263,10 @@ class Server:
         self._channel.send("release", id=self._connection_number)
 
     def _on_restore_finished(self) -> None:
-        self._resumed = time.monotonic()
-        self._enroll()
         for space in self._spaces.values():
             space.settled = True
+        self._resumed = time.monotonic()
+        self._enroll()
         self._channel.send("resumed")
 
     # -- address spaces -----------------------------------------------------------------------------------------
@@ -287,18 +279,14 @@ class Server:
         image = self._images.get(pid)
         if image is None:
             image = self._images[pid] = self._source.memory(pid)
-            self._zeros[pid] = list(self._source.zero_pages(image))
-            self._scheduler.add_image(image, self._zeros[pid])
+            self._scheduler.add_image(image)
             self._foreseen[pid] = order.pages_of(self._touched, image)
         return image
 
     def _add_space(self, pid: int, fd: int) -> None:
         image = self._image(pid)
         ledger = Ledger.create(pid, image.pages)
-        plan = AddressSpace(image, ledger.states)
-        for first, count in self._zeros[pid]:
-            plan.mark(first, count, ZERO)
-        self._enter(Space(self._next_number(), Uffd(fd), ledger, plan))
+        self._enter(Space(self._next_number(), Uffd(fd), ledger, AddressSpace(image, ledger.states)))
 
     def _enter(self, space: Space, *, held: bool = False) -> None:
         self._roster.add(Row(space.number, space.uffd.fd, space.ledger.fd))
@@ -325,19 +313,22 @@ class Server:
     # -- events -------------------------------------------------------------------------------------------------
 
     def _on_events(self, space: Space) -> None:
-        if space.ledger.read_events(space.uffd.fd):
-            self._handle(space)
+        with space.alone():
+            faults = self._handle(space) if space.ledger.read_events(space.uffd.fd) else []
+        for vaddr in faults:
+            self._on_fault(space, vaddr)
 
-    def _handle(self, space: Space, *, after_crash: bool = False, same_table: bool = False) -> None:
-        """Deal with what was read, in the kernel's order, each message settled before the next is begun.
+    def _handle(self, space: Space, *, after_crash: bool = False, same_table: bool = False) -> list[int]:
+        """Deal with what was read, in the kernel's order, each message settled before the next is begun; the faults
+        among it, which are left to do, as addresses.
 
-        After a crash the faults among it are asked again by whoever waits, and the userfaultfd of a fork is there only
-        where the descriptor table is the `same_table`.
+        After a crash these are asked again by whoever waits, and the userfaultfd of a fork is there only where the
+        descriptor table is the `same_table`.
         """
+        faults = []
         for slot, (event, a, b, c) in space.ledger.inbox():
             if event == EVENT_PAGEFAULT:
-                if not after_crash:
-                    self._on_fault(space, b & ~(PAGE - 1))
+                faults.append(b & ~(PAGE - 1))
             elif event == EVENT_FORK:
                 child = a & 0xFFFFFFFF
                 if after_crash and not same_table:
@@ -347,6 +338,7 @@ class Server:
             else:
                 space.ledger.apply(space.plan, event, a, b, c)
             space.ledger.settle(slot)
+        return faults
 
     def _on_fork(self, parent: Space, fd: int) -> None:
         ledger = parent.ledger.fork()
@@ -355,72 +347,69 @@ class Server:
     def _on_fault(self, space: Space, vaddr: int) -> None:
         self._faults += 1
         self._last_fault = time.monotonic()
-        if not self._answer(space, vaddr):
-            self._deferred.append((space, vaddr))
-
-    def _answer(self, space: Space, vaddr: int) -> bool:
-        """Answer a fault, or see to it that an answer comes. False: the program's mappings change, ask again."""
         page = space.plan.page_at(vaddr)
-        if page is None or not space.is_missing(page):
-            return space.answer_with_zeros(vaddr) not in (Outcome.CHANGING, Outcome.NO_MEMORY)
-        if not self._foreseen[space.image.pid][page]:
-            self._last_stray = time.monotonic()
+        if page is not None and space.plan.states[page] == MISSING and not self._foreseen[space.image.pid][page]:
+            self._last_stray = self._last_fault
             if self._record is not None:
                 self._recorder.add(space.image, page)
-        for task in self._ready:
-            part = _part_of(task, space.image, page)
-            if part is not None:
-                return space.copy_part(part, AROUND_PAGES)[1] in (Outcome.DONE, Outcome.GONE)
-        if self._fetcher.work_s < _SLOW_BLOCK_S and self._scheduler.is_taken(space.image, page):
-            self._expected.append((space, vaddr))
-        else:
-            self._scheduler.want_now(space.image, page)
-        return True
+        self._answer(space, vaddr)
 
-    # -- copying ------------------------------------------------------------------------------------------------
-
-    def _copy(self) -> bool:
-        """Do one piece of copying; whether there may be more to do at once."""
-        for reason in _drain(self._stalled):
-            self._channel.send("stalled", reason=reason)
-        deferred, self._deferred = self._deferred, []
-        for space, vaddr in deferred:
-            if not space.dead and not self._answer(space, vaddr):
+    def _answer(self, space: Space, vaddr: int) -> None:
+        """Answer a fault, or see to it that an answer comes."""
+        if space.dead:
+            return
+        page = space.plan.page_at(vaddr)
+        if page is None or space.plan.states[page] != MISSING:
+            if space.answer_with_zeros(vaddr) in (Outcome.CHANGING, Outcome.NO_MEMORY):
                 self._deferred.append((space, vaddr))
-        task = self._choose()
-        if task is None:
-            return False
-        recent = time.monotonic() - self._last_fault < _RECENT_S
-        limit = BLOCK_PAGES if task.urgent or task.recorded or not recent else _SMALL_PAGES
-        finished = True
-        for space in self._spaces_of(task.image):
-            through, outcome = space.copy_part(task, limit)
-            finished = finished and through
-            if outcome is Outcome.GONE:
-                self._forget(space)
-            elif outcome in (Outcome.CHANGING, Outcome.NO_MEMORY):
-                self._ready.append(task)
-                return outcome is Outcome.CHANGING
-        if finished:
-            self._finish(task)
-        else:
-            self._ready.insert(0, task)
-        return True
+            return
+        self._open.append((space, vaddr))
+        if self._fetcher.work_s >= _SLOW_BLOCK_S or not self._scheduler.is_taken(space.image, page):
+            self._scheduler.want_now(space.image, page)
 
-    def _choose(self) -> Task | None:
-        """The next finished read to copy from: for a fault before any other; others not while they should wait."""
-        held = self._holds_back()
-        for at, task in enumerate(self._ready):
-            if task.urgent or (task.near and self._resumed is not None and not (held and self._record)):
-                return self._ready.pop(at)
+    # -- deliveries ---------------------------------------------------------------------------------------------
+
+    def _deliver(self, task: Task, address: int) -> None:
+        """Called by the fetching threads: copy what was read to wherever it is missing."""
+        while not self._fetcher.closed:
+            outcomes = {space.fill(task, address) for space in self._spaces_of(task.image)}
+            if not self._is_early(task, outcomes) and outcomes <= {Outcome.DONE, Outcome.GONE, Outcome.NOT_MAPPED}:
+                break
+            if Outcome.INTERRUPTED not in outcomes:
+                time.sleep(_AGAIN_S)
+        missing = {run for space in self._spaces_of(task.image) for r in task.claimed for run in space.missing_runs(*r)}
+        self._scheduler.settle(task, missing)
+        if task.bad:
+            self._spoilt.append(task)
+        os.eventfd_write(self._signal, 1)
+
+    def _is_early(self, task: Task, outcomes: set[Outcome]) -> bool:
+        """Whether CRIU has not made all the places yet for something that it will have made when the program runs."""
+        early = not outcomes or Outcome.NOT_MAPPED in outcomes
+        return early and self._resumed is None and not task.urgent
+
+    def _after_deliveries(self) -> None:
+        while self._spoilt:
+            self._report_poison(self._spoilt.popleft())
+        for space in [space for space in self._spaces.values() if space.dead]:
+            self._forget(space)
+        asked, self._open = self._open, []
+        for space, vaddr in asked:
+            page = space.plan.page_at(vaddr)
+            if page is None or space.plan.states[page] != IN:  # who waited for a copy was woken by it
+                self._answer(space, vaddr)
+
+    def _pace(self) -> Pace:
+        """Called by the fetching threads: how much may be read that no fault and no order asked for."""
+        if self._bulk:
+            return Pace.ALL
         if self._resumed is None:
-            return None
-        for at, task in enumerate(self._ready):
-            if task.recorded or not held:
-                return self._ready.pop(at)
-        return None
+            return Pace.NOTHING
+        if self._holds_back(self._resumed):
+            return Pace.NEAR if self._record is None else Pace.NOTHING
+        return Pace.ALL
 
-    def _holds_back(self) -> bool:
+    def _holds_back(self, resumed: float) -> bool:
         """While faults keep coming that no recorded order had foreseen, what nobody asked for waits.
 
         Its reading and decompressing (which stop when the buffers are full) would take the processor from the faults:
@@ -428,21 +417,11 @@ class Server:
         show what is touched, where that is being recorded. Reads that mostly wait take no processor: with 5 ms each
         the same took 3.7 s when the rest was held back, and 2.4 s when not.
         """
-        if self._bulk or self._resumed is None or self._fetcher.waiting > 0.5:
+        if self._fetcher.waiting > 0.5:
             return False
         now = time.monotonic()
         quiet_s = _QUIET_S if self._record is not None and not self._touched else _RECENT_S
-        return now - self._resumed < _HOLD_S and now - self._last_stray < quiet_s
-
-    def _finish(self, task: Task) -> None:
-        if task.bad:
-            self._report_poison(task)
-        missing = {
-            run for space in self._spaces_of(task.image) for r in task.ranges for run in space.plan.missing_runs(*r)
-        }
-        self._scheduler.settle(task, missing)
-        if task.slot is not None:
-            task.slot.give_back()
+        return now - resumed < _HOLD_S and now - self._last_stray < quiet_s
 
     def _spaces_of(self, image: MemoryImage) -> list[Space]:
         return [space for space in list(self._spaces.values()) if space.image is image and not space.dead]
@@ -452,32 +431,28 @@ class Server:
         if self._resumed is None:
             return [(first, count)]
         spaces = self._spaces_of(image)
-        try:
-            if len(spaces) == 1:
-                return list(spaces[0].plan.missing_runs(first, count))
-            return [(first, count)] if any(True for s in spaces for _ in s.plan.missing_runs(first, count)) else []
-        except ValueError:  # a space whose ledger was closed meanwhile
-            return [(first, count)]
+        if len(spaces) == 1:
+            return spaces[0].missing_runs(first, count)
+        return [(first, count)] if any(space.missing_runs(first, count) for space in spaces) else []
 
     # -- telling ------------------------------------------------------------------------------------------------
 
     def _progress(self) -> dict[str, Any]:
-        counts = dict.fromkeys((IN, ZERO, POISONED), 0)
-        for space in self._spaces.values():
-            states = bytes(space.plan.states[0 : space.image.pages])
-            for state in counts:
-                counts[state] += states.count(state)
+        every = [space.counts() for space in self._spaces.values()]
+        _, brought, zero, poisoned = (sum(state) for state in zip(*every, strict=True)) if every else (0, 0, 0, 0)
         return {
             "pages": sum(space.image.pages for space in self._spaces.values()),
-            "pages_in": counts[IN],
-            "zero": counts[ZERO],
-            "poisoned": counts[POISONED],
+            "pages_in": brought,
+            "zero": zero,
+            "poisoned": poisoned,
             "faults": self._faults,
             "spaces": len(self._spaces),
             "seconds": round(time.monotonic() - (self._resumed or self._began), 4),
         }
 
     def _report_progress(self) -> None:
+        for reason in _drain(self._stalled):
+            self._channel.send("stalled", reason=reason)
         now = time.monotonic()
         if self._resumed is not None and now - self._last_progress >= _PROGRESS_S:
             self._last_progress = now
@@ -495,23 +470,6 @@ class Server:
         if self._record is not None and touched is not None:
             with contextlib.suppress(IjfsError, OSError):
                 self._record(touched)
-
-
-def _part_of(task: Task, image: MemoryImage, page: int) -> Task | None:
-    """What lies around this page in a finished read, as a task of its own in the same buffer."""
-    if task.image is not image:
-        return None
-    base = 0
-    for first, count in task.ranges:
-        if first <= page < first + count:
-            begin = max(first, page // AROUND_PAGES * AROUND_PAGES)
-            end = min(first + count, page // AROUND_PAGES * AROUND_PAGES + AROUND_PAGES)
-            part = Task(image, [(begin, end - begin)], urgent=True)
-            part.address = task.address + (base + begin - first) * PAGE
-            part.bad = task.bad
-            return part
-        base += count
-    return None
 
 
 def _drain(queue: deque[str]) -> Iterator[str]:

@@ -47,22 +47,23 @@ class File(Protocol):
         """Fill several (offset, buffer) at once, in one request where there is such a thing; the bytes there were."""
         ...
 
+    def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
+        """Stretches (byte offset, length) of these bytes that are known to be zeros without being read."""
+        ...
+
 
 class Files(Protocol):
     """A directory of CRIU images."""
 
     def open(self, name: str) -> File: ...
-    def zeros(self, name: str) -> Iterable[tuple[int, int]]:
-        """Ranges (byte offset, length) of this file that are known to hold only zeros."""
-        ...
 
 
 class PageSource(Protocol):
     """What the server needs of the place where the bytes are."""
 
     def memory(self, pid: int) -> MemoryImage: ...
-    def zero_pages(self, image: MemoryImage) -> Iterable[tuple[int, int]]:
-        """Page numbers (first, count) known to be all zero."""
+    def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+        """Those of these pages that are known to be all zero, as (first, count) in the same order."""
         ...
 
     def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
@@ -98,21 +99,17 @@ class CriuImages:
                 raise CorruptError(f"{pages_name} has {pages.size} bytes, its pagemap needs {end}")
         return image
 
-    def zero_pages(self, image: MemoryImage) -> Iterator[tuple[int, int]]:
-        if not image.pages:
-            return
-        order = sorted(zip(image.runs, image.firsts, strict=True), key=lambda pair: pair[0].offset)
-        at = 0
-        for start, length in self._files.zeros(self._pages[image.pid][0]):
-            begin, end = -(-start // PAGE) * PAGE, (start + length) // PAGE * PAGE
-            while at < len(order) and order[at][0].offset + order[at][0].pages * PAGE <= begin:
-                at += 1
-            for run, first in order[at:]:
-                if run.offset >= end:
-                    break
-                low, high = max(run.offset, begin), min(run.offset + run.pages * PAGE, end)
-                if low < high:
-                    yield first + (low - run.offset) // PAGE, (high - low) // PAGE
+    def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        _, pages = self._pages[image.pid]
+        for first, count in ranges:
+            page = first
+            for run, inside, there in image.pieces(first, count):
+                offset = run.offset + inside * PAGE
+                for start, length in pages.zeros(offset, there * PAGE):
+                    begin, end = -(-(start - offset) // PAGE), (start + length - offset) // PAGE
+                    if begin < end:
+                        yield page + begin, end - begin
+                page += there
 
     def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
         name, pages = self._pages[image.pid]
@@ -154,6 +151,9 @@ class DirectoryFile:
             time.sleep(self._delay_s)
         return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
 
+    def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
+        return ()
+
     def _read_into(self, offset: int, buffer: memoryview) -> int:
         done = 0
         while done < len(buffer):
@@ -176,9 +176,6 @@ class DirectoryFiles:
 
     def open(self, name: str) -> DirectoryFile:
         return DirectoryFile(self._path / name, self._delay_s if name.startswith("pages-") else 0.0)
-
-    def zeros(self, name: str) -> Iterable[tuple[int, int]]:
-        return ()
 
     def pids(self) -> list[int]:
         return pids_of(os.listdir(self._path))

@@ -1,15 +1,19 @@
 """One address space being paged: its userfaultfd, its plan and its ledger held together, and every copy into it.
 
-Called by `server` only, from its one copying thread: reading events and copying must not overlap (see `Uffd`).
+`server`'s one listening thread reads events and answers with zeros; `fetch`'s threads fill. Reading events and filling
+must not overlap: `alone` is the side of the one, `fill` has the other side within (filling.pyx says why).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from ijfs.live.pager.fetch import Task
+from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import IN, MISSING, PAGE, POISONED, ZERO, AddressSpace, MemoryImage
+from ijfs.live.pager.plan import PAGE, AddressSpace, MemoryImage
 from ijfs.live.pager.uffd import Outcome, Uffd
 
 _EVERYWHERE: Final = (1 << 47) - 3 * PAGE
@@ -26,10 +30,29 @@ class Space:
         self.dead = False
         self.settled = True
         """Whether ENOENT means "gone". Before CRIU has finished it may mean "not registered yet": it stays missing."""
+        self._filler = Filler(uffd.fd, ledger.states)
 
     @property
     def image(self) -> MemoryImage:
         return self.plan.image
+
+    @property
+    def complete(self) -> bool:
+        """Whether no page is missing any more."""
+        return not self._filler.any_missing()
+
+    def counts(self) -> tuple[int, ...]:
+        """How many pages there are in each state of `plan`, by its number."""
+        return self._filler.counts()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing is filled meanwhile: to read events, to change the plan, to close. A fill in progress stops early."""
+        self._filler.seize()
+        try:
+            yield
+        finally:
+            self._filler.release()
 
     def wake_all(self) -> None:
         """Let every waiting thread ask again: a predecessor may have read its question and not answered."""
@@ -42,68 +65,58 @@ class Space:
             self.uffd.wake(vaddr, PAGE)
         return self._checked(outcome)
 
-    def copy_part(self, task: Task, limit: int) -> tuple[bool, Outcome]:
-        """Copy up to `limit` pages of a task from its position on: (whether this space has all of it now, outcome)."""
-        base = 0
-        for first, count in task.ranges:
-            for vaddr, page, pages in self.plan.targets(first, count):
-                source = task.address + (base + page - first) * PAGE
-                if limit <= 0:
-                    return False, Outcome.DONE
-                limit -= pages
+    def fill(self, task: Task, address: int) -> Outcome:
+        """Copy what is missing of a task's pages, which lie at `address`; DONE where nothing is left to do.
+
+        From any thread, several at once. NOT_MAPPED: some of it, before all mappings are settled.
+        """
+        self._filler.share()
+        try:
+            if self.dead:
+                return Outcome.GONE
+            for first, count in task.zeros:
+                self._filler.zero(first, count)
+            found = Outcome.DONE
+            for vaddr, page, pages, source in self._targets(task, address):
                 outcome = self._fill(task, vaddr, page, pages, source)
-                if outcome is not Outcome.DONE:
-                    return False, outcome
-            base += count
-        return True, Outcome.DONE
+                if outcome is Outcome.NOT_MAPPED:
+                    found = outcome
+                elif outcome is not Outcome.DONE:
+                    return self._checked(outcome)
+            return found
+        finally:
+            self._filler.release()
+
+    def _targets(self, task: Task, address: int) -> Iterator[tuple[int, int, int, int]]:
+        for first, count in task.ranges:
+            for vaddr, page, pages in self.plan.places(first, count):
+                yield vaddr, page, pages, address + (page - first) * PAGE
+            address += count * PAGE
 
     def _fill(self, task: Task, vaddr: int, page: int, pages: int, source: int) -> Outcome:
-        """Fill one stretch of missing pages, leaving out the bad ones, which are poisoned."""
+        """Fill one stretch, leaving out the bad pages, which are poisoned."""
+        outcome = Outcome.DONE
         if not task.bad:
-            return self._operate(vaddr, page, pages, source)
+            return Outcome(self._filler.fill(vaddr, page, pages, source, self.settled))
         for at in range(pages):
-            where = None if page + at in task.bad else source + at * PAGE
-            outcome = self._operate(vaddr + at * PAGE, page + at, 1, where)
+            where = 0 if page + at in task.bad else source + at * PAGE
+            outcome = Outcome(self._filler.fill(vaddr + at * PAGE, page + at, 1, where, self.settled))
             if outcome is not Outcome.DONE:
-                return outcome
-        return Outcome.DONE
-
-    def _operate(self, vaddr: int, page: int, pages: int, source: int | None) -> Outcome:
-        """Copy (or poison, without a source) until all is handled or the caller has to do something first."""
-        at, step = 0, pages
-        while at < pages:
-            length = min(step, pages - at) * PAGE
-            if source is None:
-                done, outcome = self.uffd.poison(vaddr + at * PAGE, length)
-            else:
-                done, outcome = self.uffd.copy(vaddr + at * PAGE, source + at * PAGE, length)
-            handled = done // PAGE
-            if handled:
-                self.plan.mark(page + at, handled, POISONED if source is None else IN)
-                at += handled
-            elif outcome is Outcome.EXISTS:
-                self.uffd.wake(vaddr + at * PAGE, PAGE)
-                self.plan.mark(page + at, 1, IN)
-                at += 1
-            elif outcome is Outcome.NOT_MAPPED and length > PAGE:
-                step = length // PAGE // 2  # a boundary made by mprotect or munmap runs through it
-                continue
-            elif outcome is Outcome.NOT_MAPPED:
-                if self.settled:
-                    self.plan.mark(page + at, 1, ZERO)
-                at += 1
-            elif outcome is not Outcome.DONE:
-                return self._checked(outcome)
-            step = pages
-        return Outcome.DONE
-
-    def is_missing(self, page: int) -> bool:
-        return self.plan.states[page] == MISSING
+                break
+        return outcome
 
     def _checked(self, outcome: Outcome) -> Outcome:
         if outcome is Outcome.GONE:
             self.dead = True
         return outcome
+
+    def missing_runs(self, first: int, count: int) -> list[tuple[int, int]]:
+        """The missing pages among [first, first + count) as (first, count), none once it is dead; from any thread."""
+        self._filler.share()
+        try:
+            return list(self.plan.missing_runs(first, count)) if not self.dead else []
+        finally:
+            self._filler.release()
 
     def unregister(self) -> None:
         """Hand every range back to the kernel, also those that another holder of the userfaultfd keeps open."""
@@ -113,5 +126,8 @@ class Space:
             self.uffd.unregister(destination, length)
 
     def close(self) -> None:
-        self.uffd.close()
-        self.ledger.close()
+        with self.alone():
+            self.dead = True
+            self._filler.close()
+            self.uffd.close()
+            self.ledger.close()

@@ -1,10 +1,10 @@
-"""The userfaultfd seam: every ioctl and message of the kernel interface that the pager uses, and nothing else.
+"""The userfaultfd seam: the ioctls and messages of the kernel interface that the pager uses, and nothing else.
 
-Called by `server` (which serves a restored program), `api` and the tests. Semantics were taken from fs/userfaultfd.c
-and mm/userfaultfd.c of Linux 6.18 and are checked against the running kernel in tests/live/test_pager_uffd.py.
+Called by `space` and the tests. Filling pages (UFFDIO_COPY, UFFDIO_POISON) is filling.pyx's. Semantics were taken
+from fs/userfaultfd.c and mm/userfaultfd.c of Linux 6.18 and are checked against the running kernel in
+tests/live/test_pager_uffd.py.
 
-ctypes and not `fcntl.ioctl`: the result field of a *failed* UFFDIO_COPY says how far it came, and both forms release
-the GIL. One UFFDIO_COPY of 4 KiB costs about 2 µs of Python on top of the kernel's own time.
+ctypes and not `fcntl.ioctl`: the result field of a *failed* UFFDIO_ZEROPAGE says how far it came.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WAKE: Final = 0x8010AA02
-_UFFDIO_COPY: Final = 0xC028AA03
 _UFFDIO_ZEROPAGE: Final = 0xC020AA04
-_UFFDIO_POISON: Final = 0xC020AA08  # Linux 6.6
 _UFFD_API: Final = 0xAA
 _SYS_USERFAULTFD: Final = 323  # x86-64
 _REGISTER_MODE_MISSING: Final = 1
@@ -63,6 +61,8 @@ class Outcome(IntEnum):
     """ESRCH: the whole address space is gone (exit, exec)."""
     NO_MEMORY = 5
     """ENOMEM or a refused cgroup charge: try again later."""
+    INTERRUPTED = 6
+    """Whoever wants to read events goes first: try the rest again at once."""
 
 
 _OUTCOMES: Final = {
@@ -103,8 +103,7 @@ def open_userfaultfd(features: int = CRIU_FEATURES) -> int:
 class Uffd:
     """One userfaultfd, that is: one address space of a program that is being paged in.
 
-    Not thread-safe: whoever copies must also be the one who reads events, or bytes could be copied into a range whose
-    removal somebody else has just read (the kernel refuses copies only until the event is *read*).
+    Not thread-safe: for the one thread that reads events.
     """
 
     def __init__(self, fd: int) -> None:
@@ -119,32 +118,18 @@ class Uffd:
             os.close(self.fd)
             self.fd = -1
 
-    def copy(self, destination: int, source: int, length: int) -> tuple[int, Outcome]:
-        """Fill missing pages from `source` (an address in this process): (bytes that were filled, outcome).
-
-        Waiters of what was filled are woken. All three in bytes, whole pages.
-        """
-        words = self._words
-        words[0], words[1], words[2], words[3], words[4] = destination, source, length, 0, 0
-        if _ioctl(self.fd, _UFFDIO_COPY, self._address) == 0:
-            return length, Outcome.DONE
-        return self._partial(words[4], "UFFDIO_COPY")
-
     def zero(self, start: int, length: int) -> tuple[int, Outcome]:
         """Map the kernel's zero page over missing pages: (bytes that were mapped, outcome)."""
         words = self._words
         words[0], words[1], words[2], words[3] = start, length, 0, 0
         if _ioctl(self.fd, _UFFDIO_ZEROPAGE, self._address) == 0:
             return length, Outcome.DONE
-        return self._partial(words[3], "UFFDIO_ZEROPAGE")
-
-    def poison(self, start: int, length: int) -> tuple[int, Outcome]:
-        """Make any touch of these missing pages a SIGBUS (as a memory error would): (bytes, outcome)."""
-        words = self._words
-        words[0], words[1], words[2], words[3] = start, length, 0, 0
-        if _ioctl(self.fd, _UFFDIO_POISON, self._address) == 0:
-            return length, Outcome.DONE
-        return self._partial(words[3], "UFFDIO_POISON")
+        if words[3] > 0:  # it came this far; why it stopped is what the next call on the rest will say
+            return words[3], Outcome.DONE
+        outcome = _OUTCOMES.get(ctypes.get_errno())
+        if outcome is None:
+            raise _os_error("UFFDIO_ZEROPAGE")
+        return 0, outcome
 
     def wake(self, start: int, length: int) -> None:
         """Let everyone who waits for a page in this range look again. The range need not be mapped."""
@@ -167,15 +152,6 @@ class Uffd:
         if ctypes.get_errno() in (errno.EINVAL, errno.ENOMEM, errno.ESRCH):
             return False
         raise _os_error("UFFDIO_UNREGISTER")
-
-    def _partial(self, handled: int, name: str) -> tuple[int, Outcome]:
-        """Read a failed ioctl: `handled` is the kernel's result word (bytes, or a negative errno)."""
-        if handled > 0:  # it came this far; why it stopped is what the next call on the rest will say
-            return handled, Outcome.DONE
-        outcome = _OUTCOMES.get(ctypes.get_errno())
-        if outcome is None:
-            raise _os_error(name)
-        return 0, outcome
 
 
 def _os_error(name: str) -> OSError:
