@@ -3,10 +3,7 @@ from collections.abc import Mapping, Sequence
 from typing_extensions import Buffer
 
 from .columns import Columns
-
-class Unpacker: ...
-
-def unpack_payload(tools: Unpacker, codec: int, payload: Buffer, plain: int) -> bytes | None: ...
+from .unpack import Unpacker
 
 class Filling:
     def __init__(self, tools: Unpacker) -> None: ...

@@ -1,4 +1,3 @@
-# distutils: libraries = zstd
 """Many stored chunks unpacked in one call, without the GIL, straight to where their bytes belong. Called by the reader.
 
 A chunk at a time in Python costs some 100 us, most of them with the GIL held, so more threads read no faster. Here a
@@ -20,6 +19,7 @@ from libc.string cimport memcmp, memcpy, memset
 from blake3 import blake3
 
 from .columns cimport Columns
+from .unpack cimport Unpacker, unpack
 
 cdef extern from "Python.h":
     enum:
@@ -29,17 +29,6 @@ cdef extern from "bytes.h" nogil:
     enum:
         IJFS_PAGE
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
-    void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
-
-cdef extern from "zstd.h" nogil:
-    ctypedef struct ZSTD_DCtx:
-        pass
-    ZSTD_DCtx *ZSTD_createDCtx()
-    size_t ZSTD_freeDCtx(ZSTD_DCtx *context)
-    size_t ZSTD_decompressDCtx(ZSTD_DCtx *context, void *out, size_t room, const void *packed, size_t size)
-    size_t ZSTD_findFrameCompressedSize(const void *packed, size_t size)
-    unsigned long long ZSTD_getFrameContentSize(const void *packed, size_t size)
-    unsigned ZSTD_isError(size_t code)
 
 # frames.py and index.py have these numbers, too.
 cdef enum:
@@ -47,11 +36,7 @@ cdef enum:
     HEADER = 64
     BASE = 40
     ROW = 18
-    PLANE_HEAD = 8
     CHUNK_KIND = 1
-    RAW = 0
-    ZSTD = 1
-    PLANES = 2
     XOR_ZSTD = 3
     XOR_PLANES = 4
     MAX_PLAIN = 256 * 1024
@@ -83,75 +68,6 @@ cdef struct Chunk:
     uint8_t state
     uint8_t depth
     uint8_t pieces      # 0, 1, or 2 for any more
-
-
-cdef class Unpacker:
-    """What one unpacking thread needs: a context of zstd, room for planes. Not for two threads at once."""
-
-    cdef ZSTD_DCtx *context
-    cdef uint8_t *spare
-
-    def __cinit__(self):
-        self.context = ZSTD_createDCtx()
-        self.spare = <uint8_t *>malloc(MAX_PLAIN)
-        if self.context == NULL or self.spare == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        ZSTD_freeDCtx(self.context)
-        free(self.spare)
-
-
-cdef bint unzstd(ZSTD_DCtx *context, const uint8_t *packed, size_t size, uint8_t *out, size_t plain) noexcept nogil:
-    """Exactly one zstd frame that says it holds `plain` bytes, and does."""
-    if plain == 0 or ZSTD_getFrameContentSize(packed, size) != plain or ZSTD_findFrameCompressedSize(packed, size) != size:
-        return False
-    return ZSTD_decompressDCtx(context, out, plain, packed, size) == plain
-
-
-cdef bint unplanes(Unpacker tools, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil:
-    cdef uint32_t packed = 0
-    cdef size_t top_bytes
-    if size < PLANE_HEAD:
-        return False
-    cdef int width = payload[0], tops = payload[1]
-    memcpy(&packed, payload + 4, 4)
-    if (width != 2 and width != 4 and width != 8) or tops < 1 or tops > width or payload[2] or payload[3]:
-        return False
-    top_bytes = plain // width * tops
-    if packed > size - PLANE_HEAD or size - PLANE_HEAD - packed != plain - top_bytes:
-        return False
-    if not unzstd(tools.context, payload + PLANE_HEAD, packed, tools.spare, top_bytes):
-        return False
-    ijfs_join_planes(tools.spare, payload + PLANE_HEAD + packed, plain, width, tops, out)
-    return True
-
-
-cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil:
-    """The bytes of a payload (of a difference: the difference) into `out`."""
-    if codec == RAW:
-        if size != plain:
-            return False
-        memcpy(out, payload, plain)
-        return True
-    if codec == ZSTD or codec == XOR_ZSTD:
-        return unzstd(tools.context, payload, size, out, plain)
-    if codec == PLANES or codec == XOR_PLANES:
-        return unplanes(tools, payload, size, out, plain)
-    return False
-
-
-def unpack_payload(Unpacker tools not None, int codec, const uint8_t[::1] payload, size_t plain):
-    """The bytes of one payload, of a difference the difference; None if it is not one of `plain` bytes."""
-    if plain > MAX_PLAIN:
-        return None
-    out = PyBytes_FromStringAndSize(NULL, plain)
-    cdef uint8_t *at = <uint8_t *>PyBytes_AS_STRING(out)
-    cdef bint good
-    cdef const uint8_t *payload_at = &payload[0] if payload.shape[0] else NULL
-    with nogil:
-        good = payload_at != NULL and unpack(tools, codec, payload_at, payload.shape[0], at, plain)
-    return out if good else None
 
 
 cdef class Filling:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from .bulk import Filling, Unpacker
+from .bulk import Filling
 from .codec import MAX_DEPTH, Plain
 from .errors import CorruptError
 from .frames import base_ids
 from .lru import ByteLru
 from .store import Store
+from .unpack import Unpacker
 
 _GAP: Final = 64 << 10
 """As in store.py."""

@@ -62,6 +62,8 @@ class Codec:
     """XOR against the base bytes, then as ZSTD."""
     XOR_PLANES: Final = 4
     """XOR against the base bytes, then as PLANES."""
+    NUMBERS: Final = 5
+    """Words of 4 or 8 bytes as whole numbers, differences, or decimal numbers, in byte planes."""
 
 
 class BaseExtent(NamedTuple):

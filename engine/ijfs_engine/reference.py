@@ -189,11 +189,13 @@ def _varint(message: bytes) -> tuple[int, bytes]:
 
 
 def unpack_payload(codec: int, payload: bytes, plain: int) -> bytes | None:
-    """The plain bytes of a payload (codec 0 raw, 1 and 3 zstd, 2 and 4 planes); None if it is not one of that size."""
+    """The plain bytes of a payload (codec 0 raw, 1 and 3 zstd, 2 and 4 planes, 5 numbers); None for another size."""
     if codec == 0:
         return payload if len(payload) == plain else None
     if codec in (1, 3):
         return _unzstd(payload, plain)
+    if codec == 5:
+        return _numbers(payload, plain)
     if codec not in (2, 4) or len(payload) < 8:
         return None
     width, tops, reserved, packed = struct.unpack_from("<BBHI", payload)
@@ -203,6 +205,58 @@ def unpack_payload(codec: int, payload: bytes, plain: int) -> bytes | None:
     if planes is None or len(planes) + len(rest) != plain:
         return None
     return join_planes(planes, rest, width, tops)
+
+
+def _numbers(payload: bytes, plain: int) -> bytes | None:
+    if len(payload) < 20:
+        return None
+    width, form, digits, stored, noise, reserved, others, least, packed = struct.unpack_from("<6BHqI", payload)
+    decimals, body = form == 2, payload[20:]
+    if width not in (4, 8) or form > 2 or reserved or stored > (4 if decimals else width) or noise >> stored:
+        return None
+    if digits > (15 if decimals else 0) or (decimals and abs(least) > 1 << 52):
+        return None
+    words, tail, noisy = plain // width, plain % width, noise.bit_count()
+    sizes = [packed, noisy * words, 2 * others, width * others, tail]
+    if others > words or sum(sizes) != len(body):
+        return None
+    frame, loud, places, exceptions, rest = _cut(body, sizes)
+    quiet = b"" if noisy == stored and not packed else _unzstd(frame, (stored - noisy) * words)
+    if quiet is None:
+        return None
+    columns = [bytes(words)] * 8
+    for j in reversed(range(stored)):
+        if noise >> j & 1:
+            columns[j], loud = loud[:words], loud[words:]
+        else:
+            columns[j], quiet = quiet[:words], quiet[words:]
+    out = bytearray(_words(columns, words, width, form, least, digits) + rest)
+    for i, (place,) in enumerate(struct.iter_unpack("<H", places)):
+        if place >= words:
+            return None
+        out[place * width : (place + 1) * width] = exceptions[i * width : (i + 1) * width]
+    return bytes(out)
+
+
+def _words(columns: list[bytes], words: int, width: int, form: int, least: int, digits: int) -> bytes:
+    numbers = [sum(columns[j][i] << 8 * j for j in range(width if form < 2 else 4)) for i in range(words)]
+    if form == 2:
+        # An i32, as there are no decimals with the highest bit set.
+        signed = [n - (n >> 31 << 32) for n in numbers]
+        return b"".join(struct.pack("<d" if width == 8 else "<f", (n + least) / 10**digits) for n in signed)
+    out = b""
+    for number in numbers:
+        least += (number >> 1) ^ -(number & 1)
+        out += ((least if form == 1 else number) % (1 << 8 * width)).to_bytes(width, "little")
+    return out
+
+
+def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    parts = []
+    for size in sizes:
+        parts.append(data[:size])
+        data = data[size:]
+    return parts
 
 
 def _unzstd(packed: bytes, plain: int) -> bytes | None:

@@ -25,6 +25,8 @@ FLOATS = {
     4: RNG.normal(0, 0.02, 16 * KIB).astype(np.float32).tobytes(),
     8: RNG.normal(0, 0.02, 8 * KIB).tobytes(),
 }
+PRICES = (RNG.normal(50, 20, 8 * KIB).round(2)).tobytes()
+COUNTS = RNG.integers(0, 100, 8 * KIB).tobytes()
 
 
 def no_bases(ids: Sequence[bytes]) -> list[bytes]:
@@ -50,6 +52,8 @@ def base_of(plain: bytes, depth: int = 0) -> Base:
         (FLOATS[2], Codec.PLANES, 46 * KIB),
         (FLOATS[8], Codec.PLANES, 61 * KIB),
         (FLOATS[4] + b"odd", Codec.PLANES, 57 * KIB),
+        (PRICES, Codec.NUMBERS, 14 * KIB),
+        (COUNTS + b"odd", Codec.NUMBERS, 8 * KIB),
     ],
 )
 def test_the_smallest_form_is_chosen_and_comes_back(plain: bytes, codec: int, most: int) -> None:
@@ -142,11 +146,11 @@ def hostile(good: EncodedChunk) -> dict[str, EncodedChunk]:
         "cut": good._replace(payload=payload[:-1]),
         "no payload": good._replace(payload=b""),
         "more": good._replace(payload=payload + b"x"),
-        **{f"codec {codec}": good._replace(codec=codec, bases=good.bases) for codec in range(6) if codec != good.codec},
+        **{f"codec {codec}": good._replace(codec=codec, bases=good.bases) for codec in range(8) if codec != good.codec},
     }
 
 
-@pytest.mark.parametrize("plain", [NOISE, b"text " * 10_000, FLOATS[4], FLOATS[2]], ids=["raw", "zstd", "f4", "f2"])
+@pytest.mark.parametrize("plain", [NOISE, b"text " * 10_000, FLOATS[4], FLOATS[2], PRICES, COUNTS])
 def test_frames_that_lie_are_refused(plain: bytes) -> None:
     for name, chunk in hostile(stored(plain)).items():
         with pytest.raises(CorruptError):
@@ -174,15 +178,20 @@ def test_a_small_frame_cannot_ask_for_much_memory() -> None:
     bomb = stored(bytes(MAX_CHUNK))
     assert len(bomb.payload) < 100
     planes = struct.pack("<BBHI", 2, 2, 0, len(bomb.payload)) + bytes(bomb.payload)
-    for codec in (Codec.ZSTD, Codec.PLANES, Codec.XOR_ZSTD, Codec.XOR_PLANES):
+    numbers = struct.pack("<6BHqI", 8, 0, 0, 8, 0, 0, 0, 0, len(bomb.payload)) + bytes(bomb.payload)
+    heads = {Codec.PLANES: planes, Codec.XOR_PLANES: planes, Codec.NUMBERS: numbers}
+    for codec in (Codec.ZSTD, Codec.PLANES, Codec.XOR_ZSTD, Codec.XOR_PLANES, Codec.NUMBERS):
         for size in (64, 4096):
-            payload = planes if codec in (Codec.PLANES, Codec.XOR_PLANES) else bomb.payload
+            payload = heads.get(codec, bomb.payload)
             with pytest.raises(CorruptError):
                 decode(bomb._replace(codec=codec, plain_size=size, payload=payload), lambda ids: [b""])
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.data(), st.sampled_from([NOISE[:4096], b"text " * 800, FLOATS[4][:8192], FLOATS[2][:8192]]))
+@given(
+    st.data(),
+    st.sampled_from([NOISE[:4096], b"text " * 800, FLOATS[4][:8192], FLOATS[2][:8192], PRICES[:8192], COUNTS[:8192]]),
+)
 def test_damaged_payloads_give_an_error_or_the_right_bytes(data: st.DataObject, plain: bytes) -> None:
     good = stored(plain)
     payload = bytearray(good.payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -257,8 +258,10 @@ def test_a_leaf_that_moved_by_a_page_is_not_taken_for_its_neighbours(repository:
 
 
 def test_the_codecs_in_use_are_those_that_the_format_names(repository: Repository) -> None:
-    text = b"".join(b"line %d of a text\n" % i for i in range(60_000))
-    data = noise(MIB, 33) + text[: MIB - MIB % PAGE]
+    draw = random.Random(33)
+    text = b"".join(draw.choices([b"a ", b"text ", b"of ", b"words\n"], k=MIB // 2))
+    counts = struct.pack("<65536Q", *(draw.randrange(100) for _ in range(65536)))
+    data = noise(MIB, 33) + text[:MIB] + counts
     first = save(repository, image_set({7: {BASE: data}}))
     second = save(repository, image_set({7: {BASE: change(data, 4096 * 3)}}), first)
     reader = repository.reader()
@@ -268,4 +271,4 @@ def test_the_codecs_in_use_are_those_that_the_format_names(repository: Repositor
         ids = [piece.id for piece in file.slices(0, file.size) if piece.id]
         codecs |= {info.codec for info in repository.store.chunk_info(ids) if info}
         assert repository.store.kind_of(reader.lookup(snapshot.root, "images/pages-1.img").content or b"") == Kind.FILE
-    assert codecs == {Codec.RAW, Codec.ZSTD, Codec.XOR_ZSTD}
+    assert codecs == {Codec.RAW, Codec.ZSTD, Codec.XOR_ZSTD, Codec.NUMBERS}

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import codec, reference
-from ijfs_engine.bulk import Filling, Unpacker, unpack_payload
+from ijfs_engine.bulk import Filling
 from ijfs_engine.codec import Base
 from ijfs_engine.columns import Columns
 from ijfs_engine.frames import Codec, Kind, base_ids, chunk_id, encode_header, pack_bases, padding
 from ijfs_engine.index import Place
 from ijfs_engine.records import ZERO_RUN
+from ijfs_engine.unpack import Unpacker, unpack_payload
 
 TOOLS = Unpacker()
 GAP, LONGEST = 64, 100_000
@@ -29,7 +30,18 @@ def plain_of(kind: str, seed: int, size: int) -> bytes:
         return rng.randbytes(size)
     if kind == "floats":
         return b"".join(struct.pack("<f", rng.gauss(0, 0.02)) for _ in range(size // 4)) + bytes(size % 4)
+    if kind == "prices":
+        return b"".join(struct.pack("<d", round(rng.gauss(20, 9), 2)) for _ in range(size // 8)) + bytes(size % 8)
+    if kind == "degrees":
+        return b"".join(struct.pack("<f", round(rng.gauss(50, 1), 2)) for _ in range(size // 4)) + b"end"[: size % 4]
+    if kind in ("counts", "times"):
+        numbers = sorted(rng.choices(range(1 << 40, (1 << 40) + 10**7), k=size // 8))
+        words = [number if kind == "times" else number % 97 for number in numbers]
+        return struct.pack(f"<{len(words)}Q", *words) + b"tail..."[: size % 8]
     return b"".join(rng.choices([b"import", b"numpy", b" ", b"return"], k=size))[:size]
+
+
+KINDS = ["noise", "floats", "text", "prices", "degrees", "counts", "times"]
 
 
 class Stored(NamedTuple):
@@ -74,7 +86,7 @@ def filled(what: Filling, pack: bytes, rows: dict[bytes, bytes], plains: dict[by
 
 
 chunk_lists = st.lists(
-    st.tuples(st.sampled_from(["noise", "floats", "text"]), st.integers(0, 99), st.integers(1, 3000)),
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 99), st.integers(1, 3000)),
     min_size=1,
     max_size=8,
 )
@@ -145,15 +157,16 @@ def test_damage_leaves_a_chunk_out_or_does_not_matter(chunks: list[tuple[str, in
         assert ident in left or buffer == store.plains[ident]
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.sampled_from(["noise", "floats", "text"]), st.integers(0, 9), st.integers(1, 3000), st.data())
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(KINDS), st.integers(0, 9), st.integers(1, 3000), st.data())
 def test_payloads_unpack_as_defined(kind: str, seed: int, size: int, data: st.DataObject) -> None:
     plain = plain_of(kind, seed, size)
     chunk = codec.encode(memoryview(plain), chunk_id(plain))
     payload, claimed = bytearray(chunk.payload), size
     assert unpack_payload(TOOLS, chunk.codec, payload, size) == plain
     if data.draw(st.booleans()):
-        payload[data.draw(st.integers(0, min(len(payload), 30) - 1))] ^= data.draw(st.integers(1, 255))
+        for _ in range(data.draw(st.integers(1, 2))):
+            payload[data.draw(st.integers(0, min(len(payload), 30) - 1))] ^= data.draw(st.integers(1, 255))
     claimed += data.draw(st.integers(-min(size, 2), 2))
     number = data.draw(st.just(chunk.codec) | st.integers(0, 9))
     assert unpack_payload(TOOLS, number, payload, claimed) == reference.unpack_payload(number, bytes(payload), claimed)

@@ -16,7 +16,8 @@ from ijfs_engine.frames import MAX_CHUNK, Codec
 from ijfs_engine.native import join_into
 from ijfs_engine.squeeze import Packer, float_shape, pack, pack_difference
 
-TOOLS = Packer(zstandard.ZstdCompressor(level=1).compress)
+COMPRESS = zstandard.ZstdCompressor(level=1).compress
+TOOLS = Packer(COMPRESS, COMPRESS)
 RNG = random.Random(1)
 SOURCES = {
     "noise": RNG.randbytes(20_000),
@@ -24,6 +25,10 @@ SOURCES = {
     "fp64": struct.pack("<2500d", *(RNG.gauss(0, 0.02) for _ in range(2500))),
     "text": b"".join(RNG.choices([b"import", b"numpy", b" ", b"return"], k=20_000))[:20_000],
     "zeros": bytes(20_000),
+    "prices": struct.pack("<2500d", *(round(RNG.gauss(20, 9), 2) for _ in range(2500))),
+    "degrees": struct.pack("<5000f", *(round(RNG.gauss(52, 0.1), 3) for _ in range(5000))),
+    "counts": struct.pack("<2500q", *(RNG.randrange(100) for _ in range(2500))),
+    "times": struct.pack("<2500q", *sorted(RNG.randrange(1 << 50, (1 << 50) + (1 << 26)) for _ in range(2500))),
 }
 pieces = st.tuples(st.sampled_from(sorted(SOURCES)), st.integers(0, 3), st.integers(0, 20_000))
 
@@ -47,7 +52,61 @@ def test_chunks_are_packed_as_defined(chosen: list[tuple[str, int, int]]) -> Non
             continue
         assert len(payload) < len(chunk)
         assert reference.unpack_payload(codec, payload, len(chunk)) == chunk
-        assert codec == (Codec.PLANES if reference.float_shape(chunk) else Codec.ZSTD)
+        assert codec in (Codec.PLANES, Codec.NUMBERS) or not reference.float_shape(chunk)
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "head", "most"),
+    [
+        ("fp32", Codec.PLANES, (4, 1), 17_200),
+        ("fp64", Codec.PLANES, (8, 2), 18_400),
+        ("text", Codec.ZSTD, (), 3_300),
+        ("zeros", Codec.ZSTD, (), 40),
+        ("prices", Codec.NUMBERS, (8, 2, 2), 4_000),
+        ("degrees", Codec.NUMBERS, (4, 2, 3), 6_500),
+        ("counts", Codec.NUMBERS, (8, 0), 2_300),
+        ("times", Codec.NUMBERS, (8, 1), 6_000),
+    ],
+)
+def test_arrays_of_numbers_are_told_from_what_they_look_like(
+    kind: str, codec: int, head: tuple[int, ...], most: int
+) -> None:
+    data = SOURCES[kind]
+    ((chosen, payload),) = pack(TOOLS, data, array("Q", (0, len(data))))
+    assert payload is not None
+    assert (chosen, tuple(payload[: len(head)])) == (codec, head)
+    assert len(payload) <= most
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.integers(-(1 << 28), 1 << 28), min_size=200, max_size=600),
+    st.integers(0, 9),
+    st.lists(st.tuples(st.integers(0, 199), st.binary(min_size=8, max_size=8)), max_size=12),
+    st.sampled_from("df"),
+)
+def test_decimal_numbers_come_back_with_what_is_none_between(
+    numbers: list[int], digits: int, others: list[tuple[int, bytes]], kind: str
+) -> None:
+    data = bytearray(b"".join(struct.pack(f"<{kind}", number / 10**digits) for number in numbers) + b"tail")
+    for at, junk in others:
+        data[4 * at : 4 * at + 8] = junk
+    ((codec, payload),) = pack(TOOLS, data, array("Q", (0, len(data))))
+    assert payload is None or reference.unpack_payload(codec, payload, len(data)) == data
+
+
+@pytest.mark.parametrize("kind", ["d", "f"])
+def test_a_few_words_that_are_no_decimal_numbers_do_not_spoil_the_others(kind: str) -> None:
+    width, draw = struct.calcsize(kind), random.Random(5)
+    numbers = [round(draw.gauss(100, 30), 1) for _ in range(2000)]
+    numbers[3], numbers[500], numbers[777], numbers[1999] = -0.0, float("nan"), 1e30, float("inf")
+    data = b"\x12\x34\x56\x78" * (width // 4) + struct.pack(f"<2000{kind}", *numbers) + b"end"
+    ((codec, payload),) = pack(TOOLS, data, array("Q", (0, len(data))))
+    assert payload is not None
+    assert codec == Codec.NUMBERS
+    assert payload[6] == 5
+    assert len(payload) < 3_200
+    assert reference.unpack_payload(codec, payload, len(data)) == data
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,0 +1,13 @@
+"""For bulk.pyx, which unpacks many payloads without the GIL."""
+
+from libc.stdint cimport uint8_t
+
+cdef extern from "zstd.h" nogil:
+    ctypedef struct ZSTD_DCtx:
+        pass
+
+cdef class Unpacker:
+    cdef ZSTD_DCtx *context
+    cdef uint8_t *spare
+
+cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil
