@@ -8,6 +8,7 @@ figures and targets, met or missed; writes JSON and a plot of memory coming in. 
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import ctypes
 import os
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ijfs
+import ijfs_engine
 from bench import common
 from bench.live_kernels import boxed, keeper_cost, prepare_siblings, sandbox_cost, siblings
 from bench.live_programs import Boxed, Plain, Restored, restore
 from bench.live_targets import Target, targets
 from ijfs.fs import mountpoint
-from ijfs.live import criu
+from ijfs.live import criu, spare
 from ijfs_engine import Repository
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -98,6 +101,8 @@ class Run:
             self._forget_packs()
             self._keep("ijfs, lazy, from disk", number, lambda: restore(self.repo, snapshot))
             self._keep("ijfs, lazy, from the page cache", number, lambda: restore(self.repo, snapshot))
+            with setting(spare.SETTING, "0"):
+                self._keep("ijfs, lazy, from the page cache, no spare", number, lambda: restore(self.repo, snapshot))
         self._keep("ijfs, eager", 1, lambda: restore(self.repo, snapshot, eager=True))
 
     def _far_away(self, plain: Plain, snapshot: str, touching: str) -> None:
@@ -172,14 +177,19 @@ class Run:
             os.close(fd)
 
 
-@contextlib.contextmanager
-def far_away() -> Iterator[None]:
+def far_away() -> contextlib.AbstractContextManager[None]:
     """Each fetch of every process started meanwhile takes 5 ms longer."""
-    os.environ["IJFS_FETCH_DELAY_MS"] = str(DELAY_MS)
+    return setting("IJFS_FETCH_DELAY_MS", str(DELAY_MS))
+
+
+@contextlib.contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """An environment variable, meanwhile."""
+    os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ["IJFS_FETCH_DELAY_MS"]
+        del os.environ[name]
 
 
 # --- showing
@@ -293,6 +303,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=CACHE / "bench-live.json")
     parser.add_argument("--plot", type=Path, default=CACHE / "bench-live.png")
     options = parser.parse_args()
+    compile_modules()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what CRIU restores is ours to wait for
     size = QUICK if options.quick else Size()
     if options.rounds:
@@ -315,6 +326,12 @@ def main() -> None:
         from bench.live_plot import draw
 
         draw(run.found.restores, options.plot)
+
+
+def compile_modules() -> None:
+    """As an installed ijfs has them: a checkout may be without, and each start would compile what it loads."""
+    for package in (ijfs, ijfs_engine):
+        compileall.compile_dir(str(Path(package.__file__ or "").parent), quiet=2)
 
 
 def criu_version() -> str:

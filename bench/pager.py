@@ -105,7 +105,7 @@ class Subject:
         (self.where / "go").touch()
         if touch:
             (self.where / "touch").touch()
-        process = PagerProcess() if source is not None else None
+        process = PagerProcess.started() if source is not None else None
         time.sleep(0.5)  # a keeper starts its pager's process early: loading it is not part of a restore
         began = time.time()  # not the monotonic clock: CRIU gives the program a time namespace in which that goes on
         pager = Pager(self.workdir, source, process=process, **options) if source is not None else None

@@ -35,7 +35,7 @@ RepoPath = str | os.PathLike[str]
 def list_instances(repo: RepoPath) -> list[InstanceInfo]:
     """All instances of a repository by name, ended ones included; a keeper that does not answer is not waited for."""
     directory = live_directory(repo)
-    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
     found = []
     for name in names:
         with contextlib.suppress(NoInstanceError):

@@ -124,8 +124,11 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     return frozen_seconds(request.work)
 
 
-def restore(request: Restore) -> int:
-    """Restore a tree under the calling process (a subreaper); the host pid of its first process. CriuError."""
+def restore(request: Restore, while_running: Callable[[], None] = lambda: None) -> int:
+    """Restore a tree under the calling process (a subreaper); the host pid of its first process. CriuError.
+
+    `while_running` is called when CRIU is at work.
+    """
     pid_file = request.work / "pid"
     pid_file.unlink(missing_ok=True)
     command = [str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
@@ -136,11 +139,18 @@ def restore(request: Restore) -> int:
     if request.lazy:
         command += ["--lazy-pages"]
     log = request.work / "restore.log"
-    _run("restore", [*command, *request.options], log, (request.network_fd,), None)
+    _run("restore", [*command, *request.options], log, (request.network_fd,), None, while_running)
     return int(pid_file.read_text())
 
 
-def _run(verb: str, command: Sequence[str], log: Path, pass_fds: Sequence[int], window: Window | None) -> None:
+def _run(
+    verb: str,
+    command: Sequence[str],
+    log: Path,
+    pass_fds: Sequence[int],
+    window: Window | None,
+    while_running: Callable[[], None] = lambda: None,
+) -> None:
     """Run CRIU to its end or to its time limit."""
     log.unlink(missing_ok=True)
     limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
@@ -154,6 +164,7 @@ def _run(verb: str, command: Sequence[str], log: Path, pass_fds: Sequence[int], 
         start_new_session=True,
     )
     try:
+        while_running()
         if window is not None:
             window.serve(process, deadline)
         _, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))

@@ -106,12 +106,17 @@ class HeadStart:
         pager, self.pager = self.pager, None
         layers = InstancePaths(self._directory).layers(1)
         self._restored = restore.bring_back(
-            layers, self.vault, snapshot, meta, eager=False, on_phase=self._phase, pager_ahead=pager
+            layers,
+            self.vault,
+            snapshot,
+            meta,
+            eager=False,
+            on_phase=self._phase,
+            while_running=self._at_work.set,
+            pager_ahead=pager,
         )
 
     def _phase(self, name: str) -> None:
-        if name == "restore":
-            self._at_work.set()
         if self._on_phase is not None:
             self._on_phase(name)
         else:

@@ -1,14 +1,12 @@
-"""The process that keeps one live instance: it owns sandbox, relay and control socket. Spawned by client.py.
+"""The process that keeps one live instance: it owns sandbox, relay and control socket. Forked off by launcher.py.
 
-    python -m ijfs.live.keeper [lazy] INSTANCE_DIRECTORY FD [INSTANCE_DIRECTORY FD …]
-
-FD is a socket whose other end is the first client; its first request (start, restore or adopt) makes the instance, and
-when that fails the keeper ends. `lazy`: that request is a lazy restore, so it is begun before anything else is loaded.
-Several are forked off one process that has loaded everything: siblings come up together.
+Its first client is the other end of a socket that it is given; the first request (start, restore or adopt) makes the
+instance, and when that fails the keeper ends. A lazy restore is begun before anything else is loaded, with a pager that
+is forked off the keeper while it still has a single thread.
 
 Everything that blocks runs in threads; the trio loop only moves bytes and decides. A keeper that is killed takes
-nothing of the program with it: its relay and mounts go, the program runs on, and the next client spawns a keeper that
-adopts it.
+nothing of the program with it: its relay and mounts go, the program runs on, and the next client has a keeper made
+that adopts it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,66 +22,50 @@ from ijfs.live import namespaces as ns
 
 if TYPE_CHECKING:
     from ijfs.live.headstart import HeadStart
+    from ijfs.live.pager.api import PagerProcess
 
 
-def main() -> None:
-    """Fork off a keeper for each instance named; the launcher ends, so that they are nobody's children."""
-    words = sys.argv[1:]
-    lazy = words[:1] == ["lazy"]
-    named = words[1:] if lazy else words
-    instances = [(Path(directory), int(fd)) for directory, fd in zip(named[::2], named[1::2], strict=True)]
-    if len(instances) > 1:
-        _load()  # once for all: it takes longer than a restore
-    for directory, fd in instances:
-        if os.fork() == 0:
-            for _, other in instances:
-                if other != fd:
-                    os.close(other)
-            _keep(directory, socket.socket(fileno=fd), lazy=lazy)
-            return
-
-
-def _load() -> None:
-    """What a keeper needs for a restore. Nothing here may start a thread: the process is about to fork."""
-    from ijfs.live import keeper_loop, restore  # noqa: F401
-    from ijfs.live.pager import api  # noqa: F401
-    from ijfs_engine import Repository, export_tree  # noqa: F401
-
-
-def _keep(directory: Path, first: socket.socket, *, lazy: bool) -> None:
-    """Become the keeper of one instance: a daemon with a log and a mount namespace of its own."""
+def keep(directory: Path, first: int, *, lazy: bool) -> None:
+    """Become the keeper of one instance: a daemon with a log and a mount namespace of its own. `first` is the first
+    client's socket; `lazy` says that its request will be a lazy restore. Returns when the instance has ended."""
     os.setsid()
-    first.set_inheritable(False)
     log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pager = _fork_pager() if lazy else None
+    client = socket.socket(fileno=first)
     lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _refuse(first, directory.name)
+        _refuse(client, directory.name)
         return
     ns.private_mounts()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
-    head = _head_start(directory, first) if lazy else None
+    head = _head_start(directory, client, pager) if pager is not None else None
 
     import trio
 
     from ijfs.live.keeper_loop import Keeper
 
-    trio.run(Keeper(directory, head).run, first)
+    trio.run(Keeper(directory, head).run, client)
 
 
-def _head_start(directory: Path, first: socket.socket) -> HeadStart:
-    """The pager's interpreter loads on another core while the restore is prepared here; what the keeper itself needs
-    is loaded while CRIU works. Together 0.2 s less until the program runs."""
-    from ijfs.live.headstart import HeadStart
+def _fork_pager() -> PagerProcess:
     from ijfs.live.pager.api import PagerProcess
 
-    head = HeadStart(directory, first, PagerProcess(log=sys.stderr.fileno()))
+    return PagerProcess.forked()
+
+
+def _head_start(directory: Path, first: socket.socket, pager: PagerProcess) -> HeadStart:
+    """The restore runs in a thread at once; what the keeper itself needs is loaded (where it is not yet) while CRIU
+    works."""
+    from ijfs.live.headstart import HeadStart
+
+    head = HeadStart(directory, first, pager)
     head.wait_until_others_work()
     return head
 
@@ -98,7 +79,3 @@ def _refuse(first: socket.socket, name: str) -> None:
     request = protocol.decode(first.makefile("rb").readline())
     error = LockedError(f"`{name}` has a keeper already")
     first.sendall(protocol.encode({"id": request.get("id"), "error": describe(error)}))
-
-
-if __name__ == "__main__":
-    main()

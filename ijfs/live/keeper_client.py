@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import msgspec
 
 from ijfs.live import procfs, protocol
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
-from ijfs.live.paths import InstancePaths
+from ijfs.live.paths import InstancePaths, short_path
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo, Process, SaveResult
 from ijfs_engine.errors import IjfsError
@@ -46,7 +45,7 @@ class KeeperClient:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         try:
-            with _short_path(paths.socket) as path:
+            with short_path(paths.socket) as path:
                 sock.connect(path)
         except OSError as error:
             sock.close()
@@ -207,13 +206,3 @@ def _last_line(path: Path) -> str:
         if lines:
             return lines[-1]
     return "it left no log"
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """A socket path that fits into sun_path's 108 bytes, however deep the repository lies."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

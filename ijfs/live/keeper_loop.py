@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from ijfs.live import control, procfs, protocol
+from ijfs.live import control, criu_probes, procfs, protocol
 from ijfs.live.arrivals import Arrivals
 from ijfs.live.asked import Asked
 from ijfs.live.control import Emit, in_thread
@@ -240,6 +240,7 @@ class Keeper:
         return answer
 
     async def _save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
+        await in_thread(criu_probes.show)
         return await self.saver.save(args, emit)
 
     async def _wait_save(self, args: dict[str, Any], emit: Emit) -> SaveResult:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def check_name(name: str) -> str:
 def live_directory(repo: str | os.PathLike[str]) -> Path:
     """The directory that holds all live instances of a repository."""
     return Path(repo).resolve() / "live"
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name for a socket that fits into sun_path's 108 bytes, however deep the repository lies."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 @dataclass(frozen=True, slots=True)

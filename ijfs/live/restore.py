@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijfs.live import criu, images, network, rootfs
+from ijfs.live import criu, criu_probes, images, network, rootfs
 from ijfs.live import namespaces as ns
 from ijfs.live.errors import SandboxError
 from ijfs.live.instance import Sandbox
@@ -60,6 +60,7 @@ def bring_back(
     *,
     eager: bool,
     on_phase: Callable[[str], None],
+    while_running: Callable[[], None] = lambda: None,
     gpu: GpuProgram | None = None,
     gpus: Sequence[str] = (),
     pager_ahead: PagerProcess | None = None,
@@ -67,7 +68,7 @@ def bring_back(
 ) -> Restored:
     """Restore a snapshot into new directories; `gpus` chooses GPUs (index or UUID) for a program that held some.
     `pager_ahead` is a pager's process that was started before there was work for it, and is this restore's from now on.
-    `pages` is a directory with the memory, for an eager restore.
+    `pages` is a directory with the memory, for an eager restore. `while_running` is called once CRIU is at work.
 
     CriuError, SandboxError, CorruptError, StorageError; PreflightError when its GPU memory cannot fit, GpuLostError.
     """
@@ -76,6 +77,7 @@ def bring_back(
     record = gpu_record(meta)
     if gpu is not None and record is not None:
         gpu.require_room(record, gpus)
+    criu_probes.show()
     pager: Pager | None = None
     box = Sandbox(layers, ns.new_network(), meta.volumes)
     try:
@@ -88,7 +90,7 @@ def bring_back(
         with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as (staged, ahead):
             clock.begin("restore")
             began_ns = time.time_ns()
-            box.own(criu.restore(_request(box, staged, lazy=pager is not None)))
+            box.own(criu.restore(_request(box, staged, lazy=pager is not None), while_running))
         if pager is not None:
             pager.wait_resumed(RESUME_LIMIT_S)
         if gpu is not None and record is not None:

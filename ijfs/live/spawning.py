@@ -1,7 +1,7 @@
 """From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
 
 Called by client.py, and by siblings.py for several at once: their keepers are forked off one process that has loaded
-everything, because loading takes longer than restoring.
+everything, because loading takes longer than restoring (spare.py, launcher.py).
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ijfs.live import procfs
+from ijfs.live import procfs, spare
 from ijfs.live.errors import InstanceExistsError
 from ijfs.live.keeper_client import KEEPER_END_S, KeeperClient, OnEvent, keeper_ended
 from ijfs.live.paths import InstancePaths, check_name
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo
 from ijfs_engine.errors import IjfsError
+
+_ROOM_FOR_NAMES = " " * 160
+"""A last word on the command line that `forked.name_process` writes over."""
 
 
 def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
@@ -48,30 +52,42 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
 
 
 def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
-    """Start a keeper process for each claimed directory; the returned sockets are their first clients. `lazy`: the
-    first request of each will be a lazy restore."""
+    """Have a keeper for each claimed directory; the returned sockets are their first clients. `lazy`: the first request
+    of each will be a lazy restore."""
+    sockets: list[socket.socket] = []
+    for at in range(0, len(instances), spare.MOST_INSTANCES):
+        sockets += _spawn(instances[at : at + spare.MOST_INSTANCES], lazy=lazy)
+    return sockets
+
+
+def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
+    """Forked off the repository's spare, or off a launcher, which then may stay as one."""
+    request = spare.request_for([paths.root for paths in instances], lazy=lazy)
     with contextlib.ExitStack() as theirs:
-        sockets: list[socket.socket] = []
-        arguments: list[str] = []
-        passed: list[int] = []
-        for paths in instances:
-            ours, other = socket.socketpair()
-            theirs.enter_context(other)
-            sockets.append(ours)
-            passed.append(other.fileno())
-            arguments += [str(paths.root), str(other.fileno())]
-        log = theirs.enter_context(instances[0].keeper_log.open("ab"))
+        ends = [socket.socketpair() for _ in instances]
+        fds = [theirs.enter_context(other).fileno() for _, other in ends]
+        at = instances[0].root.parent / spare.SOCKET_NAME
+        if request.idle_s == 0 or not spare.ask(at, request, fds):
+            _launch(instances[0].keeper_log, request, fds)
+    return [ours for ours, _ in ends]
+
+
+def _launch(log: Path, request: spare.Request, fds: Sequence[int]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, log.open("ab") as complaints:
         launcher = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ijfs.live.keeper", *["lazy"] * lazy, *arguments],
+            [sys.executable, "-P", "-m", "ijfs.live.launcher", str(theirs.fileno()), _ROOM_FOR_NAMES],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=passed,
+            stdout=complaints,
+            stderr=complaints,
+            pass_fds=[theirs.fileno()],
             cwd="/",
             start_new_session=True,
         )
-    launcher.wait()  # it forks: a keeper is nobody's child, so that no client keeps a zombie of it
-    return sockets
+        theirs.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended already: the first request to the keeper will say so
+            spare.send(ours, request, fds)
+        launcher.wait()  # it forks: a launcher is nobody's child, so that no client keeps a zombie of it
 
 
 def begin(

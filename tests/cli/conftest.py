@@ -19,6 +19,7 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name))
+    monkeypatch.setenv("IJFS_SPARE_S", "0")  # nothing may outlive a test
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ijfs.live import client
+from ijfs.live import client, spare
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs_engine import Repository
@@ -84,6 +84,7 @@ class Lab:
             print(f"--- {info.name}: {info.status}", *self.logs(info.name), sep="\n")  # pytest shows it on failure
             if info.status == "running":
                 self.kill(info)
+        spare.dismiss(self.path)
 
 
 def ask(info: InstanceInfo, *words: str, quiet: bool = False) -> str:

@@ -14,7 +14,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from ijfs.jupyter import kernelspec
-from ijfs.live import client
+from ijfs.live import client, spare
 
 KERNEL = "ijfs-python3"
 PATIENCE_S = 60
@@ -68,6 +68,7 @@ class House:
         for name in left:
             self.stop(name)
         assert left == []
+        spare.dismiss(self.repo)
         assert self.processes() == []
         assert str(self.root) not in Path("/proc/self/mountinfo").read_text()
 

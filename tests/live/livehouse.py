@@ -19,7 +19,7 @@ from typing import Any
 
 from jupyter_client import BlockingKernelClient
 
-from ijfs.live import client, criu, procfs
+from ijfs.live import client, criu, procfs, spare
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs_engine import IjfsError, Repository
@@ -166,6 +166,7 @@ class House:
                 self.stop(info.name, timeout_s=0)
             with contextlib.suppress(IjfsError):
                 client.remove(self.repo, info.name)
+        spare.dismiss(self.repo)
         eventually(lambda: not self.processes(), timeout=5.0)
         left = [f"process {pid}: {command_line(pid)}" for pid in self.processes()]
         for pid in self.processes():

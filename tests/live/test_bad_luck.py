@@ -371,7 +371,7 @@ def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_not
     def kill_keeper(event: dict[str, Any]) -> None:
         if event.get("name") == phase:
             for pid in house.processes():
-                if "ijfs.live.keeper" in command_line(pid) and command_line(pid).split()[-2].endswith("/half"):
+                if command_line(pid).startswith("ijfs-keeper") and "/live/half" in command_line(pid):
                     os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(IjfsError, match="broke off"):

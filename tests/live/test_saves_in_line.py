@@ -56,7 +56,7 @@ def renew(house: House, name: str) -> None:
 # Loaded by every Python that a test starts: a keeper's commits wait while a file is there, as on a slow disk.
 SLOW = """
 import os, sys, time
-if "ijfs.live.keeper" in sys.orig_argv:
+if "ijfs.live.launcher" in sys.orig_argv:
     from ijfs_engine.session import Session
     commit = Session.commit_snapshot
     def slow(*args, **kwargs):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for."""
-    from ijfs.live import client
+    from ijfs.live import client, spare
 
     app.repository()
     if bool(names) == every:
@@ -32,6 +32,8 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
     for name in dict.fromkeys(names):
         info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
+    if every:
+        spare.dismiss(app.repository_path)
 
     def show(out: Printer) -> None:
         for item in done:

@@ -1,7 +1,7 @@
-"""The pager process: `python -m ijfs.live.pager FD`. Started by `ijfs.live.pager.api`, never by a person.
+"""The pager process: forked off a keeper that has just begun, or `python -m ijfs.live.pager FD` (`api.PagerProcess`).
 
-FD is its end of the socketpair to the keeper. Everything is imported first; what to do comes as the first message,
-`begin`, so that a keeper can start a pager long before it knows (an interpreter and the engine take 0.1 s to load):
+FD is its end of the socketpair to the keeper. What to do comes as the first message, `begin`, so that there can be a
+pager long before the keeper knows:
 
     images     directory of CRIU images, or
     repo, snapshot   a repository and the id of a snapshot in it; the order is recorded there and replayed from there

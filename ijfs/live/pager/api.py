@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, NamedTuple
 
+from ijfs.live.forked import Forked, name_process
 from ijfs.live.pager.channel import Channel
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
@@ -62,11 +63,17 @@ class PagerStatus(NamedTuple):
 
 
 class PagerProcess:
-    """A pager that is loaded and waits for work: start one early, and a restore does not wait for an interpreter."""
+    """A pager that waits for work, and its channel."""
 
-    def __init__(self, log: IO[bytes] | int | None = None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Forked, end: socket.socket) -> None:
+        self.process = process
+        self.channel = Channel(end)
+
+    @classmethod
+    def started(cls, log: IO[bytes] | int | None = None) -> PagerProcess:
+        """A program of its own: for processes that have threads."""
         ours, theirs = Channel.pair()
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "ijfs.live.pager", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=log if log is not None else subprocess.DEVNULL,
@@ -75,7 +82,21 @@ class PagerProcess:
             start_new_session=True,  # neither a terminal's ^C nor the keeper's death may end it
         )
         theirs.close()
-        self.channel = Channel(ours)
+        return cls(process, ours)
+
+    @classmethod
+    def forked(cls) -> PagerProcess:
+        """Forked off this process, which has loaded it and has no other thread; it complains to the same log."""
+        from ijfs.live.pager.__main__ import main
+
+        def run() -> int:
+            name_process("ijfs-pager")
+            return main(theirs.fileno())
+
+        ours, theirs = Channel.pair()
+        process = Forked(run, [theirs.fileno()])
+        theirs.close()
+        return cls(process, ours)
 
     def close(self) -> None:
         """End a pager that was never given work."""
@@ -114,7 +135,7 @@ class Pager:
         self._changed = threading.Condition()
         self._closing = False
         self._listener = _listen(workdir)
-        self._start(process or PagerProcess(self._log), replacement=False)
+        self._start(process or PagerProcess.started(self._log), replacement=False)
         self._guardian = threading.Thread(target=self._guard, name="pager-guardian", daemon=True)
         self._guardian.start()
 
@@ -222,7 +243,7 @@ class Pager:
             self._give_up(f"the pager died {len(self._deaths)} times in a row (last status {status})")
             return False
         self._update(replaced=self._status.replaced + 1)
-        self._start(PagerProcess(self._log), replacement=True)
+        self._start(PagerProcess.started(self._log), replacement=True)
         return True
 
     def _give_up(self, reason: str) -> None:

@@ -1,0 +1,228 @@
+"""The process that keepers are forked off: `python -m ijfs.live.launcher FD`. Started by spawning.py.
+
+FD is a socket with the first request (spare.Request). The launcher loads what keepers need, forks one for each
+instance, and stays as the repository's spare (spare.py) until nobody asked it for a while, another spare took its
+place, the repository went, or a file it was loaded from changed. It never has a second thread or an open repository:
+it could not be forked safely then. It holds nothing of a client's but the environment it was started with.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from ijfs.live import criu_probes, spare
+from ijfs.live.forked import name_process
+from ijfs.live.paths import short_path
+from ijfs.live.spare import Request
+
+Become = Callable[[], None]
+"""What a forked child is to do."""
+
+WATCH_S = 2.0
+"""How often a spare looks whether it should end."""
+
+SETTLE_S = 1.0
+"""A spare loads the rest only when what it has just forked had the processors for so long."""
+
+_Files = dict[str, tuple[int, int, int]]
+
+
+def main() -> None:
+    """Become a launcher, and in a child of it a keeper."""
+    if os.fork():
+        os._exit(0)  # the client reaps this one; what stays is nobody's child
+    gc.disable()  # while loading and forking: it would only look through modules
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers that end are reaped by the kernel
+    become = _launcher(socket.socket(fileno=int(sys.argv[1])))
+    if become is not None:
+        gc.enable()
+        become()
+
+
+def _launcher(first: socket.socket) -> Become | None:
+    """Serve the first request, then those that come to the spare; returns in children with what they are."""
+    first.set_inheritable(False)
+    with first:
+        request, sockets = spare.receive(first)
+        load(for_restore=request.lazy and len(sockets) == 1)
+        become = _fork(request, sockets)
+    if become is not None:
+        return become
+    _forget_client()
+    _learn()
+    if request.idle_s == 0:
+        return None
+    return Spare(request).serve()
+
+
+def load(*, for_restore: bool = False) -> None:
+    """All that a keeper and a pager need; `for_restore` only what a lazy restore begins with: CRIU can be at work
+    while the rest is loaded."""
+    from ijfs.live import headstart, keeper, restore  # noqa: F401
+    from ijfs.live.pager import __main__, api  # noqa: F401
+    from ijfs_engine import Repository, export_tree  # noqa: F401
+
+    if not for_restore:
+        from ijfs.live import keeper_loop  # noqa: F401
+
+
+def _fork(request: Request, sockets: list[int]) -> Become | None:
+    """Fork a keeper for each instance; None in the parent, what to do in a child."""
+    gc.freeze()  # children share these pages for as long as nobody writes to them
+    try:
+        for directory, mine in zip(request.instances, sockets, strict=True):
+            if os.fork() == 0:
+                for other in sockets:
+                    if other != mine:
+                        os.close(other)
+                sockets = []
+                return partial(_keep, request, Path(directory), mine)
+    finally:
+        for fd in sockets:
+            os.close(fd)
+    return None
+
+
+def _keep(request: Request, directory: Path, first: int) -> None:
+    """Become a keeper, as one that the client itself had started."""
+    from ijfs.live.keeper import keep
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    name_process(f"ijfs-keeper {directory}")
+    os.environb.clear()
+    for entry in filter(None, request.environment.encode("latin-1").split(b"\0")):
+        name, _, value = entry.partition(b"=")
+        os.environb[name] = value
+    time.tzset()
+    os.umask(request.umask)
+    keep(directory, first, lazy=request.lazy)
+
+
+def _learn() -> None:
+    """Have CRIU look at this machine once, in a child, after what was just started has had the processors."""
+    if criu_probes.wanted() and os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(OSError, subprocess.SubprocessError):
+            time.sleep(SETTLE_S)
+            criu_probes.learn()
+        os._exit(0)
+
+
+def _forget_client() -> None:
+    """Let go of the log of the instance that the launcher was started for."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+class Spare:
+    """A launcher that waits for more requests."""
+
+    def __init__(self, request: Request) -> None:
+        self._path = Path(request.instances[0]).parent / spare.SOCKET_NAME
+        self._standing = request.standing
+        self._idle_s = request.idle_s
+        self._asked = time.monotonic()
+        self._loaded = False
+        self._files: _Files = _files()
+
+    def serve(self) -> Become | None:
+        """Until it is time to end; returns early in a child, with what that one is."""
+        name_process(f"ijfs-spare {self._path.parent.parent}")
+        try:
+            listener, inode = self._listen()
+        except OSError:  # the repository went
+            return None
+        with listener:
+            while self._is_wanted(inode):
+                if select.select([listener], [], [], WATCH_S if self._loaded else SETTLE_S)[0]:
+                    become = self._serve_one(listener)
+                    if become is not None:
+                        return become
+                elif not self._loaded:
+                    load()
+                    gc.collect()
+                    self._files = _files() | self._files
+                    self._loaded = True
+        if _inode(self._path) == inode:
+            self._path.unlink(missing_ok=True)
+        return None
+
+    def _listen(self) -> tuple[socket.socket, int]:
+        """Take the place of an older spare, which notices."""
+        mine = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old = os.umask(0o177)
+        try:
+            with short_path(mine) as name:
+                listener.bind(name)
+        finally:
+            os.umask(old)
+        listener.listen(16)
+        inode = mine.stat().st_ino
+        mine.rename(self._path)
+        return listener, inode
+
+    def _is_wanted(self, inode: int) -> bool:
+        idle = time.monotonic() - self._asked
+        return idle < self._idle_s and _inode(self._path) == inode and not self._is_outdated()
+
+    def _is_outdated(self) -> bool:
+        return any(_state(path) != state for path, state in self._files.items())
+
+    def _serve_one(self, listener: socket.socket) -> Become | None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.settimeout(1.0)
+            if spare.peer(connection)[1] != os.geteuid():
+                return None
+            request, sockets = spare.receive(connection)
+            if not request.instances:
+                self._idle_s = 0.0
+                spare.accept(connection)
+            elif request.standing == self._standing and not self._is_outdated():
+                spare.accept(connection)
+                self._asked, self._idle_s = time.monotonic(), request.idle_s
+                return _fork(request, sockets)
+            else:
+                for fd in sockets:
+                    os.close(fd)
+        return None
+
+
+def _files() -> _Files:
+    """What was loaded, and how it was then."""
+    paths = {str(path) for module in list(sys.modules.values()) if (path := getattr(module, "__file__", None))}
+    return {path: state for path in paths if (state := _state(path)) is not None}
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

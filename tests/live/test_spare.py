@@ -1,0 +1,209 @@
+"""The spare: a loaded process that keepers are forked off. When it serves, when it refuses, when it ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from livehouse import House, eventually, is_gone
+
+from ijfs.live import client, procfs, spare
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+WRITES = "env > /tmp/env; umask > /tmp/umask; ulimit -n > /tmp/files; touch /tmp/ready; sleep 1000"
+
+
+def start(house: House, name: str) -> int:
+    """Start a program that writes down what it was given; its keeper's parent."""
+    house.command(name, WRITES)
+    assert eventually(lambda: (house.upper(name) / "tmp/ready").exists())
+    keeper = read_record(InstancePaths.of(house.repo, name)).keeper
+    assert keeper is not None
+    return parent_of(keeper.pid)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def the_spare(house: House) -> int:
+    assert eventually(lambda: spare.waiting(house.repo) is not None)
+    pid = spare.waiting(house.repo)
+    assert pid is not None
+    return pid
+
+
+def said(house: House, name: str, what: str) -> str:
+    return (house.upper(name) / "tmp" / what).read_text()
+
+
+def test_the_next_keeper_is_forked_off_the_spare_with_the_environment_and_umask_of_its_own_client(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONLY_BEFORE", "1")
+    start(house, "first")
+    waiting = the_spare(house)
+    monkeypatch.delenv("ONLY_BEFORE")
+    monkeypatch.setenv("ONLY_NOW", "a\nb é")
+    before = os.umask(0o027)
+    try:
+        assert start(house, "second") == waiting
+    finally:
+        os.umask(before)
+    environment = said(house, "second", "env")
+    assert "ONLY_NOW=a\nb é\n" in environment
+    assert "ONLY_BEFORE" not in environment
+    assert said(house, "second", "umask").strip() == "0027"
+    assert spare.waiting(house.repo) == waiting
+
+
+def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: House) -> None:
+    start(house, "first")
+    saved = house.save("first").snapshot
+    waiting = the_spare(house)
+    info = house.restore(saved, "again")
+    keeper = read_record(InstancePaths.of(house.repo, "again")).keeper
+    assert keeper is not None
+    assert parent_of(keeper.pid) == waiting
+    assert os.getsid(keeper.pid) == keeper.pid
+    assert procfs.namespace_id(keeper.pid, "mnt") != procfs.namespace_id(waiting, "mnt")
+    os.kill(waiting, signal.SIGKILL)
+    assert eventually(lambda: is_gone(waiting))
+    assert client.describe(house.repo, "again").pid == info.pid, "what was forked off it does not need it"
+    assert house.save("again").parent == saved
+
+
+def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(house: House) -> None:
+    start(house, "first")
+    waiting = the_spare(house)
+    assert eventually(lambda: resident(waiting) > 25 << 20), "it loads the rest when what it forked has settled"
+    assert len(os.listdir(f"/proc/{waiting}/task")) == 1
+    opened = [os.readlink(f"/proc/{waiting}/fd/{fd}") for fd in os.listdir(f"/proc/{waiting}/fd")]
+    assert not [path for path in opened if path.startswith(str(house.repo))]
+    assert stat.S_IMODE(spare.address(house.repo).stat().st_mode) == 0o600
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_an_answer_of_the_spare_another_launcher_does_its_work(house: House, how: int) -> None:
+    start(house, "first")
+    waiting = the_spare(house)
+    os.kill(waiting, how)
+    assert start(house, "second") != waiting
+    os.kill(waiting, signal.SIGCONT) if how == signal.SIGSTOP else None
+    assert eventually(lambda: is_gone(waiting)), "a spare whose place another took ends"
+    assert the_spare(house) != waiting
+
+
+def test_it_ends_when_nobody_asks_and_leaves_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(spare.SETTING, "0.5")
+    start(house, "first")
+    waiting = the_spare(house)
+    assert eventually(lambda: is_gone(waiting))
+    assert not spare.address(house.repo).exists()
+
+
+def test_none_is_left_where_the_setting_is_zero(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(spare.SETTING, "0")
+    start(house, "first")
+    time.sleep(0.3)
+    assert spare.waiting(house.repo) is None
+    assert not spare.address(house.repo).exists()
+
+
+def test_it_ends_when_a_file_it_was_loaded_from_changes(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    module = site / "sitecustomize.py"
+    module.write_text("")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    start(house, "first")
+    waiting = the_spare(house)
+    module.write_text("new = True\n")
+    assert start(house, "second") != waiting
+    assert eventually(lambda: is_gone(waiting))
+
+
+def test_it_ends_with_the_repository(house: House) -> None:
+    start(house, "first")
+    waiting = the_spare(house)
+    house.stop("first")
+    shutil.rmtree(house.repo / "live")
+    assert eventually(lambda: is_gone(waiting))
+
+
+def test_a_client_of_another_standing_is_not_served(house: House) -> None:
+    start(house, "first")
+    waiting = the_spare(house)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        assert start(house, "limited") != waiting
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert said(house, "limited", "files").strip() == str(soft - 1)
+
+
+def test_another_user_is_not_served_even_where_the_socket_lets_him_in(house: House) -> None:
+    start(house, "first")
+    waiting = the_spare(house)
+    path = spare.address(house.repo)
+    path.chmod(0o666)
+    script = textwrap.dedent(
+        """
+        import os, pathlib, sys
+        from ijfs.live import spare
+        path = pathlib.Path(sys.argv[1])
+        directory = os.open(path.parent, os.O_PATH)
+        os.setuid(65534)
+        os.geteuid = lambda: 0  # a client that does not look whose socket it is
+        print(spare.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"), spare.Request()))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert spare.waiting(house.repo) == waiting, "nor did it end, as he had asked"
+
+
+def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> None:
+    """Root in somebody else's repository: its environment is not for who put a socket there."""
+    script = textwrap.dedent(
+        """
+        import os, socket, sys
+        sock = socket.socket(socket.AF_UNIX)
+        os.setuid(65534)
+        sock.bind(sys.argv[1])
+        sock.listen()
+        print("ready", flush=True)
+        connection, _ = sock.accept()
+        print(len(connection.recv(100)), flush=True)
+        """
+    )
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    directory.chmod(0o777)
+    for parent in list(directory.parents)[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    path = directory / spare.SOCKET_NAME
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as theirs:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline() == "ready\n"
+        assert not spare.ask(path, spare.request_for([tmp_path], lazy=False))
+        assert theirs.stdout.readline() == "0\n"
