@@ -140,7 +140,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a save did: the snapshot's id (hex), its branch, sizes in bytes, seconds by phase, what to know.
 
-    `frozen_s`: how long the program stood still. `durable_s`: from the request until the snapshot was safe on disk.
+    `spilled_bytes`: what of the image went to disk while the program stood still, for want of memory. `frozen_s`: how
+    long it stood still. `durable_s`: from the request until the snapshot was safe on disk.
     `phases`: docs/json.md, "save". A save that was not waited for has no `snapshot` ("") and no `durable_s` yet: its
     `number` is what `KeeperClient.wait_save` takes.
     """
@@ -152,6 +153,7 @@ class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     image_bytes: int
     workspace_bytes: int
     stored_bytes: int | None = None
+    spilled_bytes: int = 0
     frozen_s: float
     durable_s: float | None = None
     number: int = 0

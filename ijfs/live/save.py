@@ -1,6 +1,7 @@
 """One save, as the program sees it: frozen, read, running again (`freeze`); and then, at leisure, stored (`store`).
 
-Nothing is compressed, hashed or allocated while the program stands still. The keeper calls both in a thread: it holds
+Nothing is compressed, hashed or allocated while the program stands still; what is more than the memory set aside for it
+(setaside.py) is written to disk. The keeper calls both in a thread: it holds
 the relay before, and releases it between them. A freeze that fails leaves the program running; a store that fails
 leaves the repository as it was.
 """
@@ -24,6 +25,7 @@ from ijfs.live.errors import CriuError, InstanceExitedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.instance import Sandbox
 from ijfs.live.records import InstanceSpec
+from ijfs.live.setaside import SetAside
 from ijfs.live.snapshots import LiveMeta, Parts
 from ijfs.live.stream import StreamCapture
 from ijfs.live.workspace import Capture, Known, Layer, Walker, mapped_in
@@ -59,6 +61,8 @@ class Frozen:
     images: Mapping[str, Segments]
     workspace: Capture
     frozen_s: float
+    arena: Arena
+    spilled_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     stopped: bool = False
     gpu: GpuRecord | None = None
@@ -69,7 +73,7 @@ class Frozen:
         return sum(segments.nbytes for segments in self.images.values())
 
     def discard(self) -> None:
-        """Give the memory and the staged files back; the arena goes with its last memoryview."""
+        """Let go of the memory and remove the staged files."""
         self.workspace.discard()
         self.images = {}
         self.workspace = Capture()
@@ -83,7 +87,9 @@ class Prepared(NamedTuple):
     seconds: float
 
 
-def prepare(box: Sandbox, layers: Sequence[Layer], known: Known, *, gpu: GpuPart | None = None) -> Prepared:
+def prepare(
+    box: Sandbox, layers: Sequence[Layer], known: Known, aside: SetAside, *, gpu: GpuPart | None = None
+) -> Prepared:
     """Measure the program and fault in memory for as much, while it runs and its clients reach it. StorageError when
     there is no memory for it, InstanceExitedError when it ended."""
     began = time.monotonic()
@@ -92,8 +98,7 @@ def prepare(box: Sandbox, layers: Sequence[Layer], known: Known, *, gpu: GpuPart
         walker = Walker(layers, known, box.layers.root / f"stage-{time.monotonic_ns()}")
         memory = memory_bytes(box.pid) + (gpu.program.held_bytes(box.pid) if gpu else 0)
         files = walker.measure()
-        arena = Arena(2 * memory + files + SLACK)
-        arena.prefault(memory + files)
+        arena = aside.lend(memory + files, 2 * memory + files + SLACK, box.layers.root)
     except (OSError, IjfsError) as error:
         raise _explained(error, box) from None
     return Prepared(walker, arena, time.monotonic() - began)
@@ -159,7 +164,7 @@ def _dumped(box: Sandbox, walker: Walker, arena: Arena, clock: Clock, *, stop: b
             for capture in captured:
                 capture.discard()
             raise _explained(error, box) from None
-    return Frozen(images, captured[0], frozen_s, clock.phases, stop)
+    return Frozen(images, captured[0], frozen_s, arena, arena.spilled, clock.phases, stop)
 
 
 def _request(box: Sandbox, directory: Path, *, stop: bool) -> criu.Dump:

@@ -14,14 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from ijfs.live import blockers, criu
 from ijfs.live import save as steps
 from ijfs.live.auto import Auto, thin
 from ijfs.live.control import Emit, in_thread
 from ijfs.live.records import InstanceSpec, SaveResult
+from ijfs.live.setaside import KEPT_S, SetAside
 from ijfs.live.snapshots import Parts, Stored, environment
 from ijfs.live.storing import Line, Pending
 from ijfs.live.workspace import Known, Layer, layers_of
+from ijfs_engine.arena import Arena
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.records import Snapshot
 
@@ -41,6 +45,7 @@ class Saver:
         self._keeper = keeper
         self._snapshot: Snapshot | None = None
         self._pin: Any = None
+        self._aside = SetAside()
         self.line = Line(keeper.spawn, self._line_changed, self._lost)
         self.auto = Auto(keeper)
 
@@ -96,7 +101,7 @@ class Saver:
         try:
             parts: Parts = await in_thread(self._parts, frozen, box, args)
         except BaseException:
-            frozen.discard()
+            await self._let_go(frozen)
             if frozen.stopped:
                 await self._wake(box)
             raise
@@ -115,8 +120,12 @@ class Saver:
             await keeper.guest.tell(box.network_fd, {"event": "before_save"})
             hooks_s = time.monotonic() - began
             emit({"kind": "phase", "name": "prepare"})
-            prepared = await in_thread(steps.prepare, box, self.layers(box), keeper.known, gpu=gpu)
-            frozen = await self._freeze(box, prepared, stop=bool(args.get("stop")), emit=emit, gpu=gpu)
+            prepared = await in_thread(steps.prepare, box, self.layers(box), keeper.known, self._aside, gpu=gpu)
+            try:
+                frozen = await self._freeze(box, prepared, stop=bool(args.get("stop")), emit=emit, gpu=gpu)
+            except BaseException:
+                await self._give_back(prepared.arena)
+                raise
             frozen.phases = {"hooks": hooks_s, "prepare": prepared.seconds, **frozen.phases}
             stopped = frozen.stopped
         finally:  # whatever came of it: hooks wait for this. Who is left stopped cannot hear it
@@ -181,7 +190,7 @@ class Saver:
             guest={"nonce": args.get("nonce"), "hook_ports": list(keeper.guest.hook_ports)},
             environment=environment(criu.version(criu.find())),
             auto=bool(args.get("auto")),
-            notes=self._notes(box),
+            notes=[*_spilled(frozen), *self._notes(box)],
         )
 
     def _notes(self, box: Sandbox) -> list[str]:
@@ -195,7 +204,7 @@ class Saver:
         try:
             stored: Stored = await in_thread(self._into_repository, frozen, parts, emit)
         finally:
-            frozen.discard()
+            await self._let_go(frozen)
         # Files are compared with the newest snapshot there is, never with one that may yet come to nothing.
         keeper.known = known
         self.stands_on(stored.snapshot)
@@ -203,6 +212,21 @@ class Saver:
         if parts.meta.auto:
             await in_thread(thin, keeper.vault.repository, keeper.name)
         return self._result(frozen, stored, parts, number, time.monotonic() - asked)
+
+    async def _let_go(self, frozen: steps.Frozen) -> None:
+        """Nobody reads any more what a freeze brought."""
+        frozen.discard()
+        await self._give_back(frozen.arena)
+
+    async def _give_back(self, arena: Arena) -> None:
+        await in_thread(self._aside.give_back, arena)
+        self._keeper.spawn(self._forget_later, self._aside.uses)
+
+    async def _forget_later(self, uses: int) -> None:
+        """Keep memory for saves that follow one another, and none in a keeper that is idle."""
+        await trio.sleep(KEPT_S)
+        if self._aside.uses == uses:
+            await in_thread(self._aside.forget)
 
     def _into_repository(self, frozen: steps.Frozen, parts: Parts, emit: Emit) -> Stored:
         """In a thread."""
@@ -221,6 +245,7 @@ class Saver:
             message=parts.message,
             image_bytes=parts.meta.image_bytes,
             workspace_bytes=parts.meta.workspace_bytes,
+            spilled_bytes=frozen.spilled_bytes,
             frozen_s=frozen.frozen_s,
             number=number,
             phases=dict(frozen.phases),
@@ -239,6 +264,7 @@ class Saver:
             image_bytes=parts.meta.image_bytes,
             workspace_bytes=parts.meta.workspace_bytes,
             stored_bytes=stored.stored_bytes,
+            spilled_bytes=frozen.spilled_bytes,
             frozen_s=frozen.frozen_s,
             durable_s=durable_s,
             number=number,
@@ -269,6 +295,15 @@ def _warnings(box: Sandbox) -> list[str]:
         return []
     found = (verdict for verdict in blockers.of_program(box.pid) if verdict.outcome == "warn")
     return [f"{verdict.evidence}: {verdict.remedy}" for verdict in found]
+
+
+def _spilled(frozen: steps.Frozen) -> list[str]:
+    """What made the freeze longer than it need be."""
+    if not frozen.spilled_bytes:
+        return []
+    there = f"the {frozen.arena.limit >> 20} MiB of memory for saves"
+    text = f"{frozen.spilled_bytes >> 20} MiB of the image did not fit into {there}"
+    return [f"{text} and went to disk while the program stood still; IJFS_SAVE_MEMORY sets how much it may be"]
 
 
 def _notebook(args: dict[str, Any], spec: InstanceSpec) -> bytes | None:

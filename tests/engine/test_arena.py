@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine.arena import PAGE, Arena, ArenaFile, ArenaFullError
+from ijfs_engine.errors import StorageError
 
 sizes = st.sampled_from([0, 1, 7, PAGE - 1, PAGE, 5 * PAGE + 3, 70_000, 200_000])
 steps = st.lists(
@@ -20,9 +26,18 @@ def content(file: ArenaFile) -> bytes:
 
 
 @settings(deadline=None, max_examples=80)
-@given(steps)
-def test_files_that_grow_side_by_side_hold_what_was_written(todo: list[tuple[str, int, int, int]]) -> None:
+@given(steps, st.sampled_from([None, 0, PAGE, 49 * PAGE]))
+def test_files_that_grow_side_by_side_hold_what_was_written(
+    todo: list[tuple[str, int, int, int]], limit: int | None
+) -> None:
     arena = Arena(16 << 20)
+    with tempfile.TemporaryDirectory() as place:
+        arena.reset(limit=limit, spill=Path(place))
+        _write_side_by_side(arena, todo)
+    assert limit is None or arena.used <= limit
+
+
+def _write_side_by_side(arena: Arena, todo: list[tuple[str, int, int, int]]) -> None:
     files = [arena.new_file() for _ in range(3)]
     models = [bytearray() for _ in range(3)]
     for number, (what, which, offset, size) in enumerate(todo):
@@ -77,3 +92,45 @@ def test_what_a_tail_got_counts_only_when_it_is_said() -> None:
     with pytest.raises(ValueError, match="more than"):
         file.advance(1 << 20)
     assert file.segments()[0].readonly
+
+
+def test_what_is_more_than_the_memory_lies_on_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    arena = Arena(4 << 20)
+    arena.reset(limit=1 << 20, spill=tmp_path)
+    file = arena.new_file()
+    data = os.urandom(3 << 20)
+    file.write(0, data)
+    assert content(file) == data
+    assert arena.used == 1 << 20
+    assert arena.spilled == 2 << 20
+    assert list(tmp_path.iterdir()) == []
+    segments = file.segments()
+    arena.reset()
+    assert arena.spilled == 0
+    assert bytes(segments[-1][-100:]) == data[-100:], "a file on disk lives as long as somebody looks at it"
+    del segments, file
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_the_disk_is_bounded_too(tmp_path: Path) -> None:
+    arena = Arena(1 << 20, spill=tmp_path)
+    with pytest.raises(ArenaFullError, match="beyond its memory"):
+        arena.new_file().write(0, bytes((2 << 20) + 1))
+
+
+def test_a_disk_without_room_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    file = Arena(1 << 20, spill=Path("/proc")).new_file()
+    with pytest.raises(StorageError, match="no room on disk"):
+        file.write(0, bytes(2 << 20))
+
+
+def test_what_rests_is_there_for_the_next_dump() -> None:
+    arena = Arena(8 << 20)
+    arena.new_file().write(0, b"old" * (1 << 20))
+    arena.rest()
+    assert arena.used == 0
+    file = arena.new_file()
+    file.write(0, b"new" * (1 << 20))
+    assert content(file) == b"new" * (1 << 20)

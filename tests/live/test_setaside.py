@@ -1,0 +1,138 @@
+"""The memory of saves: bounded, used again, and what does not fit lies on disk; a real program is saved either way."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from livehouse import House, eventually
+
+from ijfs.live import client, setaside
+from ijfs.live.paths import InstancePaths
+from ijfs.live.record_file import read_record
+from ijfs.live.setaside import SetAside
+from ijfs_engine import IjfsError
+
+MIB = 1 << 20
+
+# Says at each turn what its memory hashes to, computed anew.
+HASHES = """
+import hashlib, os, time
+data = os.urandom(48 << 20)
+print("is", hashlib.sha256(data).hexdigest(), flush=True)
+while True:
+    with open("/tmp/now.new", "w") as file: file.write(hashlib.sha256(data).hexdigest())
+    os.rename("/tmp/now.new", "/tmp/now")
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("1048576", MIB), ("8M", 8 * MIB), ("2g", 2 << 30), ("1 GiB", None), ("", None)]
+)
+def test_a_size_is_read_or_refused(said: str, meant: int | None) -> None:
+    if meant is None:
+        with pytest.raises(IjfsError, match="no size"):
+            setaside.parse_size(said)
+    else:
+        assert setaside.parse_size(said) == meant
+
+
+def test_the_budget_is_what_is_said_less_what_saves_before_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IJFS_SAVE_MEMORY", "4M")
+    aside = SetAside()
+    first = aside.lend(MIB, 8 * MIB, tmp_path)
+    first.new_file().write(0, bytes(3 * MIB))
+    second = aside.lend(MIB, 8 * MIB, tmp_path)
+    assert (first.limit, second.limit) == (4 * MIB, MIB)
+    aside.give_back(first)
+    assert aside.lend(MIB, 8 * MIB, tmp_path).limit == 4 * MIB
+
+
+def test_without_a_word_it_leaves_the_machine_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IJFS_SAVE_MEMORY", raising=False)
+    free = setaside.available()
+    assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < setaside.budget() < free * 1.2
+
+
+@pytest.mark.parametrize("version", ["", "memory"])
+def test_a_cgroup_with_less_than_the_machine_counts(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, limit, usage, cache = setaside._CGROUPS[version]
+    inner = tmp_path / "slice" / "scope"
+    inner.mkdir(parents=True)
+    for directory, most in ((tmp_path / "slice", 64 * MIB), (inner, 48 * MIB)):
+        (directory / limit).write_text(str(most))
+        (directory / usage).write_text(str(40 * MIB))
+        (directory / "memory.stat").write_text(f"other 1\n{cache} {30 * MIB}\n")
+    (tmp_path / limit).write_text("max")
+    monkeypatch.setattr(setaside, "_CGROUPS", {version: (tmp_path, limit, usage, cache)})
+    lines = {"/proc/self/cgroup": [f"0:{version}:/slice/scope"]}
+    real = setaside._lines
+    monkeypatch.setattr(setaside, "_lines", lambda path: lines.get(str(path)) or real(path))
+    assert setaside.available() == 38 * MIB
+
+
+def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) -> None:
+    aside = SetAside()
+    first = aside.lend(MIB, 8 * MIB, tmp_path)
+    aside.give_back(first)
+    again = aside.lend(MIB, 4 * MIB, tmp_path)
+    assert again is first
+    other = aside.lend(MIB, 4 * MIB, tmp_path)
+    assert other is not first, "what is lent is nobody else's"
+    aside.give_back(other)
+    aside.give_back(again)
+    assert aside.lend(MIB, 16 * MIB, tmp_path).capacity == 16 * MIB, "one that is too small is replaced"
+    aside.give_back(first)
+    aside.forget()
+    assert aside.lend(MIB, 4 * MIB, tmp_path) is not first
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_an_image_larger_than_the_memory_for_it_is_saved_and_the_save_says_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IJFS_SAVE_MEMORY", "16M")
+    house.python("large", HASHES)
+    log = Path(client.describe(house.repo, "large").log)
+    assert eventually(lambda: "is" in log.read_text(), 30)
+    content = log.read_text().split()[1]
+    saved = house.save("large")
+    assert saved.spilled_bytes > 32 * MIB
+    assert any("did not fit into the 16 MiB" in warning for warning in saved.warnings)
+    assert not list(house.upper("large").parent.glob("stage-*"))
+    house.stop("large")
+    house.restore(saved.snapshot, "back")
+    began = time.time()
+    now = house.upper("back") / "tmp/now"
+    assert eventually(lambda: now.stat().st_mtime > began, 30)
+    assert now.read_text() == content
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_memory_of_a_save_rests_in_the_keeper_for_the_next_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IJFS_SAVE_MEMORY", raising=False)
+    house.python("warm", HASHES)
+    log = Path(client.describe(house.repo, "warm").log)
+    assert eventually(lambda: "is" in log.read_text(), 30)
+    first = house.save("warm")
+    keeper = read_record(InstancePaths.of(house.repo, "warm")).keeper
+    assert keeper is not None
+
+    def resting() -> int:
+        lines = Path(f"/proc/{keeper.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("LazyFree"))
+
+    assert first.spilled_bytes == 0
+    assert resting() > 48 * MIB
+    house.save("warm")
+    assert resting() > 48 * MIB
