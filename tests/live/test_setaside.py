@@ -89,7 +89,9 @@ def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) ->
     assert other is not first, "what is lent is nobody else's"
     aside.give_back(other)
     aside.give_back(again)
-    assert aside.lend(MIB, 16 * MIB, tmp_path).capacity == 16 * MIB, "one that is too small is replaced"
+    assert aside.lend(MIB, 9 * MIB, tmp_path) is first, "a program may have grown a little"
+    aside.give_back(first)
+    assert aside.lend(MIB, 16 * MIB, tmp_path).capacity >= 16 * MIB, "one that is too small is replaced"
     aside.give_back(first)
     aside.forget()
     assert aside.lend(MIB, 4 * MIB, tmp_path) is not first
