@@ -7,11 +7,11 @@ push out of it what others come back to. Called by `StoredFile`; the work is in 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from . import waits
 from .bulk import Filling
 from .codec import MAX_DEPTH, Plain
 from .errors import CorruptError
@@ -61,8 +61,7 @@ def fill(
             _know(what, number, known[ident])
     missing = [ident for _, ident in wanted if ident not in known]
     if missing:
-        if delay_s:
-            time.sleep(delay_s)
+        waits.pause(delay_s)
         _read(what, store, store.chunk_rows(missing), bases)
         for ident, plain in what.kept():
             cache.put(ident, plain, len(plain))
@@ -77,8 +76,7 @@ def whole(
     what = filling()
     for ident in ids:
         what.add_whole(ident)
-    if delay_s:
-        time.sleep(delay_s)
+    waits.pause(delay_s)
     _read(what, store, store.chunk_rows(ids), bases, below)
     return what.kept()
 

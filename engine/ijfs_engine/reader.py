@@ -7,12 +7,11 @@ while it is in the cache, however many threads want it, and is checked against i
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from . import bulkread, codec
+from . import bulkread, codec, waits
 from .bulk import Filling
 from .codec import Plain
 from .errors import CorruptError, IjfsError, UnknownNameError
@@ -194,8 +193,7 @@ class Reader:
             loading.done.set()
 
     def _fetch(self, ids: list[bytes]) -> list[EncodedChunk]:
-        if self.delay_s:
-            time.sleep(self.delay_s)
+        waits.pause(self.delay_s)
         return self.store.get_chunks(ids)
 
     def _decode(self, chunk: EncodedChunk) -> Plain:

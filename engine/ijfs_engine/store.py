@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import zstandard
 
-from . import disk
+from . import disk, waits
 from .errors import CorruptError
 from .frames import (
     BASE_SIZE,
@@ -100,7 +100,7 @@ class Store:
 
     def read_pack(self, number: int, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from a pack; how many bytes there were, 0 if gc has removed it. StorageError."""
-        with disk.storage_errors(f"reading pack {number:08x}"):
+        with disk.storage_errors(f"reading pack {number:08x}"), waits.counted():
             try:
                 return self._packs.read_into(number, offset, buffer)
             except FileNotFoundError:

@@ -24,6 +24,7 @@ from typing import Final
 
 from ijfs.live.pager.plan import PAGE, MemoryImage
 from ijfs.live.pager.source import PageSource
+from ijfs_engine import waits
 from ijfs_engine.errors import CorruptError
 
 BLOCK_PAGES: Final = 256
@@ -281,20 +282,19 @@ class Fetcher:
         if urgent_only:
             hurry()
         while (task := self._scheduler.next(urgent_only=urgent_only)) is not None:
-            began, worked = time.monotonic(), time.thread_time()
+            worked, waited = time.thread_time(), waits.waited_s()
             self._fill(task, buffer)
             if not task.urgent:
-                self._adapt(time.monotonic() - began, time.thread_time() - worked)
+                self._adapt(time.thread_time() - worked, waits.waited_s() - waited)
             self._deliver(task, address)
 
-    def _adapt(self, took_s: float, worked_s: float) -> None:
+    def _adapt(self, worked_s: float, waited_s: float) -> None:
         """As many threads as it takes to keep every core at work while the others' reads are on their way.
 
-        The wait of a read is the least of the last few: time without the processor or the interpreter passes in some
-        of them, the way to the bytes in all. (The share of a single read was tried: decoding then hid 5 ms of wait.)
+        The wait of a read is the least of the last few: what passes only in some of them is not the way to the bytes.
         """
         self.work_s += (worked_s - self.work_s) / 4
-        self._waits.append(took_s - worked_s)
+        self._waits.append(waited_s)
         wait_s = min(self._waits)
         self.waiting = wait_s / max(wait_s + self.work_s, 1e-6)
         useful = min(MAX_BULK_THREADS, self._cores / max(1 - self.waiting, 1e-3))

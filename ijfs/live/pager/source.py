@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
 from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
+from ijfs_engine import waits
 from ijfs_engine.errors import CorruptError
 
 _COMMON_MAGIC: Final = 0x54564319  # criu/include/magic.h
@@ -26,14 +26,14 @@ _PAGEMAP_MAGIC: Final = 0x56084025
 _MM_MAGIC: Final = 0x57492820
 
 _PE_PARENT: Final = 1  # criu/include/pagemap.h
-_PE_LAZY: Final = 2
-_PE_PRESENT: Final = 4
+PE_LAZY: Final = 2
+PE_PRESENT: Final = 4
 
 _MAP_PRIVATE: Final = 0x02
 _MAP_ANONYMOUS: Final = 0x20
-_MAP_LOCKED: Final = 0x2000
-_MAP_HUGETLB: Final = 0x40000
-_MAP_LAZY_MASK: Final = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_LOCKED | _MAP_HUGETLB
+MAP_LOCKED: Final = 0x2000
+MAP_HUGETLB: Final = 0x40000
+_MAP_LAZY_MASK: Final = _MAP_PRIVATE | _MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
 _MADV_WIPEONFORK: Final = 18
 
 
@@ -147,8 +147,7 @@ class DirectoryFile:
         return os.pread(self._fd, length, offset)
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
-        if self._delay_s:
-            time.sleep(self._delay_s)
+        waits.pause(self._delay_s)
         return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
 
     def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
@@ -189,15 +188,15 @@ def pids_of(names: Iterable[str]) -> list[int]:
 
 def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
     """(number of the pages file, entries (vaddr, pages, flags)) of a pagemap image (images/pagemap.proto)."""
-    records = _records(name, data, _PAGEMAP_MAGIC)
+    records = parse_records(name, data, _PAGEMAP_MAGIC)
     head = next(records, None)
     if head is None:
         return 0, []
-    pages_id = dict(_varints(name, data, *head)).get(1, 0)
+    pages_id = dict(varints(name, data, *head)).get(1, 0)
     entries = []
     for begin, end in records:
         vaddr = pages = flags = 0
-        for field, value in _varints(name, data, begin, end):
+        for field, value in varints(name, data, begin, end):
             if field == 1:
                 vaddr = value
             elif field == 5 or (field == 2 and not pages):
@@ -210,17 +209,32 @@ def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int
     return pages_id, entries
 
 
-def parse_mappings(name: str, data: bytes) -> Iterator[Mapping]:
-    """The mappings that CRIU registers with the userfaultfd, of an mm image (images/mm.proto, vma.proto)."""
-    record = next(_records(name, data, _MM_MAGIC), None)
+class Area(NamedTuple):
+    """One mapping of an mm image: where, its mmap flags, the shared memory it shows (0: none), its madvise bits."""
+
+    start: int
+    end: int
+    flags: int
+    shmid: int
+    advice: int
+
+
+def parse_areas(name: str, data: bytes) -> Iterator[Area]:
+    """All mappings of an mm image (images/mm.proto, vma.proto), in their order."""
+    record = next(parseparse_records(name, data, _MM_MAGIC), None)
     if record is None:
         raise CorruptError(f"{name} is empty")
     for field, value in _fields(name, data, *record):
-        if field != 14 or not isinstance(value, tuple):
-            continue
-        vma = dict(_varints(name, data, *value))
-        if (vma.get(6, 0) & _MAP_LAZY_MASK) == (_MAP_PRIVATE | _MAP_ANONYMOUS):
-            yield Mapping(vma.get(1, 0), vma.get(2, 0), bool(vma.get(9, 0) >> _MADV_WIPEONFORK & 1))
+        if field == 14 and isinstance(value, tuple):
+            vma = dict(varints(name, data, *value))
+            yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0))
+
+
+def parse_mappings(name: str, data: bytes) -> Iterator[Mapping]:
+    """The mappings that CRIU registers with the userfaultfd, of an mm image."""
+    for area in parse_areas(name, data):
+        if (area.flags & _MAP_LAZY_MASK) == (_MAP_PRIVATE | _MAP_ANONYMOUS):
+            yield Mapping(area.start, area.end, bool(area.advice >> _MADV_WIPEONFORK & 1))
 
 
 def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping]) -> Iterator[Run]:
@@ -233,9 +247,9 @@ def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping
         if flags & _PE_PARENT:
             raise CorruptError(f"{name}: pages at {vaddr:#x} are in a parent image", hint="merge the images first")
         start, where = vaddr, offset
-        if flags & _PE_PRESENT or not flags:
+        if flags & PE_PRESENT or not flags:
             offset += pages * PAGE
-        if not flags & _PE_LAZY:
+        if not flags & PE_LAZY:
             continue
         while start < end:
             while at < len(mappings) and mappings[at].end <= start:
@@ -248,7 +262,7 @@ def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping
             start = stop
 
 
-def _records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
+def parse_records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
     """Where the length-prefixed messages of a CRIU image are: (begin, end)."""
     if not data:  # CRIU leaves an empty file for a task without memory of its own
         return
@@ -266,7 +280,7 @@ def _records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
         at += length
 
 
-def _varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+def varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
     return ((field, value) for field, value in _fields(name, data, begin, end) if isinstance(value, int))
 
 

@@ -1,0 +1,41 @@
+"""How long a thread's reads have waited for the place where the bytes are: the pager counts its threads by it.
+
+Only the requests themselves are counted: what a thread waits for a processor or for the interpreter says nothing about
+the place. (Counting whole reads was tried: beside another busy program the pager had 32 threads for a warm page cache.)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Waited(threading.local):
+    seconds = 0.0
+
+
+_waited = _Waited()
+
+
+def waited_s() -> float:
+    """Seconds that requests of the calling thread have waited, ever."""
+    return _waited.seconds
+
+
+def pause(delay_s: float) -> None:
+    """Stand for a place that is far away."""
+    if delay_s:
+        time.sleep(delay_s)
+        _waited.seconds += delay_s
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Around a request."""
+    began, worked = time.monotonic(), time.thread_time()
+    try:
+        yield
+    finally:
+        _waited.seconds += time.monotonic() - began - (time.thread_time() - worked)
