@@ -7,7 +7,8 @@ puts right what can be put right, and the answer tells what was wrong before and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from itertools import compress
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,8 +27,6 @@ from .records import ZERO_RUN, Damage, FsckReport, Leaf, ObjectId
 
 if TYPE_CHECKING:
     from .repository import Progress, Repository
-
-_STRIDE: Final = 20_000
 
 
 def check(repository: Repository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
@@ -198,22 +197,17 @@ class Checker:
     def _absent_chunks(self, reach: Reach) -> Iterator[Finding]:
         """Bases that are gone, and files of one chunk whose chunk is."""
         present = 0
-        start = b""
-        while True:
+        for rows in self._index.scan(CHUNKS):
+            present += sum(reach.chunks.has(b"".join(rows.keys)))
+        for rows in self._index.scan(BASES):
+            needed = reach.chunks.has(b"".join(rows.keys))
+            pairs = [(key, list(split(row))) for key, row in compress(zip(*rows, strict=True), needed)]
             with self._index.read() as view:
-                rows = [row for row, _ in zip(view.items(CHUNKS, start), range(_STRIDE), strict=False)]
-                keys = [key for key, _ in rows]
-                based = view.get_many(BASES, keys)
-                bases = {base for row in based if row for base in split(row)}
+                bases = {base for _, row in pairs for base in row}
                 gone = {base for base in bases if view.get(CHUNKS, base) is None}
-            reached = reach.chunks.has(b"".join(keys))
-            present += sum(reached)
-            for key, row, needed in zip(keys, based, reached, strict=True):
-                if needed and row and any(base in gone for base in split(row)):
+            for key, row in pairs:
+                if not gone.isdisjoint(row):
                     yield Finding("missing", key, key.hex(), "a chunk that this one is stored against is not there")
-            if len(rows) < _STRIDE:
-                break
-            start = keys[-1] + b"\0"
         if present < len(reach.chunks):
             yield from self._absent_files()
 

@@ -1,14 +1,14 @@
-"""Compact tables of chunk ids: the set that gc and fsck mark in, and the tally that du counts with.
+"""Compact tables of ids: the set that gc and fsck mark in, the census that du counts with, and sums by pack.
 
 Ids are BLAKE3 hashes, so their first 8 bytes serve as key and as hash at once: 8 bytes a chunk in IdSet at a load of
 at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set. Two ids that share 8 bytes count as one
 chunk: gc then keeps a chunk too many, and never takes one too many. Their slow twins are in
-tests/engine/test_gc.py.
+tests/engine/test_idset.py.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcpy
 
 cdef enum:
@@ -106,11 +106,37 @@ cdef class IdSet:
         return found
 
 
-cdef struct Row:
-    uint64_t key
-    uint32_t size
-    uint32_t last
-    uint32_t owner
+cdef enum:
+    ROW = 18
+    UNIT = 8
+    SPAN_AT = 8
+
+
+cdef inline uint32_t word_at(const uint8_t* row, Py_ssize_t at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, row + at, 4)
+    return word
+
+
+cdef inline uint64_t on_disk(const uint8_t* row) noexcept nogil:
+    """`Place.on_disk` of an index row."""
+    cdef uint64_t span = word_at(row, SPAN_AT)
+    return (span + UNIT - 1) & ~<uint64_t>(UNIT - 1)
+
+
+cdef Py_ssize_t check_rows(const uint8_t[::1] rows) except -1:
+    if rows.shape[0] % ROW:
+        raise ValueError("index rows are 18 bytes each")
+    return rows.shape[0] // ROW
+
+
+cdef int enlarge(void** block, uint64_t items, size_t width) except -1:
+    """Make room for so many items. Large blocks are moved by the kernel, page tables and not bytes."""
+    cdef void* moved = realloc(block[0], items * width)
+    if moved == NULL:
+        raise MemoryError
+    block[0] = moved
+    return 0
 
 
 cdef enum:
@@ -118,111 +144,349 @@ cdef enum:
     SEVERAL = 0xFFFFFFFF
 
 
-cdef class Tally:
-    """Counts, per group (snapshot), the bytes of distinct ids it reaches and of those that no other group reaches.
+cdef class Census:
+    """What snapshots reach, as a graph of numbers, and the bytes that each reaches alone and with others.
 
-    Groups are numbered from 1. `learn` gives the size of ids, then `count` may count them, in any order of groups as
-    long as the counts of one group come together.
+    First `point` says what every object points at, and `learn` how much each id takes on disk; then `count`, once. Ids
+    get numbers in the order in which they are met, so what a leaf names lies together: a walk over it costs 3 ns a chunk,
+    where looking its ids up for each snapshot costs 100. Per id: 8 bytes of key, 4 to 11 of table, 8 of size and edges,
+    and 8 more for the count, when the table is gone; 4 per edge. Not thread-safe.
     """
 
-    cdef Row* rows
-    cdef uint64_t mask
-    cdef uint64_t used
-    cdef list stored
-    cdef list unique
+    cdef uint64_t* keys
+    cdef uint32_t* slots
+    cdef uint32_t* sizes
+    cdef uint32_t* edges_at
+    cdef uint32_t* edges
+    cdef uint64_t mask, used, room
+    cdef uint64_t edges_used, edges_room
 
     def __cinit__(self):
-        self.rows = <Row*>calloc(FIRST, sizeof(Row))
-        if self.rows == NULL:
-            raise MemoryError
         self.mask = FIRST - 1
-        self.used = 0
-
-    def __init__(self, groups):
-        """For groups 1 to `groups`."""
-        self.stored = [0] * (groups + 1)
-        self.unique = [0] * (groups + 1)
+        self.room = FIRST
+        self.edges_room = FIRST
+        self.used = self.edges_used = 1  # number 0 is nobody, and edges at 0 are none
+        self.slots = <uint32_t*>calloc(FIRST, 4)
+        self.keys = <uint64_t*>calloc(FIRST, 8)
+        self.sizes = <uint32_t*>calloc(FIRST, 4)
+        self.edges_at = <uint32_t*>calloc(FIRST, 4)
+        self.edges = <uint32_t*>calloc(FIRST, 4)
+        if not (self.slots and self.keys and self.sizes and self.edges_at and self.edges):
+            raise MemoryError
 
     def __dealloc__(self):
-        free(self.rows)
+        self.forget_ids()
+        free(self.sizes)
+        free(self.edges_at)
+        free(self.edges)
+
+    cdef void forget_ids(self) noexcept:
+        free(self.slots)
+        free(self.keys)
+        self.slots = NULL
+        self.keys = NULL
 
     def __len__(self):
-        return self.used
+        """How many ids were met."""
+        return self.used - 1
 
-    cdef inline Row* row_of(self, uint64_t key) noexcept nogil:
-        cdef uint64_t at = key & self.mask
-        while self.rows[at].key != 0 and self.rows[at].key != key:
-            at = (at + 1) & self.mask
-        return &self.rows[at]
-
-    cdef int grow(self) except -1:
-        cdef Row* old = self.rows
-        cdef uint64_t size = self.mask + 1
-        cdef uint64_t at
-        cdef Row* fresh = <Row*>calloc(size * 2, sizeof(Row))
-        if fresh == NULL:
-            raise MemoryError
-        self.rows = fresh
-        self.mask = size * 2 - 1
-        for at in range(size):
-            if old[at].key != 0:
-                self.row_of(old[at].key)[0] = old[at]
-        free(old)
+    cdef int still_open(self) except -1:
+        if self.keys == NULL:
+            raise ValueError("this census was counted")
         return 0
 
-    def unknown(self, const uint8_t[::1] ids not None):
-        """Those of the ids for which `learn` has to come first, as a list."""
-        cdef Py_ssize_t count = check(ids)
-        cdef Py_ssize_t number
-        cdef list missing = []
-        for number in range(count):
-            if self.row_of(key_of(&ids[0], number)).key == 0:
-                missing.append(PyBytes_FromStringAndSize(<const char*>&ids[number * ID], ID))
-        return missing
+    cdef inline uint64_t slot(self, uint64_t key) noexcept nogil:
+        cdef uint64_t at = key & self.mask
+        while self.slots[at] != 0 and self.keys[self.slots[at]] != key:
+            at = (at + 1) & self.mask
+        return at
 
-    def learn(self, const uint8_t[::1] ident not None, uint32_t size):
-        """The size in bytes of one id."""
-        check(ident)
-        if (self.used + 1) * 4 > (self.mask + 1) * 3:
-            self.grow()
-        cdef uint64_t key = key_of(&ident[0], 0)
-        cdef Row* row = self.row_of(key)
-        if row.key == 0:
-            row.key = key
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        """Room for so many new ids."""
+        cdef uint64_t wanted = self.used + <uint64_t>more
+        cdef uint64_t size = self.mask + 1
+        cdef uint64_t number, room
+        if wanted > 0xFFFFFFF0:
+            raise OverflowError("more than four thousand million ids")
+        if wanted > self.room:
+            room = max(wanted, self.room + self.room // 4)
+            enlarge(<void**>&self.keys, room, 8)
+            enlarge(<void**>&self.sizes, room, 4)
+            enlarge(<void**>&self.edges_at, room, 4)
+            self.room = room
+        if wanted * 4 > size * 3:
+            while wanted * 4 > size * 3:
+                size *= 2
+            free(self.slots)
+            self.slots = <uint32_t*>calloc(size, 4)
+            if self.slots == NULL:
+                self.forget_ids()
+                raise MemoryError
+            self.mask = size - 1
+            with nogil:
+                for number in range(1, self.used):
+                    self.slots[self.slot(self.keys[number])] = <uint32_t>number
+        return 0
+
+    cdef inline uint32_t number_of(self, uint64_t key) noexcept nogil:
+        """Its number, given now if it has none; `reserve` comes first."""
+        cdef uint64_t at = self.slot(key)
+        if self.slots[at] == 0:
+            self.slots[at] = <uint32_t>self.used
+            self.keys[self.used] = key
+            self.sizes[self.used] = 0
+            self.edges_at[self.used] = 0
             self.used += 1
-        row.size = size
+        return self.slots[at]
 
-    def count(self, const uint8_t[::1] ids not None, uint32_t group):
-        """Count ids to a group, each at most once; unknown ones are passed by."""
+    def add(self, const uint8_t[::1] ids not None):
+        """Meet ids; one byte per id: 1 where it is new. ValueError for a torn id."""
         cdef Py_ssize_t amount = check(ids)
         cdef Py_ssize_t number
-        cdef Row* row
-        cdef int64_t stored = 0
-        cdef int64_t unique = 0
+        cdef bytes fresh = PyBytes_FromStringAndSize(NULL, amount)
+        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(fresh)
+        cdef uint64_t before
+        self.still_open()
+        self.reserve(amount)
         for number in range(amount):
-            row = self.row_of(key_of(&ids[0], number))
-            if row.key == 0 or row.last == group:
+            before = self.used
+            self.number_of(key_of(&ids[0], number))
+            out[number] = self.used != before
+        return fresh
+
+    def point(self, const uint8_t[::1] ident not None, const uint8_t[::1] ids not None):
+        """Say what an id points at, once; as `add`, which of these are new."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number
+        cdef bytes fresh = PyBytes_FromStringAndSize(NULL, amount)
+        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(fresh)
+        cdef uint32_t* edge
+        cdef uint64_t before
+        if check(ident) != 1:
+            raise ValueError("one id points at others")
+        self.still_open()
+        self.reserve(amount + 1)
+        cdef uint32_t source = self.number_of(key_of(&ident[0], 0))
+        if amount == 0:
+            return fresh
+        if self.edges_used + <uint64_t>amount + 1 > self.edges_room:
+            self.edges_room += max(<uint64_t>amount + 1, self.edges_room // 4)
+            if self.edges_room > 0xFFFFFFF0:
+                raise OverflowError("more than four thousand million references")
+            enlarge(<void**>&self.edges, self.edges_room, 4)
+        self.edges_at[source] = <uint32_t>self.edges_used
+        edge = self.edges + self.edges_used
+        edge[0] = <uint32_t>amount
+        for number in range(amount):
+            before = self.used
+            edge[1 + number] = self.number_of(key_of(&ids[0], number))
+            out[number] = self.used != before
+        self.edges_used += <uint64_t>amount + 1
+        return fresh
+
+    def learn(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
+        """What ids take on disk, from their index rows; those that were not met are passed by."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number
+        if check_rows(rows) != amount:
+            raise ValueError("one row for each id")
+        self.still_open()
+        with nogil:
+            for number in range(amount):
+                # Those that were not met are at slot 0 of `sizes`, which is nobody's.
+                self.sizes[self.slots[self.slot(key_of(&ids[0], number))]] = <uint32_t>on_disk(&rows[number * ROW])
+
+    def count(self, const uint8_t[::1] roots not None):
+        """(bytes of everything that was reached, [(bytes, those that no other reaches) of each root]).
+
+        The last call: the ids are forgotten. ValueError for a root that was not met.
+        """
+        cdef Py_ssize_t amount = check(roots)
+        cdef Py_ssize_t group
+        cdef list numbers = []
+        self.still_open()
+        for group in range(amount):
+            numbers.append(self.slots[self.slot(key_of(&roots[0], group))])
+        if 0 in numbers:
+            raise ValueError("a root that nothing was said of")
+        self.forget_ids()
+        cdef Count sums = Count(self.used, amount)
+        for group, number in enumerate(numbers, 1):
+            self.walk(sums, <uint32_t>number, <uint32_t>group)
+        return sums.total, [(sums.stored[group], sums.alone[group]) for group in range(1, amount + 1)]
+
+    cdef int walk(self, Count sums, uint32_t root, uint32_t group) except -1:
+        cdef uint32_t child
+        cdef uint64_t at, number, waiting = 0
+        if sums.last[root] == group:
+            return 0
+        sums.visit(root, group, self.sizes[root])
+        sums.stack[0] = root
+        waiting = 1
+        while waiting:
+            waiting -= 1
+            at = self.edges_at[sums.stack[waiting]]
+            if at == 0:
                 continue
-            row.last = group
-            stored += row.size
-            if row.owner == NOBODY:
-                row.owner = group
-                unique += row.size
-            elif row.owner != SEVERAL:
-                self.unique[row.owner] -= row.size
-                row.owner = SEVERAL
-        self.stored[group] += stored
-        self.unique[group] += unique
+            sums.make_room(waiting + self.edges[at])
+            for number in range(at + 1, at + 1 + self.edges[at]):
+                child = self.edges[number]
+                if sums.last[child] == group:
+                    continue
+                sums.visit(child, group, self.sizes[child])
+                if self.edges_at[child] != 0:
+                    sums.stack[waiting] = child
+                    waiting += 1
+        return 0
 
-    def of(self, uint32_t group):
-        """(stored, unique) bytes of a group."""
-        return self.stored[group], self.unique[group]
 
-    def total(self):
-        """(bytes of all ids that were counted, those that exactly one group reaches)."""
-        cdef uint64_t at
-        cdef uint64_t stored = 0
-        for at in range(self.mask + 1):
-            if self.rows[at].key != 0 and self.rows[at].owner != NOBODY:
-                stored += self.rows[at].size
-        return stored, sum(self.unique)
+cdef class Count:
+    """The arrays of one `Census.count`."""
+
+    cdef uint32_t* last
+    cdef uint32_t* owner
+    cdef uint32_t* stack
+    cdef uint64_t room
+    cdef uint64_t total
+    cdef int64_t* stored
+    cdef int64_t* alone
+
+    def __cinit__(self, uint64_t numbers, uint64_t groups):
+        self.total = 0
+        self.room = FIRST
+        self.last = <uint32_t*>calloc(numbers, 4)
+        self.owner = <uint32_t*>calloc(numbers, 4)
+        self.stack = <uint32_t*>calloc(FIRST, 4)
+        self.stored = <int64_t*>calloc(groups + 1, 8)
+        self.alone = <int64_t*>calloc(groups + 1, 8)
+        if not (self.last and self.owner and self.stack and self.stored and self.alone):
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.last)
+        free(self.owner)
+        free(self.stack)
+        free(self.stored)
+        free(self.alone)
+
+    cdef int make_room(self, uint64_t wanted) except -1:
+        if wanted > self.room:
+            self.room = wanted * 2
+            enlarge(<void**>&self.stack, self.room, 4)
+        return 0
+
+    cdef inline void visit(self, uint32_t number, uint32_t group, uint32_t size) noexcept nogil:
+        """A group reaches something for the first time."""
+        self.last[number] = group
+        self.stored[group] += size
+        if self.owner[number] == NOBODY:
+            self.owner[number] = group
+            self.alone[group] += size
+            self.total += size
+        elif self.owner[number] != SEVERAL:
+            self.alone[self.owner[number]] -= size
+            self.owner[number] = SEVERAL
+
+
+cdef int ascending(const void* left, const void* right) noexcept nogil:
+    cdef uint64_t one = (<const uint64_t*>left)[0]
+    cdef uint64_t other = (<const uint64_t*>right)[0]
+    return (one > other) - (one < other)
+
+
+cdef class PackRows:
+    """What index rows say of some packs: how many bytes of each are live, and where its live frames begin.
+
+    8 bytes per frame that `collect` is given, none for `weigh`. Rows of other packs are passed by. Not thread-safe.
+    """
+
+    cdef uint32_t* packs
+    cdef uint64_t* bytes
+    cdef uint64_t* places
+    cdef Py_ssize_t amount
+    cdef uint64_t used, room
+    cdef bint sorted
+
+    def __cinit__(self, numbers):
+        """For the packs of these numbers, which ascend."""
+        cdef Py_ssize_t at
+        self.amount = len(numbers)
+        self.packs = <uint32_t*>calloc(self.amount + 1, 4)
+        self.bytes = <uint64_t*>calloc(self.amount + 1, 8)
+        self.places = <uint64_t*>calloc(FIRST, 8)
+        if not (self.packs and self.bytes and self.places):
+            raise MemoryError
+        self.room = FIRST
+        self.used = 0
+        self.sorted = True
+        for at in range(self.amount):
+            self.packs[at] = numbers[at]
+            if at and self.packs[at] <= self.packs[at - 1]:
+                raise ValueError("pack numbers ascend")
+
+    def __dealloc__(self):
+        free(self.packs)
+        free(self.bytes)
+        free(self.places)
+
+    def __len__(self):
+        """Frames that were collected."""
+        return self.used
+
+    cdef inline Py_ssize_t find(self, uint32_t pack) noexcept nogil:
+        """Where the pack stands among ours, or -1."""
+        cdef Py_ssize_t low = 0, high = self.amount, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.packs[middle] < pack:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < self.amount and self.packs[low] == pack else -1
+
+    def weigh(self, const uint8_t[::1] rows not None):
+        """Count what these rows take on disk to their packs."""
+        cdef Py_ssize_t number, at
+        for number in range(check_rows(rows)):
+            at = self.find(word_at(&rows[number * ROW], 0))
+            if at >= 0:
+                self.bytes[at] += on_disk(&rows[number * ROW])
+
+    def weights(self):
+        """Bytes that were counted to each pack."""
+        return [self.bytes[at] for at in range(self.amount)]
+
+    def collect(self, const uint8_t[::1] rows not None):
+        """Remember where these frames begin."""
+        cdef Py_ssize_t count = check_rows(rows)
+        cdef Py_ssize_t number, at
+        if self.used + <uint64_t>count > self.room:
+            self.room = max(self.used + <uint64_t>count, self.room + self.room // 2)
+            enlarge(<void**>&self.places, self.room, 8)
+        for number in range(count):
+            at = self.find(word_at(&rows[number * ROW], 0))
+            if at >= 0:
+                self.places[self.used] = <uint64_t>at << 32 | word_at(&rows[number * ROW], 4)
+                self.used += 1
+        self.sorted = False
+
+    def offsets(self, number):
+        """Where the frames of one pack that were collected begin, ascending. KeyError for none of ours."""
+        cdef Py_ssize_t pack = self.find(number)
+        cdef uint64_t low = 0, high = self.used, middle
+        cdef list found = []
+        if pack < 0:
+            raise KeyError(number)
+        if not self.sorted:
+            qsort(self.places, self.used, 8, ascending)
+            self.sorted = True
+        while low < high:
+            middle = (low + high) // 2
+            if self.places[middle] >> 32 < <uint64_t>pack:
+                low = middle + 1
+            else:
+                high = middle
+        while low < self.used and self.places[low] >> 32 == <uint64_t>pack:
+            found.append((self.places[low] & 0xFFFFFFFF) * UNIT)
+            low += 1
+        return found

@@ -7,6 +7,8 @@ Refs, gc and fsck use it; docs/format.md has its tables, docs/concurrency.md its
 from __future__ import annotations
 
 import contextlib
+import itertools
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +18,7 @@ from typing import ClassVar, Final, NamedTuple, TypeVar, cast
 
 import lmdb
 
-from . import disk
+from . import disk, residence
 from .errors import StorageError
 from .frames import ALIGN
 
@@ -53,6 +55,12 @@ TABLES: Final = (
 FIRST_MAP: Final = 64 << 20
 """The map LMDB begins with: 800,000 chunks. It doubles when it is full, by at most `MAX_GROWTH` at a time."""
 MAX_GROWTH: Final = 64 << 30
+_SCAN: Final = 8192
+"""Rows of a scan in one view: 0.3 µs a row; 20,000 at once take a fifth longer, being out of the processor's cache."""
+_LARGE: Final = 64 << 20
+"""Bytes of index from which on the pages that were looked at are let go (residence.py)…"""
+_LOOKS: Final = 1024
+"""…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
 _READERS: Final = 1024
 """Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
 
@@ -60,6 +68,7 @@ U64: Final = struct.Struct("<Q")
 PACK_KEY: Final = struct.Struct(">I")
 PACK_ROW: Final = struct.Struct("<BQ")
 _PLACE: Final = struct.Struct("<IIIIBB")
+_WHERE: Final = struct.Struct("<II")
 
 
 class Place(NamedTuple):
@@ -88,12 +97,23 @@ class Place(NamedTuple):
         return self.span + -self.span % ALIGN
 
 
+class Rows(NamedTuple):
+    """Rows of a table as columns, in key order."""
+
+    keys: tuple[bytes, ...]
+    values: tuple[bytes, ...]
+
+
 class View:
     """One consistent state of the tables: a read transaction. Short-lived; never nest two in a thread."""
 
-    def __init__(self, txn: lmdb.Transaction, tables: dict[bytes, lmdb._Database]) -> None:
+    def __init__(
+        self, txn: lmdb.Transaction, tables: dict[bytes, lmdb._Database], looked: Callable[[int], None]
+    ) -> None:
+        """`looked` is told of every `_LOOKS` look-ups or so."""
         self._txn = txn
         self._tables = tables
+        self._looked = looked
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
         """The value, or None."""
@@ -102,7 +122,11 @@ class View:
     def get_many(self, table: bytes, keys: Iterable[bytes]) -> list[bytes | None]:
         """The values in the order asked, None where there is none."""
         get, handle = self._txn.get, self._tables[table]
-        return [cast("bytes | None", get(key, db=handle)) for key in keys]
+        keys, found = iter(keys), []
+        while lot := [cast("bytes | None", get(key, db=handle)) for key in itertools.islice(keys, _LOOKS)]:
+            found += lot
+            self._looked(len(lot))
+        return found
 
     def count(self, table: bytes) -> int:
         """Rows, in constant time."""
@@ -180,6 +204,8 @@ class Index:
 
     def __init__(self, path: Path, *, map_size: int = FIRST_MAP) -> None:
         self.path = path
+        self._data = path / "data.mdb"
+        self._looked = 0
         self._gate = _Gate()
         self._inside = local()
         self._users = 1
@@ -225,7 +251,24 @@ class Index:
     def read(self) -> Iterator[View]:
         """A consistent view for the block. Never waits for a writer. StorageError."""
         with disk.storage_errors("reading the index"), self._transaction(write=False) as txn:
-            yield View(txn, self._tables)
+            yield View(txn, self._tables, self._count)
+
+    def scan(self, table: bytes) -> Iterator[Rows]:
+        """Every row of a table, some thousand at a time. StorageError.
+
+        Each lot has a view of its own, so that none lives long and keeps pages from reuse; rows that come and go
+        meanwhile may be seen or not. The process's memory does not grow by what was looked at.
+        """
+        start = b""
+        while True:
+            with self.read() as view:
+                rows = list(itertools.islice(view.items(table, start), _SCAN))
+            self._count(_LOOKS)
+            if rows:
+                yield Rows(*zip(*rows, strict=True))
+            if len(rows) < _SCAN:
+                return
+            start = rows[-1][0] + b"\0"
 
     def write(self, change: Callable[[Update], T]) -> T:
         """Run `change` in a write transaction and commit it durably; what it returns.
@@ -237,11 +280,20 @@ class Index:
             while True:
                 try:
                     with self._transaction(write=True) as txn:
-                        result = change(Update(txn, self._tables))
+                        result = change(Update(txn, self._tables, self._count))
                         disk.note("commit", self.path)
+                    self._count(_LOOKS)
                     return result
                 except lmdb.MapFullError:
                     self._grow()
+
+    def _count(self, looked: int) -> None:
+        """Let go of the pages of a large map now and then: this process would seem to need what is only cached."""
+        self._looked += looked
+        if self._looked >= _LOOKS:
+            self._looked = 0
+            if self._env.info()["last_pgno"] > _LARGE // mmap.PAGESIZE:
+                residence.let_go(self._data)
 
     @property
     def map_size(self) -> int:
@@ -329,10 +381,9 @@ class _Gate:
                 self._changed.notify_all()
 
 
-def span_on_disk(row: bytes) -> int:
-    """`Place.decode(row).on_disk` at a third of its cost: du asks it of every chunk."""
-    span = int.from_bytes(row[8:12], "little")
-    return span + -span % ALIGN
+def encode_where(pack: int, offset: int) -> bytes:
+    """The first 8 bytes of a Place's row."""
+    return _WHERE.pack(pack, offset // ALIGN)
 
 
 def next_pack(update: Update) -> int:

@@ -31,7 +31,8 @@ _AHEAD: Final = 4
 """Groups read but not decoded yet, per core: 8 MiB windows of the scan stay alive as long as their frames do."""
 _CACHE: Final = 96 << 20
 """Bytes of decoded bases kept: without it the differences of a tree of 11 kernels cost 3 decodes of each chunk."""
-_STRIDE: Final = 20_000
+_ENTRY: Final = 200
+"""What an entry of the cache takes besides."""
 
 
 class Finding(NamedTuple):
@@ -164,7 +165,7 @@ class PackCheck:
                 if base.depth >= frame.depth:
                     raise CorruptError(f"chunk {base.id.hex()[:12]} is the base of one that is not deeper")
                 found[base.id] = plain = codec.decode(base, self._bases_of(base))
-                self._cache.put(base.id, plain, len(plain))
+                self._cache.put(base.id, plain, len(plain) + _ENTRY)
             return [found[ident] for ident in ids]
 
         return fetch
@@ -172,20 +173,16 @@ class PackCheck:
     def _unseen(self, packs: set[int]) -> Iterator[Finding]:
         """Rows whose frame the scan did not come upon."""
         for table, seen in self._seen.items():
-            start = b""
-            while True:
-                with self._index.read() as view:
-                    rows = [row for row, _ in zip(view.items(table, start), range(_STRIDE), strict=False)]
-                found = seen.has(b"".join(key for key, _ in rows))
-                for (key, row), known in zip(rows, found, strict=True):
+            for rows in self._index.scan(table):
+                found = seen.has(b"".join(rows.keys))
+                for key, row, known in zip(*rows, found, strict=True):
+                    if known:
+                        continue
                     place = Place.decode(row)
                     # A pack that came after the list was made is its session's business.
-                    if not known and (place.pack in packs or not self._exists(place.pack)):
+                    if place.pack in packs or not self._exists(place.pack):
                         why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
                         yield Finding("frame", key, f"{place.pack:08x}.pack at {place.offset}", why)
-                if len(rows) < _STRIDE:
-                    break
-                start = rows[-1][0] + b"\0"
 
     def _exists(self, number: int) -> bool:
         return pack_path(self._repository.layout.packs, number).exists()

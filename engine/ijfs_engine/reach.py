@@ -7,6 +7,7 @@ in large stretches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Final, NamedTuple
 
 from .errors import CorruptError
@@ -94,16 +95,37 @@ class Walker:
 
 
 class Reach:
-    """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set."""
+    """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set.
 
-    def __init__(self, store: Store, index: Index, on_error: OnError | None = None) -> None:
+    With `beyond`, what that one reaches, and so all that is below it, is left out; without `leaves`, leaves are not
+    read: their chunks are then missing.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index: Index,
+        on_error: OnError | None = None,
+        *,
+        beyond: Reach | None = None,
+        leaves: bool = True,
+    ) -> None:
         self.objects: set[ObjectId] = set()
         self.chunks = IdSet()
+        self._index = index
         self._walker = Walker(store, index)
         self._on_error = on_error
+        self._beyond = beyond.objects if beyond is not None else frozenset[ObjectId]()
+        self._leaves = leaves
+
+    def has(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each id of a chunk or an object: is it reached?"""
+        chunks = self.chunks.has(b"".join(ids))
+        return [bool(chunk) or ident in self.objects for chunk, ident in zip(chunks, ids, strict=True)]
 
     def add(self, snapshots: Iterable[ObjectId]) -> None:
         """Walk snapshots too. CorruptError for what cannot be read, unless there is an `on_error`."""
+        marked = len(self.chunks)
         pending: dict[int, list[ObjectId]] = {kind: [] for kind in Kind.NAMES}
         pending[Kind.SNAPSHOT] = self._fresh(snapshots)
         while any(pending.values()):
@@ -113,21 +135,28 @@ class Reach:
             del pending[kind][-_BATCH:]
             for _, children in self._walker.expand(kind, batch, self._on_error):
                 for child_kind, child in children.objects:
-                    if child not in self.objects:
+                    if child not in self.objects and child not in self._beyond:
                         self.objects.add(child)
-                        pending[child_kind].append(child)
-                self._mark(children.chunks)
+                        if child_kind != Kind.LEAF or self._leaves:
+                            pending[child_kind].append(child)
+                self.chunks.add(children.chunks)
+        if len(self.chunks) != marked:
+            self._mark_bases()
 
     def _fresh(self, ids: Iterable[ObjectId]) -> list[ObjectId]:
-        fresh = [ident for ident in dict.fromkeys(ids) if ident not in self.objects]
+        fresh = [ident for ident in dict.fromkeys(ids) if ident not in self.objects and ident not in self._beyond]
         self.objects.update(fresh)
         return fresh
 
-    def _mark(self, chunks: bytes) -> None:
-        fresh = self.chunks.add(chunks)
-        if any(fresh):
-            new = b"".join(ident for ident, one in zip(split(chunks), fresh, strict=True) if one)
-            self.chunks.add(self._walker.with_bases(new))
+    def _mark_bases(self) -> None:
+        """A base is needed wherever what is stored against it is. Chains are short, so a few looks at all of the table
+        are quicker than one for each chunk: 0.3 µs a row against 2."""
+        before = -1
+        while len(self.chunks) != before:
+            before = len(self.chunks)
+            for rows in self._index.scan(BASES):
+                needed = self.chunks.has(b"".join(rows.keys))
+                self.chunks.add(b"".join(compress(rows.values, needed)))
 
 
 def split(ids: bytes) -> Iterator[bytes]:

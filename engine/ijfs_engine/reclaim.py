@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import disk
@@ -26,7 +27,6 @@ from .index import (
     SNAPSHOTS,
     U64,
     Index,
-    Place,
     Update,
     View,
 )
@@ -42,8 +42,9 @@ from .repack import Repacker, disk_size, remove_orphans
 if TYPE_CHECKING:
     from .repository import Progress, Repository
 
-_STRIDE: Final = 20_000
-"""Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
+
+_STRIDE: Final = 16_384
+"""Marks per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
 
 
 class Roots(NamedTuple):
@@ -83,21 +84,12 @@ class _Collector:
 
     def run(self) -> GcReport:
         """Mark, condemn, sweep, repack."""
-        index = self._index
-        index.write(self._repository.journal.trim)
+        self._index.write(self._repository.journal.trim)
         remove_orphans(self._repository)
         # Sessions and pins of the dead leave a file; looking at the living removes it.
         list(live_files(self._repository.layout.sessions))
         roots = self._settle_roots()
-        kept = self._walk(roots.keep)
-        self._condemn(kept)
-        oldest = self._oldest_session()
-        # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
-        # So is what came and went meanwhile: a session may have taken something over from it.
-        with _need_whole():
-            kept.add(self._listed())
-            kept.add(self._removed_lately())
-        doomed = self._sweep(kept, oldest)
+        doomed = self._mark_and_sweep(roots)
         self._drop_sidecars(roots.heads)
         self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
@@ -114,6 +106,17 @@ class _Collector:
             bytes_after=disk_size(self._repository.layout),
         )
 
+    def _mark_and_sweep(self, roots: Roots) -> _Doomed:
+        kept = self._walk(roots.keep)
+        self._condemn(kept)
+        oldest = self._oldest_session()
+        # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
+        # So is what came and went meanwhile: a session may have taken something over from it.
+        with _need_whole():
+            kept.add(self._listed())
+            kept.add(self._removed_lately())
+        return self._sweep(kept, oldest)
+
     def estimate(self) -> GcReport:
         """What `run` would do, were no session running; nothing is changed."""
         with self._index.read() as view:
@@ -124,10 +127,10 @@ class _Collector:
         kept = self._walk(roots.keep)
         counts = {CHUNKS: 0, OBJECTS: 0}
 
-        def dead() -> Iterator[Place]:
-            for table, _, row in self._unreached(kept):
-                counts[table] += 1
-                yield Place.decode(row)
+        def dead() -> Iterator[bytes]:
+            for table, _, values in self._unreached(kept):
+                counts[table] += len(values)
+                yield b"".join(values)
 
         freed = Repacker(self._repository, None).dead_bytes(dead())
         return GcReport(
@@ -205,25 +208,12 @@ class _Collector:
             reach.add(snapshots)
         return reach
 
-    def _unreached(self, kept: Reach) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """(table, id, row) of every chunk and object that was not marked; in strides, so that no view lives long."""
+    def _unreached(self, kept: Reach) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+        """(table, ids, rows) of all chunks and objects that were not marked, some thousand at a time."""
         for table in (CHUNKS, OBJECTS):
-            for rows in self._strides(table):
-                reached = kept.chunks.has(b"".join(key for key, _ in rows)) if table == CHUNKS else None
-                for number, (key, row) in enumerate(rows):
-                    if not (reached[number] if reached is not None else key in kept.objects):
-                        yield table, key, row
-
-    def _strides(self, table: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
-        start = b""
-        while True:
-            with self._index.read() as view:
-                rows = [row for row, _ in zip(view.items(table, start), range(_STRIDE), strict=False)]
-            if rows:
-                yield rows
-            if len(rows) < _STRIDE:
-                return
-            start = rows[-1][0] + b"\0"
+            for rows in self._index.scan(table):
+                dead = [not reached for reached in kept.has(rows.keys)]
+                yield table, list(compress(rows.keys, dead)), list(compress(rows.values, dead))
 
     # --- condemn
 
@@ -235,13 +225,14 @@ class _Collector:
         removed = self._removed_lately()
         with self._index.read() as view:
             epoch = view.number(b"epoch") + 1
-        stale = self._stale(removed)
+        stale = self._stale(removed, kept)
         mark = U64.pack(epoch)
-        for group in _grouped(key for _, key, _ in self._unreached(kept)):
-            self._index.write(partial(_mark, ids=group, mark=mark, stale=stale))
-        for rows in self._strides(CONDEMNED):
-            alive = [key for key, _ in rows if key in kept.objects or kept.chunks.has(key) == b"\1"]
-            self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
+        for ids in _gathered(ids for _, ids, _ in self._unreached(kept)):
+            self._index.write(partial(_mark, ids=ids, mark=mark, stale=stale))
+        for rows in self._index.scan(CONDEMNED):
+            alive = list(compress(rows.keys, kept.has(rows.keys)))
+            if alive:
+                self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
         self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
 
     def _removed_lately(self) -> list[ObjectId]:
@@ -249,10 +240,10 @@ class _Collector:
         with self._index.read() as view:
             return [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
 
-    def _stale(self, removed: list[ObjectId]) -> Reach | None:
-        """What snapshots reached that were listed at some time since the last gc: marks on these may be older than
-        a session that took them over from such a snapshot. None when that cannot be told."""
-        reach = Reach(self._repository.store, self._index)
+    def _stale(self, removed: list[ObjectId], kept: Reach) -> Reach | None:
+        """What snapshots reached that were listed at some time since the last gc, and `kept` does not: marks on these
+        may be older than a session that took them over from such a snapshot. None when that cannot be told."""
+        reach = Reach(self._repository.store, self._index, beyond=kept)
         try:
             reach.add(removed)
         except CorruptError:
@@ -272,31 +263,31 @@ class _Collector:
 
     def _sweep(self, kept: Reach, oldest: int) -> _Doomed:
         chunks = objects = waiting = 0
-        for rows in self._strides(CONDEMNED):
+        for rows in self._index.scan(CONDEMNED):
             ripe = []
-            for key, mark in rows:
-                if key in kept.objects or kept.chunks.has(key) == b"\1":
-                    continue
-                if U64.unpack(mark)[0] > oldest:
+            for key, mark, needed in zip(*rows, kept.has(rows.keys), strict=True):
+                if not needed and U64.unpack(mark)[0] <= oldest:
+                    ripe.append((key, mark))
+                elif not needed:
                     waiting += 1
-                    continue
-                ripe.append((key, mark))
-            taken = self._index.write(partial(_take, rows=ripe))
-            chunks, objects = chunks + taken[0], objects + taken[1]
+            if ripe:
+                taken = self._index.write(partial(_take, rows=ripe))
+                chunks, objects = chunks + taken[0], objects + taken[1]
             self._tell("sweep", chunks + objects, 0)
         return _Doomed(chunks, objects, waiting)
 
     def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
         """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.
         They are more than all other metadata together. A working set stays as long as its snapshot is listed."""
-        near = Reach(self._repository.store, self._index)
+        near = Reach(self._repository.store, self._index, leaves=False)
         near.add(heads)
-        for rows in self._strides(SIDECARS):
-            far = [key for key, _ in rows if key not in near.objects]
+        for rows in self._index.scan(SIDECARS):
+            far = [key for key in rows.keys if key not in near.objects]
             with self._index.read() as view:
                 listed = view.get_many(SNAPSHOTS, far)
             gone = [key for key, row in zip(far, listed, strict=True) if row is None]
-            self._index.write(partial(_drop, table=SIDECARS, keys=gone))
+            if gone:
+                self._index.write(partial(_drop, table=SIDECARS, keys=gone))
 
     def _tidy_removed(self, update: Update) -> None:
         """Keep of the removed snapshots only what a listed one names as its parent, with the way shortened.
@@ -332,11 +323,12 @@ def _need_whole() -> Iterator[None]:
         raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
 
 
-def _grouped(keys: Iterator[bytes]) -> Iterator[list[bytes]]:
+def _gathered(lots: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """The same ids in larger lots: each is to be a transaction, and a commit waits for the disk."""
     group: list[bytes] = []
-    for key in keys:
-        group.append(key)
-        if len(group) == _STRIDE:
+    for lot in lots:
+        group += lot
+        if len(group) >= _STRIDE:
             yield group
             group = []
     if group:
@@ -349,10 +341,11 @@ def _drop(update: Update, table: bytes, keys: list[bytes]) -> None:
 
 def _mark(update: Update, ids: list[bytes], mark: bytes, stale: Reach | None) -> None:
     """Condemn; an older mark stays, so that its time is not lengthened, unless it may be stale."""
-    for ident, old in zip(ids, update.get_many(CONDEMNED, ids), strict=True):
-        doubtful = stale is None or ident in stale.objects or stale.chunks.has(ident) == b"\1"
-        if old is None or doubtful:
-            update.put(CONDEMNED, ident, mark)
+    if update.count(CONDEMNED):
+        old = update.get_many(CONDEMNED, ids)
+        doubtful = stale.has(ids) if stale is not None else [True] * len(ids)
+        ids = [ident for ident, row, doubt in zip(ids, old, doubtful, strict=True) if row is None or doubt]
+    update.put_many(CONDEMNED, ((ident, mark) for ident in ids))
 
 
 def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
@@ -365,9 +358,10 @@ def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
 
 def _take(update: Update, rows: list[tuple[bytes, bytes]]) -> tuple[int, int]:
     """Drop what still has the mark it was seen with: a session that wrote it anew has taken the mark off."""
-    still = [key for key, mark in rows if update.get(CONDEMNED, key) == mark]
-    chunks = sum(update.delete(CHUNKS, key) for key in still)
-    objects = sum(update.delete(OBJECTS, key) for key in still)
+    marks = update.get_many(CONDEMNED, (key for key, _ in rows))
+    still = [key for (key, mark), now in zip(rows, marks, strict=True) if now == mark]
+    objects = [key for key in still if not update.delete(CHUNKS, key)]
+    update.delete_many(OBJECTS, objects)
     update.delete_many(BASES, still)
     update.delete_many(CONDEMNED, still)
-    return chunks, objects
+    return len(still) - len(objects), len(objects)

@@ -206,7 +206,8 @@ def decode_leaf(data: bytes | memoryview) -> Leaf:
         column.frombytes(view[at + number * n_extents * 4 : at + (number + 1) * n_extents * 4])
         columns.append(column)
     index, offset, length = columns
-    if any(number >= n_ids and number != ZERO_RUN for number in index) or sum(length) > LEAF_SPAN:
+    numbers = set(index) - {ZERO_RUN}
+    if max(numbers, default=-1) >= n_ids or sum(length) > LEAF_SPAN:
         raise CorruptError("a leaf's extents point outside it")
     return Leaf(bytes(view[_LEAF_HEAD.size : at]), index, offset, length)
 

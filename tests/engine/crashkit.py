@@ -14,14 +14,22 @@ import os
 import random
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
+from criu_images import image_set
 from storekit import save
 
 from ijfs_engine import Repository, Snapshot, disk, session
 
 KEEP = {"kept": random.Random(1).randbytes(30_000), "also": random.Random(2).randbytes(5000)}
 NEXT = {"kept": KEEP["kept"], "new": random.Random(3).randbytes(60_000)}
+_MEMORY = random.Random(6).randbytes(300 * 4096)
+BEFORE = image_set({7: {0x7F00_0000_0000: _MEMORY}})
+AFTER = image_set(
+    {7: {0x7F00_0000_0000: _MEMORY[:9000] + b"changed" + _MEMORY[9007:], 0x7F10_0000_0000: _MEMORY[:8192]}}
+)
+FILES = {"text": b"some text\n" * 900, "data": random.Random(8).randbytes(40_000), "empty": b""}
 
 
 class Fuse:
@@ -52,23 +60,49 @@ class Fuse:
                 self.durable.setdefault(step.path, step.offset)
             case "fsync":
                 self.durable[step.path] = os.fstat(step.fd).st_size
+            case "rename":
+                # `disk.write_file`: what was synced under the other name counts.
+                self.durable[step.path] = self.durable[temporary_of(step.path)]
             case "fsync_dir":
                 self.unnamed = {path for path in self.unnamed if os.path.dirname(path) != step.path}
 
 
-def prepare(path: Path) -> tuple[Snapshot, Snapshot]:
-    """A repository with something to lose: two branches, garbage from a removed snapshot, a sparse pack."""
+def temporary_of(path: str) -> str:
+    """Where `disk.write_file` writes first."""
+    whole = Path(path)
+    return str(whole.with_name(f".{whole.name}.{os.getpid()}.new"))
+
+
+def prepare(path: Path, operation: str) -> tuple[Snapshot, Snapshot]:
+    """A repository with something to lose: two branches, garbage from a removed snapshot, a sparse pack; for an import
+    its parent as well."""
     with Repository.init(path) as repository:
         first = save(repository, KEEP, branch="main", message="first")
         big = save(repository, {**KEEP, "big": random.Random(4).randbytes(200_000)}, branch="big")
-        second = save(repository, {"b": random.Random(5).randbytes(9000)}, parents=[first.id], branch="side")
-        repository.remove(big.id)
+        stay, go = random.Random(5).randbytes(9000), random.Random(9).randbytes(50_000)
+        mixed = save(repository, {"b": stay, "go": go}, branch="mixed")
+        second = save(repository, {"b": stay}, parents=[first.id], branch="side")
+        repository.remove_many([big.id, mixed.id])
+        if operation == "import":
+            bring(repository, BEFORE, [], "before")
     return first, second
+
+
+def bring(repository: Repository, images: dict[str, bytes], parents: list[bytes], message: str) -> Snapshot:
+    """What import and save do: a process's images, against its parent's, and a directory of files."""
+    with tempfile.TemporaryDirectory(prefix="ijfs-crash-") as folder, repository.begin(parents) as writer:
+        for name, data in FILES.items() if parents else ():
+            Path(folder, name).write_bytes(data)
+        writer.add_images("images", images)
+        writer.add_directory("files", Path(folder))
+        return writer.commit(message=message, branch="program")
 
 
 def operate(repository: Repository, operation: str) -> None:
     """One operation that changes the repository."""
     match operation:
+        case "import":
+            bring(repository, AFTER, [repository.resolve("program")], "after")
         case "save":
             save(repository, NEXT, parents=[repository.resolve("main")], branch="main", message="next")
         case "rm":
@@ -77,7 +111,7 @@ def operate(repository: Repository, operation: str) -> None:
             repository.gc()
         case "tag":
             repository.refs.set_tag("v1", repository.resolve("main"))
-        case "rebuild":
+        case "rebuild" | "mend":
             repository.fsck(repair=True)
 
 

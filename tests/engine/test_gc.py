@@ -11,9 +11,8 @@ import time
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, Snapshot
+from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, usage
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
-from ijfs_engine.idset import IdSet, Tally
 from ijfs_engine.index import CHUNKS, CONDEMNED, REMOVED
 from ijfs_engine.locks import exclusive
 from ijfs_engine.records import Entry, Tree, encode_tree
@@ -29,46 +28,6 @@ def noise(size: int) -> bytes:
 def condemned(repository: Repository) -> int:
     with repository.index.read() as view:
         return view.count(CONDEMNED)
-
-
-# --- tables of ids
-
-
-def test_an_id_set_agrees_with_a_set() -> None:
-    ids = [noise(32) for _ in range(20_000)]
-    table, twin = IdSet(), set()
-    for _ in range(40):
-        batch = RNG.choices(ids, k=1000)
-        expected = []
-        for ident in batch:
-            expected.append(ident not in twin)
-            twin.add(ident)
-        assert list(table.add(b"".join(batch))) == [int(new) for new in expected]
-    assert len(table) == len(twin)
-    assert list(table.has(b"".join(ids))) == [int(ident in twin) for ident in ids]
-    assert table.has(b"") == b""
-    assert table.add(bytes(32)) == b"\1"
-    assert table.has(bytes(32)) == b"\1"
-    with pytest.raises(ValueError, match="32 bytes"):
-        table.add(b"short")
-
-
-def test_a_tally_agrees_with_counting_by_hand() -> None:
-    ids = [noise(32) for _ in range(3000)]
-    sizes = {ident: RNG.randrange(1, 1 << 20) for ident in ids}
-    groups = {number: RNG.sample(ids, 800) for number in range(1, 9)}
-    tally = Tally(len(groups))
-    for number, members in groups.items():
-        for at in range(0, len(members), 100):
-            part = members[at : at + 100]
-            for ident in tally.unknown(b"".join(part)):
-                tally.learn(ident, sizes[ident])
-            tally.count(b"".join(part) * 2, number)
-    for number, members in groups.items():
-        others = set().union(*(group for other, group in groups.items() if other != number))
-        stored = sum(sizes[ident] for ident in members)
-        assert tally.of(number) == (stored, sum(sizes[ident] for ident in set(members) - others))
-    assert tally.total()[0] == sum(sizes[ident] for ident in set().union(*groups.values()))
 
 
 # --- du
@@ -100,6 +59,33 @@ def test_du_counts_the_bases_of_differences(repository: Repository) -> None:
         session.publish()
     snapshot = save(repository, {"near": near}, branch="main")
     assert repository.du([snapshot.id]).total.stored > 4096
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0], ids=["sizes from a scan", "sizes looked up"])
+def test_du_counts_every_frame_once_however_it_is_reached(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Chains of differences, chunks in several leaves and trees: unique is what removing the snapshot frees."""
+    monkeypatch.setattr(usage, "_MOST", share)
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    far = near[:100] + bytes([near[100] ^ 1]) + near[101:]
+    with repository.session() as session:
+        put_against(session, near, base, put(session, base))
+        put_against(session, far, near, chunk_id(near), 1)
+        session.publish()
+    common = noise(70_000)
+    one = save(repository, {"far": far, "c": common}, branch="one")
+    two = save(repository, {"near": near, "c": common, "twice": common[:8192]}, branch="two")
+    three = save(repository, {"far": far, "own": noise(9000)}, branch="three")
+    usages = repository.du([one.id, two.id, three.id])
+    live = sum(path.stat().st_size - 64 for path in pack_paths(repository))
+    assert usages.total.stored == live
+    repository.remove(three.id)
+    repository.gc()
+    rest = sum(path.stat().st_size - 64 for path in pack_paths(repository))
+    assert live - rest == usages.snapshots[2].unique
+    assert repository.du([one.id, one.id]).snapshots[0].unique == 0
 
 
 # --- what goes and what stays
