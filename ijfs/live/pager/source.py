@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
 from ijfs_engine import waits
@@ -221,7 +221,7 @@ class Area(NamedTuple):
 
 def parse_areas(name: str, data: bytes) -> Iterator[Area]:
     """All mappings of an mm image (images/mm.proto, vma.proto), in their order."""
-    record = next(parseparse_records(name, data, _MM_MAGIC), None)
+    record = next(parse_records(name, data, _MM_MAGIC), None)
     if record is None:
         raise CorruptError(f"{name} is empty")
     for field, value in _fields(name, data, *record):
