@@ -7,6 +7,7 @@ written, as one region over all of these leaves. Called by ingest, from many thr
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Final, TypeAlias
@@ -19,7 +20,7 @@ from .extents import Source, leaf_from
 from .frames import Kind
 from .native import FRESH, PAGE, SAME
 from .pages import PageLayout
-from .parentpages import ParentPages
+from .parentpages import Match, ParentPages
 from .records import ObjectId, encode_leaf
 from .regions import store_region
 from .session import Session
@@ -59,9 +60,15 @@ class _Leaf:
         self.first = first
         self.count = count
         self.pieces = list(file.layout.pieces(page, count))
-        self.matches = file.parent.matches(file.layout, page, count) if file.parent else []
+        self.twin = file.parent.twin(self.pieces) if file.parent else None
+        """The number of the parent's leaf with the same addresses."""
+        self.matches = self._matches(file.parent) if file.parent else []
         self.same: ObjectId | None = None
         """The parent's leaf that it turned out to be."""
+
+    def _matches(self, parent: ParentPages) -> list[Match]:
+        found = parent.matches(self.pieces) if self.twin is None else [parent.twin_match(self.twin)]
+        return [match._replace(own=self.first + match.own) for match in found]
 
     @cached_property
     def shape(self) -> kept.Shape:
@@ -79,14 +86,15 @@ class _Task:
         total = sum(count for _, count in spans)
         self._prints = bytearray(16 * total)
         self._kinds = bytearray(total)
+        self._pages = memoryview(b"")
         self._folded: dict[int, kept.Prints] = {}
-        self._matches = [m._replace(own=leaf.first + m.own) for leaf in self._leaves for m in leaf.matches]
+        self._matches = [match for leaf in self._leaves for match in leaf.matches]
 
     def run(self) -> list[tuple[ObjectId, int]]:
         """(id, plain bytes) of each leaf."""
         if self._file.parent:
-            self._file.parent.load([self._matches])
-        self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
+            self._file.parent.load(self._matches)
+        self._pages = self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
         for leaf in self._leaves:
             self._recognise(leaf)
         placed = self._store([(first, count) for first, count, kind in native.runs(self._kinds) if kind == FRESH])
@@ -106,17 +114,16 @@ class _Task:
         if not parent or not leaf.matches:
             return
         own = self._fold(leaf)
-        at = parent.whole_leaf(leaf.matches, leaf.count)
-        if at is None:
+        if leaf.twin is None:
             theirs = parent.groups(leaf.matches)
             block = kept.first_block(leaf.pieces)
             beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
-        elif parent.known(at).prints == own:
-            leaf.same = parent.leaf_id(at)
+        elif parent.attached(leaf.twin) == kept.encode(own, leaf.shape):
+            leaf.same = parent.leaf_id(leaf.twin)
             self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
             return
         else:
-            groups = parent.known(at).prints.groups
+            groups = parent.known(leaf.twin).prints.groups
             beside = [groups[number : number + 16] for number in range(0, len(groups), 16)]
         self._mark_same(leaf, own.groups, beside)
 
@@ -129,8 +136,8 @@ class _Task:
 
     def _write(self, leaf: _Leaf, placed: list[Source]) -> ObjectId:
         kinds = memoryview(self._kinds)[leaf.first : leaf.first + leaf.count]
-        parent, matches = self._file.parent, [m._replace(own=leaf.first + m.own) for m in leaf.matches]
-        same = parent.beside(matches) if parent and SAME in kinds else []
+        parent = self._file.parent
+        same = parent.beside(leaf.matches) if parent and SAME in kinds else []
         own = [
             source for source in placed if source[0] < leaf.first + leaf.count and source[0] + source[1] > leaf.first
         ]
@@ -161,28 +168,15 @@ class _Task:
 
     def _read(self, runs: Runs) -> memoryview:
         """The bytes of these runs, one behind the other."""
-        source = self._file.source
         if len(runs) == 1:
-            data = source.view((self._page + runs[0][0]) * PAGE, runs[0][1] * PAGE)
-        else:
-            data = scratch.take("read", sum(count for _, count in runs) * PAGE)
-            at = 0
-            for first, count in runs:
-                source.read_into((self._page + first) * PAGE, data[at : at + count * PAGE])
-                at += count * PAGE
-        if not source.stable:
-            self._fingerprint_again(runs, data)
-        return data
-
-    def _fingerprint_again(self, runs: Runs, data: memoryview) -> None:
-        """A file may have changed since the scan: what is kept has to be the fingerprints of the bytes stored."""
-        anew = bytearray(len(data) // PAGE * 16)
-        native.scan_pages(data, self._file.key, anew, bytearray(len(data) // PAGE))
-        at = 0
+            return self._pages[runs[0][0] * PAGE : (runs[0][0] + runs[0][1]) * PAGE]
+        data = scratch.take("read", sum(count for _, count in runs) * PAGE)
+        pieces, at = array("Q"), 0
         for first, count in runs:
-            self._prints[16 * first : 16 * (first + count)] = anew[16 * at : 16 * (at + count)]
+            pieces.extend((first * PAGE, at * PAGE, count * PAGE))
             at += count
-        self._folded.clear()
+        native.copy_runs(self._pages, data, pieces)
+        return data
 
     def _under(self, parent: ParentPages) -> tuple[memoryview, memoryview, memoryview]:
         """Of each fresh page its number, the parent's page under it (-1: none), and whether the hints agree."""

@@ -85,39 +85,37 @@ def scan_pages(const uint8_t[::1] pages, const uint8_t[::1] key, uint8_t[::1] pr
         ijfs_scan(path, &pages[0], count, &key[0], &prints[0], &kinds[0])
 
 
-def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, uint8_t[::1] prints, uint8_t[::1] kinds):
-    """`scan_pages` over len(kinds) pages of a file from byte `offset`, read piecewise so that they never leave the cache.
+def scan_file(int fd, uint64_t offset, const uint8_t[::1] key, uint8_t[::1] prints, uint8_t[::1] kinds, uint8_t[::1] pages):
+    """`scan_pages` over len(kinds) pages of a file from byte `offset`, which are read into `pages`.
 
-    Raises OSError from read, EOFError if the file ends before that.
+    Piece by piece, each fingerprinted while it is in the cache. OSError from read, EOFError if the file ends before that.
     """
     cdef size_t count = kinds.shape[0], done = 0, step = 0, got = 0
     cdef ssize_t n = 0
     check_scan(count, key, prints, kinds)
+    if <size_t>pages.shape[0] != count * IJFS_PAGE:
+        raise ValueError(f"{count} pages need {count * IJFS_PAGE} bytes, not {pages.shape[0]}")
     if count == 0:
         return
-    cdef uint8_t *piece = <uint8_t *>malloc(READ_PAGES * IJFS_PAGE)
-    if piece == NULL:
-        raise MemoryError
+    cdef uint8_t *piece
     cdef int path = BEST_PATH, error = 0
-    try:
-        with nogil:
-            while done < count and not error:
-                step = min(READ_PAGES, count - done)
-                got = 0
-                while got < step * IJFS_PAGE:
-                    n = pread(fd, piece + got, step * IJFS_PAGE - got, <off_t>(offset + done * IJFS_PAGE + got))
-                    if n < 0 and errno == EINTR:
-                        continue
-                    if n <= 0:
-                        error = errno if n < 0 else -1
-                        break
-                    got += n
-                if error:
+    with nogil:
+        while done < count and not error:
+            step = min(READ_PAGES, count - done)
+            piece = &pages[done * IJFS_PAGE]
+            got = 0
+            while got < step * IJFS_PAGE:
+                n = pread(fd, piece + got, step * IJFS_PAGE - got, <off_t>(offset + done * IJFS_PAGE + got))
+                if n < 0 and errno == EINTR:
+                    continue
+                if n <= 0:
+                    error = errno if n < 0 else -1
                     break
-                ijfs_scan(path, piece, step, &key[0], &prints[16 * done], &kinds[done])
-                done += step
-    finally:
-        free(piece)
+                got += n
+            if error:
+                break
+            ijfs_scan(path, piece, step, &key[0], &prints[16 * done], &kinds[done])
+            done += step
     if error == -1:
         raise EOFError(f"the file ends before byte {offset + count * IJFS_PAGE}")
     if error:

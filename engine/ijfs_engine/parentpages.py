@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -22,6 +23,7 @@ from .records import ObjectId
 # tasks are kept. A leaf has 3 KiB of fingerprints, and seldom a shape of its own.
 _KNOWN_CACHE: Final = 2 << 20
 _KNOWN_SIZE: Final = 8 << 10
+_KNOWN_OVERHEAD: Final = 100
 
 
 class Match(NamedTuple):
@@ -50,15 +52,28 @@ class ParentPages:
         self._key = key
         self._leaves = file.leaves()
         self._starts = list(accumulate((size // PAGE for _, size in self._leaves), initial=0))
+        self._attached: ByteLru[bytes] = ByteLru(_KNOWN_CACHE)
         self._known: ByteLru[Known] = ByteLru(_KNOWN_CACHE)
 
-    def matches(self, layout: PageLayout, page: int, count: int) -> list[Match]:
-        """What the parent has at the addresses of pages [page, page + count) of a file with this layout."""
-        if layout.runs == self._layout.runs:
-            return [Match(0, page, count)]
+    @cached_property
+    def _by_address(self) -> dict[int, int]:
+        """Numbers of leaves by the first page number they hold."""
+        return {self._layout.address_of(start) // PAGE: at for at, start in enumerate(self._starts[:-1])}
+
+    def twin(self, pieces: Sequence[tuple[int, int]]) -> int | None:
+        """The number of the parent's leaf that has exactly these (first page number, pages), if there is one."""
+        at = self._by_address.get(pieces[0][0])
+        return at if at is not None and self._pieces_of(at) == pieces else None
+
+    def twin_match(self, at: int) -> Match:
+        """How leaf number `at` lies under its twin."""
+        return Match(0, self._starts[at], self._starts[at + 1] - self._starts[at])
+
+    def matches(self, pieces: Iterable[tuple[int, int]]) -> list[Match]:
+        """What the parent has at the addresses of a leaf of these (first page number, pages)."""
         found: list[Match] = []
         own = 0
-        for first, pages in layout.pieces(page, count):
+        for first, pages in pieces:
             for number, theirs, n in self._layout.locate(first, pages):
                 _extend(found, Match(own + number - first, theirs, n))
             own += pages
@@ -101,30 +116,30 @@ class ParentPages:
         """The parent's pages, from each page number as many as its buffer takes. CorruptError."""
         self._file.read_many((page * PAGE, buffer) for page, buffer in wanted)
 
-    def whole_leaf(self, matches: Sequence[Match], count: int) -> int | None:
-        """The number of the parent's leaf that has exactly the pages of a leaf of `count` pages, if there is one."""
-        if len(matches) != 1 or matches[0].own != 0 or matches[0].pages != count:
-            return None
-        at = bisect_left(self._starts, matches[0].theirs)
-        fits = self._starts[at : at + 2] == [matches[0].theirs, matches[0].theirs + count]
-        return at if fits else None
-
     def leaf_id(self, at: int) -> ObjectId:
         """The id of leaf number `at`."""
         return self._leaves[at][0]
 
-    def load(self, matches: Iterable[Sequence[Match]]) -> None:
-        """Read ahead the fingerprints that `known` will be asked for, in one request. CorruptError."""
-        wanted = dict.fromkeys(at for group in matches for match in group for at in self._leaves_of(match))
-        missing = [at for at in wanted if _key(at) not in self._known]
-        attached = self.reader.store.sidecars([self._leaves[at][0] for at in missing])
+    def load(self, matches: Iterable[Match]) -> None:
+        """Read the fingerprints of the leaves under these pages, in one request."""
+        wanted = dict.fromkeys(at for match in matches for at in self._leaves_of(match))
+        missing = [at for at in wanted if _key(at) not in self._attached]
+        attached = self.reader.store.sidecars([self._leaves[at][0] for at in missing]) if missing else ()
         for at, data in zip(missing, attached, strict=True):
-            self._know(at, data)
+            self._attached.put(_key(at), data or b"", len(data or b"") + _KNOWN_OVERHEAD)
+
+    def attached(self, at: int) -> bytes:
+        """The fingerprints of leaf number `at` as they are stored; none where they were dropped."""
+        data = self._attached.get(_key(at))
+        return data if data is not None else self.reader.store.sidecars([self._leaves[at][0]])[0] or b""
 
     def known(self, at: int) -> Known:
         """Leaf number `at`. CorruptError."""
         known = self._known.get(_key(at))
-        return known or self._know(at, self.reader.store.sidecars([self._leaves[at][0]])[0])
+        if known is None:
+            known = self._parse(at, self.attached(at))
+            self._known.put(_key(at), known, _KNOWN_SIZE)
+        return known
 
     def groups(self, matches: Sequence[Match]) -> dict[tuple[int, int], bytes]:
         """Fingerprints of the groups under these pages, by (block, mask): the same group means the same addresses."""
@@ -151,14 +166,15 @@ class ParentPages:
         first = bisect_right(self._starts, match.theirs) - 1
         return range(first, bisect_left(self._starts, match.theirs + match.pages))
 
-    def _know(self, at: int, attached: bytes | None) -> Known:
+    def _pieces_of(self, at: int) -> list[tuple[int, int]]:
+        return list(self._layout.pieces(self._starts[at], self._starts[at + 1] - self._starts[at]))
+
+    def _parse(self, at: int, attached: bytes) -> Known:
         start, count = self._starts[at], self._starts[at + 1] - self._starts[at]
-        pieces = list(self._layout.pieces(start, count))
+        pieces = self._pieces_of(at)
         shape = kept.shape_of(pieces)
-        prints = kept.parse(attached, count, shape) if attached is not None else None
-        known = Known(kept.first_block(pieces), shape, prints or self._made_anew(start, count, pieces))
-        self._known.put(_key(at), known, _KNOWN_SIZE)
-        return known
+        prints = kept.parse(attached, count, shape) or self._made_anew(start, count, pieces)
+        return Known(kept.first_block(pieces), shape, prints)
 
     def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Prints:
         """Out of the leaf's bytes: its attachment was dropped. CorruptError."""

@@ -8,6 +8,7 @@ session finds in `lookup_many` cannot be taken by gc before it commits.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from threading import RLock
@@ -201,10 +202,12 @@ class Session:
     def put_object(self, kind: int, plain: bytes) -> ObjectId:
         """Store a metadata object (`Kind.LEAF`, `FILE`, `LAYOUT`, `TREE`) unless it is there; its id."""
         ident = object_id(kind, plain)
+        if self._stored(ident):
+            return ident
+        chunk = compress(ident, plain)
         with self._lock:
-            if ident in self._rows.objects or ident in self._held or self._stored(ident):
+            if ident in self._rows.objects or ident in self._held:
                 return ident
-            chunk = compress(ident, plain)
             self._held[ident] = _Held(kind, chunk)
             self._held_bytes += len(chunk.payload)
             if self._held_bytes >= _CLUSTER:
@@ -363,9 +366,18 @@ class Session:
         self._registration.close()
 
 
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        # To make one takes longer than to pack a leaf.
+        self.compressor = zstandard.ZstdCompressor(level=1)
+
+
+_tools = _Tools()
+
+
 def compress(ident: bytes, plain: bytes) -> EncodedChunk:
     """An object's stored form: zstd where that is smaller."""
-    packed = zstandard.ZstdCompressor(level=1).compress(plain)
+    packed = _tools.compressor.compress(plain)
     if len(packed) < len(plain):
         return EncodedChunk(ident, Codec.ZSTD, len(plain), packed)
     return EncodedChunk(ident, Codec.RAW, len(plain), plain)

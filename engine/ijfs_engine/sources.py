@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
-from . import native
+from . import native, scratch
 from .arena import Segments
 from .errors import StorageError
 
@@ -33,15 +33,9 @@ class Opened(Protocol):
         """These bytes; valid as long as the source is open. StorageError if they are not there."""
         ...
 
-    stable: bool
-    """Whether reading twice gives the same bytes; a file may be written to meanwhile."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`. StorageError if not all of it is there."""
-        ...
-
-    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
-        """`native.scan_pages` over len(kinds) pages from byte `offset`."""
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
+        """`native.scan_pages` over len(kinds) pages from byte `offset`; the pages that it saw, this thread's until it
+        calls `scan` again. A file may be written to meanwhile: they are read once."""
         ...
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
@@ -51,8 +45,6 @@ class Opened(Protocol):
 
 class _Memory:
     """One piece, or several that follow one another; only a view across a border copies."""
-
-    stable = True
 
     def __init__(self, pieces: tuple[memoryview, ...]) -> None:
         self._pieces = [piece for piece in (p.cast("B") for p in pieces) if len(piece)] or [memoryview(b"")]
@@ -75,11 +67,10 @@ class _Memory:
             done, at, inside = done + len(part), at + 1, 0
         return joined
 
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.view(offset, len(buffer))
-
-    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
-        native.scan_pages(self.view(offset, len(kinds) * PAGE), key, prints, kinds)
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
+        pages = self.view(offset, len(kinds) * PAGE)
+        native.scan_pages(pages, key, prints, kinds)
+        return pages
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         if self.size:
@@ -89,17 +80,11 @@ class _Memory:
 class _File:
     """A regular file; never mapped, since a file that is cut short while it is mapped kills the reader."""
 
-    stable = False
-
     def __init__(self, fd: int, path: Path, size: int) -> None:
         self._fd, self._path, self.size = fd, path, size
 
     def view(self, offset: int, length: int) -> memoryview:
         buffer = memoryview(bytearray(length))
-        self.read_into(offset, buffer)
-        return buffer
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             try:
@@ -109,14 +94,17 @@ class _File:
             if got == 0:
                 raise self._shrank()
             done += got
+        return buffer
 
-    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> None:
+    def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
+        pages = scratch.take("pages", len(kinds) * PAGE)
         try:
-            native.scan_file(self._fd, offset, key, prints, kinds)
+            native.scan_file(self._fd, offset, key, prints, kinds, pages)
         except EOFError:
             raise self._shrank() from None
         except OSError as error:
             raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
+        return pages
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         at = 0

@@ -6,6 +6,7 @@ Nothing here decodes a chunk: `codec.decode_chunk` does, with `get_chunks` as it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple, TypeVar
@@ -179,10 +180,7 @@ class Store:
 
     def sidecars(self, leaves: Sequence[ObjectId]) -> list[bytes | None]:
         """What `Session.put_sidecar` attached, where it is still there and undamaged."""
-        with self._index.read() as view:
-            rows = view.get_many(SIDECARS, leaves)
-        known = [leaf for leaf, row in zip(leaves, rows, strict=True) if row is not None]
-        found, _ = self._attempt(SIDECARS, known)
+        found, _ = self._attempt(SIDECARS, leaves)
         return [_expand_or_none(found.get(leaf)) for leaf in leaves]
 
     def _many(self, ids: Sequence[ObjectId], kind: int, decode: Callable[[bytes], T]) -> list[T]:
@@ -281,6 +279,14 @@ def _batches(wanted: list[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, by
         yield batch
 
 
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_tools = _Tools()
+
+
 def expand(frame: EncodedChunk) -> bytes:
     """The plain bytes of a frame with one of the store's own codecs (raw, zstd); CorruptError."""
     if frame.codec == Codec.RAW:
@@ -291,8 +297,9 @@ def expand(frame: EncodedChunk) -> bytes:
             claimed = zstandard.frame_content_size(frame.payload)
             if claimed not in (frame.plain_size, -1):
                 raise CorruptError(f"the object {frame.id.hex()[:12]} claims two different sizes")
-            decompressor = zstandard.ZstdDecompressor()
-            plain = decompressor.decompress(frame.payload, max_output_size=frame.plain_size, allow_extra_data=False)
+            plain = _tools.decompressor.decompress(
+                frame.payload, max_output_size=frame.plain_size, allow_extra_data=False
+            )
         except zstandard.ZstdError as error:
             raise CorruptError(f"the object {frame.id.hex()[:12]} cannot be decompressed: {error}") from error
     else:

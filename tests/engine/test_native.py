@@ -130,14 +130,17 @@ def test_a_file_is_scanned_like_memory() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"x" * 100 + data)
         file.flush()
-        prints, kinds = bytearray(3200), bytearray(200)
-        native.scan_file(file.fileno(), 100, KEY, prints, kinds)
+        prints, kinds, pages = bytearray(3200), bytearray(200), bytearray(len(data))
+        native.scan_file(file.fileno(), 100, KEY, prints, kinds, pages)
         assert (bytes(prints), bytes(kinds)) == scan(data)
+        assert pages == data
         with pytest.raises(EOFError):
-            native.scan_file(file.fileno(), 101, KEY, prints, kinds)
+            native.scan_file(file.fileno(), 101, KEY, prints, kinds, pages)
+        with pytest.raises(ValueError, match="200 pages"):
+            native.scan_file(file.fileno(), 100, KEY, prints, kinds, pages[1:])
     reader, writer = os.pipe()
     with pytest.raises(OSError, match="read failed"):
-        native.scan_file(reader, 0, KEY, prints, kinds)
+        native.scan_file(reader, 0, KEY, prints, kinds, pages)
     os.close(reader)
     os.close(writer)
 
