@@ -12,8 +12,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-import zstandard
-
 from . import native, squeeze, unpack
 from .errors import CorruptError
 from .frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
@@ -23,20 +21,11 @@ MAX_DEPTH: Final = 4
 
 _XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_PLANES})
 _KNOWN: Final = frozenset({Codec.RAW, Codec.ZSTD, Codec.PLANES, Codec.NUMBERS, *_XOR})
-# zstd-3 saves under 1.5% of a kernel image over zstd-1.
-_LEVEL: Final = 1
-# In planes short matches are chance: looking for them cost a third of the time and 5% of the size.
-_FOR_PLANES: Final = zstandard.ZstdCompressionParameters(
-    window_log=18, chain_log=12, hash_log=12, search_log=1, min_match=7, strategy=zstandard.STRATEGY_FAST,
-    write_content_size=True, write_checksum=False,
-)  # fmt: skip
 # As in squeeze.pyx, which says why.
 _SAMPLES: Final = 512
 # What is packed before it is put into a pack: it bounds what each thread holds.
 _AT_ONCE: Final = 2 << 20
-# A chunk that a base explains this well needs no other try.
-_PLAIN_WIN: Final = 8
-# A chain costs reads later: it has to save a tenth.
+# As in squeeze.pyx: a difference has to save a tenth.
 _CHAIN_GAIN: Final = 0.9
 
 Plain: TypeAlias = bytes | bytearray | memoryview
@@ -58,9 +47,7 @@ class Base(NamedTuple):
 
 class _Tools(threading.local):
     def __init__(self) -> None:
-        compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-        for_planes = zstandard.ZstdCompressor(compression_params=_FOR_PLANES)
-        self.packer = squeeze.Packer(compressor.compress, for_planes.compress)
+        self.packer = squeeze.Packer()
         self.unpacker = unpack.Unpacker()
 
 
@@ -69,16 +56,8 @@ _tools = _Tools()
 
 def encode(plain: memoryview, ident: bytes, base: Base | None = None) -> EncodedChunk:
     """The smallest stored form of a chunk; with `base`, differences to it are tried as well."""
-    if base is not None and base.depth < MAX_DEPTH and len(plain):
-        codec, payload = squeeze.pack_difference(_tools.packer, plain, base.plain)
-        if base.sure or len(payload) * _PLAIN_WIN <= len(plain):
-            return EncodedChunk(ident, codec, len(plain), payload, base.bases, base.depth + 1)
-        other, competitor = _smallest_plain(plain)
-        if len(payload) < len(competitor) * _CHAIN_GAIN:
-            return EncodedChunk(ident, codec, len(plain), payload, base.bases, base.depth + 1)
-    else:
-        other, competitor = _smallest_plain(plain)
-    return EncodedChunk(ident, other, len(plain), competitor)
+    (chunk,) = _encode_batch(plain, [Fresh(ident, 0, len(plain), base)])
+    return chunk._replace(payload=bytes(chunk.payload))
 
 
 class Fresh(NamedTuple):
@@ -91,7 +70,7 @@ class Fresh(NamedTuple):
 
 
 def encode_many(data: memoryview, wanted: Iterable[Fresh]) -> Iterator[list[EncodedChunk]]:
-    """`encode` for chunks of `data`, a few megabytes at a time."""
+    """`encode` for chunks of `data`, a few megabytes at a time, whose payloads stay until the next are asked for."""
     batch: list[Fresh] = []
     size = 0
     for fresh in wanted:
@@ -105,11 +84,16 @@ def encode_many(data: memoryview, wanted: Iterable[Fresh]) -> Iterator[list[Enco
 
 
 def _encode_batch(data: memoryview, batch: Sequence[Fresh]) -> list[EncodedChunk]:
-    done = [encode(data[start:end], ident, base) for ident, start, end, base in batch if base is not None]
-    plainly = [(ident, start, end) for ident, start, end, base in batch if base is None]
-    bounds = array("Q", [bound for _, start, end in plainly for bound in (start, end)])
-    for (ident, start, end), (codec, payload) in zip(plainly, squeeze.pack(_tools.packer, data, bounds), strict=True):
-        done.append(EncodedChunk(ident, codec, end - start, data[start:end] if payload is None else payload))
+    """The payloads stay until this thread encodes again."""
+    bounds = array("Q", [bound for fresh in batch for bound in (fresh.start, fresh.end)])
+    bases = [fresh.base if fresh.base and fresh.base.depth < MAX_DEPTH else None for fresh in batch]
+    sure = bytes(base is not None and base.sure for base in bases)
+    forms = squeeze.pack(_tools.packer, data, bounds, [base and base.plain for base in bases], sure)
+    done = []
+    for (ident, start, end, _), base, (codec, payload) in zip(batch, bases, forms, strict=True):
+        stored = data[start:end] if payload is None else payload
+        under = (base.bases, base.depth + 1) if base and codec in _XOR else (b"", 0)
+        done.append(EncodedChunk(ident, codec, end - start, stored, *under))
     return done
 
 
@@ -120,11 +104,6 @@ def is_quieter(plain: Plain, base: Plain) -> bool:
     """
     before = sum(native.byte_entropies(plain, _SAMPLES))
     return sum(native.byte_entropies(plain, _SAMPLES, base)) < before * _CHAIN_GAIN
-
-
-def _smallest_plain(plain: memoryview) -> tuple[int, bytes | memoryview]:
-    ((codec, payload),) = squeeze.pack(_tools.packer, plain, array("Q", (0, len(plain))))
-    return codec, plain if payload is None else payload
 
 
 def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:

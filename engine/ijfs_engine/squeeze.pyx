@@ -1,19 +1,36 @@
-"""Finding the smallest stored form of chunks. Called by codec.py, for many chunks at once.
+# distutils: libraries = zstd
+"""Finding the smallest stored form of chunks, a batch in one call without the GIL. Called by codec.py.
 
-Compression itself is zstandard's, through Python: its zstd is newer than that of most systems and packs pages a fifth
-faster (1.5.7 against 1.5.4), which is more than a call without the GIL for all of them would gain. docs/format.md
-("Codecs") has the bytes of each form; reference.py the slow twin of what is decided here.
+Compression is libzstd's, with contexts that are kept: version 1.5.4 then packs memory as fast as zstandard's 1.5.7 does
+through Python (355 to 360 MB/s; planes 364 to 306), and both cores stay busy. docs/format.md ("Codecs") has the bytes of
+each form; reference.py the slow twin of what is decided here.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "Python.h":
     enum:
         PyBUF_READ
+
+cdef extern from "zstd.h" nogil:
+    ctypedef struct ZSTD_CCtx:
+        pass
+    ZSTD_CCtx *ZSTD_createCCtx()
+    size_t ZSTD_freeCCtx(ZSTD_CCtx *context)
+    size_t ZSTD_CCtx_setParameter(ZSTD_CCtx *context, int parameter, int value)
+    size_t ZSTD_compress2(ZSTD_CCtx *context, void *out, size_t room, const void *data, size_t size)
+    unsigned ZSTD_isError(size_t code)
+    enum:
+        ZSTD_c_compressionLevel
+        ZSTD_c_windowLog
+        ZSTD_c_hashLog
+        ZSTD_c_minMatch
+        ZSTD_c_strategy
+        ZSTD_fast
 
 cdef extern from "bytes.h" nogil:
     void ijfs_make_logs()
@@ -78,33 +95,84 @@ cdef struct Numbers:
     int64_t least
 
 
-cdef class Packer:
-    """What one packing thread needs: how to compress a buffer to bytes, and planes, and room. Not for two threads at once."""
+# A chunk that its base explains this well needs no other try.
+cdef size_t PLAIN_WIN = 8
+# A chain costs reads later: it has to save a tenth.
+cdef double CHAIN_GAIN = 0.9
 
-    cdef object compress
-    cdef object compress_planes
+# zstd-3 saves under 1.5% of a kernel image over zstd-1. Matches of 5 bytes where level 1 asks for 6: 1.7% smaller for 1%
+# of the speed (of 4: 3.4% for 2 to 15%).
+cdef int[4] FOR_BYTES = [ZSTD_c_compressionLevel, 1, ZSTD_c_minMatch, 5]
+# In planes short matches are chance: looking for them cost a third of the time and 5% of the size. Longer steps where there
+# are none (targetLength 4 to 16, literals still Huffman-coded) pack 447 to 670 MB/s instead of 423, but a tree of
+# kernels got 0.3 to 0.5% larger.
+cdef int[10] FOR_PLANES = [
+    ZSTD_c_compressionLevel, 1, ZSTD_c_strategy, ZSTD_fast, ZSTD_c_windowLog, 18, ZSTD_c_hashLog, 12, ZSTD_c_minMatch, 7,
+]
+
+
+cdef ZSTD_CCtx *context(const int *parameters, int count):
+    """A context with these (parameter, value); one that this zstd does not know is left out."""
+    cdef ZSTD_CCtx *made = ZSTD_createCCtx()
+    cdef int i
+    if made != NULL:
+        for i in range(count // 2):
+            ZSTD_CCtx_setParameter(made, parameters[2 * i], parameters[2 * i + 1])
+    return made
+
+
+cdef class Packer:
+    """What one packing thread needs: contexts of zstd, and room. Not for two threads at once."""
+
+    cdef ZSTD_CCtx *bytes_context
+    cdef ZSTD_CCtx *planes_context
     cdef uint8_t *planes
     cdef uint8_t *rest
     cdef uint8_t *difference
     cdef uint8_t *numbers
+    cdef uint8_t *other     # a second form of a chunk
     cdef uint16_t *where
+    cdef uint8_t *out       # the payloads of a batch
+    cdef size_t room
 
-    def __cinit__(self, compress, compress_planes):
-        self.compress, self.compress_planes = compress, compress_planes
+    def __cinit__(self):
+        self.bytes_context = context(FOR_BYTES, 4)
+        self.planes_context = context(FOR_PLANES, 10)
         self.planes = <uint8_t *>malloc(MAX_PLAIN)
         self.rest = <uint8_t *>malloc(MAX_PLAIN)
         self.difference = <uint8_t *>malloc(MAX_PLAIN)
         self.numbers = <uint8_t *>malloc(MAX_PLAIN)
+        self.other = <uint8_t *>malloc(MAX_PLAIN)
         self.where = <uint16_t *>malloc(MAX_PLAIN // 4 // MOST_OTHERS * sizeof(uint16_t))
-        if not (self.planes and self.rest and self.difference and self.numbers and self.where):
+        if not (self.bytes_context and self.planes_context and self.planes and self.rest and self.difference
+                and self.numbers and self.other and self.where):
             raise MemoryError
 
     def __dealloc__(self):
+        ZSTD_freeCCtx(self.bytes_context)
+        ZSTD_freeCCtx(self.planes_context)
         free(self.planes)
         free(self.rest)
         free(self.difference)
         free(self.numbers)
+        free(self.other)
         free(self.where)
+        free(self.out)
+
+    cdef int make_room(self, size_t size) except -1:
+        cdef uint8_t *grown
+        if size > self.room:
+            grown = <uint8_t *>realloc(self.out, size)
+            if grown == NULL:
+                raise MemoryError
+            self.out, self.room = grown, size
+        return 0
+
+
+cdef size_t zstd(ZSTD_CCtx *context, const uint8_t *data, size_t n, uint8_t *out, size_t room) noexcept nogil:
+    """Bytes of one zstd frame in `out`; 0 if it does not fit."""
+    cdef size_t size = ZSTD_compress2(context, out, room, data, n)
+    return 0 if ZSTD_isError(size) else size
 
 
 cdef Shape shape_of(const double *bits) noexcept nogil:
@@ -133,21 +201,25 @@ cdef Shape shape_of(const double *bits) noexcept nogil:
     return found
 
 
-cdef bytes pack_planes(Packer tools, const uint8_t *data, size_t n, Shape shape):
-    """u8 width, u8 tops, u16 zero, u32 length of the zstd frame of the planes, that frame, the rest as it is."""
-    cdef size_t top_bytes = n // shape.width * shape.tops, rest = n - top_bytes
-    with nogil:
-        ijfs_split_planes(data, n, shape.width, shape.tops, tools.planes, tools.rest)
-    cdef bytes packed = tools.compress_planes(PyMemoryView_FromMemory(<char *>tools.planes, top_bytes, PyBUF_READ))
-    cdef uint32_t length = len(packed)
-    cdef bytes payload = PyBytes_FromStringAndSize(NULL, PLANE_HEAD + length + rest)
-    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(payload)
+cdef size_t pack_planes(Packer tools, const uint8_t *data, size_t n, Shape shape, uint8_t *out, size_t room) noexcept nogil:
+    """u8 width, u8 tops, u16 zero, u32 length of the zstd frame of the planes, that frame, the rest as it is.
+
+    As below: how many bytes, 0 if they do not fit into `room`.
+    """
+    cdef size_t top_bytes = n // shape.width * shape.tops, rest = n - top_bytes, packed
+    cdef uint32_t length
+    if room < PLANE_HEAD + rest:
+        return 0
+    ijfs_split_planes(data, n, shape.width, shape.tops, tools.planes, tools.rest)
+    packed = zstd(tools.planes_context, tools.planes, top_bytes, out + PLANE_HEAD, room - PLANE_HEAD - rest)
+    if packed == 0:
+        return 0
+    length = packed
     memset(out, 0, 4)
     out[0], out[1] = shape.width, shape.tops
     memcpy(out + 4, &length, 4)
-    memcpy(out + PLANE_HEAD, PyBytes_AS_STRING(packed), length)
-    memcpy(out + PLANE_HEAD + length, tools.rest, rest)
-    return payload
+    memcpy(out + PLANE_HEAD + packed, tools.rest, rest)
+    return PLANE_HEAD + packed + rest
 
 
 cdef bint find_decimals(Packer tools, const uint8_t *data, size_t n, const double *bits, Numbers *found) noexcept nogil:
@@ -175,44 +247,44 @@ cdef bint find_decimals(Packer tools, const uint8_t *data, size_t n, const doubl
     return after < before * DECIMAL_GAIN
 
 
-cdef bytes pack_numbers(Packer tools, const uint8_t *data, size_t n, Numbers shape):
+cdef size_t pack_numbers(Packer tools, const uint8_t *data, size_t n, Numbers shape, uint8_t *out, size_t room) noexcept nogil:
     """The payload of codec 5 for the numbers in tools.numbers; docs/format.md has its bytes."""
-    cdef size_t words = n // shape.width, quiet = 0, noisy = 0, tail = n % shape.width, i, most
+    cdef size_t words = n // shape.width, quiet = 0, noisy = 0, tail = n % shape.width, packed = 0, others, apart, i
     cdef int j, stored = 0, noise = 0
     cdef double bits[8]
     cdef double plane_bits
     cdef uint8_t *plane
-    cdef uint8_t *out
-    with nogil:
-        ijfs_split_planes(tools.numbers, shape.size * words, shape.size, shape.size, tools.planes, tools.rest)
-        ijfs_entropies(tools.numbers, NULL, shape.size * words, SAMPLES, bits)
-        for j in range(shape.size - 1, -1, -1):
-            plane = tools.planes + (shape.size - 1 - j) * words
-            if stored == 0 and is_zero(plane, words):
-                continue
-            stored = max(stored, j + 1)
-            plane_bits = bits[j] if shape.size == 8 else (bits[j] + bits[j + 4]) / 2
-            if plane_bits > PLANE_NOISE_BITS:
-                noise |= 1 << j
-                noisy += words
-            else:
-                memcpy(tools.rest + quiet, plane, words)
-                quiet += words
-    cdef bytes packed = b""
+    cdef uint32_t length
+    cdef uint16_t count = shape.others
+    ijfs_split_planes(tools.numbers, shape.size * words, shape.size, shape.size, tools.planes, tools.rest)
+    ijfs_entropies(tools.numbers, NULL, shape.size * words, SAMPLES, bits)
+    for j in range(shape.size - 1, -1, -1):
+        plane = tools.planes + (shape.size - 1 - j) * words
+        if stored == 0 and is_zero(plane, words):
+            continue
+        stored = max(stored, j + 1)
+        plane_bits = bits[j] if shape.size == 8 else (bits[j] + bits[j + 4]) / 2
+        if plane_bits > PLANE_NOISE_BITS:
+            noise |= 1 << j
+            noisy += words
+        else:
+            memcpy(tools.rest + quiet, plane, words)
+            quiet += words
+    others = shape.others
+    apart = noisy + others * (2 + shape.width) + tail
+    if room < NUMBER_HEAD + apart:
+        return 0
     if quiet:
-        packed = tools.compress_planes(PyMemoryView_FromMemory(<char *>tools.rest, quiet, PyBUF_READ))
-    cdef uint32_t length = len(packed)
-    cdef uint16_t others = shape.others
-    cdef bytes payload = PyBytes_FromStringAndSize(
-        NULL, NUMBER_HEAD + length + noisy + others * (2 + shape.width) + tail)
-    out = <uint8_t *>PyBytes_AS_STRING(payload)
+        packed = zstd(tools.planes_context, tools.rest, quiet, out + NUMBER_HEAD, room - NUMBER_HEAD - apart)
+        if packed == 0:
+            return 0
+    length = packed
     memset(out, 0, NUMBER_HEAD)
     out[0], out[1], out[2], out[3], out[4] = shape.width, shape.form, shape.digits, stored, noise
-    memcpy(out + 6, &others, 2)
+    memcpy(out + 6, &count, 2)
     memcpy(out + 8, &shape.least, 8)
     memcpy(out + 16, &length, 4)
-    memcpy(out + NUMBER_HEAD, PyBytes_AS_STRING(packed), length)
-    out += NUMBER_HEAD + length
+    out += NUMBER_HEAD + packed
     for j in range(stored - 1, -1, -1):
         if noise >> j & 1:
             memcpy(out, tools.planes + (shape.size - 1 - j) * words, words)
@@ -222,14 +294,14 @@ cdef bytes pack_numbers(Packer tools, const uint8_t *data, size_t n, Numbers sha
     for i in range(others):
         memcpy(out + i * shape.width, data + tools.where[i] * shape.width, shape.width)
     memcpy(out + others * shape.width, data + words * shape.width, tail)
-    return payload
+    return NUMBER_HEAD + packed + apart
 
 
 cdef bint is_zero(const uint8_t *data, size_t n) noexcept nogil:
     return n == 0 or (data[0] == 0 and memcmp(data, data + 1, n - 1) == 0)
 
 
-cdef bytes pack_integers(Packer tools, const uint8_t *data, size_t n, bint differences):
+cdef size_t pack_integers(Packer tools, const uint8_t *data, size_t n, bint differences, uint8_t *out, size_t room) noexcept nogil:
     """The payload of codec 5 for 8-byte words as they are, or for how each differs from the one before."""
     cdef Numbers shape
     shape.width, shape.form, shape.digits, shape.size = 8, IJFS_INTEGERS, 0, 8
@@ -240,43 +312,39 @@ cdef bytes pack_integers(Packer tools, const uint8_t *data, size_t n, bint diffe
         ijfs_split_differences(data, n // 8, tools.numbers)
     else:
         memcpy(tools.numbers, data, n // 8 * 8)
-    return pack_numbers(tools, data, n, shape)
+    return pack_numbers(tools, data, n, shape, out, room)
 
 
-cdef bint integers_win(Packer tools, const uint8_t *data, size_t n, bint differences):
+cdef bint integers_win(Packer tools, const uint8_t *data, size_t n, bint differences, uint8_t *spare) noexcept nogil:
     """Whether a page from the middle packs better as planes of integers than as it is."""
     cdef size_t size = min(n // 8 * 8, <size_t>SAMPLE), at = (n - size) // 2 // 8 * 8
-    plainly = tools.compress(PyMemoryView_FromMemory(<char *>data + at, size, PyBUF_READ))
-    return len(pack_integers(tools, data + at, size, differences)) < SAMPLE_GAIN * len(plainly)
+    cdef size_t plainly = zstd(tools.bytes_context, data + at, size, spare, size)
+    cdef size_t planes = pack_integers(tools, data + at, size, differences, spare, size)
+    return planes and planes < SAMPLE_GAIN * (plainly if plainly else size)
 
 
-cdef tuple pack_words(Packer tools, const uint8_t *data, size_t n):
-    """One of the forms that take the bytes for an array of numbers, None where none of them is promising."""
+cdef size_t pack_words(Packer tools, const uint8_t *data, size_t n, uint8_t *out, size_t room, int *codec) noexcept nogil:
+    """One of the forms that take the bytes for an array of numbers; 0 where none of them is promising."""
     cdef double bits[8]
     cdef double difference_bits[8]
     cdef double whole = 0, differences = 0
     cdef Numbers decimals
     cdef Shape shape
-    cdef bint found
     cdef int j
-    with nogil:
-        ijfs_entropies(data, NULL, n, SAMPLES, bits)
-        found = find_decimals(tools, data, n, bits, &decimals)
-    if found:
-        return NUMBERS, pack_numbers(tools, data, n, decimals)
-    with nogil:
-        ijfs_difference_entropies(data, n, SAMPLES, difference_bits)
-        for j in range(8):
-            whole += bits[j]
-            differences += difference_bits[j]
-        shape = shape_of(bits)
-    if shape.width and differences > whole * DIFFERENCE_GAIN:
-        return PLANES, pack_planes(tools, data, n, shape)
-    if min(whole, differences) < INTEGER_BITS and integers_win(tools, data, n, differences < whole):
-        return NUMBERS, pack_integers(tools, data, n, differences < whole)
-    if shape.width:
-        return PLANES, pack_planes(tools, data, n, shape)
-    return None
+    ijfs_entropies(data, NULL, n, SAMPLES, bits)
+    codec[0] = NUMBERS
+    if find_decimals(tools, data, n, bits, &decimals):
+        return pack_numbers(tools, data, n, decimals, out, room)
+    ijfs_difference_entropies(data, n, SAMPLES, difference_bits)
+    for j in range(8):
+        whole += bits[j]
+        differences += difference_bits[j]
+    shape = shape_of(bits)
+    if not (shape.width and differences > whole * DIFFERENCE_GAIN):
+        if min(whole, differences) < INTEGER_BITS and integers_win(tools, data, n, differences < whole, out):
+            return pack_integers(tools, data, n, differences < whole, out, room)
+    codec[0] = PLANES
+    return pack_planes(tools, data, n, shape, out, room) if shape.width else 0
 
 
 def float_shape(const uint8_t[::1] data):
@@ -296,45 +364,121 @@ def float_shape(const uint8_t[::1] data):
     return (shape.width, shape.tops) if shape.width else None
 
 
-def pack(Packer tools not None, const uint8_t[::1] data, const uint64_t[::1] bounds):
+cdef size_t pack_plainly(Packer tools, const uint8_t *data, size_t n, uint8_t *out, int *codec) noexcept nogil:
+    """The smallest form of a chunk that needs no other; 0 where nothing makes it smaller."""
+    cdef size_t size
+    if n < TOO_SMALL:
+        return 0
+    size = pack_words(tools, data, n, out, n - 1, codec)
+    if size == 0:
+        codec[0] = ZSTD
+        size = zstd(tools.bytes_context, data, n, out, n - 1)
+    return size
+
+
+cdef size_t pack_difference(Packer tools, const uint8_t *data, const uint8_t *base, size_t n, uint8_t *out, int *codec) noexcept nogil:
+    """data ^ base; 0 where that is no smaller than the chunk."""
+    cdef double bits[8]
+    cdef Shape shape
+    memcpy(tools.difference, data, n)
+    ijfs_xor_into(tools.difference, base, n)
+    if n >= 8:
+        ijfs_entropies(tools.difference, NULL, n, SAMPLES, bits)
+        shape = shape_of(bits)
+        if shape.width:
+            codec[0] = XOR_PLANES
+            return pack_planes(tools, tools.difference, n, shape, out, n - 1)
+    codec[0] = XOR_ZSTD
+    return zstd(tools.bytes_context, tools.difference, n, out, n - 1)
+
+
+cdef size_t pack_one(Packer tools, const uint8_t *data, const uint8_t *base, bint sure, size_t n, uint8_t *out, int *codec) noexcept nogil:
+    """Bytes of the smallest form in `out`, which has room for n; 0: the chunk as it is."""
+    cdef size_t size = 0, plainly
+    cdef int other = 0
+    if base != NULL and n:
+        size = pack_difference(tools, data, base, n, out, codec)
+        if size and (sure or size * PLAIN_WIN <= n):
+            return size
+    plainly = pack_plainly(tools, data, n, tools.other if size else out, &other)
+    if size and size < CHAIN_GAIN * (plainly if plainly else n):
+        return size
+    if size and plainly:
+        memcpy(out, tools.other, plainly)
+    codec[0] = other
+    return plainly
+
+
+cdef class Bases:
+    """The buffers that chunks may be differences to, held while they are packed; NULL for none."""
+
+    cdef Py_buffer *views
+    cdef size_t held
+    cdef const uint8_t **at
+
+    def __cinit__(self, list bases not None, const uint64_t[::1] bounds):
+        cdef size_t count = bounds.shape[0] // 2, i
+        if len(bases) != <Py_ssize_t>count:
+            raise ValueError(f"{len(bases)} bases for {count} chunks")
+        self.views = <Py_buffer *>malloc((count + 1) * sizeof(Py_buffer))
+        self.at = <const uint8_t **>malloc((count + 1) * sizeof(uint8_t *))
+        if self.views == NULL or self.at == NULL:
+            raise MemoryError
+        for i, base in enumerate(bases):
+            self.at[i] = NULL
+            if base is None:
+                continue
+            PyObject_GetBuffer(base, &self.views[self.held], PyBUF_SIMPLE)
+            self.held += 1
+            if <uint64_t>self.views[self.held - 1].len != bounds[2 * i + 1] - bounds[2 * i]:
+                raise ValueError("no difference: a chunk and its base differ in length")
+            self.at[i] = <const uint8_t *>self.views[self.held - 1].buf
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.held):
+            PyBuffer_Release(&self.views[i])
+        free(self.views)
+        free(self.at)
+
+
+def pack(Packer tools not None, const uint8_t[::1] data, const uint64_t[::1] bounds, list bases=None, const uint8_t[::1] sure=None):
     """The smallest forms of chunks of `data`: (codec, payload), (RAW, None) for one that nothing makes smaller.
 
-    `bounds` are (start, end) of each chunk in `data`, flat. ValueError if they do not fit.
+    `bounds` are (start, end) of each chunk in `data`, flat. `bases` has for each what it may be stored as a difference to, as
+    long as the chunk, or None; where `sure` is not 0 nothing else is tried that makes it smaller. Payloads stay until the next
+    call with the same `tools`. ValueError for what does not fit.
     """
-    cdef size_t count = bounds.shape[0] // 2, i, n
+    cdef size_t count = bounds.shape[0] // 2, i, total = 0, at = 0
     cdef uint64_t start, end
-    cdef const uint8_t *at
+    cdef int codec
     if bounds.shape[0] % 2:
         raise ValueError("a chunk without an end")
-    forms = []
     for i in range(count):
         start, end = bounds[2 * i], bounds[2 * i + 1]
         if start > end or end > <uint64_t>data.shape[0] or end - start > MAX_PLAIN:
             raise ValueError(f"no chunk: bytes {start} to {end} of {data.shape[0]}")
-        at, n = &data[0] + start, end - start
-        form = None
-        if n >= TOO_SMALL:
-            form = pack_words(tools, at, n)
-            if form is None or <size_t>len(form[1]) >= n:
-                form = ZSTD, tools.compress(PyMemoryView_FromMemory(<char *>at, n, PyBUF_READ))
-        forms.append((RAW, None) if form is None or <size_t>len(form[1]) >= n else form)
-    return forms
-
-
-def pack_difference(Packer tools not None, const uint8_t[::1] plain, const uint8_t[::1] base):
-    """(codec, payload) of plain ^ base, of which it is not said that it is smaller. ValueError if they differ in length."""
-    cdef size_t n = plain.shape[0]
-    cdef double bits[8]
-    cdef Shape shape
-    if <size_t>base.shape[0] != n or not 0 < n <= MAX_PLAIN:
-        raise ValueError(f"pack_difference: {n} and {base.shape[0]} bytes")
+        total += end - start
+    cdef Bases under = Bases([None] * count if bases is None else bases, bounds)
+    if sure is not None and <size_t>sure.shape[0] != count:
+        raise ValueError(f"{sure.shape[0]} marks for {count} chunks")
+    if total == 0:
+        return [(RAW, None)] * count
+    tools.make_room(total)
+    sizes, codecs = bytearray(8 * count), bytearray(count)
+    cdef uint64_t[::1] sizes_at = memoryview(sizes).cast("Q")
+    cdef uint8_t[::1] codecs_at = codecs
     with nogil:
-        memcpy(tools.difference, &plain[0], n)
-        ijfs_xor_into(tools.difference, &base[0], n)
-        shape.width = 0
-        if n >= 8:
-            ijfs_entropies(tools.difference, NULL, n, SAMPLES, bits)
-            shape = shape_of(bits)
-    if shape.width:
-        return XOR_PLANES, pack_planes(tools, tools.difference, n, shape)
-    return XOR_ZSTD, tools.compress(PyMemoryView_FromMemory(<char *>tools.difference, n, PyBUF_READ))
+        for i in range(count):
+            start, end = bounds[2 * i], bounds[2 * i + 1]
+            codec = RAW
+            sizes_at[i] = pack_one(
+                tools, &data[0] + start, under.at[i], sure is not None and sure[i], end - start, tools.out + at, &codec)
+            codecs_at[i] = codec if sizes_at[i] else RAW
+            at += sizes_at[i]
+    whole = PyMemoryView_FromMemory(<char *>tools.out, at, PyBUF_READ)
+    forms, at = [], 0
+    for i in range(count):
+        forms.append((codecs_at[i], whole[at : at + sizes_at[i]] if sizes_at[i] else None))
+        at += sizes_at[i]
+    return forms

@@ -7,17 +7,15 @@ import struct
 from array import array
 
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import reference
 from ijfs_engine.frames import MAX_CHUNK, Codec
 from ijfs_engine.native import join_into
-from ijfs_engine.squeeze import Packer, float_shape, pack, pack_difference
+from ijfs_engine.squeeze import Packer, float_shape, pack
 
-COMPRESS = zstandard.ZstdCompressor(level=1).compress
-TOOLS = Packer(COMPRESS, COMPRESS)
+TOOLS = Packer()
 RNG = random.Random(1)
 SOURCES = {
     "noise": RNG.randbytes(20_000),
@@ -51,7 +49,7 @@ def test_chunks_are_packed_as_defined(chosen: list[tuple[str, int, int]]) -> Non
             assert codec == Codec.RAW
             continue
         assert len(payload) < len(chunk)
-        assert reference.unpack_payload(codec, payload, len(chunk)) == chunk
+        assert reference.unpack_payload(codec, bytes(payload), len(chunk)) == chunk
         assert codec in (Codec.PLANES, Codec.NUMBERS) or not reference.float_shape(chunk)
 
 
@@ -92,7 +90,7 @@ def test_decimal_numbers_come_back_with_what_is_none_between(
     for at, junk in others:
         data[4 * at : 4 * at + 8] = junk
     ((codec, payload),) = pack(TOOLS, data, array("Q", (0, len(data))))
-    assert payload is None or reference.unpack_payload(codec, payload, len(data)) == data
+    assert payload is None or reference.unpack_payload(codec, bytes(payload), len(data)) == data
 
 
 @pytest.mark.parametrize("kind", ["d", "f"])
@@ -106,7 +104,7 @@ def test_a_few_words_that_are_no_decimal_numbers_do_not_spoil_the_others(kind: s
     assert codec == Codec.NUMBERS
     assert payload[6] == 5
     assert len(payload) < 3_200
-    assert reference.unpack_payload(codec, payload, len(data)) == data
+    assert reference.unpack_payload(codec, bytes(payload), len(data)) == data
 
 
 @settings(deadline=None, max_examples=40)
@@ -114,15 +112,31 @@ def test_a_few_words_that_are_no_decimal_numbers_do_not_spoil_the_others(kind: s
 def test_differences_come_back(one: tuple[str, int, int], other: tuple[str, int, int]) -> None:
     plain, base = bytes_of(one), bytes_of(other)
     plain, base = plain[: len(base)], base[: len(plain)]
-    if not plain:
-        with pytest.raises(ValueError, match="pack_difference"):
-            pack_difference(TOOLS, plain, base)
-        return
-    codec, payload = pack_difference(TOOLS, plain, base)
-    difference = reference.unpack_payload(codec, payload, len(plain))
-    assert difference is not None
-    assert bytes(a ^ b for a, b in zip(difference, base, strict=True)) == plain
-    assert len(payload) <= len(plain) + len(plain) // 200 + 80
+    bounds = array("Q", (0, len(plain), 0, len(plain), 0, len(plain)))
+    for codec, payload in pack(TOOLS, plain, bounds, [base, None, base], bytes((0, 0, 1))):
+        assert payload is None or len(payload) < len(plain)
+        whole = reference.unpack_payload(codec, bytes(payload), len(plain)) if payload is not None else plain
+        assert whole is not None
+        if codec in (Codec.XOR_ZSTD, Codec.XOR_PLANES):
+            whole = bytes(a ^ b for a, b in zip(whole, base, strict=True))
+        assert whole == plain
+
+
+def test_a_difference_is_taken_where_it_wins_or_is_asked_for() -> None:
+    noise, text = SOURCES["noise"], SOURCES["text"]
+    near = noise[:100] + bytes(8) + noise[108:]
+    far = bytes(x ^ (i % 7 == 0) for i, x in enumerate(text))
+    cases = [
+        (near, noise, 0, Codec.XOR_ZSTD),
+        (near, None, 0, Codec.RAW),
+        (text, noise, 0, Codec.ZSTD),
+        (text, far, 0, Codec.XOR_ZSTD),
+        (near, text, 1, Codec.RAW),
+    ]
+    data = b"".join(plain for plain, *_ in cases)
+    bounds = array("Q", [20_000 * (number + end) for number in range(len(cases)) for end in (0, 1)])
+    forms = pack(TOOLS, data, bounds, [base for _, base, *_ in cases], bytes(sure for _, _, sure, _ in cases))
+    assert [codec for codec, _ in forms] == [codec for *_, codec in cases]
 
 
 @settings(deadline=None, max_examples=60)
@@ -156,5 +170,10 @@ def test_bounds_that_do_not_fit_are_refused(bounds: tuple[int, ...]) -> None:
 def test_no_chunk_is_larger_than_a_chunk() -> None:
     with pytest.raises(ValueError, match="no chunk"):
         pack(TOOLS, bytes(MAX_CHUNK + 1), array("Q", (0, MAX_CHUNK + 1)))
-    with pytest.raises(ValueError, match="pack_difference"):
-        pack_difference(TOOLS, bytes(MAX_CHUNK + 1), bytes(MAX_CHUNK + 1))
+
+
+def test_bases_and_marks_that_do_not_fit_are_refused() -> None:
+    one = array("Q", (0, 100))
+    for bases, sure in (([bytes(99)], b"\0"), ([bytes(100)] * 2, b"\0"), ([], None), ([None], b"\0\0")):
+        with pytest.raises(ValueError, match=r"base|marks"):
+            pack(TOOLS, bytes(100), one, bases, sure)
