@@ -1,9 +1,8 @@
 """CRIU's images out of the engine, for one restore: the small ones whole, of the memory only what CRIU reads itself.
 
-With a pager, `criu restore` reads few pages itself: those that cannot be paged (shared memory, changed pages of mapped
-files). They stand in pagemap entries without PE_LAZY. So `pages-N.img` is made as a sparse file with only those ranges
-in it, some MiB of what may be GiB, and no FUSE mount (and no import of one) is on the way of a restore. An eager
-restore takes everything. Called by restore.py.
+With a pager, `criu restore` reads few pages itself: those that cannot be paged (readahead.py says which). So
+`pages-N.img` is made as a sparse file with only those ranges in it, some MiB of what may be GiB, and no FUSE mount (and
+no import of one) is on the way of a restore. An eager restore takes everything. Called by restore.py.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from ijfs.live import timers
-from ijfs.live.pager.source import parse_pagemap
+from ijfs.live.readahead import Range, eager_ranges, reasons
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.reader import Reader, StoredFile
 from ijfs_engine.records import Entry, ObjectId
-
-PAGE = 4096
-_PE_LAZY, _PE_PRESENT = 2, 4  # criu/include/pagemap.h
 
 # One request, and the memory one thread needs; the reader decodes chunks of at most 256 KiB.
 _PIECE = 1 << 20
@@ -29,13 +24,6 @@ _PIECE = 1 << 20
 _READERS = 8
 # What may be read into the reader's cache at once: half of it.
 _TOGETHER = 32 << 20
-
-
-class Range(NamedTuple):
-    """Bytes [start, end) of a pages file."""
-
-    start: int
-    end: int
 
 
 def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> dict[str, int]:
@@ -48,23 +36,23 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: 
     small = {name: reader.open(entry) for name, entry in entries.items() if name not in memory}
     _read_together(reader, small.values())
     wanted: dict[str, list[Range]] = {}
-    written: dict[str, int] = {}
+    told: dict[str, bytes] = {}
     for name, stored in small.items():
         data = stored.read(0, stored.size)
         (target / name).write_bytes(timers.rewind(data) if name == "files.img" else data)
+        if lazy and name.startswith(("pagemap-", "mm-", "memfd.")):
+            told[name] = data
         if lazy and name.startswith("pagemap-"):
             number, ranges = eager_ranges(name, data)
             wanted.setdefault(f"pages-{number}.img", []).extend(ranges)
-            why = "shared" if name.startswith("pagemap-shmem-") else "private"
-            written[why] = written.get(why, 0) + sum(end - start for start, end in ranges)
     if pages is not None and not lazy:
         for name in memory:
             # Relative: CRIU opens it when its root is the sandbox already, but from this directory's descriptor.
             (target / name).symlink_to(os.path.relpath(pages / name, target))
-        return written
+        return {}
     for name, entry in memory.items():
         _write_ranges(reader, entry, target / name, wanted.get(name, []) if lazy else [Range(0, entry.size)])
-    return written
+    return reasons(told)
 
 
 def _read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
@@ -78,30 +66,6 @@ def _read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
 def is_pages(name: str) -> bool:
     """Whether an image holds memory itself (and not where it goes)."""
     return name.startswith("pages-") and name.endswith(".img")
-
-
-def eager_ranges(name: str, data: bytes) -> tuple[int, list[Range]]:
-    """(number of the pages file, the ranges of it that CRIU reads although a pager is there) of a pagemap image."""
-    number, entries = parse_pagemap(name, data)
-    return number, list(_merged(entries))
-
-
-def _merged(entries: list[tuple[int, int, int]]) -> Iterator[Range]:
-    """Present, not lazy pages in file order; neighbours as one range."""
-    at = start = end = 0
-    for _, pages, flags in entries:
-        if flags and not flags & _PE_PRESENT:
-            continue
-        length = pages * PAGE
-        if not flags & _PE_LAZY:
-            if at != end:
-                if end > start:
-                    yield Range(start, end)
-                start = at
-            end = at + length
-        at += length
-    if end > start:
-        yield Range(start, end)
 
 
 def _write_ranges(reader: Reader, entry: Entry, path: Path, ranges: list[Range]) -> None:

@@ -186,16 +186,60 @@ def touch_all(house: House, snapshot: str) -> float:
 def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_house: House) -> None:
     shared_house.python(
         "sharing",
-        "import mmap, os, time\nshared = mmap.mmap(-1, 9 << 20)\nshared[:] = os.urandom(9 << 20)\n"
-        "open('/tmp/ready', 'w').close()\nwhile True: time.sleep(1)",
+        "import ctypes, hashlib, mmap, os, time\n"
+        "shared = mmap.mmap(-1, 9 << 20)\nshared[:] = os.urandom(9 << 20)\n"
+        "file = os.memfd_create('memfd'); os.write(file, os.urandom(5 << 20))\n"
+        "locked = mmap.mmap(-1, 3 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "locked[:] = os.urandom(3 << 20)\n"
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(locked))\n"
+        "assert ctypes.CDLL(None).mlock(ctypes.c_void_p(at), ctypes.c_size_t(3 << 20)) == 0\n"
+        "while True:\n"
+        "    what = hashlib.sha256(shared[:] + os.pread(file, 5 << 20, 0) + locked[:]).hexdigest()\n"
+        "    open('/tmp/new', 'w').write(what); os.rename('/tmp/new', '/tmp/now')\n"
+        "    time.sleep(0.1)\n",
     )
-    assert eventually(lambda: (shared_house.upper("sharing") / "tmp/ready").exists(), 30)
+    before = shared_house.upper("sharing") / "tmp/now"
+    assert eventually(before.exists, 30)
+    content = before.read_text()
     saved = shared_house.save("sharing")
     shared_house.stop("sharing", timeout_s=0)
     info = shared_house.restore(saved.snapshot, "shared")
-    assert info.read_ahead["shared"] >= 9 << 20
+    began = time.time()
+    assert (info.read_ahead["shared"], info.read_ahead["memfd"]) == (9 << 20, 5 << 20)
+    assert info.read_ahead["locked"] >= 3 << 20
     assert 0 < info.read_ahead["private"] < 9 << 20
+    after = shared_house.upper("shared") / "tmp/now"
+    assert eventually(lambda: after.stat().st_mtime > began, 30)
+    assert after.read_text() == content
     shared_house.stop("shared", timeout_s=0)
+
+
+def test_huge_pages_are_read_before_the_program_runs_and_said(shared_house: House) -> None:
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    if int(free.split()[1]) < 6:
+        pytest.skip("six free huge pages are needed (vm.nr_hugepages)")
+    shared_house.python(
+        "huge",
+        "import hashlib, mmap, os, time\nanonymous = mmap.MAP_ANONYMOUS | 0x40000\n"
+        "private = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | anonymous)\nprivate[:] = os.urandom(8 << 20)\n"
+        "shared = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_SHARED | anonymous)\nshared[:] = os.urandom(4 << 20)\n"
+        "while True:\n"
+        "    what = hashlib.sha256(private[:] + shared[:]).hexdigest()\n"
+        "    open('/tmp/new', 'w').write(what); os.rename('/tmp/new', '/tmp/now')\n"
+        "    time.sleep(0.1)\n",
+    )
+    before = shared_house.upper("huge") / "tmp/now"
+    assert eventually(before.exists, 30)
+    content = before.read_text()
+    saved = shared_house.save("huge")
+    shared_house.stop("huge", timeout_s=0)
+    info = shared_house.restore(saved.snapshot, "huger")
+    began = time.time()
+    assert info.read_ahead["hugetlb"] == 12 << 20
+    after = shared_house.upper("huger") / "tmp/now"
+    assert eventually(lambda: after.stat().st_mtime > began, 30)
+    assert after.read_text() == content
+    shared_house.stop("huger", timeout_s=0)
 
 
 def test_it_answers_before_its_memory_is_in(shared_house: House, snapshot: str) -> None:

@@ -192,11 +192,11 @@ def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int
     head = next(records, None)
     if head is None:
         return 0, []
-    pages_id = dict(varints(name, data, *head)).get(1, 0)
+    pages_id = dict(_varints(name, data, *head)).get(1, 0)
     entries = []
     for begin, end in records:
         vaddr = pages = flags = 0
-        for field, value in varints(name, data, begin, end):
+        for field, value in _varints(name, data, begin, end):
             if field == 1:
                 vaddr = value
             elif field == 5 or (field == 2 and not pages):
@@ -224,9 +224,9 @@ def parse_areas(name: str, data: bytes) -> Iterator[Area]:
     record = next(parse_records(name, data, _MM_MAGIC), None)
     if record is None:
         raise CorruptError(f"{name} is empty")
-    for field, value in _fields(name, data, *record):
+    for field, value in parse_fields(name, data, *record):
         if field == 14 and isinstance(value, tuple):
-            vma = dict(varints(name, data, *value))
+            vma = dict(_varints(name, data, *value))
             yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0))
 
 
@@ -280,11 +280,11 @@ def parse_records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int
         at += length
 
 
-def varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    return ((field, value) for field, value in _fields(name, data, begin, end) if isinstance(value, int))
+def _varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    return ((field, value) for field, value in parse_fields(name, data, begin, end) if isinstance(value, int))
 
 
-def _fields(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
+def parse_fields(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
     """Fields of one protobuf message: (number, value) for varints, (number, (begin, end)) for nested bytes."""
     at = begin
     while at < end:
