@@ -11,19 +11,12 @@ checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
-
-from blake3 import blake3
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from .columns cimport Columns
-from .unpack cimport Unpacker, unpack
-
-cdef extern from "Python.h":
-    enum:
-        PyBUF_READ
+from .unpack cimport Unpacker, is_chunk, unpack
 
 cdef extern from "bytes.h" nogil:
     enum:
@@ -48,7 +41,6 @@ cdef uint32_t NO_CHUNK = 0xFFFFFFFF
 cdef enum State:
     WANTED    # not there yet
     PLACED    # where it is in a pack is known
-    UNPACKED  # there, its id not compared
     BASED     # what is there is the difference to its bases
     DONE
 
@@ -65,9 +57,11 @@ cdef struct Chunk:
     uint32_t piece      # the last piece added, + 1; 0: none
     uint64_t offset
     uint8_t *out
+    uint8_t id[ID]
     uint8_t state
     uint8_t depth
     uint8_t pieces      # 0, 1, or 2 for any more
+    bint apart          # `out` is bytes of the chunk's own
 
 
 cdef class Filling:
@@ -126,6 +120,7 @@ cdef class Filling:
                 raise MemoryError
             self.chunks, self.room = grown, 2 * self.room + 32
         memset(&self.chunks[number], 0, sizeof(Chunk))
+        memcpy(self.chunks[number].id, PyBytes_AS_STRING(ident), ID)
         self.ids.append(ident)
         self.owned.append(None)
         self.numbers[ident] = number
@@ -225,23 +220,45 @@ cdef class Filling:
 
     def know(self, size_t number, const uint8_t[::1] plain):
         """These are the bytes of a chunk, checked. ValueError if it does not have all that is wanted of it."""
-        cdef size_t i, size = plain.shape[0]
-        cdef Piece *piece
-        cdef bint fits = True
+        cdef size_t size = plain.shape[0]
         if number >= <size_t>len(self.ids):
             raise ValueError(f"there is no chunk {number}")
-        with nogil:
-            i = self.chunks[number].piece
-            while i:
-                piece = &self.pieces[i - 1]
-                if <size_t>piece.offset + piece.length > size:
-                    fits = False
-                elif piece.length:
-                    memcpy(piece.target, &plain[piece.offset], piece.length)
-                i = piece.next
-        if not fits:
+        if not self.has_pieces(number, size):
             raise ValueError("a leaf refers to bytes that a chunk does not have")
+        with nogil:
+            if size:
+                self.deliver(number, &plain[0])
         self.chunks[number].state = DONE
+        # What was unpacked of it, if anything, is not what these bytes are.
+        self.chunks[number].out, self.owned[number] = NULL, None
+
+    cdef bint has_pieces(self, size_t number, size_t size) noexcept nogil:
+        """Whether all that is wanted of a chunk lies in its `size` bytes."""
+        cdef size_t i = self.chunks[number].piece
+        while i:
+            if <size_t>self.pieces[i - 1].offset + self.pieces[i - 1].length > size:
+                return False
+            i = self.pieces[i - 1].next
+        return True
+
+    cdef void deliver(self, size_t number, const uint8_t *plain) noexcept nogil:
+        """Copy a chunk's pieces to where they are wanted."""
+        cdef size_t i = self.chunks[number].piece
+        cdef Piece *piece
+        while i:
+            piece = &self.pieces[i - 1]
+            memmove(piece.target, plain + piece.offset, piece.length)
+            i = piece.next
+
+    cdef void settle(self, size_t number) noexcept nogil:
+        """What is unpacked is the chunk's, or the chunk stays wanted."""
+        cdef Chunk *chunk = &self.chunks[number]
+        if is_chunk(self.tools, chunk.out, chunk.plain, chunk.id):
+            chunk.state = DONE
+            if chunk.apart:
+                self.deliver(number, chunk.out)
+        else:
+            chunk.state = WANTED
 
     def place(self, rows, uint64_t gap, uint64_t longest, int below=256):
         """Where the chunks are that are wanted: their index rows (None where there is none), in the order of `wanted`.
@@ -284,21 +301,17 @@ cdef class Filling:
         """Where a chunk is unpacked; False if what is wanted of it is not in it."""
         cdef Chunk *chunk = &self.chunks[number]
         cdef Piece *piece
-        cdef size_t i
         if chunk.pieces == 1:
             piece = &self.pieces[chunk.piece - 1]
             if piece.offset == 0 and piece.length == chunk.plain:
                 chunk.out = piece.target
                 return True
-        i = chunk.piece
-        while i:
-            piece = &self.pieces[i - 1]
-            if <size_t>piece.offset + piece.length > chunk.plain:
-                return False
-            i = piece.next
+        if not self.has_pieces(number, chunk.plain):
+            return False
         own = PyBytes_FromStringAndSize(NULL, chunk.plain)
         self.owned[number] = own
         chunk.out = <uint8_t *>PyBytes_AS_STRING(own)
+        chunk.apart = True
         return True
 
     cdef list reads(self, size_t n, uint64_t gap, uint64_t longest):
@@ -320,26 +333,19 @@ cdef class Filling:
         return found
 
     def unpack(self, size_t first, size_t end, const uint8_t[::1] data, uint64_t begin):
-        """Unpack the frames of a read, whose bytes from `begin` of the pack are `data` (fewer at the end of a pack).
+        """Unpack and check the frames of a read, whose bytes from `begin` of the pack are `data` (fewer at a pack's end).
 
         Returns (number, depth, base records) of the differences among them, to be completed with `add_bases`.
         """
         cdef size_t i, size = data.shape[0]
         cdef Chunk *chunk
-        cdef uint8_t **ids
         if end > <size_t>len(self.ids) or self.order == NULL or size == 0:
             return []
-        ids = <uint8_t **>malloc((end - first + 1) * sizeof(uint8_t *))
-        if ids == NULL:
-            raise MemoryError
-        for i in range(first, end):
-            ids[i - first] = <uint8_t *>PyBytes_AS_STRING(self.ids[self.order[i]])
         with nogil:
             for i in range(first, end):
                 chunk = &self.chunks[self.order[i]]
                 if chunk.state == PLACED and begin <= chunk.offset <= begin + size and chunk.span <= begin + size - chunk.offset:
-                    self.unframe(chunk, ids[i - first], &data[chunk.offset - begin])
-        free(ids)
+                    self.unframe(self.order[i], &data[chunk.offset - begin])
         based = []
         for i in range(first, end):
             chunk = &self.chunks[self.order[i]]
@@ -348,7 +354,8 @@ cdef class Filling:
                 based.append((self.order[i], chunk.depth, bytes(data[at:at + data[<size_t>at - HEADER + 7] * BASE])))
         return based
 
-    cdef void unframe(self, Chunk *chunk, const uint8_t *ident, const uint8_t *frame) noexcept nogil:
+    cdef void unframe(self, size_t number, const uint8_t *frame) noexcept nogil:
+        cdef Chunk *chunk = &self.chunks[number]
         cdef uint32_t stored = 0, plain = 0, magic = 0
         cdef size_t head = HEADER + <size_t>frame[7] * BASE
         cdef int codec = frame[5]
@@ -356,56 +363,66 @@ cdef class Filling:
         memcpy(&stored, frame + 8, 4)
         memcpy(&plain, frame + 12, 4)
         if (magic != MAGIC or frame[4] != CHUNK_KIND or frame[6] != chunk.depth or plain != chunk.plain
-                or head + stored != chunk.span or memcmp(frame + 20, ident, ID) != 0):
+                or head + stored != chunk.span or memcmp(frame + 20, chunk.id, ID) != 0):
             return
         if unpack(self.tools, codec, frame + head, stored, chunk.out, plain):
-            chunk.state = BASED if codec == XOR_ZSTD or codec == XOR_PLANES else UNPACKED
+            if codec == XOR_ZSTD or codec == XOR_PLANES:
+                chunk.state = BASED
+            else:
+                self.settle(number)
 
-    def add_bases(self, size_t number, const uint8_t[::1] records, plains):
-        """Complete a difference: `plains` has the plain bytes of the chunks that its base records name, by id."""
-        cdef size_t i, n = records.shape[0] // BASE, done = 0
+    def lacking(self, records):
+        """The chunks that base records (frames.BASE) name and that are not done here, each once."""
+        found = {}
+        for at in range(0, len(records) // BASE * BASE, BASE):
+            ident = records[at:at + ID]
+            if ident != ZERO_ID and self.done(ident) == NULL:
+                found[ident] = None
+        return list(found)
+
+    cdef Chunk *done(self, ident):
+        """A chunk that was unpacked here and is right."""
+        number = self.numbers.get(ident)
+        if number is None:
+            return NULL
+        cdef Chunk *chunk = &self.chunks[<size_t>number]
+        return chunk if chunk.state == DONE and chunk.out != NULL else NULL
+
+    def add_bases(self, size_t number, bytes records not None, plains):
+        """Complete a difference: `plains` has the plain bytes, by id, of the chunks that `lacking` told of its records."""
+        cdef size_t n = len(records) // BASE, done = 0, size, i
         cdef uint32_t offset = 0, length = 0
-        cdef const uint8_t[::1] base
+        cdef const uint8_t *record = <const uint8_t *>PyBytes_AS_STRING(records)
+        cdef const uint8_t[::1] plain
+        cdef const uint8_t *base
+        cdef Chunk *own
         cdef Chunk *chunk
         if number >= <size_t>len(self.ids) or self.chunks[number].state != BASED:
             raise ValueError(f"chunk {number} is no difference")
         chunk = &self.chunks[number]
         for i in range(n):
-            memcpy(&offset, &records[i * BASE + ID], 4)
-            memcpy(&length, &records[i * BASE + ID + 4], 4)
+            memcpy(&offset, record + ID, 4)
+            memcpy(&length, record + ID + 4, 4)
             if length > chunk.plain - done:
                 return
-            ident = PyBytes_FromStringAndSize(<const char *>&records[i * BASE], ID)
-            if ident != ZERO_ID:
-                base = plains[ident]
-                if <size_t>offset + length > <size_t>base.shape[0]:
+            ident = PyBytes_FromStringAndSize(<const char *>record, ID)
+            if ident != ZERO_ID and length:
+                own = self.done(ident)
+                if own != NULL:
+                    base, size = own.out, own.plain
+                else:
+                    plain = plains[ident]
+                    size = plain.shape[0]
+                    base = &plain[0] if size else NULL
+                if <size_t>offset + length > size:
                     return
-                if length:
-                    with nogil:
-                        ijfs_xor_into(chunk.out + done, &base[offset], length)
+                with nogil:
+                    ijfs_xor_into(chunk.out + done, base + offset, length)
             done += length
+            record += BASE
         if done == chunk.plain:
-            chunk.state = UNPACKED
-
-    def check(self, size_t first, size_t end):
-        """Compare the chunks of a read with their ids, and copy from those that were not unpacked in place."""
-        cdef size_t i, number
-        cdef Chunk *chunk
-        if end > <size_t>len(self.ids) or self.order == NULL:
-            return
-        for i in range(first, end):
-            number = self.order[i]
-            chunk = &self.chunks[number]
-            if chunk.state != UNPACKED:
-                continue
-            plain = self.owned[number]
-            if plain is None:
-                plain = PyMemoryView_FromMemory(<char *>chunk.out, chunk.plain, PyBUF_READ)
-            if blake3(plain).digest() != self.ids[number]:
-                continue
-            if self.owned[number] is not None:
-                self.know(number, plain)
-            chunk.state = DONE
+            with nogil:
+                self.settle(number)
 
     def kept(self):
         """(id, bytes) of the chunks that were not unpacked in place: of those, more may be wanted soon."""

@@ -15,7 +15,6 @@ from . import waits
 from .bulk import Filling
 from .codec import MAX_DEPTH, Plain
 from .errors import CorruptError
-from .frames import base_ids
 from .lru import ByteLru
 from .store import Store
 from .unpack import Unpacker
@@ -82,20 +81,21 @@ def whole(
 
 
 def _read(what: Filling, store: Store, rows: Sequence[bytes | None], bases: FetchBases, below: int = 256) -> None:
+    based: list[tuple[int, int, bytes]] = []
     for pack, offset, length, first, end in what.place(rows, _GAP, _LONGEST, below):
         buffer = _tools.buffer if length <= len(_tools.buffer) else memoryview(bytearray(length))
         got = store.read_pack(pack, offset, buffer[:length])
-        based = what.unpack(first, end, buffer[:got], offset)
-        if based:
-            _add_bases(what, based, bases)
-        what.check(first, end)
+        based += what.unpack(first, end, buffer[:got], offset)
+    # Last, because most of what they are based on is wanted, too, and is there by now.
+    if based:
+        _add_bases(what, based, bases)
 
 
 def _add_bases(what: Filling, based: list[tuple[int, int, bytes]], fetch: FetchBases) -> None:
     """Complete the differences; where their bases cannot be had, they stay wanted."""
     for depth in range(1, MAX_DEPTH + 1):
         those = [(number, records) for number, at, records in based if at == depth]
-        ids = list({ident: None for _, records in those for ident in base_ids(records)})
+        ids = list({ident: None for _, records in those for ident in what.lacking(records)})
         with suppress(CorruptError):
             plains = dict(zip(ids, fetch(ids, depth) if ids else (), strict=True))
             for number, records in those:

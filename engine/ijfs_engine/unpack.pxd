@@ -9,5 +9,7 @@ cdef extern from "zstd.h" nogil:
 cdef class Unpacker:
     cdef ZSTD_DCtx *context
     cdef uint8_t *spare
+    cdef uint8_t *hashes
 
 cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil
+cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil

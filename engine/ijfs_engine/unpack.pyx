@@ -1,14 +1,18 @@
 # distutils: libraries = zstd
 """From a payload back to plain bytes: the read side of the codecs of docs/format.md, each checked against every lie.
 
-Called by bulk.pyx for many chunks at once and by codec.py for one. reference.py is the slow twin; numbers.h and bytes.h
-have the loops.
+Called by bulk.pyx for many chunks at once and by codec.py for one. reference.py is the slow twin; numbers.h, bytes.h and
+blake3.h have the loops.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
+
+cdef extern from "blake3.h" nogil:
+    int ijfs_blake3_best()
+    void ijfs_blake3(int lanes, const uint8_t *data, size_t n, uint8_t *room, uint8_t *out)
 
 cdef extern from "bytes.h" nogil:
     void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
@@ -38,26 +42,31 @@ cdef enum:
     PLANE_HEAD = 8
     NUMBER_HEAD = 20
     MAX_PLAIN = 256 * 1024
+    HASH_ROOM = MAX_PLAIN // 1024 * 32 + 64
+    ID = 32
 # Whole numbers up to here are exact as doubles.
 cdef int64_t MOST_LEAST = 1 << 52
 # A plane that is not stored.
 cdef uint8_t *NO_PLANE = <uint8_t *>calloc(MAX_PLAIN // 4, 1)
 if NO_PLANE == NULL:
     raise MemoryError
+cdef int LANES = ijfs_blake3_best()
 
 
 cdef class Unpacker:
-    """What one unpacking thread needs: a context of zstd, room for planes. Not for two threads at once."""
+    """What one unpacking thread needs: a context of zstd, room for planes and hashes. Not for two threads at once."""
 
     def __cinit__(self):
         self.context = ZSTD_createDCtx()
         self.spare = <uint8_t *>malloc(MAX_PLAIN)
-        if self.context == NULL or self.spare == NULL:
+        self.hashes = <uint8_t *>malloc(HASH_ROOM)
+        if self.context == NULL or self.spare == NULL or self.hashes == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         ZSTD_freeDCtx(self.context)
         free(self.spare)
+        free(self.hashes)
 
 
 cdef bint unzstd(ZSTD_DCtx *context, const uint8_t *packed, size_t size, uint8_t *out, size_t plain) noexcept nogil:
@@ -153,6 +162,43 @@ cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size,
     if codec == NUMBERS:
         return unnumbers(tools, payload, size, out, plain)
     return False
+
+
+cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil:
+    """Whether these, at most MAX_PLAIN, are the bytes that an id stands for."""
+    cdef uint8_t own[ID]
+    ijfs_blake3(LANES, plain, size, tools.hashes, own)
+    return memcmp(own, ident, ID) == 0
+
+
+def hash_widths():
+    """How many inputs at once BLAKE3 can take on this processor."""
+    return [lanes for lanes in (4, 8, 16) if lanes <= LANES]
+
+
+def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0):
+    """The ids of chunks of `data`, as a list; `bounds` are (start, end) of each, flat. ValueError if they do not fit."""
+    cdef size_t count = bounds.shape[0] // 2, i
+    cdef const uint8_t *at = &data[0] if data.shape[0] else NO_PLANE
+    cdef uint8_t *room
+    for i in range(count):
+        if bounds[2 * i] > bounds[2 * i + 1] or bounds[2 * i + 1] > <uint64_t>data.shape[0]:
+            raise ValueError(f"no chunk: bytes {bounds[2 * i]} to {bounds[2 * i + 1]} of {data.shape[0]}")
+        if bounds[2 * i + 1] - bounds[2 * i] > MAX_PLAIN:
+            raise ValueError(f"no chunk has {bounds[2 * i + 1] - bounds[2 * i]} bytes")
+    if bounds.shape[0] % 2 or lanes not in (0, *hash_widths()):
+        raise ValueError(f"a chunk without an end, or not {hash_widths()} inputs at once")
+    out = PyBytes_FromStringAndSize(NULL, ID * count)
+    cdef uint8_t *ids = <uint8_t *>PyBytes_AS_STRING(out)
+    with nogil:
+        room = <uint8_t *>malloc(HASH_ROOM)
+        if room != NULL:
+            for i in range(count):
+                ijfs_blake3(lanes or LANES, at + bounds[2 * i], bounds[2 * i + 1] - bounds[2 * i], room, ids + ID * i)
+        free(room)
+    if room == NULL:
+        raise MemoryError
+    return [out[ID * i : ID * (i + 1)] for i in range(count)]
 
 
 def unpack_payload(Unpacker tools not None, int codec, const uint8_t[::1] payload, size_t plain):

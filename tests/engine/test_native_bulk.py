@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from array import array
 from typing import NamedTuple
 
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +17,10 @@ from ijfs_engine import codec, reference
 from ijfs_engine.bulk import Filling
 from ijfs_engine.codec import Base
 from ijfs_engine.columns import Columns
-from ijfs_engine.frames import Codec, Kind, base_ids, chunk_id, encode_header, pack_bases, padding
+from ijfs_engine.frames import Codec, Kind, chunk_id, encode_header, pack_bases, padding
 from ijfs_engine.index import Place
 from ijfs_engine.records import ZERO_RUN
-from ijfs_engine.unpack import Unpacker, unpack_payload
+from ijfs_engine.unpack import Unpacker, chunk_ids, hash_widths, unpack_payload
 
 TOOLS = Unpacker()
 GAP, LONGEST = 64, 100_000
@@ -79,9 +81,8 @@ def filled(what: Filling, pack: bytes, rows: dict[bytes, bytes], plains: dict[by
     for number, offset, length, first, end in what.place([rows.get(i) for _, i in what.wanted()], GAP, LONGEST):
         assert number == 3
         for chunk, _, records in what.unpack(first, end, pack[offset : offset + length], offset):
-            if all(ident in plains for ident in base_ids(records)):
+            if all(ident in plains for ident in what.lacking(records)):
                 what.add_bases(chunk, records, plains)
-        what.check(first, end)
     return [ident for _, ident in what.wanted()]
 
 
@@ -196,7 +197,6 @@ def test_whole_chunks_are_kept_if_they_are_not_too_deep(chunks: list[tuple[str, 
     for _, offset, length, first, end in what.place(list(store.rows.values()), GAP, LONGEST, below):
         for chunk, _, records in what.unpack(first, end, store.pack[offset : offset + length], offset):
             what.add_bases(chunk, records, store.plains)
-        what.check(first, end)
     shallow = {ident for ident, row in store.rows.items() if Place.decode(row).depth < below}
     assert dict(what.kept()) == {ident: store.plains[ident] for ident in shallow}
 
@@ -231,3 +231,84 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no difference"):
         what.add_bases(0, b"", {})
     assert what.unpack(0, 99, b"data", 0) == []
+
+
+def differences_of(noise: bytes) -> Stored:
+    """A chunk, one based on it, and one based on that."""
+    first, second = bytearray(noise), bytearray(noise)
+    first[5] ^= 1
+    second[5] ^= 3
+    pack, plains, rows = bytearray(64), dict[bytes, bytes](), dict[bytes, bytes]()
+    base: Base | None = None
+    for depth, plain in enumerate((noise, bytes(first), bytes(second))):
+        ident = chunk_id(plain)
+        chunk = codec.encode(memoryview(plain), ident, base)
+        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        rows[ident] = Place(3, len(pack), len(frame), len(plain), chunk.codec, chunk.depth).encode()
+        pack += frame + bytes(padding(len(frame)))
+        plains[ident], base = plain, Base(plain, pack_bases([(ident, 0, len(plain))]), depth, sure=True)
+    return Stored(bytes(pack), plains, rows)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_bases_that_are_wanted_themselves_are_not_asked_for(whole: bool) -> None:
+    store = differences_of(random.Random(3).randbytes(5000))
+    what = Filling(TOOLS)
+    buffers = {ident: bytearray(5000 if whole else 100) for ident in store.plains}
+    for ident, buffer in buffers.items():
+        what.add_chunk(ident, 0 if whole else 7, buffer)
+    asked = []
+    for _, offset, length, first, end in what.place(list(store.rows.values()), GAP, LONGEST):
+        for chunk, _, records in what.unpack(first, end, store.pack[offset : offset + length], offset):
+            asked += what.lacking(records)
+            what.add_bases(chunk, records, {})
+    assert asked == []
+    assert what.wanted() == []
+    for ident, buffer in buffers.items():
+        assert buffer == (store.plains[ident] if whole else store.plains[ident][7:107])
+
+
+def test_what_was_unpacked_wrong_is_no_base() -> None:
+    store = differences_of(random.Random(4).randbytes(5000))
+    first, *others = store.plains
+    pack = bytearray(store.pack)
+    pack[64 + 64 + 10] ^= 1  # in the payload of the first
+    what, out = Filling(TOOLS), bytearray(5000)
+    what.add_chunk(first, 0, out)
+    for ident in others:
+        what.add_chunk(ident, 0, bytearray(5000))
+    ((_, offset, length, start, end),) = what.place(list(store.rows.values()), GAP, LONGEST)
+    ((number, _, records), _) = what.unpack(start, end, bytes(pack[offset : offset + length]), offset)
+    assert what.lacking(records) == [first]
+    what.know(0, store.plains[first])
+    assert what.lacking(records) == [first]
+    what.add_bases(number, records, {first: store.plains[first]})
+    assert out == store.plains[first]
+    assert [ident for _, ident in what.wanted()] == others[1:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.integers(0, 5000), st.integers(0, 256 * 1024)), max_size=4), st.data())
+def test_ids_are_those_of_blake3(sizes: list[int], data: st.DataObject) -> None:
+    plain = random.Random(1).randbytes(sum(sizes))
+    ends = list(itertools.accumulate(sizes))
+    bounds = array("Q", [bound for size, end in zip(sizes, ends, strict=True) for bound in (end - size, end)])
+    expected = [blake3(plain[start:end]).digest() for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
+    assert chunk_ids(plain, bounds, data.draw(st.sampled_from([0, *hash_widths()]))) == expected
+
+
+@pytest.mark.parametrize("edge", [0, 1, 63, 64, 65, 1023, 1024, 1025, 2048, 2049, 3072, 5120, 17 * 1024, 256 * 1024])
+def test_ids_are_those_of_blake3_at_the_edges_of_its_tree(edge: int) -> None:
+    plain = random.Random(edge).randbytes(edge)
+    for lanes in hash_widths():
+        assert chunk_ids(plain, array("Q", (0, edge)), lanes) == [blake3(plain).digest()]
+
+
+@pytest.mark.parametrize("bounds", [(0, 11), (5, 4), (0, 10, 0), (0, 1 << 63)])
+def test_bounds_of_ids_that_do_not_fit_are_refused(bounds: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        chunk_ids(bytes(10), array("Q", bounds))
+    with pytest.raises(ValueError, match="no chunk has"):
+        chunk_ids(bytes(1 << 19), array("Q", (0, 1 << 19)))
+    with pytest.raises(ValueError, match="at once"):
+        chunk_ids(bytes(10), array("Q", (0, 10)), 3)
