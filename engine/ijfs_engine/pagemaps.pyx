@@ -1,4 +1,5 @@
-"""The entries of a CRIU pagemap, thousands to an image: which pages the file holds. Called by layouts/criu.py.
+"""The entries of a CRIU pagemap, thousands to an image: which pages the file holds. Called by layouts/criu.py, and by
+ijfs.live for a restore.
 
 In Python they took a quarter of the time of a re-save in which nothing had changed. reference.pagemap_runs is the slow
 twin, tests/engine/test_native_pagemaps.py compares the two.
@@ -81,18 +82,18 @@ cdef int read_entry(const uint8_t *data, size_t at, size_t end, Entry *entry) no
 
 
 cdef int take_run(const Entry *entry, uint64_t *run) noexcept nogil:
-    """The entry's pages as (first page number, count), a count of 0 where the file holds none of them."""
+    """The entry as (first page number, pages, flags)."""
     cdef int count = WIDE_COUNT if entry.seen[WIDE_COUNT] else COUNT
-    cdef uint64_t flags = PE_PRESENT
     if not entry.seen[ADDRESS] or not entry.seen[count] or entry.value[ADDRESS] & ((1 << PAGE_SHIFT) - 1):
         return BAD_ENTRY
-    # Images older than the flags (CRIU 2) have none and are present unless they are in the parent.
-    if entry.seen[FLAGS]:
-        flags = entry.value[FLAGS]
-    elif entry.seen[IN_PARENT] and entry.value[IN_PARENT]:
-        flags = PE_PARENT
     run[0] = entry.value[ADDRESS] >> PAGE_SHIFT
-    run[1] = entry.value[count] if flags & PE_PRESENT else 0
+    run[1] = entry.value[count]
+    # Images older than the flags (CRIU 2) have none and are present unless they are in the parent.
+    run[2] = PE_PRESENT
+    if entry.seen[FLAGS]:
+        run[2] = entry.value[FLAGS]
+    elif entry.seen[IN_PARENT] and entry.value[IN_PARENT]:
+        run[2] = PE_PARENT
     return GOOD
 
 
@@ -110,6 +111,7 @@ cdef int next_message(const uint8_t *data, size_t size, size_t *at, size_t *end)
 
 
 cdef int read_runs(const uint8_t *data, size_t size, size_t at, uint64_t *runs, size_t *n) noexcept nogil:
+    """Every entry as three numbers."""
     cdef Entry entry
     cdef size_t end = at
     cdef int problem
@@ -119,10 +121,10 @@ cdef int read_runs(const uint8_t *data, size_t size, size_t at, uint64_t *runs, 
         if not problem:
             problem = read_entry(data, at, end, &entry)
         if not problem:
-            problem = take_run(&entry, runs + 2 * n[0])
+            problem = take_run(&entry, runs + 3 * n[0])
         if problem:
             return problem
-        n[0] += runs[2 * n[0] + 1] != 0
+        n[0] += 1
         at = end
     return GOOD
 
@@ -132,13 +134,21 @@ def pagemap_runs(const uint8_t[::1] data, size_t at):
 
     ValueError, with a sentence, for what is no pagemap.
     """
+    return [(first, pages) for first, pages, flags in pagemap_entries(data, at) if flags & PE_PRESENT and pages]
+
+
+def pagemap_entries(const uint8_t[::1] data, size_t at):
+    """(first page number, pages, flags) of every entry of the messages from byte `at` on; old images' flags are made up.
+
+    ValueError, with a sentence, for what is no pagemap.
+    """
     cdef size_t size = data.shape[0], n = 0, i
     cdef uint64_t *runs
     cdef int problem
     if at >= size:
         return []
-    # A message takes four bytes at least, so this is room for all of them; one more for a count of zero at the end.
-    runs = <uint64_t *>malloc(16 * ((size - at) // 4 + 1))
+    # A message takes four bytes at least, so this is room for all of them.
+    runs = <uint64_t *>malloc(24 * ((size - at) // 4 + 1))
     if runs == NULL:
         raise MemoryError
     try:
@@ -146,7 +156,7 @@ def pagemap_runs(const uint8_t[::1] data, size_t at):
             problem = read_runs(&data[0], size, at, runs, &n)
         if problem:
             raise ValueError(COMPLAINTS[problem])
-        return [(runs[2 * i], runs[2 * i + 1]) for i in range(n)]
+        return [(runs[3 * i], runs[3 * i + 1], runs[3 * i + 2]) for i in range(n)]
     finally:
         free(runs)
 

@@ -148,6 +148,11 @@ def runs(kinds: bytes) -> list[tuple[int, int, int]]:
 
 def pagemap_runs(data: bytes, at: int) -> list[tuple[int, int]]:
     """(first page number, pages) of each pagemap entry from byte `at` on that the file has pages of. ValueError."""
+    return [(first, pages) for first, pages, flags in pagemap_entries(data, at) if flags & 4 and pages]
+
+
+def pagemap_entries(data: bytes, at: int) -> list[tuple[int, int, int]]:
+    """(first page number, pages, flags) of each pagemap entry from byte `at` on. ValueError."""
     found = []
     while at < len(data):
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
@@ -157,8 +162,7 @@ def pagemap_runs(data: bytes, at: int) -> list[tuple[int, int]]:
         address, count = fields.get(1), fields.get(5, fields.get(2))
         if address is None or count is None or address % PAGE:
             raise ValueError("an entry without an address and a count")
-        if fields.get(4, 1 if fields.get(3) else 4) & 4 and count:
-            found.append((address // PAGE, count))
+        found.append((address // PAGE, count, fields.get(4, 1 if fields.get(3) else 4)))
         at = end
     return found
 

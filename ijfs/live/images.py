@@ -7,27 +7,28 @@ no import of one) is on the way of a restore. An eager restore takes everything.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ijfs.live import timers
-from ijfs.live.readahead import Range, eager_ranges, reasons
+from ijfs.live.readahead import Range, eager_ranges
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.reader import Reader, StoredFile
 from ijfs_engine.records import Entry, ObjectId
 
-# One request, and the memory one thread needs; the reader decodes chunks of at most 256 KiB.
-_PIECE = 1 << 20
+# One request. An ordinary program needs less than one, 2 MiB with numpy loaded, and then no thread is worth its start.
+_PIECE = 4 << 20
 # Requests under way at once: more than cores, because they may wait for a place that is far away.
 _READERS = 8
 # What may be read into the reader's cache at once: half of it.
 _TOGETHER = 32 << 20
 
 
-def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> dict[str, int]:
-    """Write a snapshot's images into an empty directory (a tmpfs); the bytes of memory that were written, by why.
+def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> dict[str, bytes]:
+    """Write a snapshot's images into an empty directory (a tmpfs); of a lazy restore, what readahead.reasons reads.
 
     `pages` is a directory (of a mount) where an eager restore finds the memory; without it, it is written here whole.
     """
@@ -52,7 +53,7 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: 
         return {}
     for name, entry in memory.items():
         _write_ranges(reader, entry, target / name, wanted.get(name, []) if lazy else [Range(0, entry.size)])
-    return reasons(told)
+    return told
 
 
 def _read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
@@ -69,43 +70,48 @@ def is_pages(name: str) -> bool:
 
 
 def _write_ranges(reader: Reader, entry: Entry, path: Path, ranges: list[Range]) -> None:
-    """A sparse copy of a pages file. Several threads read: the program waits for all of it."""
+    """A sparse copy of a pages file, filled where it lies. Of much, several threads read: the program waits for it."""
     if any(end > entry.size for _, end in ranges):
         raise CorruptError(f"{path.name} has {entry.size} bytes, its pagemap needs more")
-    stored = reader.open(entry)
-    pieces = [(at, min(_PIECE, end - at)) for start, end in ranges for at in range(start, end, _PIECE)]
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, entry.size)
-        with ThreadPoolExecutor(_READERS) as pool:
-            for _ in pool.map(lambda batch: _write_pieces(stored, fd, batch), _batches(pieces)):
-                pass
+        if not ranges:
+            return
+        stored = reader.open(entry)
+        with mmap.mmap(fd, entry.size) as memory, memoryview(memory) as view:
+            batches = list(_batches(ranges))
+            if len(batches) == 1:
+                _fill(stored, view, batches[0])
+                return
+            with ThreadPoolExecutor(_READERS) as pool:
+                for _ in pool.map(lambda batch: _fill(stored, view, batch), batches):
+                    pass
     finally:
         os.close(fd)
 
 
-def _batches(pieces: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+def _batches(ranges: Iterable[Range]) -> Iterator[list[Range]]:
     """Pieces that are read in one request: those of a program's mappings are often single pages."""
-    batch: list[tuple[int, int]] = []
+    batch: list[Range] = []
     size = 0
-    for at, length in pieces:
-        if batch and size + length > _PIECE:
-            yield batch
-            batch, size = [], 0
-        batch.append((at, length))
-        size += length
+    for start, end in ranges:
+        for at in range(start, end, _PIECE):
+            piece = Range(at, min(end, at + _PIECE))
+            if batch and size + piece.end - piece.start > _PIECE:
+                yield batch
+                batch, size = [], 0
+            batch.append(piece)
+            size += piece.end - piece.start
     if batch:
         yield batch
 
 
-def _write_pieces(stored: StoredFile, fd: int, batch: list[tuple[int, int]]) -> None:
-    buffer = memoryview(bytearray(sum(length for _, length in batch)))
-    views: list[tuple[int, memoryview]] = []
-    taken = 0
-    for at, length in batch:
-        views.append((at, buffer[taken : taken + length]))
-        taken += length
-    if stored.read_many(views) != taken:
-        raise CorruptError("a pages file ends before its pagemap says")
-    for at, view in views:
-        os.pwrite(fd, view, at)
+def _fill(stored: StoredFile, memory: memoryview, batch: list[Range]) -> None:
+    targets = [(start, memory[start:end]) for start, end in batch]
+    try:
+        if stored.read_many(targets) != sum(end - start for start, end in batch):
+            raise CorruptError("a pages file ends before its pagemap says")
+    finally:
+        for _, target in targets:
+            target.release()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijfs.live import criu, criu_probes, images, network, rootfs
+from ijfs.live import criu, criu_probes, images, network, readahead, rootfs
 from ijfs.live import namespaces as ns
 from ijfs.live.errors import SandboxError
 from ijfs.live.instance import Sandbox
@@ -78,6 +78,7 @@ def bring_back(
     if gpu is not None and record is not None:
         gpu.require_room(record, gpus)
     criu_probes.show()
+    ahead: dict[str, int] = {}
     pager: Pager | None = None
     box = Sandbox(layers, ns.new_network(), meta.volumes)
     try:
@@ -87,10 +88,15 @@ def bring_back(
             pager_ahead = None
         _prepare_files(box, vault, snapshot, meta)
         clock.begin("images")
-        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as (staged, ahead):
+        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as (staged, told):
             clock.begin("restore")
             began_ns = time.time_ns()
-            box.own(criu.restore(_request(box, staged, lazy=pager is not None), while_running))
+
+            def running() -> None:
+                while_running()
+                ahead.update(readahead.reasons(told))
+
+            box.own(criu.restore(_request(box, staged, lazy=pager is not None), running))
         if pager is not None:
             pager.wait_resumed(RESUME_LIMIT_S)
         if gpu is not None and record is not None:
@@ -156,8 +162,8 @@ def _prepare_files(box: Sandbox, vault: Vault, snapshot: Snapshot, meta: LiveMet
 @contextlib.contextmanager
 def _staged(
     layers: Layers, vault: Vault, snapshot: Snapshot, *, lazy: bool, pages: Path | None
-) -> Iterator[tuple[Path, dict[str, int]]]:
-    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them, and what memory was read."""
+) -> Iterator[tuple[Path, dict[str, bytes]]]:
+    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them, and what says why memory was."""
     target = layers.criu / "images"
     target.mkdir(exist_ok=True)
     try:

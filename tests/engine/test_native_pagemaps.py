@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import reference
-from ijfs_engine.pagemaps import pagemap_head, pagemap_runs
+from ijfs_engine.pagemaps import pagemap_entries, pagemap_head, pagemap_runs
 
 
 def varint(value: int) -> bytes:
@@ -49,6 +49,7 @@ def outcome(runs: object, data: bytes, at: int) -> object:
 def test_entries_are_read_as_the_slow_twin_reads_them(image: bytes, tail: bytes, at: int) -> None:
     data = image + tail
     assert outcome(pagemap_runs, data, at) == outcome(reference.pagemap_runs, data, at)
+    assert outcome(pagemap_entries, data, at) == outcome(reference.pagemap_entries, data, at)
 
 
 @given(st.lists(usual, max_size=30))

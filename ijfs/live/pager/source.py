@@ -20,8 +20,10 @@ from typing import Final, NamedTuple, Protocol
 from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
 from ijfs_engine import waits
 from ijfs_engine.errors import CorruptError
+from ijfs_engine.pagemaps import pagemap_entries, pagemap_head
 
 _COMMON_MAGIC: Final = 0x54564319  # criu/include/magic.h
+_HEAD: Final = 8
 _PAGEMAP_MAGIC: Final = 0x56084025
 _MM_MAGIC: Final = 0x57492820
 
@@ -188,25 +190,14 @@ def pids_of(names: Iterable[str]) -> list[int]:
 
 def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
     """(number of the pages file, entries (vaddr, pages, flags)) of a pagemap image (images/pagemap.proto)."""
-    records = parse_records(name, data, _PAGEMAP_MAGIC)
-    head = next(records, None)
-    if head is None:
+    if not _has_magic(name, data, _PAGEMAP_MAGIC) or len(data) == _HEAD:
         return 0, []
-    pages_id = dict(_varints(name, data, *head)).get(1, 0)
-    entries = []
-    for begin, end in records:
-        vaddr = pages = flags = 0
-        for field, value in _varints(name, data, begin, end):
-            if field == 1:
-                vaddr = value
-            elif field == 5 or (field == 2 and not pages):
-                pages = value
-            elif field == 4:
-                flags |= value
-            elif field == 3 and value:
-                flags |= _PE_PARENT
-        entries.append((vaddr, pages, flags))
-    return pages_id, entries
+    try:
+        pages_id, at = pagemap_head(data, _HEAD)
+        entries = pagemap_entries(data, at)
+    except ValueError as error:
+        raise CorruptError(f"{name} cannot be read: {error}") from error
+    return pages_id or 0, [(first * PAGE, pages, flags) for first, pages, flags in entries]
 
 
 class Area(NamedTuple):
@@ -262,13 +253,16 @@ def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping
             start = stop
 
 
+def _has_magic(name: str, data: bytes, magic: int) -> bool:
+    """Whether there is anything: CRIU leaves an empty file for a task without memory of its own. CorruptError."""
+    if data and (len(data) < _HEAD or struct.unpack_from("<II", data) != (_COMMON_MAGIC, magic)):
+        raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
+    return bool(data)
+
+
 def parse_records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
     """Where the length-prefixed messages of a CRIU image are: (begin, end)."""
-    if not data:  # CRIU leaves an empty file for a task without memory of its own
-        return
-    if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON_MAGIC, magic):
-        raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
-    at = 8
+    at = _HEAD if _has_magic(name, data, magic) else len(data)
     while at < len(data):
         if at + 4 > len(data):
             raise CorruptError(f"{name} ends inside a record")
