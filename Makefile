@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native bench bench-store bench-live setup-bench lock clean
+.PHONY: help setup demo test check check-native bench bench-store bench-live bench-scale setup-bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench-store: setup ## the store against its peers, on real kernels; as root. ARG
 
 bench-live: setup ## save, restore and fork of live kernels
 	$(BIN)/python -m bench.live $(ARGS)
+
+bench-scale: setup ## the store at 1 and 10 million chunks; 15 minutes, 4 GB of disk
+	$(BIN)/python -m bench.store_scale $(ARGS)
 
 setup-bench: setup ## the peers that bench-store compares with; ARGS=--torch for torch kernels
 	@tools/setup-bench $(ARGS)

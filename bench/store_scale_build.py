@@ -211,13 +211,28 @@ def _entry(name: str, content: ObjectId, *, kind: str = "f", size: int = CHUNK_B
     return Entry(name.encode(), kind, mode, 0, 0, 0, size=0 if kind == "d" else size, content=content)  # type: ignore[arg-type]
 
 
+def halve(path: Path) -> None:
+    """Take the branch and the tags of every second program away."""
+    with Repository.open(path) as repository:
+        odd = [name for name in repository.refs.branches() if int(name.split("-")[1]) % 2]
+        tags = [name for name in repository.refs.tags() if name.rpartition("-")[0] in odd]
+        for name in odd:
+            repository.refs.delete_branch(name)
+        for name in tags:
+            repository.refs.delete_tag(name)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--programs", type=int, default=50)
+    parser.add_argument("--halve", action="store_true", help="take half of the names of one away instead")
     options = parser.parse_args()
-    build(options.path, options.programs)
+    if options.halve:
+        halve(options.path)
+    else:
+        build(options.path, options.programs)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 STEP counts the writes, fsyncs, truncates, renames, unlinks and commits that go through `ijfs_engine.disk`; at that one
 the process kills itself with SIGKILL, a write half done. STEP 0 runs to the end and prints how many there are. Before
-it dies it writes down, in REPOSITORY.unsynced, which files had bytes or names that were not synced.
+it ends it writes down, in REPOSITORY.unsynced, which files had bytes or names that were not synced.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ class Fuse:
             if step.op == "write" and step.data is not None and len(step.data) >= 8192:
                 # Half of it: whole blocks, as O_DIRECT wants.
                 os.pwrite(step.fd, step.data[: len(step.data) // 2 & ~4095], step.offset)
-            self.path.with_suffix(".unsynced").write_text(
-                json.dumps({"durable": self.durable, "unnamed": sorted(self.unnamed)})
-            )
+            self.tell()
             os.kill(os.getpid(), signal.SIGKILL)
         match step.op:
             case "create":
@@ -65,6 +63,11 @@ class Fuse:
                 self.durable[step.path] = self.durable[temporary_of(step.path)]
             case "fsync_dir":
                 self.unnamed = {path for path in self.unnamed if os.path.dirname(path) != step.path}
+
+    def tell(self) -> None:
+        """Write down what is not durable."""
+        state = {"durable": self.durable, "unnamed": sorted(self.unnamed)}
+        self.path.with_suffix(".unsynced").write_text(json.dumps(state))
 
 
 def temporary_of(path: str) -> str:
@@ -124,6 +127,7 @@ def main(path: Path, operation: str, step: int) -> None:
         disk.observer = fuse
         operate(repository, operation)
         disk.observer = None
+        fuse.tell()
     print(fuse.count)
 
 
