@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijfs.live import criu, images, volumes
+from ijfs.live import criu, readahead, volumes
 from ijfs.live.criu_log import error_lines, explain
 from ijfs.live.errors import CriuMissingError
 
@@ -81,7 +81,7 @@ def test_the_ranges_criu_reads_itself_are_those_of_a_page_by_page_model(entries:
             if not flags & 2:
                 wanted.add(at)
             at += 1
-    ranges = list(images._merged(pagemap))
+    ranges = list(readahead._merged(pagemap))
     covered = [page for start, end in ranges for page in range(start // 4096, end // 4096)]
     assert covered == sorted(wanted)
     assert all(left.end < right.start for left, right in itertools.pairwise(ranges))
