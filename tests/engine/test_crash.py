@@ -1,8 +1,8 @@
 """The crash matrix: SIGKILL at every write, fsync and commit, and the loss of all that was not synced.
 
 After each, the repository opens, fsck is clean, what was acknowledged is whole, the operation shows wholly or not at
-all, and it can be done again; after all of them it shows. The process really dies; the loss of power is played by cutting files back to what was
-synced (LMDB's own commits are taken as it gives them).
+all, and it can be done again; after all of them it shows. The process really dies; the loss of power is played by
+cutting files back to what was synced (LMDB's own commits are taken as it gives them).
 """
 
 from __future__ import annotations
