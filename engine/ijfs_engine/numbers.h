@@ -14,7 +14,6 @@ static const double ijfs_tens[IJFS_MAX_DIGITS + 1] = {1e0, 1e1, 1e2,  1e3,  1e4,
 
 /* --- Reading */
 
-typedef uint8_t ijfs_v16 __attribute__((vector_size(16)));
 #define IJFS_LOW(A, B) __builtin_shuffle(A, B, (ijfs_v16){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
 #define IJFS_HIGH(A, B) __builtin_shuffle(A, B, (ijfs_v16){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})
 

@@ -56,7 +56,7 @@ class _Held(NamedTuple):
     chunk: EncodedChunk
 
 
-_SLICE: Final = 256
+_SLICE: Final = 512
 """Rows per index transaction. Ids are random, so a save's rows touch every page of a table, and LMDB writes a touched
 page to a new place: all in one transaction would double the file. In slices by id each copies its part of the table."""
 _MOST_SLICES: Final = 24
