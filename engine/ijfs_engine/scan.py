@@ -103,7 +103,11 @@ def _next(window: _Window, offset: int, name: str) -> tuple[Scanned, int]:
 def _header(window: _Window, offset: int, where: str) -> FrameHeader:
     head = window.at(offset, min(HEADER_SIZE, window.size - offset))
     n_bases = head[7] if len(head) == HEADER_SIZE else 0
-    return decode_header(window.at(offset, min(HEADER_SIZE + n_bases * BASE_SIZE, window.size - offset)), where)
+    whole = HEADER_SIZE + n_bases * BASE_SIZE
+    if whole > window.size - offset:
+        # Its CRC cannot be looked at, so none of its lengths is believed: a wrong one would hide what follows.
+        raise CorruptError(f"{where}: cut short")
+    return decode_header(window.at(offset, whole), where)
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
