@@ -5,8 +5,10 @@ The programs in bench/ call it; it imports the standard library only, so that th
 
 from __future__ import annotations
 
+import compileall
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -94,6 +96,14 @@ def revision() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=10", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def compile_modules() -> None:
+    """As an installed ijfs has them: a checkout may be without, and each start would compile what it loads."""
+    for package in ("ijfs", "ijfs_engine"):
+        spec = importlib.util.find_spec(package)
+        for directory in (spec and spec.submodule_search_locations) or ():
+            compileall.compile_dir(directory, quiet=2)
 
 
 def program_version(command: Sequence[str]) -> str | None:

@@ -8,7 +8,6 @@ figures and targets, met or missed; writes JSON and a plot of memory coming in. 
 from __future__ import annotations
 
 import argparse
-import compileall
 import contextlib
 import ctypes
 import os
@@ -21,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ijfs
-import ijfs_engine
 from bench import common
 from bench.live_kernels import boxed, keeper_cost, prepare_siblings, sandbox_cost, siblings
 from bench.live_programs import Boxed, Plain, Restored, restore
@@ -303,7 +300,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=CACHE / "bench-live.json")
     parser.add_argument("--plot", type=Path, default=CACHE / "bench-live.png")
     options = parser.parse_args()
-    compile_modules()
+    common.compile_modules()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what CRIU restores is ours to wait for
     size = QUICK if options.quick else Size()
     if options.rounds:
@@ -326,12 +323,6 @@ def main() -> None:
         from bench.live_plot import draw
 
         draw(run.found.restores, options.plot)
-
-
-def compile_modules() -> None:
-    """As an installed ijfs has them: a checkout may be without, and each start would compile what it loads."""
-    for package in (ijfs, ijfs_engine):
-        compileall.compile_dir(str(Path(package.__file__ or "").parent), quiet=2)
 
 
 def criu_version() -> str:

@@ -30,6 +30,7 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("run it as root: the snapshots are made by CRIU, and page caches are dropped between contestants")
     tree = options.tree.resolve()
+    common.compile_modules()
     _make_tree(tree, options)
     ns.private_mounts()  # the memory that is restored into goes with this process
     machine = common.machine(options.work)
