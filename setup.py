@@ -39,5 +39,9 @@ def extensions() -> list[Extension]:
     ]
 
 
+CORES = len(os.sched_getaffinity(0))
 # The generated C goes under build/, so that a reader of the engine sees only what people wrote.
-setup(ext_modules=cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES))
+setup(
+    ext_modules=cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES, nthreads=CORES),
+    options={"build_ext": {"parallel": CORES}},
+)
