@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live import criu, procfs, rootfs
+from ijfs.live import criu, rootfs
 from ijfs.live import namespaces as ns
 from ijfs.live.instance import Sandbox, launch
 from ijfs.live.paths import CONNECTION_FILE_INSIDE, LOG_INSIDE, Layers
@@ -80,7 +80,7 @@ class Kernel:
             pid=box.pid,
             images=into.images,
             work=box.layers.criu,
-            network_inode=procfs.namespace_id(box.pid, "net"),
+            network_fd=box.network_fd,
             external_mounts=rootfs.external_inside(box.volumes),
         )
         return criu.dump(request, lambda: _copy_tree(box.layers.upper, into.upper))

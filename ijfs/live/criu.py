@@ -1,8 +1,8 @@
 """The seam to CRIU: find it, ask it, dump and restore with it, and say in a sentence why it would not.
 
 Everything that ijfs knows of CRIU's command line is here. Called by save.py, restore.py and doctor.py. The options
-are those that were measured to work for kernels in a sandbox: the network namespace and the mounts of rootfs.EXTERNAL
-are external, connections of the relay stay established, file locks and unlinked files come along.
+are those that were measured to work for kernels in a sandbox: CRIU runs in its network namespace, the mounts of
+rootfs.EXTERNAL are external, connections of the relay stay established, file locks and unlinked files come along.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ijfs.live import namespaces as ns
 from ijfs.live.criu_log import explain
 from ijfs.live.criu_window import Window, frozen_seconds
 from ijfs.live.errors import CriuError, CriuMissingError
@@ -39,17 +40,16 @@ COMMON = (
     "--ghost-limit=512M",
     "-v2",
 )
-NETWORK_KEY = "net0"
 
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """One dump: the root of the tree, where images go, where the log goes, what is external."""
+    """One dump: the root of the tree, where images go, where the log goes, its network namespace, what is external."""
 
     pid: int
     images: Path
     work: Path
-    network_inode: int
+    network_fd: int
     external_mounts: Mapping[str, str]  # key → path inside
     leave: str = "running"  # or "stopped"
     options: Sequence[str] = ()
@@ -114,13 +114,12 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     """
     command = [str(find()), "dump", "-t", str(request.pid), "-D", str(request.images), "-W", str(request.work)]
     command += ["-o", "dump.log", *COMMON, f"--leave-{request.leave}"]
-    command += ["--external", f"net[{request.network_inode}]:{NETWORK_KEY}"]
     for key, inside in request.external_mounts.items():
         command += ["--external", f"mnt[{inside}]:{key}"]
     command += request.options
     with Window(request.work, while_frozen) as window:
         command += ["--action-script", str(window.script)]
-        _run("dump", command, request.work / "dump.log", (), window)
+        _run("dump", command, request.work / "dump.log", request.network_fd, window)
     return frozen_seconds(request.work)
 
 
@@ -133,13 +132,12 @@ def restore(request: Restore, while_running: Callable[[], None] = lambda: None) 
     pid_file.unlink(missing_ok=True)
     command = [str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
     command += ["-o", "restore.log", "--pidfile", str(pid_file), *COMMON, "--root", str(request.root)]
-    command += ["--inherit-fd", f"fd[{request.network_fd}]:{NETWORK_KEY}"]
     for key, outside in request.external_mounts.items():
         command += ["--external", f"mnt[{key}]:{outside}"]
     if request.lazy:
         command += ["--lazy-pages"]
     log = request.work / "restore.log"
-    _run("restore", [*command, *request.options], log, (request.network_fd,), None, while_running)
+    _run("restore", [*command, *request.options], log, request.network_fd, None, while_running)
     return int(pid_file.read_text())
 
 
@@ -147,22 +145,26 @@ def _run(
     verb: str,
     command: Sequence[str],
     log: Path,
-    pass_fds: Sequence[int],
+    network_fd: int,
     window: Window | None,
     while_running: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run CRIU to its end or to its time limit."""
+    """Run CRIU to its end or to its time limit, in the program's network namespace.
+
+    There the network is CRIU's own and not looked at. As an external namespace it is: 14 ms more of a frozen program
+    where the kernel has no connection tracking, because it looks for the module at each of CRIU's two questions.
+    """
     log.unlink(missing_ok=True)
     limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
     deadline = time.monotonic() + limit_s
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    with ns.in_network(network_fd):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
     try:
         while_running()
         if window is not None:

@@ -172,7 +172,7 @@ def _request(box: Sandbox, directory: Path, *, stop: bool) -> criu.Dump:
         pid=box.pid,
         images=directory,
         work=box.layers.criu,
-        network_inode=procfs.namespace_id(box.pid, "net"),
+        network_fd=box.network_fd,
         external_mounts=rootfs.external_inside(box.volumes),
         leave="stopped" if stop else "running",
         options=("--stream",),

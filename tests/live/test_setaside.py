@@ -107,6 +107,7 @@ def test_an_image_larger_than_the_memory_for_it_is_saved_and_the_save_says_so(
     log = Path(client.describe(house.repo, "large").log)
     assert eventually(lambda: "is" in log.read_text(), 30)
     content = log.read_text().split()[1]
+    assert eventually((house.upper("large") / "tmp/now").exists, 30)
     saved = house.save("large")
     assert saved.spilled_bytes > 32 * MIB
     assert any("did not fit into the 16 MiB" in warning for warning in saved.warnings)
