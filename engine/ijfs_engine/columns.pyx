@@ -62,6 +62,22 @@ cdef class Columns:
                 high = middle
         return low
 
+    def zeros(self, uint64_t inside, uint64_t size):
+        """(offset, bytes) of the stretches of zeros among `size` bytes from `inside` on. ValueError if there are fewer."""
+        cdef uint64_t end = inside + size, start, stop
+        cdef size_t at
+        if inside > self.size or size > self.size - inside:
+            raise ValueError(f"a leaf of {self.size} bytes does not have {size} from {inside}")
+        found = []
+        at = self.find(inside)
+        while at < self.n and self.start[at] < end:
+            if self.index[at] == ZERO_RUN:
+                start, stop = max(<uint64_t>self.start[at], inside), min(<uint64_t>self.start[at] + self.length[at], end)
+                if start < stop:
+                    found.append((start, stop - start))
+            at += 1
+        return found
+
 
 cdef class Assembly:
     """Extents put one behind the other; what continues the extent before it becomes one with it."""

@@ -34,14 +34,13 @@ def leaf_from(assembly: Assembly) -> Leaf:
 class LeafMap:
     """A leaf, with the position of each extent: `slices` finds any range in O(log extents)."""
 
-    __slots__ = ("columns", "has_zeros", "leaf", "size", "starts")
+    __slots__ = ("columns", "leaf", "size", "starts")
 
     def __init__(self, leaf: Leaf) -> None:
         self.leaf = leaf
         starts = list(accumulate(leaf.length, initial=0))
         self.size = starts.pop()
         self.starts = starts
-        self.has_zeros = ZERO_RUN in leaf.index
         self.columns = Columns(leaf.ids, leaf.index, leaf.offset, leaf.length)
 
     def slices(self, offset: int, length: int) -> Iterator[Slice]:

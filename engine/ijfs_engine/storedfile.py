@@ -208,15 +208,14 @@ class StoredFile:
             yield Extent(start, at - start, zero)
 
     def zeros(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Stretches (offset, bytes) of zeros in [offset, offset + length); at next to no cost where a leaf has none."""
+        """Stretches (offset, bytes) of zeros in [offset, offset + length), at next to no cost. CorruptError."""
         end = min(offset + length, self.size)
         at = bisect_right(self._starts, offset) - 1
-        while offset < end:
-            stop = min(end, self._starts[at] + self._parts[at][1])
-            if not self._single and self._leaf(*self._parts[at]).has_zeros:
-                yield from (
-                    (extent.offset, extent.length) for extent in self.extents(offset, stop - offset) if extent.zero
-                )
+        while offset < end and not self._single:
+            start = self._starts[at]
+            stop = min(end, start + self._parts[at][1])
+            for inside, size in self._leaf(*self._parts[at]).columns.zeros(offset - start, stop - offset):
+                yield start + inside, size
             offset, at = stop, at + 1
 
     def read_pages(self, first: int, count: int, buffer: memoryview) -> list[tuple[int, int]]:

@@ -86,6 +86,10 @@ def test_extents_show_what_is_zero_without_reading(repository: Repository, root:
         (8 * MIB, 4000, False),
     ]
     assert [tuple(e) for e in file.extents(5 * MIB - 10, 20)] == [(5 * MIB - 10, 10, False), (5 * MIB, 10, True)]
+    assert list(file.zeros(0, file.size)) == [(5 * MIB, 3 * MIB)]
+    assert list(file.zeros(5 * MIB - 10, 20)) == [(5 * MIB, 10)]
+    assert list(file.zeros(8 * MIB - 10, 4000)) == [(8 * MIB - 10, 10)]
+    assert list(file.zeros(100, 200)) == []
     assert store.asked == []
 
 

@@ -59,18 +59,16 @@ def hurry() -> None:
 class Task:
     """Pages of one image that are read together."""
 
-    __slots__ = ("bad", "claimed", "image", "near", "ranges", "reason", "recorded", "urgent", "zeros")
+    __slots__ = ("bad", "image", "near", "ranges", "reason", "recorded", "urgent", "zeros")
 
     def __init__(
         self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
     ) -> None:
         self.image = image
-        self.claimed = ranges
-        """What was handed out."""
         self.ranges = ranges
-        """What of it has to be read and copied; the bytes follow one another in this order."""
+        """The bytes of one follow those of the one before."""
         self.zeros: list[PageRange] = []
-        """What of it holds only zeros."""
+        """Those of the pages that hold only zeros: not to be copied."""
         self.urgent = urgent
         """A fault waits for it."""
         self.near = near
@@ -84,10 +82,6 @@ class Task:
     @property
     def pages(self) -> int:
         return sum(count for _, count in self.ranges)
-
-    def leave_out(self, zeros: list[PageRange]) -> None:
-        """Have these pages, which lie in `ranges` in the same order, given as zeros."""
-        self.zeros, self.ranges = zeros, list(_without(self.ranges, zeros))
 
 
 class Pace(IntEnum):
@@ -166,14 +160,14 @@ class Scheduler:
         """A task is through; what is still `missing` of it may be handed out again."""
         with self._changed:
             claims = self._claims[task.image.pid]
-            for first, count in task.claimed:
+            for first, count in task.ranges:
                 claims[first : first + count] = bytes((_SETTLED,)) * count
             for first, count in missing:
                 claims[first : first + count] = bytes((_FREE,)) * count
                 self._cursors[task.image.pid] = min(self._cursors[task.image.pid], first)
                 self._changed.notify_all()
             if task.urgent:
-                self._pending.discard((task.image.pid, task.claimed[0][0]))
+                self._pending.discard((task.image.pid, task.ranges[0][0]))
 
     def close(self) -> None:
         with self._changed:
@@ -217,21 +211,6 @@ def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]
         stops = [at for mark in (_TAKEN, _SETTLED) if (at := claims.find(mark, begin, end)) >= 0]
         first = min(stops, default=end)
         yield begin, first - begin
-
-
-def _without(ranges: list[PageRange], holes: list[PageRange]) -> Iterator[PageRange]:
-    """`ranges` less `holes`, each of which lies in one of them, in the same order."""
-    left = iter(holes)
-    hole = next(left, None)
-    for first, count in ranges:
-        end = first + count
-        while hole is not None and first <= hole[0] < end:
-            if hole[0] > first:
-                yield first, hole[0] - first
-            first = hole[0] + hole[1]
-            hole = next(left, None)
-        if first < end:
-            yield first, end - first
 
 
 class Fetcher:
@@ -308,8 +287,8 @@ class Fetcher:
         """
         deadline = time.monotonic() + PATIENCE_S
         try:
-            task.leave_out(list(self._source.zero_pages(task.image, task.ranges)))
-            if task.ranges:
+            task.zeros = list(self._source.zero_pages(task.image, task.ranges))
+            if sum(count for _, count in task.zeros) < task.pages:
                 self._read(task.image, task.ranges, buffer[: task.pages * PAGE], deadline)
         except Exception:
             at = 0

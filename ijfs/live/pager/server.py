@@ -84,7 +84,7 @@ class Server:
         self._scheduler = Scheduler(self._wanted, self._pace)
         self._fetcher = Fetcher(source, self._scheduler, self._deliver, lambda reason: self._stalled.append(reason))
         self._signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        """Readable when a task was delivered."""
+        """Readable when deliveries have left something to be done here."""
         self._spoilt: deque[Task] = deque()
         """Delivered tasks with pages that could not be had."""
         self._stalled: deque[str] = deque(maxlen=1)
@@ -191,7 +191,6 @@ class Server:
         for fd, _ in self._epoll.poll(timeout_s):
             if fd == self._signal:
                 os.eventfd_read(fd)
-                self._after_deliveries()
             elif fd == self._channel.fileno():
                 self._on_keeper()
             elif self._listener is not None and fd == self._listener.fileno():
@@ -200,6 +199,7 @@ class Server:
                 self._on_criu()
             elif fd in self._spaces:
                 self._on_events(self._spaces[fd])
+        self._after_deliveries()
         deferred, self._deferred = self._deferred, []
         for space, vaddr in deferred:
             self._answer(space, vaddr)
@@ -377,11 +377,12 @@ class Server:
                 break
             if Outcome.INTERRUPTED not in outcomes:
                 time.sleep(_AGAIN_S)
-        missing = {run for space in self._spaces_of(task.image) for r in task.claimed for run in space.missing_runs(*r)}
+        missing = {run for space in self._spaces_of(task.image) for r in task.ranges for run in space.missing_runs(*r)}
         self._scheduler.settle(task, missing)
         if task.bad:
             self._spoilt.append(task)
-        os.eventfd_write(self._signal, 1)
+        if self._open or self._spoilt or all(s.complete or s.dead for s in self._spaces_of(task.image)):
+            os.eventfd_write(self._signal, 1)  # not each time: the listener would take a core from those who work
 
     def _is_early(self, task: Task, outcomes: set[Outcome]) -> bool:
         """Whether CRIU has not made all the places yet for something that it will have made when the program runs."""
