@@ -88,13 +88,13 @@ class HeadStart:
             self._read.set()
             args = _plain_restore(self._line)
             if args is not None:
-                self._restore(str(args["snapshot"]))
+                self._restore(str(args["snapshot"]), int(args.get("siblings", 1)))
         except BaseException as error:
             self._error = error
         finally:
             self._at_work.set()
 
-    def _restore(self, spec: str) -> None:
+    def _restore(self, spec: str, siblings: int) -> None:
         from ijfs.live import restore
         from ijfs.live.snapshots import Vault
 
@@ -111,6 +111,7 @@ class HeadStart:
             snapshot,
             meta,
             eager=False,
+            siblings=siblings,
             on_phase=self._phase,
             while_running=self._at_work.set,
             pager_ahead=pager,

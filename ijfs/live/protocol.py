@@ -7,7 +7,7 @@ Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 | verb | args | ok |
 |---|---|---|
 | start | spec, again | InstanceInfo |
-| restore | snapshot, eager, gpus, again | InstanceInfo |
+| restore | snapshot, eager, gpus, again, siblings | InstanceInfo |
 | adopt | – | InstanceInfo |
 | status | – | InstanceInfo |
 | save | message, branch, stop, notebook, force, gpu_timeout_s, wait | SaveResult; without `wait` at the thaw |

@@ -43,7 +43,7 @@ def fork(
         except IjfsError as error:
             outcomes[name] = error
     sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
-    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
+    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus), "siblings": len(claimed)}
 
     def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
         try:

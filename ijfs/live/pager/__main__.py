@@ -7,6 +7,7 @@ pager long before the keeper knows:
     repo, snapshot   a repository and the id of a snapshot in it; the order is recorded there and replayed from there
     order      file with an order to replay instead; record: file to record one in instead
     bulk       true where all memory is wanted before anything else (a GPU's driver is about to read the whole of it)
+    rest_after_s   seconds, from the resume, in which only what faults and what was recorded is brought in
     delay_s    seconds to wait before each fetch (tests and benchmarks)
     adopt      true for a replacement; the things held follow as messages
     and, as file descriptor, the listening lazy-pages.socket where CRIU has not connected yet
@@ -58,6 +59,7 @@ def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Rost
         touched=touched,
         record=record,
         bulk=bool(config.get("bulk")),
+        rest_after_s=float(config.get("rest_after_s", 0.0)),
     )
     server.prepare(files.pids())
     if successor:

@@ -65,9 +65,11 @@ class Server:
         touched: Iterable[order.Touched] = (),
         record: Keep | None = None,
         bulk: bool = False,
+        rest_after_s: float = 0.0,
     ) -> None:
         self._source = source
         self._bulk = bulk
+        self._rest_after_s = rest_after_s
         self._roster = roster
         self._channel = channel
         self._listener = listener
@@ -421,6 +423,8 @@ class Server:
         if self._fetcher.waiting > 0.5:
             return False
         now = time.monotonic()
+        if now - resumed < self._rest_after_s:
+            return True
         quiet_s = _QUIET_S if self._record is not None and not self._touched else _RECENT_S
         return now - resumed < _HOLD_S and now - self._last_stray < quiet_s
 
