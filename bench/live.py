@@ -157,7 +157,7 @@ class Run:
         with boxed(self.repo, "idle", self.disk):
             time.sleep(1.0)
             self.found.keepers["of one kernel"] = keeper_cost(self.repo, "idle", self.size.idle_s)
-        self.found.sandbox = sandbox_cost(self.repo, self.disk, self.size.rounds)
+        self.found.sandbox = sandbox_cost(self.repo, self.disk, 2 * self.size.rounds)
 
     def _keep(self, name: str, number: int, measure: Callable[[], Restored]) -> None:
         """Measure once; rounds with number 0 only warm up."""
