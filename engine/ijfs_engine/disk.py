@@ -55,6 +55,8 @@ def storage_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if error.filename is not None and os.fsdecode(error.filename) not in what:
+            reason = f"{os.fsdecode(error.filename)}: {reason}"
         raise StorageError(f"{what}: {reason}", hint=_HINTS.get(error.errno or 0)) from error
     except lmdb.Error as error:
         hint = _HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"

@@ -167,14 +167,17 @@ class Update(View):
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         """Set one row."""
         self._txn.put(key, value, db=self._tables[table])
+        self._looked(1)
 
     def put_many(self, table: bytes, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Set many rows; those sorted by key go in fastest."""
         with self._txn.cursor(db=self._tables[table]) as cursor:
             cursor.putmulti(rows)
+        self._looked(_LOOKS)
 
     def delete(self, table: bytes, key: bytes) -> bool:
         """Drop one row; whether there was one."""
+        self._looked(1)
         return bool(self._txn.delete(key, db=self._tables[table]))
 
     def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
@@ -182,6 +185,7 @@ class Update(View):
         delete, handle = self._txn.delete, self._tables[table]
         for key in keys:
             delete(key, db=handle)
+        self._looked(_LOOKS)
 
     def clear(self, table: bytes) -> None:
         """Drop every row."""
@@ -210,6 +214,8 @@ class Index:
         self._inside = local()
         self._users = 1
         with disk.storage_errors(f"the index {path} does not open"):
+            if self._data.exists():
+                residence.fill_up(self._data)
             self._env = lmdb.open(
                 os.fspath(path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
             )
@@ -269,6 +275,12 @@ class Index:
             if len(rows) < _SCAN:
                 return
             start = rows[-1][0] + b"\0"
+
+    def check(self) -> None:
+        """Look at every row. StorageError where LMDB finds one of its pages damaged."""
+        for table in TABLES:
+            for _ in self.scan(table):
+                pass
 
     def write(self, change: Callable[[Update], T]) -> T:
         """Run `change` in a write transaction and commit it durably; what it returns.

@@ -106,6 +106,11 @@ def find(path: Path) -> Layout:
     if whole is None:
         raise CorruptError(f"{file} is damaged")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise StorageError(
+                f"{path} is on a filesystem that is mounted read-only",
+                hint="even to read, ijfs takes locks in the repository: copy it, or mount the filesystem writable",
+            )
         raise StorageError(f"{path} is not yours to write", hint="check who owns the repository and its permissions")
     return Layout(path.resolve(), bytes.fromhex(whole[2].decode()))
 

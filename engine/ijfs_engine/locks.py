@@ -52,7 +52,7 @@ class LockFile:
 
 
 def try_take(path: Path) -> int | None:
-    """The file's descriptor with an exclusive flock on it, or None while its holder lives or it is gone."""
+    """The file's descriptor with an exclusive flock on it, or None while its holder lives or it is gone. OSError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -68,6 +68,8 @@ def try_take(path: Path) -> int | None:
 def live_files(directory: Path) -> Iterator[tuple[Path, bytes]]:
     """The lock files whose holders live, with their content; those of dead holders are removed on the way."""
     for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            continue  # nothing of ours
         fd = try_take(path)
         if fd is not None:
             disk.unlink(path)

@@ -275,5 +275,5 @@ class PackReader:
 
 def pack_files(directory: Path) -> Iterator[tuple[int, Path]]:
     """Every pack file there is, by number."""
-    found = ((pack_number(path), path) for path in directory.iterdir())
+    found = ((pack_number(path), path) for path in directory.iterdir() if not path.is_dir())
     yield from sorted((number, path) for number, path in found if number is not None)

@@ -13,6 +13,7 @@ from . import disk, layout, names, workingset
 from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
 from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
 from .journal import Journal, Record, SnapshotRemoved
+from .locks import live_files
 from .pins import Pin, PinInfo, live_pins, make_pin
 from .prune import PrunePolicy, PruneReport, prune
 from .records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
@@ -285,11 +286,20 @@ def mark_whole(update: Update) -> None:
 
 
 def _open_damaged(where: layout.Layout) -> Index:
-    """The index, or an empty one in its place: the old one is kept beside it."""
+    """The index, or an empty one in its place if it cannot be read to its end: the old one is kept beside it.
+
+    LockedError while a save runs: it would write into the old one.
+    """
+    index = None
     try:
-        return Index.open(where.index)
+        index = Index.open(where.index)
+        index.check()
+        return index
     except StorageError:
-        aside = where.path / f"index.damaged-{time.time_ns()}"
-        with disk.storage_errors("setting the damaged index aside"):
-            where.index.rename(aside)
-        return Index.open(where.index)
+        if index is not None:
+            index.close()
+    with disk.storage_errors("setting the damaged index aside"):
+        if any(True for _ in live_files(where.sessions)):
+            raise LockedError("the index is damaged, and a save is running", hint="wait until it ends, or stop it")
+        where.index.rename(where.path / f"index.damaged-{time.time_ns()}")
+    return Index.open(where.index)

@@ -1,17 +1,24 @@
-"""Letting go of the pages of a mapped file: a look at all of a large index is not to count as this process's memory.
+"""The index's file as the kernel maps it: `Index` keeps it whole enough to be looked at, and lets its pages go.
 
 LMDB maps the index. A page that was once looked at stays with the process until the kernel is short of memory: gc of 10
-million chunks would show 840 MB more, and a container's limit takes it at its word. `Index.scan` calls this as it goes.
+million chunks would show 840 MB more, and a container's limit takes it at its word. And a look behind the end of a file
+that was cut short is no error that could be caught: it ends the process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 from typing import Final
 
 _DONTNEED: Final = 4
+_META: Final = struct.Struct("<16xII8x8xI")
+"""LMDB 0.9's file begins with two meta pages: magic, version, (address, size of the map,) size of a page…"""
+_META_LAST: Final = struct.Struct("<136xQQ")
+"""…and the last page in use, and the transaction that said so."""
+_MAGIC: Final = 0xBEEFC0DE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -27,3 +34,24 @@ def let_go(file: Path) -> None:
         if fields[4] == inode and fields[1] == "r--s" and os.path.basename(fields[-1]) == file.name:
             start, end = (int(part, 16) for part in fields[0].split("-"))
             _libc.madvise(start, end - start, _DONTNEED)
+
+
+def fill_up(file: Path) -> None:
+    """Lengthen an index that was cut short to the pages it counts: LMDB then says that they are damaged. OSError."""
+    with file.open("r+b", buffering=0) as data:
+        head = os.pread(data.fileno(), 2 << 16, 0)
+        size, needed = os.fstat(data.fileno()).st_size, _counted(head)
+        if size < needed:
+            # Takes nothing away if another process is just writing there.
+            os.posix_fallocate(data.fileno(), size, needed - size)
+
+
+def _counted(head: bytes) -> int:
+    """Bytes that the newer meta page counts; 0 where that is not to be read."""
+    if len(head) < 4096:
+        return 0
+    magic, _, page = _META.unpack_from(head)
+    if magic != _MAGIC or not 4096 <= page <= 1 << 16 or len(head) < page + 4096:
+        return 0
+    newest = max((_META_LAST.unpack_from(head, at) for at in (0, page)), key=lambda meta: meta[1])
+    return (int(newest[0]) + 1) * int(page)

@@ -362,6 +362,24 @@ def test_a_damaged_frame_is_named_and_other_snapshots_stay_readable(ijfs: Ijfs, 
     assert ijfs("cat", "main", "files/hello.txt").out == "hello, world\n"
 
 
+def test_many_faults_are_not_all_printed(
+    ijfs: Ijfs, history: History, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack that is cut short is a fault for each frame behind the cut; whom it hurts comes first."""
+    monkeypatch.setattr("ijfs.cli.verbs.fsck.MOST", 3)
+    largest = max((repo / "packs").iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, 100)
+    faults = len(ijfs("fsck", "--json").json["damage"])
+    shown = ijfs("fsck").out
+    assert shown.count("frame: ") == 3
+    assert f"and {faults - 3} more" in shown
+    assert shown.splitlines()[1].startswith("  hurts ")
+    assert ijfs("fsck", "-v").out.count("frame: ") == faults
+    repaired = ijfs("fsck", "--repair")
+    assert repaired.code == 1, "the bytes are gone, and snapshots need them"
+    assert "left: " in repaired.out
+
+
 def _damage(repo: Path, needle: bytes) -> None:
     """Flip a byte of incompressible content where a pack has it."""
     for path in (p for p in repo.rglob("*") if p.is_file()):

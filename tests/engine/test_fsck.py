@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
@@ -11,6 +13,7 @@ from storekit import contents, damage, frame_of, pack_paths, put, put_against, s
 from ijfs_engine import CorruptError, LockedError, Repository, StorageError, disk
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
 from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS
+from ijfs_engine.locks import LockFile
 from ijfs_engine.records import encode_leaf
 
 RNG = random.Random(11)
@@ -261,17 +264,54 @@ def test_packs_and_journal_rebuild_the_index(repository: Repository) -> None:
         assert rebuilt.fsck().clean
 
 
-def test_an_index_of_rubbish_is_set_aside(repository: Repository) -> None:
+def spoil(data: Path, how: str) -> None:
+    """Damage LMDB's file: where it opens, some of it cannot be read."""
+    size = data.stat().st_size
+    if how == "rubbish":
+        data.write_bytes(noise(20_000))
+    elif how == "cut short":
+        os.truncate(data, 3 * 4096 + 100)
+    else:
+        with data.open("r+b") as file:
+            pages = file.read()
+            for at in range(8192, size, 4096):
+                if b"branch/" in pages[at : at + 4096]:
+                    file.seek(at)
+                    file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("how", ["rubbish", "cut short", "pages of zeros"])
+def test_an_index_that_cannot_be_read_is_set_aside(repository: Repository, how: str) -> None:
+    """One that was cut short used to end the process: the kernel maps it, and there is nothing to look at."""
     expected = busy_repository(repository)
+    before = names(repository)
     path = repository.path
     repository.close()
-    (path / "index" / "data.mdb").write_bytes(noise(20_000))
-    with pytest.raises(StorageError):
-        Repository.open(path)
+    spoil(path / "index" / "data.mdb", how)
+    with pytest.raises((StorageError, CorruptError)) as caught, Repository.open(path) as damaged:
+        damaged.refs.branches()
+    assert "fsck --repair" in (caught.value.hint or "")
     with Repository.open(path, damaged=True) as rebuilt:
         rebuilt.fsck(repair=True)
         assert {one: contents(rebuilt, one) for one in expected} == expected
+        assert names(rebuilt) == before
+        assert rebuilt.fsck().clean
     assert any(child.name.startswith("index.damaged") for child in path.iterdir())
+
+
+def test_an_index_is_not_set_aside_beside_a_running_save(repository: Repository) -> None:
+    """The save would go on to write into the old one."""
+    busy_repository(repository)
+    path = repository.path
+    held = LockFile.create(repository.layout.sessions)
+    repository.close()
+    spoil(path / "index" / "data.mdb", "rubbish")
+    with pytest.raises(LockedError):
+        Repository.open(path, damaged=True)
+    held.close()
+    with Repository.open(path, damaged=True) as rebuilt:
+        rebuilt.fsck(repair=True)
+        assert rebuilt.fsck().clean
 
 
 def test_a_torn_last_line_of_the_journal_was_never_acknowledged(repository: Repository) -> None:

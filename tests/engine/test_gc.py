@@ -212,6 +212,24 @@ def test_orphans_of_a_crash_go(repository: Repository) -> None:
     assert list(repository.layout.sessions.iterdir()) == []
 
 
+def test_what_is_not_ours_is_left_alone(repository: Repository) -> None:
+    snapshot = save(repository, {"f": noise(3000)}, branch="main")
+    layout = repository.layout
+    strange = [
+        layout.packs / "notes.txt",
+        layout.packs / "000000ff.pack",
+        layout.sessions / "folder",
+        layout.pins / "folder",
+    ]
+    for path in strange[1:]:
+        path.mkdir()
+    strange[0].write_text("mine")
+    repository.gc()
+    assert all(path.exists() for path in strange)
+    assert repository.fsck().clean
+    assert contents(repository, snapshot.id)
+
+
 # --- beside running saves
 
 
