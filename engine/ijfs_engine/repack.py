@@ -6,15 +6,16 @@ finds the frame's new place by asking the index again.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import disk
-from .errors import CorruptError
+from .errors import CorruptError, StorageError
 from .frames import MAX_CHUNK, Kind, decode_frame, decode_header
 from .idset import PackRows
 from .index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, SIDECARS, Update, encode_where, next_pack
@@ -74,16 +75,22 @@ class Repacker:
         self.removed += len(empty)
         sparse = _sparse(packs)
         live = self._live_frames([pack.number for pack in sparse])
-        for kind in sorted({pack.kind for pack in sparse}):
-            mover = _Mover(self._repository, kind)
-            with closing(mover):
-                for pack in sparse:
-                    if pack.kind == kind:
-                        self._tell(pack)
-                        mover.move(pack.number, live.offsets(pack.number))
-                        if mover.rows >= _ROWS or mover.bytes >= _BYTES:
-                            self._replace(mover)
-                self._replace(mover)
+        with _room_for_copies():
+            for kind in sorted({pack.kind for pack in sparse}):
+                self._rewrite([pack for pack in sparse if pack.kind == kind], live)
+
+    def _rewrite(self, packs: Sequence[_Pack], live: PackRows) -> None:
+        """Copy what lives in packs of one kind; on a disk that is nearly full, the old ones go one by one."""
+        space = os.statvfs(self._directory)
+        most = min(_BYTES, space.f_bavail * space.f_frsize // 2)
+        mover = _Mover(self._repository, packs[0].kind)
+        with closing(mover):
+            for pack in packs:
+                self._tell(pack)
+                mover.move(pack.number, live.offsets(pack.number))
+                if mover.rows >= _ROWS or mover.bytes >= most:
+                    self._replace(mover)
+            self._replace(mover)
 
     def dead_bytes(self, dead: Iterable[bytes]) -> int:
         """About how much `run` would give back if the frames of these index rows (end to end) were dead too."""
@@ -134,6 +141,20 @@ class Repacker:
     def _tell(self, pack: _Pack) -> None:
         if self._progress is not None:
             self._progress("gc: repack", pack.size, 0)
+
+
+@contextmanager
+def _room_for_copies() -> Iterator[None]:
+    """To say "free some space with gc" would be of no use to who runs gc."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageError(
+            "there is no room for copies of what is still needed, so packs that are mostly dead stay",
+            hint="what could go without a copy is gone; free as much as one pack takes (512 MiB), then run gc again",
+        ) from error
 
 
 class _Moved:

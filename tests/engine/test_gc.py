@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, usage
+from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, StorageError, disk, repack, usage
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
 from ijfs_engine.index import CHUNKS, CONDEMNED, REMOVED
 from ijfs_engine.locks import exclusive
@@ -210,6 +212,53 @@ def test_orphans_of_a_crash_go(repository: Repository) -> None:
     repository.gc()
     assert not orphan.exists()
     assert list(repository.layout.sessions.iterdir()) == []
+
+
+def test_a_disk_that_is_full_stops_the_copies_only(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wholly dead goes; a copy that finds no room leaves nothing behind, and the next gc makes it."""
+    stay, shared = noise(30_000), noise(30_000)
+    gone = save(repository, {"gone": noise(50_000)}, branch="gone")
+    both = save(repository, {"large": noise(400_000), "stay": stay}, branch="both")
+    rest = save(repository, {"stay": stay, "shared": shared}, branch="rest")
+    repository.remove_many([gone.id, both.id])
+
+    def full(step: disk.Step) -> None:
+        if step.op == "write" and step.path.endswith(".pack"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "observer", full)
+    with pytest.raises(StorageError, match="no room for copies") as caught:
+        repository.gc()
+    monkeypatch.setattr(disk, "observer", None)
+    assert "512 MiB" in (caught.value.hint or "")
+    assert len(pack_paths(repository)) == 2
+    assert repository.fsck().clean
+    assert repository.gc().packs_rewritten == 1
+    assert contents(repository, rest.id) == {"stay": stay, "shared": shared}
+
+
+def test_on_a_disk_that_is_nearly_full_old_packs_go_one_by_one(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    for number in range(3):
+        stay = noise(9000)
+        dead = save(repository, {"large": noise(100_000), "stay": stay}, branch=f"dead-{number}")
+        kept.append((save(repository, {"stay": stay}, branch=f"stay-{number}"), stay))
+        repository.remove(dead.id)
+    most = 0
+
+    def look(step: disk.Step) -> None:
+        nonlocal most
+        most = max(most, sum(path.stat().st_size for path in pack_paths(repository)))
+
+    before = sum(path.stat().st_size for path in pack_paths(repository))
+    monkeypatch.setattr(repack.os, "statvfs", lambda path: os.statvfs_result((4096, 4096, *[0] * 8)))
+    monkeypatch.setattr(disk, "observer", look)
+    assert repository.gc().packs_rewritten == 3
+    monkeypatch.setattr(disk, "observer", None)
+    assert most < before + 20_000, "one copy at a time"
+    assert all(contents(repository, one.id) == {"stay": stay} for one, stay in kept)
 
 
 def test_what_is_not_ours_is_left_alone(repository: Repository) -> None:
