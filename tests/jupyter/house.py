@@ -40,6 +40,7 @@ class House:
         for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
             patch.setenv(name, str(root / name.lower()))
         patch.setenv("IJFS_REPO", str(self.repo))
+        patch.setenv(spare.SETTING, "0")  # tests look whether an instance left any process behind
         patch.setenv("PYTHONWARNINGS", "ignore")  # Jupyter's own programs, run as they are
         kernelspec.install()
 
@@ -68,7 +69,6 @@ class House:
         for name in left:
             self.stop(name)
         assert left == []
-        spare.dismiss(self.repo)
         assert self.processes() == []
         assert str(self.root) not in Path("/proc/self/mountinfo").read_text()
 

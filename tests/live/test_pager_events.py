@@ -32,9 +32,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a pager and a program with the regions above; both are gone after the test."""
     with ExitStack() as stack:
 
-        def start_one(delay_s: float = 0.0, *, madv: int = 0, **options: Any) -> tuple[Pager, Program]:
+        def start_one(
+            delay_s: float = 0.0, *, madv: int = 0, rest_after_s: float = 0.0, **options: Any
+        ) -> tuple[Pager, Program]:
             images = write_images(tmp_path / "images", MAPPINGS, STORED, madv=madv)
-            pager = stack.enter_context(Pager(tmp_path, {"images": str(images), "delay_s": delay_s}, **options))
+            source = {"images": str(images), "delay_s": delay_s, "rest_after_s": rest_after_s}
+            pager = stack.enter_context(Pager(tmp_path, source, **options))
             program = stack.enter_context(Program(tmp_path, MAPPINGS))
             pager.wait_resumed(10)
             return pager, program
@@ -63,6 +66,17 @@ def test_memory_is_right_while_it_is_still_coming_in(start: Start) -> None:
     pager, program = start(0.005)
     assert all_right(program)
     assert pager.wait(20).complete
+
+
+def test_what_nobody_asks_for_waits_where_that_is_wished_and_faults_do_not(start: Start) -> None:
+    pager, program = start(rest_after_s=0.8)
+    began = time.monotonic()
+    assert program.run(f"wrong({SECOND}, 1)") == []
+    assert time.monotonic() - began < 0.5
+    assert not pager.status.complete
+    assert pager.wait(20).complete
+    assert time.monotonic() - began > 0.5
+    assert all_right(program)
 
 
 def test_what_is_dropped_or_unmapped_never_comes_back(start: Start) -> None:
