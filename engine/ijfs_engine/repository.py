@@ -258,7 +258,7 @@ class Repository:
             raise UnknownNameError(f"there is no snapshot {short}")
         tags = [key.decode()[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
         if tags:
-            raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint="delete the tag first")
+            raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint=f"`ijfs tag -d {tags[0]}` first")
         owners = [pin.owner for pin in live_pins(self.layout.pins).pins if pin.id == ident]
         if owners:
             raise LockedError(f"the snapshot {short} is in use by {', '.join(owners)}", hint="stop it first")

@@ -345,6 +345,7 @@ def test_fsck_is_content_with_a_sound_repository(ijfs: Ijfs, history: History) -
     result = ijfs("fsck")
     assert result.code == 0
     assert result.out.startswith("whole: 4 snapshots")
+    assert "cannot be read" not in ijfs("log").out
     check(ijfs("fsck", "--quick", "--json").json, "fsck")
 
 
@@ -374,6 +375,7 @@ def test_many_faults_are_not_all_printed(
     assert shown.count("frame: ") == 3
     assert f"and {faults - 3} more" in shown
     assert shown.splitlines()[1].startswith("  hurts ")
+    assert "cannot be read: `ijfs fsck` says why" in ijfs("log").out
     assert ijfs("fsck", "-v").out.count("frame: ") == faults
     repaired = ijfs("fsck", "--repair")
     assert repaired.code == 1, "the bytes are gone, and snapshots need them"

@@ -33,7 +33,14 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
         found = [s for s in found if s.id in kept]
     found = found[:limit]
     data = {"snapshots": [history.json(s) for s in found]}
-    return Answer(data, lambda out: (_long if app.verbose else _short)(out, found, history))
+    unreadable = max(0, repository.stats().snapshots - len(history.snapshots))
+
+    def show(out: Printer) -> None:
+        (_long if app.verbose else _short)(out, found, history)
+        if unreadable:
+            out.line((f"{text.count(unreadable, 'snapshot')} cannot be read: `ijfs fsck` says why", "red"))
+
+    return Answer(data, show)
 
 
 def _short(out: Printer, found: list[Snapshot], history: views.History) -> None:
