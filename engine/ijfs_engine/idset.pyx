@@ -3,7 +3,7 @@
 Ids are BLAKE3 hashes, so their first 8 bytes serve as key and as hash at once: 8 bytes a chunk in IdSet at a load of
 at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set. Two ids that share 8 bytes count as one
 chunk: gc then keeps a chunk too many, and never takes one too many. Their slow twins are in
-tests/engine/test_idset.py.
+tests/engine/test_native_idset.py.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
