@@ -37,6 +37,10 @@ SIDECARS: Final = 2
 PACK_TARGET: Final = 512 << 20
 """A pack that has grown past this is finished and the next begun: it bounds what a session keeps in memory until
 its entries are in the index (20,000 of them), and what gc must rewrite at a time."""
+_MUCH: Final = 256 << 10
+"""From this length on a read is one of many that follow one another."""
+_AHEAD: Final = 8 << 20
+"""How far the kernel is asked to read ahead of them: what a disk brings while two cores unpack the one before."""
 BUFFER_SIZE: Final = 4 << 20
 """One write. O_DIRECT wants whole blocks: 730-1200 MB/s against 307 MB/s buffered (2 cores, virtual disk)."""
 
@@ -212,6 +216,24 @@ class _OpenPack:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._last = 0
+        self._asked = 0
+
+    def ask_ahead(self, offset: int, length: int) -> None:
+        """Have the kernel begin to read what follows, where large reads follow one another through the pack.
+
+        The kernel's own read-ahead does not see that they do: several threads take turns at it, and its window is an
+        eighth of one such read.
+        """
+        if length < _MUCH:
+            return
+        end = offset + length
+        near, self._last = abs(offset - self._last) <= _AHEAD, end
+        if not near:
+            self._asked = end
+        elif self._asked < end + _AHEAD // 2:
+            begin, self._asked = max(self._asked, end), end + _AHEAD
+            os.posix_fadvise(self.fd, begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -250,6 +272,7 @@ class PackReader:
             if not got:
                 break
             done += got
+        pack.ask_ahead(offset, done)
         return done
 
     def forget(self, number: int) -> None:

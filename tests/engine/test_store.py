@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from ijfs_engine.frames import (
     object_id,
 )
 from ijfs_engine.index import CHUNKS, Index
+from ijfs_engine.pack import PackReader, pack_path
 from ijfs_engine.records import Entry, Tree, decode_leaf, decode_tree, encode_tree
 from ijfs_engine.session import Session
 
@@ -386,3 +388,29 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(
     assert repository.fsck().clean
     save(repository, {"b": noise(3000)}, branch="main")
     assert repository.fsck().clean
+
+
+def test_large_reads_through_a_pack_have_the_kernel_read_ahead(tmp_path: Path) -> None:
+    pack = pack_path(tmp_path, 1)
+    pack.write_bytes(os.urandom(24 << 20))
+    with pack.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if in_page_cache(file.fileno(), 4 << 20):
+            pytest.skip("this file system keeps its files in memory")
+        reader = PackReader(tmp_path)
+        reader.read_into(1, 16 << 20, memoryview(bytearray(4096)))
+        reader.read_into(1, 0, memoryview(bytearray(1 << 20)))
+        deadline = time.monotonic() + 10
+        while not in_page_cache(file.fileno(), 8 << 20):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not in_page_cache(file.fileno(), 20 << 20)
+        reader.close()
+
+
+def in_page_cache(fd: int, offset: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
