@@ -38,7 +38,7 @@ class Region:
 
     def fill(self, first: int, count: int, *, settled: bool = True) -> Outcome:
         data = self.data + first * PAGE
-        return Outcome(self.filler.fill(self.at(first), first, count, data, settled))
+        return Outcome(self.filler.fill([(self.at(first), first, count, data)], settled))
 
     def at(self, page: int) -> int:
         return self.start + page * PAGE
@@ -95,6 +95,15 @@ def test_a_fill_gives_way_to_who_wants_the_lock_alone(region: Region) -> None:
     other.join()
 
 
+def test_stretches_are_filled_together_but_for_what_is_not_mapped_yet(region: Region) -> None:
+    region.uffd.unregister(region.at(4), 2 * PAGE)
+    stretches = [(region.at(at), at, 2, region.data + at * PAGE) for at in (0, 4, 8)]
+    assert region.filler.fill(stretches, False) == Outcome.NOT_MAPPED
+    assert [at for at, state in enumerate(region.states) if state == IN] == [0, 1, 8, 9]
+    with pytest.raises(ValueError, match="no 2 pages"):
+        region.filler.fill([(region.at(0), PAGES - 1, 2, region.data)], True)
+
+
 def test_threads_that_fill_the_same_pages_fill_each_once(region: Region) -> None:
     def fill() -> None:
         for first in range(PAGES):
@@ -122,7 +131,7 @@ def test_unregistering_what_is_not_mapped_is_no_error(region: Region) -> None:
 
 def test_a_poisoned_page_kills_who_touches_it_and_nobody_else(region: Region) -> None:
     assert region.fill(0, 1) is Outcome.DONE
-    assert region.filler.fill(region.at(1), 1, 1, 0, True) == Outcome.DONE
+    assert region.filler.fill([(region.at(1), 1, 1, 0)], True) == Outcome.DONE
     assert region.states[:3] == bytes([IN, POISONED, MISSING])
     statuses = []
     for page in (0, 1):
@@ -150,7 +159,7 @@ def test_an_address_space_that_ended_says_so(region: Region) -> None:
     os.write(go_on, b"x")
     os.waitpid(child, 0)
     uffd = Uffd(theirs_here)
-    assert Filler(theirs_here, bytearray(1)).fill(start, 0, 1, region.data, True) == Outcome.GONE
+    assert Filler(theirs_here, bytearray(1)).fill([(start, 0, 1, region.data)], True) == Outcome.GONE
     assert uffd.zero(start, PAGE) == (0, Outcome.GONE)
     uffd.wake(PAGE, 1 << 40)
     uffd.close()

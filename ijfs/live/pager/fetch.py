@@ -35,6 +35,9 @@ larger; larger, it leaves the cache."""
 AROUND_PAGES: Final = 16
 """A fault brings its 64 KiB: about one chunk of the engine, which has to be decoded whole anyway."""
 URGENT_THREADS: Final = 2
+MAX_WORKING_THREADS: Final = 8
+"""As many threads work at the same time: more of them only take turns at the interpreter's lock. 3.2 GiB for a GPU
+program on 16 cores: 1.27 s with 16 threads, 1.02 with 8, 1.19 with 5, 2.0 with 2."""
 MAX_BULK_THREADS: Final = 32
 _NEAR_S: Final = 0.001
 """A wait that no further threads are worth: a disk's."""
@@ -238,7 +241,7 @@ class Fetcher:
         self._deliver = deliver
         self._on_stall = on_stall
         self._bulk_threads = 0
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = min(len(os.sched_getaffinity(0)), MAX_WORKING_THREADS)
         self._waits: deque[float] = deque(maxlen=8)
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ reading and settling events takes it alone. A copy looks up after each STEP whet
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EEXIST, ENOENT, ENOMEM, ENOSPC, ESRCH, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memset
 
 cdef extern from "<pthread.h>" nogil:
@@ -128,22 +129,42 @@ cdef class Filler:
                 if self.states[i] == MISSING:
                     self.states[i] = ZERO
 
-    def fill(self, uint64_t vaddr, size_t first, size_t count, uint64_t source, bint settled):
-        """Copy what is missing of `count` pages from `first` on, which belong at `vaddr`, from the address `source`.
+    def fill(self, list targets not None, bint settled):
+        """Copy what is missing: for each (vaddr, first, count, source) `count` pages from `first` on, which belong at
+        `vaddr`, from the address `source`, or poisoned where that is 0. Waiters are woken.
 
-        With a source of 0 they are poisoned. Waiters are woken. Returns one of `uffd.Outcome`; OSError. NOT_MAPPED only
-        while the mappings are not `settled`: a page that belongs nowhere is otherwise given up.
+        All in one stretch without the interpreter's lock: a task in the libraries of a large program has hundreds of
+        targets. Returns the `uffd.Outcome` that ended it, or else NOT_MAPPED if that was one of them, or DONE. NOT_MAPPED
+        only while the mappings are not `settled`: a page that belongs nowhere is otherwise given up. OSError, MemoryError.
         """
-        cdef int outcome
+        cdef size_t i, number = len(targets)
+        cdef int outcome = DONE, worst = DONE
+        cdef uint64_t *words
         if not self.open:
             return GONE
-        if count > self.pages or first > self.pages - count:
-            raise ValueError(f"there are no {count} pages at {first}")
-        with nogil:
-            outcome = self.fill_all(vaddr, self.states + first, count, source, settled)
-        if outcome < 0:
-            raise OSError(-outcome, "filling pages through a userfaultfd")
-        return outcome
+        words = <uint64_t *>malloc(number * 32 + 1)
+        if words == NULL:
+            raise MemoryError
+        try:
+            for i in range(number):
+                words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3] = targets[i]
+                if words[4 * i + 2] > self.pages or words[4 * i + 1] > self.pages - words[4 * i + 2]:
+                    raise ValueError(f"there are no {words[4 * i + 2]} pages at {words[4 * i + 1]}")
+            with nogil:
+                for i in range(number):
+                    outcome = self.fill_all(
+                        words[4 * i], self.states + words[4 * i + 1], words[4 * i + 2], words[4 * i + 3], settled
+                    )
+                    if outcome == NOT_MAPPED:
+                        worst = NOT_MAPPED
+                    elif outcome != DONE:
+                        worst = outcome
+                        break
+        finally:
+            free(words)
+        if worst < 0:
+            raise OSError(-worst, "filling pages through a userfaultfd")
+        return worst
 
     cdef int fill_all(self, uint64_t vaddr, uint8_t *states, size_t count, uint64_t source, bint settled) noexcept nogil:
         cdef size_t at = 0, end

@@ -76,34 +76,23 @@ class Space:
                 return Outcome.GONE
             for first, count in task.zeros:
                 self._filler.zero(first, count)
-            found = Outcome.DONE
-            for vaddr, page, pages, source in self._targets(task, address):
-                outcome = self._fill(task, vaddr, page, pages, source)
-                if outcome is Outcome.NOT_MAPPED:
-                    found = outcome
-                elif outcome is not Outcome.DONE:
-                    return self._checked(outcome)
-            return found
+            targets = list(self._targets(task, address))
+            return self._checked(Outcome(self._filler.fill(targets, self.settled)))
         finally:
             self._filler.release()
 
     def _targets(self, task: Task, address: int) -> Iterator[tuple[int, int, int, int]]:
+        """(where it goes, first page, pages, where it lies) of each stretch; a bad page lies at 0 and is poisoned."""
         for first, count in task.ranges:
             for vaddr, page, pages in self.plan.places(first, count):
-                yield vaddr, page, pages, address + (page - first) * PAGE
+                source = address + (page - first) * PAGE
+                if task.bad:
+                    for at in range(pages):
+                        where = 0 if page + at in task.bad else source + at * PAGE
+                        yield vaddr + at * PAGE, page + at, 1, where
+                else:
+                    yield vaddr, page, pages, source
             address += count * PAGE
-
-    def _fill(self, task: Task, vaddr: int, page: int, pages: int, source: int) -> Outcome:
-        """Fill one stretch, leaving out the bad pages, which are poisoned."""
-        outcome = Outcome.DONE
-        if not task.bad:
-            return Outcome(self._filler.fill(vaddr, page, pages, source, self.settled))
-        for at in range(pages):
-            where = 0 if page + at in task.bad else source + at * PAGE
-            outcome = Outcome(self._filler.fill(vaddr + at * PAGE, page + at, 1, where, self.settled))
-            if outcome is not Outcome.DONE:
-                break
-        return outcome
 
     def _checked(self, outcome: Outcome) -> Outcome:
         if outcome is Outcome.GONE:
