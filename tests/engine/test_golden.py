@@ -1,7 +1,8 @@
 """Repositories written by earlier versions stay readable: one per format, made once and never made again.
 
 `golden/v1` was written by the first version of format 1 (packs, journal, format and secret; no index: that is built).
-It holds every kind of frame the store knows. If this test fails, the format has changed: give it a new version.
+It holds every kind of frame the store knew then; `golden/v1-numbers` has the codec that came after. If a test here
+fails, the format has changed: give it a new version.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ijfs_engine.frames import Codec, chunk_id
 from ijfs_engine.index import CHUNKS, OBJECTS, SIDECARS, Place
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
+NUMBERS = GOLDEN.with_name("v1-numbers")
 
 BASE = random.Random(1).randbytes(4096)
 NEAR = BASE[:500] + b"changed" + BASE[507:]
@@ -30,6 +32,20 @@ FILES = {
     "floats": FLOATS,
     "large": BASE + bytes(8192) + TEXT + FLOATS + TEXT[:100],
 }
+
+
+PRICES = {
+    "doubles": b"".join(struct.pack("<d", random.Random(number).randrange(100_000) / 100) for number in range(2048)),
+    "counts": b"".join(struct.pack("<q", random.Random(number).randrange(100)) for number in range(2048)),
+}
+
+
+def make_numbers(path: Path) -> None:
+    """How the second one was made."""
+    refs.whoami = lambda: "somebody@somewhere"  # type: ignore[assignment]
+    with Repository.init(path) as repository:
+        save(repository, PRICES, branch="main", message="prices")
+    shutil.rmtree(path / "index")
 
 
 def make(path: Path) -> None:
@@ -72,3 +88,15 @@ def test_format_1_stays_readable(tmp_path: Path) -> None:
         save(repository, {"more": TEXT}, branch="main")
         repository.gc()
         assert repository.fsck().clean
+
+
+def test_numbers_stay_readable(tmp_path: Path) -> None:
+    path = tmp_path / "repo"
+    shutil.copytree(NUMBERS, path)
+    with Repository.open(path, damaged=True) as repository:
+        repository.fsck(repair=True)
+        assert repository.fsck().clean
+        assert contents(repository, repository.resolve("main")) == PRICES
+        with repository.index.read() as view:
+            codecs = {Place.decode(row).tag for _, row in view.items(CHUNKS)}
+        assert codecs == {Codec.NUMBERS}
