@@ -16,6 +16,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from .columns cimport Columns
+from .payload cimport MAX_PLAIN, XOR_PLANES, XOR_ZSTD
 from .unpack cimport Unpacker, is_chunk, unpack
 
 cdef extern from "bytes.h" nogil:
@@ -30,9 +31,6 @@ cdef enum:
     BASE = 40
     ROW = 18
     CHUNK_KIND = 1
-    XOR_ZSTD = 3
-    XOR_PLANES = 4
-    MAX_PLAIN = 256 * 1024
     # A frame that is longer than a chunk can make it is read by itself.
     MAX_SPAN = MAX_PLAIN + HEADER + 255 * BASE + 4096
 cdef uint32_t MAGIC = 0x664A49AB

@@ -12,6 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from .payload cimport MAX_PLAIN, NUMBER_HEAD, NUMBERS, PLANE_HEAD, PLANES, RAW, XOR_PLANES, XOR_ZSTD, ZSTD
+
 cdef extern from "Python.h":
     enum:
         PyBUF_READ
@@ -49,21 +51,11 @@ cdef extern from "numbers.h" nogil:
     void ijfs_split_differences(const uint8_t *data, size_t words, uint8_t *out)
     void ijfs_difference_entropies(const uint8_t *data, size_t n, size_t samples, double *bits)
 
-# frames.py has these numbers, too.
 cdef enum:
-    RAW = 0
-    ZSTD = 1
-    PLANES = 2
-    XOR_ZSTD = 3
-    XOR_PLANES = 4
-    NUMBERS = 5
-    PLANE_HEAD = 8
-    NUMBER_HEAD = 20
     # Of the words of an array of decimal numbers so many may be none: an eighth of the smallest gain seen.
     MOST_OTHERS = 16
     # What is packed both ways to see whether numbers win: a page.
     SAMPLE = 4096
-    MAX_PLAIN = 256 * 1024
     TOO_SMALL = 64
     # 512 words put the entropy of a noisy byte 0.4 bits too low; 1024 took 4% of the time of a save of fresh weights.
     SAMPLES = 512

@@ -10,6 +10,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
+from .payload cimport MAX_PLAIN, NUMBER_HEAD, NUMBERS, PLANE_HEAD, PLANES, RAW, XOR_PLANES, XOR_ZSTD, ZSTD
+
 cdef extern from "blake3.h" nogil:
     int ijfs_blake3_best()
     void ijfs_blake3(int lanes, const uint8_t *data, size_t n, uint8_t *room, uint8_t *out)
@@ -31,17 +33,7 @@ cdef extern from "zstd.h" nogil:
     size_t ZSTD_findFrameCompressedSize(const void *packed, size_t size)
     unsigned long long ZSTD_getFrameContentSize(const void *packed, size_t size)
 
-# frames.py has these numbers, too.
 cdef enum:
-    RAW = 0
-    ZSTD = 1
-    PLANES = 2
-    XOR_ZSTD = 3
-    XOR_PLANES = 4
-    NUMBERS = 5
-    PLANE_HEAD = 8
-    NUMBER_HEAD = 20
-    MAX_PLAIN = 256 * 1024
     HASH_ROOM = MAX_PLAIN // 1024 * 32 + 64
     ID = 32
 # Whole numbers up to here are exact as doubles.
@@ -177,7 +169,11 @@ def hash_widths():
 
 
 def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0):
-    """The ids of chunks of `data`, as a list; `bounds` are (start, end) of each, flat. ValueError if they do not fit."""
+    """The ids of chunks of `data`, as a list; `bounds` are (start, end) of each, flat. ValueError if they do not fit.
+
+    For the tests, which compare each width with the blake3 package. What is stored is named by the package, so that a
+    fault here can refuse good chunks but never name new ones wrongly.
+    """
     cdef size_t count = bounds.shape[0] // 2, i
     cdef const uint8_t *at = &data[0] if data.shape[0] else NO_PLANE
     cdef uint8_t *room

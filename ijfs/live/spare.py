@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,19 +79,19 @@ def idle_s() -> float:
 def request_for(instances: Sequence[Path], *, lazy: bool) -> Request:
     """A request that hands over what the calling process is."""
     environment = b"\0".join(name + b"=" + value for name, value in os.environb.items())
+    status = _status()
     return Request(
         instances=tuple(map(str, instances)),
         lazy=lazy,
         environment=environment.decode("latin-1"),
-        umask=int(_status()["Umask"], 8),
-        standing=standing(),
+        umask=int(status["Umask"], 8),
+        standing=_standing(status),
         idle_s=idle_s(),
     )
 
 
-def standing() -> str:
+def _standing(status: Mapping[str, str]) -> str:
     """A digest of what a process cannot take over from another."""
-    status = _status()
     parts = [f"{name} {status.get(name)}" for name in _STATUS]
     parts += [_link(f"ns/{kind}") for kind in _NAMESPACES]
     parts += [_text(name) for name in ("limits", "cgroup", "oom_score_adj", "personality", "attr/current")]

@@ -1,12 +1,13 @@
-"""Fixtures of the live tests: `house` for one test, `shared_house` for the tests of one file."""
+"""Fixtures of the live tests: `house` for one test, `shared_house` for the tests of one file, `small_disk` to fill."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, open_house, why_not
+from livehouse import House, eventually, open_house, why_not
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,14 @@ def shared_house(live_machine: None, tmp_path_factory: pytest.TempPathFactory) -
     """One house for a whole file: starting a kernel takes a second."""
     with open_house(tmp_path_factory.mktemp("house")) as opened:
         yield opened
+
+
+@pytest.fixture
+def small_disk(live_machine: None, tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 MiB to keep a repository in."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+    yield disk
+    # The kernel takes a mount namespace apart a little after its last process.
+    assert eventually(lambda: subprocess.run(["umount", disk], check=False, stderr=subprocess.DEVNULL).returncode == 0)

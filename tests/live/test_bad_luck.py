@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -315,17 +313,6 @@ def test_going_back_in_place_that_fails_leaves_the_running_program_as_it_is(hous
         data.unlink(missing_ok=True)
     assert goes_on(house, "stays")
     assert client.describe(house.repo, "stays").snapshot == snapshot
-
-
-@pytest.fixture
-def small_disk(live_machine: None, tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 64 MiB to keep a repository in."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
-    yield disk
-    # The kernel takes a mount namespace apart a little after its last process.
-    assert eventually(lambda: subprocess.run(["umount", disk], check=False, stderr=subprocess.DEVNULL).returncode == 0)
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_the_snapshot_only(small_disk: Path) -> None:

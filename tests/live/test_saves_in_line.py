@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,16 +225,6 @@ def test_a_keeper_killed_in_the_ingest_leaves_nothing_half_visible_and_the_next_
     assert result.parent == first
     assert any("an earlier save was not stored" in warning for warning in result.warnings)
     assert client.describe(house.repo, "cut").save_error == ""
-
-
-@pytest.fixture
-def small_disk(live_machine: None, tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 64 MiB to keep a repository in."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
-    yield disk
-    assert eventually(lambda: subprocess.run(["umount", disk], check=False, stderr=subprocess.DEVNULL).returncode == 0)
 
 
 def test_a_save_that_fails_after_the_answer_is_shown_and_keeps_the_program_from_being_stopped(small_disk: Path) -> None:

@@ -37,7 +37,7 @@ from ijfs_engine.errors import IjfsError
 
 def main(fd: int) -> int:
     """Wait for `begin`, then serve. The exit status: 0 when everything is in or nothing was asked."""
-    sys.setswitchinterval(0.0005)  # a decompressing thread hands the copying one the interpreter ten times sooner
+    sys.setswitchinterval(0.0005)  # a working thread hands the listening one the interpreter ten times sooner
     channel = Channel(socket.socket(fileno=fd))
     message = channel.receive(None)
     if message is None:

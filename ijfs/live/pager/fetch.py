@@ -219,8 +219,8 @@ def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]
 class Fetcher:
     """The threads that bring pages; each gives what it has read to `deliver`, which copies it.
 
-    It begins with a thread per core. Where reads wait (a remote or slow place), threads are added up to
-    MAX_BULK_THREADS: the wait, not the work, is what is to be overlapped.
+    It begins with a thread per core, MAX_WORKING_THREADS at most. Where reads wait (a remote or slow place), threads
+    are added up to MAX_BULK_THREADS: the wait, not the work, is what is to be overlapped.
     """
 
     def __init__(

@@ -17,7 +17,6 @@ from enum import IntEnum
 from typing import Final
 
 PAGE: Final = 4096
-HUGE_PAGE: Final = 2 << 20
 
 # linux/userfaultfd.h: _IOC(dir, 0xAA, nr, size)
 _UFFDIO_API: Final = 0xC018AA3F
