@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -214,10 +215,25 @@ def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_ho
     shared_house.stop("shared", timeout_s=0)
 
 
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Six huge pages (2 MiB) set aside by the kernel, given back afterwards."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    before = setting.read_text()
+    setting.write_text(f"{int(before) + 6}\n")
+    try:
+        free = next(
+            line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free")
+        )
+        if int(free.split()[1]) < 6:
+            pytest.skip("the kernel found no room for six huge pages")
+        yield
+    finally:
+        setting.write_text(before)
+
+
+@pytest.mark.usefixtures("huge_pages")
 def test_huge_pages_are_read_before_the_program_runs_and_said(shared_house: House) -> None:
-    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
-    if int(free.split()[1]) < 6:
-        pytest.skip("six free huge pages are needed (vm.nr_hugepages)")
     shared_house.python(
         "huge",
         "import hashlib, mmap, os, time\nanonymous = mmap.MAP_ANONYMOUS | 0x40000\n"
