@@ -13,7 +13,6 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -23,6 +22,8 @@ from .reader import Reader, StoredFile
 from .records import LEAF_SPAN, Entry, ObjectId
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .repository import Progress
 
 # Files whose writes are under way at the same time; each holds a descriptor.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -27,6 +26,8 @@ from .session import Session
 from .sources import Opened, Source, opened
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .repository import Progress
 
 # Files that have begun and not ended: each holds a descriptor and its leaves' ids.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,7 +62,7 @@ class Layout:
         with disk.storage_errors(f"reading {path}"):
             if path.exists() and path.stat().st_size == 32:
                 return path.read_bytes()
-            disk.write_file(path, secrets.token_bytes(32))
+            disk.write_file(path, os.urandom(32))
             return path.read_bytes()
 
 
@@ -77,7 +76,7 @@ def make(path: Path) -> Layout:
         path.chmod(0o700)
         for name in _DIRECTORIES:
             (path / name).mkdir(mode=0o700)
-    return Layout(path.resolve(), secrets.token_bytes(16))
+    return Layout(path.resolve(), os.urandom(16))
 
 
 def seal(layout: Layout) -> None:

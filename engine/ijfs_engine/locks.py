@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ class LockFile:
     def create(cls, directory: Path) -> LockFile:
         """A new one with a name of its own. OSError passes through."""
         while True:
-            path = directory / f"{os.getpid()}-{secrets.token_hex(6)}"
+            path = directory / f"{os.getpid()}-{os.urandom(6).hex()}"
             fd = disk.create(path)
             fcntl.flock(fd, fcntl.LOCK_EX)
             # gc may have taken the file for a dead one's between the create and the flock, and removed it.

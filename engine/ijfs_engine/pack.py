@@ -14,14 +14,17 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import disk, native
 from .errors import CorruptError, UnknownFormatError
 from .frames import ALIGN, padding
+from .pipeline import thread_pool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 PACK_MAGIC: Final = b"ijfspack"
 PACK_VERSION: Final = 1
@@ -164,7 +167,7 @@ class PackWriter:
     def _swap(self) -> None:
         self._wait()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="pack-writer")
+            self._pool = thread_pool(1, "pack-writer")
         full = self._buffers[0]
         self._pending = self._pool.submit(self._write, memoryview(full), self._written)
         self._buffers.reverse()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -15,6 +17,13 @@ T = TypeVar("T")
 def cores() -> int:
     """Processors this process may run on."""
     return max(1, len(os.sched_getaffinity(0)))
+
+
+def thread_pool(workers: int, name: str) -> ThreadPoolExecutor:
+    """For work that takes longer than loading what makes pools (4 ms, most of it `logging`): made when it comes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(workers, thread_name_prefix=name)
 
 
 class Pipeline:
@@ -26,7 +35,7 @@ class Pipeline:
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or cores()
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ijfs-ingest")
+        self._pool: ThreadPoolExecutor | None = None
         self._room = threading.Semaphore(2 * self.workers)
         self._failure: BaseException | None = None
 
@@ -37,6 +46,8 @@ class Pipeline:
             self._room.release()
             raise self._failure
         try:
+            if self._pool is None:
+                self._pool = thread_pool(self.workers, "ijfs-ingest")
             future = self._pool.submit(call, *args, **kwargs)
         except BaseException:
             self._room.release()
@@ -51,4 +62,5 @@ class Pipeline:
 
     def close(self) -> None:
         """Wait for what runs, drop what waits. Safe to call twice."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import bulkread, codec, waits
 from .bulk import Filling
@@ -20,12 +19,15 @@ from .frames import MAX_CHUNK, EncodedChunk, Kind
 from .lru import ByteLru
 from .native import PAGE
 from .pages import PageLayout
-from .pipeline import cores
+from .pipeline import cores, thread_pool
 from .records import Entry, FileContent, Leaf, ObjectId, Tree
 from .store import Store
 from .storedfile import BATCH_CHUNKS
 from .storedfile import Extent as Extent
 from .storedfile import StoredFile as StoredFile
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 # Threads of one large read: each has a buffer, and the bandwidth of memory ends the gain.
 _MOST_PARTS: Final = 16
@@ -243,14 +245,14 @@ class Reader:
     def _background(self, call: Callable[[list[bytes]], object], ids: list[bytes]) -> None:
         with self._lock:
             if self._ahead is None:
-                self._ahead = ThreadPoolExecutor(4, thread_name_prefix="ijfs-ahead")
+                self._ahead = thread_pool(4, "ijfs-ahead")
             self._ahead.submit(call, ids)
 
     def beside(self, call: Callable[[], int]) -> Future[int]:
         """Run a part of a large read in a thread; parts do not wait for one another."""
         with self._lock:
             if self._parts is None:
-                self._parts = ThreadPoolExecutor(min(cores(), _MOST_PARTS), thread_name_prefix="ijfs-read")
+                self._parts = thread_pool(min(cores(), _MOST_PARTS), "ijfs-read")
             return self._parts.submit(call)
 
     def close(self) -> None:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -136,11 +134,13 @@ def log_transaction(update: Update, transaction: Transaction) -> None:
 @cache
 def whoami() -> str:
     """user@host, for the log."""
+    import getpass
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.geteuid())
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{os.uname().nodename}"
 
 
 def _change(row: tuple[bytes, bytes]) -> RefChange | None:

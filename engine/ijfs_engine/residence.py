@@ -7,9 +7,10 @@ that was cut short is no error that could be caught: it ends the process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,6 @@ _META: Final = struct.Struct("<16xII8x8xI")
 _META_LAST: Final = struct.Struct("<136xQQ")
 """…and the last page in use, and the transaction that said so."""
 _MAGIC: Final = 0xBEEFC0DE
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def let_go(file: Path) -> None:
@@ -33,7 +32,17 @@ def let_go(file: Path) -> None:
         fields = line.split(maxsplit=5)
         if fields[4] == inode and fields[1] == "r--s" and os.path.basename(fields[-1]) == file.name:
             start, end = (int(part, 16) for part in fields[0].split("-"))
-            _libc.madvise(start, end - start, _DONTNEED)
+            _madvise()(start, end - start, _DONTNEED)
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int]:
+    """The C library's; loaded by those who look at much of an index, which a short command does not."""
+    import ctypes
+
+    function = ctypes.CDLL(None, use_errno=True).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
 
 
 def fill_up(file: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import wait
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -158,6 +157,8 @@ class StoredFile:
 
     def _read_parts(self, offset: int, view: memoryview) -> None:
         """Much at once: in several threads."""
+        from concurrent.futures import wait
+
         tasks = [
             self._reader.beside(partial(self.read_many, [(offset + at, view[at : at + _PART])]))
             for at in range(0, len(view), _PART)

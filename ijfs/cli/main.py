@@ -6,7 +6,7 @@ fast; the table below is therefore the one place where a verb's summary stands.
 
 from __future__ import annotations
 
-import difflib
+import gc
 import importlib
 import os
 import signal
@@ -72,6 +72,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "completion": Entry("completion", "Print a shell's completion script."),
     },
 }
+_YOUNG = 50_000
+"""Objects until the collector looks for circles: a short command makes fewer, and Python's 700 cost it 6 ms."""
+
 VERBS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
@@ -93,6 +96,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
+            import difflib
+
             near = difflib.get_close_matches(args[0], VERBS, n=1)
             guess = f"did you mean `ijfs {near[0]}`?" if near else "`ijfs --help` lists the verbs"
             raise click.UsageError(f"there is no verb '{args[0]}'; {guess}", ctx)
@@ -135,8 +140,12 @@ cli = LazyGroup(
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. Nothing but SystemExit leaves this function."""
+    gc.set_threshold(_YOUNG)
     _signals()
-    sys.exit(invoke(list(sys.argv[1:] if argv is None else argv)))
+    code = invoke(list(sys.argv[1:] if argv is None else argv))
+    # All is closed and written. Taking every module apart for circles took 15 ms, a seventh of a short command.
+    gc.freeze()
+    sys.exit(code)
 
 
 def invoke(argv: list[str]) -> int:

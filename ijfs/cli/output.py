@@ -1,14 +1,12 @@
 """How a verb's answer reaches standard output: one JSON object, plain text in a pipe, colours on a terminal.
 
 Verbs return an `Answer`; `app.run_verb` prints it. rich is imported only where a terminal with colours is
-written to: scripts pay nothing for it.
+written to, json where it is asked for: what is not needed does not slow the start.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +55,11 @@ class Printer:
     @property
     def width(self) -> int | None:
         """Columns to fit in, or None where nothing has to fit."""
-        return shutil.get_terminal_size((100, 24)).columns if self.terminal else None
+        if not self.terminal:
+            return None
+        import shutil
+
+        return shutil.get_terminal_size((100, 24)).columns
 
     @property
     def unicode(self) -> bool:
@@ -140,6 +142,8 @@ def _fit(cell: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
 
 def write_json(data: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """One object with the version first; bytes as hex, other strangers as their str()."""
+    import json
+
     stream = stream or sys.stdout
     json.dump({"ijfs": JSON_VERSION, **data}, stream, default=_plain, indent=2 if stream.isatty() else None)
     stream.write("\n")

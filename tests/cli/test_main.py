@@ -175,6 +175,17 @@ def test_help_starts_without_what_only_verbs_need() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_a_verb_that_only_looks_loads_no_more_than_it_needs(repo: Path) -> None:
+    """`ijfs log` takes as long as its modules: what makes threads, sockets and JSON is loaded by those who use it."""
+    code = (
+        f"import sys; from ijfs.cli.main import invoke; invoke(['-r', {str(repo)!r}, 'log']);"
+        "print(sorted({'concurrent.futures', 'logging', 'socket', 'secrets', 'shutil', 'json', 'rich', 'trio'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
 def test_a_reader_that_leaves_early_ends_it_quietly(repo: Path) -> None:
     script = f"{' '.join(COMMAND)} --help | head -1; echo ${{PIPESTATUS[0]}}; true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
