@@ -74,6 +74,11 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "`ijfs logs` shows its last words",
     ),
     (
+        r"anon_hugepage|Can't mmap shmem.*Cannot allocate",
+        "CRIU found no free huge pages of its own, which it needs to save those of the program",
+        "raise vm.nr_hugepages by as many as the program shares, and at least by one",
+    ),
+    (
         r"External socket is used|[Cc]an't dump half of stream unix connection",
         "the program is connected to a socket outside its sandbox",
         "close that connection in the program",

@@ -37,6 +37,8 @@ def test_the_line_that_decided_is_found_and_put_into_a_sentence(tmp_path: Path) 
         ("Can't retrieve FDs from socket", "cannot save"),
         ("Can't dump ghost file /tmp/big of 999 size, increase limit", "/tmp/big"),
         ("Write 4096 to 3 failed: No space left on device", "no space left"),
+        ("Can't lookup mount=18 for fd=-3 path=/anon_hugepage (deleted)", "no free huge pages"),
+        ("Can't mmap shmem 0x2ebaf8: Cannot allocate memory", "no free huge pages"),
         ("something nobody has ever seen", "something nobody has ever seen"),
     ],
 )

@@ -217,16 +217,16 @@ def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_ho
 
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
-    """Six huge pages (2 MiB) set aside by the kernel, given back afterwards."""
+    """Eight huge pages (2 MiB) in the kernel: six for the program, two for CRIU, which maps what is shared."""
     setting = Path("/proc/sys/vm/nr_hugepages")
     before = setting.read_text()
-    setting.write_text(f"{int(before) + 6}\n")
+    setting.write_text(f"{int(before) + 8}\n")
     try:
         free = next(
             line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free")
         )
-        if int(free.split()[1]) < 6:
-            pytest.skip("the kernel found no room for six huge pages")
+        if int(free.split()[1]) < 8:
+            pytest.skip("the kernel found no room for eight huge pages")
         yield
     finally:
         setting.write_text(before)
