@@ -20,7 +20,10 @@ class CriuMissingError(IjfsError):
     """No usable CRIU was found."""
 
     exit_code = 12
-    default_hint = "`ijfs doctor` says what is missing; `tools/setup` in a checkout installs a CRIU that works"
+    default_hint = (
+        "install CRIU 4.1.1 or newer (the distribution's package, where it is that new; else `tools/setup` in a"
+        " checkout of ijfs brings one), or name one with IJFS_CRIU"
+    )
 
 
 class SandboxError(IjfsError):

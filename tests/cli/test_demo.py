@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 from calls import Ijfs
 from json_page import check
+
+from ijfs_engine.errors import PreflightError
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
 
@@ -20,3 +23,11 @@ def test_the_demo_holds_what_it_claims_and_leaves_nothing(run_ijfs: Ijfs, tmp_pa
     assert result.code == 0
     assert len(result.json["claims"]) >= 16
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_demo_whose_cells_could_not_run_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("ijfs.cli.verbs.demo")
+    monkeypatch.setattr(module, "_IMPORTED", ("ipykernel", "a_package_that_nobody_has"))
+    with pytest.raises(PreflightError, match="a_package_that_nobody_has cannot be imported") as caught:
+        module._preflight()
+    assert "ijfs[demo]" in (caught.value.hint or "")

@@ -20,6 +20,9 @@ from ijfs.cli.output import Answer, Printer
 if TYPE_CHECKING:
     from ijfs.cli.demo.stage import Stage
 
+_IMPORTED = ("ipykernel", "numpy", "pandas")
+"""What the demo's kernel and its cells (`ijfs.cli.demo.code`) need."""
+
 
 @verb("demo")
 @click.option(
@@ -38,7 +41,7 @@ def demo(app: App, keep: Path | None) -> Answer:
     from ijfs.cli.demo.leftovers import Watch
     from ijfs.cli.demo.stage import Narrator, Stage
 
-    _preflight(app)
+    _preflight()
     began = time.monotonic()
     narrator = Narrator(Printer(), silent=app.json or app.quiet > 0)
     with _directory(keep) as directory, Watch(directory) as watch:
@@ -67,12 +70,21 @@ def _conclude(out: Printer, stage: Stage, took: float, *, kept: bool) -> None:
         out.line("the repository stays: ", (f"ijfs -r {stage.repository} tree", "bold"))
 
 
-def _preflight(app: App) -> None:
-    """Refuse before anything is begun where doctor sees that it cannot work. PreflightError."""
-    from ijfs.live import doctor
-    from ijfs.live.verdicts import require
+def _preflight() -> None:
+    """Refuse before anything is begun where doctor sees that it cannot work, or the kernel lacks what the cells
+    import. PreflightError."""
+    from importlib.util import find_spec
 
-    require(doctor.machine(Path(tempfile.gettempdir())))
+    from ijfs.live import doctor
+    from ijfs.live.verdicts import Verdict, require
+
+    verdicts = doctor.machine(Path(tempfile.gettempdir()))
+    missing = [name for name in _IMPORTED if find_spec(name) is None]
+    if missing:
+        remedy = "install the extra of the demo: pip install 'ijfs[demo]'"
+        evidence = f"{', '.join(missing)} cannot be imported"
+        verdicts.append(Verdict(check="packages", outcome="refuse", evidence=evidence, remedy=remedy))
+    require(verdicts)
 
 
 def _perform(stage: Stage) -> Stage:
