@@ -70,7 +70,9 @@ def _become(run: Callable[[], int], keep: Collection[int]) -> NoReturn:
 
 
 def name_process(title: str) -> None:
-    """What `ps` shows for this process instead of the command line it was started with, as far as that has room."""
+    """What `ps` and `top` show for this process instead of what it was started as, as far as that has room."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(title.split()[0])
     with suppress(OSError, IndexError, ValueError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: proc(5), counted from the state

@@ -23,9 +23,10 @@ from ijfs.live import namespaces as ns
 if TYPE_CHECKING:
     from ijfs.live.headstart import HeadStart
     from ijfs.live.pager.api import PagerProcess
+    from ijfs.live.pager.shared import SharedBlocks
 
 
-def keep(directory: Path, first: int, *, lazy: bool) -> None:
+def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None = None) -> None:
     """Become the keeper of one instance: a daemon with a log and a mount namespace of its own. `first` is the first
     client's socket; `lazy` says that its request will be a lazy restore. Returns when the instance has ended."""
     os.setsid()
@@ -35,7 +36,9 @@ def keep(directory: Path, first: int, *, lazy: bool) -> None:
     os.close(log)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pager = _fork_pager() if lazy else None
+    pager = _fork_pager(shared) if lazy else None
+    if shared is not None:
+        shared.close()
     client = socket.socket(fileno=first)
     lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -54,10 +57,10 @@ def keep(directory: Path, first: int, *, lazy: bool) -> None:
     trio.run(Keeper(directory, head).run, client)
 
 
-def _fork_pager() -> PagerProcess:
+def _fork_pager(shared: SharedBlocks | None) -> PagerProcess:
     from ijfs.live.pager.api import PagerProcess
 
-    return PagerProcess.forked()
+    return PagerProcess.forked(shared)
 
 
 def _head_start(directory: Path, first: socket.socket, pager: PagerProcess) -> HeadStart:

@@ -20,11 +20,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ijfs.live import criu_probes, spare
 from ijfs.live.forked import name_process
 from ijfs.live.paths import short_path
 from ijfs.live.spare import Request
+
+if TYPE_CHECKING:
+    from ijfs.live.pager.shared import SharedBlocks
 
 Become = Callable[[], None]
 """What a forked child is to do."""
@@ -80,6 +84,7 @@ def load(*, for_restore: bool = False) -> None:
 
 def _fork(request: Request, sockets: list[int]) -> Become | None:
     """Fork a keeper for each instance; None in the parent, what to do in a child."""
+    shared = _shared() if request.lazy and len(sockets) > 1 else None
     gc.freeze()  # children share these pages for as long as nobody writes to them
     try:
         for directory, mine in zip(request.instances, sockets, strict=True):
@@ -88,14 +93,16 @@ def _fork(request: Request, sockets: list[int]) -> Become | None:
                     if other != mine:
                         os.close(other)
                 sockets = []
-                return partial(_keep, request, Path(directory), mine)
+                return partial(_keep, request, Path(directory), mine, shared)
     finally:
         for fd in sockets:
             os.close(fd)
+    if shared is not None:
+        shared.close()
     return None
 
 
-def _keep(request: Request, directory: Path, first: int) -> None:
+def _keep(request: Request, directory: Path, first: int, shared: SharedBlocks | None) -> None:
     """Become a keeper, as one that the client itself had started."""
     from ijfs.live.keeper import keep
 
@@ -107,7 +114,14 @@ def _keep(request: Request, directory: Path, first: int) -> None:
         os.environb[name] = value
     time.tzset()
     os.umask(request.umask)
-    keep(directory, first, lazy=request.lazy)
+    keep(directory, first, lazy=request.lazy, shared=shared)
+
+
+def _shared() -> SharedBlocks:
+    from ijfs.live.pager.fetch import BLOCK_PAGES
+    from ijfs.live.pager.shared import SharedBlocks
+
+    return SharedBlocks(BLOCK_PAGES)
 
 
 def _learn() -> None:

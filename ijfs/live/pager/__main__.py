@@ -30,12 +30,13 @@ from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.engine_source import EngineFiles
 from ijfs.live.pager.order import Touched
 from ijfs.live.pager.server import Keep, Server
+from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import CriuImages, DirectoryFiles
 from ijfs.live.pager.warden import Roster
 from ijfs_engine.errors import IjfsError
 
 
-def main(fd: int) -> int:
+def main(fd: int, shared: SharedBlocks | None = None) -> int:
     """Wait for `begin`, then serve. The exit status: 0 when everything is in or nothing was asked."""
     sys.setswitchinterval(0.0005)  # a working thread hands the listening one the interpreter ten times sooner
     channel = Channel(socket.socket(fileno=fd))
@@ -44,10 +45,21 @@ def main(fd: int) -> int:
         return 0
     config, fds = message
     roster = Roster()
-    return warden.run(lambda successor: _work(config, fds, channel, roster, successor), {fd, *fds}, roster)
+    return warden.run(
+        lambda successor: _work(config, fds, channel, roster, shared, successor),
+        {fd, *fds, *(shared.descriptors if shared else ())},
+        roster,
+    )
 
 
-def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Roster, successor: bool) -> int:
+def _work(
+    config: dict[str, Any],
+    fds: list[int],
+    channel: Channel,
+    roster: Roster,
+    shared: SharedBlocks | None,
+    successor: bool,
+) -> int:
     threading.excepthook = _end
     files = _files(config)
     touched, record = _orders(config, files)
@@ -60,6 +72,7 @@ def _work(config: dict[str, Any], fds: list[int], channel: Channel, roster: Rost
         record=record,
         bulk=bool(config.get("bulk")),
         rest_after_s=float(config.get("rest_after_s", 0.0)),
+        shared=shared,
     )
     server.prepare(files.pids())
     if successor:

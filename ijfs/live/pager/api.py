@@ -24,6 +24,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from ijfs.live.forked import Forked, name_process
 from ijfs.live.pager.channel import Channel
+from ijfs.live.pager.shared import SharedBlocks
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
 SOCKET_NAME: Final = "lazy-pages.socket"
@@ -85,16 +86,16 @@ class PagerProcess:
         return cls(process, ours)
 
     @classmethod
-    def forked(cls) -> PagerProcess:
+    def forked(cls, shared: SharedBlocks | None = None) -> PagerProcess:
         """Forked off this process, which has loaded it and has no other thread; it complains to the same log."""
         from ijfs.live.pager.__main__ import main
 
         def run() -> int:
             name_process("ijfs-pager")
-            return main(theirs.fileno())
+            return main(theirs.fileno(), shared)
 
         ours, theirs = Channel.pair()
-        process = Forked(run, [theirs.fileno()])
+        process = Forked(run, [theirs.fileno(), *(shared.descriptors if shared else ())])
         theirs.close()
         return cls(process, ours)
 

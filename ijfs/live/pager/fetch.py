@@ -23,6 +23,7 @@ from enum import IntEnum
 from typing import Final
 
 from ijfs.live.pager.plan import PAGE, MemoryImage
+from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs_engine import waits
 from ijfs_engine.errors import CorruptError
@@ -62,7 +63,7 @@ def hurry() -> None:
 class Task:
     """Pages of one image that are read together."""
 
-    __slots__ = ("bad", "image", "near", "ranges", "reason", "recorded", "urgent", "zeros")
+    __slots__ = ("bad", "block", "image", "near", "ranges", "reason", "recorded", "urgent", "zeros")
 
     def __init__(
         self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
@@ -76,8 +77,8 @@ class Task:
         """A fault waits for it."""
         self.near = near
         """It follows faults that went from one page range to the next."""
-        self.recorded = False
-        """It was touched at an earlier restore."""
+        self.block: int | None = None
+        """The number of this block in the recorded order; None for what is in no order."""
         self.bad: set[int] = set()
         """Page numbers that could not be had."""
         self.reason = ""
@@ -109,7 +110,7 @@ class Scheduler:
         self._pending: set[tuple[int, int]] = set()
         self._near: deque[tuple[MemoryImage, int]] = deque(maxlen=4)
         self._asked: deque[tuple[int, int]] = deque(maxlen=32)
-        self._recorded: Iterator[tuple[MemoryImage, list[PageRange]]] = iter(())
+        self._recorded: Iterator[tuple[int, tuple[MemoryImage, list[PageRange]]]] = enumerate(())
         self._closed = False
 
     def add_image(self, image: MemoryImage) -> None:
@@ -122,7 +123,7 @@ class Scheduler:
     def set_order(self, order: Iterable[tuple[MemoryImage, list[PageRange]]]) -> None:
         """The order in which pages were needed at an earlier restore, in blocks of at most BLOCK_PAGES."""
         with self._changed:
-            self._recorded = iter(order)
+            self._recorded = enumerate(order)
             self._changed.notify_all()
 
     def want_now(self, image: MemoryImage, page: int) -> PageRange | None:
@@ -184,9 +185,10 @@ class Scheduler:
             if task := self._claim(image, [(first, min(BLOCK_PAGES, image.pages - first))]):
                 task.near = True
                 return task
-        for image, ranges in self._recorded:
+        for number, (image, ranges) in self._recorded:
             if task := self._claim(image, ranges):
-                task.recorded = True
+                task.block = number
+                task.ranges = ranges  # whole, as each of several siblings has it; what is there already is passed over
                 return task
         for image in self._images if pace is Pace.ALL else ():
             while (first := self._claims[image.pid].find(_FREE, self._cursors[image.pid])) >= 0:
@@ -229,6 +231,7 @@ class Fetcher:
         scheduler: Scheduler,
         deliver: Callable[[Task, int], None],
         on_stall: Callable[[str], None],
+        shared: SharedBlocks | None = None,
     ) -> None:
         """`deliver(task, address)` is called in the threads; the pages of the task's `ranges` lie at `address`."""
         self.work_s = 0.0
@@ -240,6 +243,7 @@ class Fetcher:
         self._scheduler = scheduler
         self._deliver = deliver
         self._on_stall = on_stall
+        self._shared = shared
         self._bulk_threads = 0
         self._cores = min(len(os.sched_getaffinity(0)), MAX_WORKING_THREADS)
         self._waits: deque[float] = deque(maxlen=8)
@@ -265,10 +269,12 @@ class Fetcher:
             hurry()
         while (task := self._scheduler.next(urgent_only=urgent_only)) is not None:
             worked, waited = time.thread_time(), waits.waited_s()
-            self._fill(task, buffer)
+            where = self._shared.bring(task, self._fill) if self._shared is not None else None
+            if where is None:
+                self._fill(task, buffer)
             if not task.urgent:
                 self._adapt(time.thread_time() - worked, waits.waited_s() - waited)
-            self._deliver(task, address)
+            self._deliver(task, where or address)
 
     def _adapt(self, worked_s: float, waited_s: float) -> None:
         """As many threads as it takes to keep every core at work while the others' reads are on their way.

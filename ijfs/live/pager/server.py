@@ -25,6 +25,7 @@ from ijfs.live.pager.channel import Channel, received_fds
 from ijfs.live.pager.fetch import Fetcher, Pace, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import IN, MISSING, PAGE, AddressSpace, MemoryImage
+from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
@@ -66,6 +67,7 @@ class Server:
         record: Keep | None = None,
         bulk: bool = False,
         rest_after_s: float = 0.0,
+        shared: SharedBlocks | None = None,
     ) -> None:
         self._source = source
         self._bulk = bulk
@@ -84,7 +86,9 @@ class Server:
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
         self._scheduler = Scheduler(self._wanted, self._pace)
-        self._fetcher = Fetcher(source, self._scheduler, self._deliver, lambda reason: self._stalled.append(reason))
+        self._fetcher = Fetcher(
+            source, self._scheduler, self._deliver, lambda reason: self._stalled.append(reason), shared
+        )
         self._signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable when deliveries have left something to be done here."""
         self._spoilt: deque[Task] = deque()
