@@ -39,22 +39,6 @@ class Blame:
         """(snapshots, up to 20 files as `<snapshot hex>:<path>`)."""
         return tuple(self._snapshots.get(ident, ())), tuple(self._files.get(ident, ()))
 
-    def missing(self) -> Iterator[ObjectId]:
-        """Chunks that listed files consist of and that are not there."""
-        seen: set[ObjectId] = set()
-        for snapshot in self._listed():
-            for content in self._contents(snapshot):
-                if content not in seen and not self._present(content):
-                    yield content
-                seen.add(content)
-
-    def _present(self, content: ObjectId) -> bool:
-        try:
-            self._repository.store.kind_of(content)
-        except CorruptError:
-            return False
-        return True
-
     def _listed(self) -> list[ObjectId]:
         with self._repository.index.read() as view:
             return [ident for ident, _ in view.items(SNAPSHOTS)]
@@ -75,18 +59,8 @@ class Blame:
                 if len(self._files[ident]) < _MOST_FILES:
                     self._files[ident].append(f"{snapshot.hex()}:{os.fsdecode(path)}")
 
-    def _contents(self, snapshot: ObjectId) -> Iterator[ObjectId]:
-        try:
-            root = self._repository.store.snapshot(snapshot).root
-        except CorruptError:
-            return
-        for _, content in self._files_below(root, b"", everything=True):
-            yield content
-
-    def _files_below(
-        self, tree: ObjectId, path: bytes, *, everything: bool = False
-    ) -> Iterator[tuple[bytes, ObjectId]]:
-        if not everything and not self._reached(Kind.TREE, tree):
+    def _files_below(self, tree: ObjectId, path: bytes) -> Iterator[tuple[bytes, ObjectId]]:
+        if not self._reached(Kind.TREE, tree):
             return
         try:
             entries = self._repository.store.tree(tree).entries
@@ -96,7 +70,7 @@ class Blame:
             if entry.content is None:
                 continue
             if entry.kind == "d":
-                yield from self._files_below(entry.content, path + entry.name + b"/", everything=everything)
+                yield from self._files_below(entry.content, path + entry.name + b"/")
             else:
                 yield path + entry.name, entry.content
 

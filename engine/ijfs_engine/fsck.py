@@ -15,15 +15,15 @@ import msgspec
 from . import disk
 from .blame import Blame
 from .errors import CorruptError
-from .frames import MAX_CHUNK, Kind
-from .index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, SNAPSHOTS, Place
+from .idset import Stock
+from .index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, SNAPSHOTS
 from .journal import Transaction, replay
 from .locks import exclusive
 from .mend import Mender
 from .pack import pack_path
 from .packcheck import Finding, PackCheck
-from .reach import Reach, split
-from .records import ZERO_RUN, Damage, FsckReport, Leaf, ObjectId
+from .reach import Walker, split, walk
+from .records import Damage, FsckReport, Leaf, ObjectId
 
 if TYPE_CHECKING:
     from .repository import Progress, Repository
@@ -153,64 +153,53 @@ class Checker:
 
     def _references(self) -> Iterator[Finding]:
         """Walk all that is listed: every object is there and can be parsed, every chunk is there and long enough."""
-        findings: list[Finding] = []
-
-        def broken(ident: ObjectId, kind: int, error: CorruptError) -> None:
-            findings.append(Finding("missing", ident, ident.hex(), str(error)))
-
+        # The list before the chunks: what a save that commits meanwhile lists is not asked for.
         with self._index.read() as view:
             listed = [ident for ident, _ in view.items(SNAPSHOTS)]
-        reach = Reach(self._store, self._index, broken)
-        reach.add(listed)
-        yield from findings
-        bad = {finding.id for finding in findings}
-        leaves = [ident for ident in self._of_kind(reach.objects) if ident not in bad]
-        for at in range(0, len(leaves), 256):
-            group = leaves[at : at + 256]
-            for ident, leaf in zip(group, self._store.leaves(group), strict=True):
-                yield from self._leaf(ident, leaf)
-        yield from self._absent_chunks(reach)
-
-    def _of_kind(self, objects: set[ObjectId]) -> list[ObjectId]:
-        with self._index.read() as view:
-            rows = view.get_many(OBJECTS, objects)
-        return [
-            ident
-            for ident, row in zip(objects, rows, strict=True)
-            if row is not None and Place.decode(row).tag == Kind.LEAF
-        ]
-
-    def _leaf(self, ident: ObjectId, leaf: Leaf) -> Iterator[Finding]:
-        ids = leaf.chunk_ids()
-        with self._index.read() as view:
-            rows = view.get_many(CHUNKS, ids)
-        sizes = [Place.decode(row).plain if row is not None else None for row in rows]
-        for chunk, size in zip(ids, sizes, strict=True):
-            if size is None:
-                yield Finding("missing", chunk, chunk.hex(), "a chunk that a leaf names is not there")
-        for index, offset, length in zip(leaf.index, leaf.offset, leaf.length, strict=True):
-            limit = None if index == ZERO_RUN else sizes[index]
-            if limit is not None and offset + length > min(limit, MAX_CHUNK):
-                yield Finding("missing", ident, ident.hex(), "a leaf names bytes that its chunk does not have")
-                return
-
-    def _absent_chunks(self, reach: Reach) -> Iterator[Finding]:
-        """Bases that are gone, and files of one chunk whose chunk is."""
-        present = 0
+        stock = Stock(self._counts[CHUNKS])
         for rows in self._index.scan(CHUNKS):
-            present += sum(reach.chunks.has(b"".join(rows.keys)))
-        for rows in self._index.scan(BASES):
-            needed = reach.chunks.has(b"".join(rows.keys))
-            pairs = [(key, list(split(row))) for key, row in compress(zip(*rows, strict=True), needed)]
-            with self._index.read() as view:
-                bases = {base for _, row in pairs for base in row}
-                gone = {base for base in bases if view.get(CHUNKS, base) is None}
-            for key, row in pairs:
-                if not gone.isdisjoint(row):
-                    yield Finding("missing", key, key.hex(), "a chunk that this one is stored against is not there")
-        if present < len(reach.chunks):
-            yield from self._absent_files()
+            stock.add(b"".join(rows.keys), b"".join(rows.values))
+        unreadable: list[Finding] = []
 
-    def _absent_files(self) -> Iterator[Finding]:
-        for ident in Blame(self._repository, set()).missing():
-            yield Finding("missing", ident, ident.hex(), "a file's only chunk is not there")
+        def broken(ident: ObjectId, kind: int, error: CorruptError) -> None:
+            unreadable.append(_missing(ident, str(error)))
+
+        found: dict[ObjectId, Finding] = {}
+        for _, ident, children in walk(Walker(self._store, self._index), listed, set(), on_error=broken):
+            what = "a chunk that a leaf names is not there" if children.leaf else "a file's only chunk is not there"
+            for chunk in _absent(children.chunks, stock):
+                found.setdefault(chunk, _missing(chunk, what))
+            if children.leaf is not None and not _fits(children.leaf, stock):
+                found[ident] = _missing(ident, "a leaf names bytes that its chunk does not have")
+        yield from unreadable
+        yield from found.values()
+        yield from self._baseless(stock)
+
+    def _baseless(self, stock: Stock) -> Iterator[Finding]:
+        """Needed chunks whose bases are gone. A few looks at all of the table, as in `Reach`: chains are short."""
+        found: dict[ObjectId, Finding] = {}
+        before = -1
+        while stock.needed != before:
+            before = stock.needed
+            for rows in self._index.scan(BASES):
+                needed = stock.is_needed(b"".join(rows.keys))
+                if b"\0" not in stock.need(b"".join(compress(rows.values, needed))):
+                    continue
+                for key, bases in compress(zip(*rows, strict=True), needed):
+                    if any(_absent(bases, stock)):
+                        found[key] = _missing(key, "a chunk that this one is stored against is not there")
+        yield from found.values()
+
+
+def _absent(chunks: bytes, stock: Stock) -> Iterator[ObjectId]:
+    """Those of the chunks that are not there; all of them are needed from now on."""
+    there = stock.need(chunks)
+    return compress(split(chunks), (not one for one in there)) if b"\0" in there else iter(())
+
+
+def _fits(leaf: Leaf, stock: Stock) -> bool:
+    return stock.fits(leaf.ids, leaf.index, leaf.offset, leaf.length)
+
+
+def _missing(ident: ObjectId, message: str) -> Finding:
+    return Finding("missing", ident, ident.hex(), message)

@@ -1,40 +1,16 @@
-"""Compact tables of ids: the set that gc and fsck mark in, the census that du counts with, and sums by pack.
+"""Compact sets of chunk ids: the one that gc marks in, and the stock that fsck checks references against.
 
-Ids are BLAKE3 hashes, so their first 8 bytes serve as key and as hash at once: 8 bytes a chunk in IdSet at a load of
-at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set. Two ids that share 8 bytes count as one
-chunk: gc then keeps a chunk too many, and never takes one too many. Their slow twins are in
+8 bytes a chunk in IdSet at a load of at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set; 12 in
+Stock. gc keeps a chunk too many where two ids share 8 bytes, and never takes one too many. Their slow twins are in
 tests/engine/test_native_idset.py.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, qsort, realloc
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
-cdef enum:
-    ID = 32
-    FIRST = 1024
-
-
-cdef inline uint64_t key_of(const uint8_t* ids, Py_ssize_t number) noexcept nogil:
-    """The first 8 bytes of id `number`; 0 marks an empty slot, so it is spelled 1."""
-    cdef uint64_t key
-    memcpy(&key, ids + number * ID, 8)
-    return key if key != 0 else 1
-
-
-cdef inline Py_ssize_t slot_of(const uint64_t* keys, uint64_t mask, uint64_t key) noexcept nogil:
-    """Where `key` is, or the empty slot where it would go. The low bits choose: linear probing."""
-    cdef uint64_t at = key & mask
-    while keys[at] != 0 and keys[at] != key:
-        at = (at + 1) & mask
-    return <Py_ssize_t>at
-
-
-cdef Py_ssize_t check(const uint8_t[::1] ids) except -1:
-    if ids.shape[0] % ID:
-        raise ValueError("ids are 32 bytes each")
-    return ids.shape[0] // ID
+from .ids cimport FIRST, PLAIN_AT, ROW, check, check_rows, key_of, slot_of, word_at
+from .payload cimport MAX_PLAIN
 
 
 cdef class IdSet:
@@ -107,386 +83,118 @@ cdef class IdSet:
 
 
 cdef enum:
-    ROW = 18
-    UNIT = 8
-    SPAN_AT = 8
+    NEEDED = 0x80000000
+    SIZE = 0x7FFFFFFF
+    NO_CHUNK = 0xFFFFFFFF
 
 
-cdef inline uint32_t word_at(const uint8_t* row, Py_ssize_t at) noexcept nogil:
-    cdef uint32_t word
-    memcpy(&word, row + at, 4)
-    return word
+cdef class Stock:
+    """The chunks that there are, how long each is, and which of them are needed. Not thread-safe.
 
-
-cdef inline uint64_t on_disk(const uint8_t* row) noexcept nogil:
-    """`Place.on_disk` of an index row."""
-    cdef uint64_t span = word_at(row, SPAN_AT)
-    return (span + UNIT - 1) & ~<uint64_t>(UNIT - 1)
-
-
-cdef Py_ssize_t check_rows(const uint8_t[::1] rows) except -1:
-    if rows.shape[0] % ROW:
-        raise ValueError("index rows are 18 bytes each")
-    return rows.shape[0] // ROW
-
-
-cdef int enlarge(void** block, uint64_t items, size_t width) except -1:
-    """Make room for so many items. Large blocks are moved by the kernel, page tables and not bytes."""
-    cdef void* moved = realloc(block[0], items * width)
-    if moved == NULL:
-        raise MemoryError
-    block[0] = moved
-    return 0
-
-
-cdef enum:
-    NOBODY = 0
-    SEVERAL = 0xFFFFFFFF
-
-
-cdef class Census:
-    """What snapshots reach, as a graph of numbers, and the bytes that each reaches alone and with others.
-
-    First `point` says what every object points at, and `learn` how much each id takes on disk; then `count`, once. Ids
-    get numbers in the order in which they are met, so what a leaf names lies together: a walk over it costs 3 ns a chunk,
-    where looking its ids up for each snapshot costs 100. Per id: 8 bytes of key, 4 to 11 of table, 8 of size and edges,
-    and 8 more for the count, when the table is gone; 4 per edge. Not thread-safe.
+    First `add` all, then ask.
     """
 
     cdef uint64_t* keys
-    cdef uint32_t* slots
     cdef uint32_t* sizes
-    cdef uint32_t* edges_at
-    cdef uint32_t* edges
-    cdef uint64_t mask, used, room
-    cdef uint64_t edges_used, edges_room
+    cdef uint64_t mask, used, marked
 
-    def __cinit__(self):
-        self.mask = FIRST - 1
-        self.room = FIRST
-        self.edges_room = FIRST
-        self.used = self.edges_used = 1  # number 0 is nobody, and edges at 0 are none
-        self.slots = <uint32_t*>calloc(FIRST, 4)
-        self.keys = <uint64_t*>calloc(FIRST, 8)
-        self.sizes = <uint32_t*>calloc(FIRST, 4)
-        self.edges_at = <uint32_t*>calloc(FIRST, 4)
-        self.edges = <uint32_t*>calloc(FIRST, 4)
-        if not (self.slots and self.keys and self.sizes and self.edges_at and self.edges):
-            raise MemoryError
+    def __cinit__(self, uint64_t expected):
+        """Room for about so many chunks; it grows where there are more."""
+        cdef uint64_t slots = FIRST
+        while expected * 4 > slots * 3:
+            slots *= 2
+        self.take(slots)
 
     def __dealloc__(self):
-        self.forget_ids()
-        free(self.sizes)
-        free(self.edges_at)
-        free(self.edges)
-
-    cdef void forget_ids(self) noexcept:
-        free(self.slots)
         free(self.keys)
-        self.slots = NULL
-        self.keys = NULL
+        free(self.sizes)
+
+    cdef int take(self, uint64_t slots) except -1:
+        self.keys = <uint64_t*>calloc(slots, 8)
+        self.sizes = <uint32_t*>calloc(slots, 4)
+        if self.keys == NULL or self.sizes == NULL:
+            raise MemoryError
+        self.mask = slots - 1
+        return 0
+
+    cdef int grow(self) except -1:
+        cdef uint64_t* keys = self.keys
+        cdef uint32_t* sizes = self.sizes
+        cdef uint64_t at, slots = self.mask + 1
+        cdef Py_ssize_t slot
+        self.take(slots * 2)
+        for at in range(slots):
+            if keys[at] != 0:
+                slot = slot_of(self.keys, self.mask, keys[at])
+                self.keys[slot] = keys[at]
+                self.sizes[slot] = sizes[at]
+        free(keys)
+        free(sizes)
+        return 0
 
     def __len__(self):
-        """How many ids were met."""
-        return self.used - 1
-
-    cdef int still_open(self) except -1:
-        if self.keys == NULL:
-            raise ValueError("this census was counted")
-        return 0
-
-    cdef inline uint64_t slot(self, uint64_t key) noexcept nogil:
-        cdef uint64_t at = key & self.mask
-        while self.slots[at] != 0 and self.keys[self.slots[at]] != key:
-            at = (at + 1) & self.mask
-        return at
-
-    cdef int reserve(self, Py_ssize_t more) except -1:
-        """Room for so many new ids."""
-        cdef uint64_t wanted = self.used + <uint64_t>more
-        cdef uint64_t size = self.mask + 1
-        cdef uint64_t number, room
-        if wanted > 0xFFFFFFF0:
-            raise OverflowError("more than four thousand million ids")
-        if wanted > self.room:
-            room = max(wanted, self.room + self.room // 4)
-            enlarge(<void**>&self.keys, room, 8)
-            enlarge(<void**>&self.sizes, room, 4)
-            enlarge(<void**>&self.edges_at, room, 4)
-            self.room = room
-        if wanted * 4 > size * 3:
-            while wanted * 4 > size * 3:
-                size *= 2
-            free(self.slots)
-            self.slots = <uint32_t*>calloc(size, 4)
-            if self.slots == NULL:
-                self.forget_ids()
-                raise MemoryError
-            self.mask = size - 1
-            with nogil:
-                for number in range(1, self.used):
-                    self.slots[self.slot(self.keys[number])] = <uint32_t>number
-        return 0
-
-    cdef inline uint32_t number_of(self, uint64_t key) noexcept nogil:
-        """Its number, given now if it has none; `reserve` comes first."""
-        cdef uint64_t at = self.slot(key)
-        if self.slots[at] == 0:
-            self.slots[at] = <uint32_t>self.used
-            self.keys[self.used] = key
-            self.sizes[self.used] = 0
-            self.edges_at[self.used] = 0
-            self.used += 1
-        return self.slots[at]
-
-    def add(self, const uint8_t[::1] ids not None):
-        """Meet ids; one byte per id: 1 where it is new. ValueError for a torn id."""
-        cdef Py_ssize_t amount = check(ids)
-        cdef Py_ssize_t number
-        cdef bytes fresh = PyBytes_FromStringAndSize(NULL, amount)
-        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(fresh)
-        cdef uint64_t before
-        self.still_open()
-        self.reserve(amount)
-        for number in range(amount):
-            before = self.used
-            self.number_of(key_of(&ids[0], number))
-            out[number] = self.used != before
-        return fresh
-
-    def point(self, const uint8_t[::1] ident not None, const uint8_t[::1] ids not None):
-        """Say what an id points at, once; as `add`, which of these are new."""
-        cdef Py_ssize_t amount = check(ids)
-        cdef Py_ssize_t number
-        cdef bytes fresh = PyBytes_FromStringAndSize(NULL, amount)
-        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(fresh)
-        cdef uint32_t* edge
-        cdef uint64_t before
-        if check(ident) != 1:
-            raise ValueError("one id points at others")
-        self.still_open()
-        self.reserve(amount + 1)
-        cdef uint32_t source = self.number_of(key_of(&ident[0], 0))
-        if amount == 0:
-            return fresh
-        if self.edges_used + <uint64_t>amount + 1 > self.edges_room:
-            self.edges_room += max(<uint64_t>amount + 1, self.edges_room // 4)
-            if self.edges_room > 0xFFFFFFF0:
-                raise OverflowError("more than four thousand million references")
-            enlarge(<void**>&self.edges, self.edges_room, 4)
-        self.edges_at[source] = <uint32_t>self.edges_used
-        edge = self.edges + self.edges_used
-        edge[0] = <uint32_t>amount
-        for number in range(amount):
-            before = self.used
-            edge[1 + number] = self.number_of(key_of(&ids[0], number))
-            out[number] = self.used != before
-        self.edges_used += <uint64_t>amount + 1
-        return fresh
-
-    def learn(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
-        """What ids take on disk, from their index rows; those that were not met are passed by."""
-        cdef Py_ssize_t amount = check(ids)
-        cdef Py_ssize_t number
-        if check_rows(rows) != amount:
-            raise ValueError("one row for each id")
-        self.still_open()
-        with nogil:
-            for number in range(amount):
-                # Those that were not met are at slot 0 of `sizes`, which is nobody's.
-                self.sizes[self.slots[self.slot(key_of(&ids[0], number))]] = <uint32_t>on_disk(&rows[number * ROW])
-
-    def count(self, const uint8_t[::1] roots not None):
-        """(bytes of everything that was reached, [(bytes, those that no other reaches) of each root]).
-
-        The last call: the ids are forgotten. ValueError for a root that was not met.
-        """
-        cdef Py_ssize_t amount = check(roots)
-        cdef Py_ssize_t group
-        cdef list numbers = []
-        self.still_open()
-        for group in range(amount):
-            numbers.append(self.slots[self.slot(key_of(&roots[0], group))])
-        if 0 in numbers:
-            raise ValueError("a root that nothing was said of")
-        self.forget_ids()
-        cdef Count sums = Count(self.used, amount)
-        for group, number in enumerate(numbers, 1):
-            self.walk(sums, <uint32_t>number, <uint32_t>group)
-        return sums.total, [(sums.stored[group], sums.alone[group]) for group in range(1, amount + 1)]
-
-    cdef int walk(self, Count sums, uint32_t root, uint32_t group) except -1:
-        cdef uint32_t child
-        cdef uint64_t at, number, waiting = 0
-        if sums.last[root] == group:
-            return 0
-        sums.visit(root, group, self.sizes[root])
-        sums.stack[0] = root
-        waiting = 1
-        while waiting:
-            waiting -= 1
-            at = self.edges_at[sums.stack[waiting]]
-            if at == 0:
-                continue
-            sums.make_room(waiting + self.edges[at])
-            for number in range(at + 1, at + 1 + self.edges[at]):
-                child = self.edges[number]
-                if sums.last[child] == group:
-                    continue
-                sums.visit(child, group, self.sizes[child])
-                if self.edges_at[child] != 0:
-                    sums.stack[waiting] = child
-                    waiting += 1
-        return 0
-
-
-cdef class Count:
-    """The arrays of one `Census.count`."""
-
-    cdef uint32_t* last
-    cdef uint32_t* owner
-    cdef uint32_t* stack
-    cdef uint64_t room
-    cdef uint64_t total
-    cdef int64_t* stored
-    cdef int64_t* alone
-
-    def __cinit__(self, uint64_t numbers, uint64_t groups):
-        self.total = 0
-        self.room = FIRST
-        self.last = <uint32_t*>calloc(numbers, 4)
-        self.owner = <uint32_t*>calloc(numbers, 4)
-        self.stack = <uint32_t*>calloc(FIRST, 4)
-        self.stored = <int64_t*>calloc(groups + 1, 8)
-        self.alone = <int64_t*>calloc(groups + 1, 8)
-        if not (self.last and self.owner and self.stack and self.stored and self.alone):
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.last)
-        free(self.owner)
-        free(self.stack)
-        free(self.stored)
-        free(self.alone)
-
-    cdef int make_room(self, uint64_t wanted) except -1:
-        if wanted > self.room:
-            self.room = wanted * 2
-            enlarge(<void**>&self.stack, self.room, 4)
-        return 0
-
-    cdef inline void visit(self, uint32_t number, uint32_t group, uint32_t size) noexcept nogil:
-        """A group reaches something for the first time."""
-        self.last[number] = group
-        self.stored[group] += size
-        if self.owner[number] == NOBODY:
-            self.owner[number] = group
-            self.alone[group] += size
-            self.total += size
-        elif self.owner[number] != SEVERAL:
-            self.alone[self.owner[number]] -= size
-            self.owner[number] = SEVERAL
-
-
-cdef int ascending(const void* left, const void* right) noexcept nogil:
-    cdef uint64_t one = (<const uint64_t*>left)[0]
-    cdef uint64_t other = (<const uint64_t*>right)[0]
-    return (one > other) - (one < other)
-
-
-cdef class PackRows:
-    """What index rows say of some packs: how many bytes of each are live, and where its live frames begin.
-
-    8 bytes per frame that `collect` is given, none for `weigh`. Rows of other packs are passed by. Not thread-safe.
-    """
-
-    cdef uint32_t* packs
-    cdef uint64_t* bytes
-    cdef uint64_t* places
-    cdef Py_ssize_t amount
-    cdef uint64_t used, room
-    cdef bint sorted
-
-    def __cinit__(self, numbers):
-        """For the packs of these numbers, which ascend."""
-        cdef Py_ssize_t at
-        self.amount = len(numbers)
-        self.packs = <uint32_t*>calloc(self.amount + 1, 4)
-        self.bytes = <uint64_t*>calloc(self.amount + 1, 8)
-        self.places = <uint64_t*>calloc(FIRST, 8)
-        if not (self.packs and self.bytes and self.places):
-            raise MemoryError
-        self.room = FIRST
-        self.used = 0
-        self.sorted = True
-        for at in range(self.amount):
-            self.packs[at] = numbers[at]
-            if at and self.packs[at] <= self.packs[at - 1]:
-                raise ValueError("pack numbers ascend")
-
-    def __dealloc__(self):
-        free(self.packs)
-        free(self.bytes)
-        free(self.places)
-
-    def __len__(self):
-        """Frames that were collected."""
         return self.used
 
-    cdef inline Py_ssize_t find(self, uint32_t pack) noexcept nogil:
-        """Where the pack stands among ours, or -1."""
-        cdef Py_ssize_t low = 0, high = self.amount, middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.packs[middle] < pack:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < self.amount and self.packs[low] == pack else -1
+    @property
+    def needed(self):
+        """How many are needed so far."""
+        return self.marked
 
-    def weigh(self, const uint8_t[::1] rows not None):
-        """Count what these rows take on disk to their packs."""
-        cdef Py_ssize_t number, at
-        for number in range(check_rows(rows)):
-            at = self.find(word_at(&rows[number * ROW], 0))
-            if at >= 0:
-                self.bytes[at] += on_disk(&rows[number * ROW])
+    def add(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
+        """Chunks with their index rows. ValueError."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number, slot
+        if check_rows(rows) != amount:
+            raise ValueError("one row for each id")
+        while (self.used + <uint64_t>amount) * 4 > (self.mask + 1) * 3:
+            self.grow()
+        for number in range(amount):
+            slot = slot_of(self.keys, self.mask, key_of(&ids[0], number))
+            self.used += self.keys[slot] == 0
+            self.keys[slot] = key_of(&ids[0], number)
+            # What an index that was tampered with says beyond a chunk's longest is not believed.
+            self.sizes[slot] = min(word_at(&rows[number * ROW], PLAIN_AT), <uint32_t>MAX_PLAIN)
 
-    def weights(self):
-        """Bytes that were counted to each pack."""
-        return [self.bytes[at] for at in range(self.amount)]
-
-    def collect(self, const uint8_t[::1] rows not None):
-        """Remember where these frames begin."""
-        cdef Py_ssize_t count = check_rows(rows)
-        cdef Py_ssize_t number, at
-        if self.used + <uint64_t>count > self.room:
-            self.room = max(self.used + <uint64_t>count, self.room + self.room // 2)
-            enlarge(<void**>&self.places, self.room, 8)
-        for number in range(count):
-            at = self.find(word_at(&rows[number * ROW], 0))
-            if at >= 0:
-                self.places[self.used] = <uint64_t>at << 32 | word_at(&rows[number * ROW], 4)
-                self.used += 1
-        self.sorted = False
-
-    def offsets(self, number):
-        """Where the frames of one pack that were collected begin, ascending. KeyError for none of ours."""
-        cdef Py_ssize_t pack = self.find(number)
-        cdef uint64_t low = 0, high = self.used, middle
-        cdef list found = []
-        if pack < 0:
-            raise KeyError(number)
-        if not self.sorted:
-            qsort(self.places, self.used, 8, ascending)
-            self.sorted = True
-        while low < high:
-            middle = (low + high) // 2
-            if self.places[middle] >> 32 < <uint64_t>pack:
-                low = middle + 1
-            else:
-                high = middle
-        while low < self.used and self.places[low] >> 32 == <uint64_t>pack:
-            found.append((self.places[low] & 0xFFFFFFFF) * UNIT)
-            low += 1
+    def need(self, const uint8_t[::1] ids not None):
+        """These are needed; one byte per id: 1 where it is there. ValueError for a torn id."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number, slot
+        cdef bytes found = PyBytes_FromStringAndSize(NULL, amount)
+        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(found)
+        for number in range(amount):
+            slot = slot_of(self.keys, self.mask, key_of(&ids[0], number))
+            out[number] = self.keys[slot] != 0
+            if out[number] and not self.sizes[slot] & NEEDED:
+                self.sizes[slot] |= NEEDED
+                self.marked += 1
         return found
+
+    def is_needed(self, const uint8_t[::1] ids not None):
+        """One byte per id: 1 where it is there and needed. ValueError for a torn id."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number
+        cdef bytes found = PyBytes_FromStringAndSize(NULL, amount)
+        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(found)
+        for number in range(amount):
+            out[number] = self.sizes[slot_of(self.keys, self.mask, key_of(&ids[0], number))] >> 31
+        return found
+
+    def fits(self, const uint8_t[::1] ids not None, const uint32_t[::1] index not None,
+             const uint32_t[::1] offset not None, const uint32_t[::1] length not None):
+        """Whether every extent of a leaf (`records.Leaf`) lies in its chunk; chunks that are not there are passed by.
+
+        ValueError for columns that do not agree.
+        """
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number, slot
+        if offset.shape[0] != index.shape[0] or length.shape[0] != index.shape[0]:
+            raise ValueError("the columns of a leaf are equally long")
+        for number in range(index.shape[0]):
+            if index[number] == NO_CHUNK:
+                continue
+            if index[number] >= amount:
+                raise ValueError("an extent of no chunk")
+            slot = slot_of(self.keys, self.mask, key_of(&ids[0], index[number]))
+            if self.keys[slot] != 0 and <uint64_t>offset[number] + length[number] > (self.sizes[slot] & SIZE):
+                return False
+        return True

@@ -6,7 +6,7 @@ in large stretches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import compress
 from typing import Final, NamedTuple
 
@@ -24,11 +24,13 @@ OnError = Callable[[ObjectId, int, CorruptError], None]
 
 
 class Children(NamedTuple):
-    """What one object points at: (kind, id) of objects, and chunk ids end to end; for a tree its files' sizes."""
+    """What one object points at: (kind, id) of objects, and chunk ids end to end; for a tree its files' sizes, for a
+    leaf itself."""
 
     objects: list[tuple[int, ObjectId]]
     chunks: bytes
     logical: int = 0
+    leaf: Leaf | None = None
 
 
 class Walker:
@@ -94,6 +96,42 @@ class Walker:
         return [_tree(tree, kinds) for tree in trees]
 
 
+def walk(
+    walker: Walker,
+    snapshots: Iterable[ObjectId],
+    seen: set[ObjectId],
+    *,
+    on_error: OnError | None = None,
+    beyond: Set[ObjectId] = frozenset(),
+    leaves: bool = True,
+) -> Iterator[tuple[int, ObjectId, Children]]:
+    """Each object that snapshots reach, with its kind and children, once: `seen` grows by it.
+
+    What is in `beyond`, and so all that is below it, is left out; without `leaves`, leaves are not read. CorruptError
+    for what cannot be read, unless there is an `on_error`.
+    """
+
+    def fresh(ids: Iterable[ObjectId]) -> list[ObjectId]:
+        found = [ident for ident in dict.fromkeys(ids) if ident not in seen and ident not in beyond]
+        seen.update(found)
+        return found
+
+    pending: dict[int, list[ObjectId]] = {kind: [] for kind in Kind.NAMES}
+    pending[Kind.SNAPSHOT] = fresh(snapshots)
+    while any(pending.values()):
+        # Leaves first, so that what is waiting stays small.
+        kind = next(kind for kind in sorted(pending) if pending[kind])
+        batch = pending[kind][-_BATCH:]
+        del pending[kind][-_BATCH:]
+        for ident, children in walker.expand(kind, batch, on_error):
+            for child_kind, child in children.objects:
+                if child not in seen and child not in beyond:
+                    seen.add(child)
+                    if child_kind != Kind.LEAF or leaves:
+                        pending[child_kind].append(child)
+            yield kind, ident, children
+
+
 class Reach:
     """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set.
 
@@ -126,27 +164,13 @@ class Reach:
     def add(self, snapshots: Iterable[ObjectId]) -> None:
         """Walk snapshots too. CorruptError for what cannot be read, unless there is an `on_error`."""
         marked = len(self.chunks)
-        pending: dict[int, list[ObjectId]] = {kind: [] for kind in Kind.NAMES}
-        pending[Kind.SNAPSHOT] = self._fresh(snapshots)
-        while any(pending.values()):
-            # Leaves first, so that what is waiting stays small.
-            kind = next(kind for kind in sorted(pending) if pending[kind])
-            batch = pending[kind][-_BATCH:]
-            del pending[kind][-_BATCH:]
-            for _, children in self._walker.expand(kind, batch, self._on_error):
-                for child_kind, child in children.objects:
-                    if child not in self.objects and child not in self._beyond:
-                        self.objects.add(child)
-                        if child_kind != Kind.LEAF or self._leaves:
-                            pending[child_kind].append(child)
-                self.chunks.add(children.chunks)
+        found = walk(
+            self._walker, snapshots, self.objects, on_error=self._on_error, beyond=self._beyond, leaves=self._leaves
+        )
+        for _, _, children in found:
+            self.chunks.add(children.chunks)
         if len(self.chunks) != marked:
             self._mark_bases()
-
-    def _fresh(self, ids: Iterable[ObjectId]) -> list[ObjectId]:
-        fresh = [ident for ident in dict.fromkeys(ids) if ident not in self.objects and ident not in self._beyond]
-        self.objects.update(fresh)
-        return fresh
 
     def _mark_bases(self) -> None:
         """A base is needed wherever what is stored against it is. Chains are short, so a few looks at all of the table
@@ -191,4 +215,4 @@ def _file(content: FileContent) -> Children:
 
 
 def _leaf(leaf: Leaf) -> Children:
-    return Children([], leaf.ids)
+    return Children([], leaf.ids, leaf=leaf)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from . import disk
 from .errors import CorruptError, StorageError
 from .frames import MAX_CHUNK, Kind, decode_frame, decode_header
-from .idset import PackRows
 from .index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, SIDECARS, Update, encode_where, next_pack
 from .layout import Layout
 from .locks import try_take
 from .pack import DATA, PACK_HEADER_SIZE, PACK_TARGET, PackReader, PackWriter, pack_files, pack_path
+from .packrows import PackRows
 
 if TYPE_CHECKING:
     from .repository import Progress, Repository

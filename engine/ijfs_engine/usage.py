@@ -3,8 +3,8 @@
 `Repository.du` calls it. Every frame that a snapshot reaches counts once, metadata and padding included, so that the
 total is what the set would take in packs that hold nothing else.
 
-Each object is read once, whoever shares it; what it points at is kept in a graph of numbers (`idset.Census`), and there
-each snapshot is then walked.
+Each object is read once, whoever shares it; what it points at is kept in a graph of numbers (`census.Census`), and
+there each snapshot is then walked.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .census import Census
 from .frames import Kind
-from .idset import Census
 from .index import BASES, CHUNKS, OBJECTS, SNAPSHOTS
 from .reach import Children, Walker, split
 from .records import DiskUsage, ObjectId, Usage

@@ -193,6 +193,23 @@ def test_a_file_whose_only_chunk_is_gone_is_found(repository: Repository) -> Non
     assert (finding.id, finding.files) == (chunk_id(data), (f"{snapshot.id.hex()}:f",))
 
 
+def test_a_chunk_that_is_gone_is_named_once_whoever_names_it(repository: Repository) -> None:
+    """By two leaves, by a tree, and by a difference to a difference, which its row alone leads to."""
+    base, shared = noise(4096), noise(4096)
+    near, nearer = bytes([base[0] ^ 1]) + base[1:], bytes([base[0] ^ 2]) + base[1:]
+    with repository.session() as session:
+        put_against(session, near, base, put(session, base))
+        put_against(session, nearer, near, chunk_id(near), 1)
+        files = {"a": shared + noise(4096), "b": shared + noise(8192), "c": shared, "nearer": nearer}
+        save(repository, files, branch="main", session=session)
+    gone = {chunk_id(shared), chunk_id(base)}
+    repository.index.write(lambda update: [update.delete(CHUNKS, ident) for ident in gone])
+    damage = {finding.id: finding for finding in repository.fsck(data=False).damage}
+    assert set(damage) == {chunk_id(shared), chunk_id(near)}
+    assert {name.rpartition(":")[2] for name in damage[chunk_id(shared)].files} == {"a", "b", "c"}
+    assert [name.rpartition(":")[2] for name in damage[chunk_id(near)].files] == ["nearer"]
+
+
 def test_a_pack_that_is_gone_is_reported_and_forgotten(repository: Repository) -> None:
     files = {"f": noise(9000)}
     hurt = save(repository, files, branch="main")

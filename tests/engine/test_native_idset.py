@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
 
-from ijfs_engine.idset import Census, IdSet, PackRows
+from ijfs_engine.census import Census
+from ijfs_engine.idset import IdSet, Stock
 from ijfs_engine.index import Place
+from ijfs_engine.packrows import PackRows
+from ijfs_engine.records import ZERO_RUN
 
 RNG = random.Random(7)
 
@@ -35,8 +39,47 @@ def test_an_id_set_agrees_with_a_set() -> None:
         table.add(b"short")
 
 
-def row(span: int, pack: int = 1, offset: int = 64) -> bytes:
-    return Place(pack, offset, span, 0, 0, 0).encode()
+def row(span: int, pack: int = 1, offset: int = 64, plain: int = 0) -> bytes:
+    return Place(pack, offset, span, plain, 0, 0).encode()
+
+
+def test_a_stock_agrees_with_a_dict() -> None:
+    ids = [noise(32) for _ in range(20_000)]
+    sizes = {ident: RNG.randrange(1, 1 << 18) for ident in ids[:15_000]}
+    stock, needed = Stock(10), set()
+    for at in range(0, len(sizes), 1500):
+        part = ids[at : at + 1500]
+        stock.add(b"".join(part), b"".join(row(64, plain=sizes[ident]) for ident in part))
+    assert len(stock) == len(sizes)
+    for _ in range(20):
+        batch = RNG.choices(ids, k=500)
+        needed.update(ident for ident in batch if ident in sizes)
+        assert list(stock.need(b"".join(batch))) == [int(ident in sizes) for ident in batch]
+        assert stock.needed == len(needed)
+    assert list(stock.is_needed(b"".join(ids))) == [int(ident in needed) for ident in ids]
+
+
+def test_a_stock_says_whether_extents_lie_in_their_chunks() -> None:
+    ids = [noise(32) for _ in range(3)]
+    stock = Stock(2)
+    stock.add(b"".join(ids[:2]), row(64, plain=100) + row(64, plain=0xFFFFFFFF))
+
+    def fits(*extents: tuple[int, int, int]) -> bool:
+        index, offset, length = (array("I", column) for column in zip(*extents, strict=True))
+        return stock.fits(b"".join(ids), index, offset, length)
+
+    assert fits((0, 0, 100), (ZERO_RUN, 0, 1 << 20), (1, 4, (256 << 10) - 4), (2, 1, 1 << 30))
+    assert not fits((0, 0, 100), (0, 1, 100))
+    assert not fits((0, 0xFFFFFFFF, 100))
+    assert not fits((1, 4, 256 << 10))
+    with pytest.raises(ValueError, match="no chunk"):
+        fits((3, 0, 1))
+    with pytest.raises(ValueError, match="equally long"):
+        stock.fits(b"", array("I"), array("I", [1]), array("I"))
+    with pytest.raises(ValueError, match="one row"):
+        stock.add(bytes(64), row(1))
+    with pytest.raises(ValueError, match="32 bytes"):
+        stock.need(b"short")
 
 
 def test_a_census_agrees_with_counting_by_hand() -> None:
