@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 import zstandard
 
 from ijfs_engine import ObjectId, Repository, Snapshot
@@ -196,10 +197,10 @@ def _saves(builder: Builder, rng: random.Random, program: int) -> Iterator[Snaps
         files = _tree(builder, [_entry("changing", changing), *fixed])
         root = _tree(builder, [_entry("files", files, kind="d"), _entry("images", images, kind="d")])
         created = (program * SAVES + save) * 1_000_000_000
-        blank = Snapshot(b"", root, parent, created, f"save {save} of program {program}", {})
+        blank = Snapshot(b"", root, parent, created, f"save {save} of program {program}", {}, size)
         ident = builder.object(Kind.SNAPSHOT, encode_snapshot(blank))
         parent = (ident,)
-        yield Snapshot(ident, root, blank.parents, created, blank.message, {})
+        yield msgspec.structs.replace(blank, id=ident)
 
 
 def _tree(builder: Builder, entries: list[Entry]) -> ObjectId:

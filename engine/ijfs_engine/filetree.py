@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -49,6 +49,20 @@ class Directory:
                 raise IjfsError(f"'{os.fsdecode(part)}' was added as something that is no directory")
             here = below
         return here
+
+    def size(self, tree: Callable[[ObjectId], Tree]) -> int:
+        """What the files here and below add up to; `tree` reads directories that were taken over unread."""
+        total = 0
+        todo: list[Iterable[Directory | Entry]] = [self.children.values()]
+        while todo:
+            for child in todo.pop():
+                if isinstance(child, Directory):
+                    todo.append(child.children.values())
+                elif child.kind == "d" and child.content is not None:
+                    todo.append(tree(child.content).entries)
+                elif child.kind == "f":
+                    total += child.size
+        return total
 
     def store(self, session: Session) -> ObjectId:
         """Put this directory and all below, the lowest first; the id of its Tree."""

@@ -118,10 +118,11 @@ class SnapshotWriter:
         self, *, message: str = "", branch: str | None = None, meta: Mapping[str, Any] | None = None
     ) -> Snapshot:
         """Make it durable, then visible; the branch, if one is named, moves to it in the same transaction."""
+        size = self._root.size(self._reader.tree)
         root = self._root.store(self._session)
         parents = [parent.id for parent in self._parents]
         snapshot = self._session.commit_snapshot(
-            root, parents=parents, message=message, meta=dict(meta or {}), branch=branch
+            root, parents=parents, message=message, meta=dict(meta or {}), branch=branch, size=size
         )
         self.close()
         return snapshot

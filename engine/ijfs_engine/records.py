@@ -132,6 +132,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     created_ns: int
     message: str
     meta: dict[str, Any]
+    size: int | None = None
+    """What its files add up to, as `ls -l` shows them. None where the record does not say."""
+    added: int | None = None
+    """Pack bytes that storing it took, but for this record. None where the record does not say."""
 
 
 class _SnapshotBody(msgspec.Struct, frozen=True, array_like=True):
@@ -140,6 +144,8 @@ class _SnapshotBody(msgspec.Struct, frozen=True, array_like=True):
     created_ns: int
     message: str
     meta: dict[str, Any]
+    size: int | None = None
+    added: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -214,8 +220,7 @@ def decode_leaf(data: bytes | memoryview) -> Leaf:
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Canonical bytes of everything but the id."""
-    body = _SnapshotBody(snapshot.root, snapshot.parents, snapshot.created_ns, snapshot.message, snapshot.meta)
-    return _encoder.encode(body)
+    return _encoder.encode(_SnapshotBody(*msgspec.structs.astuple(snapshot)[1:]))
 
 
 def decode_snapshot(ident: ObjectId, data: bytes | memoryview) -> Snapshot:
@@ -223,7 +228,7 @@ def decode_snapshot(ident: ObjectId, data: bytes | memoryview) -> Snapshot:
     body = _decode(_snapshot_decoder, data, "snapshot")
     if any(len(parent) != ID_SIZE for parent in (body.root, *body.parents)):
         raise CorruptError("a snapshot points at no id")
-    return Snapshot(ident, body.root, body.parents, body.created_ns, body.message, body.meta)
+    return Snapshot(ident, *msgspec.structs.astuple(body))
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes | memoryview, what: str) -> _T:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from . import disk, layout, names, workingset
 from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
-from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, Index, Update
+from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, U64, Index, Update
 from .journal import Journal, Record, SnapshotRemoved
 from .locks import live_files
 from .pins import Pin, PinInfo, live_pins, make_pin
@@ -143,12 +143,11 @@ class Repository:
             raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
         return self.store.snapshot(ident)
 
-    def snapshots(self) -> list[Snapshot]:
-        """All whose record can be read, newest first; fsck names the others."""
+    def snapshots(self, newest: int | None = None) -> list[Snapshot]:
+        """All, or so many, newest first, without those whose record cannot be read; fsck names these."""
         with self.index.read() as view:
-            ids = [ident for ident, _ in view.items(SNAPSHOTS)]
-        found = self.store.readable_snapshots(ids)
-        return sorted(found, key=lambda one: (one.created_ns, one.id), reverse=True)
+            listed = sorted(((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS)), reverse=True)
+        return self.store.readable_snapshots([ident for _, ident in listed[:newest]])
 
     def parents(self, ident: ObjectId) -> list[ObjectId]:
         """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""

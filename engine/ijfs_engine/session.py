@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import zstandard
 
 from . import disk
@@ -237,13 +238,17 @@ class Session:
         message: str = "",
         meta: dict[str, Any] | None = None,
         branch: str | None = None,
+        size: int | None = None,
     ) -> Snapshot:
         """Make everything durable, then visible in one transaction, and end the session.
 
         With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
+        `size` is what the files add up to.
         """
         key = branch_key(branch) if branch is not None else None
-        blank = Snapshot(b"", root, tuple(parents), time.time_ns(), message, meta or {})
+        with self._lock, disk.storage_errors("writing a pack"):
+            self._release()
+        blank = Snapshot(b"", root, tuple(parents), time.time_ns(), message, meta or {}, size, self.stored_bytes)
         plain = encode_snapshot(blank)
         ident = self.put_object(Kind.SNAPSHOT, plain)
 
@@ -261,7 +266,7 @@ class Session:
             self._settle()
             self._index.write(visible)
             self._end()
-        return Snapshot(ident, root, blank.parents, blank.created_ns, message, blank.meta)
+        return msgspec.structs.replace(blank, id=ident)
 
     def publish(self) -> dict[bytes, bytes]:
         """Make what was put so far durable and put it into the index without a snapshot."""

@@ -54,10 +54,17 @@ class History:
     labels: Labels
 
     @classmethod
-    def of(cls, repository: Repository) -> History:
-        """Read it. A parent that was removed is stepped over: its own parents stand for it."""
-        snapshots = {s.id: s for s in repository.snapshots()}
-        parents = {ident: tuple(repository.parents(ident)) for ident in snapshots}
+    def of(cls, repository: Repository, newest: int | None = None) -> History:
+        """Read it, or so many of the newest. A parent that was removed is stepped over: its own stand for it."""
+        snapshots = {s.id: s for s in repository.snapshots(newest)}
+
+        def listed(parent: bytes) -> bytes | None:
+            return parent if parent in snapshots else repository.nearest([parent])
+
+        parents = {
+            s.id: tuple(dict.fromkeys(found for parent in s.parents if (found := listed(parent)) is not None))
+            for s in snapshots.values()
+        }
         return cls(snapshots, parents, Labels.of(repository.refs))
 
     def json(self, snapshot: Snapshot) -> dict[str, Any]:

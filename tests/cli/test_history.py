@@ -196,6 +196,8 @@ def test_show_tells_all_that_is_known(ijfs: Ijfs, history: History) -> None:
     data = ijfs("show", "main~2", "--json").json
     check(data, "show")
     assert sorted(data["children"]) == sorted([history.second, history.side])
+    assert data["usage"]["stored"] - 2000 < data["usage"]["added"] < data["usage"]["stored"] <= 305_000
+    assert 100 < ijfs("show", "main", "--json").json["usage"]["added"] < 3000
     assert ijfs("show").out.startswith(f"snapshot  {history.side}")
 
 
@@ -212,7 +214,29 @@ def test_tree_draws_the_fork_and_names_the_branches(ijfs: Ijfs, history: History
     assert "[main]" in rows[3]
     assert "4 snapshots, 2 branches, 0 live" in out
     assert len({len(row) for row in rows}) == 1, "the columns at the right are aligned"
-    check(ijfs("tree", "--json").json, "tree")
+    data = ijfs("tree", "--json").json
+    check(data, "tree")
+    side, third, second, first = data["snapshots"]
+    assert first["added"] > 300_000 > 3000 > second["added"]
+    assert side["added"] > 200_000
+    assert (
+        second["logical"] == third["logical"] + len("#!/bin/sh\n") == first["logical"] + len(", world") + len("new\n")
+    )
+    assert data["total"]["logical"] == sum(one["logical"] for one in (side, third, second, first))
+
+
+def test_tree_and_show_do_not_add_up_all_snapshots(
+    ijfs: Ijfs, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand of them would take half a minute."""
+    from ijfs_engine import Repository
+
+    du = Repository.du
+    monkeypatch.setattr(
+        Repository, "du", lambda self, ids: du(self, ids) if len(ids) == 1 else pytest.fail("du of all")
+    )
+    assert ijfs("tree").code == 0
+    assert ijfs("show").code == 0
 
 
 def test_tree_is_ascii_where_the_terminal_cannot_do_more(run_ijfs: Ijfs, history: History) -> None:

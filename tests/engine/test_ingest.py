@@ -224,6 +224,24 @@ def test_files_directories_and_reused_entries_make_one_snapshot(repository: Repo
         reader.lookup(second.root, "a/b/pieces")
 
 
+def test_a_snapshot_says_what_it_holds_and_what_storing_it_took(repository: Repository, source: Path) -> None:
+    (source / "sub").mkdir()
+    (source / "sub" / "large").write_bytes(random.Random(4).randbytes(MIB))
+    (source / "small").write_bytes(b"x" * 5)
+    first = import_directory(repository, source)
+    assert first.size == MIB + 5
+    assert MIB < first.added < MIB + 20_000  # type: ignore[operator]
+    with repository.begin([first.id]) as writer:
+        writer.reuse("taken/over", repository.reader().lookup(first.root, "files"))
+        writer.add_file("more", bytes(7))
+        second = writer.commit()
+    assert second.size == MIB + 5 + 7
+    assert 0 < second.added < 2000  # type: ignore[operator]
+    assert repository.snapshots() == [second, first]
+    assert repository.snapshots(1) == [second]
+    assert [usage.logical for usage in repository.du([first.id, second.id]).snapshots] == [first.size, second.size]
+
+
 def test_a_writer_that_is_left_without_commit_leaves_nothing(repository: Repository, source: Path) -> None:
     (source / "file").write_bytes(random.Random(4).randbytes(MIB))
     with repository.begin() as writer:

@@ -26,14 +26,15 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
     -v adds whole messages, parents and times.
     """
     repository = app.repository()
-    history = views.History.of(repository)
+    listed = repository.stats().snapshots
+    wanted = listed if limit is None or snapshot is not None else min(limit, listed)
+    history = views.History.of(repository, wanted)
     found = list(history.snapshots.values())
     if snapshot is not None:
         kept = history.ancestors([repository.resolve(snapshot)])
-        found = [s for s in found if s.id in kept]
-    found = found[:limit]
+        found = [s for s in found if s.id in kept][:limit]
     data = {"snapshots": [history.json(s) for s in found]}
-    unreadable = max(0, repository.stats().snapshots - len(history.snapshots))
+    unreadable = max(0, wanted - len(history.snapshots))
 
     def show(out: Printer) -> None:
         (_long if app.verbose else _short)(out, found, history)

@@ -38,14 +38,14 @@ def show(app: App, snapshot: str) -> Answer:
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
     history = views.History.of(repository)
-    usage = next(u for u in repository.du().snapshots if u.id == record.id)
+    usage = repository.du([record.id]).total
     parts = list(_parts(repository.reader(), record.root))
     data = {
         **history.json(record),
         "root": record.root.hex(),
         "children": [s.id.hex() for s in history.children(record.id)],
         "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
-        "usage": {name: getattr(usage, name) for name in ("logical", "stored", "unique", "shared")},
+        "usage": {"logical": usage.logical, "stored": usage.stored, "added": record.added},
         "meta": _plain(record.meta),
     }
 
@@ -54,7 +54,8 @@ def show(app: App, snapshot: str) -> Answer:
         _program(out, record.meta)
         for p in parts:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
-        _field(out, "on disk", f"{text.size(usage.stored)}, {text.size(usage.unique)} of it only here")
+        new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
+        _field(out, "on disk", text.size(usage.stored) + new)
         if app.verbose:
             out.line()
             for line in json.dumps(_plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():

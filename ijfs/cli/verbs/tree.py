@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ijfs.cli.output import Answer, Printer, Span
 
 if TYPE_CHECKING:
     from ijfs.live.client import InstanceInfo
-    from ijfs_engine import DiskUsage, Snapshot, Usage
+    from ijfs_engine import Snapshot
 
 LANES = ("cyan", "magenta", "blue", "yellow", "green", "red")
 LIVE_STYLE = "bold green"
@@ -30,9 +30,14 @@ class Scene:
 
     path: str
     history: views.History
-    usage: Mapping[bytes | None, Usage]
-    total: Usage
+    stored: int
+    """Bytes that the repository takes on disk."""
     live: Sequence[InstanceInfo]
+
+    @property
+    def logical(self) -> int:
+        """What all snapshots hold."""
+        return sum(s.size or 0 for s in self.history.snapshots.values())
 
     def at(self, snapshot_id: bytes) -> list[InstanceInfo]:
         """The live programs that stand on a snapshot."""
@@ -45,14 +50,14 @@ class Scene:
 def tree(app: App, every: bool, plain: bool) -> Answer:
     """Draw snapshots, [branches], (tags) and live programs. Time runs down; a fork branches off to the right.
 
-    SIZE is what a snapshot holds, UNIQUE what only it takes on disk: what `ijfs rm` and `ijfs gc` would bring back.
+    SIZE is what a snapshot holds, NEW what storing it took on disk. What only it needs now is what `ijfs du` says.
     """
     scene = look(app)
     data = {
         "path": scene.path,
         "snapshots": [_node_json(scene, s) for s in scene.history.snapshots.values()],
         "instances": [instances.instance_json(info) for info in scene.live],
-        "total": {"logical": scene.total.logical, "stored": scene.total.stored},
+        "total": {"logical": scene.logical, "stored": scene.stored},
     }
     return Answer(data, lambda out: paint(out, scene, fold=not every, ascii_only=plain))
 
@@ -63,23 +68,17 @@ def look(app: App) -> Scene:
 
     repository = app.repository()
     history = views.History.of(repository)
-    usage: DiskUsage = repository.du(list(history.snapshots))
+    stats = repository.stats()
+    stored = stats.pack_bytes + stats.index_bytes + stats.journal_bytes
     live = [info for info in list_instances(app.repository_path) if info.status != "exited"]
-    return Scene(
-        str(app.repository_path),
-        history,
-        {u.id: u for u in usage.snapshots},
-        usage.total,
-        live,
-    )
+    return Scene(str(app.repository_path), history, stored, live)
 
 
 def _node_json(scene: Scene, snapshot: Snapshot) -> dict[str, Any]:
-    usage = scene.usage[snapshot.id]
     return {
         **scene.history.json(snapshot),
-        "logical": usage.logical,
-        "unique": usage.unique,
+        "logical": snapshot.size,
+        "added": snapshot.added,
         "live": [info.name for info in scene.at(snapshot.id)],
     }
 
@@ -93,7 +92,7 @@ def paint(out: Printer, scene: Scene, *, fold: bool = True, ascii_only: bool = F
     shown = _columns_shown(out)
     width = _left_width(out, lines, shown)
     if lines:
-        out.line(*_columns([("", "")], width, [("AGE", "dim"), ("SIZE", "dim"), ("UNIQUE", "dim")][:shown]))
+        out.line(*_columns([("", "")], width, [("AGE", "dim"), ("SIZE", "dim"), ("NEW", "dim")][:shown]))
     for line in lines:
         out.line(*line.fitted(width, shown))
     known = {s.hex() for s in scene.history.snapshots}
@@ -111,10 +110,9 @@ def _headline(out: Printer, scene: Scene, *, times: str) -> None:
         text.count(branches, "branch", "branches"),
         f"{len(scene.live)} live",
     ]
-    held = f"{text.size(scene.total.logical)} in {text.size(scene.total.stored)}"
-    gain = f" ({scene.total.logical / scene.total.stored:.1f}{times})" if scene.total.stored else ""
+    held = f"{text.size(scene.logical)} in {text.size(scene.stored)} ({scene.logical / scene.stored:.1f}{times})"
     out.line((text.place(scene.path), "bold"))
-    out.line((f"{', '.join(counts)}: {held}{gain}" if scene.history.snapshots else ", ".join(counts), "dim"))
+    out.line((f"{', '.join(counts)}: {held}" if scene.history.snapshots else ", ".join(counts), "dim"))
     out.line()
 
 
@@ -147,11 +145,12 @@ class _Line:
             return cls([*strokes, (f" {row.live}", LIVE_STYLE)], ("", ""), ["  ", *_live_details(info)], [])
         if row.node is None:
             return cls([*strokes, (f" {text.count(row.folded, 'more snapshot')}", "dim")], ("", ""), [], [])
-        snapshot, usage = scene.history.snapshots[row.node.id], scene.usage[row.node.id]
+        snapshot = scene.history.snapshots[row.node.id]
         labels = scene.history.labels.spans(row.node.id)
         subject = text.first_line(snapshot.message)
         message = (subject, "bold" if labels else "") if subject else ("(no message)", "dim")
-        right = [(text.age(snapshot.created_ns), "dim"), (text.size(usage.logical), ""), (text.size(usage.unique), "")]
+        sizes = [("–" if n is None else text.size(n), "") for n in (snapshot.size, snapshot.added)]
+        right = [(text.age(snapshot.created_ns), "dim"), *sizes]
         return cls([*strokes, (f" {text.short(row.node.id)}  ", "yellow")], message, ["  ", *labels], right)
 
     def width(self) -> int:
@@ -168,7 +167,7 @@ class _Line:
 
 
 def _columns(left: Sequence[Span], width: int, right: Sequence[tuple[str, str]]) -> list[Span]:
-    """The left part, filled up, then age, size and unique bytes, each at the right of its column."""
+    """The left part, filled up, then age, size and new bytes, each at the right of its column."""
     used = sum(text.cells(s if isinstance(s, str) else s[0]) for s in left)
     spans: list[Span] = [*left, " " * max(width - used, 0)]
     for content, style in right:
