@@ -1,7 +1,7 @@
 """Reading much at once: what `Reader` does with a request of many chunks, most of which are wanted whole and once.
 
 Such chunks go from the pack straight to where they belong and not through the cache: an image of gigabytes would only
-push out of it what others come back to. Called by `StoredFile`; the work is in bulk.pyx.
+push out of it what others come back to. Called by `StoredFile`; the work is in wanted.pyx and bulk.pyx.
 """
 
 from __future__ import annotations
@@ -31,11 +31,8 @@ FetchOne = Callable[[bytes], Plain]
 
 
 class _Tools(threading.local):
-    """Per thread: buffers of megabytes cost as much to map and to zero as to read into."""
-
     def __init__(self) -> None:
         self.unpacker = Unpacker()
-        self.buffer = memoryview(bytearray(_LONGEST))
 
 
 _tools = _Tools()
@@ -58,10 +55,10 @@ def fill(
     for number, ident in wanted if known else ():
         if ident in known:
             _know(what, number, known[ident])
-    missing = [ident for _, ident in wanted if ident not in known]
+    missing = [(number, ident) for number, ident in wanted if ident not in known] if known else wanted
     if missing:
         waits.pause(delay_s)
-        _read(what, store, store.chunk_rows(missing), bases)
+        _read(what, missing, store, bases)
         for ident, plain in what.kept():
             cache.put(ident, plain, len(plain))
         for number, ident in what.wanted():
@@ -76,30 +73,30 @@ def whole(
     for ident in ids:
         what.add_whole(ident)
     waits.pause(delay_s)
-    _read(what, store, store.chunk_rows(ids), bases, below)
+    _read(what, what.wanted(), store, bases, below)
     return what.kept()
 
 
-def _read(what: Filling, store: Store, rows: Sequence[bytes | None], bases: FetchBases, below: int = 256) -> None:
-    based: list[tuple[int, int, bytes]] = []
-    for pack, offset, length, first, end in what.place(rows, _GAP, _LONGEST, below):
-        buffer = _tools.buffer if length <= len(_tools.buffer) else memoryview(bytearray(length))
-        got = store.read_pack(pack, offset, buffer[:length])
-        based += what.unpack(first, end, buffer[:got], offset)
-    # Last, because most of what they are based on is wanted, too, and is there by now.
-    if based:
+def _read(
+    what: Filling, missing: Sequence[tuple[int, bytes]], store: Store, bases: FetchBases, below: int = 256
+) -> None:
+    rows = store.chunk_rows([ident for _, ident in missing])
+    for (number, _), row in zip(missing, rows, strict=True):
+        what.place(number, row)
+    store.read_planned(what, what.schedule(_GAP, _LONGEST, below))
+    if based := what.based():
         _add_bases(what, based, bases)
 
 
-def _add_bases(what: Filling, based: list[tuple[int, int, bytes]], fetch: FetchBases) -> None:
-    """Complete the differences; where their bases cannot be had, they stay wanted."""
+def _add_bases(what: Filling, based: list[tuple[int, int]], fetch: FetchBases) -> None:
+    """Complete the differences to chunks that are not wanted themselves; if those cannot be had, they stay wanted."""
     for depth in range(1, MAX_DEPTH + 1):
-        those = [(number, records) for number, at, records in based if at == depth]
-        ids = list({ident: None for _, records in those for ident in what.lacking(records)})
+        those = [number for number, at in based if at == depth]
+        ids = list({ident: None for number in those for ident in what.lacking(number)})
         with suppress(CorruptError):
             plains = dict(zip(ids, fetch(ids, depth) if ids else (), strict=True))
-            for number, records in those:
-                what.add_bases(number, records, plains)
+            for number in those:
+                what.add_bases(number, plains)
 
 
 def _know(what: Filling, number: int, plain: Plain) -> None:

@@ -1,7 +1,7 @@
 """Extents at work: the columns of a leaf, and putting new leaves and base records together out of ranges of others.
 
 A save of a sibling refers to some ten thousand pieces of its parent's leaves; in Python each cost microseconds with the
-GIL held. Called by ingest (guided.py, differences.py, intake.py) and, for the columns, by bulk.pyx. Slow twins are in
+GIL held. Called by ingest (guided.py, differences.py, intake.py) and, for the columns, by wanted.pyx. Slow twins are in
 reference.py.
 """
 

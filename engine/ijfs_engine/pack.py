@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -13,7 +14,7 @@ import struct
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -222,21 +223,20 @@ class _OpenPack:
         self._last = 0
         self._asked = 0
 
-    def ask_ahead(self, offset: int, length: int) -> None:
+    def ask_ahead(self, begin: int, end: int) -> None:
         """Have the kernel begin to read what follows, where large reads follow one another through the pack.
 
         The kernel's own read-ahead does not see that they do: several threads take turns at it, and its window is an
         eighth of one such read.
         """
-        if length < _MUCH:
+        if end - begin < _MUCH:
             return
-        end = offset + length
-        near, self._last = abs(offset - self._last) <= _AHEAD, end
+        near, self._last = abs(begin - self._last) <= _AHEAD, end
         if not near:
             self._asked = end
         elif self._asked < end + _AHEAD // 2:
-            begin, self._asked = max(self._asked, end), end + _AHEAD
-            os.posix_fadvise(self.fd, begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
+            start, self._asked = max(self._asked, end), end + _AHEAD
+            os.posix_fadvise(self.fd, start, self._asked - start, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -266,17 +266,14 @@ class PackReader:
             data += more
         return data
 
-    def read_into(self, number: int, offset: int, buffer: memoryview) -> int:
-        """The same into a buffer; how many bytes there were."""
-        pack = self._get(number)
-        done = 0
-        while done < len(buffer):
-            got = os.preadv(pack.fd, [buffer[done:]], offset + done)
-            if not got:
-                break
-            done += got
-        pack.ask_ahead(offset, done)
-        return done
+    @contextlib.contextmanager
+    def opened(self, packs: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Descriptors, meanwhile, of packs that are about to be read from an offset to another; -1: there is none."""
+        found = [self._get_or_none(number) for number, _, _ in packs]
+        for pack, (_, begin, end) in zip(found, packs, strict=True):
+            if pack is not None:
+                pack.ask_ahead(begin, end)
+        yield [pack.fd if pack is not None else -1 for pack in found]
 
     def forget(self, number: int) -> None:
         """Close a pack once no read uses it: its file was replaced or removed."""
@@ -287,6 +284,12 @@ class PackReader:
         """Let go of all."""
         with self._lock:
             self._open.clear()
+
+    def _get_or_none(self, number: int) -> _OpenPack | None:
+        try:
+            return self._get(number)
+        except FileNotFoundError:
+            return None
 
     def _get(self, number: int) -> _OpenPack:
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import zstandard
 
@@ -40,6 +40,9 @@ from .records import (
     decode_snapshot,
     decode_tree,
 )
+
+if TYPE_CHECKING:
+    from .bulk import Filling
 
 T = TypeVar("T")
 
@@ -95,17 +98,15 @@ class Store:
         return [frames[ident] for ident in ids]
 
     def chunk_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The index's rows (`Place.encode`), for `bulk.Filling`, which parses them itself; None for no such chunk."""
+        """The index's rows (`Place.encode`), for `wanted.Wanted`, which parses them itself; None for no such chunk."""
         with self._index.read() as view:
             return view.get_many(CHUNKS, ids)
 
-    def read_pack(self, number: int, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from a pack; how many bytes there were, 0 if gc has removed it. StorageError."""
-        with disk.storage_errors(f"reading pack {number:08x}"), waits.counted():
-            try:
-                return self._packs.read_into(number, offset, buffer)
-            except FileNotFoundError:
-                return 0
+    def read_planned(self, what: Filling, packs: Sequence[Sequence[int]]) -> None:
+        """Have done what `schedule` planned to read of these packs; what gc has removed is left out. StorageError."""
+        names = ", ".join(f"{number:08x}" for number, _, _ in packs)
+        with disk.storage_errors(f"reading pack {names}"), self._packs.opened(packs) as descriptors:
+            waits.add(what.read(descriptors))
 
     def chunk_info(self, ids: Sequence[bytes]) -> list[ChunkInfo | None]:
         """Sizes, codec and depth from the index alone; None where there is no such chunk."""

@@ -6,8 +6,13 @@ cdef extern from "zstd.h" nogil:
     ctypedef struct ZSTD_DCtx:
         pass
 
+cdef enum:
+    # One read of packs: what it unpacks to is checked and copied while it is in the cache of the core.
+    READ_ROOM = 1 << 20
+
 cdef class Unpacker:
     cdef ZSTD_DCtx *context
+    cdef uint8_t *packed
     cdef uint8_t *spare
     cdef uint8_t *hashes
 

@@ -46,17 +46,22 @@ cdef int LANES = ijfs_blake3_best()
 
 
 cdef class Unpacker:
-    """What one unpacking thread needs: a context of zstd, room for planes and hashes. Not for two threads at once."""
+    """What one unpacking thread needs: a context of zstd, room for a read, planes and hashes. Not for two threads at once.
+
+    Kept by its thread: buffers of megabytes cost as much to map and to zero as to read into.
+    """
 
     def __cinit__(self):
         self.context = ZSTD_createDCtx()
+        self.packed = <uint8_t *>malloc(READ_ROOM)
         self.spare = <uint8_t *>malloc(MAX_PLAIN)
         self.hashes = <uint8_t *>malloc(HASH_ROOM)
-        if self.context == NULL or self.spare == NULL or self.hashes == NULL:
+        if self.context == NULL or self.packed == NULL or self.spare == NULL or self.hashes == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         ZSTD_freeDCtx(self.context)
+        free(self.packed)
         free(self.spare)
         free(self.hashes)
 

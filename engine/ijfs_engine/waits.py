@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class _Waited(threading.local):
@@ -31,11 +29,6 @@ def pause(delay_s: float) -> None:
         _waited.seconds += delay_s
 
 
-@contextmanager
-def counted() -> Iterator[None]:
-    """Around a request."""
-    began, worked = time.monotonic(), time.thread_time()
-    try:
-        yield
-    finally:
-        _waited.seconds += time.monotonic() - began - (time.thread_time() - worked)
+def add(seconds: float) -> None:
+    """A request of the calling thread has waited so long."""
+    _waited.seconds += seconds

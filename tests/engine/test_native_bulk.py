@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import struct
 from array import array
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pytest
@@ -76,13 +78,30 @@ def stored(chunks: list[tuple[str, int, int]]) -> Stored:
     return Stored(bytes(pack), plains, rows)
 
 
-def filled(what: Filling, pack: bytes, rows: dict[bytes, bytes], plains: dict[bytes, bytes]) -> list[bytes]:
-    """Do what bulkread does, with these bytes as the pack; the ids of the chunks that are left."""
-    for number, offset, length, first, end in what.place([rows.get(i) for _, i in what.wanted()], GAP, LONGEST):
-        assert number == 3
-        for chunk, _, records in what.unpack(first, end, pack[offset : offset + length], offset):
-            if all(ident in plains for ident in what.lacking(records)):
-                what.add_bases(chunk, records, plains)
+def placed(what: Filling, rows: Mapping[bytes, bytes], below: int = 256) -> list[list[int]]:
+    """Tell of each chunk where it is; which packs that takes."""
+    for number, ident in what.wanted():
+        what.place(number, rows.get(ident))
+    return what.schedule(GAP, LONGEST, below)
+
+
+def read(what: Filling, packs: list[list[int]], pack: bytes) -> None:
+    """Read what was planned, with these bytes as pack 3."""
+    fd = os.memfd_create("pack")
+    try:
+        os.write(fd, pack)
+        assert [number for number, _, _ in packs] in ([], [3])
+        what.read([fd for _ in packs])
+    finally:
+        os.close(fd)
+
+
+def filled(what: Filling, pack: bytes, rows: Mapping[bytes, bytes], plains: Mapping[bytes, bytes]) -> list[bytes]:
+    """Do what bulkread does; the ids of the chunks that are left."""
+    read(what, placed(what, rows), pack)
+    for number, _ in what.based():
+        if all(ident in plains for ident in what.lacking(number)):
+            what.add_bases(number, plains)
     return [ident for _, ident in what.wanted()]
 
 
@@ -184,7 +203,7 @@ def test_known_chunks_are_not_read() -> None:
     what.add_chunk(b"a" * 32, 2, out)
     what.know(0, b"..these")
     assert out == b"these"
-    assert what.wanted() == [] == what.place([], GAP, LONGEST)
+    assert what.wanted() == [] == what.schedule(GAP, LONGEST)
 
 
 @settings(deadline=None, max_examples=30)
@@ -194,9 +213,9 @@ def test_whole_chunks_are_kept_if_they_are_not_too_deep(chunks: list[tuple[str, 
     what = Filling(TOOLS)
     for ident in store.plains:
         what.add_whole(ident)
-    for _, offset, length, first, end in what.place(list(store.rows.values()), GAP, LONGEST, below):
-        for chunk, _, records in what.unpack(first, end, store.pack[offset : offset + length], offset):
-            what.add_bases(chunk, records, store.plains)
+    read(what, placed(what, store.rows, below), store.pack)
+    for number, _ in what.based():
+        what.add_bases(number, store.plains)
     shallow = {ident for ident, row in store.rows.items() if Place.decode(row).depth < below}
     assert dict(what.kept()) == {ident: store.plains[ident] for ident in shallow}
 
@@ -226,11 +245,17 @@ def test_what_does_not_fit_is_refused() -> None:
         what.know(what.wanted()[-1][0], b"short")
     with pytest.raises(ValueError, match="there is no chunk"):
         what.know(99, b"")
-    with pytest.raises(ValueError, match="rows"):
-        what.place([None] * 99, GAP, LONGEST)
-    with pytest.raises(ValueError, match="no difference"):
-        what.add_bases(0, b"", {})
-    assert what.unpack(0, 99, b"data", 0) == []
+    with pytest.raises(ValueError, match="there is no chunk"):
+        what.place(99, None)
+    for number in (0, 99):
+        with pytest.raises(ValueError, match="no difference"):
+            what.add_bases(number, {})
+    what.place(0, Place(3, 64, 100, 10, Codec.RAW, 0).encode())
+    assert what.schedule(GAP, LONGEST) == [[3, 64, 164]]
+    with pytest.raises(ValueError, match="descriptors"):
+        what.read([])
+    with pytest.raises(OSError, match="reading a pack"):
+        what.read([os.open("/", os.O_PATH)])
 
 
 def differences_of(noise: bytes) -> Stored:
@@ -257,12 +282,7 @@ def test_bases_that_are_wanted_themselves_are_not_asked_for(whole: bool) -> None
     buffers = {ident: bytearray(5000 if whole else 100) for ident in store.plains}
     for ident, buffer in buffers.items():
         what.add_chunk(ident, 0 if whole else 7, buffer)
-    asked = []
-    for _, offset, length, first, end in what.place(list(store.rows.values()), GAP, LONGEST):
-        for chunk, _, records in what.unpack(first, end, store.pack[offset : offset + length], offset):
-            asked += what.lacking(records)
-            what.add_bases(chunk, records, {})
-    assert asked == []
+    read(what, placed(what, store.rows), store.pack)
     assert what.wanted() == []
     for ident, buffer in buffers.items():
         assert buffer == (store.plains[ident] if whole else store.plains[ident][7:107])
@@ -277,14 +297,65 @@ def test_what_was_unpacked_wrong_is_no_base() -> None:
     what.add_chunk(first, 0, out)
     for ident in others:
         what.add_chunk(ident, 0, bytearray(5000))
-    ((_, offset, length, start, end),) = what.place(list(store.rows.values()), GAP, LONGEST)
-    ((number, _, records), _) = what.unpack(start, end, bytes(pack[offset : offset + length]), offset)
-    assert what.lacking(records) == [first]
+    read(what, placed(what, store.rows), bytes(pack))
+    (number, _), _ = what.based()
+    assert what.lacking(number) == [first]
     what.know(0, store.plains[first])
-    assert what.lacking(records) == [first]
-    what.add_bases(number, records, {first: store.plains[first]})
+    assert what.lacking(number) == [first]
+    what.add_bases(number, {first: store.plains[first]})
     assert out == store.plains[first]
     assert [ident for _, ident in what.wanted()] == others[1:]
+
+
+def test_bases_that_are_not_wanted_are_asked_for_once() -> None:
+    store = differences_of(random.Random(5).randbytes(5000))
+    _, second, third = store.plains
+    what, out = Filling(TOOLS), bytearray(5000)
+    what.add_chunk(third, 0, out)
+    read(what, placed(what, store.rows), store.pack)
+    assert what.based() == [(0, 2)]
+    assert what.lacking(0) == [second]
+    what.add_bases(0, {second: store.plains[second]})
+    assert what.wanted() == [] == what.based()
+    assert out == store.plains[third]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_stored_as_it_is_goes_where_it_belongs(damaged: bool) -> None:
+    """Payloads of 16 KiB and more are read past the buffer of packed bytes, with others before, between and behind."""
+    rng = random.Random(6)
+    plains = [rng.randbytes(40_000), b"text" * 500, rng.randbytes(20_000), rng.randbytes(16 << 10), b"more" * 999]
+    pack, rows = bytearray(64), dict[bytes, bytes]()
+    for plain in plains:
+        chunk = codec.encode(memoryview(plain), chunk_id(plain))
+        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        rows[chunk.id] = Place(3, len(pack), len(frame), len(plain), chunk.codec, 0).encode()
+        pack += frame + bytes(padding(len(frame)))
+    if damaged:
+        pack[64 + 64 + 40_000 + 5] ^= 1  # the second header
+        pack[-5000] ^= 1  # the fourth payload
+    what, buffers = Filling(TOOLS), [bytearray(len(plain)) for plain in plains]
+    for ident, buffer in zip(rows, buffers, strict=True):
+        what.add_chunk(ident, 0, buffer)
+    read(what, placed(what, rows), bytes(pack))
+    left = [number for number, _ in what.wanted()]
+    assert left == ([1, 3] if damaged else [])
+    assert all(
+        buffer == plain for at, (buffer, plain) in enumerate(zip(buffers, plains, strict=True)) if at not in left
+    )
+
+
+def test_a_place_that_was_wrong_can_be_told_anew() -> None:
+    store = stored([("noise", 1, 3000), ("text", 2, 3000)])
+    (one, row), (other, other_row) = store.rows.items()
+    what, out = Filling(TOOLS), bytearray(3000)
+    what.add_chunk(one, 0, out)
+    read(what, placed(what, {one: other_row}), store.pack)
+    assert [ident for _, ident in what.wanted()] == [one]
+    assert what.schedule(GAP, LONGEST) == []
+    read(what, placed(what, {one: row}), store.pack)
+    assert what.wanted() == []
+    assert out == store.plains[one] != store.plains[other]
 
 
 @settings(deadline=None, max_examples=60)
