@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from criu_images import image_set
@@ -93,11 +93,15 @@ def prepare(path: Path, operation: str) -> tuple[Snapshot, Snapshot]:
 
 def bring(repository: Repository, images: dict[str, bytes], parents: list[bytes], message: str) -> Snapshot:
     """What import and save do: a process's images, against its parent's, and a directory of files."""
-    with tempfile.TemporaryDirectory(prefix="ijfs-crash-") as folder, repository.begin(parents) as writer:
+    # Beside the repository, where the parent that kills this process finds it.
+    folder = repository.path.with_suffix(".folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with repository.begin(parents) as writer:
         for name, data in FILES.items() if parents else ():
-            Path(folder, name).write_bytes(data)
+            (folder / name).write_bytes(data)
         writer.add_images("images", images)
-        writer.add_directory("files", Path(folder))
+        writer.add_directory("files", folder)
         return writer.commit(message=message, branch="program")
 
 
