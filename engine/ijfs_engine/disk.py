@@ -63,6 +63,16 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageError(f"{what}: {error}", hint=hint) from error
 
 
+@contextlib.contextmanager
+def if_writable() -> Iterator[None]:
+    """Do without what the block wanted to write where the repository can only be read. Other errors pass through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+
+
 def create(path: Path, flags: int = 0, mode: int = 0o600) -> int:
     """Create a file that must not exist; its descriptor (read and write). FileExistsError passes through."""
     note("create", path)

@@ -171,14 +171,19 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
 
 
 def _set_metadata(where: bytes | int, entry: Entry) -> None:
-    """Owner, attributes, mode, times, in the order in which none undoes another (a chown clears setuid bits)."""
+    """Owner, attributes, mode, times, in the order in which none undoes another (a chown clears setuid bits).
+
+    Who is not root keeps what root alone may set for himself: he owns the files, no setuid bit counts for another.
+    """
     follow = isinstance(where, int)
-    if os.geteuid() == 0 or (entry.uid, entry.gid) != (os.geteuid(), os.getegid()):
+    root = os.geteuid() == 0
+    if root:
         os.chown(where, entry.uid, entry.gid, follow_symlinks=follow)
     for name, value in entry.xattrs:
-        os.setxattr(where, name, value, follow_symlinks=follow)
+        if root or name.startswith(b"user."):
+            os.setxattr(where, name, value, follow_symlinks=follow)
     if entry.kind != "l":
-        os.chmod(where, entry.mode)
+        os.chmod(where, entry.mode if root else entry.mode & 0o1777)
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
 
 

@@ -201,48 +201,69 @@ class Index:
 
     LMDB allows one environment per process and directory; `Index.open` shares it. A map that another process grew is
     adopted, one that is full is grown and the transaction repeated.
+
+    Where the repository can only be read there is no reader slot to take, so that a writer (who has it writable
+    elsewhere) may reuse the pages of a view that is still open: `read` notices, and says so.
     """
 
-    _shared: ClassVar[dict[tuple[int, int, int], Index]] = {}
+    _shared: ClassVar[dict[tuple[int, int, int, bool], Index]] = {}
     _shared_lock: ClassVar[Lock] = Lock()
 
-    def __init__(self, path: Path, *, map_size: int = FIRST_MAP) -> None:
+    def __init__(self, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> None:
         self.path = path
+        self._refusal = refusal
         self._data = path / "data.mdb"
         self._looked = 0
         self._gate = _Gate()
         self._inside = local()
         self._users = 1
         with disk.storage_errors(f"the index {path} does not open"):
-            if self._data.exists():
-                residence.fill_up(self._data)
-            self._env = lmdb.open(
-                os.fspath(path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
-            )
-            self._env.reader_check()
-            # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
-            # with the interpreter's lock in its hand (py-lmdb 3.0).
-            with self._env.begin(write=True) as txn:
-                self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
+            if refusal is None:
+                self._open(map_size)
+            else:
+                self._open_to_read(map_size)
+
+    def _open(self, map_size: int) -> None:
+        if self._data.exists():
+            residence.fill_up(self._data)
+        self._env = lmdb.open(
+            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
+        )
+        self._env.reader_check()
+        # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
+        # with the interpreter's lock in its hand (py-lmdb 3.0).
+        with self._env.begin(write=True) as txn:
+            self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
+
+    def _open_to_read(self, map_size: int) -> None:
+        if residence.shortfall(self._data):
+            # A look behind its end would end the process.
+            raise StorageError(f"the index {self.path} was cut short", hint="`ijfs fsck --repair`, on a copy")
+        self._env = lmdb.open(
+            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), readonly=True, lock=False, create=False
+        )
+        self._tables = {name: self._env.open_db(name, create=False) for name in TABLES}
 
     @classmethod
-    def open(cls, path: Path, *, map_size: int = FIRST_MAP) -> Index:
-        """The process's index of that directory, opened if it is not yet. StorageError."""
+    def open(cls, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> Index:
+        """The process's index of that directory, opened if it is not yet; with a `refusal` to be read alone, and every
+        `write` raises it. StorageError."""
         with disk.storage_errors(f"the index {path} does not open"):
-            path.mkdir(mode=0o700, exist_ok=True)
+            if refusal is None:
+                path.mkdir(mode=0o700, exist_ok=True)
             status = path.stat()
         # The pid keeps a forked child from using its parent's environment, which LMDB forbids.
-        key = (os.getpid(), status.st_dev, status.st_ino)
+        key = (os.getpid(), status.st_dev, status.st_ino, refusal is None)
         with cls._shared_lock:
             index = cls._shared.get(key)
             if index is None:
-                index = cls._shared[key] = cls(path, map_size=map_size)
+                index = cls._shared[key] = cls(path, map_size=map_size, refusal=refusal)
                 index._key = key
             else:
                 index._users += 1
             return index
 
-    _key: tuple[int, int, int] = (0, 0, 0)
+    _key: tuple[int, int, int, bool] = (0, 0, 0, True)
 
     def close(self) -> None:
         """Let go; the last user closes the environment."""
@@ -257,7 +278,20 @@ class Index:
     def read(self) -> Iterator[View]:
         """A consistent view for the block. Never waits for a writer. StorageError."""
         with disk.storage_errors("reading the index"), self._transaction(write=False) as txn:
-            yield View(txn, self._tables, self._count)
+            try:
+                yield View(txn, self._tables, self._count)
+            finally:
+                if self._refusal is not None:
+                    self._check_undisturbed(txn)
+
+    def _check_undisturbed(self, txn: lmdb.Transaction) -> None:
+        """Nobody can have written into pages of this view. What the next commit sets free, the third begins to reuse
+        (LMDB's `mdb_page_alloc`: pages freed before the last commit but one), and writes when it commits."""
+        if self._env.info()["last_txnid"] > txn.id() + 1:
+            raise StorageError(
+                f"somebody writes into {self.path} while it is read here without locks",
+                hint="try again when they are done, or where the repository is writable",
+            )
 
     def scan(self, table: bytes) -> Iterator[Rows]:
         """Every row of a table, some thousand at a time. StorageError.
@@ -288,6 +322,8 @@ class Index:
         Waits for the writer before it. `change` runs again from the start when the map had to grow: apart from the
         transaction it may only do what can be repeated. An exception from it aborts. StorageError.
         """
+        if self._refusal is not None:
+            raise self._refusal
         with disk.storage_errors("writing the index"):
             while True:
                 try:

@@ -25,6 +25,13 @@ class Layout:
 
     path: Path
     id: bytes
+    refusal: StorageError | None = None
+    """Why it can only be read, where it can."""
+
+    def check_writable(self) -> None:
+        """Raise `refusal`, if there is one. Whatever changes the repository asks before it begins."""
+        if self.refusal is not None:
+            raise self.refusal
 
     @property
     def index(self) -> Path:
@@ -104,18 +111,30 @@ def find(path: Path) -> Layout:
     whole = _FORMAT.fullmatch(data)
     if whole is None:
         raise CorruptError(f"{file} is damaged")
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            raise StorageError(
-                f"{path} is on a filesystem that is mounted read-only",
-                hint="even to read, ijfs takes locks in the repository: copy it, or mount the filesystem writable",
-            )
-        raise StorageError(f"{path} is not yours to write", hint="check who owns the repository and its permissions")
-    return Layout(path.resolve(), bytes.fromhex(whole[2].decode()))
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
+    return Layout(path.resolve(), bytes.fromhex(whole[2].decode()), _refusal(path))
+
+
+def _refusal(path: Path) -> StorageError | None:
+    index = path / "index"
+    needed = (path, index, index / "data.mdb", index / "lock.mdb")
+    if all(os.access(one, os.W_OK) for one in needed if one.exists()):
+        return None
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return StorageError(
+            f"{path} can only be read: its filesystem is mounted read-only",
+            hint="mount it writable, or copy the repository",
+        )
+    return StorageError(
+        f"{path} can only be read: it is not yours to write", hint="check who owns the repository and its permissions"
+    )
 
 
 def mend(layout: Layout) -> None:
-    """Make the directories that are missing. StorageError."""
+    """Make the directories that are missing, unless it can only be read. StorageError."""
+    if layout.refusal is not None:
+        return
     with disk.storage_errors(f"opening the repository {layout.path}"):
         for name in _DIRECTORIES:
             (layout.path / name).mkdir(mode=0o700, exist_ok=True)

@@ -53,7 +53,8 @@ class LockFile:
 def try_take(path: Path) -> int | None:
     """The file's descriptor with an exclusive flock on it, or None while its holder lives or it is gone. OSError."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # For reading: where the repository can only be read, a lock can be looked at all the same.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
@@ -65,13 +66,14 @@ def try_take(path: Path) -> int | None:
 
 
 def live_files(directory: Path) -> Iterator[tuple[Path, bytes]]:
-    """The lock files whose holders live, with their content; those of dead holders are removed on the way."""
+    """The lock files whose holders live, with their content; those of dead holders are removed where they can be."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             continue  # nothing of ours
         fd = try_take(path)
         if fd is not None:
-            disk.unlink(path)
+            with disk.if_writable():
+                disk.unlink(path)
             os.close(fd)
             continue
         with contextlib.suppress(FileNotFoundError):
@@ -80,8 +82,16 @@ def live_files(directory: Path) -> Iterator[tuple[Path, bytes]]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold a named lock for the block; LockedError if another process (or thread) holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold a named lock for the block; LockedError if another process (or thread) holds it.
+
+    Where the file can be neither made nor opened, who wants the lock can but read, and goes without.
+    """
+    fd = -1
+    with disk.if_writable():
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if fd < 0:
+        yield
+        return
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

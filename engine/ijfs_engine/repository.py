@@ -65,11 +65,15 @@ class Repository:
     def open(cls, path: str | Path, *, damaged: bool = False) -> Repository:
         """Open one. NoRepositoryError, UnknownFormatError, StorageError; CorruptError when its index is lost.
 
-        With `damaged` it opens without an index too, so that fsck can look and mend.
+        One that can only be read is opened to be read: whatever would change it is a StorageError then. With `damaged`
+        it opens without an index too, so that fsck can look and mend.
         """
         where = layout.find(Path(path))
         layout.mend(where)
-        index = _open_damaged(where) if damaged else Index.open(where.index)
+        if damaged and where.refusal is None:
+            index = _open_damaged(where)
+        else:
+            index = Index.open(where.index, refusal=where.refusal)
         with index.read() as view:
             whole = view.get(META, _WHOLE) is not None
         if not whole and not damaged:
@@ -99,6 +103,7 @@ class Repository:
 
     def session(self) -> Session:
         """The storage half of `begin`."""
+        self.layout.check_writable()
         return Session(self.layout, self.index, self.journal)
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
@@ -195,6 +200,7 @@ class Repository:
 
     def pin(self, ident: ObjectId, owner: str) -> Pin:
         """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""
+        self.layout.check_writable()
         return make_pin(self.layout.pins, self.index, ident, owner)
 
     def pins(self) -> list[PinInfo]:
@@ -212,12 +218,15 @@ class Repository:
         """Free what no branch, tag or pin reaches. Saves may run meanwhile. LockedError beside another gc."""
         from .reclaim import collect
 
+        self.layout.check_writable()
         return collect(self, dry_run=dry_run, progress=progress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:
         """Check every reference, and with `data` every stored byte; with `repair`, mend what can be mended."""
         from .fsck import check
 
+        if repair:
+            self.layout.check_writable()
         return check(self, repair=repair, data=data, progress=progress)
 
     def stats(self) -> Stats:

@@ -45,14 +45,19 @@ def _madvise() -> Callable[[int, int, int], int]:
     return function
 
 
+def shortfall(file: Path) -> int:
+    """Bytes that an index counts beyond its end: more than none if it was cut short. OSError."""
+    with file.open("rb", buffering=0) as data:
+        return max(0, _counted(os.pread(data.fileno(), 2 << 16, 0)) - os.fstat(data.fileno()).st_size)
+
+
 def fill_up(file: Path) -> None:
     """Lengthen an index that was cut short to the pages it counts: LMDB then says that they are damaged. OSError."""
-    with file.open("r+b", buffering=0) as data:
-        head = os.pread(data.fileno(), 2 << 16, 0)
-        size, needed = os.fstat(data.fileno()).st_size, _counted(head)
-        if size < needed:
+    missing = shortfall(file)
+    if missing:
+        with file.open("r+b", buffering=0) as data:
             # Takes nothing away if another process is just writing there.
-            os.posix_fallocate(data.fileno(), size, needed - size)
+            os.posix_fallocate(data.fileno(), os.fstat(data.fileno()).st_size, missing)
 
 
 def _counted(head: bytes) -> int:

@@ -75,3 +75,29 @@ def test_umount_of_what_is_not_mounted_says_so(ijfs: Ijfs, repo: Path, tmp_path:
     result = ijfs("umount", tmp_path)
     assert result.code == 1
     assert "no ijfs filesystem" in result.err
+
+
+@pytest.mark.root
+def test_a_repository_that_is_mounted_read_only_can_be_looked_at_and_mounted(
+    run_ijfs: Ijfs, mountpoint: Path, repo: Path, tmp_path: Path
+) -> None:
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    subprocess.run(["mount", "--bind", repo, frozen], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", frozen], check=True)
+        for argv in (["log"], ["tree"], ["show"], ["du"], ["stats"], ["fsck"], ["branch"], ["diff", "main", "main"]):
+            assert run_ijfs("-r", frozen, *argv).code == 0, argv
+        assert run_ijfs("-r", frozen, "cat", "main:files/hello.txt").out == "hello\n"
+        assert run_ijfs("-r", frozen, "export", "main:files", tmp_path / "out").code == 0
+        assert run_ijfs("-r", frozen, "mount", mountpoint).code == 0
+        try:
+            assert (mountpoint / "branches" / "main" / "files" / "hello.txt").read_text() == "hello\n"
+        finally:
+            assert run_ijfs("umount", mountpoint).code == 0
+        for argv in (["tag", "t", "main"], ["gc"], ["rm", "main"], ["import", str(tmp_path / "work")]):
+            refused = run_ijfs("-r", frozen, *argv)
+            assert (refused.code, "can only be read" in refused.err) == (1, True), argv
+        assert run_ijfs("-r", frozen, "run", "--", "true").code == 1
+    finally:
+        subprocess.run(["umount", frozen], check=True)

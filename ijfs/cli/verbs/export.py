@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("snapshot", type=SNAPSHOT)
 @click.argument("directory", type=click.Path(path_type=Path))
 def export(app: App, snapshot: str, directory: Path) -> Answer:
-    """Write SNAPSHOT to DIRECTORY, byte for byte, with modes, owners, times, links and attributes.
+    """Write SNAPSHOT to DIRECTORY, byte for byte, with modes, times, links and attributes; as root with owners, too.
 
     SNAPSHOT:PATH writes only what is below PATH: `ijfs export main:images DIR` is a set of images for `criu restore`.
     DIRECTORY must be empty or absent.
