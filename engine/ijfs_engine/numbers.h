@@ -7,6 +7,9 @@
 
 #include "bytes.h"
 
+/* So that what is called with a constant width is compiled for it. */
+#define IJFS_ALWAYS inline __attribute__((always_inline))
+
 enum { IJFS_INTEGERS = 0, IJFS_DIFFERENCES = 1, IJFS_DECIMALS = 2, IJFS_MAX_DIGITS = 15 };
 
 static const double ijfs_tens[IJFS_MAX_DIGITS + 1] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
@@ -105,23 +108,32 @@ static inline double ijfs_number(const uint8_t *data, const int width)
 }
 
 /* Whether a number is exactly *d / 10^digits, *d a whole number below 2^50. */
-static inline int ijfs_is_decimal(const uint8_t *data, const int width, int digits, double *d)
+static IJFS_ALWAYS int ijfs_is_decimal(const uint8_t *data, const int width, int digits, double *d)
 {
     const double magic = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds what is below 2^51 to a whole number */
     double scaled = ijfs_number(data, width) * ijfs_tens[digits], back;
     float narrow;
+    uint64_t bits, back_bits;
+    uint32_t narrow_bits, back_narrow;
     if (!(scaled > -1125899906842624.0 && scaled < 1125899906842624.0))
         return 0;
     *d = (scaled + magic) - magic;
     back = *d / ijfs_tens[digits];
+    if (width == 8) {
+        memcpy(&bits, data, 8);
+        memcpy(&back_bits, &back, 8);
+        return bits == back_bits;
+    }
     narrow = (float)back;
-    return memcmp(data, width == 8 ? (void *)&back : (void *)&narrow, width) == 0;
+    memcpy(&narrow_bits, data, 4);
+    memcpy(&back_narrow, &narrow, 4);
+    return narrow_bits == back_narrow;
 }
 
 /* How many digits behind the point about 40 of the words have, -1 if they are no decimal numbers; *low is the least of
  * these times 10^digits. A tenth may be anything. Words that are integers, pointers or text are 0 or no sensible number
  * as floats, and noise has no few digits: four words tell, for each number of digits. */
-static inline int ijfs_decimal_digits(const uint8_t *data, size_t words, const int width, double *low)
+static IJFS_ALWAYS int ijfs_digits(const uint8_t *data, size_t words, const int width, double *low)
 {
     size_t stride = (words / 40) | 1, most = words / stride / 10, bad, zeros, seen;
     for (int digits = 0; digits <= (width == 8 ? 9 : 5); digits++) {
@@ -144,10 +156,15 @@ static inline int ijfs_decimal_digits(const uint8_t *data, size_t words, const i
     return -1;
 }
 
+static inline int ijfs_decimal_digits(const uint8_t *data, size_t words, int width, double *low)
+{
+    return width == 8 ? ijfs_digits(data, words, 8, low) : ijfs_digits(data, words, 4, low);
+}
+
 /* The words as whole numbers above the least of them, which is returned in *least. Those that are none keep the number
  * before theirs in `u` and are listed in `where`; returns how many there are, or -1 for more than `most`. */
-static inline long ijfs_split_decimals(const uint8_t *data, size_t words, const int width, int digits, double low,
-                                       size_t most, uint32_t *u, uint16_t *where, int64_t *least)
+static IJFS_ALWAYS long ijfs_scale(const uint8_t *data, size_t words, const int width, int digits, double low,
+                                   size_t most, uint32_t *u, uint16_t *where, int64_t *least)
 {
     double d, floor = low - (1 << 29), ceiling = low + (1 << 30), least_seen = ceiling;
     size_t others = 0;
@@ -172,6 +189,13 @@ static inline long ijfs_split_decimals(const uint8_t *data, size_t words, const 
     for (size_t i = 0; i < words; i++)
         u[i] -= (uint32_t)shift;
     return (long)others;
+}
+
+static inline long ijfs_split_decimals(const uint8_t *data, size_t words, int width, int digits, double low,
+                                       size_t most, uint32_t *u, uint16_t *where, int64_t *least)
+{
+    return width == 8 ? ijfs_scale(data, words, 8, digits, low, most, u, where, least)
+                      : ijfs_scale(data, words, 4, digits, low, most, u, where, least);
 }
 
 /* Differences of 8-byte words, negative ones odd; the first is 0. */

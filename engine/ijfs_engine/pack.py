@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import struct
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from . import disk, native
+from . import disk, native, scratch
 from .errors import CorruptError, UnknownFormatError
 from .frames import ALIGN, padding
 from .pipeline import thread_pool
@@ -96,7 +95,7 @@ class PackWriter:
         self.kind = kind
         self.path = pack_path(directory, number)
         self._fd, self._direct = _create(self.path)
-        self._buffers = [mmap.mmap(-1, BUFFER_SIZE) for _ in range(2)]
+        self._buffers = [scratch.huge(BUFFER_SIZE) for _ in range(2)]
         self._fill = 0
         self._written = 0
         self._pool: ThreadPoolExecutor | None = None

@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from .payload cimport MAX_PLAIN, NUMBER_HEAD, NUMBERS, PLANE_HEAD, PLANES, RAW, XOR_PLANES, XOR_ZSTD, ZSTD
 
@@ -31,10 +31,14 @@ cdef extern from "zstd.h" nogil:
         ZSTD_c_windowLog
         ZSTD_c_hashLog
         ZSTD_c_minMatch
+        ZSTD_c_targetLength
         ZSTD_c_strategy
         ZSTD_fast
+        # ZSTD_c_literalCompressionMode of its unstable interface, where 1 has always meant Huffman coding.
+        LITERALS "ZSTD_c_experimentalParam5"
 
 cdef extern from "bytes.h" nogil:
+    bint ijfs_is_zero(const uint8_t *p, size_t n)
     void ijfs_make_logs()
     void ijfs_entropies(const uint8_t *data, const uint8_t *other, size_t n, size_t samples, double *bits)
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
@@ -93,13 +97,15 @@ cdef size_t PLAIN_WIN = 8
 cdef double CHAIN_GAIN = 0.9
 
 # zstd-3 saves under 1.5% of a kernel image over zstd-1. Matches of 5 bytes where level 1 asks for 6: 1.7% smaller for 1%
-# of the speed (of 4: 3.4% for 2 to 15%).
-cdef int[4] FOR_BYTES = [ZSTD_c_compressionLevel, 1, ZSTD_c_minMatch, 5]
-# In planes short matches are chance: looking for them cost a third of the time and 5% of the size. Longer steps where there
-# are none (targetLength 4 to 16, literals still Huffman-coded) pack 447 to 670 MB/s instead of 423, but a tree of
-# kernels got 0.3 to 0.5% larger.
-cdef int[10] FOR_PLANES = [
-    ZSTD_c_compressionLevel, 1, ZSTD_c_strategy, ZSTD_fast, ZSTD_c_windowLog, 18, ZSTD_c_hashLog, 12, ZSTD_c_minMatch, 7,
+# of the speed (of 4: 3.4% for 2 to 15%). A table of 8 KiB in place of 64 KiB stays in the first cache and is cleared for
+# each chunk: 11 to 18% faster for 2.6% more.
+cdef int[6] FOR_BYTES = [ZSTD_c_compressionLevel, 1, ZSTD_c_hashLog, 11, ZSTD_c_minMatch, 5]
+# In planes short matches are chance: looking for them cost a third of the time and 5% of the size. Nor are there many long
+# ones: looking at every ninth byte where none was found packs 460 MB/s in place of 260 and unpacks a sixth faster, for 1.8%
+# more (numbers 480 in place of 390, 4.8%). Huffman coding of literals, which zstd leaves out then, is most of the gain.
+cdef int[14] FOR_PLANES = [
+    ZSTD_c_compressionLevel, 1, ZSTD_c_strategy, ZSTD_fast, ZSTD_c_windowLog, 18, ZSTD_c_hashLog, 11, ZSTD_c_minMatch, 7,
+    ZSTD_c_targetLength, 8, LITERALS, 1,
 ]
 
 
@@ -128,8 +134,8 @@ cdef class Packer:
     cdef size_t room
 
     def __cinit__(self):
-        self.bytes_context = context(FOR_BYTES, 4)
-        self.planes_context = context(FOR_PLANES, 10)
+        self.bytes_context = context(FOR_BYTES, 6)
+        self.planes_context = context(FOR_PLANES, 14)
         self.planes = <uint8_t *>malloc(MAX_PLAIN)
         self.rest = <uint8_t *>malloc(MAX_PLAIN)
         self.difference = <uint8_t *>malloc(MAX_PLAIN)
@@ -252,7 +258,7 @@ cdef size_t pack_numbers(Packer tools, const uint8_t *data, size_t n, Numbers sh
     ijfs_entropies(tools.numbers, NULL, shape.size * words, SAMPLES, bits)
     for j in range(shape.size - 1, -1, -1):
         plane = tools.planes + (shape.size - 1 - j) * words
-        if stored == 0 and is_zero(plane, words):
+        if stored == 0 and ijfs_is_zero(plane, words):
             continue
         stored = max(stored, j + 1)
         plane_bits = bits[j] if shape.size == 8 else (bits[j] + bits[j + 4]) / 2
@@ -287,10 +293,6 @@ cdef size_t pack_numbers(Packer tools, const uint8_t *data, size_t n, Numbers sh
         memcpy(out + i * shape.width, data + tools.where[i] * shape.width, shape.width)
     memcpy(out + others * shape.width, data + words * shape.width, tail)
     return NUMBER_HEAD + packed + apart
-
-
-cdef bint is_zero(const uint8_t *data, size_t n) noexcept nogil:
-    return n == 0 or (data[0] == 0 and memcmp(data, data + 1, n - 1) == 0)
 
 
 cdef size_t pack_integers(Packer tools, const uint8_t *data, size_t n, bint differences, uint8_t *out, size_t room) noexcept nogil:
