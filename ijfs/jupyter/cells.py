@@ -124,8 +124,10 @@ class _Waiting:
 
 
 def _execute(line: _Line, code: str, waiting: _Waiting, on_stream: OnStream) -> CellResult:
+    # Not stop_on_error: a cell that raises would take down what a notebook has queued behind it, and, for a moment
+    # after its answer, whatever cell comes next.
     content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": True}), on_stream)
+    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": False}), on_stream)
     while not collected.complete:
         message = waiting.receive(line.replied if collected.idle else line.published)
         if message is not None:

@@ -25,6 +25,7 @@ from ijfs.live.errors import InstanceExitedError, KeeperError
 from ijfs.live.instance import Sandbox
 from ijfs.live.record_file import kernel_connection, read_record, write_connection_files
 from ijfs.live.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec
+from ijfs.live.remains import sweep_boxes
 from ijfs.live.workspace import known_files
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -264,6 +265,7 @@ class Arrivals:
             raise InstanceExitedError(f"the program of `{keeper.name}` has ended")
         keeper.record = record
         self._start_gpu(record.spec)
+        await in_thread(sweep_boxes, keeper.paths, record.generation)
         box = self._found_box(record)
         ports, moved = keeper.relay.open_again(record.relay)
         keeper.guest.hook_ports = list(record.hook_ports)

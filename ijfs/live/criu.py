@@ -130,7 +130,7 @@ def restore(request: Restore, while_running: Callable[[], None] = lambda: None) 
     """
     pid_file = request.work / "pid"
     pid_file.unlink(missing_ok=True)
-    command = [str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
+    command = [*_with_its_keeper(), str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
     command += ["-o", "restore.log", "--pidfile", str(pid_file), *COMMON, "--root", str(request.root)]
     for key, outside in request.external_mounts.items():
         command += ["--external", f"mnt[{key}]:{outside}"]
@@ -139,6 +139,14 @@ def restore(request: Restore, while_running: Callable[[], None] = lambda: None) 
     log = request.work / "restore.log"
     _run("restore", [*command, *request.options], log, request.network_fd, None, while_running)
     return int(pid_file.read_text())
+
+
+def _with_its_keeper() -> list[str]:
+    """What has the kernel end a process with the thread that starts it: a CRIU whose keeper and pager are killed in the
+    middle of a lazy restore may wait for its processes, and they for it, for ever, deaf to SIGTERM. Never for a dump:
+    the program may be lost if its CRIU is killed, and CRIU ends by itself there."""
+    setpriv = shutil.which("setpriv")  # of util-linux; Python could only do it between fork and exec
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _run(

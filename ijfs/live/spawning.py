@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ import msgspec
 
 from ijfs.live import procfs, spare
 from ijfs.live.errors import InstanceExistsError
-from ijfs.live.keeper_client import KEEPER_END_S, KeeperClient, OnEvent, keeper_ended
+from ijfs.live.keeper_client import KeeperClient, OnEvent, keeper_ended
 from ijfs.live.paths import InstancePaths, check_name
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo
+from ijfs.live.remains import sweep, sweep_old
 from ijfs_engine.errors import IjfsError
 
 _ROOM_FOR_NAMES = " " * 160
@@ -36,6 +35,7 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
     """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
     paths = InstancePaths.of(repo, check_name(name))
     paths.root.parent.mkdir(mode=0o700, exist_ok=True)
+    sweep_old(paths.root.parent)
     if paths.record.exists():
         if procfs.is_alive(read_record(paths).program) or not keeper_ended(paths):
             raise InstanceExistsError(f"there is an instance `{name}` already")
@@ -102,15 +102,3 @@ def begin(
         if verb != "adopt" and not paths.record.exists() and keeper_ended(paths):
             sweep(paths)
         raise
-
-
-def sweep(paths: InstancePaths) -> None:
-    """Remove the directory of an instance that never came to have a record, and what may run in it: a keeper that is
-    killed in the middle of a restore leaves a CRIU that goes on to restore."""
-    deadline = time.monotonic() + KEEPER_END_S
-    while (found := procfs.processes_on(paths.root)) and time.monotonic() < deadline:
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    shutil.rmtree(paths.root, ignore_errors=True)

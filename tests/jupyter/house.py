@@ -97,19 +97,21 @@ class Cells:
         self.client.wait_for_ready(timeout=PATIENCE_S)
 
     def __call__(self, code: str) -> str:
-        """Run a cell; what it printed, or the name of the exception it raised."""
+        """Run a cell; what it printed, or the name of the exception it raised (which aborts no cell that comes next:
+        ipykernel would for a moment after its answer)."""
         printed: list[str] = []
 
         def take(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 printed.append(message["content"]["text"])
 
-        reply = self.client.execute_interactive(code, timeout=PATIENCE_S, output_hook=take, allow_stdin=False)
+        options: dict[str, Any] = {"allow_stdin": False, "stop_on_error": False}
+        reply = self.client.execute_interactive(code, timeout=PATIENCE_S, output_hook=take, **options)
         return "".join(printed).strip() if reply["content"]["status"] == "ok" else str(reply["content"]["ename"])
 
     def interrupted(self, code: str) -> str:
         """Begin a cell, interrupt the kernel once it is busy with it; how the cell ended, as __call__ has it."""
-        request = self.client.execute(code)
+        request = self.client.execute(code, stop_on_error=False)
         while (message := self.client.get_iopub_msg(timeout=PATIENCE_S))["msg_type"] != "execute_input":
             assert message["msg_type"] != "error"
         self.manager.interrupt_kernel()

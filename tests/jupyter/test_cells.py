@@ -41,6 +41,20 @@ def test_what_a_cell_prints_returns_and_raises(kernel: KernelManager) -> None:
     assert "\x1b" not in failed.error
 
 
+def test_a_cell_that_raises_takes_nothing_down_that_is_queued_behind_it(kernel: KernelManager) -> None:
+    outcome: list[str] = []
+    raising = threading.Thread(
+        target=lambda: outcome.append(
+            run_cell(kernel.connection_file, "import time; time.sleep(1.0); 1 / 0", 30).status
+        )
+    )
+    raising.start()
+    run_cell(kernel.connection_file, "behind = True", 30)
+    raising.join()
+    assert outcome == ["error"]
+    assert run_cell(kernel.connection_file, "behind", 30).result_text == "True"
+
+
 def test_asking_for_input_fails_instead_of_waiting(kernel: KernelManager) -> None:
     assert "StdinNotImplementedError" in run_cell(kernel.connection_file, "input()", 30).error
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +22,7 @@ from ijfs.live.errors import (
     CriuError,
     InstanceExistsError,
     InstanceExitedError,
+    KeeperError,
     NoInstanceError,
 )
 from ijfs.live.paths import InstancePaths
@@ -29,6 +33,13 @@ from ijfs_engine.errors import LockedError, StorageError
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 COUNTING = "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done"
+
+THREADS = """
+import threading, time
+data = bytes(range(256)) * (1 << 16)
+threads = [threading.Thread(target=time.sleep, args=(600,)) for _ in range(8)]
+for thread in threads: thread.start()
+"""
 
 IO_URING = """
 import ctypes, time
@@ -54,6 +65,15 @@ def goes_on(house: House, name: str) -> bool:
 def snapshots(house: House) -> int:
     with Repository.open(house.repo) as repository:
         return len(repository.snapshots())
+
+
+def is_deaf(pid: int) -> bool:
+    """Whether a process is a CRIU (not the first process of what it makes) and takes no SIGTERM."""
+    with contextlib.suppress(OSError):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        blocked = int(status["SigBlk"], 16) >> signal.SIGTERM - 1 & 1
+        return "criu restore" in command_line(pid) and "\t" not in status["NSpid"] and bool(blocked)
+    return False
 
 
 def keeper_pid(house: House, name: str) -> int:
@@ -369,6 +389,49 @@ def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_not
     monkeypatch.delenv("IJFS_CRIU")
     house.restore(snapshot, "half")
     assert goes_on(house, "half")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.02])
+def test_nothing_lingers_when_all_of_ijfs_is_killed_in_the_middle_of_a_restore(after_s: float, house: House) -> None:
+    """CRIU waited for the processes it was making, those for pages, and nobody was left to end either."""
+    house.python("whole", THREADS)
+    snapshot = house.save("whole").snapshot
+    code = f"from ijfs.live import client; client.restore({str(house.repo)!r}, {snapshot!r}, 'half')"
+    before = set(house.processes())
+    asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert eventually((house.repo / "live/half/box-1/criu/restore.log").exists)
+        time.sleep(after_s)
+        for pid in set(house.processes()) - before:
+            if command_line(pid).startswith("ijfs-"):
+                os.kill(pid, signal.SIGKILL)
+    finally:
+        asking.kill()
+        asking.wait()
+    assert eventually(lambda: not [pid for pid in house.processes() if is_deaf(pid)])
+    if (house.repo / "live/half/instance.json").exists():
+        return  # it was through already: an instance without a keeper
+    os.utime(house.repo / "live/half", (0, 0))
+    house.command("other", COUNTING)
+    assert not (house.repo / "live/half").exists()
+    assert not [pid for pid in house.processes() if "/half" in command_line(pid)]
+
+
+def test_a_keeper_killed_while_it_goes_back_leaves_the_old_program_and_the_way_back_free(house: House) -> None:
+    house.command("goes", COUNTING)
+    snapshot = house.save("goes").snapshot
+    first = keeper_pid(house, "goes")
+
+    def kill_keeper(event: dict[str, Any]) -> None:
+        if event.get("name") == "restore":
+            os.kill(first, signal.SIGKILL)
+
+    with pytest.raises(KeeperError, match="the program runs on"):
+        house.restore(snapshot, "goes", replace=True, on_event=kill_keeper)
+    assert goes_on(house, "goes")
+    house.restore(snapshot, "goes", replace=True)
+    assert goes_on(house, "goes")
+    assert len(list((house.repo / "live/goes").glob("box-*"))) == 1
 
 
 def test_remains_of_a_keeper_that_nobody_waited_for_are_swept_away_by_the_next_of_that_name(house: House) -> None:
