@@ -27,6 +27,7 @@ from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.live import client
 from ijfs.live.client import InstanceInfo, InstanceSpec
+from ijfs.live.environment import is_text
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.records import Network
 
@@ -173,7 +174,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             name=self._instance,
             kind="kernel",
             argv=tuple(cmd),
-            env=env,
+            env=dict(filter(is_text, env.items())),
             inherit_env=False,
             cwd=cwd,
             network=cast(Network, self.network),

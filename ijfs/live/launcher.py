@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijfs.live import criu_probes, spare
+from ijfs.live.environment import unpacked
 from ijfs.live.forked import name_process
 from ijfs.live.paths import short_path
 from ijfs.live.spare import Request
@@ -108,10 +109,8 @@ def _keep(request: Request, directory: Path, first: int, shared: SharedBlocks | 
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     name_process(f"ijfs-keeper {directory}")
-    os.environb.clear()
-    for entry in filter(None, request.environment.encode("latin-1").split(b"\0")):
-        name, _, value = entry.partition(b"=")
-        os.environb[name] = value
+    os.environ.clear()
+    os.environ.update(unpacked(request.environment))
     time.tzset()
     os.umask(request.umask)
     keep(directory, first, lazy=request.lazy, shared=shared)

@@ -1,6 +1,6 @@
 """Start a program in new namespaces; a small program of its own, run by the keeper (`start` is the keeper's side).
 
-    python -m ijfs.live.sandbox REQUEST        (a LaunchRequest in JSON; fds it names are inherited)
+    python -m ijfs.live.sandbox < REQUEST        (a LaunchRequest in JSON; fds it names are inherited)
 
 It is a program because unshare and fork want a process with one thread. It makes the namespaces, forks what becomes
 pid 1 inside (tini), says that one's host pid on its standard output and ends; the keeper, a subreaper, inherits it.
@@ -19,6 +19,7 @@ import msgspec
 
 from ijfs.live import namespaces as ns
 from ijfs.live import rootfs, seccomp
+from ijfs.live.environment import packed, unpacked
 from ijfs.live.errors import SandboxError
 from ijfs.live.paths import LOG_INSIDE, Layers
 from ijfs.live.records import Volume
@@ -31,7 +32,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     mounts: list[tuple[str, str]]  # (where it is mounted, where it goes inside), parents first
     network_fd: int
     argv: list[str]
-    env: dict[str, str]
+    env: str  # environment.packed
     cwd: str
     io_uring: bool
 
@@ -50,10 +51,10 @@ def start(
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(layers, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
-    request = LaunchRequest(str(layers.mountpoint), mounts, network_fd, argv, env, cwd, io_uring)
+    request = LaunchRequest(str(layers.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring)
     helper = subprocess.run(
-        [sys.executable, "-P", "-m", "ijfs.live.sandbox", msgspec.json.encode(request).decode()],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", "ijfs.live.sandbox"],
+        input=msgspec.json.encode(request),
         capture_output=True,
         pass_fds=[network_fd],
         check=False,
@@ -66,7 +67,7 @@ def start(
 
 def main() -> int:
     """The helper program."""
-    request = msgspec.json.decode(sys.argv[1], type=LaunchRequest)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchRequest)
     ns.setns(request.network_fd, ns.CLONE_NEWNET)
     ns.unshare(ns.CLONE_NEWPID | ns.CLONE_NEWNS | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -93,7 +94,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if not request.io_uring:
             seccomp.refuse_io_uring()
-        os.execvpe(request.argv[0], request.argv, request.env)
+        os.execvpe(request.argv[0], request.argv, unpacked(request.env))
     except BaseException as error:
         text = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
         name = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""

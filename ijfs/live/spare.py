@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 import ijfs
+from ijfs.live.environment import packed
 from ijfs.live.paths import live_directory, short_path
 
 SETTING = "IJFS_SPARE_S"
@@ -52,7 +53,7 @@ _NAMESPACES = ("mnt", "net", "pid", "pid_for_children", "user", "uts", "ipc", "c
 class Request(msgspec.Struct, frozen=True):
     """Make keepers: one for each directory, and as many sockets, their first clients, come along.
 
-    `lazy`: their first requests will be lazy restores. `environment`: NUL-separated, as latin-1. `idle_s`: how long to
+    `lazy`: their first requests will be lazy restores. `environment`: as environment.py packs it. `idle_s`: how long to
     wait afterwards as a spare. Without instances it asks a spare to end.
     """
 
@@ -78,12 +79,11 @@ def idle_s() -> float:
 
 def request_for(instances: Sequence[Path], *, lazy: bool) -> Request:
     """A request that hands over what the calling process is."""
-    environment = b"\0".join(name + b"=" + value for name, value in os.environb.items())
     status = _status()
     return Request(
         instances=tuple(map(str, instances)),
         lazy=lazy,
-        environment=environment.decode("latin-1"),
+        environment=packed(os.environ),
         umask=int(status["Umask"], 8),
         standing=_standing(status),
         idle_s=idle_s(),

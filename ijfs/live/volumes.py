@@ -9,6 +9,7 @@ In a snapshot every volume's files are under `files/` at the volume's path, as a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +65,8 @@ def choose(
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
     `needs` are directories that the program cannot do without, as it cannot without `cwd`: what of them the sandbox's
-    own /tmp would hide is shown. Containers bind single files such as /etc/resolv.conf; no overlay stands on a file.
+    own /tmp would hide is shown, by the name given, which may lead through links there, and by its own. Containers
+    bind single files such as /etc/resolv.conf; no overlay stands on a file.
     """
     directories: list[Path] = []
     files: list[Path] = []
@@ -72,7 +74,8 @@ def choose(
         hidden = mount.path == Path("/") or is_below(mount.path, OWN) or is_below(mount.path, [repo])
         if not hidden:
             (directories if mount.path.is_dir() else files).append(mount.path)
-    for path in sorted(path.resolve() for path in (Path(cwd), *needs)):
+    wanted = (Path(cwd), *needs)
+    for path in sorted({Path(os.path.abspath(path)) for path in wanted} | {path.resolve() for path in wanted}):
         hidden = is_below(path, OWN[3:]) and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from livehouse import House, eventually
 
 from ijfs.live import client
 from ijfs.live.instance import needed_directories
+from ijfs.live.records import InstanceSpec
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -57,6 +59,36 @@ def test_exec_passes_streams_environment_directory_and_exit_status(
     assert client.exec_command(house.repo, "host", ["sh", "-c", "kill -9 $$"]) == 137
     assert client.exec_command(house.repo, "host", ["no-such-program"]) == 127
     assert client.exec_command(house.repo, "host", ["pwd"], cwd="/no/such/place") != 0
+
+
+def test_an_environment_that_is_no_text_or_long_reaches_the_program(
+    house: House, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IJFS_ODD", os.fsdecode(b"\xff\xfe=1"))
+    monkeypatch.setenv("IJFS_LONG_1", "x" * 100_000)
+    monkeypatch.setenv("IJFS_LONG_2", "y" * 100_000)
+    house.command("odd", IDLE)
+    assert inside(house, "odd", 'printf %s "$IJFS_ODD" | od -An -tx1; echo $IJFS_LONG_1 | wc -c', capfd).split() == [
+        *("ff", "fe", "3d", "31"),
+        "100001",
+    ]
+    house.restore(house.save("odd").snapshot, "again")
+    assert inside(house, "again", 'printf %s "$IJFS_ODD" | od -An -tx1', capfd).split() == ["ff", "fe", "3d", "31"]
+
+
+def test_a_program_found_through_a_link_under_tmp_is_seen_there(house: House) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as where:
+        real, link = Path(where, "real"), Path(where, "link")
+        (real / "bin").mkdir(parents=True)
+        (real / "lib").write_text("its library")
+        program = real / "bin/program"
+        program.write_text('#!/bin/sh\ncat "${0%/bin/*}/lib"; exec sleep 600\n')
+        program.chmod(0o755)
+        link.symlink_to(real)
+        client.start(house.repo, InstanceSpec(name="linked", argv=(f"{link}/bin/program",), cwd="/"))
+        assert eventually(lambda: said(house, "linked") == "its library")
+        house.restore(house.save("linked").snapshot, "again")
+        assert said(house, "again") == "its library"
 
 
 def test_the_hosts_files_are_seen_and_never_changed(house: House, capfd: pytest.CaptureFixture[str]) -> None:
