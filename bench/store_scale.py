@@ -22,7 +22,7 @@ from bench.common import Command
 from bench.store_scale_build import CHUNKS_PER_PROGRAM, SAVES
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
-STAGES = ("make", "look", "collect")
+STAGES = ("make", "look", "check", "collect")
 PACKAGES = ("ijfs", "lmdb", "blake3", "pyfuse3")
 Figures = dict[str, tuple[float, float]]
 """Seconds and MiB of each step."""
@@ -42,21 +42,29 @@ class Steps:
 
     def look(self) -> None:
         """Whatever changes nothing."""
-        self._verbs({"log": "log", "branch": "branch", "tag": "tag", "stats": "stats"})
-        self._verbs({"du": "du", "du of one snapshot": "du program-0003", "gc --dry-run": "gc -n"})
+        self._verbs({"log": "log", "log -n 20": "log -n 20", "tree": "tree", "show": "show", "branch": "branch"})
+        self._verbs({"tag": "tag", "stats": "stats", "du": "du", "du of one snapshot": "du program-0003"})
+        self._verbs({"export of one snapshot": f"export program-0003 {self._mountpoint.with_name('exported')}"})
+        shutil.rmtree(self._mountpoint.with_name("exported"))
+        self._verbs({"prune --dry-run": "prune -n --keep-last 5", "gc --dry-run": "gc -n"})
         self._mount()
+
+    def check(self) -> None:
+        """Every reference, then every byte."""
+        self._verbs({"fsck --quick": "fsck --quick", "fsck": "fsck"})
 
     def collect(self) -> None:
         """Half of it goes."""
         self._make("take half of the names away", "--halve")
-        self._verbs({"gc: half goes": "gc", "gc again": "gc", "du of the rest": "du", "fsck --quick": "fsck --quick"})
+        self._verbs({"gc: half goes": "gc", "gc again": "gc", "du of the rest": "du"})
+        self._verbs({"prune --keep-last 5": "prune --keep-last 5", "fsck --quick of the rest": "fsck --quick"})
 
     def _make(self, name: str, option: str) -> None:
         self._step(name, sys.executable, "-m", "bench.store_scale_build", str(self._repository), option)
 
     def _verbs(self, verbs: dict[str, str]) -> None:
         for name, words in verbs.items():
-            self._step(name, sys.executable, "-m", "ijfs.cli", "-q", "-r", str(self._repository), *words.split())
+            self._step(name, sys.executable, "-m", "ijfs.cli", "-r", str(self._repository), *words.split())
 
     def _step(self, name: str, *argv: str) -> None:
         cost = common.measure(Command(argv))
@@ -127,6 +135,8 @@ def measure(work: Path, programs: int, stages: Sequence[str]) -> Figures:
         steps.make(programs)
     if "look" in stages:
         steps.look()
+    if "check" in stages:
+        steps.check()
     if "collect" in stages:
         steps.collect()
     print(f"  on disk at the end: {common.megabytes(common.disk_size(work).allocated)} MB\n", flush=True)

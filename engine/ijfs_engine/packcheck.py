@@ -5,30 +5,34 @@ The part of fsck that costs time, so frames are decoded on all cores while the n
 
 from __future__ import annotations
 
-import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import codec
 from .errors import CorruptError, UnknownFormatError
-from .frames import EncodedChunk, Kind
+from .framecheck import FrameCheck
+from .frames import EncodedChunk, Kind, decode_frame
 from .idset import IdSet
-from .index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place
+from .index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place, encode_where
 from .lru import ByteLru
 from .pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path
-from .scan import Scanned, scan_frames
+from .pipeline import cores, thread_pool
+from .scan import Scanned, Stretch, scan_stretches
 from .store import verify_object
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .repository import Progress, Repository
 
-_GROUP: Final = 64
-"""Frames per task: 1.7 MB of stored bytes, so that handing over costs nothing."""
-_AHEAD: Final = 4
-"""Groups read but not decoded yet, per core: 8 MiB windows of the scan stay alive as long as their frames do."""
+_GROUP: Final = 512
+"""Frames per task: up to 8 MiB of stored bytes, so that handing over costs nothing."""
+_AHEAD: Final = 3
+"""Stretches read but not checked yet, per core: 8 MiB windows of the scan stay alive as long as they do."""
 _CACHE: Final = 96 << 20
 """Bytes of decoded bases kept: without it the differences of a tree of 11 kernels cost 3 decodes of each chunk."""
 _ENTRY: Final = 200
@@ -44,13 +48,27 @@ class Finding(NamedTuple):
     message: str
 
 
-class _Checked(NamedTuple):
-    """A live frame, by table and id, and what is wrong with it."""
+class _Wrong(NamedTuple):
+    """A live frame that is damaged."""
 
-    table: bytes
     id: bytes
-    place: str
-    error: str | None
+    where: str
+    message: str
+
+
+class _Checked(NamedTuple):
+    """The live frames of a stretch, by table, and those of them that are damaged."""
+
+    live: dict[bytes, list[bytes]]
+    wrong: list[_Wrong]
+
+
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        self.check = FrameCheck()
+
+
+_tools = _Tools()
 
 
 class PackCheck:
@@ -78,7 +96,11 @@ class PackCheck:
             self.bytes_read += size
             if self._progress is not None:
                 self._progress("fsck: packs", self.bytes_read, total)
-        return findings + list(self._unseen({number for number, _, _ in rows}))
+        findings += self._unseen({number for number, _, _ in rows})
+        # What follows in fsck has tables of its own.
+        self._seen.clear()
+        self._cache.clear()
+        return findings
 
     def _pack(self, number: int, size: int) -> list[Finding]:
         path = pack_path(self._repository.layout.packs, number)
@@ -90,9 +112,8 @@ class PackCheck:
         except (CorruptError, UnknownFormatError, OSError) as error:
             findings.append(Finding("pack", None, path.name, str(error)))
         try:
-            for checked in self._frames(path, number, size):
-                if checked.error is not None:
-                    findings.append(Finding("frame", checked.id, checked.place, checked.error))
+            for wrong in self._frames(path, number, size):
+                findings.append(Finding("frame", wrong.id, wrong.where, wrong.message))
         except OSError as error:
             findings.append(Finding("pack", None, path.name, f"cannot be read: {error.strerror}"))
         return findings
@@ -103,52 +124,74 @@ class PackCheck:
         if named != number or owner != self._repository.layout.id:
             raise CorruptError(f"{path.name} is pack {named} of another repository or place")
 
-    def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
-        workers = os.cpu_count() or 1
-        waiting: deque[Future[list[_Checked]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="fsck") as pool:
-            for group in _grouped(scan_frames(path, end=size)):
-                waiting.append(pool.submit(self._check, path.name, number, group))
+    def _frames(self, path: Path, number: int, size: int) -> Iterator[_Wrong]:
+        workers = cores()
+        waiting: deque[Future[_Checked]] = deque()
+        with thread_pool(workers, "fsck") as pool:
+            for found in scan_stretches(path, _GROUP, size):
+                if isinstance(found, Scanned):
+                    yield from self._note(self._check_one(number, found))
+                    continue
+                waiting.append(pool.submit(self._check, number, found))
                 if len(waiting) > workers * _AHEAD:
                     yield from self._note(waiting.popleft().result())
             while waiting:
                 yield from self._note(waiting.popleft().result())
 
-    def _note(self, group: list[_Checked]) -> list[_Checked]:
-        for table, seen in self._seen.items():
-            seen.add(b"".join(one.id for one in group if one.table == table))
-        return group
+    def _note(self, checked: _Checked) -> list[_Wrong]:
+        for table, ids in checked.live.items():
+            self._seen[table].add(b"".join(ids))
+        return checked.wrong
 
-    def _check(self, name: str, number: int, group: list[Scanned]) -> list[_Checked]:
-        live = self._live(number, group)
-        checked = []
-        for scanned, table in live:
-            where = f"{name} at {scanned.offset}"
-            assert scanned.header is not None
-            error = scanned.error
-            if error is None and scanned.frame is not None:
-                try:
-                    self._decode(scanned.header.kind, scanned.frame)
-                except CorruptError as wrong:
-                    error = str(wrong)
-            checked.append(_Checked(table, scanned.header.id, where, error))
+    def _check(self, number: int, stretch: Stretch) -> _Checked:
+        frames = _tools.check.check(stretch.data)
+        live = self._live(number, [(stretch.offset + at, kind, ident) for at, _, kind, ident, _ in frames])
+        checked = _Checked({CHUNKS: [], OBJECTS: []}, [])
+        for at, span, kind, ident, right in compress(frames, live):
+            checked.live[_table_of(kind)].append(ident)
+            if not right:
+                checked.wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
         return checked
 
-    def _live(self, number: int, group: list[Scanned]) -> list[tuple[Scanned, bytes]]:
-        """The frames that the index means, with their table; the others are left from before some gc."""
-        for scanned in group:
-            if scanned.error is not None:
-                self._torn[number, scanned.offset] = scanned.error
-        named = [(scanned, scanned.header) for scanned in group if scanned.header is not None]
-        live = []
+    def _check_one(self, number: int, scanned: Scanned) -> _Checked:
+        """A frame that stands where damage is, or one that is longer than a window."""
+        checked = _Checked({CHUNKS: [], OBJECTS: []}, [])
+        if scanned.error is not None:
+            self._torn[number, scanned.offset] = scanned.error
+        header = scanned.header
+        if header is not None and all(self._live(number, [(scanned.offset, header.kind, header.id)])):
+            checked.live[_table_of(header.kind)].append(header.id)
+            where = _place(number, scanned.offset)
+            error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
+            checked.wrong.extend([_Wrong(header.id, where, error)] if error else [])
+        return checked
+
+    def _live(self, number: int, frames: Sequence[tuple[int, int, bytes]]) -> list[bool]:
+        """Which (offset, kind, id) the index means; the others are left from before some gc."""
+        live = [False] * len(frames)
         with self._index.read() as view:
-            for scanned, header in named:
-                table = CHUNKS if header.kind == Kind.CHUNK else OBJECTS
-                row = view.get(table, header.id)
-                place = Place.decode(row) if row is not None else None
-                if place is not None and (place.pack, place.offset) == (number, scanned.offset):
-                    live.append((scanned, table))
+            for table in (CHUNKS, OBJECTS):
+                own = [at for at, (_, kind, _) in enumerate(frames) if _table_of(kind) == table]
+                for at, row in zip(own, view.get_many(table, [frames[at][2] for at in own]), strict=True):
+                    live[at] = row is not None and row.startswith(encode_where(number, frames[at][0]))
         return live
+
+    def _look(self, kind: int, ident: bytes, offset: int, number: int, data: memoryview) -> Iterator[_Wrong]:
+        """A frame that is an object, a difference, or not right."""
+        where = _place(number, offset)
+        try:
+            error = self._fault(kind, decode_frame(data, where)[1])
+        except CorruptError as wrong:
+            error = str(wrong)
+        if error is not None:
+            yield _Wrong(ident, where, error)
+
+    def _fault(self, kind: int, frame: EncodedChunk) -> str | None:
+        try:
+            self._decode(kind, frame)
+        except CorruptError as wrong:
+            return str(wrong)
+        return None
 
     def _decode(self, kind: int, frame: EncodedChunk) -> None:
         if kind == Kind.CHUNK:
@@ -182,18 +225,17 @@ class PackCheck:
                     # A pack that came after the list was made is its session's business.
                     if place.pack in packs or not self._exists(place.pack):
                         why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
-                        yield Finding("frame", key, f"{place.pack:08x}.pack at {place.offset}", why)
+                        yield Finding("frame", key, _place(place.pack, place.offset), why)
 
     def _exists(self, number: int) -> bool:
         return pack_path(self._repository.layout.packs, number).exists()
 
 
-def _grouped(frames: Iterator[Scanned]) -> Iterator[list[Scanned]]:
-    group: list[Scanned] = []
-    for scanned in frames:
-        group.append(scanned)
-        if len(group) == _GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
+def _place(number: int, offset: int) -> str:
+    """As every message names it."""
+    return f"{number:08x}.pack at {offset}"
+
+
+def _table_of(kind: int) -> bytes:
+    """Where the index has frames of a kind."""
+    return CHUNKS if kind == Kind.CHUNK else OBJECTS

@@ -37,6 +37,13 @@ class Scanned(NamedTuple):
     error: str | None
 
 
+class Stretch(NamedTuple):
+    """Whole frames with sound headers that follow one another from `offset` on."""
+
+    offset: int
+    data: memoryview
+
+
 class _Window:
     """Bytes of a file around a position that only moves forward."""
 
@@ -54,6 +61,17 @@ class _Window:
             self._data = _pread(self._fd, max(length, _WINDOW), offset)
         at = offset - self._start
         return memoryview(self._data)[at : at + length]
+
+    def rest(self, offset: int) -> memoryview:
+        """What is at hand from `offset` on, read if nothing is."""
+        if not self._start <= offset < self._start + len(self._data):
+            return self.anew(offset)
+        return memoryview(self._data)[offset - self._start : self.size - self._start]
+
+    def anew(self, offset: int) -> memoryview:
+        """A full window from `offset` on."""
+        self._start, self._data = offset, _pread(self._fd, _WINDOW, offset)
+        return memoryview(self._data)[: self.size - offset]
 
     def find_magic(self, offset: int) -> int:
         """The next multiple of 8 from `offset` where a frame may begin, or the size of the file."""
@@ -81,6 +99,35 @@ def scan_frames(path: Path, start: int = PACK_HEADER_SIZE, end: int | None = Non
         while offset < window.size:
             scanned, offset = _next(window, offset, path.name)
             yield scanned
+    finally:
+        os.close(fd)
+
+
+def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[Stretch | Scanned]:
+    """The same, at most `most` frames at a time where their headers are sound, and one by one where not. OSError.
+
+    The data stay valid.
+    """
+    from .framecheck import stretch  # not with the journal, which every command loads
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        window = _Window(fd, size if end is None else min(size, end))
+        offset = PACK_HEADER_SIZE
+        while offset < window.size:
+            data = window.rest(offset)
+            length = stretch(data, most)
+            if not length:
+                # It may only be cut by the window's end.
+                data = window.anew(offset)
+                length = stretch(data, most)
+            if length:
+                yield Stretch(offset, data[:length])
+                offset += length
+            else:
+                scanned, offset = _next(window, offset, path.name)
+                yield scanned
     finally:
         os.close(fd)
 

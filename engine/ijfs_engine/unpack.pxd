@@ -1,4 +1,4 @@
-"""For bulk.pyx, which unpacks many payloads without the GIL."""
+"""For bulk.pyx and framecheck.pyx, which unpack many payloads without the GIL."""
 
 from libc.stdint cimport uint8_t
 
@@ -18,3 +18,4 @@ cdef class Unpacker:
 
 cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil
 cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil
+cdef bint has_sum(Unpacker tools, const uint8_t *payload, size_t size, const uint8_t *expected) noexcept nogil

@@ -36,6 +36,7 @@ cdef extern from "zstd.h" nogil:
 cdef enum:
     HASH_ROOM = MAX_PLAIN // 1024 * 32 + 64
     ID = 32
+    SUM = 12
 # Whole numbers up to here are exact as doubles.
 cdef int64_t MOST_LEAST = 1 << 52
 # A plane that is not stored.
@@ -166,6 +167,13 @@ cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint
     cdef uint8_t own[ID]
     ijfs_blake3(LANES, plain, size, tools.hashes, own)
     return memcmp(own, ident, ID) == 0
+
+
+cdef bint has_sum(Unpacker tools, const uint8_t *payload, size_t size, const uint8_t *expected) noexcept nogil:
+    """Whether a payload, at most MAX_PLAIN, has the sum of its frame: the beginning of the same hash."""
+    cdef uint8_t own[ID]
+    ijfs_blake3(LANES, payload, size, tools.hashes, own)
+    return memcmp(own, expected, SUM) == 0
 
 
 def hash_widths():
