@@ -221,7 +221,7 @@ def show(found: Results) -> str:
                 what,
                 f"{one['outside'] * 1000:.2f}",
                 f"{one['inside'] * 1000:.2f}",
-                f"{one['inside'] / one['outside']:.2f}×",
+                f"{one['ratio']:.2f}×",
             ]
             for what, one in found.sandbox.items()
         ]

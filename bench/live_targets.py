@@ -61,4 +61,4 @@ def _kernels(found: Results) -> Iterator[Target]:
     for name, cost in found.keepers.items():
         yield _at_most(f"idle keeper {name}, PSS", 30.0, cost["pss"] / (1 << 20), " MiB")
     for what, one in found.sandbox.items():
-        yield _at_most(f"in its sandbox: {what}", 1.1, one["inside"] / one["outside"], "×", "a kernel outside")
+        yield _at_most(f"in its sandbox: {what}", 1.1, one["ratio"], "×", "a kernel outside")

@@ -15,6 +15,7 @@ from ijfs.cli.output import Column, Printer, Span
 if TYPE_CHECKING:
     from ijfs.cli.app import App
     from ijfs.live.client import InstanceInfo
+    from ijfs.live.spare import Waiting
     from ijfs_engine import Snapshot
 
 COLUMNS = [
@@ -51,6 +52,14 @@ def _row(info: InstanceInfo) -> list[Span]:
         f"{info.memory:.0%}" if live else "",
         program(info),
     ]
+
+
+def spare(out: Printer, waiting: Waiting | None) -> None:
+    """One line about the process that waits for the next start, where one does."""
+    if waiting is not None:
+        memory = f", {text.size(waiting.memory)}" if waiting.memory is not None else ""
+        about = f"pid {waiting.pid}, {text.age(waiting.since_ns)}{memory}"
+        out.line((f"a spare waits for the next start or restore ({about}); `ijfs stop --all` ends it", "dim"))
 
 
 def status(info: InstanceInfo) -> Span:

@@ -12,12 +12,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from ijfs.live import blockers, criu, namespaces, procfs
+from ijfs.live import blockers, criu, namespaces, procfs, spare
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.instance import INIT_PROGRAMS
 from ijfs.live.paths import InstancePaths
@@ -54,6 +55,7 @@ def machine(repo: Path) -> list[Verdict]:
         _programs,
         _io_uring,
         lambda: _space(repo),
+        lambda: _spare(repo),
         _gpus,
     ]
     return [verdict for check in checks for verdict in _guarded(check)]
@@ -205,6 +207,17 @@ def _space(repo: Path) -> Iterator[Verdict]:
     free = shutil.disk_usage(place).free
     evidence = f"{free / 1e9:.1f} GB free at {place}"
     yield _verdict("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+
+
+def _spare(repo: Path) -> Iterator[Verdict]:
+    """Nothing to refuse. Said, because it is the one process of ijfs that runs while nothing is live."""
+    found = spare.describe(repo)
+    evidence = "none waits: the next start or restore loads what it needs first"
+    if found is not None:
+        minutes = (time.time_ns() - found.since_ns) // 60_000_000_000
+        memory = f", {found.memory >> 20} MiB" if found.memory is not None else ""
+        evidence = f"process {found.pid} waits since {minutes} min{memory}; `ijfs stop --all` ends it"
+    yield Verdict(check="spare", outcome="ok", evidence=evidence)
 
 
 def _gpus() -> Iterator[Verdict]:

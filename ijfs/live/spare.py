@@ -16,12 +16,14 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 import ijfs
+from ijfs.live import procfs
 from ijfs.live.environment import packed
 from ijfs.live.paths import live_directory, short_path
 
@@ -63,6 +65,15 @@ class Request(msgspec.Struct, frozen=True):
     umask: int = 0o022
     standing: str = ""
     idle_s: float = 0.0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A spare, as people are shown it. `since_ns`: of the epoch. `memory`: bytes that are its own, or its share of what
+    keepers have too (PSS); None where the system does not say."""
+
+    pid: int
+    since_ns: int
+    memory: int | None
 
 
 def address(repo: str | os.PathLike[str]) -> Path:
@@ -121,6 +132,24 @@ def waiting(repo: str | os.PathLike[str]) -> int | None:
             return pid if uid == os.geteuid() else None
     except OSError:
         return None
+
+
+def describe(repo: str | os.PathLike[str]) -> Waiting | None:
+    """What is known of a repository's spare; None where none waits (for this user)."""
+    pid = waiting(repo)
+    ticks = procfs.start_ticks(pid) if pid is not None else None
+    if pid is None or ticks is None:
+        return None
+    began = ticks / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return Waiting(pid, time.time_ns() + int(began * 1e9), _pss(pid))
+
+
+def _pss(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    return None
 
 
 def dismiss(repo: str | os.PathLike[str]) -> bool:

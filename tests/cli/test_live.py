@@ -178,6 +178,17 @@ def test_a_save_that_is_not_waited_for_is_shown_until_it_is_durable(run_ijfs: Ij
     assert len(run_ijfs("log", "--json").json["snapshots"]) == 2
 
 
+def test_the_spare_is_shown_and_ended(ijfs: Ijfs, live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ok(ijfs("ps", "--json"), "ps")["spare"] is None
+    monkeypatch.setenv("IJFS_SPARE_S", "60")
+    assert ijfs("run", "--name", "s", "--", "sleep", "600").code == 0
+    assert "`ijfs stop --all` ends it" in eventually(ijfs, "ps", holds="a spare waits")
+    assert "`ijfs stop --all` ends it" in ijfs("doctor").out
+    assert ok(ijfs("ps", "--json"), "ps")["spare"]
+    assert ijfs("stop", "--all").code == 0
+    assert "spare" not in ijfs("ps").out
+
+
 def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:
     script = "import time\nfor i in range(5):\n    print('line', i, flush=True)\n    time.sleep(0.2)\n"
     assert run_ijfs("run", "--name", "brief", "--", "python3", "-c", script).code == 0

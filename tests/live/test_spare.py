@@ -85,6 +85,19 @@ def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: Hou
     assert house.save("again").parent == saved
 
 
+def test_what_people_are_shown_of_it_is_so(house: House) -> None:
+    assert spare.describe(house.repo) is None
+    began = time.time_ns()
+    start(house, "a")
+    pid = the_spare(house)
+    shown = spare.describe(house.repo)
+    assert shown is not None
+    assert shown.pid == pid
+    assert began - 50_000_000 < shown.since_ns < time.time_ns()
+    assert shown.memory is not None
+    assert 1 << 20 < shown.memory < 200 << 20
+
+
 def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(house: House) -> None:
     start(house, "first")
     waiting = the_spare(house)

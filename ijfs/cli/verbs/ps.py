@@ -11,12 +11,18 @@ from ijfs.cli.output import Answer, Printer
 def ps(app: App) -> Answer:
     """List live programs, and ended ones whose files are still there (`ijfs stop --rm` forgets them).
 
-    MEMORY IN is the share of a lazily restored program's memory that has arrived.
+    MEMORY IN is the share of a lazily restored program's memory that has arrived. A spare is a loaded process off which
+    the next start is forked; it ends by itself.
     """
+    import msgspec
+
+    from ijfs.live import spare
     from ijfs.live.client import list_instances
 
     app.repository()
     found = sorted(list_instances(app.repository_path), key=lambda i: (i.status == "exited", i.name))
+
+    waiting = spare.describe(app.repository_path)
 
     def show(out: Printer) -> None:
         if found:
@@ -28,8 +34,10 @@ def ps(app: App) -> Answer:
                 out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
             if info.note:
                 out.line((f"{info.name}: {info.note}", "dim"))
+        instances.spare(out, waiting)
 
-    return Answer({"instances": [instances.instance_json(info) for info in found]}, show)
+    data = {"instances": [instances.instance_json(info) for info in found], "spare": msgspec.to_builtins(waiting)}
+    return Answer(data, show)
 
 
 COMMANDS = {"ps": ps}
