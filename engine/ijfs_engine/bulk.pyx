@@ -105,7 +105,11 @@ cdef class Filling(Wanted):
             raise MemoryError
         for number in range(self.n):
             chunk = &self.chunks[number]
-            if chunk.state == WANTED and chunk.span and chunk.depth < below and self.settle_target(number):
+            if chunk.state != WANTED or not chunk.span or chunk.depth >= below:
+                continue
+            if not self.settle_target(number):
+                chunk.span = 0
+            else:
                 chunk.state = PLACED
                 self.order[n].pack, self.order[n].offset, self.order[n].number = chunk.pack, chunk.offset, number
                 n += 1

@@ -55,10 +55,11 @@ def fill(
     for number, ident in wanted if known else ():
         if ident in known:
             _know(what, number, known[ident])
-    missing = [(number, ident) for number, ident in wanted if ident not in known] if known else wanted
-    if missing:
+    if len(known) < len(wanted):
         waits.pause(delay_s)
-        _read(what, missing, store, bases)
+        _read(what, store, bases)
+        if what.unplaced():  # gc has moved them since their leaf was told where they are
+            _read(what, store, bases)
         for ident, plain in what.kept():
             cache.put(ident, plain, len(plain))
         for number, ident in what.wanted():
@@ -73,16 +74,15 @@ def whole(
     for ident in ids:
         what.add_whole(ident)
     waits.pause(delay_s)
-    _read(what, what.wanted(), store, bases, below)
+    _read(what, store, bases, below)
     return what.kept()
 
 
-def _read(
-    what: Filling, missing: Sequence[tuple[int, bytes]], store: Store, bases: FetchBases, below: int = 256
-) -> None:
-    rows = store.chunk_rows([ident for _, ident in missing])
-    for (number, _), row in zip(missing, rows, strict=True):
-        what.place(number, row)
+def _read(what: Filling, store: Store, bases: FetchBases, below: int = 256) -> None:
+    if unplaced := what.unplaced():
+        rows = store.chunk_rows([ident for _, ident in unplaced])
+        for (number, _), row in zip(unplaced, rows, strict=True):
+            what.place(number, row)
     store.read_planned(what, what.schedule(_GAP, _LONGEST, below))
     if based := what.based():
         _add_bases(what, based, bases)

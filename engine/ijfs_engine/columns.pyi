@@ -5,7 +5,9 @@ from typing_extensions import Buffer
 class Columns:
     ids: bytes
     size: int
+    rows: bytes | None
     def __init__(self, ids: bytes, index: Buffer, offsets: Buffer, lengths: Buffer) -> None: ...
+    def place(self, rows: bytes) -> None: ...
     def zeros(self, inside: int, size: int) -> list[tuple[int, int]]: ...
 
 class Assembly:

@@ -21,6 +21,8 @@ cdef extern from "bytes.h" nogil:
 cdef enum:
     ID = 32
     BASE = 40
+    # index.py has this number, too.
+    ROW = 18
 cdef uint32_t ZERO_RUN = 0xFFFFFFFF
 
 
@@ -50,6 +52,13 @@ cdef class Columns:
 
     def __dealloc__(self):
         free(self.index)
+
+    def place(self, bytes rows not None):
+        """Keep where the chunks are: a row of the index for each id, of zeros for one that is nowhere. It need not stay true:
+        who finds another frame there looks the chunk up again."""
+        if len(rows) != len(self.ids) // ID * ROW:
+            raise ValueError(f"{len(rows)} bytes of rows for {len(self.ids) // ID} chunks")
+        self.rows = rows
 
     cdef size_t find(self, uint64_t inside) noexcept nogil:
         """The extent that holds byte `inside`, which the leaf has."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from .columns import Assembly, Columns
 from .frames import ID_SIZE
+from .index import NO_PLACE
 from .records import ZERO_RUN, Leaf
 
 Source: TypeAlias = tuple[int, int, Columns, int]
@@ -42,6 +43,12 @@ class LeafMap:
         self.size = starts.pop()
         self.starts = starts
         self.columns = Columns(leaf.ids, leaf.index, leaf.offset, leaf.length)
+
+    def rows(self) -> Iterator[bytes]:
+        """The index's rows of the chunks, as far as they were looked up and there are any."""
+        rows = self.columns.rows or b""
+        found = (rows[at : at + len(NO_PLACE)] for at in range(0, len(rows), len(NO_PLACE)))
+        return (row for row in found if row != NO_PLACE)
 
     def slices(self, offset: int, length: int) -> Iterator[Slice]:
         """What bytes [offset, offset + length) are made of, in order; the range lies inside the leaf."""

@@ -69,6 +69,8 @@ PACK_KEY: Final = struct.Struct(">I")
 PACK_ROW: Final = struct.Struct("<BQ")
 _PLACE: Final = struct.Struct("<IIIIBB")
 _WHERE: Final = struct.Struct("<II")
+NO_PLACE: Final = bytes(_PLACE.size)
+"""Stands for no row where rows are end to end."""
 
 
 class Place(NamedTuple):

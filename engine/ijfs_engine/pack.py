@@ -42,8 +42,10 @@ PACK_TARGET: Final = 512 << 20
 its entries are in the index (20,000 of them), and what gc must rewrite at a time."""
 _MUCH: Final = 256 << 10
 """From this length on a read is one of many that follow one another."""
-_AHEAD: Final = 8 << 20
-"""How far the kernel is asked to read ahead of them: what a disk brings while two cores unpack the one before."""
+_AHEAD: Final = 32 << 20
+"""How far the kernel is asked to read ahead of them: 20 ms of a disk of 1.6 GB/s, in which two cores unpack as much."""
+_AHEAD_STEP: Final = 4 << 20
+"""What it is asked for at a time, because whoever asks is kept while the disk's queue is full."""
 BUFFER_SIZE: Final = 4 << 20
 """One write. O_DIRECT wants whole blocks: 730-1200 MB/s against 307 MB/s buffered (2 cores, virtual disk)."""
 
@@ -233,9 +235,17 @@ class _OpenPack:
         near, self._last = abs(begin - self._last) <= _AHEAD, end
         if not near:
             self._asked = end
-        elif self._asked < end + _AHEAD // 2:
-            start, self._asked = max(self._asked, end), end + _AHEAD
-            os.posix_fadvise(self.fd, start, self._asked - start, os.POSIX_FADV_WILLNEED)
+        elif self._asked < end + _AHEAD - _AHEAD_STEP:
+            self._ask(max(self._asked, end), end + _AHEAD)
+
+    def expect(self, begin: int, end: int) -> None:
+        """Large reads from `begin` on are about to come."""
+        self._last = begin
+        self._ask(begin, min(end, begin + _AHEAD))
+
+    def _ask(self, begin: int, end: int) -> None:
+        self._asked = end
+        os.posix_fadvise(self.fd, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -273,6 +283,13 @@ class PackReader:
             if pack is not None:
                 pack.ask_ahead(begin, end)
         yield [pack.fd if pack is not None else -1 for pack in found]
+
+    def expect(self, packs: Iterable[Sequence[int]]) -> None:
+        """Have the kernel begin to read what will soon be asked for: of each pack from an offset to another."""
+        for number, begin, end in packs:
+            pack = self._get_or_none(number)
+            if pack is not None and end - begin >= _MUCH:
+                pack.expect(begin, end)
 
     def forget(self, number: int) -> None:
         """Close a pack once no read uses it: its file was replaced or removed."""

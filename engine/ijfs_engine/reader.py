@@ -6,6 +6,7 @@ while it is in the cache, however many threads want it, and is checked against i
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,8 @@ from .bulk import Filling
 from .codec import Plain
 from .errors import CorruptError, IjfsError, UnknownNameError
 from .extents import LeafMap
-from .frames import MAX_CHUNK, EncodedChunk, Kind
+from .frames import ID_SIZE, MAX_CHUNK, EncodedChunk, Kind
+from .index import NO_PLACE
 from .lru import ByteLru
 from .native import PAGE
 from .pages import PageLayout
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 # Threads of one large read: each has a buffer, and the bandwidth of memory ends the gain.
 _MOST_PARTS: Final = 16
 _LEAF_CACHE: Final = 8 << 20
+_LEAVES_AT_ONCE: Final = 16
 # What a decoded leaf takes besides its bytes: the list of extent positions.
 _LEAF_OVERHEAD: Final = 512
 
@@ -148,6 +151,24 @@ class Reader:
             found[ident] = LeafMap(leaf)
             self._leaves.put(ident, found[ident], _leaf_bytes(leaf))
         return [found[ident] for ident in idents]
+
+    def locate(self, idents: Sequence[ObjectId]) -> None:
+        """Load leaves and find out where their chunks are, ahead of large reads; as many as are kept. CorruptError."""
+        for at in range(0, len(idents), _LEAVES_AT_ONCE):
+            if self._leaves.used < self._leaves.limit * 3 // 4:
+                leaves = self.leaves(idents[at : at + _LEAVES_AT_ONCE])
+                self.place(leaves)
+                if at == 0:
+                    self.store.expect(row for leaf in leaves for row in leaf.rows())
+
+    def place(self, leaves: Sequence[LeafMap]) -> None:
+        """Look up where the chunks of these leaves are, for large reads, in one go and once for each leaf."""
+        new = [leaf.columns for leaf in leaves if leaf.columns.rows is None]
+        ids = [columns.ids[at : at + ID_SIZE] for columns in new for at in range(0, len(columns.ids), ID_SIZE)]
+        rows = iter(self.store.chunk_rows(ids) if ids else ())
+        for columns in new:
+            count = len(columns.ids) // ID_SIZE
+            columns.place(b"".join(row or NO_PLACE for row in itertools.islice(rows, count)))
 
     # --- Chunks
 

@@ -102,6 +102,15 @@ class Store:
         with self._index.read() as view:
             return view.get_many(CHUNKS, ids)
 
+    def expect(self, rows: Iterable[bytes]) -> None:
+        """Large reads of the frames at these rows are about to come, in this order. StorageError."""
+        spans: dict[int, list[int]] = {}
+        for place in map(Place.decode, rows):
+            span = spans.setdefault(place.pack, [place.pack, place.offset, place.offset])
+            span[2] = max(span[2], place.offset + place.span)
+        with disk.storage_errors("reading packs"):
+            self._packs.expect(spans.values())
+
     def read_planned(self, what: Filling, packs: Sequence[Sequence[int]]) -> None:
         """Have done what `schedule` planned to read of these packs; what gc has removed is left out. StorageError."""
         names = ", ".join(f"{number:08x}" for number, _, _ in packs)

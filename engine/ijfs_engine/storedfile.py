@@ -84,6 +84,11 @@ class StoredFile:
             raise CorruptError(f"leaf {ident.hex()[:12]} has {leaf.size} bytes, its file says {size}")
         return leaf
 
+    def locate(self) -> None:
+        """Find out where everything is, ahead of large reads. CorruptError."""
+        if not self._single:
+            self._reader.locate([ident for ident, _ in self._parts])
+
     def cached(self, offset: int, length: int) -> bool:
         """Whether reading these bytes would touch no disk and decode nothing, as far as can be told now.
 
@@ -151,7 +156,9 @@ class StoredFile:
             if self._single:
                 what.add_chunk(ident, inside, part)
             else:
-                what.add_leaf(self._leaf(ident, length).columns, inside, part)
+                leaf = self._leaf(ident, length)
+                self._reader.place([leaf])
+                what.add_leaf(leaf.columns, inside, part)
         except ValueError as error:
             raise CorruptError(str(error)) from error
 

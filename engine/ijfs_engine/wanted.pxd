@@ -59,4 +59,5 @@ cdef class Wanted:
     cdef int add_span(self, Columns columns, uint64_t inside, uint8_t *target, size_t size) except -1
     cdef bint has_pieces(self, size_t number, size_t size) noexcept nogil
     cdef void deliver(self, size_t number, const uint8_t *plain) noexcept nogil
+    cdef void place_at(self, size_t number, const uint8_t *row) noexcept nogil
     cdef bint settle_target(self, size_t number) except -1

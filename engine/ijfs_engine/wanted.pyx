@@ -163,6 +163,8 @@ cdef class Wanted:
             elif step:
                 number = self.number_of(<const uint8_t *>PyBytes_AS_STRING(columns.ids) + <size_t>columns.index[at] * ID)
                 self.add_piece(number, offset, step, target)
+                if columns.rows is not None and self.chunks[number].span == 0:
+                    self.place_at(number, <const uint8_t *>PyBytes_AS_STRING(columns.rows) + <size_t>columns.index[at] * ROW)
             target += step
             size -= step
             inside = 0
@@ -201,24 +203,30 @@ cdef class Wanted:
         return [(i, PyBytes_FromStringAndSize(<const char *>self.chunks[i].id, ID))
                 for i in range(self.n) if self.chunks[i].state != DONE]
 
+    def unplaced(self):
+        """Those of them that neither a leaf nor `place` has told the place of."""
+        cdef size_t i
+        return [(i, PyBytes_FromStringAndSize(<const char *>self.chunks[i].id, ID))
+                for i in range(self.n) if self.chunks[i].state == WANTED and self.chunks[i].span == 0]
+
     def place(self, size_t number, row):
         """Where a chunk is: its row of the index; None, or one that cannot be, leaves it out."""
-        cdef Chunk *chunk
-        cdef const uint8_t *at
-        cdef uint32_t units = 0
         if number >= self.n:
             raise ValueError(f"there is no chunk {number}")
-        chunk = &self.chunks[number]
-        chunk.span = 0
-        if type(row) is not bytes or len(row) != ROW:
-            return
-        at = <const uint8_t *>PyBytes_AS_STRING(row)
-        memcpy(&chunk.pack, at, 4)
-        memcpy(&units, at + 4, 4)
+        if type(row) is bytes and len(row) == ROW:
+            self.place_at(number, <const uint8_t *>PyBytes_AS_STRING(row))
+        else:
+            self.chunks[number].span = 0
+
+    cdef void place_at(self, size_t number, const uint8_t *row) noexcept nogil:
+        cdef Chunk *chunk = &self.chunks[number]
+        cdef uint32_t units = 0
+        memcpy(&chunk.pack, row, 4)
+        memcpy(&units, row + 4, 4)
         chunk.offset = <uint64_t>units * 8
-        memcpy(&chunk.span, at + 8, 4)
-        memcpy(&chunk.plain, at + 12, 4)
-        chunk.codec, chunk.depth = at[16], at[17]
+        memcpy(&chunk.span, row + 8, 4)
+        memcpy(&chunk.plain, row + 12, 4)
+        chunk.codec, chunk.depth = row[16], row[17]
         if not HEADER <= chunk.span <= MAX_SPAN or chunk.plain > MAX_PLAIN:
             chunk.span = 0
 

@@ -213,6 +213,33 @@ def test_a_file_whose_leaf_lies_about_its_chunk_gives_an_error(repository: Repos
         list(StoredFile(reader, [(file.leaves()[0][0], 5)], None).slices(0, 5))
 
 
+def test_what_was_located_is_not_looked_up_again(repository: Repository, root: bytes) -> None:
+    reader = repository.reader()
+    file = reader.open(reader.lookup(root, "large"))
+    file.locate()
+    reader.store = CountingStore(repository)  # type: ignore[assignment]
+    reader.store.chunk_rows = None  # type: ignore[assignment, method-assign]
+    assert file.read(MIB, 4 * MIB) == DATA[MIB : 5 * MIB]
+
+
+@pytest.mark.parametrize("wrong", ["moved", "nowhere", "nonsense"])
+def test_places_that_were_true_once_do_no_harm(repository: Repository, root: bytes, wrong: str) -> None:
+    """As after gc has moved frames: the chunks are looked up again, in one go and not one by one."""
+    reader = repository.reader()
+    file = reader.open(reader.lookup(root, "large"))
+    file.locate()
+    for leaf in reader.leaves([ident for ident, _ in file.leaves()]):
+        rows = leaf.columns.rows or b""
+        moved = rows[18:] + rows[:18]
+        leaf.columns.place({"moved": moved, "nowhere": bytes(len(rows)), "nonsense": b"\xff" * len(rows)}[wrong])
+    reader.store = store = CountingStore(repository)  # type: ignore[assignment]
+    assert file.read(MIB, 4 * MIB) == DATA[MIB : 5 * MIB]
+    assert store.asked == []
+    columns = reader.leaves([file.leaves()[0][0]])[0].columns
+    with pytest.raises(ValueError, match="bytes of rows"):
+        columns.place(b"short")
+
+
 def test_many_values_are_had_at_once_and_count_as_used() -> None:
     cache = ByteLru[str](2)
     cache.put(b"a", "A", 1)

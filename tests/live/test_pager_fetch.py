@@ -23,12 +23,16 @@ class Place:
     def __init__(self, passing: Callable[[], None]) -> None:
         self.image = MemoryImage(7, [Run(BASE, BLOCKS * SWEEP_PAGES, 0)], [])
         self._passing = passing
+        self.located = threading.Event()
 
     def memory(self, pid: int) -> MemoryImage:
         return self.image
 
     def zero_pages(self, image: MemoryImage, ranges: Iterable[PageRange]) -> Iterable[PageRange]:
         return [(first, 1) for first, _ in ranges if first // SWEEP_PAGES % 2]
+
+    def locate(self) -> None:
+        self.located.set()
 
     def read(self, image: MemoryImage, ranges: Iterable[PageRange], buffer: memoryview) -> None:
         self._passing()
@@ -55,6 +59,7 @@ def brought(passing: Callable[[], None]) -> tuple[Counter[int], int, int]:
     scheduler.add_image(place.image)
     fetcher.start()
     assert through.wait(20)
+    assert place.located.wait(20)
     fetcher.close()
     return pages, sum(count for _, count in zeros), fetcher._bulk_threads
 

@@ -42,6 +42,9 @@ class Bytes:
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
         raise NotImplementedError
 
+    def locate(self) -> None:
+        raise NotImplementedError
+
     def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
         for start, end in [(PAGE, 4 * PAGE + 100), (9 * PAGE - 1, 10 * PAGE + 1)]:
             if max(start, offset) < min(end, offset + length):

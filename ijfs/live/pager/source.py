@@ -49,6 +49,10 @@ class File(Protocol):
         """Fill several (offset, buffer) at once, in one request where there is such a thing; the bytes there were."""
         ...
 
+    def locate(self) -> None:
+        """Find out where the bytes are, ahead of reading them."""
+        ...
+
     def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
         """Stretches (byte offset, length) of these bytes that are known to be zeros without being read."""
         ...
@@ -64,6 +68,10 @@ class PageSource(Protocol):
     """What the server needs of the place where the bytes are."""
 
     def memory(self, pid: int) -> MemoryImage: ...
+    def locate(self) -> None:
+        """Find out where the pages of the images asked for are, ahead of reading them. Errors as of `read`."""
+        ...
+
     def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
         """Those of these pages that are known to be all zero, as (first, count) in the same order."""
         ...
@@ -100,6 +108,10 @@ class CriuImages:
             if end > pages.size:
                 raise CorruptError(f"{pages_name} has {pages.size} bytes, its pagemap needs {end}")
         return image
+
+    def locate(self) -> None:
+        for _, pages in list(self._pages.values()):
+            pages.locate()
 
     def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         _, pages = self._pages[image.pid]
@@ -151,6 +163,9 @@ class DirectoryFile:
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
         waits.pause(self._delay_s)
         return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
+
+    def locate(self) -> None:
+        pass
 
     def zeros(self, offset: int, length: int) -> Iterable[tuple[int, int]]:
         return ()
