@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from . import native, squeeze, unpack
+from . import native, squeeze, unpack, words
 from .errors import CorruptError
 from .frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
 
@@ -21,7 +21,7 @@ MAX_DEPTH: Final = 4
 
 _XOR: Final = frozenset({Codec.XOR_ZSTD, Codec.XOR_PLANES})
 _KNOWN: Final = frozenset({Codec.RAW, Codec.ZSTD, Codec.PLANES, Codec.NUMBERS, *_XOR})
-# As in squeeze.pyx, which says why.
+# As in words.pyx, which says why.
 _SAMPLES: Final = 512
 # What is packed before it is put into a pack: it bounds what each thread holds.
 _AT_ONCE: Final = 2 << 20
@@ -47,7 +47,7 @@ class Base(NamedTuple):
 
 class _Tools(threading.local):
     def __init__(self) -> None:
-        self.packer = squeeze.Packer()
+        self.packer = words.Packer()
         self.unpacker = unpack.Unpacker()
 
 

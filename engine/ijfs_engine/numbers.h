@@ -1,4 +1,4 @@
-/* Arrays of numbers as integers in byte planes: codec 5 of docs/format.md. Wrapped by squeeze.pyx and unpack.pyx.
+/* Arrays of numbers as integers in byte planes: codec 5 of docs/format.md. Wrapped by words.pyx and unpack.pyx.
  *
  * reference.py is the slow twin of what is read; what is written need not be the same everywhere, only come back.
  */

@@ -1,4 +1,4 @@
-"""What the payload of a frame begins with and how it is encoded, for squeeze.pyx, unpack.pyx, wanted.pyx and bulk.pyx."""
+"""What the payload of a frame begins with and how it is encoded, for words.pyx, squeeze.pyx, unpack.pyx and the readers."""
 
 # frames.Codec has these numbers, too.
 cdef enum:

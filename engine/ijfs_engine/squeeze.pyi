@@ -1,8 +1,7 @@
 from typing_extensions import Buffer
 
-class Packer: ...
+from .words import Packer
 
-def float_shape(data: Buffer) -> tuple[int, int] | None: ...
 def pack(
     tools: Packer, data: Buffer, bounds: Buffer, bases: list[Buffer | None] | None = None, sure: Buffer | None = None
 ) -> list[tuple[int, memoryview | None]]: ...

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ijfs_engine import reference
 from ijfs_engine.frames import MAX_CHUNK, Codec
 from ijfs_engine.native import join_into
-from ijfs_engine.squeeze import Packer, float_shape, pack
+from ijfs_engine.squeeze import pack
+from ijfs_engine.words import Packer, float_shape
 
 TOOLS = Packer()
 RNG = random.Random(1)
