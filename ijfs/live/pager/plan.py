@@ -140,16 +140,17 @@ class _Extents:
         extent = self._by_vaddr[at]
         return extent if vaddr < extent.vaddr + extent.pages * PAGE else None
 
-    def of_pages(self, first: int, count: int) -> Iterator[_Extent]:
+    def of_pages(self, first: int, count: int) -> list[_Extent]:
         """The parts of [first, first + count) that lie anywhere, each as an extent of its own."""
-        at = max(bisect_right(self._firsts, first) - 1, 0)
-        for extent in self._by_first[at:]:
-            if extent.first >= first + count:
-                return
+        low = max(bisect_right(self._firsts, first) - 1, 0)
+        found = self._by_first[low : bisect_left(self._firsts, first + count)]
+        # Only the outer two can reach over an edge.
+        for at in {0, len(found) - 1} if found else ():
+            extent = found[at]
             begin = max(extent.first, first)
-            end = min(extent.first + extent.pages, first + count)
-            if begin < end:
-                yield _Extent(extent.vaddr + (begin - extent.first) * PAGE, begin, end - begin)
+            pages = min(extent.first + extent.pages, first + count) - begin
+            found[at] = _Extent(extent.vaddr + (begin - extent.first) * PAGE, begin, pages)
+        return found if not found or found[0].pages > 0 else found[1:]
 
     def cut(self, start: int, end: int) -> list[_Extent]:
         """Take out everything at addresses [start, end), splitting what reaches over an edge."""
@@ -217,9 +218,9 @@ class AddressSpace:
         for found in _MISSING_RUN.finditer(self.states[first : first + count]):
             yield first + found.start(), found.end() - found.start()
 
-    def places(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    def places(self, first: int, count: int) -> Sequence[tuple[int, int, int]]:
         """Where those of [first, first + count) go now that go anywhere: (address, first page, pages), none twice."""
-        return iter(self._extents.of_pages(first, count))
+        return self._extents.of_pages(first, count)
 
     def mark(self, first: int, count: int, state: int) -> None:
         """Set the state of pages."""

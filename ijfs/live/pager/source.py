@@ -115,15 +115,13 @@ class CriuImages:
 
     def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         _, pages = self._pages[image.pid]
-        for first, count in ranges:
-            page = first
-            for run, inside, there in image.pieces(first, count):
-                offset = run.offset + inside * PAGE
-                for start, length in pages.zeros(offset, there * PAGE):
-                    begin, end = -(-(start - offset) // PAGE), (start + length - offset) // PAGE
-                    if begin < end:
-                        yield page + begin, end - begin
-                page += there
+        ranges = list(ranges)
+        stretches = (
+            (-(-(at + start - offset) // PAGE), (at + start - offset + size) // PAGE)
+            for offset, at, length in _segments(image, ranges)
+            for start, size in pages.zeros(offset, length)
+        )
+        return _numbered(ranges, stretches)
 
     def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
         name, pages = self._pages[image.pid]
@@ -147,6 +145,20 @@ def _segments(image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator
             start, at, length = offset, at + length, pages * PAGE
     if length:
         yield start, at, length
+
+
+def _numbered(ranges: Iterable[tuple[int, int]], stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Pages [begin, end)… of those that (first, count)… are one after the other, as (first, count) by their numbers."""
+    walk = iter(ranges)
+    at = first = count = 0
+    for begin, end in stretches:
+        while begin < end:
+            while begin >= at + count:
+                at += count
+                first, count = next(walk)
+            stop = min(end, at + count)
+            yield first + begin - at, stop - begin
+            begin = stop
 
 
 class DirectoryFile:

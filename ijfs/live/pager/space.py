@@ -76,23 +76,26 @@ class Space:
                 return Outcome.GONE
             for first, count in task.zeros:
                 self._filler.zero(first, count)
-            targets = list(self._targets(task, address))
-            return self._checked(Outcome(self._filler.fill(targets, self.settled)))
+            return self._checked(Outcome(self._filler.fill(self._targets(task, address), self.settled)))
         finally:
             self._filler.release()
 
-    def _targets(self, task: Task, address: int) -> Iterator[tuple[int, int, int, int]]:
+    def _targets(self, task: Task, address: int) -> list[tuple[int, int, int, int]]:
         """(where it goes, first page, pages, where it lies) of each stretch; a bad page lies at 0 and is poisoned."""
+        targets: list[tuple[int, int, int, int]] = []
         for first, count in task.ranges:
-            for vaddr, page, pages in self.plan.places(first, count):
-                source = address + (page - first) * PAGE
-                if task.bad:
-                    for at in range(pages):
-                        where = 0 if page + at in task.bad else source + at * PAGE
-                        yield vaddr + at * PAGE, page + at, 1, where
-                else:
-                    yield vaddr, page, pages, source
+            begin = address - first * PAGE
+            targets += [
+                (vaddr, page, pages, begin + page * PAGE) for vaddr, page, pages in self.plan.places(first, count)
+            ]
             address += count * PAGE
+        if not task.bad:
+            return targets
+        return [
+            (vaddr + at * PAGE, page + at, 1, 0 if page + at in task.bad else source + at * PAGE)
+            for vaddr, page, pages, source in targets
+            for at in range(pages)
+        ]
 
     def _checked(self, outcome: Outcome) -> Outcome:
         if outcome is Outcome.GONE:
