@@ -320,8 +320,8 @@ def test_bases_that_are_not_wanted_are_asked_for_once() -> None:
     assert out == store.plains[third]
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_what_is_stored_as_it_is_goes_where_it_belongs(damaged: bool) -> None:
+@pytest.mark.parametrize("damage", ["none", "flipped", "cut"])
+def test_what_is_stored_as_it_is_goes_where_it_belongs(damage: str) -> None:
     """Payloads of 16 KiB and more are read past the buffer of packed bytes, with others before, between and behind."""
     rng = random.Random(6)
     plains = [rng.randbytes(40_000), b"text" * 500, rng.randbytes(20_000), rng.randbytes(16 << 10), b"more" * 999]
@@ -331,15 +331,17 @@ def test_what_is_stored_as_it_is_goes_where_it_belongs(damaged: bool) -> None:
         frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
         rows[chunk.id] = Place(3, len(pack), len(frame), len(plain), chunk.codec, 0).encode()
         pack += frame + bytes(padding(len(frame)))
-    if damaged:
+    if damage == "flipped":
         pack[64 + 64 + 40_000 + 5] ^= 1  # the second header
         pack[-5000] ^= 1  # the fourth payload
+    if damage == "cut":
+        del pack[-9000:]  # within the fourth
     what, buffers = Filling(TOOLS), [bytearray(len(plain)) for plain in plains]
     for ident, buffer in zip(rows, buffers, strict=True):
         what.add_chunk(ident, 0, buffer)
     read(what, placed(what, rows), bytes(pack))
     left = [number for number, _ in what.wanted()]
-    assert left == ([1, 3] if damaged else [])
+    assert left == {"none": [], "flipped": [1, 3], "cut": [3, 4]}[damage]
     assert all(
         buffer == plain for at, (buffer, plain) in enumerate(zip(buffers, plains, strict=True)) if at not in left
     )
