@@ -8,18 +8,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from . import codec
 from .errors import CorruptError, UnknownFormatError
 from .framecheck import FrameCheck
-from .frames import EncodedChunk, Kind, decode_frame
+from .frames import EncodedChunk, Kind, decode_frame, padding
 from .idset import IdSet
 from .index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place, encode_where
 from .lru import ByteLru
 from .pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path
+from .packrows import PackRows
 from .pipeline import cores, thread_pool
 from .scan import Scanned, Stretch, scan_stretches
 from .store import verify_object
@@ -35,8 +37,14 @@ _AHEAD: Final = 3
 """Stretches read but not checked yet, per core: 8 MiB windows of the scan stay alive as long as they do."""
 _CACHE: Final = 96 << 20
 """Bytes of decoded bases kept: without it the differences of a tree of 11 kernels cost 3 decodes of each chunk."""
-_ENTRY: Final = 200
-"""What an entry of the cache takes besides."""
+_ENTRY: Final = 400
+"""What an entry of the cache takes besides, by Python's own count."""
+
+
+_TABLES: Final = (CHUNKS, OBJECTS)
+
+Frame: TypeAlias = tuple[int, int, int, bytes, bool]
+"""As `FrameCheck.check` gives it: offset, span, kind, id, whether it is surely right."""
 
 
 class Finding(NamedTuple):
@@ -57,9 +65,10 @@ class _Wrong(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """The live frames of a stretch, by table, and those of them that are damaged."""
+    """The live frames of a stretch, what they take on disk, and those of them that are damaged."""
 
-    live: dict[bytes, list[bytes]]
+    live: list[bytes]
+    weight: int
     wrong: list[_Wrong]
 
 
@@ -78,7 +87,8 @@ class PackCheck:
         self._repository = repository
         self._index = repository.index
         self._progress = progress
-        self._seen = {CHUNKS: IdSet(), OBJECTS: IdSet()}
+        self._met: dict[int, int] = {}
+        """What the live frames that were found in each pack take."""
         self._torn: dict[tuple[int, int], str] = {}
         self._cache: ByteLru[codec.Plain] = ByteLru(_CACHE)
         self.bytes_read = 0
@@ -96,10 +106,8 @@ class PackCheck:
             self.bytes_read += size
             if self._progress is not None:
                 self._progress("fsck: packs", self.bytes_read, total)
-        findings += self._unseen({number for number, _, _ in rows})
-        # What follows in fsck has tables of its own.
-        self._seen.clear()
-        self._cache.clear()
+        findings += self._unmet({number: size for number, _, size in rows})
+        self._cache.clear()  # what follows in fsck has tables of its own
         return findings
 
     def _pack(self, number: int, size: int) -> list[Finding]:
@@ -112,8 +120,9 @@ class PackCheck:
         except (CorruptError, UnknownFormatError, OSError) as error:
             findings.append(Finding("pack", None, path.name, str(error)))
         try:
-            for wrong in self._frames(path, number, size):
-                findings.append(Finding("frame", wrong.id, wrong.where, wrong.message))
+            for checked in self._frames(path, number, size):
+                self._met[number] = self._met.get(number, 0) + checked.weight
+                findings += [Finding("frame", wrong.id, wrong.where, wrong.message) for wrong in checked.wrong]
         except OSError as error:
             findings.append(Finding("pack", None, path.name, f"cannot be read: {error.strerror}"))
         return findings
@@ -124,56 +133,52 @@ class PackCheck:
         if named != number or owner != self._repository.layout.id:
             raise CorruptError(f"{path.name} is pack {named} of another repository or place")
 
-    def _frames(self, path: Path, number: int, size: int) -> Iterator[_Wrong]:
+    def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
         workers = cores()
         waiting: deque[Future[_Checked]] = deque()
         with thread_pool(workers, "fsck") as pool:
             for found in scan_stretches(path, _GROUP, size):
                 if isinstance(found, Scanned):
-                    yield from self._note(self._check_one(number, found))
+                    yield self._check_one(number, found)
                     continue
                 waiting.append(pool.submit(self._check, number, found))
                 if len(waiting) > workers * _AHEAD:
-                    yield from self._note(waiting.popleft().result())
+                    yield waiting.popleft().result()
             while waiting:
-                yield from self._note(waiting.popleft().result())
-
-    def _note(self, checked: _Checked) -> list[_Wrong]:
-        for table, ids in checked.live.items():
-            self._seen[table].add(b"".join(ids))
-        return checked.wrong
+                yield waiting.popleft().result()
 
     def _check(self, number: int, stretch: Stretch) -> _Checked:
         frames = _tools.check.check(stretch.data)
-        live = self._live(number, [(stretch.offset + at, kind, ident) for at, _, kind, ident, _ in frames])
-        checked = _Checked({CHUNKS: [], OBJECTS: []}, [])
-        for at, span, kind, ident, right in compress(frames, live):
-            checked.live[_table_of(kind)].append(ident)
+        live = list(compress(frames, self._live(number, stretch.offset, frames)))
+        wrong: list[_Wrong] = []
+        for at, span, kind, ident, right in live:
             if not right:
-                checked.wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
-        return checked
+                wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
+        weight = sum(span + padding(span) for _, span, _, _, _ in live)
+        return _Checked([ident for _, _, _, ident, _ in live], weight, wrong)
 
     def _check_one(self, number: int, scanned: Scanned) -> _Checked:
         """A frame that stands where damage is, or one that is longer than a window."""
-        checked = _Checked({CHUNKS: [], OBJECTS: []}, [])
         if scanned.error is not None:
             self._torn[number, scanned.offset] = scanned.error
         header = scanned.header
-        if header is not None and all(self._live(number, [(scanned.offset, header.kind, header.id)])):
-            checked.live[_table_of(header.kind)].append(header.id)
-            where = _place(number, scanned.offset)
-            error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
-            checked.wrong.extend([_Wrong(header.id, where, error)] if error else [])
-        return checked
+        if header is None or not all(
+            self._live(number, scanned.offset, [(0, header.span, header.kind, header.id, True)])
+        ):
+            return _Checked([], 0, [])
+        error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
+        wrong = [_Wrong(header.id, _place(number, scanned.offset), error)] if error else []
+        return _Checked([header.id], header.span + padding(header.span), wrong)
 
-    def _live(self, number: int, frames: Sequence[tuple[int, int, bytes]]) -> list[bool]:
-        """Which (offset, kind, id) the index means; the others are left from before some gc."""
+    def _live(self, number: int, start: int, frames: Sequence[Frame]) -> list[bool]:
+        """Which frames the index means, at their places from `start` on; the others are left from before some gc."""
         live = [False] * len(frames)
         with self._index.read() as view:
             for table in (CHUNKS, OBJECTS):
-                own = [at for at, (_, kind, _) in enumerate(frames) if _table_of(kind) == table]
-                for at, row in zip(own, view.get_many(table, [frames[at][2] for at in own]), strict=True):
-                    live[at] = row is not None and row.startswith(encode_where(number, frames[at][0]))
+                own = [at for at, (_, _, kind, _, _) in enumerate(frames) if _table_of(kind) == table]
+                for at, row in zip(own, view.get_many(table, [frames[at][3] for at in own]), strict=True):
+                    where = encode_where(number, start + frames[at][0]) + frames[at][1].to_bytes(4, "little")
+                    live[at] = row is not None and row.startswith(where)
         return live
 
     def _look(self, kind: int, ident: bytes, offset: int, number: int, data: memoryview) -> Iterator[_Wrong]:
@@ -213,19 +218,39 @@ class PackCheck:
 
         return fetch
 
-    def _unseen(self, packs: set[int]) -> Iterator[Finding]:
-        """Rows whose frame the scan did not come upon."""
-        for table, seen in self._seen.items():
+    def _unmet(self, packs: dict[int, int]) -> Iterator[Finding]:
+        """Rows whose frame the scan did not come upon.
+
+        Every live frame that it did is in some row: where those of a pack weigh as much as its rows, none is missing,
+        and no table of ids is needed to know.
+        """
+        numbers = sorted(packs)
+        rows_of = PackRows(numbers)
+        others = sum(rows_of.weigh(b"".join(rows.values)) for table in _TABLES for rows in self._index.scan(table))
+        weights = zip(numbers, rows_of.weights(), strict=True)
+        suspects = {number for number, weight in weights if weight != self._met.get(number, 0)}
+        if not suspects and not others:
+            return
+        met = self._met_again({number: packs[number] for number in suspects})
+        for table in _TABLES:
             for rows in self._index.scan(table):
-                found = seen.has(b"".join(rows.keys))
-                for key, row, known in zip(*rows, found, strict=True):
-                    if known:
-                        continue
+                for key, row, known in zip(*rows, met.has(b"".join(rows.keys)), strict=True):
                     place = Place.decode(row)
                     # A pack that came after the list was made is its session's business.
-                    if place.pack in packs or not self._exists(place.pack):
+                    lost = place.pack in suspects if place.pack in packs else not self._exists(place.pack)
+                    if lost and not known:
                         why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
                         yield Finding("frame", key, _place(place.pack, place.offset), why)
+
+    def _met_again(self, packs: dict[int, int]) -> IdSet:
+        """The live frames of some packs."""
+        met = IdSet()
+        for number, size in packs.items():
+            with suppress(OSError):
+                path = pack_path(self._repository.layout.packs, number)
+                for checked in self._frames(path, number, size):
+                    met.add(b"".join(checked.live))
+        return met
 
     def _exists(self, number: int) -> bool:
         return pack_path(self._repository.layout.packs, number).exists()

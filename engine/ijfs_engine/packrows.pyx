@@ -63,12 +63,15 @@ cdef class PackRows:
         return low if low < self.amount and self.packs[low] == pack else -1
 
     def weigh(self, const uint8_t[::1] rows not None):
-        """Count what these rows take on disk to their packs."""
-        cdef Py_ssize_t number, at
+        """Count what these rows take on disk to their packs; how many of them are of other packs."""
+        cdef Py_ssize_t number, at, others = 0
         for number in range(check_rows(rows)):
             at = self.find(word_at(&rows[number * ROW], 0))
             if at >= 0:
                 self.bytes[at] += on_disk(&rows[number * ROW])
+            else:
+                others += 1
+        return others
 
     def weights(self):
         """Bytes that were counted to each pack."""

@@ -12,7 +12,7 @@ from storekit import contents, damage, frame_of, pack_paths, put, put_against, s
 
 from ijfs_engine import CorruptError, LockedError, Repository, StorageError, disk
 from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
-from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS
+from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS, Place
 from ijfs_engine.locks import LockFile
 from ijfs_engine.records import encode_leaf
 
@@ -208,6 +208,24 @@ def test_a_chunk_that_is_gone_is_named_once_whoever_names_it(repository: Reposit
     assert set(damage) == {chunk_id(shared), chunk_id(near)}
     assert {name.rpartition(":")[2] for name in damage[chunk_id(shared)].files} == {"a", "b", "c"}
     assert [name.rpartition(":")[2] for name in damage[chunk_id(near)].files] == ["nearer"]
+
+
+def test_a_row_that_mistakes_its_frame_is_found_and_mended(repository: Repository) -> None:
+    """By its place, or by its length: one that is read a byte short is no frame."""
+    data, other = noise(5000), noise(3000)
+    snapshot = save(repository, {"f": data[:4000], "g": other}, branch="main")
+    ids = chunk_id(data[:4000]), chunk_id(other)
+    with repository.index.read() as view:
+        places = [Place.decode(row) for row in view.get_many(CHUNKS, ids) if row]
+    moved = places[0]._replace(offset=places[0].offset + 8), places[1]._replace(span=places[1].span - 1)
+    for ident, place in zip(ids, moved, strict=True):
+        repository.index.write(lambda update, ident=ident, place=place: update.put(CHUNKS, ident, place.encode()))  # type: ignore[misc]
+    damage = repository.fsck(repair=True).damage
+    assert {(one.id, one.message) for one in damage} == {
+        (ident, "no such frame is where the index says") for ident in ids
+    }
+    assert contents(repository, snapshot.id) == {"f": data[:4000], "g": other}
+    assert repository.fsck().clean
 
 
 def test_a_pack_that_is_gone_is_reported_and_forgotten(repository: Repository) -> None:
