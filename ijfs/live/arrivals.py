@@ -161,10 +161,13 @@ class Arrivals:
         self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit, ahead: PagerProcess | None
     ) -> Restored:
         from ijfs.live import restore
+        from ijfs.live.pager.api import PagerProcess
 
         keeper = self._keeper
         layers = keeper.paths.layers(keeper.record.generation)
         eager = bool(args.get("eager"))
+        if ahead is None and not eager:
+            ahead = await in_thread(PagerProcess.asked, keeper.paths.root)
         async with self._mounted_pages(snapshot, eager=eager) as pages:
             restored: Restored = await in_thread(
                 restore.bring_back,

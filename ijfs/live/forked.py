@@ -1,4 +1,5 @@
-"""A forked child with the part of Popen's interface that a pager's owner uses; and a name for it in `ps`."""
+"""Processes with the part of Popen's interface that a pager's owner uses: a forked child, one that another forked; and
+a name for them in `ps`."""
 
 from __future__ import annotations
 
@@ -51,6 +52,33 @@ class Forked:
         with self._guard:
             if self._status is None:
                 os.kill(self.pid, signal.SIGKILL)
+
+
+class Stranger:
+    """The same for a process that is no child of this one. How it ended is not known: its status is -SIGKILL."""
+
+    def __init__(self, pid: int) -> None:
+        """OSError where it is gone already."""
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        return -signal.SIGKILL if self._has_ended(0.0) else None
+
+    def wait(self) -> int:
+        self._has_ended(None)
+        return -signal.SIGKILL
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _has_ended(self, timeout_s: float | None) -> bool:
+        return bool(select.select([self._pidfd], [], [], timeout_s)[0])
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            os.close(self._pidfd)
 
 
 def _become(run: Callable[[], int], keep: Collection[int]) -> NoReturn:

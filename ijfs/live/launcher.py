@@ -26,6 +26,7 @@ from ijfs.live import criu_probes, spare
 from ijfs.live.environment import unpacked
 from ijfs.live.forked import name_process
 from ijfs.live.paths import short_path
+from ijfs.live.procfs import parent_of
 from ijfs.live.spare import Request
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _fork(request: Request, sockets: list[int]) -> Become | None:
                     if other != mine:
                         os.close(other)
                 sockets = []
+                if request.pager:
+                    return partial(_page, request, Path(directory), mine)
                 return partial(_keep, request, Path(directory), mine, shared)
     finally:
         for fd in sockets:
@@ -107,13 +110,32 @@ def _keep(request: Request, directory: Path, first: int, shared: SharedBlocks | 
     """Become a keeper, as one that the client itself had started."""
     from ijfs.live.keeper import keep
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     name_process(f"ijfs-keeper {directory}")
+    _stand_for(request)
+    keep(directory, first, lazy=request.lazy, shared=shared)
+
+
+def _page(request: Request, directory: Path, channel: int) -> None:
+    """Become a pager, as one that the keeper had forked before it had threads."""
+    from ijfs.live.pager.api import serve_stranger
+
+    name_process("ijfs-pager")
+    _stand_for(request)
+    os.setsid()
+    log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    os._exit(serve_stranger(channel))
+
+
+def _stand_for(request: Request) -> None:
+    """Have what a child of the client would have."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(unpacked(request.environment))
     time.tzset()
     os.umask(request.umask)
-    keep(directory, first, lazy=request.lazy, shared=shared)
 
 
 def _shared() -> SharedBlocks:
@@ -200,13 +222,14 @@ class Spare:
         connection, _ = listener.accept()
         with connection, suppress(OSError):
             connection.settimeout(1.0)
-            if spare.peer(connection)[1] != os.geteuid():
+            pid, user = spare.peer(connection)
+            if user != os.geteuid():
                 return None
             request, sockets = spare.receive(connection)
             if not request.instances:
                 self._idle_s = 0.0
                 spare.accept(connection)
-            elif request.standing == self._standing and not self._is_outdated():
+            elif self._may_ask(request, pid) and not self._is_outdated():
                 spare.accept(connection)
                 self._asked, self._idle_s = time.monotonic(), request.idle_s
                 return _fork(request, sockets)
@@ -214,6 +237,10 @@ class Spare:
                 for fd in sockets:
                     os.close(fd)
         return None
+
+    def _may_ask(self, request: Request, pid: int) -> bool:
+        """A client of the same standing; for a pager a keeper forked here, which has a mount namespace of its own."""
+        return parent_of(pid) == os.getpid() if request.pager else request.standing == self._standing
 
 
 def _files() -> _Files:

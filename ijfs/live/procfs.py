@@ -49,6 +49,12 @@ def state(pid: int) -> str:
     return fields[0] if fields else ""
 
 
+def parent_of(pid: int) -> int | None:
+    """The pid of a process's parent, None when there is no such process."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
 def dumpable_bytes(pid: int) -> int:
     """Resident anonymous and shared memory of a process, in bytes (VmRSS without clean pages of mapped files)."""
     total = 0

@@ -56,11 +56,13 @@ class Request(msgspec.Struct, frozen=True):
     """Make keepers: one for each directory, and as many sockets, their first clients, come along.
 
     `lazy`: their first requests will be lazy restores. `environment`: as environment.py packs it. `idle_s`: how long to
-    wait afterwards as a spare. Without instances it asks a spare to end.
+    wait afterwards as a spare. Without instances it asks a spare to end. `pager`: not keepers but a pager is wanted, by
+    a keeper of that instance, which has threads by now and cannot fork; the socket is its end of their channel.
     """
 
     instances: tuple[str, ...] = ()
     lazy: bool = False
+    pager: bool = False
     environment: str = ""
     umask: int = 0o022
     standing: str = ""

@@ -17,6 +17,7 @@ import pytest
 from livehouse import House, eventually, is_gone
 
 from ijfs.live import client, procfs, spare
+from ijfs.live.pager.api import PagerProcess
 from ijfs.live.paths import InstancePaths
 from ijfs.live.record_file import read_record
 
@@ -83,6 +84,49 @@ def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: Hou
     assert eventually(lambda: is_gone(waiting))
     assert client.describe(house.repo, "again").pid == info.pid, "what was forked off it does not need it"
     assert house.save("again").parent == saved
+
+
+def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_spare_and_replaced_without_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "60")
+    check = (
+        "import hashlib, os, time\ndata = os.urandom(64 << 20); print(hashlib.sha256(data).hexdigest(), flush=True)\n"
+    )
+    again = (
+        "while not os.path.exists('/tmp/go'): time.sleep(0.02)\nprint(hashlib.sha256(data).hexdigest(), flush=True)\n"
+    )
+    house.python("back", f"{check}{again}time.sleep(600)")
+    assert eventually(lambda: len(program_log(house)) == 1)
+    saved = house.save("back").snapshot
+    waiting = the_spare(house)
+    house.restore(saved, "back", replace=True)
+    pager = read_record(InstancePaths.of(house.repo, "back")).pager
+    assert pager is not None
+    assert parent_of(pager.pid) == waiting
+    assert os.getsid(pager.pid) == pager.pid
+    for pid in (waiting, *children_of(pager.pid), pager.pid):
+        os.kill(pid, signal.SIGKILL)
+    house.exec("back", "touch", "/tmp/go")
+    assert eventually(lambda: len(program_log(house)) == 2, timeout=30)
+    assert len(set(program_log(house))) == 1
+    with client.connect(house.repo, "back") as keeper:
+        assert keeper.wait_memory().memory == 1.0
+
+
+def program_log(house: House) -> list[str]:
+    return Path(client.describe(house.repo, "back").log).read_text().split()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(house: House) -> None:
+    start(house, "a")
+    waiting = the_spare(house)
+    assert PagerProcess.asked(InstancePaths.of(house.repo, "a").root) is None
+    assert the_spare(house) == waiting
 
 
 def test_what_people_are_shown_of_it_is_so(house: House) -> None:

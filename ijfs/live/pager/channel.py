@@ -1,6 +1,7 @@
 """The socketpair between a pager and its keeper: JSON objects, one a packet, some with file descriptors.
 
 pager → keeper
+    hello    {"pid"}                first, from a pager that another process forked
     hold     {"id", "kind": "space" | "criu"} + fds: keep these until `release`, hand them to a replacement
     release  {"id"}
     resumed  {}                     CRIU says that the restore is complete: the program runs
