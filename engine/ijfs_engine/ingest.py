@@ -40,7 +40,10 @@ class SnapshotWriter:
     ) -> None:
         self._session = session
         self._parents = parents
-        self._reader = Reader(store)
+        # The parent's chunks are read where something changed. With the kernel reading on behind each, a save in which
+        # nearly nothing had changed took 103 ms in place of 86, one of a sibling 367 in place of 339.
+        self._parent_store = store.here_and_there()
+        self._reader = Reader(self._parent_store)
         self._key = expand_key(store.secret)
         self._root = Directory()
         self._intake = Intake(session, self._key, progress)
@@ -131,6 +134,7 @@ class SnapshotWriter:
         """Give up what is not committed. Safe to call twice, and after `commit`."""
         self._intake.close()
         self._reader.close()
+        self._parent_store.close()
         self._session.abort()
 
     def __enter__(self) -> SnapshotWriter:

@@ -97,7 +97,7 @@ class PackWriter:
         self.kind = kind
         self.path = pack_path(directory, number)
         self._fd, self._direct = _create(self.path)
-        self._buffers = [scratch.huge(BUFFER_SIZE) for _ in range(2)]
+        self._buffers = [scratch.private(BUFFER_SIZE) for _ in range(2)]
         self._fill = 0
         self._written = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -258,8 +258,10 @@ class PackReader:
     An open pack stays readable after gc has removed it, so a reader never meets half a removal.
     """
 
-    def __init__(self, directory: Path, *, max_open: int = 64) -> None:
+    def __init__(self, directory: Path, *, max_open: int = 64, ahead: bool = True) -> None:
+        """With `ahead`, the kernel is asked to read on behind large reads."""
         self._directory = directory
+        self._ahead = ahead
         self._max_open = max_open
         self._open: OrderedDict[int, _OpenPack] = OrderedDict()
         self._lock = Lock()
@@ -280,7 +282,7 @@ class PackReader:
         """Descriptors, meanwhile, of packs that are about to be read from an offset to another; -1: there is none."""
         found = [self._get_or_none(number) for number, _, _ in packs]
         for pack, (_, begin, end) in zip(found, packs, strict=True):
-            if pack is not None:
+            if pack is not None and self._ahead:
                 pack.ask_ahead(begin, end)
         yield [pack.fd if pack is not None else -1 for pack in found]
 

@@ -73,10 +73,15 @@ class _Failed(NamedTuple):
 class Store:
     """Reads by id; safe to use from several threads and beside any writer or gc in other processes."""
 
-    def __init__(self, layout: Layout, index: Index) -> None:
+    def __init__(self, layout: Layout, index: Index, *, ahead: bool = True) -> None:
+        """`ahead` is `PackReader`'s."""
         self._layout = layout
         self._index = index
-        self._packs = PackReader(layout.packs)
+        self._packs = PackReader(layout.packs, ahead=ahead)
+
+    def here_and_there(self) -> Store:
+        """The same with packs of its own, to be closed, for who reads in many places and little in each."""
+        return Store(self._layout, self._index, ahead=False)
 
     @cached_property
     def secret(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import struct
@@ -75,6 +76,18 @@ def test_scattered_changes_are_stored_as_differences(repository: Repository) -> 
     # 300 pages of noise are 1.2 MB; their changed words a few kilobytes, besides bases, leaves and fingerprints.
     assert more < 120_000
     check(repository, second, files)
+
+
+def test_a_save_has_nothing_read_ahead_of_its_parent(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise(12 * MIB, 2)
+    first = save(repository, image_set({7: {BASE: data}}))
+    files = image_set({7: {BASE: change(data, *range(0, 12 * MIB, 16 * PAGE))}})
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: asked.append(length))
+    second = save(repository, files, first)
+    assert not asked
+    check(repository, second, files)
+    assert asked
 
 
 def test_a_chain_of_differences_is_bounded(repository: Repository) -> None:
