@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import pytest
 from pagerlab import BASE
 
-from ijfs.live.pager.fetch import SWEEP_PAGES, Fetcher, Pace, PageRange, Scheduler, Task
+from ijfs.live.pager.fetch import SWEEP_PAGES, Fetcher, PageRange, Scheduler, Task
+from ijfs.live.pager.pace import Pace
 from ijfs.live.pager.plan import MemoryImage, Run
 from ijfs_engine import waits
 

@@ -19,9 +19,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from enum import IntEnum
 from typing import Final
 
+from ijfs.live.pager.pace import Pace
 from ijfs.live.pager.plan import PAGE, MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
@@ -86,14 +86,6 @@ class Task:
     @property
     def pages(self) -> int:
         return sum(count for _, count in self.ranges)
-
-
-class Pace(IntEnum):
-    """How much may be read besides what faults ask for and what was recorded."""
-
-    NOTHING = 0
-    NEAR = 1
-    ALL = 2
 
 
 class Scheduler:

@@ -22,8 +22,9 @@ from typing import Any, Final
 
 from ijfs.live.pager import order
 from ijfs.live.pager.channel import Channel, received_fds
-from ijfs.live.pager.fetch import Fetcher, Pace, PageRange, Scheduler, Task, hurry
+from ijfs.live.pager.fetch import Fetcher, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
+from ijfs.live.pager.pace import Pacing
 from ijfs.live.pager.plan import IN, MISSING, PAGE, AddressSpace, MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
@@ -37,13 +38,6 @@ Keep = Callable[[Iterable[order.Touched]], None]
 
 _RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
 _PROGRESS_S: Final = 0.1
-_RECENT_S: Final = 0.010
-"""A fault this young announces more: what nobody asked for waits …"""
-_QUIET_S: Final = 0.100
-"""… longer while the first touches are recorded for the first time (with 10 ms, a busy machine's scheduler looked like
-the end of the working set, and most of it went unrecorded) …"""
-_HOLD_S: Final = 2.0
-"""… but never longer than this after the program began to run."""
 _RELEASE_S: Final = 2.0
 """How long a keeper may take to let go of the userfaultfds before the pager leaves all the same."""
 _AGAIN_S: Final = 0.0005
@@ -70,8 +64,6 @@ class Server:
         shared: SharedBlocks | None = None,
     ) -> None:
         self._source = source
-        self._bulk = bulk
-        self._rest_after_s = rest_after_s
         self._roster = roster
         self._channel = channel
         self._listener = listener
@@ -85,7 +77,10 @@ class Server:
         self._images: dict[int, MemoryImage] = {}
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
-        self._scheduler = Scheduler(self._wanted, self._pace)
+        self._pacing = Pacing(
+            bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched
+        )
+        self._scheduler = Scheduler(self._wanted, lambda: self._pacing.now(self._resumed, self._fetcher.waiting))
         self._fetcher = Fetcher(
             source, self._scheduler, self._deliver, lambda reason: self._stalled.append(reason), shared
         )
@@ -101,9 +96,6 @@ class Server:
         self._epoll = select.epoll()
         self._began = time.monotonic()
         self._resumed: float | None = None
-        self._last_fault = 0.0
-        self._last_stray = 0.0
-        """When a page was last asked for that no recorded order had foreseen."""
         self._foreseen: dict[int, bytearray] = {}
         self._last_progress = 0.0
         self._faults = 0
@@ -352,10 +344,9 @@ class Server:
 
     def _on_fault(self, space: Space, vaddr: int) -> None:
         self._faults += 1
-        self._last_fault = time.monotonic()
         page = space.plan.page_at(vaddr)
         if page is not None and space.plan.states[page] == MISSING and not self._foreseen[space.image.pid][page]:
-            self._last_stray = self._last_fault
+            self._pacing.stray()
             if self._record is not None:
                 self._recorder.add(space.image, page)
         self._answer(space, vaddr)
@@ -405,32 +396,6 @@ class Server:
             page = space.plan.page_at(vaddr)
             if page is None or space.plan.states[page] != IN:  # who waited for a copy was woken by it
                 self._answer(space, vaddr)
-
-    def _pace(self) -> Pace:
-        """Called by the fetching threads: how much may be read that no fault and no order asked for."""
-        if self._bulk:
-            return Pace.ALL
-        if self._resumed is None:
-            return Pace.NOTHING
-        if self._holds_back(self._resumed):
-            return Pace.NEAR if self._record is None else Pace.NOTHING
-        return Pace.ALL
-
-    def _holds_back(self, resumed: float) -> bool:
-        """While faults keep coming that no recorded order had foreseen, what nobody asked for waits.
-
-        Its reading and decompressing (which stop when the buffers are full) would take the processor from the faults:
-        touching 64 MiB of 1 GiB took 2.4 s beside it and 0.8 s before it, on two busy cores. It also lets the faults
-        show what is touched, where that is being recorded. Reads that mostly wait take no processor: with 5 ms each
-        the same took 3.7 s when the rest was held back, and 2.4 s when not.
-        """
-        if self._fetcher.waiting > 0.5:
-            return False
-        now = time.monotonic()
-        if now - resumed < self._rest_after_s:
-            return True
-        quiet_s = _QUIET_S if self._record is not None and not self._touched else _RECENT_S
-        return now - resumed < _HOLD_S and now - self._last_stray < quiet_s
 
     def _spaces_of(self, image: MemoryImage) -> list[Space]:
         return [space for space in list(self._spaces.values()) if space.image is image and not space.dead]
