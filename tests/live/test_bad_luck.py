@@ -402,12 +402,14 @@ def test_nothing_lingers_when_all_of_ijfs_is_killed_in_the_middle_of_a_restore(a
     try:
         assert eventually((house.repo / "live/half/box-1/criu/restore.log").exists)
         time.sleep(after_s)
-        for pid in set(house.processes()) - before:
-            if command_line(pid).startswith("ijfs-"):
+        killed = [pid for pid in set(house.processes()) - before if command_line(pid).startswith("ijfs-")]
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):  # a pager whose keeper went first
                 os.kill(pid, signal.SIGKILL)
     finally:
         asking.kill()
         asking.wait()
+    assert eventually(lambda: all(map(is_gone, killed)))
     assert eventually(lambda: not [pid for pid in house.processes() if is_deaf(pid)])
     if (house.repo / "live/half/instance.json").exists():
         return  # it was through already: an instance without a keeper

@@ -208,6 +208,7 @@ class Server:
             self._released = message[0]["event"] == "released"
         if not self._channel.alive:  # the keeper died: the program goes on, without a guardian
             self._epoll.unregister(self._channel.fileno())
+            self._failed |= self._listener is not None  # its CRIU died with it, before it had come
 
     def _accept(self, connection: socket.socket) -> None:
         if self._listener is not None:
