@@ -9,7 +9,7 @@ from typing import Final
 
 # Sizes go up in steps, so that a buffer is seldom replaced by one a little larger. What is never touched costs nothing.
 _STEP: Final = 4 << 20
-# Of what is shorter a huge page would zero more than is used: 10 ms of the 100 of a save in which nothing changed.
+# Of what is shorter a huge page would zero more than is used.
 _HUGE: Final = 2 << 20
 # Shared memory, which is what mmap makes unless told otherwise, gets no huge pages.
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
