@@ -208,7 +208,8 @@ class Server:
             self._released = message[0]["event"] == "released"
         if not self._channel.alive:  # the keeper died: the program goes on, without a guardian
             self._epoll.unregister(self._channel.fileno())
-            self._failed |= self._listener is not None  # its CRIU died with it, before it had come
+            # Its CRIU died with it, before it had come.
+            self._failed |= self._listener is not None and not _is_called(self._listener)
 
     def _accept(self, connection: socket.socket) -> None:
         if self._listener is not None:
@@ -450,3 +451,10 @@ class Server:
 def _drain(queue: deque[str]) -> Iterator[str]:
     while queue:
         yield queue.popleft()
+
+
+def _is_called(listener: socket.socket) -> bool:
+    """Whether somebody waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
