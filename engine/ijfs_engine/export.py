@@ -12,10 +12,11 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .codec import Plain
 from .errors import CorruptError, IjfsError, StorageError
 from .pipeline import Pipeline
 from .reader import Reader, StoredFile
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 # Files whose writes are under way at the same time; each holds a descriptor.
 _MOST_OPEN: Final = 64
+# Files of one chunk that are no longer than this are fetched together, so many of a directory at a time.
+_SMALL: Final = 64 << 10
+_TOGETHER: Final = 256
 _NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
@@ -91,13 +95,9 @@ class _Export:
         todo: list[tuple[ObjectId | None, bytes]] = [(tree, os.fsencode(target))]
         while todo:
             here, path = todo.pop()
-            for entry in self._reader.tree(here).entries if here is not None else ():
-                below = path + b"/" + entry.name
-                with _writing(below):
-                    self._make(entry, below)
-                if entry.kind == "d":
-                    finished.append(_Finished(entry, below))
-                    todo.append((entry.content, below))
+            for made in self._make_all(self._reader.tree(here).entries if here is not None else (), path):
+                finished.append(made)
+                todo.append((made.entry.content, made.path))
         while self._open:
             self._end_oldest()
         # The deepest first: making what is inside a directory changes its time, and its mode may forbid it.
@@ -111,7 +111,27 @@ class _Export:
             os.close(file.fd)
         self._open.clear()
 
-    def _make(self, entry: Entry, path: bytes) -> None:
+    def _make_all(self, entries: Sequence[Entry], path: bytes) -> Iterator[_Finished]:
+        """Make what is in a directory; the directories among it, which are empty yet."""
+        for at in range(0, len(entries), _TOGETHER):
+            some = entries[at : at + _TOGETHER]
+            plains = self._small_files(some)
+            for entry in some:
+                below = path + b"/" + entry.name
+                with _writing(below):
+                    self._make(entry, below, plains)
+                if entry.kind == "d":
+                    yield _Finished(entry, below)
+            self._tell()
+
+    def _small_files(self, entries: Sequence[Entry]) -> dict[bytes, Plain]:
+        """Content → bytes of the small files among these, in few reads: one by one, a file took 0.2 ms."""
+        ids = [entry.content for entry in entries if entry.kind == "f" and entry.content and entry.size <= _SMALL]
+        known = zip(ids, self._reader.store.chunk_info(ids), strict=True) if len(ids) > 1 else ()
+        whole = [ident for ident, info in known if info is not None and info.plain <= _SMALL]
+        return dict(zip(whole, self._reader.chunks(whole), strict=True)) if whole else {}
+
+    def _make(self, entry: Entry, path: bytes, plains: Mapping[bytes, Plain]) -> None:
         if entry.link and entry.link in self._links:
             os.link(self._links[entry.link], path, follow_symlinks=False)
             return
@@ -120,7 +140,11 @@ class _Export:
         if entry.kind == "d":
             os.mkdir(path, 0o700)
         elif entry.kind == "f":
-            self._begin_file(entry, path)
+            plain = plains.get(entry.content or b"")
+            if plain is not None and len(plain) == entry.size:
+                self._write_small(entry, path, plain)
+            else:
+                self._begin_file(entry, path)
         elif entry.kind == "l":
             os.symlink(entry.target, path)
             _set_metadata(path, entry)
@@ -128,9 +152,18 @@ class _Export:
             os.mknod(path, _NODE_KINDS[entry.kind] | 0o600, entry.rdev)
             _set_metadata(path, entry)
 
+    def _write_small(self, entry: Entry, path: bytes, plain: Plain) -> None:
+        fd = _create(path)
+        try:
+            _pwrite(fd, memoryview(plain), 0)
+            _set_metadata(fd, entry)
+        finally:
+            os.close(fd)
+        self._done += entry.size
+
     def _begin_file(self, entry: Entry, path: bytes) -> None:
         stored = self._reader.open(entry)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _create(path)
         file = _OpenFile(entry, path, fd)
         self._open.append(file)
         os.truncate(fd, stored.size)
@@ -160,8 +193,15 @@ class _Export:
             os.close(file.fd)
         self._open.popleft()
         self._done += file.entry.size
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress is not None:
             self._progress("export", self._done, 0)
+
+
+def _create(path: bytes) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from ijfs_engine import (
     Attrs,
+    CorruptError,
     IjfsError,
     Reader,
     Repository,
@@ -25,6 +27,8 @@ from ijfs_engine import (
     export_tree,
     import_directory,
 )
+from ijfs_engine.frames import EncodedChunk
+from ijfs_engine.store import Store
 
 MIB = 1 << 20
 
@@ -286,6 +290,43 @@ def test_a_file_that_shrinks_meanwhile_fails_the_save_and_nothing_else(
     monkeypatch.undo()
     assert repository.snapshots() == []
     assert import_directory(repository, source).root
+
+
+def test_many_small_files_come_out_in_few_requests(
+    repository: Repository, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = random.Random(8)
+    for number in range(300):
+        file = source / f"{number}"
+        file.write_bytes(noise.randbytes(number * 11))
+        file.chmod(0o600 | number % 64)
+    (source / "the same").write_bytes((source / "7").read_bytes())
+    (source / "large").write_bytes(noise.randbytes(300_000))
+    asked: list[int] = []
+    get_chunks = Store.get_chunks
+
+    def counted(store: Store, ids: Sequence[bytes]) -> list[EncodedChunk]:
+        asked.append(len(ids))
+        return get_chunks(store, ids)
+
+    monkeypatch.setattr(Store, "get_chunks", counted)
+    round_trip(repository, source, tmp_path / "out")
+    assert sum(asked) >= 300
+    assert len(asked) <= 10
+
+
+def test_a_damaged_small_file_is_not_exported(repository: Repository, source: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (source / f"{number}").write_bytes(random.Random(number).randbytes(1000))
+    import_directory(repository, source)
+    pack = max((repository.path / "packs").rglob("*.pack"), key=lambda file: file.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    at = data.index(random.Random(1).randbytes(1000))
+    data[at + 500] ^= 1
+    pack.write_bytes(data)
+    snapshot = repository.snapshots()[0]
+    with pytest.raises(CorruptError):
+        export_tree(repository.reader(), snapshot.root, tmp_path / "out")
 
 
 def test_export_refuses_a_directory_with_something_in_it(repository: Repository, source: Path, tmp_path: Path) -> None:
