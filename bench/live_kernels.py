@@ -18,7 +18,7 @@ from jupyter_client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
 from bench.live_programs import end
-from ijfs.live import client
+from ijfs.live import client, procfs
 from ijfs.live.paths import InstancePaths
 from ijfs.live.record_file import read_record
 from ijfs.live.records import InstanceInfo, InstanceSpec
@@ -200,8 +200,7 @@ def keeper_cost(repo: Path, name: str, seconds: float) -> dict[str, float]:
     before = _cpu_s(keeper.pid)
     time.sleep(seconds)
     busy = (_cpu_s(keeper.pid) - before) / seconds * 100 if seconds else 0.0
-    rollup = Path(f"/proc/{keeper.pid}/smaps_rollup").read_text().splitlines()
-    sizes = {line.split()[0].rstrip(":"): float(line.split()[1]) * 1024 for line in rollup[1:]}
+    sizes = procfs.memory_in_smaps(keeper.pid)
     return {"cpu_percent": busy, "pss": sizes["Pss"], "rss": sizes["Rss"]}
 
 

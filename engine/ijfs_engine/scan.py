@@ -6,6 +6,7 @@ is, the header says where to go on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,16 +92,11 @@ def scan_frames(path: Path, start: int = PACK_HEADER_SIZE, end: int | None = Non
 
     A frame's payload is a view that stays valid.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        window = _Window(fd, size if end is None else min(size, end))
+    with _opened(path, end) as window:
         offset = start
         while offset < window.size:
             scanned, offset = _next(window, offset, path.name)
             yield scanned
-    finally:
-        os.close(fd)
 
 
 def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[Stretch | Scanned]:
@@ -110,10 +106,7 @@ def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[St
     """
     from .framecheck import stretch  # not with the journal, which every command loads
 
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        window = _Window(fd, size if end is None else min(size, end))
+    with _opened(path, end) as window:
         offset = PACK_HEADER_SIZE
         while offset < window.size:
             data = window.rest(offset)
@@ -128,6 +121,15 @@ def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[St
             else:
                 scanned, offset = _next(window, offset, path.name)
                 yield scanned
+
+
+@contextlib.contextmanager
+def _opened(path: Path, end: int | None) -> Iterator[_Window]:
+    """A file's window that ends at `end`, or where the file does."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        yield _Window(fd, size if end is None else min(size, end))
     finally:
         os.close(fd)
 

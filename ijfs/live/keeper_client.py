@@ -174,23 +174,25 @@ def keeper_ended(paths: InstancePaths, process: Process | None = None) -> bool:
     """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up, and as
     long as it takes to store what was saved. `process`: that one has to be gone too, its mounts with it."""
     deadline = time.monotonic() + KEEPER_END_S
-    try:
-        lock = paths.lock.open("ab")
-    except FileNotFoundError:
+    if not paths.root.exists():
         return True
-    with lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline and not _is_saving(paths):
-                    return False
-                time.sleep(0.02)
-            else:
-                break
+    while is_kept(paths):
+        if time.monotonic() > deadline and not _is_saving(paths):
+            return False
+        time.sleep(0.02)
     while procfs.is_alive(process) and time.monotonic() < deadline:
         time.sleep(0.005)
     return True
+
+
+def is_kept(paths: InstancePaths) -> bool:
+    """Whether a keeper holds the instance now."""
+    with contextlib.suppress(FileNotFoundError), paths.lock.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _is_saving(paths: InstancePaths) -> bool:

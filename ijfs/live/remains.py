@@ -7,7 +7,6 @@ program in the making, which waits for its CRIU for ever, or a program that came
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 from ijfs.live import procfs
-from ijfs.live.keeper_client import KEEPER_END_S
+from ijfs.live.keeper_client import KEEPER_END_S, is_kept
 from ijfs.live.paths import InstancePaths
 
 # A younger directory may be that of a client who has just claimed it.
@@ -31,23 +30,13 @@ def sweep_old(live: Path) -> None:
     """The same for all such directories of a repository that nobody came for."""
     for directory in live.iterdir():
         paths = InstancePaths(directory)
-        if not paths.record.exists() and _is_old(directory) and not _is_kept(paths):
+        if not paths.record.exists() and _is_old(directory) and not is_kept(paths):
             sweep(paths)
 
 
 def _is_old(directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return directory.is_dir() and directory.stat().st_mtime < time.time() - OLD_S
-    return False
-
-
-def _is_kept(paths: InstancePaths) -> bool:
-    """Whether a keeper is at work there."""
-    with contextlib.suppress(FileNotFoundError), paths.lock.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
     return False
 
 

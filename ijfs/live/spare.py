@@ -143,15 +143,7 @@ def describe(repo: str | os.PathLike[str]) -> Waiting | None:
     if pid is None or ticks is None:
         return None
     began = ticks / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return Waiting(pid, time.time_ns() + int(began * 1e9), _pss(pid))
-
-
-def _pss(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    return None
+    return Waiting(pid, time.time_ns() + int(began * 1e9), procfs.memory_in_smaps(pid).get("Pss"))
 
 
 def dismiss(repo: str | os.PathLike[str]) -> bool:

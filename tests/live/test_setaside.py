@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually
 
-from ijfs.live import client, setaside
+from ijfs.live import client, procfs, setaside
 from ijfs.live.paths import InstancePaths
 from ijfs.live.record_file import read_record
 from ijfs.live.setaside import SetAside
@@ -132,8 +132,7 @@ def test_memory_of_a_save_rests_in_the_keeper_for_the_next_one(house: House, mon
     assert keeper is not None
 
     def resting() -> int:
-        lines = Path(f"/proc/{keeper.pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("LazyFree"))
+        return procfs.memory_in_smaps(keeper.pid)["LazyFree"]
 
     assert first.spilled_bytes == 0
     assert resting() > 48 * MIB

@@ -63,7 +63,7 @@ def hurry() -> None:
 class Task:
     """Pages of one image that are read together."""
 
-    __slots__ = ("bad", "block", "image", "near", "ranges", "reason", "recorded", "urgent", "zeros")
+    __slots__ = ("bad", "block", "image", "near", "ranges", "reason", "urgent", "zeros")
 
     def __init__(
         self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
