@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from ijfs.live import procfs
-from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
+from ijfs.live.environment import is_text
+from ijfs.live.errors import CommandError, InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.keeper_client import KeeperClient, OnEvent, keeper_ended
 from ijfs.live.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.record_file import info_of, read_record
@@ -66,6 +67,11 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
     `again`: an ended instance of that name begins anew instead of being swept away. The files it wrote and the relay's
     ports stay, and its next snapshot is the child of its last; clients that are connected see a restart.
     """
+    if not is_text((*spec.argv, spec.cwd, *spec.env, *spec.env.values())):
+        raise CommandError(
+            "an argument, the working directory or a variable given for the program is not UTF-8, as its record is",
+            hint="variables that it inherits may be anything; for the others, start it by a script",
+        )
     paths = claim(repo, spec.name, again=again)
     return _spawned(paths, "start", {"spec": spec, "again": again}, on_event)
 

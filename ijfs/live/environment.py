@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def packed(environment: Mapping[str, str]) -> str:
@@ -18,6 +18,6 @@ def unpacked(text: str) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in entries}
 
 
-def is_text(entry: tuple[str, str]) -> bool:
-    """Whether a name and its value can be in a record, which is UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for part in entry for character in part)
+def is_text(parts: Iterable[str]) -> bool:
+    """Whether arguments, or a name and its value, can be in a record, which is UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for part in parts for character in part)

@@ -18,6 +18,7 @@ import pytest
 from livehouse import House, eventually
 
 from ijfs.live import client
+from ijfs.live.errors import CommandError
 from ijfs.live.instance import needed_directories
 from ijfs.live.records import InstanceSpec
 from ijfs_engine import Repository
@@ -74,6 +75,12 @@ def test_an_environment_that_is_no_text_or_long_reaches_the_program(
     ]
     house.restore(house.save("odd").snapshot, "again")
     assert inside(house, "again", 'printf %s "$IJFS_ODD" | od -An -tx1', capfd).split() == ["ff", "fe", "3d", "31"]
+
+
+def test_arguments_that_no_record_can_hold_are_refused(house: House) -> None:
+    with pytest.raises(CommandError, match="not UTF-8"):
+        house.command("odd", os.fsdecode(b"echo \xff"))
+    assert client.list_instances(house.repo) == []
 
 
 def test_a_program_found_through_a_link_under_tmp_is_seen_there(house: House) -> None:
