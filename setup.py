@@ -10,8 +10,8 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-ENGINE = Path("engine/ijfs_engine")
-SOURCES = {"ijfs_engine": ENGINE, "ijfs.live.pager": Path("ijfs/live/pager")}
+NATIVE = Path("engine/ijfs_engine/_native")
+SOURCES = {"ijfs_engine._native": NATIVE, "ijfs.live.pager": Path("ijfs/live/pager")}
 
 # Never -march=native: a wheel or a copied checkout must run on the oldest x86-64. Code that wants AVX2 asks the CPU.
 OPTIMISED = ["-O3", "-g1"]
@@ -24,13 +24,13 @@ DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "c
 def extensions() -> list[Extension]:
     """One extension per .pyx; a changed .h or .pxd rebuilds them all, which takes seconds."""
     sanitise = os.environ.get("IJFS_SANITIZE") == "1"
-    headers = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in ENGINE.glob(pattern))
+    headers = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in NATIVE.glob(pattern))
     return [
         Extension(
             f"{package}.{source.stem}",
             [str(source)],
             depends=headers,
-            include_dirs=[str(ENGINE)],
+            include_dirs=[str(NATIVE)],
             extra_compile_args=SANITISED if sanitise else OPTIMISED,
             extra_link_args=["-fsanitize=address,undefined"] if sanitise else [],
         )

@@ -24,10 +24,10 @@ import trio
 
 from bench import common
 from ijfs.fs.sink import image_mount
-from ijfs.live import criu
-from ijfs.live.criu_window import Window
-from ijfs.live.stream import StreamCapture
-from ijfs_engine.arena import Arena
+from ijfs.live.criu import command as criu
+from ijfs.live.criu.action_script import PostDumpHook
+from ijfs.live.criu.image_stream import StreamCapture
+from ijfs_engine.write.arena import Arena
 
 GIB = 1 << 30
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -67,7 +67,7 @@ def program(gib: float) -> Iterator[int]:
 
 def dump(pid: int, images: Path, *options: str, while_frozen: Callable[[], None] | None = None) -> float:
     """One `criu dump` that leaves the program running; seconds it was frozen."""
-    with tempfile.TemporaryDirectory() as work, Window(Path(work), while_frozen) as window:
+    with tempfile.TemporaryDirectory() as work, PostDumpHook(Path(work), while_frozen) as window:
         command = [os.fspath(criu.find()), "dump", "-t", str(pid), "-D", os.fspath(images), "-W", work, "-o", "log"]
         command += ["--leave-running", "--shell-job", "--action-script", os.fspath(window.script), *options]
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/gpu"))
 
 from conftest import PORT, PROGRAMS, Lab, ask
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
 
 PYTHON = os.environ.get("IJFS_TEST_PYTHON", sys.executable)

@@ -25,7 +25,8 @@ from bench.live_kernels import boxed, keeper_cost, prepare_siblings, sandbox_cos
 from bench.live_programs import Boxed, Plain, Restored, restore
 from bench.live_targets import Target, targets
 from ijfs.fs import mountpoint
-from ijfs.live import criu, spare
+from ijfs.live.criu import command as criu
+from ijfs.live.process import forkserver_request
 from ijfs_engine import Repository
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -98,7 +99,7 @@ class Run:
             self._forget_packs()
             self._keep("ijfs, lazy, from disk", number, lambda: restore(self.repo, snapshot))
             self._keep("ijfs, lazy, from the page cache", number, lambda: restore(self.repo, snapshot))
-            with setting(spare.SETTING, "0"):
+            with setting(forkserver_request.SETTING, "0"):
                 self._keep("ijfs, lazy, from the page cache, no spare", number, lambda: restore(self.repo, snapshot))
         self._keep("ijfs, eager", 1, lambda: restore(self.repo, snapshot, eager=True))
 

@@ -18,10 +18,11 @@ from jupyter_client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
 from bench.live_programs import end
-from ijfs.live import client, procfs
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
-from ijfs.live.records import InstanceInfo, InstanceSpec
+from ijfs.live.client import api as client
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceInfo, InstanceSpec
+from ijfs.live.process import procfs
 
 KERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 

@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ijfs.live import client, criu
-from ijfs.live.criu_window import frozen_seconds
-from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.client import api as client
+from ijfs.live.criu import command as criu
+from ijfs.live.criu.action_script import frozen_seconds
+from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 
 PAGE = 4096
 JUMP_S = 1.0

@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import common
 from bench.dump_sinks import CACHE, PACKAGES, dump
 from ijfs.fs import mountpoint as mounting
-from ijfs.live import criu
+from ijfs.live.criu import command as criu
 from ijfs_engine import Repository
 
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import common, store_run, store_tree
 from bench.store_targets import Results, Standing, Target, derive
-from ijfs.live import namespaces as ns
+from ijfs.live.sandbox import namespaces as ns
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 QUICK_SCALE = 0.1

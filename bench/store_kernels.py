@@ -19,11 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live import criu, rootfs
-from ijfs.live import namespaces as ns
-from ijfs.live.instance import Sandbox, launch
-from ijfs.live.paths import CONNECTION_FILE_INSIDE, LOG_INSIDE, Layers
-from ijfs.live.records import InstanceSpec
+from ijfs.live.criu import command as criu
+from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, LOG_INSIDE, SandboxPaths
+from ijfs.live.model.records import InstanceSpec
+from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox import rootfs
+from ijfs.live.sandbox.sandbox import Sandbox, launch
 
 # Ports inside the sandbox's own network: any will do, they clash with nothing.
 CONNECTION = {
@@ -96,7 +97,7 @@ def started(box: Path, python: str) -> Iterator[Kernel]:
         env={"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "LC_ALL": "C.UTF-8"},
         inherit_env=False,
     )
-    sandbox = launch(Layers(box), spec, box.parent, msgspec.json.encode(CONNECTION))
+    sandbox = launch(SandboxPaths(box), spec, box.parent, msgspec.json.encode(CONNECTION))
     with _closing(sandbox):
         _wait_ready(sandbox)
         yield Kernel(sandbox)
@@ -105,7 +106,7 @@ def started(box: Path, python: str) -> Iterator[Kernel]:
 @contextmanager
 def restored(box: Path, saved: Saved) -> Iterator[Kernel]:
     """A sibling: the saved kernel running again in a sandbox of its own."""
-    layers = Layers(box)
+    layers = SandboxPaths(box)
     sandbox = Sandbox(layers, ns.new_network())
     with _closing(sandbox):
         _copy_tree(saved.upper, layers.upper)

@@ -21,7 +21,7 @@ from bench.store_contestants import Contestant, Ijfs
 from bench.store_memory import Result
 from bench.store_targets import Results, Standing
 from bench.store_tree import Snapshot
-from ijfs.live import namespaces as ns
+from ijfs.live.sandbox import namespaces as ns
 
 RESTORES = 3
 RESTORED_BYTES = 800_000_000  # the snapshot nearest to this size is the one that is restored

@@ -21,8 +21,27 @@ import msgspec
 import zstandard
 
 from ijfs_engine import ObjectId, Repository, Snapshot
-from ijfs_engine.frames import Codec, EncodedChunk, Kind, chunk_id, encode_header, object_id, pack_bases, padding
-from ijfs_engine.index import (
+from ijfs_engine.format.frames import (
+    Codec,
+    EncodedChunk,
+    FrameKind,
+    chunk_id,
+    encode_header,
+    object_id,
+    pack_bases,
+    padding,
+)
+from ijfs_engine.format.records import (
+    Entry,
+    FileContent,
+    Leaf,
+    Tree,
+    encode_file,
+    encode_leaf,
+    encode_snapshot,
+    encode_tree,
+)
+from ijfs_engine.storage.index import (
     BASES,
     CHUNKS,
     OBJECTS,
@@ -36,12 +55,11 @@ from ijfs_engine.index import (
     Update,
     next_pack,
 )
-from ijfs_engine.journal import Record, SnapshotAdded
-from ijfs_engine.pack import DATA, PackWriter
-from ijfs_engine.pack import SIDECARS as SIDECAR_PACK
-from ijfs_engine.records import Entry, FileContent, Leaf, Tree, encode_file, encode_leaf, encode_snapshot, encode_tree
-from ijfs_engine.refs import branch_key, log_records, move_ref, tag_key
-from ijfs_engine.session import compress
+from ijfs_engine.storage.journal import Record, SnapshotAdded
+from ijfs_engine.storage.pack import DATA, PackWriter
+from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
+from ijfs_engine.storage.refs import branch_key, log_records, move_ref, tag_key
+from ijfs_engine.storage.session import compress
 
 SAVES: Final = 20
 LEAVES: Final = 128
@@ -91,7 +109,7 @@ class Builder:
             bases = pack_bases([(base.id, 0, CHUNK_BYTES)])
             encoded = EncodedChunk(ident, Codec.XOR_ZSTD, CHUNK_BYTES, change, bases, base.depth + 1)
             self._rows[BASES].append((ident, base.id))
-        self._put(CHUNKS, DATA, Kind.CHUNK, encoded, encoded.codec)
+        self._put(CHUNKS, DATA, FrameKind.CHUNK, encoded, encoded.codec)
         return Chunk(ident, plain, encoded.depth)
 
     def object(self, kind: int, plain: bytes) -> ObjectId:
@@ -104,9 +122,9 @@ class Builder:
         """A leaf of these chunks, with fingerprints."""
         count = len(chunks)
         columns = (array("I", range(count)), array("I", bytes(4 * count)), array("I", [CHUNK_BYTES] * count))
-        ident = self.object(Kind.LEAF, encode_leaf(Leaf(b"".join(chunk.id for chunk in chunks), *columns)))
+        ident = self.object(FrameKind.LEAF, encode_leaf(Leaf(b"".join(chunk.id for chunk in chunks), *columns)))
         sidecar = EncodedChunk(ident, Codec.RAW, CHUNK_BYTES, bytes(CHUNK_BYTES))
-        self._put(SIDECARS, SIDECAR_PACK, Kind.SIDECAR, sidecar, Kind.SIDECAR)
+        self._put(SIDECARS, SIDECAR_PACK, FrameKind.SIDECAR, sidecar, FrameKind.SIDECAR)
         return ident
 
     def commit(self, saves: list[Snapshot], branch: str) -> None:
@@ -190,7 +208,7 @@ def _saves(builder: Builder, rng: random.Random, program: int) -> Iterator[Snaps
             stored[at] = builder.leaf(leaves[at])
         pagemap, changing = builder.chunk().id, builder.chunk().id
         pages = builder.object(
-            Kind.FILE, encode_file(FileContent.of([(leaf, PER_LEAF * CHUNK_BYTES) for leaf in stored]))
+            FrameKind.FILE, encode_file(FileContent.of([(leaf, PER_LEAF * CHUNK_BYTES) for leaf in stored]))
         )
         size = LEAVES * PER_LEAF * CHUNK_BYTES
         images = _tree(builder, [_entry("pagemap-1.img", pagemap), _entry("pages-1.img", pages, size=size)])
@@ -198,13 +216,13 @@ def _saves(builder: Builder, rng: random.Random, program: int) -> Iterator[Snaps
         root = _tree(builder, [_entry("files", files, kind="d"), _entry("images", images, kind="d")])
         created = (program * SAVES + save) * 1_000_000_000
         blank = Snapshot(b"", root, parent, created, f"save {save} of program {program}", {}, size)
-        ident = builder.object(Kind.SNAPSHOT, encode_snapshot(blank))
+        ident = builder.object(FrameKind.SNAPSHOT, encode_snapshot(blank))
         parent = (ident,)
         yield msgspec.structs.replace(blank, id=ident)
 
 
 def _tree(builder: Builder, entries: list[Entry]) -> ObjectId:
-    return builder.object(Kind.TREE, encode_tree(Tree(tuple(entries))))
+    return builder.object(FrameKind.TREE, encode_tree(Tree(tuple(entries))))
 
 
 def _entry(name: str, content: ObjectId, *, kind: str = "f", size: int = CHUNK_BYTES) -> Entry:

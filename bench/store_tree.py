@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import store_cells as cells
 from bench.store_kernels import Kernel, Saved, restored, started
-from ijfs.live import namespaces as ns
+from ijfs.live.sandbox import namespaces as ns
 
 
 @dataclass(frozen=True, slots=True)

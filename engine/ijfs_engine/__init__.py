@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arena import Segments
-    from .errors import (
+    from ijfs_engine.errors import (
         AmbiguousNameError,
         ConflictError,
         CorruptError,
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
         UnknownFormatError,
         UnknownNameError,
     )
-    from .export import export_tree
-    from .filetree import Attrs
-    from .ingest import SnapshotWriter, import_directory
-    from .pages import PageLayout, PageRun
-    from .pins import Pin, PinInfo
-    from .prune import PrunePolicy, PruneReport
-    from .reader import Extent, Reader, StoredFile
-    from .records import (
+    from ijfs_engine.format.page_layout import PageLayout, PageRun
+    from ijfs_engine.format.records import (
         Damage,
         DiskUsage,
         Entry,
@@ -43,9 +36,16 @@ if TYPE_CHECKING:
         Tree,
         Usage,
     )
-    from .refs import ANY, RefChange, Refs
-    from .repository import Progress, Repository
-    from .sources import Source
+    from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
+    from ijfs_engine.read.export import export_tree
+    from ijfs_engine.read.reader import Extent, Reader, StoredFile
+    from ijfs_engine.repository import Progress, Repository
+    from ijfs_engine.storage.pins import Pin, PinInfo
+    from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.write.arena import Segments
+    from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
+    from ijfs_engine.write.sources import Source
+    from ijfs_engine.write.tree_builder import Attrs
 
 __all__ = [
     "ANY",
@@ -93,15 +93,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "arena": ("Segments",),
-    "export": ("export_tree",),
-    "filetree": ("Attrs",),
-    "ingest": ("SnapshotWriter", "import_directory"),
-    "pages": ("PageLayout", "PageRun"),
-    "pins": ("Pin", "PinInfo"),
-    "prune": ("PrunePolicy", "PruneReport"),
-    "reader": ("Extent", "Reader", "StoredFile"),
-    "records": (
+    "write.arena": ("Segments",),
+    "read.export": ("export_tree",),
+    "write.tree_builder": ("Attrs",),
+    "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
+    "format.page_layout": ("PageLayout", "PageRun"),
+    "storage.pins": ("Pin", "PinInfo"),
+    "maintenance.prune": ("PrunePolicy", "PruneReport"),
+    "read.reader": ("Extent", "Reader", "StoredFile"),
+    "format.records": (
         "Damage",
         "DiskUsage",
         "Entry",
@@ -113,9 +113,9 @@ _MODULES = {
         "Tree",
         "Usage",
     ),
-    "refs": ("ANY", "RefChange", "Refs"),
+    "storage.refs": ("ANY", "RefChange", "Refs"),
     "repository": ("Progress", "Repository"),
-    "sources": ("Source",),
+    "write.sources": ("Source",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

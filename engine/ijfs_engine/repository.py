@@ -9,21 +9,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from . import disk, layout, names, workingset
-from .errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
-from .index import CHUNKS, META, OBJECTS, PACK_ROW, PACKS, REFS, REMOVED, SIDECARS, SNAPSHOTS, U64, Index, Update
-from .journal import Journal, Record, SnapshotRemoved
-from .locks import live_files
-from .pins import Pin, PinInfo, live_pins, make_pin
-from .prune import PrunePolicy, PruneReport, prune
-from .records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
-from .refs import Refs, log_records, move_ref
-from .session import Session
-from .store import Store
+from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
+from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
+from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport, prune
+from ijfs_engine.storage import directory, disk, revisions, working_sets
+from ijfs_engine.storage.index import (
+    CHUNKS,
+    META,
+    OBJECTS,
+    PACK_ROW,
+    PACKS,
+    REFS,
+    REMOVED,
+    SIDECARS,
+    SNAPSHOTS,
+    U64,
+    Index,
+    Update,
+)
+from ijfs_engine.storage.journal import Journal, Record, SnapshotRemoved
+from ijfs_engine.storage.locks import live_files
+from ijfs_engine.storage.object_store import Store
+from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
+from ijfs_engine.storage.refs import Refs, log_records, move_ref
+from ijfs_engine.storage.session import Session
 
 if TYPE_CHECKING:
-    from .ingest import SnapshotWriter
-    from .reader import Reader
+    from ijfs_engine.read.reader import Reader
+    from ijfs_engine.write.snapshot_writer import SnapshotWriter
 
 _WHOLE: Final = b"whole"
 """The META row that tells an index from the empty one LMDB makes where there is none."""
@@ -35,7 +48,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 class Repository:
     """A repository, open. One per process and path is enough; safe to use from several threads."""
 
-    def __init__(self, where: layout.Layout, index: Index) -> None:
+    def __init__(self, where: directory.RepositoryDirectory, index: Index) -> None:
         """Use `init` or `open`."""
         self.path = where.path
         self.layout = where
@@ -48,14 +61,14 @@ class Repository:
     @classmethod
     def init(cls, path: str | Path) -> Repository:
         """Make one in an empty or absent directory, and open it. StorageError, IjfsError."""
-        where = layout.make(Path(path))
+        where = directory.make(Path(path))
         index = Index.open(where.index)
         try:
             with disk.storage_errors(f"making a repository at {path}"):
                 Journal(where.journal, where.id).create()
             where.secret()
             index.write(mark_whole)
-            layout.seal(where)
+            directory.seal(where)
         except BaseException:
             index.close()
             raise
@@ -68,8 +81,8 @@ class Repository:
         One that can only be read is opened to be read: whatever would change it is a StorageError then. With `damaged`
         it opens without an index too, so that fsck can look and mend.
         """
-        where = layout.find(Path(path))
-        layout.mend(where)
+        where = directory.find(Path(path))
+        directory.mend(where)
         if damaged and where.refusal is None:
             index = _open_damaged(where)
         else:
@@ -90,7 +103,7 @@ class Repository:
 
     def begin(self, parents: Sequence[ObjectId] = (), *, progress: Progress | None = None) -> SnapshotWriter:
         """Start a snapshot whose bytes resemble those of `parents`."""
-        from .ingest import SnapshotWriter
+        from ijfs_engine.write.snapshot_writer import SnapshotWriter
 
         # The session first: from then on gc takes nothing that the parents reach.
         session = self.session()
@@ -109,7 +122,7 @@ class Repository:
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
         """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by
         default $IJFS_FETCH_DELAY_MS, which reaches the readers of every process of a restore. IjfsError."""
-        from .reader import Reader
+        from ijfs_engine.read.reader import Reader
 
         delay_s = _delay_s() if delay_s is None else delay_s
         return Reader(self.store, cache_bytes=cache_bytes, delay_s=delay_s)
@@ -117,12 +130,12 @@ class Repository:
     def working_set(self, ident: ObjectId, *, inherited: bool = True) -> bytes | None:
         """What `put_working_set` kept for a snapshot or, with `inherited`, for its nearest ancestor that has one; it
         may vanish at any time. CorruptError."""
-        return workingset.find(self, ident, workingset.MAX_GENERATIONS if inherited else 1)
+        return working_sets.find(self, ident, working_sets.MAX_GENERATIONS if inherited else 1)
 
     def put_working_set(self, ident: ObjectId, data: bytes) -> None:
         """Keep what a restore of a snapshot needed first (at most 1 MiB); the latest one wins. It is no part of the
         snapshot, and goes with it. UnknownNameError, StorageError, ValueError."""
-        workingset.put(self, ident, data)
+        working_sets.put(self, ident, data)
 
     def resolve(self, spec: str) -> ObjectId:
         """A snapshot's id from a prefix of at least 4 digits, a branch, a tag, `name~2` or `latest`.
@@ -130,11 +143,11 @@ class Repository:
         UnknownNameError, AmbiguousNameError (which lists the candidates).
         """
         with self.index.read() as view:
-            ident, generations = names.base_name(view, spec)
+            ident, generations = revisions.base_name(view, spec)
         for done in range(generations):
             parents = self.store.snapshot(ident).parents
             with self.index.read() as view:
-                parent = names.nearest(view, parents)
+                parent = revisions.nearest(view, parents)
             if parent is None:
                 raise UnknownNameError(f"{spec!r} goes back {generations} generations, and there are {done}")
             ident = parent
@@ -158,13 +171,13 @@ class Repository:
         """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
         recorded = self.snapshot(ident).parents
         with self.index.read() as view:
-            found = [names.nearest(view, [parent]) for parent in recorded]
+            found = [revisions.nearest(view, [parent]) for parent in recorded]
         return list(dict.fromkeys(parent for parent in found if parent is not None))
 
     def nearest(self, candidates: Sequence[ObjectId]) -> ObjectId | None:
         """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
         with self.index.read() as view:
-            return names.nearest(view, candidates)
+            return revisions.nearest(view, candidates)
 
     def remove(self, ident: ObjectId) -> None:
         """Take a snapshot out of the tree; gc frees its bytes, those that no other snapshot has.
@@ -183,11 +196,11 @@ class Repository:
             for ident, recorded in parents.items():
                 self._check_removable(update, ident)
                 update.delete(SNAPSHOTS, ident)
-                update.put(REMOVED, ident, names.removed_row(recorded))
+                update.put(REMOVED, ident, revisions.removed_row(recorded))
                 records.append(SnapshotRemoved(ident, recorded))
             for key, head in list(update.prefixed(REFS, b"branch/")):
                 if head in parents:
-                    heir = names.nearest(update, parents[head])
+                    heir = revisions.nearest(update, parents[head])
                     records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
             log_records(update, self.journal, records)
 
@@ -210,20 +223,20 @@ class Repository:
 
     def du(self, ids: Sequence[ObjectId] | None = None) -> DiskUsage:
         """Who takes how much, and what they share; of all snapshots, or of `ids` against one another."""
-        from .usage import disk_usage
+        from ijfs_engine.maintenance.disk_usage import disk_usage
 
         return disk_usage(self, [one.id for one in self.snapshots()] if ids is None else list(ids))
 
     def gc(self, *, dry_run: bool = False, progress: Progress | None = None) -> GcReport:
         """Free what no branch, tag or pin reaches. Saves may run meanwhile. LockedError beside another gc."""
-        from .reclaim import collect
+        from ijfs_engine.maintenance.gc import collect
 
         self.layout.check_writable()
         return collect(self, dry_run=dry_run, progress=progress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:
         """Check every reference, and with `data` every stored byte; with `repair`, mend what can be mended."""
-        from .fsck import check
+        from ijfs_engine.maintenance.fsck import check
 
         if repair:
             self.layout.check_writable()
@@ -250,7 +263,7 @@ class Repository:
             pack_bytes=pack_bytes,
             index_bytes=index_bytes,
             journal_bytes=journal_bytes,
-            format_version=layout.FORMAT_VERSION,
+            format_version=directory.FORMAT_VERSION,
         )
 
     def _recorded_parents(self, ident: ObjectId) -> tuple[ObjectId, ...]:
@@ -293,7 +306,7 @@ def mark_whole(update: Update) -> None:
     update.put(META, _WHOLE, b"1")
 
 
-def _open_damaged(where: layout.Layout) -> Index:
+def _open_damaged(where: directory.RepositoryDirectory) -> Index:
     """The index, or an empty one in its place if it cannot be read to its end: the old one is kept beside it.
 
     LockedError while a save runs: it would write into the old one.

@@ -18,7 +18,7 @@ BLOCK_PAGES = 256
 """Pages compared at once: a MiB that is equal costs one comparison, one that is not costs 256 more."""
 
 Change = Literal["added", "removed", "changed"]
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _size(entry: Entry | None) -> int | None:
     return None if entry is None else entry.size
 
 
-def memory(process: str, old: StoredFile | None, new: StoredFile | None, progress: Progress) -> MemoryChange:
+def memory(process: str, old: StoredFile | None, new: StoredFile | None, progress: OnProgress) -> MemoryChange:
     """Compare the pages files of one process, which must have page layouts where they are there."""
     found = MemoryChange(process, _pages(old), _pages(new))
     if old is None or new is None or old.layout is None or new.layout is None:

@@ -14,8 +14,8 @@ from ijfs.cli.output import Column, Printer, Span
 
 if TYPE_CHECKING:
     from ijfs.cli.app import App
-    from ijfs.live.client import InstanceInfo
-    from ijfs.live.spare import Waiting
+    from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.process.forkserver_request import Waiting
     from ijfs_engine import Snapshot
 
 COLUMNS = [
@@ -82,7 +82,7 @@ def program(info: InstanceInfo) -> str:
 
 def free_name(app: App, wish: str) -> str:
     """A name for a new instance: the wish, else the wish with the first free number behind it."""
-    from ijfs.live.client import list_instances
+    from ijfs.live.client.api import list_instances
 
     base = _sound(os.path.basename(wish))
     taken = {info.name for info in list_instances(app.repository_path) if info.status != "exited"}
@@ -91,7 +91,7 @@ def free_name(app: App, wish: str) -> str:
 
 def free_names(app: App, wish: str, count: int) -> list[str]:
     """Names for siblings: the wish with the first free numbers behind it."""
-    from ijfs.live.client import list_instances
+    from ijfs.live.client.api import list_instances
 
     taken = {info.name for info in list_instances(app.repository_path)}
     return list(islice((name for name in _numbered(_sound(wish), 1) if name not in taken), count))

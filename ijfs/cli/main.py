@@ -20,56 +20,56 @@ import click
 from ijfs.cli.app import App, common_options
 
 
-class Entry(NamedTuple):
+class VerbEntry(NamedTuple):
     """Where a verb lives and what `ijfs --help` says of it."""
 
     module: str
     summary: str
 
 
-SECTIONS: dict[str, dict[str, Entry]] = {
+SECTIONS: dict[str, dict[str, VerbEntry]] = {
     "Start here": {
-        "init": Entry("init", "Make a repository."),
-        "demo": Entry("demo", "Watch save, fork and restore work on real kernels."),
-        "doctor": Entry("doctor", "Check this machine, or one program, for what would stand in the way."),
+        "init": VerbEntry("init", "Make a repository."),
+        "demo": VerbEntry("demo", "Watch save, fork and restore work on real kernels."),
+        "doctor": VerbEntry("doctor", "Check this machine, or one program, for what would stand in the way."),
     },
     "Live programs": {
-        "run": Entry("run", "Start a program in its sandbox."),
-        "kernel": Entry("kernel", "Start a Jupyter kernel, or make Jupyter start sandboxed ones."),
-        "ps": Entry("ps", "List live programs."),
-        "logs": Entry("logs", "Print what a program wrote."),
-        "exec": Entry("exec_", "Run a command or a cell inside a live program."),
-        "stop": Entry("stop", "Stop live programs."),
+        "run": VerbEntry("run", "Start a program in its sandbox."),
+        "kernel": VerbEntry("kernel", "Start a Jupyter kernel, or make Jupyter start sandboxed ones."),
+        "ps": VerbEntry("ps", "List live programs."),
+        "logs": VerbEntry("logs", "Print what a program wrote."),
+        "exec": VerbEntry("exec_", "Run a command or a cell inside a live program."),
+        "stop": VerbEntry("stop", "Stop live programs."),
     },
     "Snapshots of them": {
-        "save": Entry("save", "Save a live program: memory, GPU memory and files."),
-        "restore": Entry("restore", "Bring a snapshot back to life."),
-        "fork": Entry("fork", "Make live siblings of a program or a snapshot."),
+        "save": VerbEntry("save", "Save a live program: memory, GPU memory and files."),
+        "restore": VerbEntry("restore", "Bring a snapshot back to life."),
+        "fork": VerbEntry("fork", "Make live siblings of a program or a snapshot."),
     },
     "History": {
-        "log": Entry("log", "List snapshots, newest first."),
-        "tree": Entry("tree", "Draw snapshots, branches and what is live."),
-        "show": Entry("show", "Show all that is known of one snapshot."),
-        "diff": Entry("diff", "Compare two snapshots: files and memory."),
-        "ls": Entry("ls", "List files in a snapshot."),
-        "cat": Entry("cat", "Print a file of a snapshot."),
-        "branch": Entry("refs", "List, make, move or delete branches."),
-        "tag": Entry("refs", "List, make or delete tags."),
-        "rm": Entry("refs", "Remove branches, tags or snapshots."),
+        "log": VerbEntry("log", "List snapshots, newest first."),
+        "tree": VerbEntry("tree", "Draw snapshots, branches and what is live."),
+        "show": VerbEntry("show", "Show all that is known of one snapshot."),
+        "diff": VerbEntry("diff", "Compare two snapshots: files and memory."),
+        "ls": VerbEntry("ls", "List files in a snapshot."),
+        "cat": VerbEntry("cat", "Print a file of a snapshot."),
+        "branch": VerbEntry("refs", "List, make, move or delete branches."),
+        "tag": VerbEntry("refs", "List, make or delete tags."),
+        "rm": VerbEntry("refs", "Remove branches, tags or snapshots."),
     },
     "In and out": {
-        "import": Entry("import_", "Store a directory as a snapshot."),
-        "export": Entry("export", "Write a snapshot to a directory, byte for byte."),
-        "mount": Entry("mount", "Show all snapshots as a filesystem."),
-        "umount": Entry("mount", "Take that filesystem away."),
+        "import": VerbEntry("import_", "Store a directory as a snapshot."),
+        "export": VerbEntry("export", "Write a snapshot to a directory, byte for byte."),
+        "mount": VerbEntry("mount", "Show all snapshots as a filesystem."),
+        "umount": VerbEntry("mount", "Take that filesystem away."),
     },
     "The repository": {
-        "du": Entry("du", "Say what each snapshot takes."),
-        "stats": Entry("stats", "Count what the repository holds."),
-        "prune": Entry("prune", "Thin branches out by a policy."),
-        "gc": Entry("gc", "Free what no branch, tag or live program reaches."),
-        "fsck": Entry("fsck", "Check every byte and reference."),
-        "completion": Entry("completion", "Print a shell's completion script."),
+        "du": VerbEntry("du", "Say what each snapshot takes."),
+        "stats": VerbEntry("stats", "Count what the repository holds."),
+        "prune": VerbEntry("prune", "Thin branches out by a policy."),
+        "gc": VerbEntry("gc", "Free what no branch, tag or live program reaches."),
+        "fsck": VerbEntry("fsck", "Check every byte and reference."),
+        "completion": VerbEntry("completion", "Print a shell's completion script."),
     },
 }
 _YOUNG = 50_000

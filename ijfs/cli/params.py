@@ -22,7 +22,7 @@ def _candidates(ctx: click.Context, *, snapshots: bool, refs: bool, live: bool) 
             yield ("latest", "the newest snapshot")
             yield from ((text.short(s.id), text.first_line(s.message)) for s in repository.snapshots()[:50])
     if live:
-        from ijfs.live.client import list_instances
+        from ijfs.live.client.api import list_instances
 
         yield from ((info.name, "live") for info in list_instances(app.repository_path))
 

@@ -21,7 +21,7 @@ FOLD = 6
 
 
 @dataclass(frozen=True)
-class Node:
+class PictureNode:
     """A snapshot as the picture needs it: identity, first parent, age, and what hangs on it."""
 
     id: bytes
@@ -48,11 +48,11 @@ ASCII = Glyphs("*", ">", ":", "|-", "`-", "| ")
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """One line: strokes, and what stands behind them: a snapshot, a live name, or a folded stretch."""
 
     strokes: Strokes
-    node: Node | None = None
+    node: PictureNode | None = None
     live: str | None = None
     folded: int = 0
 
@@ -64,15 +64,15 @@ class _Place:
     first: Strokes
     rest: Strokes
     lane: int
-    node: Node
+    node: PictureNode
 
-    def row(self, bullet: str, *, node: Node | None = None, folded: int = 0) -> Row:
-        return Row((*self.first, (bullet, self.lane)), node=node, folded=folded)
+    def row(self, bullet: str, *, node: PictureNode | None = None, folded: int = 0) -> PictureRow:
+        return PictureRow((*self.first, (bullet, self.lane)), node=node, folded=folded)
 
-    def under(self, node: Node) -> _Place:
+    def under(self, node: PictureNode) -> _Place:
         return _Place(self.rest, self.rest, self.lane, node)
 
-    def beside(self, node: Node, lane: int, glyphs: Glyphs) -> _Place:
+    def beside(self, node: PictureNode, lane: int, glyphs: Glyphs) -> _Place:
         return _Place((*self.rest, (glyphs.fork, lane)), (*self.rest, (glyphs.pipe, self.lane)), lane, node)
 
 
@@ -80,12 +80,12 @@ class _Place:
 class _Plan:
     """The forest, and for each node which child goes on in its column."""
 
-    children: Mapping[bytes, list[Node]]
-    roots: Sequence[Node]
+    children: Mapping[bytes, list[PictureNode]]
+    roots: Sequence[PictureNode]
     newest: dict[bytes, int] = field(default_factory=dict)
     trunk: set[bytes] = field(default_factory=set)
 
-    def split(self, node: Node) -> tuple[list[Node], Node | None]:
+    def split(self, node: PictureNode) -> tuple[list[PictureNode], PictureNode | None]:
         """The children that branch off, oldest first, and the one that goes straight on."""
         children = self.children.get(node.id, [])
         if not children:
@@ -93,7 +93,7 @@ class _Plan:
         main = max(children, key=lambda c: (c.id in self.trunk, self.newest[c.id], c.id))
         return [c for c in children if c is not main], main
 
-    def stretch(self, node: Node) -> list[Node]:
+    def stretch(self, node: PictureNode) -> list[PictureNode]:
         """From here through plain snapshots (one child, no label, nothing live) to the first that is not."""
         stretch = [node]
         while len(children := self.children.get(node.id, [])) == 1 and not node.labels and not node.live:
@@ -103,8 +103,8 @@ class _Plan:
 
 
 def draw(
-    nodes: Iterable[Node], *, trunk: bytes | None = None, glyphs: Glyphs = UNICODE, fold: bool = True
-) -> Iterator[Row]:
+    nodes: Iterable[PictureNode], *, trunk: bytes | None = None, glyphs: Glyphs = UNICODE, fold: bool = True
+) -> Iterator[PictureRow]:
     """Rows from top to bottom. `trunk`: a snapshot whose line of ancestors stays in the first column."""
     plan = _plan({node.id: node for node in nodes}, trunk)
     lanes = itertools.count(len(plan.roots))
@@ -126,16 +126,16 @@ def draw(
         todo.extend(reversed([place.beside(side, next(lanes), glyphs) for side in sides]))
 
 
-def _hanging(place: _Place, glyphs: Glyphs, *, closed: bool) -> Iterator[Row]:
+def _hanging(place: _Place, glyphs: Glyphs, *, closed: bool) -> Iterator[PictureRow]:
     """The live programs under a snapshot; the last one turns the corner where nothing else follows."""
     for i, name in enumerate(place.node.live):
         last = closed and i == len(place.node.live) - 1
         stroke = (glyphs.corner if last else glyphs.fork, place.lane)
-        yield Row((*place.rest, stroke, (glyphs.live, LIVE)), live=name)
+        yield PictureRow((*place.rest, stroke, (glyphs.live, LIVE)), live=name)
 
 
-def _plan(nodes: dict[bytes, Node], trunk: bytes | None) -> _Plan:
-    children: dict[bytes, list[Node]] = {}
+def _plan(nodes: dict[bytes, PictureNode], trunk: bytes | None) -> _Plan:
+    children: dict[bytes, list[PictureNode]] = {}
     roots = []
     for node in sorted(nodes.values(), key=lambda n: (n.created_ns, n.id)):
         if node.parent in nodes:

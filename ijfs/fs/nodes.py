@@ -87,7 +87,7 @@ class Node(ABC):
         return {}
 
 
-class Directory(Node):
+class DirectoryNode(Node):
     """A node with names in it."""
 
     @abstractmethod
@@ -99,14 +99,14 @@ class Directory(Node):
         """All names, in an order that stays the same while nothing is added or removed."""
 
 
-class WritableDirectory(Directory):
+class WritableDirectory(DirectoryNode):
     """A directory in which files can be made; what it does not override is refused with EROFS."""
 
-    def create(self, name: bytes, mode: int) -> File:
+    def create(self, name: bytes, mode: int) -> FileNode:
         """A new, empty file; EEXIST."""
         raise read_only()
 
-    def mkdir(self, name: bytes, mode: int) -> Directory:
+    def mkdir(self, name: bytes, mode: int) -> DirectoryNode:
         """A new, empty directory; EEXIST."""
         raise read_only()
 
@@ -123,7 +123,7 @@ class WritableDirectory(Directory):
         raise read_only()
 
 
-class File(Node):
+class FileNode(Node):
     """A node with bytes in it."""
 
     @property

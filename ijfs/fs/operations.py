@@ -35,8 +35,8 @@ from pyfuse3 import (
 
 from ijfs.fs.nodes import (
     Attributes,
-    Directory,
-    File,
+    DirectoryNode,
+    FileNode,
     Node,
     OpenFile,
     Symlink,
@@ -85,7 +85,7 @@ class NodeOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, root: Directory, *, statfs: Callable[[], os.statvfs_result], xattrs: bool = True) -> None:
+    def __init__(self, root: DirectoryNode, *, statfs: Callable[[], os.statvfs_result], xattrs: bool = True) -> None:
         super().__init__()
         self._root = root
         self._statfs = statfs
@@ -94,7 +94,7 @@ class NodeOperations(pyfuse3.Operations):
         self._lookups: dict[int, int] = {}
         self._parents: dict[int, int] = {}
         self._files: dict[int, OpenFile] = {}
-        self._listings: dict[int, tuple[Directory, Sequence[bytes]]] = {}
+        self._listings: dict[int, tuple[DirectoryNode, Sequence[bytes]]] = {}
         self._handles = count(1)
         self._threads = trio.CapacityLimiter(WORKER_THREADS)
 
@@ -134,7 +134,7 @@ class NodeOperations(pyfuse3.Operations):
         with _errno_for_errors():
             node = self._node(inode)
             if fields.update_size:
-                if not isinstance(node, File):
+                if not isinstance(node, FileNode):
                     raise read_only()
                 node.truncate(attr.st_size)
             return _entry(node.attributes())
@@ -190,7 +190,7 @@ class NodeOperations(pyfuse3.Operations):
     async def releasedir(self, fh: FileHandleT) -> None:
         self._listings.pop(fh, None)
 
-    def _list_dots(self, directory: Directory, start_id: int, token: ReaddirToken) -> int:
+    def _list_dots(self, directory: DirectoryNode, start_id: int, token: ReaddirToken) -> int:
         """`.` and `..`, of which only the numbers are seen: the kernel does not count them as looked up."""
         numbers = (directory.ino, self._parents.get(directory.ino, directory.ino))
         for position, name in enumerate((b".", b"..")):
@@ -204,7 +204,7 @@ class NodeOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         with _errno_for_errors():
             node = self._node(inode)
-            if not isinstance(node, File):
+            if not isinstance(node, FileNode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             in_bulk = bool(flags & os.O_DIRECT) or _is_criu(ctx.pid)
             return self._opened(await self._call(node.open_ready, _open, node, in_bulk))
@@ -281,13 +281,13 @@ class NodeOperations(pyfuse3.Operations):
             return function(*args)
         return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
 
-    def _find(self, directory: Directory, name: bytes) -> tuple[Node, Attributes]:
+    def _find(self, directory: DirectoryNode, name: bytes) -> tuple[Node, Attributes]:
         """The node of a name: the one already known by its number, as that has its tree loaded."""
         found = directory.lookup(name)
         node = self._nodes.get(found.ino, found)
         return node, node.attributes()
 
-    def _remember(self, parent: Directory, node: Node) -> None:
+    def _remember(self, parent: DirectoryNode, node: Node) -> None:
         self._nodes.setdefault(node.ino, node)
         self._parents[node.ino] = parent.ino
         self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
@@ -300,9 +300,9 @@ class NodeOperations(pyfuse3.Operations):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return node
 
-    def _directory(self, inode: int) -> Directory:
+    def _directory(self, inode: int) -> DirectoryNode:
         node = self._node(inode)
-        if not isinstance(node, Directory):
+        if not isinstance(node, DirectoryNode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
@@ -323,7 +323,7 @@ class NodeOperations(pyfuse3.Operations):
         return FileInfo(fh=FileHandleT(handle), direct_io=file.direct_io, keep_cache=file.keep_cache)
 
 
-def _open(file: File, in_bulk: bool) -> OpenFile:
+def _open(file: FileNode, in_bulk: bool) -> OpenFile:
     return file.open(in_bulk=in_bulk)
 
 

@@ -34,22 +34,22 @@ from ijfs.fs.mount import mounted
 from ijfs.fs.nodes import (
     CHANGING_S,
     Attributes,
-    Directory,
-    File,
+    DirectoryNode,
+    FileNode,
     Node,
     OpenFile,
     WritableDirectory,
     no_entry,
 )
 from ijfs.fs.operations import NodeOperations
-from ijfs_engine.arena import ArenaFullError, Segments
+from ijfs_engine.write.arena import ArenaFullError, Segments
 
 # Numbers of nodes that live only in memory start here; those of stored trees are below (ijfs.fs.vfs).
 FIRST_MEMORY_INODE = 1 << 62
 
 
 class ArenaFile(Protocol):
-    """A file that grows in an arena (`ijfs_engine.arena`)."""
+    """A file that grows in an arena (`ijfs_engine.write.arena`)."""
 
     @property
     def size(self) -> int: ...
@@ -109,7 +109,7 @@ class ImageMount:
         self._root.children[name.encode()] = directory
         return Sink(self.path / name, directory, self._root)
 
-    def serve_images(self, directory: Directory, name: str = "images") -> Path:
+    def serve_images(self, directory: DirectoryNode, name: str = "images") -> Path:
         """Show `directory` (see `ijfs.fs.vfs.image_directory`) under `name`, in the place of what stood there."""
         self._root.children[os.fsencode(name)] = directory
         return self.path / name
@@ -134,7 +134,7 @@ async def image_mount(mountpoint: Path) -> AsyncIterator[ImageMount]:
         yield ImageMount(mountpoint, root, numbers)
 
 
-class MemoryDirectory(Directory):
+class MemoryDirectory(DirectoryNode):
     """A directory whose entries are put there by the program."""
 
     def __init__(self, ino: int) -> None:
@@ -172,26 +172,26 @@ class SinkDirectory(MemoryDirectory, WritableDirectory):
         self._numbers = numbers
         self._arena = arena
 
-    def create(self, name: bytes, mode: int) -> File:
+    def create(self, name: bytes, mode: int) -> FileNode:
         self._refuse_existing(name)
         file = SinkFile(next(self._numbers), mode, self._arena.new_file())
         self.children[name] = file
         return file
 
-    def mkdir(self, name: bytes, mode: int) -> Directory:
+    def mkdir(self, name: bytes, mode: int) -> DirectoryNode:
         self._refuse_existing(name)
         directory = SinkDirectory(self._numbers, self._arena)
         self.children[name] = directory
         return directory
 
     def unlink(self, name: bytes) -> None:
-        if isinstance(self.lookup(name), Directory):
+        if isinstance(self.lookup(name), DirectoryNode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         del self.children[name]
 
     def rmdir(self, name: bytes) -> None:
         directory = self.lookup(name)
-        if not isinstance(directory, Directory):
+        if not isinstance(directory, DirectoryNode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if directory.names():
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
@@ -219,7 +219,7 @@ class SinkDirectory(MemoryDirectory, WritableDirectory):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-class SinkFile(File):
+class SinkFile(FileNode):
     """A file being dumped."""
 
     def __init__(self, ino: int, mode: int, data: ArenaFile) -> None:

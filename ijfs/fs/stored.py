@@ -24,11 +24,11 @@ from hashlib import blake2b
 
 import msgspec
 
-from ijfs.fs.nodes import CHANGING_S, Attributes, Directory, File, Node, OpenFile, Special, Symlink, no_entry
+from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
 from ijfs_engine import Repository
 from ijfs_engine.errors import CorruptError, UnknownNameError
-from ijfs_engine.reader import Reader, StoredFile
-from ijfs_engine.records import Entry, ObjectId, Snapshot, Tree
+from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
+from ijfs_engine.read.reader import Reader, StoredFile
 
 _TYPE_BITS = {
     "f": stat.S_IFREG,
@@ -48,11 +48,11 @@ READ_AHEAD_STEP = 2 << 20
 # became 15,000.
 INLINE_BYTES = 64 << 10
 
-Key = bytes
+NodeKey = bytes
 """16 bytes that name a node for ever: a hash of where it is. Its first 62 bits are the inode number."""
 
 
-def key_of(*parts: bytes) -> Key:
+def key_of(*parts: bytes) -> NodeKey:
     # Each part is preceded by its length, so that no two sequences of parts look the same.
     digest = blake2b(digest_size=16, person=b"ijfs-inode")
     for part in parts:
@@ -60,7 +60,7 @@ def key_of(*parts: bytes) -> Key:
     return digest.digest()
 
 
-def inode_of(key: Key) -> int:
+def inode_of(key: NodeKey) -> int:
     """The inode number: 2 to 2^62-1. Those from 2^62 on are of nodes in memory (ijfs.fs.sink)."""
     return max(int.from_bytes(key[:8], "little") >> 2, 2)
 
@@ -75,7 +75,7 @@ class World:
         self.gid = os.getgid()
         self.mounted_ns = time.time_ns()
 
-    def made_up(self, key: Key, mode: int, **fields: int | float) -> Attributes:
+    def made_up(self, key: NodeKey, mode: int, **fields: int | float) -> Attributes:
         """Attributes of a node that stands for a record and not for a stored entry."""
         fields.setdefault("mtime_ns", self.mounted_ns)
         return Attributes(
@@ -99,19 +99,21 @@ class World:
             raise
 
 
-def image_directory(repository: Repository, reader: Reader, snapshot: Snapshot, name: bytes = b"images") -> Directory:
+def image_directory(
+    repository: Repository, reader: Reader, snapshot: Snapshot, name: bytes = b"images"
+) -> DirectoryNode:
     """The directory `name` of one snapshot, by itself. UnknownNameError where the snapshot has none."""
     root = SnapshotDirectory(World(repository, reader), snapshot)
     try:
         found = root.lookup(name)
     except FileNotFoundError:
         found = None
-    if not isinstance(found, Directory):
+    if not isinstance(found, DirectoryNode):
         raise UnknownNameError(f"the snapshot {snapshot.id.hex()[:12]} has no directory {os.fsdecode(name)}")
     return found
 
 
-class SnapshotDirectory(Directory):
+class SnapshotDirectory(DirectoryNode):
     """snapshots/<id>: meta.json, and what the snapshot's tree has."""
 
     def __init__(self, world: World, snapshot: Snapshot) -> None:
@@ -142,7 +144,7 @@ class SnapshotDirectory(Directory):
         return _StoredTree(_SnapshotWorld(self._world, self._snapshot), self._key, self._snapshot.root)
 
 
-class RecordFile(File):
+class RecordFile(FileNode):
     """meta.json: the snapshot's record, for people and scripts."""
 
     def __init__(self, world: World, snapshot: Snapshot) -> None:
@@ -212,7 +214,7 @@ class _SnapshotWorld:
 class _StoredTree:
     """One Tree of the engine: its entries by name, and the nodes they make."""
 
-    def __init__(self, world: _SnapshotWorld, key: Key, ident: ObjectId | None) -> None:
+    def __init__(self, world: _SnapshotWorld, key: NodeKey, ident: ObjectId | None) -> None:
         self._world = world
         self._key = key
         self._entries = world.tree(ident) if ident is not None else Tree(())
@@ -234,7 +236,7 @@ class _StoredTree:
 class _StoredNode(Node):
     """A node that an Entry describes."""
 
-    def __init__(self, world: _SnapshotWorld, key: Key, entry: Entry) -> None:
+    def __init__(self, world: _SnapshotWorld, key: NodeKey, entry: Entry) -> None:
         self.ino = inode_of(key)
         self._world = world
         self._key = key
@@ -261,7 +263,7 @@ class _StoredNode(Node):
         return dict(self._entry.xattrs)
 
 
-class StoredDirectory(_StoredNode, Directory):
+class StoredDirectory(_StoredNode, DirectoryNode):
     """A directory of a snapshot; its tree is read when something in it is named or listed."""
 
     @property
@@ -290,7 +292,7 @@ class StoredSpecial(_StoredNode, Special):
     """A fifo, socket or device of a snapshot."""
 
 
-class FileOfSnapshot(_StoredNode, File):
+class FileOfSnapshot(_StoredNode, FileNode):
     """A file of a snapshot."""
 
     @property
@@ -347,7 +349,7 @@ def _is_pages(name: bytes) -> bool:
     return name.startswith(b"pages-") and name.endswith(b".img")
 
 
-_NODES: dict[str, Callable[[_SnapshotWorld, Key, Entry], Node]] = {
+_NODES: dict[str, Callable[[_SnapshotWorld, NodeKey, Entry], Node]] = {
     "d": StoredDirectory,
     "f": FileOfSnapshot,
     "l": StoredSymlink,

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.fs.nodes import CHANGING_S, Attributes, Directory, Node, Symlink, no_entry
-from ijfs.fs.stored import Key, SnapshotDirectory, World, inode_of, key_of
+from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, Node, Symlink, no_entry
+from ijfs.fs.stored import NodeKey, SnapshotDirectory, World, inode_of, key_of
 from ijfs_engine import ObjectId, Repository
 from ijfs_engine.errors import UnknownNameError
-from ijfs_engine.reader import Reader
+from ijfs_engine.read.reader import Reader
 
 ROOT_INODE = 1
 
@@ -35,7 +35,7 @@ _WHOLE_ID = 64
 _HEX_DIGITS = frozenset(b"0123456789abcdef")
 
 
-def repository_root(repository: Repository, reader: Reader) -> Directory:
+def repository_root(repository: Repository, reader: Reader) -> DirectoryNode:
     """The root of the mount of a repository."""
     world = World(repository, reader)
     refs = repository.refs
@@ -69,7 +69,7 @@ def live_snapshots(repository: Path) -> dict[str, ObjectId]:
     return found
 
 
-class RootDirectory(Directory):
+class RootDirectory(DirectoryNode):
     """The mount's root."""
 
     ino = ROOT_INODE
@@ -94,7 +94,7 @@ class RootDirectory(Directory):
         return list(self._children)
 
 
-class SnapshotsDirectory(Directory):
+class SnapshotsDirectory(DirectoryNode):
     """snapshots/: one directory per snapshot, newest first. A prefix of an id names a link, which is not listed."""
 
     ready = False
@@ -129,7 +129,7 @@ class SnapshotsDirectory(Directory):
         return matches[0]
 
 
-class LinksDirectory(Directory):
+class LinksDirectory(DirectoryNode):
     """branches/, tags/ and live/: names that point at snapshots. The engine lets no name have a slash in it."""
 
     ready = False
@@ -162,7 +162,7 @@ class Link(Symlink):
 
     ready = False
 
-    def __init__(self, world: World, key: Key, target: Callable[[], bytes]) -> None:
+    def __init__(self, world: World, key: NodeKey, target: Callable[[], bytes]) -> None:
         self.ino = inode_of(key)
         self._world = world
         self._key = key

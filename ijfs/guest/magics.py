@@ -29,7 +29,7 @@ AUTO_VARIABLE = "IJFS_AUTO"
 AUTO_OPTIONS = {"--every": "every_s", "--changed": "changed", "--limit": "limit_s"}
 
 
-class Auto:
+class AutosaveState:
     """Tells the keeper after each cell that it has ended; whether that is worth a save, the keeper decides, later. The
     next cell waits for one exchange over loopback, and stands still with everything else where there is a save."""
 
@@ -62,7 +62,7 @@ class Magic:
     """`%ijfs VERB …`: one method a verb, each printing what it has to say."""
 
     def __init__(self, shell: Any) -> None:
-        self.auto = Auto(shell)
+        self.auto = AutosaveState(shell)
         self.verbs: dict[str, Callable[[list[str]], None]] = {
             "save": _save,
             "log": _log,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ijfs.live.paths import InstancePaths, Layers
-from ijfs.live.record_file import read_record
-from ijfs.live.records import InstanceRecord
+from ijfs.live.model.paths import InstancePaths, SandboxPaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceRecord
 
 BY_PRODUCTS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
@@ -25,7 +25,7 @@ def written_work(repo: Path, name: str) -> Path | None:
     return directory if any(_is_work(entry) for entry in directory.iterdir()) else None
 
 
-def _upper_of_cwd(layers: Layers, record: InstanceRecord) -> Path:
+def _upper_of_cwd(layers: SandboxPaths, record: InstanceRecord) -> Path:
     """The working directory in the writable layer that covers it: the innermost volume's, else the root's."""
     cwd = Path(record.spec.cwd)
     covering = [volume for volume in record.volumes if cwd.is_relative_to(volume.path)]

@@ -15,8 +15,8 @@ from traitlets import Unicode
 
 from ijfs.jupyter.kernelspec import PROVISIONER
 from ijfs.jupyter.repository import choose_repository
-from ijfs.live import client
-from ijfs.live.client import InstanceInfo
+from ijfs.live.client import api as client
+from ijfs.live.client.api import InstanceInfo
 
 PREFIX = "ijfs-live-"
 """Before the instance's name in the kernel name. Jupyter's names are lower-case, an instance's need not be: names

@@ -25,11 +25,11 @@ from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
 from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
-from ijfs.live import client
-from ijfs.live.client import InstanceInfo, InstanceSpec
-from ijfs.live.environment import is_text
+from ijfs.live.client import api as client
+from ijfs.live.client.api import InstanceInfo, InstanceSpec
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
-from ijfs.live.records import Network
+from ijfs.live.model.environment import is_text
+from ijfs.live.model.records import Network
 
 POLL_S = 0.1
 """How often `wait` looks; what jupyter_client's own provisioner takes."""

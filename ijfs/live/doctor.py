@@ -18,13 +18,16 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live import blockers, criu, namespaces, procfs, spare
+from ijfs.live.checks import blockers
+from ijfs.live.checks.result import CheckOutcome, CheckResult
+from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError, NoInstanceError
-from ijfs.live.instance import INIT_PROGRAMS
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
-from ijfs.live.rootfs import OVERLAY_OPTIONS
-from ijfs.live.verdicts import Outcome, Verdict
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.sandbox import namespaces
+from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
+from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs_engine.errors import IjfsError, UnknownNameError
 
 # <linux/capability.h>: what namespaces, mounts, device nodes, CRIU and userfaultfd want.
@@ -43,9 +46,9 @@ _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 LOW_SPACE = 2 << 30
 
 
-def machine(repo: Path) -> list[Verdict]:
+def machine(repo: Path) -> list[CheckResult]:
     """Every check of the machine; `repo` is where a repository is or would be."""
-    checks: list[Callable[[], Iterator[Verdict]]] = [
+    checks: list[Callable[[], Iterator[CheckResult]]] = [
         _kernel,
         _capabilities,
         _criu,
@@ -61,26 +64,26 @@ def machine(repo: Path) -> list[Verdict]:
     return [verdict for check in checks for verdict in _guarded(check)]
 
 
-def program(repo: Path, target: str) -> list[Verdict]:
+def program(repo: Path, target: str) -> list[CheckResult]:
     """Every check of a program: an instance's name, or any process's pid on this machine. UnknownNameError."""
     pid = _pid_of(repo, target)
     try:
         return _program(pid)
     except PermissionError:
         evidence = f"process {pid} cannot be looked into"
-        return [Verdict(check="program", outcome="unknown", evidence=evidence, remedy="run ijfs as root")]
+        return [CheckResult(check="program", outcome="unknown", evidence=evidence, remedy="run ijfs as root")]
 
 
-def _program(pid: int) -> list[Verdict]:
+def _program(pid: int) -> list[CheckResult]:
     found = blockers.of_program(pid)
     if not any(verdict.outcome == "refuse" for verdict in found):
         count = len(procfs.processes_in("pid", procfs.namespace_id(pid, "pid"))) if _in_sandbox(pid) else 1
         evidence = f"nothing known stands against saving process {pid} ({count} process{'es' * (count > 1)})"
-        found.insert(0, Verdict(check="program", outcome="ok", evidence=evidence))
+        found.insert(0, CheckResult(check="program", outcome="ok", evidence=evidence))
     if not _in_sandbox(pid):
         remedy = "`ijfs run -- COMMAND` starts a program so that it can be saved"
         evidence = f"process {pid} does not run in an ijfs sandbox: ijfs cannot save it"
-        found.append(Verdict(check="sandbox", outcome="warn", evidence=evidence, remedy=remedy))
+        found.append(CheckResult(check="sandbox", outcome="warn", evidence=evidence, remedy=remedy))
     return [*found, *_gpu(pid)]
 
 
@@ -100,30 +103,30 @@ def _in_sandbox(pid: int) -> bool:
     return procfs.namespace_id(pid, "pid") != procfs.namespace_id("self", "pid")
 
 
-def _guarded(check: Callable[[], Iterator[Verdict]]) -> Iterator[Verdict]:
+def _guarded(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     """A check that cannot look says so; it does not stop the others."""
     try:
         yield from check()
     except (OSError, subprocess.SubprocessError) as error:
         name = getattr(check, "__name__", "check").strip("_").replace("<lambda>", "filesystem")
-        yield Verdict(check=name, outcome="unknown", evidence=f"cannot be found out here: {error}")
+        yield CheckResult(check=name, outcome="unknown", evidence=f"cannot be found out here: {error}")
 
 
-def _verdict(check: str, good: bool, evidence: str, remedy: str = "", *, bad: Outcome = "refuse") -> Verdict:
-    return Verdict(check=check, outcome="ok" if good else bad, evidence=evidence, remedy="" if good else remedy)
+def _verdict(check: str, good: bool, evidence: str, remedy: str = "", *, bad: CheckOutcome = "refuse") -> CheckResult:
+    return CheckResult(check=check, outcome="ok" if good else bad, evidence=evidence, remedy="" if good else remedy)
 
 
-def _kernel() -> Iterator[Verdict]:
+def _kernel() -> Iterator[CheckResult]:
     release, arch = platform.release(), platform.machine()
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
     known = arch in namespaces.SYS_PIVOT_ROOT
     yield _verdict("kernel", known and numbers >= (5, 14), f"Linux {release}, {arch}", "Linux 5.14 or newer on x86-64")
 
 
-def _capabilities() -> Iterator[Verdict]:
+def _capabilities() -> Iterator[CheckResult]:
     if os.geteuid() != 0:
         remedy = "run ijfs as root: sandboxes, CRIU and mounts need it"
-        yield Verdict(check="capabilities", outcome="refuse", evidence=f"user {os.geteuid()}", remedy=remedy)
+        yield CheckResult(check="capabilities", outcome="refuse", evidence=f"user {os.geteuid()}", remedy=remedy)
         return
     status = Path("/proc/self/status").read_text()
     effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
@@ -132,11 +135,11 @@ def _capabilities() -> Iterator[Verdict]:
     yield _verdict("capabilities", not missing, evidence, "start the container with these capabilities (or privileged)")
 
 
-def _criu() -> Iterator[Verdict]:
+def _criu() -> Iterator[CheckResult]:
     try:
         found = criu.find()
     except CriuMissingError as error:
-        yield Verdict(check="CRIU", outcome="refuse", evidence=str(error), remedy=error.hint or "")
+        yield CheckResult(check="CRIU", outcome="refuse", evidence=str(error), remedy=error.hint or "")
         return
     version = criu.version(found)
     shown = ".".join(map(str, version)) or "of an unknown version"
@@ -148,7 +151,7 @@ def _criu() -> Iterator[Verdict]:
     yield _verdict("criu check", complaint is None, complaint or "looks good", remedy)
 
 
-def _overlay(repo: Path) -> Iterator[Verdict]:
+def _overlay(repo: Path) -> Iterator[CheckResult]:
     """A real mount, in a mount namespace of a child's own, on the repository's filesystem."""
     place = _existing(repo)
     with tempfile.TemporaryDirectory(dir=place, prefix=".ijfs-doctor-") as directory:
@@ -164,7 +167,7 @@ def _overlay(repo: Path) -> Iterator[Verdict]:
     yield _verdict("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
 
 
-def _userfaultfd() -> Iterator[Verdict]:
+def _userfaultfd() -> Iterator[CheckResult]:
     number = _SYS_USERFAULTFD.get(platform.machine())
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK) if number else -1
@@ -178,7 +181,7 @@ def _userfaultfd() -> Iterator[Verdict]:
     )
 
 
-def _fuse() -> Iterator[Verdict]:
+def _fuse() -> Iterator[CheckResult]:
     usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
     evidence = "/dev/fuse is there" if usable else "/dev/fuse is missing or closed to this user"
     yield _verdict("FUSE", usable, evidence, "`modprobe fuse`, or give the container /dev/fuse", bad="warn")
@@ -186,7 +189,7 @@ def _fuse() -> Iterator[Verdict]:
     yield _verdict("fusermount3", bool(helper), helper or "not found", "install the package `fuse3`", bad="warn")
 
 
-def _programs() -> Iterator[Verdict]:
+def _programs() -> Iterator[CheckResult]:
     init = next((path for path in map(shutil.which, INIT_PROGRAMS) if path), None)
     yield _verdict("init", init is not None, init or "neither tini nor docker-init", "install the package `tini`")
     slirp = shutil.which("slirp4netns")
@@ -194,33 +197,33 @@ def _programs() -> Iterator[Verdict]:
     yield _verdict("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
 
 
-def _io_uring() -> Iterator[Verdict]:
+def _io_uring() -> Iterator[CheckResult]:
     """Nothing to refuse: sandboxes refuse io_uring by themselves. Said, because it is the blocker met most often."""
     path = Path("/proc/sys/kernel/io_uring_disabled")
     value = path.read_text().strip() if path.exists() else "0"
     evidence = "off on this machine" if value == "2" else "refused to programs in a sandbox, unless they are allowed it"
-    yield Verdict(check="io_uring", outcome="ok", evidence=evidence)
+    yield CheckResult(check="io_uring", outcome="ok", evidence=evidence)
 
 
-def _space(repo: Path) -> Iterator[Verdict]:
+def _space(repo: Path) -> Iterator[CheckResult]:
     place = _existing(repo)
     free = shutil.disk_usage(place).free
     evidence = f"{free / 1e9:.1f} GB free at {place}"
     yield _verdict("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
 
 
-def _spare(repo: Path) -> Iterator[Verdict]:
+def _spare(repo: Path) -> Iterator[CheckResult]:
     """Nothing to refuse. Said, because it is the one process of ijfs that runs while nothing is live."""
-    found = spare.describe(repo)
+    found = forkserver_request.describe(repo)
     evidence = "none waits: the next start or restore loads what it needs first"
     if found is not None:
         minutes = (time.time_ns() - found.since_ns) // 60_000_000_000
         memory = f", {found.memory >> 20} MiB" if found.memory is not None else ""
         evidence = f"process {found.pid} waits since {minutes} min{memory}; `ijfs stop --all` ends it"
-    yield Verdict(check="spare", outcome="ok", evidence=evidence)
+    yield CheckResult(check="spare", outcome="ok", evidence=evidence)
 
 
-def _gpus() -> Iterator[Verdict]:
+def _gpus() -> Iterator[CheckResult]:
     """The machine's GPUs, where its driver shows any; what GPU programs need on top."""
     if not Path("/dev/nvidiactl").exists():
         return
@@ -232,7 +235,7 @@ def _gpus() -> Iterator[Verdict]:
     found = inventory()
     for gpu in found.gpus:
         evidence = f"{gpu.name}, {gpu.free_bytes >> 20} of {gpu.total_bytes >> 20} MiB free, {gpu.uuid}"
-        yield Verdict(check=f"GPU {gpu.index}", outcome="ok", evidence=evidence)
+        yield CheckResult(check=f"GPU {gpu.index}", outcome="ok", evidence=evidence)
     for verdict in check_driver(found):
         # Without it, only GPU programs cannot be saved; everything else can.
         yield msgspec.structs.replace(verdict, outcome="warn") if verdict.outcome == "refuse" else verdict
@@ -241,7 +244,7 @@ def _gpus() -> Iterator[Verdict]:
     yield _verdict("cuda-bindings", bindings, "installed" if bindings else "not installed", remedy, bad="warn")
 
 
-def _gpu(pid: int) -> Iterator[Verdict]:
+def _gpu(pid: int) -> Iterator[CheckResult]:
     from ijfs.live.gpu.evidence import cuda_processes
 
     pids = procfs.processes_in("pid", procfs.namespace_id(pid, "pid")) if _in_sandbox(pid) else [pid]
@@ -253,7 +256,7 @@ def _gpu(pid: int) -> Iterator[Verdict]:
     try:
         yield from check_program(cuda_processes(pids), inventory())
     except IjfsError as error:
-        yield Verdict(check="GPU", outcome="unknown", evidence=str(error), remedy=error.hint or "")
+        yield CheckResult(check="GPU", outcome="unknown", evidence=str(error), remedy=error.hint or "")
 
 
 def _existing(path: Path) -> Path:

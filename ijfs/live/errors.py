@@ -1,6 +1,6 @@
 """The live layer's errors, and how an error crosses a keeper's socket; used by every module of ijfs.live.
 
-The keeper sends `describe(error)`, the client raises `rebuild(...)`: a caller of ijfs.live.client sees the same
+The keeper sends `describe(error)`, the client raises `rebuild(...)`: a caller of ijfs.live.client.api sees the same
 class, sentence, hint and exit code as if the work had been done in its own process.
 """
 

@@ -267,8 +267,8 @@ def _cited() -> list[tuple[str, str]]:
     """Every `ijfs …` in backticks that hints, docstrings and the documents show a user."""
     files = [
         *ROOT.glob("ijfs/**/*.py"),
-        *ROOT.glob("engine/ijfs_engine/*.py"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("engine/ijfs_engine/**/*.py"),
+        *ROOT.glob("docs/**/*.md"),
         ROOT / "README.md",
     ]
     return [(path.name, match) for path in files for match in CITED.findall(path.read_text())]

@@ -5,23 +5,25 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs.cli.picture import ASCII, FOLD, Node, Row, draw
+from ijfs.cli.picture import ASCII, FOLD, PictureNode, PictureRow, draw
 
 
-def node(number: int, parent: int | None = None, *, labels: tuple[str, ...] = (), live: tuple[str, ...] = ()) -> Node:
-    return Node(_id(number), None if parent is None else _id(parent), number, labels, live)
+def node(
+    number: int, parent: int | None = None, *, labels: tuple[str, ...] = (), live: tuple[str, ...] = ()
+) -> PictureNode:
+    return PictureNode(_id(number), None if parent is None else _id(parent), number, labels, live)
 
 
 def _id(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
-def drawn(*nodes: Node, trunk: int | None = None, fold: bool = True) -> list[str]:
+def drawn(*nodes: PictureNode, trunk: int | None = None, fold: bool = True) -> list[str]:
     rows = draw(nodes, trunk=None if trunk is None else _id(trunk), glyphs=ASCII, fold=fold)
     return [_shown(row) for row in rows]
 
 
-def _shown(row: Row) -> str:
+def _shown(row: PictureRow) -> str:
     strokes = "".join(stroke for stroke, _ in row.strokes)
     behind = row.live or (str(int.from_bytes(row.node.id, "big")) if row.node else f"+{row.folded}")
     return f"{strokes} {behind}"

@@ -2,9 +2,9 @@
 
     crashkit.py REPOSITORY OPERATION STEP
 
-STEP counts the writes, fsyncs, truncates, renames, unlinks and commits that go through `ijfs_engine.disk`; at that one
-the process kills itself with SIGKILL, a write half done. STEP 0 runs to the end and prints how many there are. Before
-it ends it writes down, in REPOSITORY.unsynced, which files had bytes or names that were not synced.
+STEP counts the writes, fsyncs, truncates, renames, unlinks and commits that go through `ijfs_engine.storage.disk`; at
+that one the process kills itself with SIGKILL, a write half done. STEP 0 runs to the end and prints how many there are.
+Before it ends it writes down, in REPOSITORY.unsynced, which files had bytes or names that were not synced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from criu_images import image_set
 from storekit import save
 
-from ijfs_engine import Repository, Snapshot, disk, session
+from ijfs_engine import Repository, Snapshot
+from ijfs_engine.storage import disk, session
 
 KEEP = {"kept": random.Random(1).randbytes(30_000), "also": random.Random(2).randbytes(5000)}
 NEXT = {"kept": KEEP["kept"], "new": random.Random(3).randbytes(60_000)}

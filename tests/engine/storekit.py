@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ijfs_engine import Repository, Snapshot, codec
-from ijfs_engine.codec import Base, Plain
-from ijfs_engine.frames import Kind, chunk_id, pack_bases
-from ijfs_engine.records import (
+from ijfs_engine import Repository, Snapshot
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.chunk_codec import Base, Plain
+from ijfs_engine.format.frames import FrameKind, chunk_id, pack_bases
+from ijfs_engine.format.records import (
     ZERO_RUN,
     Entry,
     FileContent,
@@ -19,7 +20,7 @@ from ijfs_engine.records import (
     encode_leaf,
     encode_tree,
 )
-from ijfs_engine.session import Session
+from ijfs_engine.storage.session import Session
 
 CHUNK = 4096
 LEAF_CHUNKS = 4
@@ -38,7 +39,7 @@ def save(
     session = session or repository.session()
     with session:
         entries = [_entry(session, name, data) for name, data in sorted(files.items())]
-        root = session.put_object(Kind.TREE, encode_tree(Tree(tuple(entries))))
+        root = session.put_object(FrameKind.TREE, encode_tree(Tree(tuple(entries))))
         return session.commit_snapshot(root, parents=parents, branch=branch, message=message)
 
 
@@ -46,7 +47,7 @@ def put(session: Session, data: bytes) -> bytes:
     """Put one chunk unless it is there; its id."""
     ident = chunk_id(data)
     if not session.lookup_many([ident])[0]:
-        session.put_chunks([codec.encode(memoryview(data), ident)])
+        session.put_chunks([chunk_codec.encode(memoryview(data), ident)])
     return ident
 
 
@@ -54,7 +55,7 @@ def put_against(session: Session, data: bytes, base: bytes, base_id: bytes, dept
     """Put one chunk as a difference to another of the same length; its id."""
     ident = chunk_id(data)
     bases = pack_bases([(base_id, 0, len(base))])
-    encoded = codec.encode(memoryview(data), ident, Base(base, bases, depth))
+    encoded = chunk_codec.encode(memoryview(data), ident, Base(base, bases, depth))
     assert encoded.bases, "the test wants a chunk that is worth storing as a difference"
     session.put_chunks([encoded])
     return ident
@@ -74,7 +75,7 @@ def _content(session: Session, pieces: list[bytes]) -> bytes | None:
     leaves = [_leaf(session, pieces[at : at + LEAF_CHUNKS]) for at in range(0, len(pieces), LEAF_CHUNKS)]
     if len(leaves) == 1:
         return leaves[0][0]
-    return session.put_object(Kind.FILE, encode_file(FileContent.of(leaves)))
+    return session.put_object(FrameKind.FILE, encode_file(FileContent.of(leaves)))
 
 
 def _leaf(session: Session, pieces: list[bytes]) -> tuple[bytes, int]:
@@ -86,7 +87,7 @@ def _leaf(session: Session, pieces: list[bytes]) -> tuple[bytes, int]:
         offset.append(0)
         length.append(len(piece))
     leaf = Leaf(b"".join(ids), index, offset, length)
-    return session.put_object(Kind.LEAF, encode_leaf(leaf)), leaf.size
+    return session.put_object(FrameKind.LEAF, encode_leaf(leaf)), leaf.size
 
 
 def contents(repository: Repository, ident: bytes) -> dict[str, bytes]:
@@ -100,9 +101,9 @@ def read(repository: Repository, content: bytes | None) -> bytes:
     if content is None:
         return b""
     match repository.store.kind_of(content):
-        case Kind.CHUNK:
+        case FrameKind.CHUNK:
             return bytes(chunks(repository, [content])[0])
-        case Kind.LEAF:
+        case FrameKind.LEAF:
             return _read_leaf(repository, repository.store.leaf(content))
         case _:
             leaves = repository.store.leaves([leaf for leaf, _ in repository.store.file(content).leaves()])
@@ -113,7 +114,7 @@ def chunks(repository: Repository, ids: Sequence[bytes]) -> list[Plain]:
     """Plain bytes of chunks."""
 
     def fetch(wanted: Sequence[bytes]) -> list[Plain]:
-        return [codec.decode(frame, fetch) for frame in repository.store.get_chunks(wanted)]
+        return [chunk_codec.decode(frame, fetch) for frame in repository.store.get_chunks(wanted)]
 
     return fetch(ids)
 
@@ -142,8 +143,8 @@ def damage(path: Path, offset: int) -> None:
 
 def frame_of(repository: Repository, ident: bytes) -> tuple[Path, int]:
     """The pack and offset of a chunk's or object's frame."""
-    from ijfs_engine.index import CHUNKS, OBJECTS, Place
-    from ijfs_engine.pack import pack_path
+    from ijfs_engine.storage.index import CHUNKS, OBJECTS, Place
+    from ijfs_engine.storage.pack import pack_path
 
     with repository.index.read() as view:
         row = view.get(CHUNKS, ident) or view.get(OBJECTS, ident)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine.arena import PAGE, Arena, ArenaFile, ArenaFullError
 from ijfs_engine.errors import StorageError
+from ijfs_engine.write.arena import PAGE, Arena, ArenaFile, ArenaFullError
 
 sizes = st.sampled_from([0, 1, 7, PAGE - 1, PAGE, 5 * PAGE + 3, 70_000, 200_000])
 steps = st.lists(

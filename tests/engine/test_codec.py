@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import CorruptError
-from ijfs_engine.codec import MAX_DEPTH, Base, decode, encode
-from ijfs_engine.frames import MAX_CHUNK, BaseExtent, Codec, EncodedChunk, chunk_id, pack_bases
-from ijfs_engine.words import float_shape
+from ijfs_engine._native.numeric_codec import float_shape
+from ijfs_engine.format.chunk_codec import MAX_DEPTH, Base, decode, encode
+from ijfs_engine.format.frames import MAX_CHUNK, BaseExtent, Codec, EncodedChunk, chunk_id, pack_bases
 
 KIB = 1024
 RNG = np.random.default_rng(1)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, StorageError, disk
-from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
-from ijfs_engine.index import CHUNKS, REFS, SNAPSHOTS, Place
-from ijfs_engine.locks import LockFile
-from ijfs_engine.records import encode_leaf
+from ijfs_engine import CorruptError, LockedError, Repository, StorageError
+from ijfs_engine.format.frames import HEADER_SIZE, FrameKind, chunk_id
+from ijfs_engine.format.records import encode_leaf
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.index import CHUNKS, REFS, SNAPSHOTS, Place
+from ijfs_engine.storage.locks import LockFile
 
 RNG = random.Random(11)
 
@@ -176,11 +177,11 @@ def test_a_leaf_that_points_outside_its_chunk_is_found(repository: Repository) -
     with repository.session() as session:
         put(session, data)
         leaf = struct.pack("<II", 1, 1) + chunk_id(data) + struct.pack("<III", 0, 4000, 500)
-        ident = session.put_object(Kind.LEAF, leaf)
-        from ijfs_engine.records import Entry, Tree, encode_tree
+        ident = session.put_object(FrameKind.LEAF, leaf)
+        from ijfs_engine.format.records import Entry, Tree, encode_tree
 
         tree = Tree((Entry(b"f", "f", 0o644, 0, 0, 0, size=500, content=ident),))
-        session.commit_snapshot(session.put_object(Kind.TREE, encode_tree(tree)), branch="main")
+        session.commit_snapshot(session.put_object(FrameKind.TREE, encode_tree(tree)), branch="main")
     assert [finding.id for finding in repository.fsck().damage] == [ident]
     assert encode_leaf(repository.store.leaf(ident)) == leaf
 
@@ -400,7 +401,7 @@ def test_a_rebuild_beside_a_running_save_is_refused(repository: Repository) -> N
     save(repository, {"f": b"1"}, branch="main")
     path = repository.path
     session = repository.session()
-    from ijfs_engine.index import META
+    from ijfs_engine.storage.index import META
 
     repository.index.write(lambda update: update.clear(META))
     with Repository.open(path, damaged=True) as damaged, pytest.raises(LockedError):

@@ -13,12 +13,14 @@ import time
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, StorageError, disk, repack, usage
-from ijfs_engine.frames import HEADER_SIZE, Kind, chunk_id
-from ijfs_engine.index import CHUNKS, CONDEMNED, REMOVED
-from ijfs_engine.locks import exclusive
-from ijfs_engine.records import Entry, Tree, encode_tree
-from ijfs_engine.session import Session
+from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, StorageError
+from ijfs_engine.format.frames import HEADER_SIZE, FrameKind, chunk_id
+from ijfs_engine.format.records import Entry, Tree, encode_tree
+from ijfs_engine.maintenance import disk_usage, repack
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.index import CHUNKS, CONDEMNED, REMOVED
+from ijfs_engine.storage.locks import exclusive
+from ijfs_engine.storage.session import Session
 
 RNG = random.Random(7)
 
@@ -68,7 +70,7 @@ def test_du_counts_every_frame_once_however_it_is_reached(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """Chains of differences, chunks in several leaves and trees: unique is what removing the snapshot frees."""
-    monkeypatch.setattr(usage, "_MOST", share)
+    monkeypatch.setattr(disk_usage, "_MOST", share)
     base = noise(4096)
     near = bytes([base[0] ^ 1]) + base[1:]
     far = near[:100] + bytes([near[100] ^ 1]) + near[101:]
@@ -316,7 +318,7 @@ def test_what_is_condemned_is_stored_again_by_a_later_session(repository: Reposi
 def commit_unseen(session: Session, content: bytes, branch: str, name: bytes = b"f") -> Snapshot:
     """A snapshot of one file whose content the session does not look up again."""
     tree = Tree((Entry(name, "f", 0o644, 0, 0, 0, size=4096, content=content),))
-    return session.commit_snapshot(session.put_object(Kind.TREE, encode_tree(tree)), branch=branch)
+    return session.commit_snapshot(session.put_object(FrameKind.TREE, encode_tree(tree)), branch=branch)
 
 
 def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository) -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import Reader, Repository, Segments, Snapshot
-from ijfs_engine.frames import Codec, Kind
+from ijfs_engine.format.frames import Codec, FrameKind
 
 BASE = 0x7F00_0000_0000
 MIB = 1 << 20
@@ -283,5 +283,8 @@ def test_the_codecs_in_use_are_those_that_the_format_names(repository: Repositor
         file = reader.open(reader.lookup(snapshot.root, "images/pages-1.img"))
         ids = [piece.id for piece in file.slices(0, file.size) if piece.id]
         codecs |= {info.codec for info in repository.store.chunk_info(ids) if info}
-        assert repository.store.kind_of(reader.lookup(snapshot.root, "images/pages-1.img").content or b"") == Kind.FILE
+        assert (
+            repository.store.kind_of(reader.lookup(snapshot.root, "images/pages-1.img").content or b"")
+            == FrameKind.FILE
+        )
     assert codecs == {Codec.RAW, Codec.ZSTD, Codec.XOR_ZSTD, Codec.NUMBERS}

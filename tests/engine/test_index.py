@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from ijfs_engine import Repository
-from ijfs_engine.index import META, U64, Index
+from ijfs_engine.storage.index import META, U64, Index
 
 HELD_S = 1.5
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ijfs_engine.index import Index
+from ijfs_engine.storage.index import Index
 
 def hold(update):
     print("held", flush=True)

@@ -27,8 +27,8 @@ from ijfs_engine import (
     export_tree,
     import_directory,
 )
-from ijfs_engine.frames import EncodedChunk
-from ijfs_engine.store import Store
+from ijfs_engine.format.frames import EncodedChunk
+from ijfs_engine.storage.object_store import Store
 
 MIB = 1 << 20
 

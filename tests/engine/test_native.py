@@ -11,10 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import native, reference
+from ijfs_engine._native import native
 
 PAGE = native.PAGE
 KEY = random.Random(1).randbytes(native.KEY_BYTES)

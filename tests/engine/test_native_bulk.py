@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import pytest
+import reference
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import codec, reference
-from ijfs_engine.bulk import Filling
-from ijfs_engine.codec import Base
-from ijfs_engine.columns import Columns
-from ijfs_engine.frames import Codec, Kind, chunk_id, encode_header, pack_bases, padding
-from ijfs_engine.index import Place
-from ijfs_engine.records import ZERO_RUN
-from ijfs_engine.unpack import Unpacker, chunk_ids, hash_widths, unpack_payload
+from ijfs_engine._native.bulk import BulkRead
+from ijfs_engine._native.extent_columns import Columns
+from ijfs_engine._native.unpack import Unpacker, chunk_ids, hash_widths, unpack_payload
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.chunk_codec import Base
+from ijfs_engine.format.frames import Codec, FrameKind, chunk_id, encode_header, pack_bases, padding
+from ijfs_engine.format.records import ZERO_RUN
+from ijfs_engine.storage.index import Place
 
 TOOLS = Unpacker()
 GAP, LONGEST = 64, 100_000
@@ -62,7 +63,7 @@ def stored(chunks: list[tuple[str, int, int]]) -> Stored:
     before: tuple[bytes, bytes, int] | None = None
     for kind, seed, size in chunks:
         plain, base = plain_of(kind, seed, size), None
-        if before and seed % 3 == 0 and before[2] < codec.MAX_DEPTH and len(before[1]) >= 256:
+        if before and seed % 3 == 0 and before[2] < chunk_codec.MAX_DEPTH and len(before[1]) >= 256:
             changed = bytearray(before[1])
             changed[seed % len(changed)] ^= 1
             plain = bytes(changed)
@@ -70,22 +71,22 @@ def stored(chunks: list[tuple[str, int, int]]) -> Stored:
         ident = chunk_id(plain)
         if ident in plains:
             continue
-        chunk = codec.encode(memoryview(plain), ident, base)
-        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        chunk = chunk_codec.encode(memoryview(plain), ident, base)
+        frame = encode_header(FrameKind.CHUNK, chunk) + bytes(chunk.payload)
         rows[ident] = Place(3, len(pack), len(frame), len(plain), chunk.codec, chunk.depth).encode()
         pack += frame + bytes(padding(len(frame)))
         plains[ident], before = plain, (ident, plain, chunk.depth)
     return Stored(bytes(pack), plains, rows)
 
 
-def placed(what: Filling, rows: Mapping[bytes, bytes], below: int = 256) -> list[list[int]]:
+def placed(what: BulkRead, rows: Mapping[bytes, bytes], below: int = 256) -> list[list[int]]:
     """Tell of each chunk where it is; which packs that takes."""
     for number, ident in what.wanted():
         what.place(number, rows.get(ident))
     return what.schedule(GAP, LONGEST, below)
 
 
-def read(what: Filling, packs: list[list[int]], pack: bytes) -> None:
+def read(what: BulkRead, packs: list[list[int]], pack: bytes) -> None:
     """Read what was planned, with these bytes as pack 3."""
     fd = os.memfd_create("pack")
     try:
@@ -96,7 +97,7 @@ def read(what: Filling, packs: list[list[int]], pack: bytes) -> None:
         os.close(fd)
 
 
-def filled(what: Filling, pack: bytes, rows: Mapping[bytes, bytes], plains: Mapping[bytes, bytes]) -> list[bytes]:
+def filled(what: BulkRead, pack: bytes, rows: Mapping[bytes, bytes], plains: Mapping[bytes, bytes]) -> list[bytes]:
     """Do what bulkread does; the ids of the chunks that are left."""
     read(what, placed(what, rows), pack)
     for number, _ in what.based():
@@ -131,7 +132,7 @@ def test_a_leaf_is_filled_as_defined(chunks: list[tuple[str, int, int]], data: s
     total = sum(lengths)
     inside = data.draw(st.integers(0, total))
     out = bytearray(b"\xaa" * data.draw(st.integers(0, total - inside)))
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     what.add_leaf(Columns(b"".join(ids), index, offsets, lengths), inside, out)
     assert filled(what, store.pack, store.rows, store.plains) == []
     assert out == reference.leaf_bytes(extents, inside, len(out))
@@ -147,7 +148,7 @@ def test_pages_are_filled_by_number(chunks: list[tuple[str, int, int]], theirs: 
     index, offsets = array("I", range(len(lengths))), array("I", bytes(4 * len(lengths)))
     columns = Columns(b"".join(store.plains), index, offsets, lengths)
     out = bytearray(b"\xaa" * len(theirs) * 4096)
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     what.add_pages(array("q", theirs), [(0, 3, columns, 0), (3, 3, columns, 3)], out)
     assert filled(what, store.pack, store.rows, store.plains) == []
     for at, page in enumerate(theirs):
@@ -168,7 +169,7 @@ def test_damage_leaves_a_chunk_out_or_does_not_matter(chunks: list[tuple[str, in
         row = bytearray(rows[data.draw(st.sampled_from(sorted(rows)))])
         row[data.draw(st.integers(4, 17))] ^= data.draw(st.integers(1, 255))
         rows[data.draw(st.sampled_from(sorted(rows)))] = bytes(row)
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     buffers = {ident: bytearray(len(plain)) for ident, plain in store.plains.items()}
     for ident, buffer in buffers.items():
         what.add_chunk(ident, 0, buffer)
@@ -181,7 +182,7 @@ def test_damage_leaves_a_chunk_out_or_does_not_matter(chunks: list[tuple[str, in
 @given(st.sampled_from(KINDS), st.integers(0, 9), st.integers(1, 3000), st.data())
 def test_payloads_unpack_as_defined(kind: str, seed: int, size: int, data: st.DataObject) -> None:
     plain = plain_of(kind, seed, size)
-    chunk = codec.encode(memoryview(plain), chunk_id(plain))
+    chunk = chunk_codec.encode(memoryview(plain), chunk_id(plain))
     payload, claimed = bytearray(chunk.payload), size
     assert unpack_payload(TOOLS, chunk.codec, payload, size) == plain
     if data.draw(st.booleans()):
@@ -193,13 +194,13 @@ def test_payloads_unpack_as_defined(kind: str, seed: int, size: int, data: st.Da
 
 
 def test_a_payload_may_not_be_two_frames() -> None:
-    one = codec.encode(memoryview(b"abcd" * 100), bytes(32))
+    one = chunk_codec.encode(memoryview(b"abcd" * 100), bytes(32))
     assert one.codec == Codec.ZSTD
     assert unpack_payload(TOOLS, one.codec, bytes(one.payload) * 2, one.plain_size) is None
 
 
 def test_known_chunks_are_not_read() -> None:
-    what, out = Filling(TOOLS), bytearray(5)
+    what, out = BulkRead(TOOLS), bytearray(5)
     what.add_chunk(b"a" * 32, 2, out)
     what.know(0, b"..these")
     assert out == b"these"
@@ -210,7 +211,7 @@ def test_known_chunks_are_not_read() -> None:
 @given(chunk_lists, st.integers(0, 5))
 def test_whole_chunks_are_kept_if_they_are_not_too_deep(chunks: list[tuple[str, int, int]], below: int) -> None:
     store = stored(chunks)
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     for ident in store.plains:
         what.add_whole(ident)
     read(what, placed(what, store.rows, below), store.pack)
@@ -222,7 +223,7 @@ def test_whole_chunks_are_kept_if_they_are_not_too_deep(chunks: list[tuple[str, 
 
 def test_what_does_not_fit_is_refused() -> None:
     one, few, far, none = (array("I", [number]) for number in (0, 10, 1 << 31, ZERO_RUN))
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     leaf = Columns(b"x" * 32, one, one, few)
     for columns, inside, size in ((leaf, 0, 11), (leaf, 11, 1), (Columns(b"x" * 32, one, far, few), 0, 5)):
         with pytest.raises(ValueError, match="leaf"):
@@ -267,8 +268,8 @@ def differences_of(noise: bytes) -> Stored:
     base: Base | None = None
     for depth, plain in enumerate((noise, bytes(first), bytes(second))):
         ident = chunk_id(plain)
-        chunk = codec.encode(memoryview(plain), ident, base)
-        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        chunk = chunk_codec.encode(memoryview(plain), ident, base)
+        frame = encode_header(FrameKind.CHUNK, chunk) + bytes(chunk.payload)
         rows[ident] = Place(3, len(pack), len(frame), len(plain), chunk.codec, chunk.depth).encode()
         pack += frame + bytes(padding(len(frame)))
         plains[ident], base = plain, Base(plain, pack_bases([(ident, 0, len(plain))]), depth, sure=True)
@@ -278,7 +279,7 @@ def differences_of(noise: bytes) -> Stored:
 @pytest.mark.parametrize("whole", [True, False])
 def test_bases_that_are_wanted_themselves_are_not_asked_for(whole: bool) -> None:
     store = differences_of(random.Random(3).randbytes(5000))
-    what = Filling(TOOLS)
+    what = BulkRead(TOOLS)
     buffers = {ident: bytearray(5000 if whole else 100) for ident in store.plains}
     for ident, buffer in buffers.items():
         what.add_chunk(ident, 0 if whole else 7, buffer)
@@ -293,7 +294,7 @@ def test_what_was_unpacked_wrong_is_no_base() -> None:
     first, *others = store.plains
     pack = bytearray(store.pack)
     pack[64 + 64 + 10] ^= 1  # in the payload of the first
-    what, out = Filling(TOOLS), bytearray(5000)
+    what, out = BulkRead(TOOLS), bytearray(5000)
     what.add_chunk(first, 0, out)
     for ident in others:
         what.add_chunk(ident, 0, bytearray(5000))
@@ -310,7 +311,7 @@ def test_what_was_unpacked_wrong_is_no_base() -> None:
 def test_bases_that_are_not_wanted_are_asked_for_once() -> None:
     store = differences_of(random.Random(5).randbytes(5000))
     _, second, third = store.plains
-    what, out = Filling(TOOLS), bytearray(5000)
+    what, out = BulkRead(TOOLS), bytearray(5000)
     what.add_chunk(third, 0, out)
     read(what, placed(what, store.rows), store.pack)
     assert what.based() == [(0, 2)]
@@ -327,8 +328,8 @@ def test_what_is_stored_as_it_is_goes_where_it_belongs(damage: str) -> None:
     plains = [rng.randbytes(40_000), b"text" * 500, rng.randbytes(20_000), rng.randbytes(16 << 10), b"more" * 999]
     pack, rows = bytearray(64), dict[bytes, bytes]()
     for plain in plains:
-        chunk = codec.encode(memoryview(plain), chunk_id(plain))
-        frame = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+        chunk = chunk_codec.encode(memoryview(plain), chunk_id(plain))
+        frame = encode_header(FrameKind.CHUNK, chunk) + bytes(chunk.payload)
         rows[chunk.id] = Place(3, len(pack), len(frame), len(plain), chunk.codec, 0).encode()
         pack += frame + bytes(padding(len(frame)))
     if damage == "flipped":
@@ -336,7 +337,7 @@ def test_what_is_stored_as_it_is_goes_where_it_belongs(damage: str) -> None:
         pack[-5000] ^= 1  # the fourth payload
     if damage == "cut":
         del pack[-9000:]  # within the fourth
-    what, buffers = Filling(TOOLS), [bytearray(len(plain)) for plain in plains]
+    what, buffers = BulkRead(TOOLS), [bytearray(len(plain)) for plain in plains]
     for ident, buffer in zip(rows, buffers, strict=True):
         what.add_chunk(ident, 0, buffer)
     read(what, placed(what, rows), bytes(pack))
@@ -350,7 +351,7 @@ def test_what_is_stored_as_it_is_goes_where_it_belongs(damage: str) -> None:
 def test_a_place_that_was_wrong_can_be_told_anew() -> None:
     store = stored([("noise", 1, 3000), ("text", 2, 3000)])
     (one, row), (other, other_row) = store.rows.items()
-    what, out = Filling(TOOLS), bytearray(3000)
+    what, out = BulkRead(TOOLS), bytearray(3000)
     what.add_chunk(one, 0, out)
     read(what, placed(what, {one: other_row}), store.pack)
     assert [ident for _, ident in what.wanted()] == [one]

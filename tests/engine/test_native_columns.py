@@ -5,16 +5,16 @@ from __future__ import annotations
 from array import array
 
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Piece
 
-from ijfs_engine import reference
-from ijfs_engine.columns import Assembly, Columns, compare_pages, fresh_pages, long_runs, mark_same
-from ijfs_engine.extents import LeafMap, leaf_from
-from ijfs_engine.frames import unpack_bases
-from ijfs_engine.native import FRESH, PAGE, SAME, ZERO
-from ijfs_engine.records import ZERO_RUN
-from ijfs_engine.reference import Piece
+from ijfs_engine._native.extent_columns import Assembly, Columns, compare_pages, fresh_pages, long_runs, mark_same
+from ijfs_engine._native.native import FRESH, PAGE, SAME, ZERO
+from ijfs_engine.format.extents import LeafMap, leaf_from
+from ijfs_engine.format.frames import unpack_bases
+from ijfs_engine.format.records import ZERO_RUN
 
 IDS = [bytes([number]) * 32 for number in range(1, 4)]
 piece = st.tuples(st.sampled_from([None, *IDS]), st.integers(0, 3), st.integers(0, 3)).map(

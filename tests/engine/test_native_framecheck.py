@@ -1,4 +1,4 @@
-"""The compiled check of frames against frames.py, on sound stretches and on damaged ones."""
+"""The compiled check of frames against format/frames.py, on sound stretches and on damaged ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import codec
+from ijfs_engine._native.frame_check import FrameCheck, stretch
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.framecheck import FrameCheck, stretch
-from ijfs_engine.frames import (
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.frames import (
     EncodedChunk,
-    Kind,
+    FrameKind,
     chunk_id,
     decode_frame,
     decode_header,
@@ -22,9 +22,9 @@ from ijfs_engine.frames import (
     pack_bases,
     padding,
 )
-from ijfs_engine.scan import Scanned, scan_frames, scan_stretches
-from ijfs_engine.session import compress
-from ijfs_engine.store import verify_object
+from ijfs_engine.storage.frame_scan import Scanned, scan_frames, scan_stretches
+from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.session import compress
 
 RNG = random.Random(11)
 PLAINS = [
@@ -43,10 +43,10 @@ def frame(kind: int, chunk: EncodedChunk) -> bytes:
 
 
 def frames() -> list[bytes]:
-    made = [frame(Kind.CHUNK, codec.encode(memoryview(plain), chunk_id(plain))) for plain in PLAINS if plain]
-    made.append(frame(Kind.LEAF, compress(bytes(32), b"an object" * 100)))
+    made = [frame(FrameKind.CHUNK, chunk_codec.encode(memoryview(plain), chunk_id(plain))) for plain in PLAINS if plain]
+    made.append(frame(FrameKind.LEAF, compress(bytes(32), b"an object" * 100)))
     base = pack_bases([(chunk_id(PLAINS[2]), 0, 300)])
-    made.append(frame(Kind.CHUNK, EncodedChunk(bytes(32), codec.Codec.XOR_ZSTD, 300, b"unknown", base, 1)))
+    made.append(frame(FrameKind.CHUNK, EncodedChunk(bytes(32), chunk_codec.Codec.XOR_ZSTD, 300, b"unknown", base, 1)))
     return made
 
 
@@ -55,7 +55,7 @@ WHOLE = b"".join(FRAMES)
 
 
 def expected(data: bytes) -> list[tuple[int, int, int, bytes, bool]]:
-    """What frames.py and codec.py say of as many frames as stand there."""
+    """What format/frames.py and chunk_codec.py say of as many frames as stand there."""
     found, at = [], 0
     while at < len(data):
         try:
@@ -72,10 +72,10 @@ def expected(data: bytes) -> list[tuple[int, int, int, bytes, bool]]:
 def right(data: bytes) -> bool:
     try:
         header, chunk = decode_frame(data)
-        if header.kind != Kind.CHUNK:
+        if header.kind != FrameKind.CHUNK:
             verify_object(header.kind, chunk)
             return False  # right, but not for the compiled check to say
-        codec.decode(chunk, lambda ids: [b""])
+        chunk_codec.decode(chunk, lambda ids: [b""])
     except CorruptError:
         return False
     return not header.n_bases
@@ -110,7 +110,7 @@ def test_stretches_are_the_frames_that_a_scan_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     """Through windows that cut frames, past damage, to the end that is asked for."""
-    monkeypatch.setattr("ijfs_engine.scan._WINDOW", window)
+    monkeypatch.setattr("ijfs_engine.storage.frame_scan._WINDOW", window)
     damaged = bytearray(bytes(64) + WHOLE * 3)
     damaged[64 + 10] ^= 1
     damaged[64 + len(WHOLE) + len(FRAMES[0]) + 3] ^= 1

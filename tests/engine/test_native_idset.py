@@ -7,11 +7,11 @@ from array import array
 
 import pytest
 
-from ijfs_engine.census import Census
-from ijfs_engine.idset import IdSet, Stock
-from ijfs_engine.index import Place
-from ijfs_engine.packrows import PackRows
-from ijfs_engine.records import ZERO_RUN
+from ijfs_engine._native.idset import ChunkTable, IdSet
+from ijfs_engine._native.pack_rows import PackRows
+from ijfs_engine._native.usage_graph import Census
+from ijfs_engine.format.records import ZERO_RUN
+from ijfs_engine.storage.index import Place
 
 RNG = random.Random(7)
 
@@ -46,7 +46,7 @@ def row(span: int, pack: int = 1, offset: int = 64, plain: int = 0) -> bytes:
 def test_a_stock_agrees_with_a_dict() -> None:
     ids = [noise(32) for _ in range(20_000)]
     sizes = {ident: RNG.randrange(1, 1 << 18) for ident in ids[:15_000]}
-    stock, needed = Stock(10), set()
+    stock, needed = ChunkTable(10), set()
     for at in range(0, len(sizes), 1500):
         part = ids[at : at + 1500]
         stock.add(b"".join(part), b"".join(row(64, plain=sizes[ident]) for ident in part))
@@ -61,7 +61,7 @@ def test_a_stock_agrees_with_a_dict() -> None:
 
 def test_a_stock_says_whether_extents_lie_in_their_chunks() -> None:
     ids = [noise(32) for _ in range(3)]
-    stock = Stock(2)
+    stock = ChunkTable(2)
     stock.add(b"".join(ids[:2]), row(64, plain=100) + row(64, plain=0xFFFFFFFF))
 
     def fits(*extents: tuple[int, int, int]) -> bool:

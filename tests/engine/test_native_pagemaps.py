@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import reference
-from ijfs_engine.pagemaps import pagemap_entries, pagemap_head, pagemap_runs
+from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head, pagemap_runs
 
 
 def varint(value: int) -> bytes:

@@ -7,14 +7,14 @@ import struct
 from array import array
 
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import reference
-from ijfs_engine.frames import MAX_CHUNK, Codec
-from ijfs_engine.native import join_into
-from ijfs_engine.squeeze import pack
-from ijfs_engine.words import Packer, float_shape
+from ijfs_engine._native.compress import pack
+from ijfs_engine._native.native import join_into
+from ijfs_engine._native.numeric_codec import Packer, float_shape
+from ijfs_engine.format.frames import MAX_CHUNK, Codec
 
 TOOLS = Packer()
 RNG = random.Random(1)

@@ -10,10 +10,11 @@ from criu_images import PAGE, PE_LAZY, PE_PARENT, PE_PRESENT, message, pagemap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import CorruptError, PageLayout, PageRun, prints
-from ijfs_engine.layouts.criu import PagemapError, layout_for, parse_pagemap
-from ijfs_engine.native import KEY_BYTES
-from ijfs_engine.pages import LEAF_PAGES
+from ijfs_engine import CorruptError, PageLayout, PageRun
+from ijfs_engine._native.native import KEY_BYTES
+from ijfs_engine.format.page_layout import LEAF_PAGES
+from ijfs_engine.write import fingerprints
+from ijfs_engine.write.criu_pagemap import PagemapError, layout_for, parse_pagemap
 
 MAGIC = pagemap(1, [])[:8]
 KEY = random.Random(1).randbytes(KEY_BYTES)
@@ -174,40 +175,46 @@ pieces_of_leaves = st.lists(
 
 @given(pieces_of_leaves)
 def test_groups_cover_a_leaf_block_by_block(pieces: list[tuple[int, int]]) -> None:
-    groups = prints.shape_of(pieces).groups
+    groups = fingerprints.shape_of(pieces).groups
     every = [page for first, count in pieces for page in range(first, first + count)]
-    block = prints.first_block(pieces)
+    block = fingerprints.first_block(pieces)
     said = [(block + group.block) * 16 + place for group in groups for place in range(16) if group.mask >> place & 1]
     if every == sorted(set(every)):
         assert said == every
     assert sum(group.pages for group in groups) == len(every)
     assert [group.first for group in groups] == [sum(g.pages for g in groups[:i]) for i in range(len(groups))]
     assert all(one.block != two.block for one, two in itertools.pairwise(groups))
-    assert len(prints.fold(bytes(16 * len(every)), pieces, KEY).groups) == 16 * len(groups)
+    assert len(fingerprints.fold(bytes(16 * len(every)), pieces, KEY).groups) == 16 * len(groups)
 
 
 @given(pieces_of_leaves, st.integers(0, 3))
 def test_kept_fingerprints_come_back_for_a_leaf_that_stands_the_same(pieces: list[tuple[int, int]], by: int) -> None:
     pages = sum(count for _, count in pieces)
-    made = prints.fold(random.Random(1).randbytes(16 * pages), pieces, KEY)
-    shape = prints.shape_of(pieces)
-    data = prints.encode(made, shape)
-    assert prints.parse(data, pages, shape) == made
+    made = fingerprints.fold(random.Random(1).randbytes(16 * pages), pieces, KEY)
+    shape = fingerprints.shape_of(pieces)
+    data = fingerprints.encode(made, shape)
+    assert fingerprints.parse(data, pages, shape) == made
     assert len(data) == 24 + 2 * pages + 16 * len(shape.groups)
     if pieces and by:
-        assert prints.parse(data, pages, prints.shape_of([(first + by, count) for first, count in pieces])) is None
-        assert prints.parse(data, pages, prints.shape_of([(first + 16, count) for first, count in pieces])) == made
+        assert (
+            fingerprints.parse(data, pages, fingerprints.shape_of([(first + by, count) for first, count in pieces]))
+            is None
+        )
+        assert (
+            fingerprints.parse(data, pages, fingerprints.shape_of([(first + 16, count) for first, count in pieces]))
+            == made
+        )
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_damaged_heads_and_lengths_are_none(data: st.DataObject) -> None:
     pieces = [(5, 40), (100, 3)]
-    shape = prints.shape_of(pieces)
-    good = prints.encode(prints.fold(bytes(16 * 43), pieces, KEY), shape)
+    shape = fingerprints.shape_of(pieces)
+    good = fingerprints.encode(fingerprints.fold(bytes(16 * 43), pieces, KEY), shape)
     raw = bytearray(good)
     at, byte = data.draw(st.tuples(st.integers(0, 23), st.integers(0, 255)))
     raw[at] = byte
     cut = data.draw(st.integers(0, len(raw)) | st.just(len(raw)))
     if bytes(raw[:cut]) != good:
-        assert prints.parse(bytes(raw[:cut]), 43, shape) is None
+        assert fingerprints.parse(bytes(raw[:cut]), 43, shape) is None

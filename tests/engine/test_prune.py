@@ -8,7 +8,7 @@ import pytest
 from storekit import contents, save
 
 from ijfs_engine import IjfsError, PrunePolicy, Repository, Snapshot
-from ijfs_engine.prune import select
+from ijfs_engine.maintenance.prune import select
 
 NOON = datetime(2026, 3, 31, 12, 0)
 

@@ -14,8 +14,8 @@ import zstandard
 from criu_images import image_set
 
 from ijfs_engine import CorruptError, IjfsError, Reader, Repository, Segments, StoredFile
-from ijfs_engine.frames import BaseExtent, Codec, EncodedChunk, chunk_id, pack_bases
-from ijfs_engine.lru import ByteLru
+from ijfs_engine.format.frames import BaseExtent, Codec, EncodedChunk, chunk_id, pack_bases
+from ijfs_engine.util.byte_lru import ByteLru
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(5 * MIB) + bytes(3 * MIB) + b"tail" * 1000

@@ -57,7 +57,7 @@ def test_latest_of_nothing_says_what_to_do(repository: Repository) -> None:
 
 
 def test_an_ambiguous_prefix_lists_the_candidates(repository: Repository) -> None:
-    from ijfs_engine.index import SNAPSHOTS, U64
+    from ijfs_engine.storage.index import SNAPSHOTS, U64
 
     twins = [bytes.fromhex("abcd12") + bytes([n]) * 29 for n in (1, 2)]
     repository.index.write(lambda update: [update.put(SNAPSHOTS, twin, U64.pack(1)) for twin in twins])

@@ -14,30 +14,23 @@ from pathlib import Path
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, read, save
 
-from ijfs_engine import (
-    CorruptError,
-    IjfsError,
-    NoRepositoryError,
-    Repository,
-    StorageError,
-    UnknownFormatError,
-    codec,
-    disk,
-)
-from ijfs_engine.frames import (
+from ijfs_engine import CorruptError, IjfsError, NoRepositoryError, Repository, StorageError, UnknownFormatError
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.frames import (
     HEADER_SIZE,
     Codec,
     EncodedChunk,
-    Kind,
+    FrameKind,
     chunk_id,
     decode_frame,
     encode_header,
     object_id,
 )
-from ijfs_engine.index import CHUNKS, Index
-from ijfs_engine.pack import PackReader, pack_path
-from ijfs_engine.records import Entry, Tree, decode_leaf, decode_tree, encode_tree
-from ijfs_engine.session import Session
+from ijfs_engine.format.records import Entry, Tree, decode_leaf, decode_tree, encode_tree
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.index import CHUNKS, Index
+from ijfs_engine.storage.pack import PackReader, pack_path
+from ijfs_engine.storage.session import Session
 
 RNG = random.Random(20261121)
 
@@ -70,16 +63,16 @@ def test_metadata_stays_under_one_percent_of_incompressible_chunks(repository: R
     ids = [put(session, noise(64 << 10)) for _ in range(640)]
     from array import array
 
-    from ijfs_engine.records import FileContent, Leaf, encode_file, encode_leaf
+    from ijfs_engine.format.records import FileContent, Leaf, encode_file, encode_leaf
 
     leaves = []
     for at in range(0, len(ids), 64):
         part = ids[at : at + 64]
         leaf = Leaf(b"".join(part), array("I", range(64)), array("I", [0] * 64), array("I", [64 << 10] * 64))
-        leaves.append((session.put_object(Kind.LEAF, encode_leaf(leaf)), leaf.size))
-    file = session.put_object(Kind.FILE, encode_file(FileContent.of(leaves)))
+        leaves.append((session.put_object(FrameKind.LEAF, encode_leaf(leaf)), leaf.size))
+    file = session.put_object(FrameKind.FILE, encode_file(FileContent.of(leaves)))
     entry = Entry(b"a", "f", 0o644, 0, 0, 0, size=640 << 16, content=file)
-    session.commit_snapshot(session.put_object(Kind.TREE, encode_tree(Tree((entry,)))), branch="main")
+    session.commit_snapshot(session.put_object(FrameKind.TREE, encode_tree(Tree((entry,)))), branch="main")
     plain = 640 << 16
     assert repository.du().total.stored - plain < 0.0025 * plain
 
@@ -167,7 +160,7 @@ def test_processes_write_at_once_and_see_one_another(repository: Repository) -> 
 GROWER = """
 import sys
 from pathlib import Path
-from ijfs_engine.index import CHUNKS, Index
+from ijfs_engine.storage.index import CHUNKS, Index
 index = Index(Path(sys.argv[1]), map_size=256 << 10)
 index.write(lambda update: update.put_many(CHUNKS, ((n.to_bytes(32, "big"), bytes(18)) for n in range(30_000))))
 """
@@ -252,7 +245,7 @@ def test_an_object_is_never_taken_for_another_kind(repository: Repository) -> No
 def test_an_object_that_claims_a_hostile_size_is_refused() -> None:
     import zstandard
 
-    from ijfs_engine.store import expand
+    from ijfs_engine.storage.object_store import expand
 
     bomb = zstandard.ZstdCompressor().compress(bytes(100 << 20))
     with pytest.raises(CorruptError):
@@ -261,17 +254,17 @@ def test_an_object_that_claims_a_hostile_size_is_refused() -> None:
 
 def test_a_frame_says_what_it_is() -> None:
     plain = noise(1000)
-    chunk = codec.encode(memoryview(plain), chunk_id(plain))
-    data = encode_header(Kind.CHUNK, chunk) + bytes(chunk.payload)
+    chunk = chunk_codec.encode(memoryview(plain), chunk_id(plain))
+    data = encode_header(FrameKind.CHUNK, chunk) + bytes(chunk.payload)
     header, back = decode_frame(data)
-    assert (header.kind, back.id, bytes(back.payload)) == (Kind.CHUNK, chunk.id, bytes(chunk.payload))
+    assert (header.kind, back.id, bytes(back.payload)) == (FrameKind.CHUNK, chunk.id, bytes(chunk.payload))
     assert header.span == len(data)
 
 
 def test_ids_of_kinds_never_meet() -> None:
     data = b"the same bytes"
-    ids = {object_id(kind, data) for kind in Kind.NAMES if kind != Kind.CHUNK} | {chunk_id(data)}
-    assert len(ids) == len(Kind.NAMES)
+    ids = {object_id(kind, data) for kind in FrameKind.NAMES if kind != FrameKind.CHUNK} | {chunk_id(data)}
+    assert len(ids) == len(FrameKind.NAMES)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\x91\x91", os.urandom(100), b"\x00" * 8 + b"x"])
@@ -378,7 +371,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(
             raise OSError(5, "Input/output error")
 
     with repository.session() as session:
-        content = session.put_object(Kind.TREE, encode_tree(Tree(())))
+        content = session.put_object(FrameKind.TREE, encode_tree(Tree(())))
         monkeypatch.setattr(disk, "observer", refuse)
         with pytest.raises(StorageError):
             session.commit_snapshot(content, branch="main")

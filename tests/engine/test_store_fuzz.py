@@ -12,10 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import CorruptError, IjfsError, Repository, Snapshot
-from ijfs_engine.frames import Codec, EncodedChunk, Kind, chunk_id, decode_frame, encode_header, object_id
-from ijfs_engine.journal import RefMoved, SnapshotAdded, Transaction, decode_transaction, encode_transaction
-from ijfs_engine.pack import decode_pack_header, encode_pack_header
-from ijfs_engine.records import (
+from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, chunk_id, decode_frame, encode_header, object_id
+from ijfs_engine.format.records import (
     ZERO_RUN,
     Entry,
     FileContent,
@@ -30,9 +28,11 @@ from ijfs_engine.records import (
     encode_snapshot,
     encode_tree,
 )
-from ijfs_engine.scan import scan_frames
-from ijfs_engine.session import compress
-from ijfs_engine.store import expand
+from ijfs_engine.storage.frame_scan import scan_frames
+from ijfs_engine.storage.journal import RefMoved, SnapshotAdded, Transaction, decode_transaction, encode_transaction
+from ijfs_engine.storage.object_store import expand
+from ijfs_engine.storage.pack import decode_pack_header, encode_pack_header
+from ijfs_engine.storage.session import compress
 
 ID = bytes(range(32))
 LEAF = Leaf(ID, array("I", [0, ZERO_RUN]), array("I", [5, 0]), array("I", [100, 4096]))
@@ -42,8 +42,8 @@ ENTRIES = (
 )
 SNAPSHOT = Snapshot(b"", ID, (ID,), 1, "message", {"key": [1, "two", None]})
 OBJECT = b"some words, some words, some words, some words"
-FRAME = encode_header(Kind.TREE, compress(object_id(Kind.TREE, OBJECT), OBJECT))
-FRAME += bytes(compress(object_id(Kind.TREE, OBJECT), OBJECT).payload)
+FRAME = encode_header(FrameKind.TREE, compress(object_id(FrameKind.TREE, OBJECT), OBJECT))
+FRAME += bytes(compress(object_id(FrameKind.TREE, OBJECT), OBJECT).payload)
 TRANSACTION = Transaction(1, 2, (SnapshotAdded(ID, 3), RefMoved("branch/b", None, ID, "why", "who")))
 LINE = encode_transaction(TRANSACTION)
 
@@ -96,7 +96,7 @@ def test_a_scan_gets_past_any_damage(
     plains = [bytes([number]) * (100 + 13 * number) for number in range(20)]
     frames = []
     for plain in plains:
-        header = encode_header(Kind.CHUNK, EncodedChunk(chunk_id(plain), Codec.RAW, len(plain), plain))
+        header = encode_header(FrameKind.CHUNK, EncodedChunk(chunk_id(plain), Codec.RAW, len(plain), plain))
         frames.append(header + plain + bytes(-(len(header) + len(plain)) % 8))
     data = encode_pack_header(1, 1, bytes(16)) + b"".join(frames)
     after = changed(data, edits, cut)

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from storekit import contents, put, put_against, save
 
 from ijfs_engine import CorruptError, Repository, UnknownNameError
-from ijfs_engine.frames import Kind, chunk_id
-from ijfs_engine.records import encode_tree
-from ijfs_engine.session import Session
+from ijfs_engine.format.frames import FrameKind, chunk_id
+from ijfs_engine.format.records import encode_tree
+from ijfs_engine.storage.session import Session
 
 BLOCKS = [bytes([number]) * 40 + number.to_bytes(2, "big") * 3000 for number in range(8)]
 BASE = b"".join(number.to_bytes(4, "big") for number in range(1024))
@@ -107,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
         with self.repository.session() as session:
             source = self.pick(number)
             tree = self.repository.store.tree(self.repository.snapshot(source).root)
-            root = session.put_object(Kind.TREE, encode_tree(tree))
+            root = session.put_object(FrameKind.TREE, encode_tree(tree))
             snapshot = session.commit_snapshot(root, parents=[source], branch=branch)
         self.note(snapshot.id, self.files[source], branch, source)
 

@@ -6,7 +6,7 @@ import pytest
 from storekit import contents, pack_paths, save
 
 from ijfs_engine import Repository, UnknownNameError
-from ijfs_engine.workingset import MAX_BYTES
+from ijfs_engine.storage.working_sets import MAX_BYTES
 
 
 def test_the_latest_one_of_a_snapshot_is_found(repository: Repository) -> None:

@@ -17,7 +17,7 @@ from ijfs.fs import mountinfo
 from ijfs.fs.sink import ImageMount, image_mount
 from ijfs.fs.stored import image_directory
 from ijfs_engine import Repository, UnknownNameError
-from ijfs_engine.arena import Arena
+from ijfs_engine.write.arena import Arena
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ijfs.live import client, spare
+from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
-from ijfs.live.records import InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.process import forkserver_request
 from ijfs_engine import Repository
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -84,7 +85,7 @@ class Lab:
             print(f"--- {info.name}: {info.status}", *self.logs(info.name), sep="\n")  # pytest shows it on failure
             if info.status == "running":
                 self.kill(info)
-        spare.dismiss(self.path)
+        forkserver_request.dismiss(self.path)
 
 
 def ask(info: InstanceInfo, *words: str, quiet: bool = False) -> str:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import PORT, PROGRAMS
 
+from ijfs.live.checks.result import refused
 from ijfs.live.gpu.checkpoint import GpuSteps, GpuSuspendError
 from ijfs.live.gpu.driver import ProcessState
 from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
 from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.gpu.preflight import check_program
-from ijfs.live.verdicts import refused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.root]
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import Lab
 
 from ijfs.jupyter.cells import run_cell
-from ijfs.live import client
-from ijfs.live.records import InstanceInfo, InstanceSpec
+from ijfs.live.client import api as client
+from ijfs.live.model.records import InstanceInfo, InstanceSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.root, pytest.mark.criu]
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 from conftest import Lab, ask
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.gpu.program import host_pids
-from ijfs.live.records import InstanceInfo
+from ijfs.live.model.records import InstanceInfo
 from ijfs_engine.errors import IjfsError, PreflightError
 
 PYTHON = os.environ.get("IJFS_TEST_PYTHON", sys.executable)

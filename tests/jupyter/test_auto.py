@@ -12,7 +12,7 @@ from house import Cells, House, eventually
 from jupyter_client.manager import KernelManager
 
 from ijfs.jupyter import kernelspec
-from ijfs.live import auto, pagesample
+from ijfs.live.keeper import autosave, dirty_sample
 from ijfs_engine import PrunePolicy, Repository, Snapshot
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -78,7 +78,7 @@ def test_auto_is_turned_on_with_other_rules_and_off_and_says_what_it_cannot_do(h
 def test_only_saves_after_cells_of_this_program_are_thinned_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "THINNED", PrunePolicy(last=2))
+    monkeypatch.setattr(autosave, "THINNED", PrunePolicy(last=2))
     with Repository.init(tmp_path / "repo") as repository:
 
         def made(message: str, parents: list[bytes], *, name: str = "lab", by_itself: bool = True) -> bytes:
@@ -93,7 +93,7 @@ def test_only_saves_after_cells_of_this_program_are_thinned_out(
             name = "other" if number == 2 else "lab"
             line.append(made(str(number), parents, name=name, by_itself=by_itself))
         repository.refs.set_tag("good", line[1])
-        auto.thin(repository, "lab")
+        autosave.thin(repository, "lab")
         left = sorted(snapshot.message for snapshot in repository.snapshots())
     assert left == ["1", "2", "3", "6", "7"]
 
@@ -101,11 +101,11 @@ def test_only_saves_after_cells_of_this_program_are_thinned_out(
 def test_a_sample_tells_the_share_of_memory_that_changed() -> None:
     """On this very process: a part of what it holds is written anew, in place."""
     data = bytearray(os.urandom(256 << 20))
-    before = pagesample.take([os.getpid()])
-    assert pagesample.changed_share(before, [os.getpid()]) < 0.02
+    before = dirty_sample.take([os.getpid()])
+    assert dirty_sample.changed_share(before, [os.getpid()]) < 0.02
     data[: 96 << 20] = bytes(96 << 20)
-    share = pagesample.changed_share(before, [os.getpid()])
+    share = dirty_sample.changed_share(before, [os.getpid()])
     expected = (96 << 20) / before.resident
     assert abs(share - expected) < 0.06
     del data
-    assert pagesample.changed_share(before, [os.getpid()]) > 0.5
+    assert dirty_sample.changed_share(before, [os.getpid()]) > 0.5

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from house import KERNEL, PATIENCE_S, House, eventually
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ijfs.jupyter.naming import instance_name
-from ijfs.live.paths import check_name
+from ijfs.live.model.paths import check_name
 
 ID = "1f0c2a4e-9a55-4a5c-8a39-000000000000"
 

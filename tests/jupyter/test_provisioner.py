@@ -17,7 +17,7 @@ from ijfs.jupyter import kernelspec
 from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manager
 from ijfs.jupyter.provisioner import IjfsProvisioner
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs_engine.errors import IjfsError
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]

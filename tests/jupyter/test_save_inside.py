@@ -13,8 +13,8 @@ from jupyter_client.manager import KernelManager
 
 from ijfs.jupyter.cells import run_cell
 from ijfs.jupyter.repository import ensure_repository
-from ijfs.live import client
-from ijfs.live.client import InstanceSpec
+from ijfs.live.client import api as client
+from ijfs.live.client.api import InstanceSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
 

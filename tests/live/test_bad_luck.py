@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from livehouse import MARK, House, command_line, eventually, is_gone, open_house
 
-from ijfs.live import client, criu
+from ijfs.live.client import api as client
+from ijfs.live.criu import command as criu
 from ijfs.live.errors import (
     CommandError,
     CriuError,
@@ -25,8 +26,8 @@ from ijfs.live.errors import (
     KeeperError,
     NoInstanceError,
 )
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
 from ijfs_engine import IjfsError, Repository, UnknownNameError
 from ijfs_engine.errors import LockedError, StorageError
 

@@ -15,30 +15,32 @@ pytestmark = [pytest.mark.root, pytest.mark.criu]
 SCRIPT = """
 import os, subprocess, sys
 from pathlib import Path
-from ijfs.live import criu, criu_probes, namespaces
+from ijfs.live.criu import command as criu
+from ijfs.live.criu import kernel_features
+from ijfs.live.sandbox import namespaces
 namespaces.private_mounts()
 namespaces.bind(sys.argv[1], "/run")
-if criu_probes._is_tmpfs(Path("/run")):
+if kernel_features._is_tmpfs(Path("/run")):
     sys.exit("a tmpfs")
 def log():
     subprocess.run([criu.find(), "check", "-v4", "-o", sys.argv[2]], capture_output=True)
     return Path(sys.argv[2]).read_text()
-assert criu_probes.wanted()
-criu_probes.show()
+assert kernel_features.wanted()
+kernel_features.show()
 assert "Loaded kdat cache" not in log()
 if os.fork() == 0:
-    criu_probes.learn()
+    kernel_features.learn()
     os._exit(0)
 assert os.wait()[1] == 0
-assert not criu_probes.wanted()
-criu_probes.show()
+assert not kernel_features.wanted()
+kernel_features.show()
 assert "Loaded kdat cache" in log()
 before = len(Path("/proc/self/mountinfo").read_text().splitlines())
-criu_probes.show()
+kernel_features.show()
 assert len(Path("/proc/self/mountinfo").read_text().splitlines()) == before, "mounted twice"
 namespaces.umount("/run/criu.kdat")
 os.unlink("/run/criu.kdat")  # as a CRIU outside does
-criu_probes.show()
+kernel_features.show()
 assert "Loaded kdat cache" in log()
 """
 

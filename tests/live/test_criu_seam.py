@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijfs.live import criu, readahead, volumes
-from ijfs.live.criu_log import error_lines, explain
+from ijfs.live.criu import command as criu
+from ijfs.live.criu import eager_pages
+from ijfs.live.criu.log import error_lines, explain
 from ijfs.live.errors import CriuMissingError
+from ijfs.live.sandbox import volumes
 
 LOG = """Warn  (criu/config.c:1063): --network-lock will be ignored in restore command
 Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted
@@ -83,7 +85,7 @@ def test_the_ranges_criu_reads_itself_are_those_of_a_page_by_page_model(entries:
             if not flags & 2:
                 wanted.add(at)
             at += 1
-    ranges = list(readahead._merged(pagemap))
+    ranges = list(eager_pages._merged(pagemap))
     covered = [page for start, end in ranges for page in range(start // 4096, end // 4096)]
     assert covered == sorted(wanted)
     assert all(left.end < right.start for left, right in itertools.pairwise(ranges))

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually
 
-from ijfs.live import blockers, client, doctor
-from ijfs.live.verdicts import refused
+from ijfs.live import doctor
+from ijfs.live.checks import blockers
+from ijfs.live.checks.result import refused
+from ijfs.live.client import api as client
 from ijfs_engine import UnknownNameError
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]

@@ -21,10 +21,10 @@ import trio
 
 from ijfs.fs import mountpoint as mounting
 from ijfs.fs.sink import image_mount
-from ijfs.live import criu
-from ijfs.live.stream import StreamCapture, StreamError
+from ijfs.live.criu import command as criu
+from ijfs.live.criu.image_stream import StreamCapture, StreamError
 from ijfs_engine import Repository
-from ijfs_engine.arena import Arena, Segments
+from ijfs_engine.write.arena import Arena, Segments
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from livehouse import House, Kernel, eventually
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually, is_gone
 
-from ijfs.live import client
-from ijfs.live.pager import order
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
-from ijfs.live.records import InstanceRecord
+from ijfs.live.client import api as client
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceRecord
+from ijfs.live.pager import working_set
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -140,7 +140,7 @@ time.sleep(1000)
 def pieces(data: bytes | None) -> dict[int, int]:
     """Where each 64 KiB of a working set stands in it, those of the program's large allocations."""
     found: dict[int, int] = {}
-    for item in order.decode(data or b""):
+    for item in working_set.decode(data or b""):
         for at in range(item.vaddr >> 16, (item.vaddr + item.pages * 4096 - 1 >> 16) + 1):
             found.setdefault(at, len(found))
     return found

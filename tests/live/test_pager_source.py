@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pagerlab import BASE, PAGE, PID, image_file, message, mm, page_bytes, pagemap, write_images
 
-from ijfs.live.pager import order
+from ijfs.live.pager import working_set
 from ijfs.live.pager.plan import Mapping, MemoryImage, Run
 from ijfs.live.pager.source import CriuImages, DirectoryFiles, parse_mappings, parse_pagemap
 from ijfs_engine.errors import CorruptError
@@ -138,23 +138,23 @@ def test_hostile_images_give_a_clear_error_or_nothing(data: bytes) -> None:
 
 @given(st.binary(max_size=100))
 def test_a_damaged_order_is_as_good_as_none(data: bytes) -> None:
-    good = order.encode([order.Touched(7, BASE, 3)])
-    assert order.decode(good) == [order.Touched(7, BASE, 3)]
-    assert order.decode(data) == []
+    good = working_set.encode([working_set.Touched(7, BASE, 3)])
+    assert working_set.decode(good) == [working_set.Touched(7, BASE, 3)]
+    assert working_set.decode(data) == []
     for at in range(len(good)):
-        assert order.decode(good[:at]) == []
-        assert order.decode(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]) == []
+        assert working_set.decode(good[:at]) == []
+        assert working_set.decode(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]) == []
 
 
 def test_an_order_is_replayed_in_blocks_by_address_of_what_the_image_has() -> None:
     image = MemoryImage(7, [Run(BASE, 300, 0), Run(BASE + 400 * PAGE, 50, 300 * PAGE)], [])
     touched = [
-        order.Touched(7, BASE + 290 * PAGE, 120),
-        order.Touched(8, BASE, 4),
-        order.Touched(7, BASE - PAGE, 2),
-        order.Touched(7, BASE, 260),
+        working_set.Touched(7, BASE + 290 * PAGE, 120),
+        working_set.Touched(8, BASE, 4),
+        working_set.Touched(7, BASE - PAGE, 2),
+        working_set.Touched(7, BASE, 260),
     ]
-    assert [ranges for _, ranges in order.blocks(touched, {7: image})] == [
+    assert [ranges for _, ranges in working_set.blocks(touched, {7: image})] == [
         [(0, 1), (0, 235), (290, 10), (300, 10)],
         [(235, 25)],
     ]

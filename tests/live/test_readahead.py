@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from ijfs.live.readahead import reasons
+from ijfs.live.criu.eager_pages import reasons
 
 PAGE = 4096
 PRIVATE, SHARED, LOCKED, HUGE, ANONYMOUS = 0x2, 0x1, 0x2000, 0x40000, 0x20

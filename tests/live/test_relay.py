@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from ijfs.live.errors import SandboxError
-from ijfs.live.relay import Relay
+from ijfs.live.relay.relay import Relay
 
 pytestmark = pytest.mark.root
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError
-from ijfs.live.instance import needed_directories
-from ijfs.live.records import InstanceSpec
+from ijfs.live.model.records import InstanceSpec
+from ijfs.live.sandbox.sandbox import needed_directories
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]

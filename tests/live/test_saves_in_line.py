@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually, is_gone, open_house
 
-from ijfs.live import client, procfs
-from ijfs.live.keeper_client import KeeperClient
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
-from ijfs.live.records import SaveResult
+from ijfs.live.client import api as client
+from ijfs.live.client.connection import KeeperClient
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import SaveResult
+from ijfs.live.process import procfs
 from ijfs_engine import IjfsError, Repository, Snapshot
 from ijfs_engine.errors import StorageError
 
@@ -56,8 +57,8 @@ def renew(house: House, name: str) -> None:
 # Loaded by every Python that a test starts: a keeper's commits wait while a file is there, as on a slow disk.
 SLOW = """
 import os, sys, time
-if "ijfs.live.launcher" in sys.orig_argv:
-    from ijfs_engine.session import Session
+if "ijfs.live.keeper.forkserver" in sys.orig_argv:
+    from ijfs_engine.storage.session import Session
     commit = Session.commit_snapshot
     def slow(*args, **kwargs):
         while os.path.exists(os.environ["IJFS_TEST_SLOW"]):

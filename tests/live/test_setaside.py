@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually
 
-from ijfs.live import client, procfs, setaside
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
-from ijfs.live.setaside import SetAside
+from ijfs.live.checkpoint import arena_pool
+from ijfs.live.checkpoint.arena_pool import ArenaPool
+from ijfs.live.client import api as client
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.process import procfs
 from ijfs_engine import IjfsError
 
 MIB = 1 << 20
@@ -35,16 +37,16 @@ while True:
 def test_a_size_is_read_or_refused(said: str, meant: int | None) -> None:
     if meant is None:
         with pytest.raises(IjfsError, match="no size"):
-            setaside.parse_size(said)
+            arena_pool.parse_size(said)
     else:
-        assert setaside.parse_size(said) == meant
+        assert arena_pool.parse_size(said) == meant
 
 
 def test_the_budget_is_what_is_said_less_what_saves_before_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IJFS_SAVE_MEMORY", "4M")
-    aside = SetAside()
+    aside = ArenaPool()
     first = aside.lend(MIB, 8 * MIB, tmp_path)
     first.new_file().write(0, bytes(3 * MIB))
     second = aside.lend(MIB, 8 * MIB, tmp_path)
@@ -55,16 +57,16 @@ def test_the_budget_is_what_is_said_less_what_saves_before_hold(
 
 def test_without_a_word_it_leaves_the_machine_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IJFS_SAVE_MEMORY", raising=False)
-    free = setaside.available()
+    free = arena_pool.available()
     assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < setaside.budget() < free * 1.2
+    assert 0 < arena_pool.budget() < free * 1.2
 
 
 @pytest.mark.parametrize("version", ["", "memory"])
 def test_a_cgroup_with_less_than_the_machine_counts(
     version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _, limit, usage, cache = setaside._CGROUPS[version]
+    _, limit, usage, cache = arena_pool._CGROUPS[version]
     inner = tmp_path / "slice" / "scope"
     inner.mkdir(parents=True)
     for directory, most in ((tmp_path / "slice", 64 * MIB), (inner, 48 * MIB)):
@@ -72,15 +74,15 @@ def test_a_cgroup_with_less_than_the_machine_counts(
         (directory / usage).write_text(str(40 * MIB))
         (directory / "memory.stat").write_text(f"other 1\n{cache} {30 * MIB}\n")
     (tmp_path / limit).write_text("max")
-    monkeypatch.setattr(setaside, "_CGROUPS", {version: (tmp_path, limit, usage, cache)})
+    monkeypatch.setattr(arena_pool, "_CGROUPS", {version: (tmp_path, limit, usage, cache)})
     lines = {"/proc/self/cgroup": [f"0:{version}:/slice/scope"]}
-    real = setaside._lines
-    monkeypatch.setattr(setaside, "_lines", lambda path: lines.get(str(path)) or real(path))
-    assert setaside.available() == 38 * MIB
+    real = arena_pool._lines
+    monkeypatch.setattr(arena_pool, "_lines", lambda path: lines.get(str(path)) or real(path))
+    assert arena_pool.available() == 38 * MIB
 
 
 def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) -> None:
-    aside = SetAside()
+    aside = ArenaPool()
     first = aside.lend(MIB, 8 * MIB, tmp_path)
     aside.give_back(first)
     again = aside.lend(MIB, 4 * MIB, tmp_path)

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from livehouse import House, eventually, is_gone
 
-from ijfs.live import client, procfs, spare
+from ijfs.live.client import api as client
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
 from ijfs.live.pager.api import PagerProcess
-from ijfs.live.paths import InstancePaths
-from ijfs.live.record_file import read_record
+from ijfs.live.process import forkserver_request, procfs
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -40,8 +41,8 @@ def parent_of(pid: int) -> int:
 
 
 def the_spare(house: House) -> int:
-    assert eventually(lambda: spare.waiting(house.repo) is not None)
-    pid = spare.waiting(house.repo)
+    assert eventually(lambda: forkserver_request.waiting(house.repo) is not None)
+    pid = forkserver_request.waiting(house.repo)
     assert pid is not None
     return pid
 
@@ -67,7 +68,7 @@ def test_the_next_keeper_is_forked_off_the_spare_with_the_environment_and_umask_
     assert "ONLY_NOW=a\nb é\n" in environment
     assert "ONLY_BEFORE" not in environment
     assert said(house, "second", "umask").strip() == "0027"
-    assert spare.waiting(house.repo) == waiting
+    assert forkserver_request.waiting(house.repo) == waiting
 
 
 def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: House) -> None:
@@ -130,11 +131,11 @@ def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(house: House) -> None:
 
 
 def test_what_people_are_shown_of_it_is_so(house: House) -> None:
-    assert spare.describe(house.repo) is None
+    assert forkserver_request.describe(house.repo) is None
     began = time.time_ns()
     start(house, "a")
     pid = the_spare(house)
-    shown = spare.describe(house.repo)
+    shown = forkserver_request.describe(house.repo)
     assert shown is not None
     assert shown.pid == pid
     assert began - 50_000_000 < shown.since_ns < time.time_ns()
@@ -149,7 +150,7 @@ def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(house: H
     assert len(os.listdir(f"/proc/{waiting}/task")) == 1
     opened = [os.readlink(f"/proc/{waiting}/fd/{fd}") for fd in os.listdir(f"/proc/{waiting}/fd")]
     assert not [path for path in opened if path.startswith(str(house.repo))]
-    assert stat.S_IMODE(spare.address(house.repo).stat().st_mode) == 0o600
+    assert stat.S_IMODE(forkserver_request.address(house.repo).stat().st_mode) == 0o600
 
 
 def resident(pid: int) -> int:
@@ -168,19 +169,19 @@ def test_without_an_answer_of_the_spare_another_launcher_does_its_work(house: Ho
 
 
 def test_it_ends_when_nobody_asks_and_leaves_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(spare.SETTING, "0.5")
+    monkeypatch.setenv(forkserver_request.SETTING, "0.5")
     start(house, "first")
     waiting = the_spare(house)
     assert eventually(lambda: is_gone(waiting))
-    assert not spare.address(house.repo).exists()
+    assert not forkserver_request.address(house.repo).exists()
 
 
 def test_none_is_left_where_the_setting_is_zero(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(spare.SETTING, "0")
+    monkeypatch.setenv(forkserver_request.SETTING, "0")
     start(house, "first")
     time.sleep(0.3)
-    assert spare.waiting(house.repo) is None
-    assert not spare.address(house.repo).exists()
+    assert forkserver_request.waiting(house.repo) is None
+    assert not forkserver_request.address(house.repo).exists()
 
 
 def test_it_ends_when_a_file_it_was_loaded_from_changes(
@@ -221,22 +222,23 @@ def test_a_client_of_another_standing_is_not_served(house: House) -> None:
 def test_another_user_is_not_served_even_where_the_socket_lets_him_in(house: House) -> None:
     start(house, "first")
     waiting = the_spare(house)
-    path = spare.address(house.repo)
+    path = forkserver_request.address(house.repo)
     path.chmod(0o666)
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from ijfs.live import spare
+        from ijfs.live.process import forkserver_request
         path = pathlib.Path(sys.argv[1])
         directory = os.open(path.parent, os.O_PATH)
         os.setuid(65534)
         os.geteuid = lambda: 0  # a client that does not look whose socket it is
-        print(spare.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"), spare.Request()))
+        print(forkserver_request.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
+        forkserver_request.Request()))
         """
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert spare.waiting(house.repo) == waiting, "nor did it end, as he had asked"
+    assert forkserver_request.waiting(house.repo) == waiting, "nor did it end, as he had asked"
 
 
 def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> None:
@@ -258,9 +260,9 @@ def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> 
     directory.chmod(0o777)
     for parent in list(directory.parents)[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
-    path = directory / spare.SOCKET_NAME
+    path = directory / forkserver_request.SOCKET_NAME
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as theirs:
         assert theirs.stdout is not None
         assert theirs.stdout.readline() == "ready\n"
-        assert not spare.ask(path, spare.request_for([tmp_path], lazy=False))
+        assert not forkserver_request.ask(path, forkserver_request.request_for([tmp_path], lazy=False))
         assert theirs.stdout.readline() == "0\n"

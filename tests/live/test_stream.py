@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from ijfs.live.stream import SOCKET_NAME, StreamCapture, StreamError, parse_request
-from ijfs_engine.arena import Arena, ArenaFullError
+from ijfs.live.criu.image_stream import SOCKET_NAME, StreamCapture, StreamError, parse_request
+from ijfs_engine.write.arena import Arena, ArenaFullError
 
 MIB = 1 << 20
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijfs.live.timers import rewind
+from ijfs.live.criu.timerfd import rewind
 from ijfs_engine import CorruptError
 
 HEAD = b"\x19\x43\x56\x54magi"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from livehouse import House, Kernel
 
-from ijfs.live import client
+from ijfs.live.client import api as client
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 

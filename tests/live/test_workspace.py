@@ -13,11 +13,21 @@ from typing import Any
 
 import pytest
 
-from ijfs.live import workspace
-from ijfs.live.records import Volume
-from ijfs.live.workspace import Capture, Known, Layer, Walker, key_of, known_files, layers_of, mapped_in, put_back
+from ijfs.live.checkpoint import workspace
+from ijfs.live.checkpoint.workspace import (
+    Capture,
+    LayerWalker,
+    StatCache,
+    WritableLayer,
+    key_of,
+    known_files,
+    layers_of,
+    mapped_in,
+    put_back,
+)
+from ijfs.live.model.records import Volume
 from ijfs_engine import Repository, export_tree
-from ijfs_engine.arena import Arena
+from ijfs_engine.write.arena import Arena
 
 OLD = time.time_ns() - 10 * 10**9
 
@@ -35,8 +45,10 @@ def upper(tmp_path: Path) -> Path:
     return path
 
 
-def capture(layers: list[Layer], known: Known, tmp_path: Path, mapped: frozenset[str] = frozenset()) -> Capture:
-    return Walker(layers, known, tmp_path / "stage").capture(Arena(64 << 20), mapped)
+def capture(
+    layers: list[WritableLayer], known: StatCache, tmp_path: Path, mapped: frozenset[str] = frozenset()
+) -> Capture:
+    return LayerWalker(layers, known, tmp_path / "stage").capture(Arena(64 << 20), mapped)
 
 
 def settle() -> None:
@@ -229,5 +241,5 @@ def test_what_will_be_read_is_measured_beforehand(upper: Path, tmp_path: Path) -
     layers = layers_of(upper, [], None)
     first = capture(layers, {}, tmp_path)
     (upper / "two").write_bytes(b"x" * 500)
-    assert Walker(layers, {}, tmp_path / "stage").measure() == 1500
-    assert Walker(layers, first.known, tmp_path / "stage").measure() == 500
+    assert LayerWalker(layers, {}, tmp_path / "stage").measure() == 1500
+    assert LayerWalker(layers, first.known, tmp_path / "stage").measure() == 500

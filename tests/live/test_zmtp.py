@@ -12,7 +12,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijfs.live.zmtp import GREETING, Follower, Subscriber
+from ijfs.live.relay.zmtp import GREETING, Follower, Subscriber
 
 HANDSHAKE = bytes(GREETING) + b"\x04\x19" + bytes(25)
 MESSAGES = [b"\x00\x05hello", b"\x01\x01a\x00\x01b", b"\x02" + (300).to_bytes(8, "big") + bytes(300), b"\x00\x00"]

@@ -224,7 +224,7 @@ def _unmount(stage: Stage) -> None:
 @contextmanager
 def _plain_dump(stage: Stage) -> Iterator[Path]:
     """A directory that CRIU itself wrote: `criu dump` of a small program, without ijfs."""
-    from ijfs.live.criu import find
+    from ijfs.live.criu.command import find
 
     images = stage.directory / "criu-dump"
     images.mkdir()

@@ -76,14 +76,14 @@ def _preflight() -> None:
     from importlib.util import find_spec
 
     from ijfs.live import doctor
-    from ijfs.live.verdicts import Verdict, require
+    from ijfs.live.checks.result import CheckResult, require
 
     verdicts = doctor.machine(Path(tempfile.gettempdir()))
     missing = [name for name in _IMPORTED if find_spec(name) is None]
     if missing:
         remedy = "install the extra of the demo: pip install 'ijfs[demo]'"
         evidence = f"{', '.join(missing)} cannot be imported"
-        verdicts.append(Verdict(check="packages", outcome="refuse", evidence=evidence, remedy=remedy))
+        verdicts.append(CheckResult(check="packages", outcome="refuse", evidence=evidence, remedy=remedy))
     require(verdicts)
 
 

@@ -13,7 +13,7 @@ from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import SNAPSHOT
 
 if TYPE_CHECKING:
-    from ijfs.cli.comparison import Progress
+    from ijfs.cli.comparison import OnProgress
     from ijfs_engine import Reader, Snapshot, StoredFile
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
@@ -56,7 +56,7 @@ def diff(app: App, old: str, new: str, only: str | None) -> Answer:
     return Answer(data, lambda out: _report(out, files, memory, ranges=app.verbose > 0))
 
 
-def _memory(reader: Reader, before: Snapshot, after: Snapshot, progress: Progress) -> list[MemoryChange]:
+def _memory(reader: Reader, before: Snapshot, after: Snapshot, progress: OnProgress) -> list[MemoryChange]:
     olds, news = (processes.images(reader, s.root) for s in (before, after))
     changes = []
     for pid in sorted(olds.keys() | news.keys()):

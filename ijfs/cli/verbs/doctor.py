@@ -14,7 +14,7 @@ from ijfs.cli.params import INSTANCE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ijfs.live.verdicts import Verdict
+    from ijfs.live.checks.result import CheckResult
 
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "bold yellow"), "refuse": ("✗", "bold red"), "unknown": ("?", "cyan")}
 ASCII_MARKS = {"ok": "ok", "warn": "warn", "refuse": "FAIL", "unknown": "?"}
@@ -28,14 +28,14 @@ def doctor(app: App, target: str | None) -> Answer:
     Exit code 12 if anything does; each line that is not ✓ says what to do about it.
     """
     from ijfs.live import doctor as checks
-    from ijfs.live.verdicts import refused
+    from ijfs.live.checks.result import refused
 
     verdicts = checks.machine(app.repository_path) if target is None else checks.program(app.repository_path, target)
     data = {"target": target, "verdicts": [{f: getattr(v, f) for f in v.__struct_fields__} for v in verdicts]}
     return Answer(data, lambda out: report(out, verdicts), 12 if refused(verdicts) else 0)
 
 
-def report(out: Printer, verdicts: Sequence[Verdict]) -> None:
+def report(out: Printer, verdicts: Sequence[CheckResult]) -> None:
     """One line a check; under those that are not well, the remedy."""
     width = max((text.cells(v.check) for v in verdicts), default=0)
     for v in verdicts:

@@ -14,7 +14,7 @@ from ijfs.cli.params import INSTANCE
 
 if TYPE_CHECKING:
     from ijfs.jupyter.cells import CellResult
-    from ijfs.live.client import InstanceInfo
+    from ijfs.live.client.api import InstanceInfo
 
 
 @verb("exec")
@@ -41,7 +41,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeo
 
 
 def _command(app: App, name: str, command: tuple[str, ...]) -> Answer:
-    from ijfs.live.client import exec_command
+    from ijfs.live.client.api import exec_command
 
     if app.json:
         raise click.UsageError("a command's output is its own; --json goes with cells")
@@ -50,7 +50,7 @@ def _command(app: App, name: str, command: tuple[str, ...]) -> Answer:
 
 def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
     from ijfs.jupyter.cells import run_cell
-    from ijfs.live.client import is_running
+    from ijfs.live.client.api import is_running
 
     file = connection_file(app, name)
     result = run_cell(
@@ -73,7 +73,7 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
 
 def connection_file(app: App, name: str) -> str:
     """Where a live kernel is reached; an error for what is no kernel, or has ended."""
-    from ijfs.live.client import describe
+    from ijfs.live.client.api import describe
     from ijfs.live.errors import InstanceExitedError
     from ijfs_engine.errors import IjfsError
 

@@ -24,7 +24,7 @@ def fork(
 
     Each has its own memory, files, process ids and ports, all as they were; none sees another.
     """
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     repository = app.repository()
     chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)

@@ -18,7 +18,7 @@ from ijfs.cli.verbs.run import NETWORK_HELP, NETWORKS
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
-    from ijfs.live.client import InstanceSpec
+    from ijfs.live.client.api import InstanceSpec
 
 READY_S = 60.0
 """A kernel that imports much at its start, on a busy machine, takes a good part of this."""
@@ -37,7 +37,7 @@ def kernel() -> None:
 def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.cells import run_cell
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     app.repository()
     chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
@@ -62,7 +62,7 @@ def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     from ijfs.jupyter.kernelspec import KernelSpecError
-    from ijfs.live.client import InstanceSpec
+    from ijfs.live.client.api import InstanceSpec
 
     try:
         found = KernelSpecManager().get_kernel_spec(spec_name)
@@ -126,7 +126,7 @@ def install(
 def list_(app: App) -> Answer:
     """List the kernel specs that ijfs installed and, where there is a repository, live kernels."""
     from ijfs.jupyter import kernelspec
-    from ijfs.live.client import list_instances
+    from ijfs.live.client.api import list_instances
 
     specs = kernelspec.installed()
     live = [i for i in list_instances(app.repository_path) if i.kind == "kernel" and i.status != "exited"]

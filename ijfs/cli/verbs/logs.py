@@ -16,7 +16,7 @@ from ijfs.cli.output import Answer
 from ijfs.cli.params import INSTANCE
 
 if TYPE_CHECKING:
-    from ijfs.live.client import InstanceInfo
+    from ijfs.live.client.api import InstanceInfo
 
 POLL_S = 0.2
 """How often a followed log is looked at: a person does not notice, and a CPU does not either."""
@@ -29,7 +29,7 @@ BLOCK = 1 << 20
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines.")
 def logs(app: App, name: str, follow: bool, lines: int | None) -> Answer | None:
     """Print what the program NAME wrote to its standard output and error."""
-    from ijfs.live.client import describe
+    from ijfs.live.client.api import describe
 
     app.repository()
     if follow and app.json:
@@ -78,7 +78,7 @@ def _rest(path: Path, offset: int) -> Iterator[bytes]:
 
 def _followed(app: App, info: InstanceInfo, offset: int) -> Iterator[bytes]:
     """What the log holds and what comes, until the program ends. Going back in place begins another log."""
-    from ijfs.live.client import describe, is_running
+    from ijfs.live.client.api import describe, is_running
 
     path = Path(info.log)
     while True:

@@ -16,13 +16,13 @@ def ps(app: App) -> Answer:
     """
     import msgspec
 
-    from ijfs.live import spare
-    from ijfs.live.client import list_instances
+    from ijfs.live.client.api import list_instances
+    from ijfs.live.process import forkserver_request
 
     app.repository()
     found = sorted(list_instances(app.repository_path), key=lambda i: (i.status == "exited", i.name))
 
-    waiting = spare.describe(app.repository_path)
+    waiting = forkserver_request.describe(app.repository_path)
 
     def show(out: Printer) -> None:
         if found:

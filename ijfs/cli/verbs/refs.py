@@ -15,7 +15,7 @@ from ijfs.cli.params import REF, SNAPSHOT
 if TYPE_CHECKING:
     from ijfs_engine import Repository, Snapshot
 
-Kind = Literal["branch", "tag", "snapshot"]
+RefKind = Literal["branch", "tag", "snapshot"]
 COLUMNS = [Column("NAME", style="bold green"), Column("SNAPSHOT", style="yellow"), Column("AGE", right=True)]
 
 
@@ -54,7 +54,7 @@ def _refs(
     return _make(repository, kind, name, snapshot or "latest", force=force)
 
 
-def _table(repository: Repository, kind: Kind) -> Mapping[str, bytes]:
+def _table(repository: Repository, kind: RefKind) -> Mapping[str, bytes]:
     return repository.refs.branches() if kind == "branch" else repository.refs.tags()
 
 
@@ -80,7 +80,7 @@ def _list(repository: Repository, kind: Literal["branch", "tag"]) -> Answer:
     return Answer(data, show)
 
 
-def _make(repository: Repository, kind: Kind, name: str, spec: str, *, force: bool) -> Answer:
+def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force: bool) -> Answer:
     target = repository.resolve(spec)
     old = _table(repository, kind).get(name)
     if old is not None and old != target and not force:
@@ -110,7 +110,7 @@ def rm(app: App, names: tuple[str, ...], dry_run: bool) -> Answer:
     return _removed(repository, [(_kind(repository, name), name) for name in dict.fromkeys(names)], dry_run=dry_run)
 
 
-def _kind(repository: Repository, name: str) -> Kind:
+def _kind(repository: Repository, name: str) -> RefKind:
     is_branch = name in repository.refs.branches()
     if is_branch and name in repository.refs.tags():
         from ijfs_engine.errors import AmbiguousNameError
@@ -123,7 +123,7 @@ def _kind(repository: Repository, name: str) -> Kind:
     return "tag" if name in repository.refs.tags() else "snapshot"
 
 
-def _removed(repository: Repository, targets: list[tuple[Kind, str]], *, dry_run: bool) -> Answer:
+def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_run: bool) -> Answer:
     history = views.History.of(repository)
     at = {name: _at(repository, kind, name) for kind, name in targets}
     removed = {at[name] for kind, name in targets if kind == "snapshot"}
@@ -137,8 +137,8 @@ def _removed(repository: Repository, targets: list[tuple[Kind, str]], *, dry_run
     return _report(targets, at, _Lost(history.snapshots, lost - held, held), dry_run=dry_run)
 
 
-def _remove(repository: Repository, targets: list[tuple[Kind, str]], at: Mapping[str, bytes]) -> None:
-    removers: dict[Kind, Callable[[str], Any]] = {
+def _remove(repository: Repository, targets: list[tuple[RefKind, str]], at: Mapping[str, bytes]) -> None:
+    removers: dict[RefKind, Callable[[str], Any]] = {
         "branch": repository.refs.delete_branch,
         "tag": repository.refs.delete_tag,
         "snapshot": lambda name: repository.remove(at[name]),
@@ -147,13 +147,13 @@ def _remove(repository: Repository, targets: list[tuple[Kind, str]], at: Mapping
         removers[kind](name)
 
 
-def _heads_without(repository: Repository, targets: list[tuple[Kind, str]]) -> list[bytes]:
+def _heads_without(repository: Repository, targets: list[tuple[RefKind, str]]) -> list[bytes]:
     """Where branches and tags would stand. A branch at a removed snapshot moves to its parent: it keeps the same."""
     heads = [at for name, at in repository.refs.branches().items() if ("branch", name) not in targets]
     return heads + [at for name, at in repository.refs.tags().items() if ("tag", name) not in targets]
 
 
-def _at(repository: Repository, kind: Kind, name: str) -> bytes:
+def _at(repository: Repository, kind: RefKind, name: str) -> bytes:
     if kind == "snapshot":
         return repository.resolve(name)
     table = _table(repository, kind)
@@ -176,7 +176,7 @@ class _Lost(NamedTuple):
         return [s for s in self.snapshots.values() if s.id in ids]
 
 
-def _report(targets: list[tuple[Kind, str]], at: Mapping[str, bytes], lost: _Lost, *, dry_run: bool) -> Answer:
+def _report(targets: list[tuple[RefKind, str]], at: Mapping[str, bytes], lost: _Lost, *, dry_run: bool) -> Answer:
     data = {
         "dry_run": dry_run,
         "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],

@@ -21,7 +21,7 @@ def restore(
     app: App, snapshot: str, name: str | None, eager: bool, replace: bool, wait: bool, gpus: tuple[str, ...]
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live."""
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))

@@ -37,7 +37,7 @@ def run(
     Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
     not seen outside. Write `--` before COMMAND if it has options that look like these.
     """
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     app.repository()
     spec = client.InstanceSpec(

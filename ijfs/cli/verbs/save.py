@@ -13,7 +13,7 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, REF
 
 if TYPE_CHECKING:
-    from ijfs.live.client import SaveResult
+    from ijfs.live.client.api import SaveResult
 
 
 @verb("save")
@@ -48,7 +48,7 @@ def save(
     """
     import msgspec
 
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     if no_wait and stop:
         raise click.UsageError("--stop ends the program when its snapshot is safe: it cannot go with --no-wait")

@@ -23,7 +23,7 @@ MACHINE = {"kernel": "Linux", "machine": "on", "criu": "CRIU", "python": "Python
 
 
 @dataclass(frozen=True)
-class Part:
+class ShownPart:
     """One of the top entries of a snapshot: how many files, how many bytes."""
 
     name: str
@@ -94,12 +94,12 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
         _field(out, "made with", ", ".join(known))
 
 
-def _parts(reader: Reader, root: bytes) -> Iterator[Part]:
+def _parts(reader: Reader, root: bytes) -> Iterator[ShownPart]:
     for entry in reader.tree(root).entries:
         name = ls.decoded(entry.name)
         below = ls.walk(reader, ls.tree_id(entry)) if entry.kind == "d" else iter([(name, entry)])
         sizes = [e.size for _, e in below if e.kind == "f"]
-        yield Part(name, len(sizes), sum(sizes))
+        yield ShownPart(name, len(sizes), sum(sizes))
 
 
 def _plain(meta: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE
 
 if TYPE_CHECKING:
-    from ijfs.live.client import InstanceInfo
+    from ijfs.live.client.api import InstanceInfo
 
 
 @verb("stop")
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for."""
-    from ijfs.live import client, spare
+    from ijfs.live.client import api as client
+    from ijfs.live.process import forkserver_request
 
     app.repository()
     if bool(names) == every:
@@ -33,7 +34,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
         info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
     if every:
-        spare.dismiss(app.repository_path)
+        forkserver_request.dismiss(app.repository_path)
 
     def show(out: Printer) -> None:
         for item in done:
@@ -46,7 +47,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
 
 def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
     """End one program, and its keeper with it."""
-    from ijfs.live import client
+    from ijfs.live.client import api as client
 
     if client.is_running(app.repository_path, name):
         with client.connect(app.repository_path, name, on_event=app.progress(f"stop {name}").event) as keeper:

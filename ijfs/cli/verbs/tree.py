@@ -13,7 +13,7 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer, Span
 
 if TYPE_CHECKING:
-    from ijfs.live.client import InstanceInfo
+    from ijfs.live.client.api import InstanceInfo
     from ijfs_engine import Snapshot
 
 LANES = ("cyan", "magenta", "blue", "yellow", "green", "red")
@@ -64,7 +64,7 @@ def tree(app: App, every: bool, plain: bool) -> Answer:
 
 def look(app: App) -> Scene:
     """Read what the picture shows: snapshots, names, sizes, live programs."""
-    from ijfs.live.client import list_instances
+    from ijfs.live.client.api import list_instances
 
     repository = app.repository()
     history = views.History.of(repository)
@@ -116,11 +116,11 @@ def _headline(out: Printer, scene: Scene, *, times: str) -> None:
     out.line()
 
 
-def _nodes(scene: Scene) -> Iterable[picture.Node]:
+def _nodes(scene: Scene) -> Iterable[picture.PictureNode]:
     for s in scene.history.snapshots.values():
         live = tuple(info.name for info in scene.at(s.id))
         parent = next(iter(scene.history.parents[s.id]), None)
-        yield picture.Node(s.id, parent, s.created_ns, scene.history.labels.at(s.id), live)
+        yield picture.PictureNode(s.id, parent, s.created_ns, scene.history.labels.at(s.id), live)
 
 
 def _trunk(scene: Scene) -> bytes | None:
@@ -138,7 +138,7 @@ class _Line:
     right: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, scene: Scene, row: picture.Row) -> _Line:
+    def of(cls, scene: Scene, row: picture.PictureRow) -> _Line:
         strokes = [(s, LIVE_STYLE if lane < 0 else LANES[lane % len(LANES)]) for s, lane in row.strokes]
         if row.live is not None:
             info = next(info for info in scene.live if info.name == row.live)

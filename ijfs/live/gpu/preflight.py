@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import psutil
 
+from ijfs.live.checks.result import CheckResult
 from ijfs.live.gpu.environment import unsafe_nccl_settings
 from ijfs.live.gpu.evidence import GpuEvidence
 from ijfs.live.gpu.nvml import Inventory
-from ijfs.live.verdicts import Verdict
 
 MINIMUM_DRIVER = 570
 """cuCheckpointProcess* came with CUDA 12.8, whose driver branch is 570 (CUDA driver API reference)."""
@@ -27,7 +27,7 @@ HOST_HEADROOM = 2.1
 driver's own buffers on top (1.03–1.07 of the first seen)."""
 
 
-def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[Verdict]:
+def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[CheckResult]:
     """All verdicts on a tree's CUDA processes; an empty list when it has none."""
     if not processes:
         return []
@@ -38,75 +38,77 @@ def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> lis
     return verdicts
 
 
-def check_driver(inventory: Inventory) -> list[Verdict]:
+def check_driver(inventory: Inventory) -> list[CheckResult]:
     """Driver, MIG and compute mode of the machine."""
     if inventory.problem:
         return [
-            Verdict(check="driver", outcome="refuse", evidence=inventory.problem, remedy="install the NVIDIA driver")
+            CheckResult(
+                check="driver", outcome="refuse", evidence=inventory.problem, remedy="install the NVIDIA driver"
+            )
         ]
     return [_version(inventory), _mig(inventory), _compute_mode(inventory)]
 
 
-def _version(inventory: Inventory) -> Verdict:
+def _version(inventory: Inventory) -> CheckResult:
     branch = int(inventory.driver_version.split(".")[0])
     evidence = f"driver {inventory.driver_version}, CUDA {inventory.cuda_version}"
     if branch < MINIMUM_DRIVER:
         remedy = f"install driver {MINIMUM_DRIVER} or newer"
-        return Verdict(check="driver", outcome="refuse", evidence=evidence, remedy=remedy)
+        return CheckResult(check="driver", outcome="refuse", evidence=evidence, remedy=remedy)
     if branch < REMAP_DRIVER:
         remedy = f"driver {REMAP_DRIVER} or newer could restore on another GPU"
-        return Verdict(check="driver", outcome="warn", evidence=evidence, remedy=remedy)
-    return Verdict(check="driver", outcome="ok", evidence=evidence)
+        return CheckResult(check="driver", outcome="warn", evidence=evidence, remedy=remedy)
+    return CheckResult(check="driver", outcome="ok", evidence=evidence)
 
 
-def _mig(inventory: Inventory) -> Verdict:
+def _mig(inventory: Inventory) -> CheckResult:
     split = [str(gpu.index) for gpu in inventory.gpus if gpu.mig]
     if split:
         evidence = f"MIG is on for GPU {', '.join(split)}: the driver answers a checkpoint with 'out of memory'"
-        return Verdict(check="mig", outcome="refuse", evidence=evidence, remedy="turn MIG off for this GPU")
-    return Verdict(check="mig", outcome="ok", evidence="MIG is off")
+        return CheckResult(check="mig", outcome="refuse", evidence=evidence, remedy="turn MIG off for this GPU")
+    return CheckResult(check="mig", outcome="ok", evidence="MIG is off")
 
 
-def _compute_mode(inventory: Inventory) -> Verdict:
+def _compute_mode(inventory: Inventory) -> CheckResult:
     exclusive = [str(gpu.index) for gpu in inventory.gpus if gpu.compute_mode != 0]
     if exclusive:
         evidence = f"GPU {', '.join(exclusive)} takes one process only: a fork beside the original cannot start"
-        return Verdict(check="compute mode", outcome="warn", evidence=evidence, remedy="nvidia-smi -c DEFAULT")
-    return Verdict(check="compute mode", outcome="ok", evidence="every GPU takes several processes")
+        return CheckResult(check="compute mode", outcome="warn", evidence=evidence, remedy="nvidia-smi -c DEFAULT")
+    return CheckResult(check="compute mode", outcome="ok", evidence="every GPU takes several processes")
 
 
-def _thread(process: GpuEvidence) -> Verdict:
+def _thread(process: GpuEvidence) -> CheckResult:
     if process.is_thread:
         evidence = f"{process.pid} is a thread: the driver would take it for its process"
-        return Verdict(check="pid", outcome="refuse", evidence=evidence, remedy="give the process id")
-    return Verdict(check="pid", outcome="ok", evidence=f"{process.pid} is a process")
+        return CheckResult(check="pid", outcome="refuse", evidence=evidence, remedy="give the process id")
+    return CheckResult(check="pid", outcome="ok", evidence=f"{process.pid} is a process")
 
 
-def _managed(process: GpuEvidence) -> Verdict:
+def _managed(process: GpuEvidence) -> CheckResult:
     if process.managed_bytes:
         evidence = f"process {process.pid} maps {process.managed_bytes >> 20} MiB of managed (UVM) memory"
         remedy = "allocate with cudaMalloc, not cudaMallocManaged; the driver refuses to checkpoint managed memory"
-        return Verdict(check="managed memory", outcome="refuse", evidence=evidence, remedy=remedy)
-    return Verdict(check="managed memory", outcome="ok", evidence=f"process {process.pid} maps none")
+        return CheckResult(check="managed memory", outcome="refuse", evidence=evidence, remedy=remedy)
+    return CheckResult(check="managed memory", outcome="ok", evidence=f"process {process.pid} maps none")
 
 
-def _ipc(process: GpuEvidence) -> Verdict:
+def _ipc(process: GpuEvidence) -> CheckResult:
     if process.ipc_segments:
         evidence = f"process {process.pid} shares GPU memory with another by CUDA IPC ({process.ipc_segments[0]})"
         remedy = "end the sharing process, or pass tensors between processes through host memory"
-        return Verdict(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
-    return Verdict(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
+        return CheckResult(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
+    return CheckResult(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
 
 
-def _io_uring(process: GpuEvidence) -> Verdict:
+def _io_uring(process: GpuEvidence) -> CheckResult:
     if process.io_uring:
         evidence = f"process {process.pid} has an io_uring open, which CRIU cannot dump"
         remedy = "start it with UV_USE_IO_URING=0 (`ijfs run --gpu` does), or set kernel.io_uring_disabled=2"
-        return Verdict(check="io_uring", outcome="refuse", evidence=evidence, remedy=remedy)
-    return Verdict(check="io_uring", outcome="ok", evidence=f"process {process.pid} has none open")
+        return CheckResult(check="io_uring", outcome="refuse", evidence=evidence, remedy=remedy)
+    return CheckResult(check="io_uring", outcome="ok", evidence=f"process {process.pid} has none open")
 
 
-def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
+def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult:
     """Ranks in one tree are refused unless each was started with the settings that make NCCL restorable.
 
     One rank alone on one GPU has no peer to share memory with (a sandbox's network ends at its own namespace). Torch
@@ -121,29 +123,33 @@ def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
         missing = ", ".join(f"{item.name}={item.value}" for item in unsafe_nccl_settings(unsafe[0].environ))
         evidence = f"{len(ranks)} NCCL rank(s), process {unsafe[0].pid} was started without {missing}: a checkpoint"
         evidence += " would succeed and its restore fail, and the program be lost"
-        return Verdict(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
+        return CheckResult(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
     if suspects:
-        return Verdict(check="nccl", outcome="ok", evidence=f"{len(ranks)} ranks, all with restorable settings")
+        return CheckResult(check="nccl", outcome="ok", evidence=f"{len(ranks)} ranks, all with restorable settings")
     evidence = "one rank, without a peer" if ranks else "no communicator seen"
-    return Verdict(check="nccl", outcome="ok", evidence=evidence)
+    return CheckResult(check="nccl", outcome="ok", evidence=evidence)
 
 
 def _spans_gpus(processes: Sequence[GpuEvidence], inventory: Inventory) -> bool:
     return any(len(inventory.held_by([process.pid])) > 1 for process in processes)
 
 
-def _mps(inventory: Inventory, processes: Sequence[GpuEvidence]) -> Verdict:
+def _mps(inventory: Inventory, processes: Sequence[GpuEvidence]) -> CheckResult:
     clients = [process.pid for process in processes if "CUDA_MPS_PIPE_DIRECTORY" in process.environ]
     if clients:
         evidence = f"process {clients[0]} was started with CUDA_MPS_PIPE_DIRECTORY: whether it uses MPS is not visible"
-        return Verdict(check="mps", outcome="unknown", evidence=evidence, remedy="an MPS client cannot be checkpointed")
-    return Verdict(check="mps", outcome="ok", evidence="no MPS setting in the environment")
+        return CheckResult(
+            check="mps", outcome="unknown", evidence=evidence, remedy="an MPS client cannot be checkpointed"
+        )
+    return CheckResult(check="mps", outcome="ok", evidence="no MPS setting in the environment")
 
 
-def _host_memory(processes: Sequence[GpuEvidence], inventory: Inventory) -> Verdict:
+def _host_memory(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult:
     held = sum(inventory.held_by([process.pid for process in processes]).values())
     available = psutil.virtual_memory().available
     evidence = f"{held >> 20} MiB of GPU memory go to host memory twice, {available >> 20} MiB are available"
     if held * HOST_HEADROOM > available:
-        return Verdict(check="host memory", outcome="refuse", evidence=evidence, remedy="free host memory, or add swap")
-    return Verdict(check="host memory", outcome="ok", evidence=evidence)
+        return CheckResult(
+            check="host memory", outcome="refuse", evidence=evidence, remedy="free host memory, or add swap"
+        )
+    return CheckResult(check="host memory", outcome="ok", evidence=evidence)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import msgspec
 
+from ijfs.live.checks.result import require
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS, GpuLostError, GpuSteps
 from ijfs.live.gpu.driver import CheckpointDriver, ProcessState
 from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
 from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
 from ijfs.live.gpu.preflight import check_program
-from ijfs.live.procfs import namespace_id, processes_in
-from ijfs.live.verdicts import require
+from ijfs.live.process.procfs import namespace_id, processes_in
 from ijfs_engine.errors import IjfsError
 
 KILL_CHECKPOINTED_DRIVER = 595

@@ -25,14 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ijfs.live.pager import order, warden
+from ijfs.live.pager import supervisor, working_set
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.engine_source import EngineFiles
-from ijfs.live.pager.order import Touched
 from ijfs.live.pager.server import Keep, Server
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import CriuImages, DirectoryFiles
-from ijfs.live.pager.warden import Roster
+from ijfs.live.pager.supervisor import FdTable
+from ijfs.live.pager.working_set import Touched
 from ijfs_engine.errors import IjfsError
 
 
@@ -44,8 +44,8 @@ def main(fd: int, shared: SharedBlocks | None = None) -> int:
     if message is None:
         return 0
     config, fds = message
-    roster = Roster()
-    return warden.run(
+    roster = FdTable()
+    return supervisor.run(
         lambda successor: _work(config, fds, channel, roster, shared, successor),
         {fd, *fds, *(shared.descriptors if shared else ())},
         roster,
@@ -56,7 +56,7 @@ def _work(
     config: dict[str, Any],
     fds: list[int],
     channel: Channel,
-    roster: Roster,
+    roster: FdTable,
     shared: SharedBlocks | None,
     successor: bool,
 ) -> int:
@@ -102,11 +102,11 @@ def _orders(config: dict[str, Any], files: EngineFiles | DirectoryFiles) -> tupl
         return touched, keep
     with contextlib.suppress(IjfsError, OSError):
         if "order" in config:
-            touched = order.decode(Path(config["order"]).read_bytes())
+            touched = working_set.decode(Path(config["order"]).read_bytes())
         elif isinstance(files, EngineFiles):
             touched = files.working_set()
     if "record" in config:
-        keep = partial(order.write, Path(config["record"]))
+        keep = partial(working_set.write, Path(config["record"]))
     elif isinstance(files, EngineFiles):
         keep = files.keep_working_set
     return touched, keep

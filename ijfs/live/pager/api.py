@@ -25,10 +25,10 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
-from ijfs.live import spare
-from ijfs.live.forked import Forked, Stranger, name_process
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.shared import SharedBlocks
+from ijfs.live.process import forkserver_request
+from ijfs.live.process.child import Forked, UnrelatedProcess, name_process
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
 SOCKET_NAME: Final = "lazy-pages.socket"
@@ -81,7 +81,9 @@ def serve_stranger(fd: int) -> int:
 class PagerProcess:
     """A pager that waits for work, and its channel."""
 
-    def __init__(self, process: subprocess.Popen[bytes] | Forked | Stranger, end: socket.socket | Channel) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | Forked | UnrelatedProcess, end: socket.socket | Channel
+    ) -> None:
         self.process = process
         self.channel = end if isinstance(end, Channel) else Channel(end)
 
@@ -121,12 +123,12 @@ class PagerProcess:
         ours, theirs = Channel.pair()
         channel = Channel(ours)
         with theirs:
-            request = msgspec.structs.replace(spare.request_for([instance], lazy=False), pager=True)
-            asked = spare.ask(instance.parent / spare.SOCKET_NAME, request, [theirs.fileno()])
+            request = msgspec.structs.replace(forkserver_request.request_for([instance], lazy=False), pager=True)
+            asked = forkserver_request.ask(instance.parent / forkserver_request.SOCKET_NAME, request, [theirs.fileno()])
         introduced = channel.receive(_HELLO_S) if asked else None
         with contextlib.suppress(OSError):
             if introduced is not None:
-                return cls(Stranger(int(introduced[0]["pid"])), channel)
+                return cls(UnrelatedProcess(int(introduced[0]["pid"])), channel)
         channel.close()
         return None
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ijfs.live.pager import order
-from ijfs.live.pager.order import Touched
+from ijfs.live.pager import working_set
 from ijfs.live.pager.source import pids_of
+from ijfs.live.pager.working_set import Touched
 from ijfs_engine import ObjectId, Repository
-from ijfs_engine.reader import StoredFile
+from ijfs_engine.read.reader import StoredFile
 
 _IMAGES: Final = "images"
 _CACHE_BYTES: Final = 32 << 20
@@ -38,12 +38,12 @@ class EngineFiles:
         if self._reader.delay_s:
             time.sleep(self._reader.delay_s)
         self._known = self._repository.working_set(self._snapshot, inherited=False)
-        return order.decode(self._known or self._repository.working_set(self._snapshot) or b"")
+        return working_set.decode(self._known or self._repository.working_set(self._snapshot) or b"")
 
     def keep_working_set(self, touched: Iterable[Touched]) -> None:
         """Keep it with the snapshot, unless a sibling has done so meanwhile."""
         if self._repository.working_set(self._snapshot, inherited=False) == self._known:
-            self._repository.put_working_set(self._snapshot, order.encode(touched))
+            self._repository.put_working_set(self._snapshot, working_set.encode(touched))
 
     def pids(self) -> list[int]:
         directory = self._reader.lookup(self._root, _IMAGES).content

@@ -20,20 +20,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from ijfs.live.pager import order
+from ijfs.live.pager import working_set
 from ijfs.live.pager.channel import Channel, received_fds
 from ijfs.live.pager.fetch import Fetcher, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.pace import Pacing
 from ijfs.live.pager.plan import IN, MISSING, PAGE, AddressSpace, MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space
+from ijfs.live.pager.supervisor import FdRow, FdTable
+from ijfs.live.pager.throttle import Throttle
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Outcome, Uffd
-from ijfs.live.pager.warden import Roster, Row
 from ijfs_engine.errors import IjfsError
 
-Keep = Callable[[Iterable[order.Touched]], None]
+Keep = Callable[[Iterable[working_set.Touched]], None]
 """Keeps what was touched, in order, for the next restore."""
 
 _RESTORE_FINISHED: Final = 0x52535446  # criu/uffd.c, LAZY_PAGES_RESTORE_FINISHED
@@ -56,8 +56,8 @@ class Server:
         channel: Channel,
         listener: socket.socket | None,
         *,
-        roster: Roster,
-        touched: Iterable[order.Touched] = (),
+        roster: FdTable,
+        touched: Iterable[working_set.Touched] = (),
         record: Keep | None = None,
         bulk: bool = False,
         rest_after_s: float = 0.0,
@@ -73,11 +73,11 @@ class Server:
         self._released = False
         self._touched = list(touched)
         self._record = record
-        self._recorder = order.Recorder()
+        self._recorder = working_set.Recorder()
         self._images: dict[int, MemoryImage] = {}
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
-        self._pacing = Pacing(
+        self._pacing = Throttle(
             bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched
         )
         self._scheduler = Scheduler(self._wanted, lambda: self._pacing.now(self._resumed, self._fetcher.waiting))
@@ -124,7 +124,7 @@ class Server:
         """Read these processes' page maps and begin to fetch, before CRIU has even made them."""
         for pid in pids:
             self._image(pid)
-        self._scheduler.set_order(order.blocks(self._touched, self._images))
+        self._scheduler.set_order(working_set.blocks(self._touched, self._images))
 
     def adopt(self) -> None:
         """Take over from a pager that died with its warden: everything that its keeper held."""
@@ -139,7 +139,7 @@ class Server:
             if details["kind"] == "criu":
                 self._attach(socket.socket(fileno=fds[0]), details["id"])
             else:
-                self._adopt_space(Row(details["id"], *fds), held=True)
+                self._adopt_space(FdRow(details["id"], *fds), held=True)
 
     def succeed(self) -> None:
         """Take over from a worker that died, with its descriptors in place."""
@@ -280,7 +280,7 @@ class Server:
         if image is None:
             image = self._images[pid] = self._source.memory(pid)
             self._scheduler.add_image(image)
-            self._foreseen[pid] = order.pages_of(self._touched, image)
+            self._foreseen[pid] = working_set.pages_of(self._touched, image)
         return image
 
     def _add_space(self, pid: int, fd: int) -> None:
@@ -289,14 +289,14 @@ class Server:
         self._enter(Space(self._next_number(), Uffd(fd), ledger, AddressSpace(image, ledger.states)))
 
     def _enter(self, space: Space, *, held: bool = False) -> None:
-        self._roster.add(Row(space.number, space.uffd.fd, space.ledger.fd))
+        self._roster.add(FdRow(space.number, space.uffd.fd, space.ledger.fd))
         space.settled = self._resumed is not None
         self._spaces[space.uffd.fd] = space
         self._epoll.register(space.uffd.fd, select.EPOLLIN)
         if not held:
             self._channel.send("hold", [space.uffd.fd, space.ledger.fd], id=space.number, kind="space")
 
-    def _adopt_space(self, row: Row, *, held: bool) -> None:
+    def _adopt_space(self, row: FdRow, *, held: bool) -> None:
         ledger = Ledger(row.ledger)
         space = Space(row.number, Uffd(row.uffd), ledger, ledger.restore(self._image(ledger.pid)))
         self._numbers = max(self._numbers, row.number)
@@ -442,7 +442,7 @@ class Server:
 
     def _keep_record(self) -> None:
         """Keep the first touches for the next restore; a full disk is no reason to have failed."""
-        touched = order.merged(self._touched, self._recorder.touched)
+        touched = working_set.merged(self._touched, self._recorder.touched)
         if self._record is not None and touched is not None:
             with contextlib.suppress(IjfsError, OSError):
                 self._record(touched)

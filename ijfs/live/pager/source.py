@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
-from ijfs_engine import waits
+from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.pagemaps import pagemap_entries, pagemap_head
+from ijfs_engine.util import io_wait
 
 _COMMON_MAGIC: Final = 0x54564319  # criu/include/magic.h
 _HEAD: Final = 8
@@ -39,7 +39,7 @@ _MAP_LAZY_MASK: Final = _MAP_PRIVATE | _MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
 _MADV_WIPEONFORK: Final = 18
 
 
-class File(Protocol):
+class PagesFile(Protocol):
     """One stored image file, readable from several threads."""
 
     size: int
@@ -61,7 +61,7 @@ class File(Protocol):
 class Files(Protocol):
     """A directory of CRIU images."""
 
-    def open(self, name: str) -> File: ...
+    def open(self, name: str) -> PagesFile: ...
 
 
 class PageSource(Protocol):
@@ -89,7 +89,7 @@ class CriuImages:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._pages: dict[int, tuple[str, File]] = {}
+        self._pages: dict[int, tuple[str, PagesFile]] = {}
 
     def memory(self, pid: int) -> MemoryImage:
         """The lazy pages and registered mappings of one process. CorruptError for images that make no sense."""
@@ -162,7 +162,7 @@ def _numbered(ranges: Iterable[tuple[int, int]], stretches: Iterable[tuple[int, 
 
 
 class DirectoryFile:
-    """A `File` on disk; `delay_s` is waited before each read, to stand for a slow place (tests, benchmarks)."""
+    """A `PagesFile` on disk; `delay_s` is waited before each read, to stand for a slow place (tests, benchmarks)."""
 
     def __init__(self, path: Path, delay_s: float = 0.0) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,7 +173,7 @@ class DirectoryFile:
         return os.pread(self._fd, length, offset)
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
-        waits.pause(self._delay_s)
+        io_wait.pause(self._delay_s)
         return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
 
     def locate(self) -> None:

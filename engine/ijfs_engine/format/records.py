@@ -1,0 +1,334 @@
+"""The records of the engine: what a snapshot, a tree, a file and a leaf are, and their bytes in a pack.
+
+Every layer above reads these structs. The encodings are canonical (one value, one sequence of bytes), because
+an object's id is the hash of them; docs/format.md lists the fields by number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.frames import ID_SIZE
+
+ObjectId: TypeAlias = bytes
+"""32 bytes, BLAKE3-256; shown as lower-case hex."""
+
+_T = TypeVar("_T")
+
+EntryKind: TypeAlias = Literal["f", "d", "l", "p", "s", "c", "b"]
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One name in a directory. Field order is the format: append, never move."""
+
+    name: bytes
+    """As the kernel gives it: any bytes but NUL and `/`."""
+    kind: EntryKind
+    """'f' file, 'd' directory, 'l' symlink, 'p' fifo, 's' socket, 'c' and 'b' devices."""
+    mode: int
+    """Permission bits with setuid, setgid and sticky: `stat.S_IMODE`."""
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int = 0
+    """Bytes of a file; length of a symlink's target; 0 for the rest."""
+    content: ObjectId | None = None
+    """A file's bytes (None when it has none), a directory's Tree. A file's content is named by the id of a
+    chunk (the file is that one chunk), of a Leaf (it fits one) or of a FileContent: the index says which."""
+    target: bytes = b""
+    """What a symlink points at."""
+    rdev: int = 0
+    """Device number, as `os.makedev` packs it."""
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    """Extended attributes, sorted by name."""
+    link: int = 0
+    """Entries of one snapshot with the same number above 0 are hard links to one inode."""
+
+
+class Tree(msgspec.Struct, frozen=True, array_like=True):
+    """A directory: its entries, sorted by name."""
+
+    entries: tuple[Entry, ...]
+
+    def find(self, name: bytes) -> Entry | None:
+        """The entry of that name, by bisection."""
+        low, high = 0, len(self.entries)
+        while low < high:
+            middle = (low + high) // 2
+            if self.entries[middle].name < name:
+                low = middle + 1
+            else:
+                high = middle
+        found = low < len(self.entries) and self.entries[low].name == name
+        return self.entries[low] if found else None
+
+
+class FileContent(msgspec.Struct, frozen=True, array_like=True):
+    """A file that takes more than one leaf, or has a page layout: its leaves in order.
+
+    `leaf_ids` holds 32 bytes a leaf, `leaf_sizes` 4 (little-endian plain bytes). `layout` names a LAYOUT
+    object (the encoding is `page_layout.py`'s) for a CRIU pages file.
+    """
+
+    size: int
+    leaf_ids: bytes
+    leaf_sizes: bytes
+    layout: ObjectId | None = None
+
+    @classmethod
+    def of(cls, leaves: Sequence[tuple[ObjectId, int]], *, layout: ObjectId | None = None) -> FileContent:
+        """From (leaf id, plain bytes) pairs."""
+        sizes = [size for _, size in leaves]
+        packed = struct.pack(f"<{len(sizes)}I", *sizes)
+        return cls(sum(sizes), b"".join(leaf for leaf, _ in leaves), packed, layout)
+
+    def leaves(self) -> Iterator[tuple[ObjectId, int]]:
+        """(leaf id, plain bytes), in file order."""
+        for at, (size,) in enumerate(struct.iter_unpack("<I", self.leaf_sizes)):
+            yield self.leaf_ids[at * ID_SIZE : (at + 1) * ID_SIZE], size
+
+
+LEAF_SPAN: Final = 4 << 20
+"""A leaf covers at most this many plain bytes; page images are cut at multiples of it in virtual addresses."""
+ZERO_RUN: Final = 0xFFFFFFFF
+"""In a leaf's `index` column: these bytes are zeros, no chunk."""
+
+
+class Leaf(msgspec.Struct, frozen=True):
+    """At most `LEAF_SPAN` plain bytes of a file, as extents: three columns of unsigned 32-bit numbers.
+
+    Extent i is `length[i]` bytes from `offset[i]` of the chunk whose id is the `index[i]`-th of `ids`, or zeros
+    where `index[i]` is `ZERO_RUN` (then `offset[i]` is 0). `ids` are distinct and stand in the order of first use.
+    """
+
+    ids: bytes
+    index: array[int]
+    offset: array[int]
+    length: array[int]
+
+    @property
+    def size(self) -> int:
+        """Plain bytes covered."""
+        return sum(self.length)
+
+    def chunk_ids(self) -> list[bytes]:
+        """The distinct chunks, in order of first use."""
+        return [self.ids[at : at + ID_SIZE] for at in range(0, len(self.ids), ID_SIZE)]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A saved program: the record. `id` is the hash of the rest."""
+
+    id: ObjectId
+    root: ObjectId
+    parents: tuple[ObjectId, ...]
+    created_ns: int
+    message: str
+    meta: dict[str, Any]
+    size: int | None = None
+    """What its files add up to, as `ls -l` shows them. None where the record does not say."""
+    added: int | None = None
+    """Pack bytes that storing it took, but for this record. None where the record does not say."""
+
+
+class _SnapshotBody(msgspec.Struct, frozen=True, array_like=True):
+    root: bytes
+    parents: tuple[bytes, ...]
+    created_ns: int
+    message: str
+    meta: dict[str, Any]
+    size: int | None = None
+    added: int | None = None
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_tree_decoder = msgspec.msgpack.Decoder(Tree)
+_file_decoder = msgspec.msgpack.Decoder(FileContent)
+_snapshot_decoder = msgspec.msgpack.Decoder(_SnapshotBody)
+_LEAF_HEAD: Final = struct.Struct("<II")
+
+
+def encode_tree(tree: Tree) -> bytes:
+    """Canonical bytes. The entries must be sorted by name and distinct: ValueError otherwise."""
+    names = [entry.name for entry in tree.entries]
+    if any(a >= b for a, b in itertools.pairwise(names)):
+        raise ValueError("the entries of a tree are sorted by name, each name once")
+    return _encoder.encode(tree)
+
+
+def decode_tree(data: bytes | memoryview) -> Tree:
+    """Parse and check order and names; CorruptError."""
+    tree = _decode(_tree_decoder, data, "tree")
+    previous = b""
+    for entry in tree.entries:
+        if entry.name <= previous or b"/" in entry.name or b"\0" in entry.name or entry.name in (b".", b".."):
+            raise CorruptError(f"a tree holds the name {entry.name!r} where it may not stand")
+        if entry.content is not None and len(entry.content) != ID_SIZE:
+            raise CorruptError(f"the tree entry {entry.name!r} points at no id")
+        previous = entry.name
+    return tree
+
+
+def encode_file(content: FileContent) -> bytes:
+    """Canonical bytes of a file object."""
+    return _encoder.encode(content)
+
+
+def decode_file(data: bytes | memoryview) -> FileContent:
+    """Parse and check that the columns agree; CorruptError."""
+    content = _decode(_file_decoder, data, "file")
+    count, rest = divmod(len(content.leaf_ids), ID_SIZE)
+    total = sum(size for (size,) in struct.iter_unpack("<I", content.leaf_sizes)) if not rest else -1
+    if rest or len(content.leaf_sizes) != 4 * count or total != content.size:
+        raise CorruptError("a file object's leaves do not add up to its size")
+    return content
+
+
+def encode_leaf(leaf: Leaf) -> bytes:
+    """u32 ids, u32 extents, the ids, then the three columns, all little-endian."""
+    head = _LEAF_HEAD.pack(len(leaf.ids) // ID_SIZE, len(leaf.index))
+    return b"".join((head, leaf.ids, leaf.index.tobytes(), leaf.offset.tobytes(), leaf.length.tobytes()))
+
+
+def decode_leaf(data: bytes | memoryview) -> Leaf:
+    """Parse and check every extent's chunk number and the span; CorruptError."""
+    view = memoryview(data)
+    if len(view) < _LEAF_HEAD.size:
+        raise CorruptError("a leaf is cut short")
+    n_ids, n_extents = _LEAF_HEAD.unpack_from(view)
+    if len(view) != _LEAF_HEAD.size + n_ids * ID_SIZE + n_extents * 12:
+        raise CorruptError("a leaf's columns do not fill it")
+    at = _LEAF_HEAD.size + n_ids * ID_SIZE
+    columns = []
+    for number in range(3):
+        column: array[int] = array("I")
+        column.frombytes(view[at + number * n_extents * 4 : at + (number + 1) * n_extents * 4])
+        columns.append(column)
+    index, offset, length = columns
+    numbers = set(index) - {ZERO_RUN}
+    if max(numbers, default=-1) >= n_ids or sum(length) > LEAF_SPAN:
+        raise CorruptError("a leaf's extents point outside it")
+    return Leaf(bytes(view[_LEAF_HEAD.size : at]), index, offset, length)
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """Canonical bytes of everything but the id."""
+    return _encoder.encode(_SnapshotBody(*msgspec.structs.astuple(snapshot)[1:]))
+
+
+def decode_snapshot(ident: ObjectId, data: bytes | memoryview) -> Snapshot:
+    """Parse; CorruptError."""
+    body = _decode(_snapshot_decoder, data, "snapshot")
+    if any(len(parent) != ID_SIZE for parent in (body.root, *body.parents)):
+        raise CorruptError("a snapshot points at no id")
+    return Snapshot(ident, *msgspec.structs.astuple(body))
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes | memoryview, what: str) -> _T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptError(f"a {what} object cannot be parsed: {error}") from error
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one snapshot takes, against the other snapshots of the set that was asked for. All in bytes.
+
+    `logical`: what its files add up to, as `ls -l` shows them. `stored`: pack bytes that it reaches, each frame
+    once, metadata counted. `unique`: the part of `stored` that no other reaches, which removing it would free;
+    `shared`: the rest.
+    """
+
+    id: ObjectId | None
+    logical: int
+    stored: int
+    unique: int
+    shared: int
+
+
+class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `Repository.du`: one Usage per snapshot in the order asked, and the whole set as one.
+
+    In `total`, `stored` counts each frame once, `unique` is what exactly one of the set reaches, `shared` what
+    several do. `sharing` is the share of the snapshots' stored bytes that they have in common with another of
+    the set (0 to 1): the sum of `shared` over the sum of `stored`.
+    """
+
+    snapshots: list[Usage]
+    total: Usage
+    sharing: float
+
+
+class GcReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Repository.gc` did, or with dry_run would do. Sizes are bytes on disk."""
+
+    dry_run: bool
+    snapshots_removed: int
+    chunks_removed: int
+    objects_removed: int
+    chunks_condemned: int
+    """Unreachable, but kept until the sessions that may have found them end; the next gc takes them."""
+    packs_removed: int
+    packs_rewritten: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def freed(self) -> int:
+        """Bytes given back to the filesystem; 0 when gc's own notes in the index outweigh them."""
+        return max(0, self.bytes_before - self.bytes_after)
+
+
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that fsck found wrong, and whom it hurts."""
+
+    what: str
+    """'frame', 'missing', 'index', 'ref', 'journal', 'pack', 'secret'."""
+    id: ObjectId | None
+    where: str
+    """The pack and offset, or the name, where it is."""
+    message: str
+    snapshots: tuple[ObjectId, ...] = ()
+    """Snapshots that cannot be read whole because of it."""
+    files: tuple[str, ...] = ()
+    """Up to 20 paths in them, as `<snapshot hex>:<path>`."""
+
+
+class FsckReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Repository.fsck` checked, found and, with repair, mended."""
+
+    snapshots: int
+    objects: int
+    chunks: int
+    packs: int
+    bytes_read: int
+    damage: list[Damage]
+    repaired: list[str]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.damage
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts and sizes of a whole repository, in bytes on disk; from the index, in milliseconds."""
+
+    snapshots: int
+    branches: int
+    tags: int
+    chunks: int
+    objects: int
+    sidecars: int
+    packs: int
+    pack_bytes: int
+    index_bytes: int
+    journal_bytes: int
+    format_version: int

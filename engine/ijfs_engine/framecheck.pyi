@@ -1,8 +1,0 @@
-"""Types of the compiled check of frames; framecheck.pyx has the documentation."""
-
-from typing_extensions import Buffer
-
-def stretch(data: Buffer, most: int) -> int: ...
-
-class FrameCheck:
-    def check(self, data: Buffer) -> list[tuple[int, int, int, bytes, bool]]: ...

@@ -1,0 +1,367 @@
+"""gc: find what no branch, tag or pin reaches, and give its bytes back while saves go on.
+
+`Repository.gc` calls `collect`. A chunk dies in two steps, because a running session may have found it just before:
+first it is *condemned* (sessions that begin later treat it as not there), and it is *swept* only when every session
+that runs began after that. docs/concurrency.md has the whole argument, and the reason for the order of the steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import compress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.records import GcReport, ObjectId
+from ijfs_engine.maintenance.reachability import ReachableSet
+from ijfs_engine.maintenance.repack import Repacker, disk_size, remove_orphans
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.index import (
+    BASES,
+    CHUNKS,
+    CONDEMNED,
+    OBJECTS,
+    REFS,
+    REMOVED,
+    SIDECARS,
+    SNAPSHOTS,
+    U64,
+    Index,
+    Update,
+    View,
+)
+from ijfs_engine.storage.journal import Record, SnapshotRemoved
+from ijfs_engine.storage.locks import exclusive, live_files
+from ijfs_engine.storage.pins import live_pins
+from ijfs_engine.storage.refs import log_records
+from ijfs_engine.storage.revisions import frontier, removed_row
+
+if TYPE_CHECKING:
+    from ijfs_engine.repository import Progress, Repository
+
+
+_STRIDE: Final = 16_384
+"""Marks per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
+
+
+class Roots(NamedTuple):
+    """What is listed, and which of it stays."""
+
+    keep: frozenset[ObjectId]
+    drop: frozenset[ObjectId]
+    heads: frozenset[ObjectId]
+    """The snapshots that refs and pins point at themselves."""
+
+
+class _Doomed(NamedTuple):
+    """What a sweep took."""
+
+    chunks: int
+    objects: int
+    waiting: int
+
+
+def collect(repository: Repository, *, dry_run: bool, progress: Progress | None) -> GcReport:
+    """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
+    because then nobody knows what it needs. StorageError."""
+    with disk.storage_errors("gc"), exclusive(repository.layout.gc_lock, "gc"):
+        collector = _Collector(repository, progress)
+        return collector.estimate() if dry_run else collector.run()
+
+
+class _Collector:
+    """One run of gc."""
+
+    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+        self._repository = repository
+        self._index: Index = repository.index
+        self._progress = progress
+        self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
+        self._before = disk_size(repository.layout)
+
+    def run(self) -> GcReport:
+        """Mark, condemn, sweep, repack."""
+        self._index.write(self._repository.journal.trim)
+        remove_orphans(self._repository)
+        # Sessions and pins of the dead leave a file; looking at the living removes it.
+        list(live_files(self._repository.layout.sessions))
+        roots = self._settle_roots()
+        doomed = self._mark_and_sweep(roots)
+        self._drop_sidecars(roots.heads)
+        self._index.write(self._tidy_removed)
+        repacker = Repacker(self._repository, self._progress)
+        repacker.run()
+        return GcReport(
+            dry_run=False,
+            snapshots_removed=len(roots.drop),
+            chunks_removed=doomed.chunks,
+            objects_removed=doomed.objects,
+            chunks_condemned=doomed.waiting,
+            packs_removed=repacker.removed,
+            packs_rewritten=repacker.rewritten,
+            bytes_before=self._before,
+            bytes_after=disk_size(self._repository.layout),
+        )
+
+    def _mark_and_sweep(self, roots: Roots) -> _Doomed:
+        kept = self._walk(roots.keep)
+        self._condemn(kept)
+        oldest = self._oldest_session()
+        # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
+        # So is what came and went meanwhile: a session may have taken something over from it.
+        with _need_whole():
+            kept.add(self._listed())
+            kept.add(self._removed_lately())
+        return self._sweep(kept, oldest)
+
+    def estimate(self) -> GcReport:
+        """What `run` would do, were no session running; nothing is changed."""
+        with self._index.read() as view:
+            listed = [ident for ident, _ in view.items(SNAPSHOTS)]
+            heads = self._heads(view)
+        self._learn_parents(listed)
+        roots = self._divide(frozenset(listed), heads)
+        kept = self._walk(roots.keep)
+        counts = {CHUNKS: 0, OBJECTS: 0}
+
+        def dead() -> Iterator[bytes]:
+            for table, _, values in self._unreached(kept):
+                counts[table] += len(values)
+                yield b"".join(values)
+
+        freed = Repacker(self._repository, None).dead_bytes(dead())
+        return GcReport(
+            dry_run=True,
+            snapshots_removed=len(roots.drop),
+            chunks_removed=counts[CHUNKS],
+            objects_removed=counts[OBJECTS],
+            chunks_condemned=0,
+            packs_removed=0,
+            packs_rewritten=0,
+            bytes_before=self._before,
+            bytes_after=self._before - freed,
+        )
+
+    # --- which snapshots stay
+
+    def _settle_roots(self) -> Roots:
+        """Take the unreachable snapshots off the list, in one transaction with the look at refs and pins."""
+        while True:
+            self._learn_parents(self._listed())
+            roots = self._index.write(self._unlist)
+            if roots is not None:
+                return roots
+
+    def _unlist(self, update: Update) -> Roots | None:
+        """None when a snapshot came up whose parents are not known yet: they are in the packs, not here."""
+        listed = frozenset(ident for ident, _ in update.items(SNAPSHOTS))
+        if not listed <= self._parents.keys():
+            return None
+        roots = self._divide(listed, self._heads(update))
+        records: list[Record] = []
+        for ident in sorted(roots.drop):
+            update.delete(SNAPSHOTS, ident)
+            update.put(REMOVED, ident, removed_row(self._parents[ident]))
+            records.append(SnapshotRemoved(ident, self._parents[ident]))
+        if records:
+            log_records(update, self._repository.journal, records)
+        return roots
+
+    def _heads(self, view: View) -> frozenset[ObjectId]:
+        pins = live_pins(self._repository.layout.pins)
+        return frozenset(value for _, value in view.items(REFS)) | pins.ids
+
+    def _divide(self, listed: frozenset[ObjectId], heads: frozenset[ObjectId]) -> Roots:
+        """Heads and their ancestors stay; the way past a removed snapshot is its own parents."""
+        keep: set[ObjectId] = set()
+        edge = list(heads)
+        while edge:
+            ident = edge.pop()
+            if ident in keep:
+                continue
+            keep.add(ident)
+            edge += self._parents.get(ident, ())
+        return Roots(listed & keep, listed - keep, heads & listed)
+
+    def _listed(self) -> list[ObjectId]:
+        with self._index.read() as view:
+            return [ident for ident, _ in view.items(SNAPSHOTS)]
+
+    def _learn_parents(self, ids: Iterable[ObjectId]) -> None:
+        unknown = [ident for ident in ids if ident not in self._parents]
+        with _need_whole():
+            snapshots = self._repository.store.snapshots(unknown)
+        self._parents.update((snapshot.id, snapshot.parents) for snapshot in snapshots)
+        with self._index.read() as view:
+            for ident, row in view.items(REMOVED):
+                self._parents[ident] = tuple(row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE))
+
+    # --- what they reach
+
+    def _walk(self, snapshots: Iterable[ObjectId]) -> ReachableSet:
+        self._tell("mark", 0, 0)
+        reach = ReachableSet(self._repository.store, self._index)
+        with _need_whole():
+            reach.add(snapshots)
+        return reach
+
+    def _unreached(self, kept: ReachableSet) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+        """(table, ids, rows) of all chunks and objects that were not marked, some thousand at a time."""
+        for table in (CHUNKS, OBJECTS):
+            for rows in self._index.scan(table):
+                dead = [not reached for reached in kept.has(rows.keys)]
+                yield table, list(compress(rows.keys, dead)), list(compress(rows.values, dead))
+
+    # --- condemn
+
+    def _condemn(self, kept: ReachableSet) -> None:
+        """Mark what is unreachable with the epoch to come, then let that epoch begin.
+
+        The epoch changes last: a session that begins in the new epoch sees every mark of it.
+        """
+        removed = self._removed_lately()
+        with self._index.read() as view:
+            epoch = view.number(b"epoch") + 1
+        stale = self._stale(removed, kept)
+        mark = U64.pack(epoch)
+        for ids in _gathered(ids for _, ids, _ in self._unreached(kept)):
+            self._index.write(partial(_mark, ids=ids, mark=mark, stale=stale))
+        for rows in self._index.scan(CONDEMNED):
+            alive = list(compress(rows.keys, kept.has(rows.keys)))
+            if alive:
+                self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
+        self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
+
+    def _removed_lately(self) -> list[ObjectId]:
+        """Snapshots that were taken off the list since a gc last looked at such."""
+        with self._index.read() as view:
+            return [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
+
+    def _stale(self, removed: list[ObjectId], kept: ReachableSet) -> ReachableSet | None:
+        """What snapshots reached that were listed at some time since the last gc, and `kept` does not: marks on these
+        may be older than a session that took them over from such a snapshot. None when that cannot be told."""
+        reach = ReachableSet(self._repository.store, self._index, beyond=kept)
+        try:
+            reach.add(removed)
+        except CorruptError:
+            return None
+        return reach
+
+    # --- sweep
+
+    def _oldest_session(self) -> int:
+        """The epoch in which the oldest running session began."""
+        epochs = [
+            U64.unpack(data)[0] if len(data) == U64.size else 0
+            for _, data in live_files(self._repository.layout.sessions)
+        ]
+        with self._index.read() as view:
+            return min([*epochs, view.number(b"epoch")])
+
+    def _sweep(self, kept: ReachableSet, oldest: int) -> _Doomed:
+        chunks = objects = waiting = 0
+        for rows in self._index.scan(CONDEMNED):
+            ripe = []
+            for key, mark, needed in zip(*rows, kept.has(rows.keys), strict=True):
+                if not needed and U64.unpack(mark)[0] <= oldest:
+                    ripe.append((key, mark))
+                elif not needed:
+                    waiting += 1
+            if ripe:
+                taken = self._index.write(partial(_take, rows=ripe))
+                chunks, objects = chunks + taken[0], objects + taken[1]
+            self._tell("sweep", chunks + objects, 0)
+        return _Doomed(chunks, objects, waiting)
+
+    def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
+        """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.
+        They are more than all other metadata together. A working set stays as long as its snapshot is listed."""
+        near = ReachableSet(self._repository.store, self._index, leaves=False)
+        near.add(heads)
+        for rows in self._index.scan(SIDECARS):
+            far = [key for key in rows.keys if key not in near.objects]
+            with self._index.read() as view:
+                listed = view.get_many(SNAPSHOTS, far)
+            gone = [key for key, row in zip(far, listed, strict=True) if row is None]
+            if gone:
+                self._index.write(partial(_drop, table=SIDECARS, keys=gone))
+
+    def _tidy_removed(self, update: Update) -> None:
+        """Keep of the removed snapshots only what a listed one names as its parent, with the way shortened.
+
+        Not while a session runs: it may be about to commit a child of one.
+        """
+        if any(True for _ in live_files(self._repository.layout.sessions)):
+            return
+        listed = {ident for ident, _ in update.items(SNAPSHOTS)}
+        if not listed <= self._parents.keys():
+            return
+        named = {parent for ident in listed for parent in self._parents[ident]} - listed
+        walked = [ident for ident, row in update.items(REMOVED) if row[:1] == b"\0"]
+        ways = {ident: frontier(update, ident) for ident in walked if ident in named}
+        for ident in walked:
+            if ways.get(ident):
+                update.put(REMOVED, ident, removed_row(ways[ident], walked=True))
+            else:
+                update.delete(REMOVED, ident)
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(f"gc: {phase}", done, total)
+
+
+@contextlib.contextmanager
+def _need_whole() -> Iterator[None]:
+    """gc must know all that is needed, or it would take too much."""
+    try:
+        yield
+    except CorruptError as error:
+        hint = "`ijfs fsck` names the snapshot; remove it with `ijfs rm`, and gc can go on"
+        raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
+
+
+def _gathered(lots: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """The same ids in larger lots: each is to be a transaction, and a commit waits for the disk."""
+    group: list[bytes] = []
+    for lot in lots:
+        group += lot
+        if len(group) >= _STRIDE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _drop(update: Update, table: bytes, keys: list[bytes]) -> None:
+    update.delete_many(table, keys)
+
+
+def _mark(update: Update, ids: list[bytes], mark: bytes, stale: ReachableSet | None) -> None:
+    """Condemn; an older mark stays, so that its time is not lengthened, unless it may be stale."""
+    if update.count(CONDEMNED):
+        old = update.get_many(CONDEMNED, ids)
+        doubtful = stale.has(ids) if stale is not None else [True] * len(ids)
+        ids = [ident for ident, row, doubt in zip(ids, old, doubtful, strict=True) if row is None or doubt]
+    update.put_many(CONDEMNED, ((ident, mark) for ident in ids))
+
+
+def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
+    update.set_number(b"epoch", epoch)
+    for ident in walked:
+        row = update.get(REMOVED, ident)
+        if row is not None:
+            update.put(REMOVED, ident, b"\0" + row[1:])
+
+
+def _take(update: Update, rows: list[tuple[bytes, bytes]]) -> tuple[int, int]:
+    """Drop what still has the mark it was seen with: a session that wrote it anew has taken the mark off."""
+    marks = update.get_many(CONDEMNED, (key for key, _ in rows))
+    still = [key for (key, mark), now in zip(rows, marks, strict=True) if now == mark]
+    objects = [key for key in still if not update.delete(CHUNKS, key)]
+    update.delete_many(OBJECTS, objects)
+    update.delete_many(BASES, still)
+    update.delete_many(CONDEMNED, still)
+    return len(still) - len(objects), len(objects)

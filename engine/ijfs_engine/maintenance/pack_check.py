@@ -1,0 +1,266 @@
+"""Reading every pack from front to back: each frame's checksums, and that its plain bytes have the id it claims.
+
+The part of fsck that costs time, so frames are decoded on all cores while the next ones are read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from ijfs_engine._native.frame_check import FrameCheck
+from ijfs_engine._native.idset import IdSet
+from ijfs_engine._native.pack_rows import PackRows
+from ijfs_engine.errors import CorruptError, UnknownFormatError
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.frames import EncodedChunk, FrameKind, decode_frame, padding
+from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place, encode_where
+from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path
+from ijfs_engine.util.byte_lru import ByteLru
+from ijfs_engine.util.pipeline import cores, thread_pool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ijfs_engine.repository import Progress, Repository
+
+_GROUP: Final = 512
+"""Frames per task: up to 8 MiB of stored bytes, so that handing over costs nothing."""
+_AHEAD: Final = 3
+"""Stretches read but not checked yet, per core: 8 MiB windows of the scan stay alive as long as they do."""
+_CACHE: Final = 96 << 20
+"""Bytes of decoded bases kept: without it the differences of a tree of 11 kernels cost 3 decodes of each chunk."""
+_ENTRY: Final = 400
+"""What an entry of the cache takes besides, by Python's own count."""
+
+
+_TABLES: Final = (CHUNKS, OBJECTS)
+
+Frame: TypeAlias = tuple[int, int, int, bytes, bool]
+"""As `FrameCheck.check` gives it: offset, span, kind, id, whether it is surely right."""
+
+
+class Finding(NamedTuple):
+    """Something wrong, before it is known whom it hurts; `what` is as in `records.Damage`."""
+
+    what: str
+    id: bytes | None
+    where: str
+    message: str
+
+
+class _Wrong(NamedTuple):
+    """A live frame that is damaged."""
+
+    id: bytes
+    where: str
+    message: str
+
+
+class _Checked(NamedTuple):
+    """The live frames of a stretch, what they take on disk, and those of them that are damaged."""
+
+    live: list[bytes]
+    weight: int
+    wrong: list[_Wrong]
+
+
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        self.check = FrameCheck()
+
+
+_tools = _Tools()
+
+
+class PackCheck:
+    """One pass over all packs that the index knows."""
+
+    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+        self._repository = repository
+        self._index = repository.index
+        self._progress = progress
+        self._met: dict[int, int] = {}
+        """What the live frames that were found in each pack take."""
+        self._torn: dict[tuple[int, int], str] = {}
+        self._cache: ByteLru[chunk_codec.Plain] = ByteLru(_CACHE)
+        self.bytes_read = 0
+
+    def run(self) -> list[Finding]:
+        """What is wrong with live frames, and with packs as a whole. Dead frames are nobody's loss."""
+        findings: list[Finding] = []
+        with self._index.read() as view:
+            rows = [(PACK_KEY.unpack(key)[0], *PACK_ROW.unpack(row)) for key, row in view.items(PACKS)]
+        total = sum(size for _, _, size in rows)
+        for number, kind, size in rows:
+            if kind == SIDECARS:
+                continue
+            findings += self._pack(number, size)
+            self.bytes_read += size
+            if self._progress is not None:
+                self._progress("fsck: packs", self.bytes_read, total)
+        findings += self._unmet({number: size for number, _, size in rows})
+        self._cache.clear()  # what follows in fsck has tables of its own
+        return findings
+
+    def _pack(self, number: int, size: int) -> list[Finding]:
+        path = pack_path(self._repository.layout.packs, number)
+        findings: list[Finding] = []
+        try:
+            self._header(path, number)
+        except FileNotFoundError:
+            return [Finding("pack", None, path.name, "the pack is missing")]
+        except (CorruptError, UnknownFormatError, OSError) as error:
+            findings.append(Finding("pack", None, path.name, str(error)))
+        try:
+            for checked in self._frames(path, number, size):
+                self._met[number] = self._met.get(number, 0) + checked.weight
+                findings += [Finding("frame", wrong.id, wrong.where, wrong.message) for wrong in checked.wrong]
+        except OSError as error:
+            findings.append(Finding("pack", None, path.name, f"cannot be read: {error.strerror}"))
+        return findings
+
+    def _header(self, path: Path, number: int) -> None:
+        with path.open("rb") as file:
+            named, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
+        if named != number or owner != self._repository.layout.id:
+            raise CorruptError(f"{path.name} is pack {named} of another repository or place")
+
+    def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
+        workers = cores()
+        waiting: deque[Future[_Checked]] = deque()
+        with thread_pool(workers, "fsck") as pool:
+            for found in scan_stretches(path, _GROUP, size):
+                if isinstance(found, Scanned):
+                    yield self._check_one(number, found)
+                    continue
+                waiting.append(pool.submit(self._check, number, found))
+                if len(waiting) > workers * _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _check(self, number: int, stretch: Stretch) -> _Checked:
+        frames = _tools.check.check(stretch.data)
+        live = list(compress(frames, self._live(number, stretch.offset, frames)))
+        wrong: list[_Wrong] = []
+        for at, span, kind, ident, right in live:
+            if not right:
+                wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
+        weight = sum(span + padding(span) for _, span, _, _, _ in live)
+        return _Checked([ident for _, _, _, ident, _ in live], weight, wrong)
+
+    def _check_one(self, number: int, scanned: Scanned) -> _Checked:
+        """A frame that stands where damage is, or one that is longer than a window."""
+        if scanned.error is not None:
+            self._torn[number, scanned.offset] = scanned.error
+        header = scanned.header
+        if header is None or not all(
+            self._live(number, scanned.offset, [(0, header.span, header.kind, header.id, True)])
+        ):
+            return _Checked([], 0, [])
+        error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
+        wrong = [_Wrong(header.id, _place(number, scanned.offset), error)] if error else []
+        return _Checked([header.id], header.span + padding(header.span), wrong)
+
+    def _live(self, number: int, start: int, frames: Sequence[Frame]) -> list[bool]:
+        """Which frames the index means, at their places from `start` on; the others are left from before some gc."""
+        live = [False] * len(frames)
+        with self._index.read() as view:
+            for table in (CHUNKS, OBJECTS):
+                own = [at for at, (_, _, kind, _, _) in enumerate(frames) if _table_of(kind) == table]
+                for at, row in zip(own, view.get_many(table, [frames[at][3] for at in own]), strict=True):
+                    where = encode_where(number, start + frames[at][0]) + frames[at][1].to_bytes(4, "little")
+                    live[at] = row is not None and row.startswith(where)
+        return live
+
+    def _look(self, kind: int, ident: bytes, offset: int, number: int, data: memoryview) -> Iterator[_Wrong]:
+        """A frame that is an object, a difference, or not right."""
+        where = _place(number, offset)
+        try:
+            error = self._fault(kind, decode_frame(data, where)[1])
+        except CorruptError as wrong:
+            error = str(wrong)
+        if error is not None:
+            yield _Wrong(ident, where, error)
+
+    def _fault(self, kind: int, frame: EncodedChunk) -> str | None:
+        try:
+            self._decode(kind, frame)
+        except CorruptError as wrong:
+            return str(wrong)
+        return None
+
+    def _decode(self, kind: int, frame: EncodedChunk) -> None:
+        if kind == FrameKind.CHUNK:
+            chunk_codec.decode(frame, self._bases_of(frame))
+        else:
+            verify_object(kind, frame)
+
+    def _bases_of(self, frame: EncodedChunk) -> chunk_codec.FetchBases:
+        """How to get the bases of one chunk: through a cache, since neighbours mostly share theirs."""
+
+        def fetch(ids: Sequence[bytes]) -> list[chunk_codec.Plain]:
+            found = {ident: plain for ident in ids if (plain := self._cache.get(ident)) is not None}
+            for base in self._repository.store.get_chunks([ident for ident in ids if ident not in found]):
+                if base.depth >= frame.depth:
+                    raise CorruptError(f"chunk {base.id.hex()[:12]} is the base of one that is not deeper")
+                found[base.id] = plain = chunk_codec.decode(base, self._bases_of(base))
+                self._cache.put(base.id, plain, len(plain) + _ENTRY)
+            return [found[ident] for ident in ids]
+
+        return fetch
+
+    def _unmet(self, packs: dict[int, int]) -> Iterator[Finding]:
+        """Rows whose frame the scan did not come upon.
+
+        Every live frame that it did is in some row: where those of a pack weigh as much as its rows, none is missing,
+        and no table of ids is needed to know.
+        """
+        numbers = sorted(packs)
+        rows_of = PackRows(numbers)
+        others = sum(rows_of.weigh(b"".join(rows.values)) for table in _TABLES for rows in self._index.scan(table))
+        weights = zip(numbers, rows_of.weights(), strict=True)
+        suspects = {number for number, weight in weights if weight != self._met.get(number, 0)}
+        if not suspects and not others:
+            return
+        met = self._met_again({number: packs[number] for number in suspects})
+        for table in _TABLES:
+            for rows in self._index.scan(table):
+                for key, row, known in zip(*rows, met.has(b"".join(rows.keys)), strict=True):
+                    place = Place.decode(row)
+                    # A pack that came after the list was made is its session's business.
+                    lost = place.pack in suspects if place.pack in packs else not self._exists(place.pack)
+                    if lost and not known:
+                        why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
+                        yield Finding("frame", key, _place(place.pack, place.offset), why)
+
+    def _met_again(self, packs: dict[int, int]) -> IdSet:
+        """The live frames of some packs."""
+        met = IdSet()
+        for number, size in packs.items():
+            with suppress(OSError):
+                path = pack_path(self._repository.layout.packs, number)
+                for checked in self._frames(path, number, size):
+                    met.add(b"".join(checked.live))
+        return met
+
+    def _exists(self, number: int) -> bool:
+        return pack_path(self._repository.layout.packs, number).exists()
+
+
+def _place(number: int, offset: int) -> str:
+    """As every message names it."""
+    return f"{number:08x}.pack at {offset}"
+
+
+def _table_of(kind: int) -> bytes:
+    """Where the index has frames of a kind."""
+    return CHUNKS if kind == FrameKind.CHUNK else OBJECTS

@@ -1,0 +1,386 @@
+"""Giving bytes back: packs that hold nothing live go, packs that hold little are written anew without the rest.
+
+gc calls it last, under its lock. A pack leaves the index before its file is removed, so a reader that comes too late
+finds the frame's new place by asking the index again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ijfs_engine._native.pack_rows import PackRows
+from ijfs_engine.errors import CorruptError, StorageError
+from ijfs_engine.format.frames import MAX_CHUNK, FrameKind, decode_frame, decode_header
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.directory import RepositoryDirectory
+from ijfs_engine.storage.index import (
+    CHUNKS,
+    OBJECTS,
+    PACK_KEY,
+    PACK_ROW,
+    PACKS,
+    SIDECARS,
+    Update,
+    encode_where,
+    next_pack,
+)
+from ijfs_engine.storage.locks import try_take
+from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, PACK_TARGET, PackReader, PackWriter, pack_files, pack_path
+
+if TYPE_CHECKING:
+    from ijfs_engine.repository import Progress, Repository
+
+SPARSE: Final = 0.2
+"""A pack is written anew when more than this share of it is dead: five bytes moved for each given back, at worst."""
+SMALL: Final = 16 << 20
+"""Packs below this count as sparse once there are `MANY_SMALL` of them: every save leaves one, and files cost too."""
+MANY_SMALL: Final = 16
+_ROWS: Final = 1_000_000
+_BYTES: Final = 4 << 30
+"""Frames, and bytes of them, that are copied before the index is told and the old packs go. Until then they take room
+twice. So many at a time, because ids are random: with 10 million chunks, a quarter million rows touch every page of the
+table, and a million touch no more. 70 bytes of memory each."""
+_SLICE: Final = 8192
+"""Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
+_WINDOW: Final = 4 << 20
+"""One read."""
+_FAR: Final = MAX_CHUNK + (64 << 10)
+"""Frames that begin this far apart are read one by one: there are dead bytes between them."""
+_LAST: Final = 64 << 10
+"""Read behind the beginning of the last frame; what is longer is read again."""
+_TABLES: Final = (CHUNKS, OBJECTS, SIDECARS)
+
+
+class _Pack(NamedTuple):
+    """A pack as the index sees it."""
+
+    number: int
+    kind: int
+    size: int
+    live: int
+
+
+class Repacker:
+    """One run."""
+
+    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+        self._repository = repository
+        self._index = repository.index
+        self._directory = repository.layout.packs
+        self._progress = progress
+        self.removed = 0
+        self.rewritten = 0
+
+    def run(self) -> None:
+        """Remove and rewrite what deserves it. OSError, StorageError."""
+        packs = self._survey()
+        empty = [pack.number for pack in packs if pack.live == 0]
+        self._retire(empty)
+        self.removed += len(empty)
+        sparse = _sparse(packs)
+        live = self._live_frames([pack.number for pack in sparse])
+        with _room_for_copies():
+            for kind in sorted({pack.kind for pack in sparse}):
+                self._rewrite([pack for pack in sparse if pack.kind == kind], live)
+
+    def _rewrite(self, packs: Sequence[_Pack], live: PackRows) -> None:
+        """Copy what lives in packs of one kind; on a disk that is nearly full, the old ones go one by one."""
+        space = os.statvfs(self._directory)
+        most = min(_BYTES, space.f_bavail * space.f_frsize // 2)
+        mover = _Mover(self._repository, packs[0].kind)
+        with closing(mover):
+            for pack in packs:
+                self._tell(pack)
+                mover.move(pack.number, live.offsets(pack.number))
+                if mover.rows >= _ROWS or mover.bytes >= most:
+                    self._replace(mover)
+            self._replace(mover)
+
+    def dead_bytes(self, dead: Iterable[bytes]) -> int:
+        """About how much `run` would give back if the frames of these index rows (end to end) were dead too."""
+        packs = self._survey()
+        weights = PackRows([pack.number for pack in packs])
+        for rows in dead:
+            weights.weigh(rows)
+        packs = [pack._replace(live=pack.live - gone) for pack, gone in zip(packs, weights.weights(), strict=True)]
+        given = [pack for pack in packs if pack.live == 0] + _sparse(packs)
+        return sum(pack.size - pack.live for pack in given)
+
+    def _survey(self) -> list[_Pack]:
+        """Every pack the index knows, by number, with what of it is live."""
+        with self._index.read() as view:
+            entries = [(PACK_KEY.unpack(key), PACK_ROW.unpack(row)) for key, row in view.items(PACKS)]
+        known = [_Pack(number, kind, size, 0) for (number,), (kind, size) in entries]
+        live = PackRows([pack.number for pack in known])
+        for table in _TABLES:
+            for rows in self._index.scan(table):
+                live.weigh(b"".join(rows.values))
+        return [pack._replace(live=weight) for pack, weight in zip(known, live.weights(), strict=True)]
+
+    def _live_frames(self, numbers: Sequence[int]) -> PackRows:
+        live = PackRows(numbers)
+        for table in _TABLES if numbers else ():
+            for rows in self._index.scan(table):
+                live.collect(b"".join(rows.values))
+        return live
+
+    def _replace(self, mover: _Mover) -> None:
+        """Have the index point at the copies, then let the old packs go."""
+        writers = mover.finish()
+        self._index.write(partial(_know, writers=writers))
+        for rows in mover.moved.slices():
+            self._index.write(partial(_point, rows=rows))
+        self._retire(mover.whole)
+        self.rewritten += len(mover.whole)
+        mover.renew()
+
+    def _retire(self, numbers: Sequence[int]) -> None:
+        """Forget packs, then remove their files."""
+        if not numbers:
+            return
+        self._index.write(lambda update: update.delete_many(PACKS, map(PACK_KEY.pack, numbers)))
+        for number in numbers:
+            disk.unlink(pack_path(self._directory, number))
+
+    def _tell(self, pack: _Pack) -> None:
+        if self._progress is not None:
+            self._progress("gc: repack", pack.size, 0)
+
+
+@contextmanager
+def _room_for_copies() -> Iterator[None]:
+    """To say "free some space with gc" would be of no use to who runs gc."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageError(
+            "there is no room for copies of what is still needed, so packs that are mostly dead stay",
+            hint="what could go without a copy is gone; free as much as one pack takes (512 MiB), then run gc again",
+        ) from error
+
+
+class _Moved:
+    """Frames that were copied: id, table, and the index row as it was and as it will be. Kept by the first byte of the
+    id, because the index is told in the order of ids (`session._SLICE`)."""
+
+    _RECORD: Final = struct.Struct("<32sB18s18s")
+
+    def __init__(self) -> None:
+        self._parts = [bytearray() for _ in range(256)]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, ident: bytes, table: bytes, old: bytes, new: bytes) -> None:
+        """Remember one."""
+        self._parts[ident[0]] += self._RECORD.pack(ident, _TABLES.index(table), old, new)
+        self._count += 1
+
+    def sizes(self) -> list[int]:
+        """For `cut`."""
+        return [len(part) for part in self._parts]
+
+    def cut(self, sizes: list[int]) -> None:
+        """Forget what was added since."""
+        for part, size in zip(self._parts, sizes, strict=True):
+            del part[size:]
+        self._count = sum(sizes) // self._RECORD.size
+
+    def slices(self) -> Iterator[list[tuple[bytes, int, bytes, bytes]]]:
+        """All of them by id, some thousand at a time."""
+        rows: list[tuple[bytes, int, bytes, bytes]] = []
+        for part in self._parts:
+            rows += sorted(self._RECORD.iter_unpack(part))
+            if len(rows) >= _SLICE:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+
+def _know(update: Update, writers: Sequence[PackWriter]) -> None:
+    """No row may point at a pack that is not known."""
+    for writer in writers:
+        update.put(PACKS, PACK_KEY.pack(writer.number), PACK_ROW.pack(writer.kind, writer.size))
+
+
+def _point(update: Update, rows: Sequence[tuple[bytes, int, bytes, bytes]]) -> None:
+    for ident, table, old, new in rows:
+        # A session may have written the frame anew meanwhile, or a sidecar been dropped.
+        if update.get(_TABLES[table], ident) == old:
+            update.put(_TABLES[table], ident, new)
+
+
+class _Mover:
+    """Copies live frames into new packs of one kind, and remembers what the index is to be told."""
+
+    def __init__(self, repository: Repository, kind: int) -> None:
+        self._repository = repository
+        self._index = repository.index
+        self._kind = kind
+        self._reader = PackReader(repository.layout.packs)
+        self._writers: list[PackWriter] = []
+        self.moved = _Moved()
+        self.whole: list[int] = []
+        """Packs of which every live frame was copied."""
+
+    @property
+    def rows(self) -> int:
+        """Frames copied since the index was told."""
+        return len(self.moved)
+
+    @property
+    def bytes(self) -> int:
+        """The same in bytes."""
+        return sum(writer.size for writer in self._writers)
+
+    def move(self, number: int, offsets: Sequence[int]) -> None:
+        """Copy the frames of a pack as they are. If one is damaged, the pack stays: it may hold the last trace of its
+        bytes."""
+        before = self.moved.sizes()
+        try:
+            for frames in _windows(self._reader, number, offsets):
+                self._copy(number, frames)
+            self.whole.append(number)
+        except CorruptError:
+            self.moved.cut(before)
+        self._reader.forget(number)
+
+    def finish(self) -> list[PackWriter]:
+        """Make the copies durable; the packs they are in."""
+        for writer in self._writers:
+            writer.finish(sync=self._kind == DATA)
+        if self._writers:
+            disk.fsync_dir(self._repository.layout.packs)
+        return self._writers
+
+    def renew(self) -> None:
+        """The index knows all: the next frame begins a new pack."""
+        for writer in self._writers:
+            writer.close()
+        self._writers, self.moved, self.whole = [], _Moved(), []
+
+    def close(self) -> None:
+        """Remove the packs that did not come so far as to be in the index. It is asked: an interrupt may have come just
+        after it was told."""
+        with self._index.read() as view:
+            rows = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in self._writers])
+        for writer, row in zip(self._writers, rows, strict=True):
+            if row is None:
+                disk.unlink(writer.path)
+        self.renew()
+        self._reader.close()
+
+    def _copy(self, number: int, frames: Sequence[_Frame]) -> None:
+        by_table: dict[bytes, list[_Frame]] = {}
+        for frame in frames:
+            by_table.setdefault(frame.table, []).append(frame)
+        for table, group in by_table.items():
+            with self._index.read() as view:
+                rows = view.get_many(table, [frame.id for frame in group])
+            writer = self._writer()
+            offsets = writer.append_many([(b"", frame.data) for frame in group])
+            for frame, old, offset in zip(group, rows, offsets, strict=True):
+                if old is None or not old.startswith(encode_where(number, frame.offset)):
+                    # Damaged, or written anew meanwhile: then it moves next time.
+                    raise CorruptError(f"{_place(number, frame.offset)}: holds another frame than the index says")
+                self.moved.add(frame.id, table, old, encode_where(writer.number, offset) + old[8:])
+
+    def _writer(self) -> PackWriter:
+        if not self._writers or self._writers[-1].size >= PACK_TARGET:
+            number = self._index.write(next_pack)
+            layout = self._repository.layout
+            self._writers.append(PackWriter(layout.packs, number, self._kind, layout.id))
+        return self._writers[-1]
+
+
+def remove_orphans(repository: Repository) -> None:
+    """Remove pack files that no session holds and the index does not know: what a crash left."""
+    layout = repository.layout
+    for number, path in list(pack_files(layout.packs)):
+        with repository.index.read() as view:
+            known = view.get(PACKS, PACK_KEY.pack(number)) is not None
+        if known:
+            continue
+        fd = try_take(path)
+        if fd is None:
+            continue
+        # Its session may have committed, and let go, between the look and the lock.
+        with repository.index.read() as view:
+            known = view.get(PACKS, PACK_KEY.pack(number)) is not None
+        if not known:
+            disk.unlink(path)
+        os.close(fd)
+
+
+def disk_size(layout: RepositoryDirectory) -> int:
+    """Bytes that packs, index and journal take on disk."""
+    total = 0
+    for directory in (layout.packs, layout.index):
+        for path in directory.iterdir():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_blocks * 512
+    return total + layout.journal.stat().st_blocks * 512
+
+
+def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:
+    """Those worth rewriting: much of them is dead, or there are too many small ones."""
+    alive = [pack for pack in packs if pack.live]
+    chosen = {pack.number for pack in alive if pack.size - PACK_HEADER_SIZE - pack.live > SPARSE * pack.size}
+    for kind in {pack.kind for pack in alive}:
+        small = [pack.number for pack in alive if pack.kind == kind and pack.size < SMALL]
+        if len(small) >= MANY_SMALL:
+            chosen.update(small)
+    return [pack for pack in alive if pack.number in chosen]
+
+
+class _Frame(NamedTuple):
+    """A frame of a pack, its checksums right."""
+
+    id: bytes
+    table: bytes
+    offset: int
+    data: memoryview
+
+
+def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterator[list[_Frame]]:
+    """The frames that begin at these offsets, those that lie together in one read. CorruptError, OSError."""
+    first = 0
+    while first < len(offsets):
+        start, end = offsets[first], first + 1
+        while end < len(offsets) and offsets[end] - offsets[end - 1] < _FAR and offsets[end] - start < _WINDOW:
+            end += 1
+        data = memoryview(_read(reader, number, start, offsets[end - 1] - start + _LAST))
+        yield [_frame(reader, number, offset, data[offset - start :]) for offset in offsets[first:end]]
+        first = end
+
+
+def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> _Frame:
+    """One frame, of which `data` is the beginning at least."""
+    where = _place(number, offset)
+    if len(data) < _LAST:
+        span = decode_header(data, where).span
+        data = data if span <= len(data) else memoryview(_read(reader, number, offset, span))
+    header, _ = decode_frame(data, where)
+    table = {FrameKind.CHUNK: CHUNKS, FrameKind.SIDECAR: SIDECARS}.get(header.kind, OBJECTS)
+    return _Frame(header.id, table, offset, data[: header.span])
+
+
+def _read(reader: PackReader, number: int, offset: int, length: int) -> bytes:
+    try:
+        return reader.read(number, offset, length)
+    except FileNotFoundError:
+        raise CorruptError(f"{_place(number, offset)}: the pack is missing") from None
+
+
+def _place(number: int, offset: int) -> str:
+    return f"pack {number:08x} at {offset}"

@@ -1,0 +1,227 @@
+"""fsck --repair: put right what can be put right, and lose nothing that could be kept.
+
+A damaged frame is replaced by another sound copy where some pack has one; otherwise the index lets go of it, so that
+the next save that brings the same bytes stores them again and the snapshots that need them heal. Lost names are found
+through the journal; a lost journal is written anew from the index; a lost index is built from both
+(`rebuild_index.py`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.frames import EncodedChunk, FrameKind
+from ijfs_engine.maintenance.pack_check import Finding
+from ijfs_engine.maintenance.reachability import split
+from ijfs_engine.maintenance.rebuild_index import Rebuilder, place_of
+from ijfs_engine.storage.frame_scan import scan_frames
+from ijfs_engine.storage.index import (
+    BASES,
+    CHUNKS,
+    OBJECTS,
+    PACK_KEY,
+    PACK_ROW,
+    PACKS,
+    REFLOG,
+    REFS,
+    REMOVED,
+    SNAPSHOTS,
+    U64,
+    Place,
+    Update,
+)
+from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
+from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.pack import DATA, pack_files, pack_path
+from ijfs_engine.storage.refs import log_records, move_ref, whoami
+from ijfs_engine.storage.revisions import nearest
+
+if TYPE_CHECKING:
+    from ijfs_engine.repository import Repository
+
+
+class _Copy(NamedTuple):
+    """A sound frame of something whose frame in the index is damaged."""
+
+    table: bytes
+    place: Place
+    bases: bytes
+
+
+class Repairer:
+    """One repair; `done` says in sentences what it did."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._index = repository.index
+        self.done: list[str] = []
+
+    def rebuild(self) -> None:
+        """Build the index from packs and journal. StorageError, LockedError while sessions run."""
+        self.done += Rebuilder(self._repository).run()
+
+    def mend(self, findings: list[Finding]) -> None:
+        """Put right what `Checker` found. StorageError."""
+        self._mend_packs([one for one in findings if one.what == "pack"])
+        self._mend_frames({one.id for one in findings if one.what in ("frame", "missing") and one.id is not None})
+        self._mend_journal([one for one in findings if one.what == "journal"])
+        self._mend_refs([one for one in findings if one.what == "ref"])
+
+    # --- frames
+
+    def _mend_frames(self, bad: set[bytes]) -> None:
+        if not bad:
+            return
+        copies = self._copies(bad)
+        self._index.write(lambda update: self._replace(update, bad, copies))
+        if copies:
+            self.done.append(f"took another copy of {len(copies)} damaged frames")
+        if len(copies) < len(bad):
+            lost = len(bad) - len(copies)
+            self.done.append(f"let go of {lost} damaged frames: a save that brings the same bytes heals them")
+        orphans = self._index.write(_drop_baseless)
+        if orphans:
+            self.done.append(f"let go of {orphans} chunks that were stored against damaged ones")
+
+    def _copies(self, bad: set[bytes]) -> dict[bytes, _Copy]:
+        """Sound frames of these ids, wherever they stand in a pack; the shallowest of several chunks."""
+        found: dict[bytes, _Copy] = {}
+        for number, path in pack_files(self._repository.layout.packs):
+            for scanned in scan_frames(path):
+                if scanned.frame is None or scanned.header is None or scanned.frame.id not in bad:
+                    continue
+                if scanned.header.kind == FrameKind.SIDECAR or not self._sound(scanned.header.kind, scanned.frame):
+                    continue
+                table = CHUNKS if scanned.header.kind == FrameKind.CHUNK else OBJECTS
+                copy = _Copy(table, place_of(number, scanned), scanned.frame.bases)
+                known = found.get(scanned.frame.id)
+                if known is None or copy.place.depth < known.place.depth:
+                    found[scanned.frame.id] = copy
+        return found
+
+    def _sound(self, kind: int, frame: EncodedChunk) -> bool:
+        """Whether its plain bytes are right, too. A chunk against a base is not decided here, and not taken."""
+        try:
+            if kind != FrameKind.CHUNK:
+                verify_object(kind, frame)
+            else:
+                chunk_codec.decode(frame, _no_bases)
+        except CorruptError:
+            return False
+        return True
+
+    def _replace(self, update: Update, bad: set[bytes], copies: dict[bytes, _Copy]) -> None:
+        for ident in bad:
+            for table in (CHUNKS, OBJECTS, BASES):
+                update.delete(table, ident)
+        for ident, copy in copies.items():
+            update.put(copy.table, ident, copy.place.encode())
+            path = pack_path(self._repository.layout.packs, copy.place.pack)
+            update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA, path.stat().st_size))
+
+    # --- packs
+
+    def _mend_packs(self, findings: list[Finding]) -> None:
+        """A pack that is gone is forgotten; its frames are reported, and let go, one by one."""
+        gone: list[bytes] = []
+        with self._index.read() as view:
+            keys = [key for key, _ in view.items(PACKS)]
+        for key in keys:
+            if not pack_path(self._repository.layout.packs, PACK_KEY.unpack(key)[0]).exists():
+                gone.append(key)
+        if findings and gone:
+            self._index.write(lambda update: update.delete_many(PACKS, gone))
+            self.done.append(f"forgot {len(gone)} packs whose files are gone")
+
+    # --- names
+
+    def _mend_journal(self, findings: list[Finding]) -> None:
+        if not findings:
+            return
+
+        def change(update: Update) -> None:
+            transactions = history(update)
+            end = self._repository.journal.rewrite(transactions)
+            self._repository.journal.set_position(update, end, transactions[-1].sequence)
+
+        self._index.write(change)
+        self.done.append("wrote the journal anew from the index")
+
+    def _mend_refs(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            key = finding.where.encode()
+            with self._index.read() as view:
+                target = view.get(REFS, key)
+            if target is None:
+                continue
+            change = partial(self._mend_ref, key=key, target=target, created=self._recorded(target))
+            self.done.append(self._index.write(change))
+
+    def _recorded(self, ident: bytes) -> int | None:
+        """When the snapshot was made, if its record is still to be had."""
+        try:
+            return self._repository.store.snapshot(ident).created_ns
+        except CorruptError:
+            return None
+
+    def _mend_ref(self, update: Update, key: bytes, target: bytes, created: int | None) -> str:
+        name = key.decode()
+        if created is not None and update.get(REMOVED, target) is None:
+            update.put(SNAPSHOTS, target, U64.pack(created))
+            log_records(update, self._repository.journal, [SnapshotAdded(target, created)])
+            return f"listed the snapshot {target.hex()[:12]} again, where {name} points"
+        heir = nearest(update, [target])
+        log_records(update, self._repository.journal, [move_ref(update, key, target, heir, "fsck --repair")])
+        if heir is None:
+            return f"deleted {name}: nothing is left of the snapshot {target.hex()[:12]}"
+        return f"moved {name} to {heir.hex()[:12]}, the nearest that is left"
+
+
+def _no_bases(ids: object) -> list[bytes]:
+    raise CorruptError("stored against another chunk")
+
+
+def _drop_baseless(update: Update) -> int:
+    """Chunks whose bases are gone cannot be read: let go of them too, so that they can be stored again."""
+    dropped = 0
+    while True:
+        gone = [
+            chunk
+            for chunk, bases in update.items(BASES)
+            if any(update.get(CHUNKS, base) is None for base in split(bases))
+        ]
+        if not gone:
+            return dropped
+        for chunk in gone:
+            dropped += update.delete(CHUNKS, chunk)
+            update.delete(BASES, chunk)
+
+
+def history(update: Update) -> list[Transaction]:
+    """A journal that leads to what the index says: the log of refs as it was, then what is listed and removed."""
+    transactions: list[Transaction] = []
+    for key, row in update.items(REFLOG):
+        time_ns, record = decode_record(row)
+        sequence = int.from_bytes(key[:8], "big")
+        transactions.append(Transaction(sequence, time_ns, (record,)))
+    last = transactions[-1] if transactions else Transaction(0, 0, ())
+    records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in update.items(REMOVED)]
+    records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in update.items(SNAPSHOTS)]
+    records += _corrections(update, transactions)
+    return [*transactions, Transaction(last.sequence + 1, last.time_ns, tuple(records))]
+
+
+def _corrections(update: Update, transactions: list[Transaction]) -> list[RefMoved]:
+    """Where the log of refs does not end where the refs are."""
+    ends: dict[str, bytes | None] = {}
+    for transaction in transactions:
+        ends.update({one.name: one.new for one in transaction.records if isinstance(one, RefMoved)})
+    refs = {key.decode(): value for key, value in update.items(REFS)}
+    return [
+        RefMoved(name, ends.get(name), refs.get(name), "fsck --repair", whoami())
+        for name in sorted(ends.keys() | refs.keys())
+        if ends.get(name) != refs.get(name)
+    ]

@@ -1,0 +1,107 @@
+"""Reading much at once: what `Reader` does with a request of many chunks, most of which are wanted whole and once.
+
+Such chunks go from the pack straight to where they belong and not through the cache: an image of gigabytes would only
+push out of it what others come back to. Called by `StoredFile`; the work is in _native/read_plan.pyx and
+_native/bulk.pyx.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from ijfs_engine._native.bulk import BulkRead
+from ijfs_engine._native.unpack import Unpacker
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.chunk_codec import MAX_DEPTH, Plain
+from ijfs_engine.storage.object_store import Store
+from ijfs_engine.util import io_wait
+from ijfs_engine.util.byte_lru import ByteLru
+
+_GAP: Final = 64 << 10
+"""As in storage/object_store.py."""
+_LONGEST: Final = 1 << 20
+"""One read: what it unpacks to is checked and copied while it is in the cache of the core."""
+
+FetchBases = Callable[[Sequence[bytes], int], Sequence[Plain]]
+"""Plain bytes of base chunks in the order asked, for a chunk of this depth."""
+FetchOne = Callable[[bytes], Plain]
+"""Plain bytes of one chunk, or the CorruptError that says what is wrong with it."""
+
+
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        self.unpacker = Unpacker()
+
+
+_tools = _Tools()
+
+
+def filling() -> BulkRead:
+    """For this thread."""
+    return BulkRead(_tools.unpacker)
+
+
+def fill(
+    what: BulkRead, store: Store, cache: ByteLru[Plain], bases: FetchBases, one: FetchOne, delay_s: float = 0.0
+) -> None:
+    """Get and check every chunk that is wanted. CorruptError, StorageError; the buffers then hold anything.
+
+    Chunks of which a part was wanted are left in the cache.
+    """
+    wanted = what.wanted()
+    known = cache.get_many(ident for _, ident in wanted)
+    for number, ident in wanted if known else ():
+        if ident in known:
+            _know(what, number, known[ident])
+    if len(known) < len(wanted):
+        io_wait.pause(delay_s)
+        _read(what, store, bases)
+        if what.unplaced():  # gc has moved them since their leaf was told where they are
+            _read(what, store, bases)
+        for ident, plain in what.kept():
+            cache.put(ident, plain, len(plain))
+        for number, ident in what.wanted():
+            _know(what, number, one(ident))
+
+
+def whole(
+    ids: Sequence[bytes], below: int, store: Store, bases: FetchBases, delay_s: float = 0.0
+) -> list[tuple[bytes, bytes]]:
+    """(id, plain bytes) of those of these chunks that are sound and less deep than `below`. StorageError."""
+    what = filling()
+    for ident in ids:
+        what.add_whole(ident)
+    io_wait.pause(delay_s)
+    _read(what, store, bases, below)
+    return what.kept()
+
+
+def _read(what: BulkRead, store: Store, bases: FetchBases, below: int = 256) -> None:
+    if unplaced := what.unplaced():
+        rows = store.chunk_rows([ident for _, ident in unplaced])
+        for (number, _), row in zip(unplaced, rows, strict=True):
+            what.place(number, row)
+    store.read_planned(what, what.schedule(_GAP, _LONGEST, below))
+    if based := what.based():
+        _add_bases(what, based, bases)
+
+
+def _add_bases(what: BulkRead, based: list[tuple[int, int]], fetch: FetchBases) -> None:
+    """Complete the differences to chunks that are not wanted themselves; if those cannot be had, they stay wanted."""
+    for depth in range(1, MAX_DEPTH + 1):
+        those = [number for number, at in based if at == depth]
+        ids = list({ident: None for number in those for ident in what.lacking(number)})
+        with suppress(CorruptError):
+            plains = dict(zip(ids, fetch(ids, depth) if ids else (), strict=True))
+            for number in those:
+                what.add_bases(number, plains)
+
+
+def _know(what: BulkRead, number: int, plain: Plain) -> None:
+    try:
+        what.know(number, plain)
+    except ValueError as error:
+        raise CorruptError(str(error)) from error

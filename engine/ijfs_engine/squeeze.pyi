@@ -1,7 +1,0 @@
-from typing_extensions import Buffer
-
-from .words import Packer
-
-def pack(
-    tools: Packer, data: Buffer, bounds: Buffer, bases: list[Buffer | None] | None = None, sure: Buffer | None = None
-) -> list[tuple[int, memoryview | None]]: ...

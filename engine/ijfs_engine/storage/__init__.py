@@ -1,0 +1,1 @@
+"""Files and locks: packs, the index, the journal, refs, pins and sessions."""

@@ -1,0 +1,140 @@
+"""Where things are in a repository's directory, and its format version: the first thing that is read.
+
+`Repository.init` and `open` use it; every other module gets paths from here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownFormatError
+from ijfs_engine.storage import disk
+
+FORMAT_VERSION: Final = 1
+_FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
+_DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
+
+
+@dataclass(frozen=True)
+class RepositoryDirectory:
+    """The paths of one repository and its 16-byte id."""
+
+    path: Path
+    id: bytes
+    refusal: StorageError | None = None
+    """Why it can only be read, where it can."""
+
+    def check_writable(self) -> None:
+        """Raise `refusal`, if there is one. Whatever changes the repository asks before it begins."""
+        if self.refusal is not None:
+            raise self.refusal
+
+    @property
+    def index(self) -> Path:
+        """LMDB's directory."""
+        return self.path / "index"
+
+    @property
+    def packs(self) -> Path:
+        """The pack files."""
+        return self.path / "packs"
+
+    @property
+    def journal(self) -> Path:
+        """The log of refs and snapshots."""
+        return self.path / "journal"
+
+    @property
+    def sessions(self) -> Path:
+        """One flocked file per running session."""
+        return self.path / "sessions"
+
+    @property
+    def pins(self) -> Path:
+        """One flocked file per pinned snapshot and owner."""
+        return self.path / "pins"
+
+    @property
+    def gc_lock(self) -> Path:
+        """Held by gc, and by fsck while it repairs."""
+        return self.path / "locks" / "gc"
+
+    def secret(self) -> bytes:
+        """The key of page fingerprints, made anew if it was lost: then old fingerprints just match nothing."""
+        path = self.path / "secret"
+        with disk.storage_errors(f"reading {path}"):
+            if path.exists() and path.stat().st_size == 32:
+                return path.read_bytes()
+            disk.write_file(path, os.urandom(32))
+            return path.read_bytes()
+
+
+def make(path: Path) -> RepositoryDirectory:
+    """Make the directories; `seal` then makes it a repository. IjfsError if something is there, StorageError."""
+    with disk.storage_errors(f"making a repository at {path}"):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise IjfsError(f"{path} is not an empty directory", hint="name a new directory, or an empty one")
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Snapshots hold memory, and memory holds secrets.
+        path.chmod(0o700)
+        for name in _DIRECTORIES:
+            (path / name).mkdir(mode=0o700)
+    return RepositoryDirectory(path.resolve(), os.urandom(16))
+
+
+def seal(layout: RepositoryDirectory) -> None:
+    """Write the format file, last: a repository that was only half made is none."""
+    text = f"ijfs repository\nversion: {FORMAT_VERSION}\nid: {layout.id.hex()}\n"
+    with disk.storage_errors(f"making a repository at {layout.path}"):
+        disk.write_file(layout.path / "format", text.encode())
+
+
+def find(path: Path) -> RepositoryDirectory:
+    """Recognise a repository. NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
+    file = path / "format"
+    with disk.storage_errors(f"opening the repository {path}"):
+        try:
+            data = file.read_bytes()[:4096]
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoRepositoryError(f"there is no ijfs repository at {path}") from None
+    if not data.startswith(b"ijfs repository\n"):
+        raise NoRepositoryError(f"{file} is not that of an ijfs repository")
+    version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data)
+    if version is None:
+        raise CorruptError(f"{file} is damaged")
+    if int(version[1]) != FORMAT_VERSION:
+        raise UnknownFormatError(f"{path} has repository format {int(version[1])}; this program reads {FORMAT_VERSION}")
+    whole = _FORMAT.fullmatch(data)
+    if whole is None:
+        raise CorruptError(f"{file} is damaged")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
+    return RepositoryDirectory(path.resolve(), bytes.fromhex(whole[2].decode()), _refusal(path))
+
+
+def _refusal(path: Path) -> StorageError | None:
+    index = path / "index"
+    needed = (path, index, index / "data.mdb", index / "lock.mdb")
+    if all(os.access(one, os.W_OK) for one in needed if one.exists()):
+        return None
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return StorageError(
+            f"{path} can only be read: its filesystem is mounted read-only",
+            hint="mount it writable, or copy the repository",
+        )
+    return StorageError(
+        f"{path} can only be read: it is not yours to write", hint="check who owns the repository and its permissions"
+    )
+
+
+def mend(layout: RepositoryDirectory) -> None:
+    """Make the directories that are missing, unless it can only be read. StorageError."""
+    if layout.refusal is not None:
+        return
+    with disk.storage_errors(f"opening the repository {layout.path}"):
+        for name in _DIRECTORIES:
+            (layout.path / name).mkdir(mode=0o700, exist_ok=True)

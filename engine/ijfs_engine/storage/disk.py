@@ -1,0 +1,132 @@
+"""The store's one seam to the filesystem: every write, fsync, truncate, rename and unlink it does goes through here.
+
+Called by pack, journal, index, locks, gc and repository. A test sets `observer` to kill the process at any step or to
+remember what was not yet synced; the code above stays the same. Reads do not pass here: they change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+from ijfs_engine.errors import StorageError
+
+
+class Step(NamedTuple):
+    """A change that is about to be made: `op` is create, write, fsync, fsync_dir, truncate, rename, unlink, commit."""
+
+    op: str
+    path: str
+    fd: int = -1
+    offset: int = 0
+    data: memoryview | None = None
+
+
+observer: Callable[[Step], None] | None = None
+"""Called before each step. Only tests set it."""
+
+_HINTS = {
+    errno.ENOSPC: "free some space (`ijfs gc` gives back what nothing needs) and try again; nothing was changed",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again; nothing was changed",
+    errno.EACCES: "check who owns the repository and its permissions",
+    errno.EPERM: "check who owns the repository and its permissions",
+    errno.EROFS: "the filesystem is mounted read-only",
+    errno.EIO: "the disk reports an error: look at the kernel's log, then run `ijfs fsck`",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def note(op: str, path: str | Path, fd: int = -1, offset: int = 0, data: memoryview | None = None) -> None:
+    """Tell the observer, if there is one."""
+    if observer is not None:
+        observer(Step(op, os.fspath(path), fd, offset, data))
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the system's and LMDB's errors into StorageError("<what>: <reason>") with a hint."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.filename is not None and os.fsdecode(error.filename) not in what:
+            reason = f"{os.fsdecode(error.filename)}: {reason}"
+        raise StorageError(f"{what}: {reason}", hint=_HINTS.get(error.errno or 0)) from error
+    except lmdb.Error as error:
+        hint = _HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"
+        raise StorageError(f"{what}: {error}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def if_writable() -> Iterator[None]:
+    """Do without what the block wanted to write where the repository can only be read. Other errors pass through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+
+
+def create(path: Path, flags: int = 0, mode: int = 0o600) -> int:
+    """Create a file that must not exist; its descriptor (read and write). FileExistsError passes through."""
+    note("create", path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, mode)
+
+
+def write(fd: int, path: Path, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data)
+    note("write", path, fd, offset, view)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def fsync(fd: int, path: Path) -> None:
+    """Wait until the file's bytes and size are durable."""
+    note("fsync", path, fd)
+    os.fdatasync(fd)
+
+
+def truncate(fd: int, path: Path, size: int) -> None:
+    """Cut a file to `size` bytes."""
+    note("truncate", path, fd, size)
+    os.ftruncate(fd, size)
+
+
+def fsync_dir(path: Path) -> None:
+    """Wait until the names in a directory are durable."""
+    note("fsync_dir", path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def unlink(path: Path) -> None:
+    """Remove a name; that it is gone already is fine."""
+    note("unlink", path)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put a small file in place, whole or not at all, durably."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    unlink(temporary)
+    fd = create(temporary, mode=mode)
+    try:
+        write(fd, temporary, data, 0)
+        fsync(fd, temporary)
+    finally:
+        os.close(fd)
+    note("rename", path)
+    temporary.rename(path)
+    fsync_dir(path.parent)

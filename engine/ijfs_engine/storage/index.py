@@ -1,0 +1,443 @@
+"""The index: where every chunk and object is, which snapshots are listed, and where the refs point. LMDB.
+
+Everything in it can be rebuilt from the packs and the journal (`maintenance/rebuild_index.py`), so it holds no payload.
+Session, Store, Refs, gc and fsck use it; docs/format.md has its tables, docs/concurrency.md its locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from threading import Condition, Lock, local
+from typing import ClassVar, Final, NamedTuple, TypeVar, cast
+
+import lmdb
+
+from ijfs_engine.errors import StorageError
+from ijfs_engine.format.frames import ALIGN
+from ijfs_engine.storage import disk, index_file
+
+T = TypeVar("T")
+
+CHUNKS: Final = b"chunks"
+"""Chunk id → Place; its `tag` is the codec."""
+OBJECTS: Final = b"objects"
+"""Object id → Place; its `tag` is the kind."""
+BASES: Final = b"bases"
+"""Chunk id → ids of the chunks its codec needs, 32 bytes each."""
+SIDECARS: Final = b"sidecars"
+"""Leaf id → Place of its fingerprints; snapshot id → Place of its working set."""
+SNAPSHOTS: Final = b"snapshots"
+"""Snapshot id → u64 creation time, ns."""
+REMOVED: Final = b"removed"
+"""Id of a snapshot that was removed → u8 1 until gc has walked it once more, then ids of its parents, so that `name~2`
+and branches find their way past it."""
+REFS: Final = b"refs"
+"""b"branch/NAME" or b"tag/NAME" → snapshot id."""
+REFLOG: Final = b"reflog"
+"""u64 sequence, u16 position → journal record."""
+PACKS: Final = b"packs"
+"""u32 pack number → u8 kind, u64 bytes."""
+CONDEMNED: Final = b"condemned"
+"""Id of a chunk or object that gc found unreachable → u64 epoch in which it did."""
+META: Final = b"meta"
+"""b"next_pack", b"epoch", b"journal" (end, sequence) → little-endian u64s."""
+
+TABLES: Final = (
+    CHUNKS, OBJECTS, BASES, SIDECARS, SNAPSHOTS, REMOVED, REFS, REFLOG, PACKS, CONDEMNED, META,
+)  # fmt: skip
+
+FIRST_MAP: Final = 64 << 20
+"""The map LMDB begins with: 800,000 chunks. It doubles when it is full, by at most `MAX_GROWTH` at a time."""
+MAX_GROWTH: Final = 64 << 30
+_SCAN: Final = 8192
+"""Rows of a scan in one view: 0.3 µs a row; 20,000 at once take a fifth longer, being out of the processor's cache."""
+_LARGE: Final = 64 << 20
+"""Bytes of index from which on the pages that were looked at are let go (index_file.py)…"""
+_LOOKS: Final = 1024
+"""…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
+_READERS: Final = 1024
+"""Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
+
+U64: Final = struct.Struct("<Q")
+PACK_KEY: Final = struct.Struct(">I")
+PACK_ROW: Final = struct.Struct("<BQ")
+_PLACE: Final = struct.Struct("<IIIIBB")
+_WHERE: Final = struct.Struct("<II")
+NO_PLACE: Final = bytes(_PLACE.size)
+"""Stands for no row where rows are end to end."""
+
+
+class Place(NamedTuple):
+    """Where a frame is: pack number, byte offset, whole frame's bytes without padding, plain bytes, tag, depth."""
+
+    pack: int
+    offset: int
+    span: int
+    plain: int
+    tag: int
+    depth: int
+
+    def encode(self) -> bytes:
+        """18 bytes; the offset is kept in units of 8."""
+        return _PLACE.pack(self.pack, self.offset // ALIGN, self.span, self.plain, self.tag, self.depth)
+
+    @classmethod
+    def decode(cls, row: bytes) -> Place:
+        """The inverse."""
+        pack, units, span, plain, tag, depth = _PLACE.unpack(row)
+        return cls(pack, units * ALIGN, span, plain, tag, depth)
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes in the pack, padding counted."""
+        return self.span + -self.span % ALIGN
+
+
+class Rows(NamedTuple):
+    """Rows of a table as columns, in key order."""
+
+    keys: tuple[bytes, ...]
+    values: tuple[bytes, ...]
+
+
+class View:
+    """One consistent state of the tables: a read transaction. Short-lived; never nest two in a thread."""
+
+    def __init__(
+        self, txn: lmdb.Transaction, tables: dict[bytes, lmdb._Database], looked: Callable[[int], None]
+    ) -> None:
+        """`looked` is told of every `_LOOKS` look-ups or so."""
+        self._txn = txn
+        self._tables = tables
+        self._looked = looked
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        """The value, or None."""
+        return cast("bytes | None", self._txn.get(key, db=self._tables[table]))
+
+    def get_many(self, table: bytes, keys: Iterable[bytes]) -> list[bytes | None]:
+        """The values in the order asked, None where there is none."""
+        get, handle = self._txn.get, self._tables[table]
+        keys, found = iter(keys), []
+        while lot := [cast("bytes | None", get(key, db=handle)) for key in itertools.islice(keys, _LOOKS)]:
+            found += lot
+            self._looked(len(lot))
+        return found
+
+    def count(self, table: bytes) -> int:
+        """Rows, in constant time."""
+        return int(self._txn.stat(self._tables[table])["entries"])
+
+    def pages(self, table: bytes) -> int:
+        """4 KiB pages the table takes."""
+        stat = self._txn.stat(self._tables[table])
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def items(self, table: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Rows from `start` on, in key order."""
+        cursor = self._txn.cursor(db=self._tables[table])
+        if cursor.set_range(start) if start else cursor.first():
+            yield from cast("Iterator[tuple[bytes, bytes]]", cursor.iternext())
+
+    def prefixed(self, table: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows whose key begins with `prefix`."""
+        for key, value in self.items(table, prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def last(self, table: bytes) -> tuple[bytes, bytes] | None:
+        """The row with the greatest key."""
+        cursor = self._txn.cursor(db=self._tables[table])
+        return cast("tuple[bytes, bytes]", cursor.item()) if cursor.last() else None
+
+    def number(self, key: bytes) -> int:
+        """A counter of META, 0 where there is none."""
+        row = self.get(META, key)
+        return int(U64.unpack(row)[0]) if row else 0
+
+
+class Update(View):
+    """A write transaction: sees its own changes; all of them become durable and visible together, or none."""
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        """Set one row."""
+        self._txn.put(key, value, db=self._tables[table])
+        self._looked(1)
+
+    def put_many(self, table: bytes, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Set many rows; those sorted by key go in fastest."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            cursor.putmulti(rows)
+        self._looked(_LOOKS)
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        """Drop one row; whether there was one."""
+        self._looked(1)
+        return bool(self._txn.delete(key, db=self._tables[table]))
+
+    def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
+        """Drop rows, where they exist."""
+        delete, handle = self._txn.delete, self._tables[table]
+        for key in keys:
+            delete(key, db=handle)
+        self._looked(_LOOKS)
+
+    def clear(self, table: bytes) -> None:
+        """Drop every row."""
+        self._txn.drop(self._tables[table], delete=False)
+
+    def set_number(self, key: bytes, value: int) -> None:
+        """Set a counter of META."""
+        self.put(META, key, U64.pack(value))
+
+
+class Index:
+    """The environment: many processes and threads read it while one at a time writes.
+
+    LMDB allows one environment per process and directory; `Index.open` shares it. A map that another process grew is
+    adopted, one that is full is grown and the transaction repeated.
+
+    Where the repository can only be read there is no reader slot to take, so that a writer (who has it writable
+    elsewhere) may reuse the pages of a view that is still open: `read` notices, and says so.
+    """
+
+    _shared: ClassVar[dict[tuple[int, int, int, bool], Index]] = {}
+    _shared_lock: ClassVar[Lock] = Lock()
+
+    def __init__(self, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> None:
+        self.path = path
+        self._refusal = refusal
+        self._data = path / "data.mdb"
+        self._looked = 0
+        self._gate = _Gate()
+        self._inside = local()
+        self._users = 1
+        with disk.storage_errors(f"the index {path} does not open"):
+            if refusal is None:
+                self._open(map_size)
+            else:
+                self._open_to_read(map_size)
+
+    def _open(self, map_size: int) -> None:
+        if self._data.exists():
+            index_file.fill_up(self._data)
+        self._env = lmdb.open(
+            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
+        )
+        self._env.reader_check()
+        # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
+        # with the interpreter's lock in its hand (py-lmdb 3.0).
+        with self._env.begin(write=True) as txn:
+            self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
+
+    def _open_to_read(self, map_size: int) -> None:
+        if index_file.shortfall(self._data):
+            # A look behind its end would end the process.
+            raise StorageError(f"the index {self.path} was cut short", hint="`ijfs fsck --repair`, on a copy")
+        self._env = lmdb.open(
+            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), readonly=True, lock=False, create=False
+        )
+        self._tables = {name: self._env.open_db(name, create=False) for name in TABLES}
+
+    @classmethod
+    def open(cls, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> Index:
+        """The process's index of that directory, opened if it is not yet; with a `refusal` to be read alone, and every
+        `write` raises it. StorageError."""
+        with disk.storage_errors(f"the index {path} does not open"):
+            if refusal is None:
+                path.mkdir(mode=0o700, exist_ok=True)
+            status = path.stat()
+        # The pid keeps a forked child from using its parent's environment, which LMDB forbids.
+        key = (os.getpid(), status.st_dev, status.st_ino, refusal is None)
+        with cls._shared_lock:
+            index = cls._shared.get(key)
+            if index is None:
+                index = cls._shared[key] = cls(path, map_size=map_size, refusal=refusal)
+                index._key = key
+            else:
+                index._users += 1
+            return index
+
+    _key: tuple[int, int, int, bool] = (0, 0, 0, True)
+
+    def close(self) -> None:
+        """Let go; the last user closes the environment."""
+        with self._shared_lock:
+            self._users -= 1
+            if self._users == 0:
+                self._shared.pop(self._key, None)
+                if self._key[0] in (0, os.getpid()):
+                    self._env.close()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[View]:
+        """A consistent view for the block. Never waits for a writer. StorageError."""
+        with disk.storage_errors("reading the index"), self._transaction(write=False) as txn:
+            try:
+                yield View(txn, self._tables, self._count)
+            finally:
+                if self._refusal is not None:
+                    self._check_undisturbed(txn)
+
+    def _check_undisturbed(self, txn: lmdb.Transaction) -> None:
+        """Nobody can have written into pages of this view. What the next commit sets free, the third begins to reuse
+        (LMDB's `mdb_page_alloc`: pages freed before the last commit but one), and writes when it commits."""
+        if self._env.info()["last_txnid"] > txn.id() + 1:
+            raise StorageError(
+                f"somebody writes into {self.path} while it is read here without locks",
+                hint="try again when they are done, or where the repository is writable",
+            )
+
+    def scan(self, table: bytes) -> Iterator[Rows]:
+        """Every row of a table, some thousand at a time. StorageError.
+
+        Each lot has a view of its own, so that none lives long and keeps pages from reuse; rows that come and go
+        meanwhile may be seen or not. The process's memory does not grow by what was looked at.
+        """
+        start = b""
+        while True:
+            with self.read() as view:
+                rows = list(itertools.islice(view.items(table, start), _SCAN))
+            self._count(_LOOKS)
+            if rows:
+                yield Rows(*zip(*rows, strict=True))
+            if len(rows) < _SCAN:
+                return
+            start = rows[-1][0] + b"\0"
+
+    def check(self) -> None:
+        """Look at every row. StorageError where LMDB finds one of its pages damaged."""
+        for table in TABLES:
+            for _ in self.scan(table):
+                pass
+
+    def write(self, change: Callable[[Update], T]) -> T:
+        """Run `change` in a write transaction and commit it durably; what it returns.
+
+        Waits for the writer before it. `change` runs again from the start when the map had to grow: apart from the
+        transaction it may only do what can be repeated. An exception from it aborts. StorageError.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        with disk.storage_errors("writing the index"):
+            while True:
+                try:
+                    with self._transaction(write=True) as txn:
+                        result = change(Update(txn, self._tables, self._count))
+                        disk.note("commit", self.path)
+                    self._count(_LOOKS)
+                    return result
+                except lmdb.MapFullError:
+                    self._grow()
+
+    def _count(self, looked: int) -> None:
+        """Let go of the pages of a large map now and then: this process would seem to need what is only cached."""
+        self._looked += looked
+        if self._looked >= _LOOKS:
+            self._looked = 0
+            if self._env.info()["last_pgno"] > _LARGE // mmap.PAGESIZE:
+                index_file.let_go(self._data)
+
+    @property
+    def map_size(self) -> int:
+        """Bytes of address space that the index may fill before it grows again."""
+        return int(self._env.info()["map_size"])
+
+    def size_on_disk(self) -> int:
+        """Bytes the index takes on disk."""
+        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        if getattr(self._inside, "busy", False):
+            raise RuntimeError("a transaction of the index inside another one of the same thread")
+        with self._begin(write=write) as txn:
+            self._inside.busy = True
+            try:
+                yield txn
+            finally:
+                self._inside.busy = False
+
+    @contextlib.contextmanager
+    def _begin(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        while True:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._gate.shared())
+                try:
+                    txn = stack.enter_context(self._env.begin(write=write))
+                except lmdb.MapResizedError:
+                    txn = None
+                if txn is not None:
+                    yield txn
+                    return
+            with self._gate.alone():
+                self._env.set_mapsize(0)
+
+    def _grow(self) -> None:
+        with self._gate.alone():
+            size = self.map_size
+            grown = size + min(size, MAX_GROWTH)
+            try:
+                self._env.set_mapsize(grown)
+            except lmdb.Error as error:
+                raise StorageError(
+                    f"the index cannot grow to {grown >> 20} MiB: {error}",
+                    hint="raise the limit of address space (ulimit -v)",
+                ) from error
+
+
+class _Gate:
+    """Many inside, or one alone: LMDB may move the map only while the process has no transaction."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._inside = 0
+        self._alone = False
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                if not self._inside:
+                    self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._alone = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+
+def encode_where(pack: int, offset: int) -> bytes:
+    """The first 8 bytes of a Place's row."""
+    return _WHERE.pack(pack, offset // ALIGN)
+
+
+def next_pack(update: Update) -> int:
+    """A pack number that was never given before."""
+    number = update.number(b"next_pack") + 1
+    update.set_number(b"next_pack", number)
+    return number

@@ -1,0 +1,93 @@
+"""Pins: what keeps a snapshot from gc and rm while a live instance needs it, and no longer.
+
+A pin is a flocked file, so that of an owner who died is recognised and swept. `Repository.pin` makes one; gc and rm ask
+`live_pins` inside their write transactions.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ijfs_engine.errors import CorruptError, UnknownNameError
+from ijfs_engine.format.records import ObjectId
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.index import SNAPSHOTS, Index, Update
+from ijfs_engine.storage.locks import LockFile, live_files
+
+
+class PinInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Who holds which snapshot."""
+
+    id: ObjectId
+    owner: str
+    pid: int
+
+
+class Pin:
+    """A pinned snapshot; `close`, leaving the context, or the end of the process lets it go."""
+
+    def __init__(self, file: LockFile, info: PinInfo) -> None:
+        self._file = file
+        self.info = info
+
+    def close(self) -> None:
+        """Let the snapshot go; safe to call twice."""
+        self._file.close()
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class LivePins(NamedTuple):
+    """The pins whose owners live. `unreadable` counts those that are just being made."""
+
+    pins: list[PinInfo]
+    unreadable: int
+
+    @property
+    def ids(self) -> set[ObjectId]:
+        """The pinned snapshots."""
+        return {pin.id for pin in self.pins}
+
+
+def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str) -> Pin:
+    """Pin a listed snapshot. UnknownNameError if it is gone, StorageError."""
+    info = PinInfo(ident, owner, os.getpid())
+    with disk.storage_errors("pinning a snapshot"):
+        file = LockFile.create(directory)
+        try:
+            file.write(msgspec.msgpack.encode(info))
+            # rm and gc look at the pins inside a write transaction: passing through one orders us with them.
+            index.write(lambda update: _check_listed(update, ident))
+        except BaseException:
+            file.close()
+            raise
+    return Pin(file, info)
+
+
+def live_pins(directory: Path) -> LivePins:
+    """The pins of living owners; files of dead ones are removed. OSError, CorruptError."""
+    pins: list[PinInfo] = []
+    unreadable = 0
+    for path, data in live_files(directory):
+        if not data:
+            # Its maker has yet to pass through a write transaction, and will see what we leave.
+            unreadable += 1
+            continue
+        try:
+            pins.append(msgspec.msgpack.decode(data, type=PinInfo))
+        except msgspec.MsgspecError as error:
+            raise CorruptError(f"the pin {path.name} cannot be read: {error}") from error
+    return LivePins(pins, unreadable)
+
+
+def _check_listed(update: Update, ident: ObjectId) -> None:
+    if update.get(SNAPSHOTS, ident) is None:
+        raise UnknownNameError(f"the snapshot {ident.hex()[:12]} is gone")

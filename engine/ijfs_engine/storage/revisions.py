@@ -1,0 +1,95 @@
+"""From what a person types to a snapshot's id: prefixes, branches, tags, `name~2`, `latest`.
+
+`Repository.resolve` calls it; rm uses `nearest` to move branches past what it takes out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ijfs_engine.errors import AmbiguousNameError, UnknownNameError
+from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.records import ObjectId
+from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, View
+
+MIN_PREFIX: Final = 4
+_SPEC: Final = re.compile(r"([^~]+)((?:~\d*)*)")
+_HEX: Final = re.compile(r"[0-9a-f]+")
+
+
+def base_name(view: View, spec: str) -> tuple[ObjectId, int]:
+    """The snapshot that `spec` begins from, and how many generations back from it. Unknown-, AmbiguousNameError."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UnknownNameError(f"{spec!r} names no snapshot")
+    steps = [int(step or 1) for step in match[2].split("~")[1:]]
+    return _start(view, match[1]), sum(steps)
+
+
+def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
+    """The first of the candidates that is listed, or of their own parents where they were removed, depth first."""
+    return next(_ways(view, candidates), None)
+
+
+def frontier(view: View, ident: ObjectId) -> list[ObjectId]:
+    """Every listed snapshot that the ways back from a removed one come upon first."""
+    return list(_ways(view, [ident]))
+
+
+def _ways(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]:
+    stack = list(reversed(candidates))
+    seen: set[ObjectId] = set()
+    while stack:
+        ident = stack.pop()
+        if ident in seen:
+            continue
+        seen.add(ident)
+        if view.get(SNAPSHOTS, ident) is not None:
+            yield ident
+            continue
+        row = view.get(REMOVED, ident) or b""
+        stack += reversed([row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE)])
+
+
+def _start(view: View, name: str) -> ObjectId:
+    for prefix in ("branch/", "tag/"):
+        found = view.get(REFS, (prefix + name).encode(errors="replace"))
+        if found is None and name.startswith(prefix):
+            found = view.get(REFS, name.encode(errors="replace"))
+        if found is not None:
+            return found
+    if name == "latest":
+        return _latest(view)
+    return _by_prefix(view, name)
+
+
+def _latest(view: View) -> ObjectId:
+    newest = max(((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS)), default=None)
+    if newest is None:
+        raise UnknownNameError("there is no snapshot yet", hint="`ijfs save` or `ijfs import` makes one")
+    return newest[1]
+
+
+def _by_prefix(view: View, name: str) -> ObjectId:
+    lower = name.lower()
+    if not _HEX.fullmatch(lower) or len(lower) > 2 * ID_SIZE:
+        raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}")
+    if len(lower) < MIN_PREFIX:
+        raise UnknownNameError(
+            f"no snapshot, branch or tag is called {name!r}", hint=f"an id needs at least {MIN_PREFIX} of its digits"
+        )
+    whole = bytes.fromhex(lower[: len(lower) & ~1])
+    found = [ident for ident, _ in view.prefixed(SNAPSHOTS, whole) if ident.hex().startswith(lower)]
+    if not found:
+        raise UnknownNameError(f"no snapshot's id begins with {name}")
+    if len(found) > 1:
+        listed = ", ".join(ident.hex()[: max(12, len(lower) + 4)] for ident in found[:10])
+        raise AmbiguousNameError(f"{name} could be any of {listed}", hint="give more digits")
+    return found[0]
+
+
+def removed_row(parents: Sequence[ObjectId], *, walked: bool = False) -> bytes:
+    """The REMOVED row of a snapshot; `walked` once gc has looked at what it reached."""
+    return bytes([not walked]) + b"".join(parents)

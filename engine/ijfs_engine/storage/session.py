@@ -1,0 +1,390 @@
+"""A session: the right to add chunks and objects, and to commit one snapshot made of them.
+
+`Repository.begin` opens one for a `SnapshotWriter` (write/snapshot_writer.py); gc opens one to repack. It owns private
+packs, so sessions of many processes write at once without waiting for each other. docs/concurrency.md says why what a
+session finds in `lookup_many` cannot be taken by gc before it commits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from threading import RLock
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import zstandard
+
+from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.format.frames import ID_SIZE, Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
+from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.directory import RepositoryDirectory
+from ijfs_engine.storage.index import (
+    BASES,
+    CHUNKS,
+    CONDEMNED,
+    OBJECTS,
+    PACK_KEY,
+    PACK_ROW,
+    PACKS,
+    REFS,
+    SIDECARS,
+    SNAPSHOTS,
+    U64,
+    Index,
+    Place,
+    Update,
+    next_pack,
+)
+from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
+from ijfs_engine.storage.locks import LockFile
+from ijfs_engine.storage.pack import DATA, PACK_TARGET, PackWriter
+from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
+from ijfs_engine.storage.refs import branch_key, log_records, move_ref
+
+_CLUSTER: Final = 1 << 20
+"""Objects are held back until so many bytes are together: a tree walk then reads a few large stretches of the pack
+instead of one small one every 4 MiB of chunks."""
+
+
+class _Held(NamedTuple):
+    """An object that waits to be written with its neighbours."""
+
+    kind: int
+    chunk: EncodedChunk
+
+
+_SLICE: Final = 512
+"""Rows per index transaction. Ids are random, so a save's rows touch every page of a table, and LMDB writes a touched
+page to a new place: all in one transaction would double the file. In slices by id each copies its part of the table."""
+_MOST_SLICES: Final = 24
+"""At most so many, since each is a commit of some milliseconds."""
+
+
+class _Rows:
+    """Index rows of frames that are in a pack, but not yet in the index."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, bytes] = {}
+        self.bases: dict[bytes, bytes] = {}
+        self.objects: dict[bytes, bytes] = {}
+        self.sidecars: dict[bytes, bytes] = {}
+        self.packs: dict[bytes, bytes] = {}
+
+    def sliced(self) -> list[_Rows]:
+        """The same rows in parts, chunks by id. The first has the packs: no row may point to one that is not known."""
+        count = min(_MOST_SLICES, len(self.chunks) // _SLICE + 1)
+        ids = sorted(self.chunks)
+        parts = [_Rows() for _ in range(count)]
+        for number, part in enumerate(parts):
+            for ident in ids[len(ids) * number // count : len(ids) * (number + 1) // count]:
+                part.chunks[ident] = self.chunks[ident]
+                if ident in self.bases:
+                    part.bases[ident] = self.bases[ident]
+        parts[0].packs = self.packs
+        parts[-1].objects, parts[-1].sidecars = self.objects, self.sidecars
+        return parts
+
+    def put(self, update: Update) -> None:
+        """Into the index; what gc had condemned is alive again."""
+        put_chunks(update, self.chunks, self.bases)
+        fresh = [
+            ident for ident, old in zip(self.objects, update.get_many(OBJECTS, self.objects), strict=True) if not old
+        ]
+        update.put_many(OBJECTS, sorted((ident, self.objects[ident]) for ident in fresh))
+        update.put_many(SIDECARS, sorted(self.sidecars.items()))
+        update.put_many(PACKS, sorted(self.packs.items()))
+        if update.count(CONDEMNED):
+            update.delete_many(CONDEMNED, self.chunks)
+            update.delete_many(CONDEMNED, self.objects)
+
+
+def put_chunks(update: Update, rows: dict[bytes, bytes], bases: dict[bytes, bytes]) -> None:
+    """Put chunk rows. One that is there already stays, unless it is condemned and this one is no deeper.
+
+    Other chunks may have the old frame as their base and count on its depth; that a row never gets deeper keeps every
+    chunk deeper than its bases, and so free of circles. A condemned row that stays takes its bases back to life; one
+    whose bases were swept is replaced whatever its depth, since nothing readable can depend on it.
+    """
+    doomed = bool(update.count(CONDEMNED))
+    wins: list[bytes] = []
+    for ident, old in zip(rows, update.get_many(CHUNKS, rows), strict=True):
+        if old is None or (doomed and _replaces(update, ident, Place.decode(old), Place.decode(rows[ident]))):
+            wins.append(ident)
+    update.put_many(CHUNKS, sorted((ident, rows[ident]) for ident in wins))
+    update.delete_many(BASES, wins)
+    update.put_many(BASES, sorted((ident, bases[ident]) for ident in wins if ident in bases))
+
+
+def _replaces(update: Update, ident: bytes, old: Place, new: Place) -> bool:
+    if update.get(CONDEMNED, ident) is None or old.depth == 0:
+        return False
+    if new.depth <= old.depth:
+        return True
+    chain = [ident]
+    for link in chain:
+        row = update.get(BASES, link) or b""
+        chain += [row[at : at + ID_SIZE] for at in range(0, len(row), ID_SIZE)]
+    if any(update.get(CHUNKS, link) is None for link in chain):
+        return True
+    update.delete_many(CONDEMNED, chain)
+    return False
+
+
+class Session:
+    """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
+
+    def __init__(
+        self, layout: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
+    ) -> None:
+        """Registers; StorageError."""
+        self._layout = layout
+        self._index = index
+        self._journal = journal
+        self._pack_target = pack_target
+        self._lock = RLock()
+        self._rows = _Rows()
+        self._held: dict[bytes, _Held] = {}
+        self._held_bytes = 0
+        self._data: PackWriter | None = None
+        self._sidecars: PackWriter | None = None
+        self._ended = False
+        self.stored_bytes = 0
+        """Pack bytes that this session has appended so far."""
+        with disk.storage_errors("starting a session"):
+            self._registration = LockFile.create(layout.sessions)
+        try:
+            with index.read() as view:
+                self.epoch = view.number(b"epoch")
+            with disk.storage_errors("starting a session"):
+                self._registration.write(U64.pack(self.epoch))
+        except BaseException:
+            self._registration.close()
+            raise
+
+    def lookup_many(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each chunk id: may it be referenced without putting it (stored, not condemned, or put here before)?"""
+        # `new` is taken before the view is opened: rows leave it only once the index has them.
+        new = self._rows.chunks
+        with self._index.read() as view:
+            rows = view.get_many(CHUNKS, ids)
+            doomed = view.get_many(CONDEMNED, ids) if view.count(CONDEMNED) else [None] * len(ids)
+        return [
+            ident in new or (row is not None and condemned is None)
+            for ident, row, condemned in zip(ids, rows, doomed, strict=True)
+        ]
+
+    def put_chunks(self, chunks: Sequence[EncodedChunk]) -> None:
+        """Append chunks; one that this session already put is dropped. The caller may reuse the payload's memory.
+
+        Compute-heavy parts (checksums) run in the calling thread, appending is serialised. Bases must be
+        present (found or put before). Raises StorageError when the disk is full.
+        """
+        headers = [encode_header(FrameKind.CHUNK, chunk) for chunk in chunks]
+        with self._lock, disk.storage_errors("writing a pack"):
+            new = {
+                chunk.id: (header, chunk)
+                for header, chunk in zip(headers, chunks, strict=True)
+                if chunk.id not in self._rows.chunks
+            }
+            writer = self._data = self._data or self._new_pack(DATA)
+            before = writer.size
+            offsets = writer.append_many([(header, chunk.payload) for header, chunk in new.values()])
+            self.stored_bytes += writer.size - before
+            for offset, (header, chunk) in zip(offsets, new.values(), strict=True):
+                span = len(header) + len(chunk.payload)
+                place = Place(writer.number, offset, span, chunk.plain_size, chunk.codec, chunk.depth)
+                self._rows.chunks[chunk.id] = place.encode()
+                if chunk.bases:
+                    self._rows.bases[chunk.id] = b"".join(sorted(base_ids(chunk.bases)))
+            self._roll()
+
+    def put_object(self, kind: int, plain: bytes) -> ObjectId:
+        """Store a metadata object (`FrameKind.LEAF`, `FILE`, `LAYOUT`, `TREE`) unless it is there; its id."""
+        ident = object_id(kind, plain)
+        if self._stored(ident):
+            return ident
+        chunk = compress(ident, plain)
+        with self._lock:
+            if ident in self._rows.objects or ident in self._held:
+                return ident
+            self._held[ident] = _Held(kind, chunk)
+            self._held_bytes += len(chunk.payload)
+            if self._held_bytes >= _CLUSTER:
+                with disk.storage_errors("writing a pack"):
+                    self._release()
+                    self._roll()
+        return ident
+
+    def put_sidecar(self, leaf: ObjectId, plain: bytes) -> None:
+        """Attach droppable data to a leaf (page fingerprints) or a snapshot (working set) in place of what it had; it
+        may vanish at any time, or never be written."""
+        chunk = compress(leaf, plain)
+        header = encode_header(FrameKind.SIDECAR, chunk)
+        with self._lock, disk.storage_errors("writing a pack"):
+            if leaf in self._rows.sidecars:
+                return
+            if self._sidecars is None:
+                self._sidecars = self._new_pack(SIDECAR_PACK)
+            place = self._place(self._sidecars, header, chunk, FrameKind.SIDECAR)
+            self._rows.sidecars[leaf] = place.encode()
+
+    def commit_snapshot(
+        self,
+        root: ObjectId,
+        *,
+        parents: Sequence[ObjectId] = (),
+        message: str = "",
+        meta: dict[str, Any] | None = None,
+        branch: str | None = None,
+        size: int | None = None,
+    ) -> Snapshot:
+        """Make everything durable, then visible in one transaction, and end the session.
+
+        With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
+        `size` is what the files add up to.
+        """
+        key = branch_key(branch) if branch is not None else None
+        with self._lock, disk.storage_errors("writing a pack"):
+            self._release()
+        blank = Snapshot(b"", root, tuple(parents), time.time_ns(), message, meta or {}, size, self.stored_bytes)
+        plain = encode_snapshot(blank)
+        ident = self.put_object(FrameKind.SNAPSHOT, plain)
+
+        def visible(update: Update) -> None:
+            self._rows.put(update)
+            records: list[Record] = [SnapshotAdded(ident, blank.created_ns)]
+            update.put(SNAPSHOTS, ident, U64.pack(blank.created_ns))
+            if key is not None:
+                old = update.get(REFS, key)
+                records.append(move_ref(update, key, old, ident, message or "save"))
+            log_records(update, self._journal, records)
+
+        with self._lock, disk.storage_errors("committing the snapshot"):
+            self._check_open()
+            self._settle()
+            self._index.write(visible)
+            self._end()
+        return msgspec.structs.replace(blank, id=ident)
+
+    def publish(self) -> dict[bytes, bytes]:
+        """Make what was put so far durable and put it into the index without a snapshot."""
+        with self._lock, disk.storage_errors("writing a pack"):
+            self._check_open()
+            self._settle()
+            self._index.write(self._rows.put)
+            placed = {**self._rows.chunks, **self._rows.objects}
+            self._forget()
+        return placed
+
+    def abort(self) -> None:
+        """End the session; what it put becomes garbage that gc takes. Safe to call twice, and after commit."""
+        with self._lock:
+            with contextlib.suppress(OSError, StorageError):
+                self._drop_unknown_packs()
+            self._end()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
+
+    def _drop_unknown_packs(self) -> None:
+        """Remove the packs that the index does not know; gc would, later. A commit may have been interrupted just
+        after it was done, so the index is asked."""
+        writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
+        if not writers:
+            return
+        # A commit that failed may have left a line in the journal that names what is about to vanish.
+        self._index.write(self._journal.trim)
+        with self._index.read() as view:
+            known = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in writers])
+        for writer, row in zip(writers, known, strict=True):
+            if row is None:
+                disk.unlink(writer.path)
+
+    def _stored(self, ident: bytes) -> bool:
+        with self._index.read() as view:
+            return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise IjfsError("this session has ended")
+
+    def _append(self, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
+        if self._data is None:
+            self._data = self._new_pack(DATA)
+        return self._place(self._data, header, chunk, tag)
+
+    def _place(self, writer: PackWriter, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
+        offset = writer.append(header, chunk.payload)
+        self.stored_bytes += writer.size - offset
+        return Place(writer.number, offset, len(header) + len(chunk.payload), chunk.plain_size, tag, chunk.depth)
+
+    def _release(self) -> None:
+        """Write the objects that were held back, one behind the other."""
+        for ident, (kind, chunk) in self._held.items():
+            place = self._append(encode_header(kind, chunk), chunk, kind)
+            self._rows.objects[ident] = place.encode()
+        self._held.clear()
+        self._held_bytes = 0
+
+    def _roll(self) -> None:
+        """Finish a pack that is large enough, and publish what it holds: memory stays bounded."""
+        if self._data is not None and self._data.size >= self._pack_target:
+            self.publish()
+
+    def _new_pack(self, kind: int) -> PackWriter:
+        while True:
+            number = self._index.write(next_pack)
+            with contextlib.suppress(FileExistsError):
+                return PackWriter(self._layout.packs, number, kind, self._layout.id)
+
+    def _settle(self) -> None:
+        """Everything that was put is in packs, and durable; of many rows only the last are not yet in the index."""
+        self._release()
+        writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
+        for writer in writers:
+            writer.finish(sync=writer.kind == DATA)
+            self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
+        if writers:
+            disk.fsync_dir(self._layout.packs)
+        *first, last = self._rows.sliced()
+        for part in first:
+            self._index.write(part.put)
+        self._rows = last
+
+    def _forget(self) -> None:
+        """The index knows the packs: the next frame begins a new one."""
+        for writer in (self._data, self._sidecars):
+            if writer is not None:
+                writer.close()
+        self._data = self._sidecars = None
+        self._rows = _Rows()
+
+    def _end(self) -> None:
+        self._forget()
+        self._held.clear()
+        self._ended = True
+        self._registration.close()
+
+
+class _Tools(threading.local):
+    def __init__(self) -> None:
+        # To make one takes longer than to pack a leaf.
+        self.compressor = zstandard.ZstdCompressor(level=1)
+
+
+_tools = _Tools()
+
+
+def compress(ident: bytes, plain: bytes) -> EncodedChunk:
+    """An object's stored form: zstd where that is smaller."""
+    packed = _tools.compressor.compress(plain)
+    if len(packed) < len(plain):
+        return EncodedChunk(ident, Codec.ZSTD, len(plain), packed)
+    return EncodedChunk(ident, Codec.RAW, len(plain), plain)

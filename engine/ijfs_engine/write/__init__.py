@@ -1,0 +1,1 @@
+"""Making a snapshot: files and memory images into chunks, against what the parent has."""

@@ -1,0 +1,104 @@
+"""What is kept of the fingerprints of a leaf's pages: a hint per page, a fingerprint per group of pages.
+
+A whole fingerprint per page is 0.4% of an image, and 1% of what is stored of it. So only groups of 16 pages have one:
+where a group is the same, its pages are; where it is not, two bytes per page hint at which of them still are, and their
+bytes are compared. That is 0.07%. Called by ingest. Droppable: what is missing is made anew from the leaf's bytes.
+docs/format.md ("Fingerprints of a leaf") has the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from ijfs_engine._native import native
+from ijfs_engine._native.native import GROUP
+
+_HEAD: Final = struct.Struct("<BBHI16s")
+_VERSION: Final = 1
+
+
+class Prints(NamedTuple):
+    """Of a leaf's pages, in order."""
+
+    hints: bytes
+    """Two bytes per page; zeros for a page of zeros, and for no other."""
+    groups: bytes
+    """16 bytes per group: pages that follow one another and whose numbers are in the same aligned block of GROUP."""
+
+
+def fold(prints: bytes | bytearray, pieces: Iterable[tuple[int, int]], key: bytes) -> Prints:
+    """Out of the fingerprints of all pages; `pieces` are their (first page number, pages)."""
+    return Prints(*native.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key))
+
+
+class Group(NamedTuple):
+    """Which pages a group has: bit i of `mask` stands for page number `block` * GROUP + i."""
+
+    block: int
+    """Counted from the leaf's first."""
+    mask: int
+    first: int
+    """Its first page, counted in the leaf."""
+    pages: int
+
+
+class Shape(NamedTuple):
+    """How the pages of a leaf lie in blocks; most leaves of an image have one and the same."""
+
+    groups: tuple[Group, ...]
+    digest: bytes
+    """16 bytes that name the places of all pages in their blocks."""
+
+
+def shape_of(pieces: Sequence[tuple[int, int]]) -> Shape:
+    """Of a leaf whose pages are these (first page number, pages), in order."""
+    start = first_block(pieces) * GROUP
+    return _shape(tuple((number - start, count) for number, count in pieces))
+
+
+def first_block(pieces: Sequence[tuple[int, int]]) -> int:
+    """The block that the blocks of a leaf's groups are counted from."""
+    return pieces[0][0] // GROUP if pieces else 0
+
+
+@lru_cache(maxsize=512)
+def _shape(pieces: tuple[tuple[int, int], ...]) -> Shape:
+    found: list[Group] = []
+    at = 0
+    for number, count in pieces:
+        while count:
+            block, place = divmod(number, GROUP)
+            step = min(count, GROUP - place)
+            mask = ((1 << step) - 1) << place
+            if found and found[-1].block == block:
+                last = found[-1]
+                found[-1] = Group(block, last.mask | mask, last.first, last.pages + step)
+            else:
+                found.append(Group(block, mask, at, step))
+            number, count, at = number + step, count - step, at + step
+    masks = b"".join(group.mask.to_bytes(2, "little") for group in found)
+    return Shape(tuple(found), blake3(masks).digest(length=16))
+
+
+def encode(prints: Prints, shape: Shape) -> bytes:
+    """The attachment of a leaf of this shape."""
+    return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, shape.digest) + prints.hints + prints.groups
+
+
+def parse(data: bytes, pages: int, shape: Shape) -> Prints | None:
+    """What `encode` made for a leaf of this shape with so many pages; None for anything else.
+
+    A leaf may stand at other addresses than when its attachment was made. Its groups then have other places in their
+    blocks, and their fingerprints would say nothing, or worse: that pages are the same as their neighbours.
+    """
+    if len(data) != _HEAD.size + 2 * pages + 16 * len(shape.groups):
+        return None
+    if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, shape.digest):
+        return None
+    return Prints(data[_HEAD.size : _HEAD.size + 2 * pages], data[_HEAD.size + 2 * pages :])

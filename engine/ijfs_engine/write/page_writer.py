@@ -1,0 +1,208 @@
+"""Storing a process's pages against its parent's: compare by address, refer to what is the same, store the rest.
+
+A few leaves at a time: one pass over the memory fingerprints their pages; groups of pages with the parent's fingerprint
+are the same, the pages of others are where the parent's bytes say so, and only what is left is hashed, compressed and
+written, as one region over all of these leaves. Called by ingest, from many threads.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Final, TypeAlias
+
+from ijfs_engine._native import extent_columns, native
+from ijfs_engine._native.extent_columns import Assembly, Columns
+from ijfs_engine._native.native import FRESH, PAGE, SAME
+from ijfs_engine.format.extents import ExtentSource, leaf_from
+from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.page_layout import PageLayout
+from ijfs_engine.format.records import ObjectId, encode_leaf
+from ijfs_engine.storage.session import Session
+from ijfs_engine.util import buffers
+from ijfs_engine.write import fingerprints as kept
+from ijfs_engine.write.page_deltas import Differences
+from ijfs_engine.write.parent_pages import Match, ParentPages
+from ijfs_engine.write.regions import store_region
+from ijfs_engine.write.sources import Opened
+
+_FRESH: Final = bytes([FRESH])
+_SAME: Final = bytes([SAME])
+
+Runs: TypeAlias = list[tuple[int, int]]
+"""(first page, pages)."""
+
+
+class PageFile:
+    """One pages file on its way in; `store_leaves` for its leaves, from any thread."""
+
+    def __init__(
+        self, session: Session, source: Opened, layout: PageLayout, key: bytes, parent: ParentPages | None
+    ) -> None:
+        self.session = session
+        self.source = source
+        self.layout = layout
+        self.key = key
+        self.parent = parent
+
+    def store_leaves(self, spans: Sequence[tuple[int, int]]) -> list[tuple[ObjectId, int]]:
+        """Store pages [page, page + count) of each span, which follow one another, as a leaf: (id, plain bytes).
+
+        StorageError, CorruptError.
+        """
+        return _Task(self, spans).run()
+
+
+class _Leaf:
+    """One of the leaves of a task; pages are counted from the task's first."""
+
+    def __init__(self, file: PageFile, page: int, first: int, count: int) -> None:
+        self.first = first
+        self.count = count
+        self.pieces = list(file.layout.pieces(page, count))
+        self.twin = file.parent.twin(self.pieces) if file.parent else None
+        """The number of the parent's leaf with the same addresses."""
+        self.matches = self._matches(file.parent) if file.parent else []
+        self.same: ObjectId | None = None
+        """The parent's leaf that it turned out to be."""
+
+    def _matches(self, parent: ParentPages) -> list[Match]:
+        found = parent.matches(self.pieces) if self.twin is None else [parent.twin_match(self.twin)]
+        return [match._replace(own=self.first + match.own) for match in found]
+
+    @cached_property
+    def shape(self) -> kept.Shape:
+        """How its pages lie in blocks."""
+        return kept.shape_of(self.pieces)
+
+
+class _Task:
+    """A few leaves of a file, from their bytes to their objects."""
+
+    def __init__(self, file: PageFile, spans: Sequence[tuple[int, int]]) -> None:
+        self._file = file
+        self._page = spans[0][0]
+        self._leaves = [_Leaf(file, page, page - self._page, count) for page, count in spans]
+        total = sum(count for _, count in spans)
+        self._prints = bytearray(16 * total)
+        self._kinds = bytearray(total)
+        self._pages = memoryview(b"")
+        self._folded: dict[int, kept.Prints] = {}
+        self._matches = [match for leaf in self._leaves for match in leaf.matches]
+
+    def run(self) -> list[tuple[ObjectId, int]]:
+        """(id, plain bytes) of each leaf."""
+        if self._file.parent:
+            self._file.parent.load(self._matches)
+        self._pages = self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
+        for leaf in self._leaves:
+            self._recognise(leaf)
+        placed = self._store([(first, count) for first, count, kind in native.runs(self._kinds) if kind == FRESH])
+        return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
+
+    def _fold(self, leaf: _Leaf) -> kept.Prints:
+        """What is kept of a leaf's fingerprints."""
+        folded = self._folded.get(leaf.first)
+        if folded is None:
+            prints = self._prints[16 * leaf.first : 16 * (leaf.first + leaf.count)]
+            folded = self._folded[leaf.first] = kept.fold(prints, leaf.pieces, self._file.key)
+        return folded
+
+    def _recognise(self, leaf: _Leaf) -> None:
+        """Find the parent's leaf that this one is, or class as SAME the pages of groups that the parent has."""
+        parent = self._file.parent
+        if not parent or not leaf.matches:
+            return
+        own = self._fold(leaf)
+        if leaf.twin is None:
+            theirs = parent.groups(leaf.matches)
+            block = kept.first_block(leaf.pieces)
+            beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
+        elif parent.attached(leaf.twin) == kept.encode(own, leaf.shape):
+            leaf.same = parent.leaf_id(leaf.twin)
+            self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
+            return
+        else:
+            groups = parent.known(leaf.twin).prints.groups
+            beside = [groups[number : number + 16] for number in range(0, len(groups), 16)]
+        self._mark_same(leaf, own.groups, beside)
+
+    def _mark_same(self, leaf: _Leaf, own: bytes, theirs: Sequence[bytes]) -> None:
+        for number, group in enumerate(leaf.shape.groups):
+            if own[16 * number : 16 * number + 16] == theirs[number]:
+                first = leaf.first + group.first
+                pages = self._kinds[first : first + group.pages]
+                self._kinds[first : first + group.pages] = pages.replace(_FRESH, _SAME)
+
+    def _write(self, leaf: _Leaf, placed: list[ExtentSource]) -> ObjectId:
+        kinds = memoryview(self._kinds)[leaf.first : leaf.first + leaf.count]
+        parent = self._file.parent
+        same = parent.beside(leaf.matches) if parent and SAME in kinds else []
+        own = [
+            source for source in placed if source[0] < leaf.first + leaf.count and source[0] + source[1] > leaf.first
+        ]
+        assembly = Assembly()
+        assembly.pages(kinds, leaf.first, same, own)
+        ident = self._file.session.put_object(FrameKind.LEAF, encode_leaf(leaf_from(assembly)))
+        self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.shape))
+        return ident
+
+    def _store(self, runs: Runs) -> list[ExtentSource]:
+        """Store these pages; those whose bytes turn out to be the parent's are classed as SAME. Where they are."""
+        if not runs:
+            return []
+        session, parent = self._file.session, self._file.parent
+        if parent is None:
+            return _pieces(runs, store_region(session, self._read(runs)))
+        numbers, theirs, likely = self._under(parent)
+        data = self._read(runs)
+        if max(theirs) < 0:
+            return _pieces(runs, store_region(session, data))
+        differences = Differences(parent, data, theirs, likely, parent.beneath(self._matches))
+        extent_columns.mark_same(self._kinds, numbers, differences.changed)
+        pieces: list[ExtentSource] = []
+        for part in differences.parts():
+            region = store_region(session, part.data, partial(differences.base_for, part))
+            pieces += _pieces(_runs_of([numbers[number] for number in part.pages]), region)
+        return sorted(pieces, key=lambda piece: piece[0])
+
+    def _read(self, runs: Runs) -> memoryview:
+        """The bytes of these runs, one behind the other."""
+        if len(runs) == 1:
+            return self._pages[runs[0][0] * PAGE : (runs[0][0] + runs[0][1]) * PAGE]
+        data = buffers.take("read", sum(count for _, count in runs) * PAGE)
+        pieces, at = array("Q"), 0
+        for first, count in runs:
+            pieces.extend((first * PAGE, at * PAGE, count * PAGE))
+            at += count
+        native.copy_runs(self._pages, data, pieces)
+        return data
+
+    def _under(self, parent: ParentPages) -> tuple[memoryview, memoryview, memoryview]:
+        """Of each fresh page its number, the parent's page under it (-1: none), and whether the hints agree."""
+        own = memoryview(b"".join(self._fold(leaf).hints for leaf in self._leaves)).cast("H")
+        theirs = memoryview(parent.hints(self._matches, len(own))).cast("H")
+        numbers, under, likely = extent_columns.fresh_pages(self._kinds, own, theirs, self._matches)
+        return memoryview(numbers).cast("I"), memoryview(under).cast("q"), memoryview(likely)
+
+
+def _pieces(runs: Runs, region: Columns) -> list[ExtentSource]:
+    """Runs of pages whose bytes follow one another in a region."""
+    found: list[ExtentSource] = []
+    at = 0
+    for first, count in runs:
+        found.append((first, count, region, at))
+        at += count
+    return found
+
+
+def _runs_of(pages: Sequence[int]) -> Runs:
+    """Ascending page numbers as runs."""
+    found: Runs = []
+    for page in pages:
+        if found and found[-1][0] + found[-1][1] == page:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((page, 1))
+    return found

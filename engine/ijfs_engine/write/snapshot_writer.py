@@ -1,0 +1,224 @@
+"""SnapshotWriter: files, directories and CRIU image sets go in, a snapshot comes out. Made by `Repository.begin`.
+
+The thread that calls it walks and opens; the bytes are stored by `file_writer.py`'s pool of threads. `import_directory`
+is the whole of `ijfs import`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.storage.object_store import Store
+from ijfs_engine.storage.session import Session
+from ijfs_engine.write.file_writer import FileWriter, OnStored
+from ijfs_engine.write.fingerprint import expand_key
+from ijfs_engine.write.image_sets import find_layouts, find_parent, is_image_directory
+from ijfs_engine.write.sources import Source
+from ijfs_engine.write.tree_builder import (
+    Attrs,
+    OnDisk,
+    TreeDirectory,
+    blank_file,
+    read_directory,
+    split_name,
+    split_path,
+)
+
+if TYPE_CHECKING:
+    from ijfs_engine.repository import Progress, Repository
+
+
+class SnapshotWriter:
+    """Collects a snapshot. A context manager: leaving it without `commit` leaves nothing that is visible.
+
+    Used from one thread; works with as many as there are cores. Sources are read while the call that names them lasts.
+    """
+
+    def __init__(
+        self, store: Store, session: Session, parents: Sequence[Snapshot] = (), *, progress: Progress | None = None
+    ) -> None:
+        self._session = session
+        self._parents = parents
+        # The parent's chunks are read where something changed. With the kernel reading on behind each, a save in which
+        # nearly nothing had changed took 103 ms in place of 86, one of a sibling 367 in place of 339.
+        self._parent_store = store.here_and_there()
+        self._reader = Reader(self._parent_store)
+        self._key = expand_key(store.secret)
+        self._root = TreeDirectory()
+        self._intake = FileWriter(session, self._key, progress)
+        self._links = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Pack bytes that this snapshot has added so far, metadata counted."""
+        return self._session.stored_bytes
+
+    def add_directory(self, at: str, path: Path) -> None:
+        """A tree from disk with all its metadata, its top standing at `at` ("" for the snapshot's top).
+
+        CRIU images in it are understood. StorageError if something cannot be read.
+        """
+        found, files = read_directory(path)
+        parts = split_path(at)
+        self._graft(parts, found)
+        first_of: dict[tuple[int, int], OnDisk] = {}
+        again = [file for file in files if file.inode and first_of.setdefault(file.inode, file) is not file]
+        linked = {id(file) for file in again}
+        groups: dict[tuple[bytes, ...], list[OnDisk]] = {}
+        for file in files:
+            if id(file) not in linked:
+                groups.setdefault((*parts, *file.below), []).append(file)
+        self._intake.expect(sum(file.size for group in groups.values() for file in group))
+        for where, group in groups.items():
+            self._store_group(group[0].into, where, [(file.entry, file.path) for file in group])
+        self._intake.finish()
+        self._link((first_of[file.inode], file) for file in again if file.inode)
+
+    def add_images(self, at: str, files: Mapping[str, Source]) -> None:
+        """A CRIU image set by name. Pages files are understood through their pagemaps and guided by the parent's."""
+        groups: dict[tuple[bytes, ...], list[tuple[Entry, Source]]] = {}
+        for name, source in files.items():
+            above, last = split_name(f"{at}/{name}")
+            groups.setdefault(tuple(above), []).append((blank_file(last, Attrs()), source))
+        self._intake.expect(sum(_size(source) for source in files.values()))
+        for where, group in groups.items():
+            self._store_group(self._root.descend(where), where, group)
+        self._intake.finish()
+
+    def add_file(self, at: str, source: Source, *, attrs: Attrs | None = None) -> None:
+        """One file."""
+        above, name = split_name(at)
+        self._intake.expect(_size(source))
+        self._intake.store(source, _place(self._root.descend(above), blank_file(name, attrs or Attrs())))
+        self._intake.finish()
+
+    def add_entries(self, entries: Iterable[tuple[str, Entry, Source | None]]) -> None:
+        """Anything by path, with the metadata of its entry (the name is the path's last); in any order.
+
+        A file's bytes come from its source; without one the entry's own `content` stands, as with `reuse`. Entries
+        with the same `link` number are names of one file. Directories that are not named get plain metadata.
+        """
+        for at, entry, source in entries:
+            *above, name = split_path(at)
+            if entry.kind == "d":
+                attrs = Attrs(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
+                self._root.descend([*above, name]).attrs = attrs
+            elif source is None:
+                self.reuse(at, entry)
+            else:
+                self._intake.expect(_size(source))
+                place = _place(self._root.descend(above), msgspec.structs.replace(entry, name=name))
+                self._intake.store(source, place)
+        self._intake.finish()
+
+    def reuse(self, at: str, entry: Entry) -> None:
+        """Something that a parent has, a whole directory perhaps, unread; it takes the name that `at` ends in."""
+        above, name = split_name(at)
+        self._root.descend(above).children[name] = msgspec.structs.replace(entry, name=name)
+
+    def commit(
+        self, *, message: str = "", branch: str | None = None, meta: Mapping[str, Any] | None = None
+    ) -> Snapshot:
+        """Make it durable, then visible; the branch, if one is named, moves to it in the same transaction."""
+        size = self._root.size(self._reader.tree)
+        root = self._root.store(self._session)
+        parents = [parent.id for parent in self._parents]
+        snapshot = self._session.commit_snapshot(
+            root, parents=parents, message=message, meta=dict(meta or {}), branch=branch, size=size
+        )
+        self.close()
+        return snapshot
+
+    def close(self) -> None:
+        """Give up what is not committed. Safe to call twice, and after `commit`."""
+        self._intake.close()
+        self._reader.close()
+        self._parent_store.close()
+        self._session.abort()
+
+    def __enter__(self) -> SnapshotWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _graft(self, parts: Sequence[bytes], found: TreeDirectory) -> None:
+        if not parts:
+            found.children.update(self._root.children)
+            self._root = found
+            return
+        above = self._root.descend(parts[:-1])
+        if parts[-1] in above.children:
+            raise IjfsError(f"'{os.fsdecode(parts[-1])}' was added before")
+        above.children[parts[-1]] = found
+
+    def _store_group(self, into: TreeDirectory, where: Sequence[bytes], files: Sequence[tuple[Entry, Source]]) -> None:
+        """The files of one directory: the pages files among them by what they mean, the others as they come."""
+        images = find_layouts({entry.name: source for entry, source in files})
+        tree = self._parent_tree(where) if images else None
+        for entry, source in files:
+            image = images.get(entry.name)
+            parent = find_parent(self._reader, tree, image, self._key) if image and tree else None
+            self._intake.store(source, _place(into, entry), image.layout if image else None, parent)
+
+    def _parent_tree(self, where: Sequence[bytes]) -> Tree | None:
+        """The directory at the same place in the first parent that has one."""
+        for parent in self._parents:
+            try:
+                top = self._reader.lookup(parent.root, b"/".join(where)).content if where else parent.root
+            except UnknownNameError:
+                continue
+            if top is not None:
+                return self._reader.tree(top)
+        return None
+
+    def _link(self, pairs: Iterable[tuple[OnDisk, OnDisk]]) -> None:
+        """Give both names of each pair the first one's bytes, and the same link number."""
+        for first, other in pairs:
+            stored = first.into.children[first.entry.name]
+            assert isinstance(stored, Entry)
+            if not stored.link:
+                self._links += 1
+                stored = msgspec.structs.replace(stored, link=self._links)
+                first.into.children[stored.name] = stored
+            other.into.children[other.entry.name] = msgspec.structs.replace(stored, name=other.entry.name)
+
+
+def _place(into: TreeDirectory, entry: Entry) -> OnStored:
+    def place(content: ObjectId | None, size: int) -> None:
+        into.children[entry.name] = msgspec.structs.replace(entry, content=content, size=size)
+
+    return place
+
+
+def _size(source: Source) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size if source.is_file() else 0
+    return memoryview(source).nbytes if isinstance(source, bytes) else source.nbytes
+
+
+def import_directory(
+    repository: Repository,
+    path: Path,
+    *,
+    parents: Sequence[ObjectId] = (),
+    message: str = "",
+    branch: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`. StorageError."""
+    with repository.begin(parents, progress=progress) as writer:
+        writer.add_directory("images" if is_image_directory(path) else "files", path)
+        return writer.commit(message=message, branch=branch, meta=meta)

@@ -1,0 +1,124 @@
+"""The memory that a keeper's saves write into: bounded, faulted in before a freeze, kept for the next one for a while.
+
+A GiB that a program's machine has not touched before takes half a second to fault in (0.4 to 1.3 s seen); one that was
+kept takes none. So what a save gives back stays with the keeper for a minute, marked as free for the kernel to take
+when memory gets short (MADV_FREE): a loop that saves every cell finds it warm, an idle keeper is small again, and
+nobody else goes without. One arena is kept, the largest. Called by keeper/save.py and freeze.py.
+
+How much it may be: what `$IJFS_SAVE_MEMORY` says, else most of what the machine has free at that moment. An image that
+is larger goes to disk for the rest, and the save says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import weakref
+from pathlib import Path
+
+from ijfs_engine.errors import IjfsError
+from ijfs_engine.write.arena import Arena
+
+# Of what is available, so much at most: an image is stored by compressors that need memory too.
+SHARE = 0.8
+
+# How long memory is kept that nobody uses. Saves after cells and saves in a loop follow one another faster.
+KEPT_S = 60.0
+
+# Address space for a quarter more than was asked for: a program that grows a little does not have to begin cold.
+GROWTH = 4
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+# By the controllers that /proc/self/cgroup names: version 2, version 1. Where they are mounted, their files, and what
+# memory.stat calls page cache that can go.
+_CGROUPS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+class ArenaPool:
+    """The arenas of one keeper. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: Arena | None = None
+        self._out: weakref.WeakSet[Arena] = weakref.WeakSet()
+        self.uses = 0
+        """How often something was lent: who finds it unchanged after `KEPT_S` calls `forget`."""
+
+    def lend(self, expected: int, most: int, spill: Path) -> Arena:
+        """An arena for an image of about `expected` bytes and at most `most`, faulted in; what the budget has no room
+        for lies in a file in `spill`. It comes back by `give_back`, or is gone with its last user. StorageError."""
+        with self._lock:
+            self.uses += 1
+            arena, self._kept = self._kept, None
+            if arena is None or arena.capacity < most:
+                arena = Arena(most + most // GROWTH)
+            arena.reset(limit=budget(sum(other.used for other in self._out)), spill=spill)
+            self._out.add(arena)
+        arena.prefault(expected)
+        return arena
+
+    def give_back(self, arena: Arena) -> None:
+        """Nobody uses what is in it any more."""
+        arena.rest()
+        with self._lock:
+            self._out.discard(arena)
+            if self._kept is None or self._kept.capacity < arena.capacity:
+                self._kept = arena
+
+    def forget(self) -> None:
+        """Give what is kept to the machine."""
+        with self._lock:
+            self._kept = None
+
+
+def budget(lent: int = 0) -> int:
+    """Bytes of memory that the next save may take, while `lent` are with saves before it. IjfsError."""
+    said = os.environ.get("IJFS_SAVE_MEMORY", "")
+    return max(0, parse_size(said) - lent) if said else int(SHARE * available())
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from `512M`, `4G`, `1048576`. IjfsError."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise IjfsError(f"IJFS_SAVE_MEMORY is `{text}`, which is no size", hint="say it as 512M or 4G")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def available() -> int:
+    """Bytes this process could take without anything being written out: of the machine, and of its memory cgroups."""
+    machine = next((line for line in _lines(Path("/proc/meminfo")) if line.startswith("MemAvailable:")), "")
+    found = [int(machine.split()[1]) << 10] if machine else []
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        if controllers in _CGROUPS:
+            mount, limit, usage, cache = _CGROUPS[controllers]
+            here = Path(path.lstrip("/"))
+            found += [left for part in (here, *here.parents) for left in _left(mount / part, limit, usage, cache)]
+    return min(found, default=0)
+
+
+def _left(cgroup: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """What a cgroup may still take, its clean page cache included; nothing where it sets no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        most, now = (int((cgroup / name).read_text()) for name in (limit, usage))
+        clean = [int(line.split()[1]) for line in _lines(cgroup / "memory.stat") if line.startswith(f"{cache} ")]
+        return [max(0, most - now + sum(clean))]
+    return []
+
+
+def _lines(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text().splitlines()
+    return []

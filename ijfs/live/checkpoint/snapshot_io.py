@@ -1,0 +1,217 @@
+"""What of a live instance is in a snapshot, and the ways in and out of the repository; used by freeze.py and
+restore.py.
+
+The one module of ijfs.live that speaks with the engine about snapshots. Meta of a live snapshot is a LiveMeta.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from ijfs.live.checkpoint.workspace import Capture, Item
+from ijfs.live.model.records import InstanceSpec, Volume
+from ijfs_engine import Repository, export_tree
+from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine.format.records import Entry, ObjectId, Snapshot
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.write.arena import Segments
+
+if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuRecord
+
+Progress = Callable[[str, int, int], None]
+OnPhase = Callable[[str], None]
+
+
+class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None.
+    `auto`: made after a cell by itself; only those are thinned out by themselves."""
+
+    spec: InstanceSpec
+    volumes: tuple[Volume, ...] = ()
+    environment: dict[str, str] = {}
+    guest: dict[str, Any] = {}
+    gpu: dict[str, Any] | None = None
+    image_bytes: int = 0
+    workspace_bytes: int = 0
+    frozen_s: float = 0.0
+    auto: bool = False
+
+
+class NotLiveError(IjfsError):
+    """A snapshot that no program can be restored from."""
+
+    exit_code = 2
+    default_hint = "`ijfs log` shows the snapshots; those made by `ijfs save` and `%ijfs save` can be restored"
+
+
+class SaveContents(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one save puts into the repository, and `notes` for whoever asked for it."""
+
+    images: Mapping[str, Segments | bytes]
+    workspace: Capture
+    notebook: bytes | None
+    meta: LiveMeta
+    message: str
+    branch: str
+    notes: tuple[str, ...] = ()
+
+
+class SaveOutcome(NamedTuple):
+    """A committed save: the snapshot, what a person should know, the bytes it added on disk."""
+
+    snapshot: Snapshot
+    notes: list[str]
+    stored_bytes: int
+
+
+class SnapshotStore:
+    """A repository, opened when it is first needed and kept open for as long as the keeper lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opening = threading.Lock()
+        self._repository: Repository | None = None
+        self._reader: Reader | None = None
+
+    @property
+    def repository(self) -> Repository:
+        """The open repository. NoRepositoryError, UnknownFormatError."""
+        with self._opening:  # the loop and a thread may both need it first, and LMDB is opened once in a process
+            if self._repository is None:
+                self._repository = Repository.open(self.path)
+            return self._repository
+
+    @property
+    def reader(self) -> Reader:
+        """One reader for all that is put back."""
+        if self._reader is None:
+            self._reader = self.repository.reader()
+        return self._reader
+
+    def close(self) -> None:
+        """Let go of the repository."""
+        if self._repository is not None:
+            self._repository.close()
+            self._repository = None
+
+    def load(self, spec: str) -> tuple[Snapshot, LiveMeta]:
+        """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one."""
+        snapshot = self.repository.snapshot(self.repository.resolve(spec))
+        return snapshot, live_meta(snapshot)
+
+    def tree_at(self, snapshot: Snapshot, path: str) -> ObjectId | None:
+        """The tree at a path of a snapshot; None where there is nothing (or an empty directory)."""
+        try:
+            return self.reader.lookup(snapshot.root, path).content
+        except UnknownNameError:
+            return None
+
+    def export(self, snapshot: Snapshot, path: str, target: Path) -> None:
+        """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none."""
+        try:
+            entry = self.reader.lookup(snapshot.root, path)
+        except UnknownNameError:
+            return
+        if entry.content is not None:
+            export_tree(self.reader, entry.content, target)
+        os.chown(target, entry.uid, entry.gid)
+        target.chmod(entry.mode)
+        for name, value in entry.xattrs:
+            os.setxattr(target, name, value)
+
+    def store(
+        self,
+        parts: SaveContents,
+        parent: ObjectId | None,
+        progress: Progress | None,
+        on_phase: OnPhase = lambda name: None,
+    ) -> SaveOutcome:
+        """Commit a save. Nothing is visible unless it returns. `on_phase` is told of "ingest" and "commit"."""
+        on_phase("ingest")
+        repository = self.repository
+        head = repository.refs.branches().get(parts.branch)
+        parents = [ident for ident in (parent or head,) if ident is not None]
+        notes = self._keep_head(parts.branch, head, parents)
+        with repository.begin(parents, progress=progress) as writer:
+            before = repository.snapshot(parents[0]) if parents else None
+            writer.add_entries(self._entry(item, before) for item in parts.workspace.items)
+            if parts.notebook is not None:
+                writer.add_file("notebook.ipynb", parts.notebook)
+            writer.add_images("images", parts.images)
+            meta = msgspec.to_builtins(parts.meta)
+            on_phase("commit")
+            snapshot = writer.commit(message=parts.message, branch=parts.branch, meta=meta)
+            return SaveOutcome(snapshot, notes, writer.stored_bytes)
+
+    def _entry(self, item: Item, before: Snapshot | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
+        """What the writer gets: with the bytes that were read, or with those the parent has."""
+        if not item.unchanged:
+            return item.at, item.entry, item.source
+        assert before is not None
+        stored = self.reader.lookup(before.root, item.at)
+        return item.at, msgspec.structs.replace(item.entry, content=stored.content, size=stored.size), None
+
+    def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
+        """A branch about to move away from its head (the program went back): the head gets a branch of its own, or gc
+        would take what was saved after the point the program went back to."""
+        if head is None or not parents or head in self._ancestry(parents[0]):
+            return []
+        branches = self.repository.refs.branches()
+        if any(ident == head for name, ident in branches.items() if name != branch):
+            return []
+        number = next(n for n in range(1, len(branches) + 2) if f"{branch}.{n}" not in branches)
+        kept = f"{branch}.{number}"
+        self.repository.refs.set_branch(kept, head, expect=None, why=f"{branch} went back")
+        return [f"`{branch}` went back and goes on from there; what it had before is now the branch `{kept}`"]
+
+    def _ancestry(self, ident: ObjectId) -> set[ObjectId]:
+        seen: set[ObjectId] = set()
+        pending = [ident]
+        while pending:
+            current = pending.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            try:
+                pending += self.repository.snapshot(current).parents
+            except UnknownNameError:  # removed; what is below it cannot be reached through it
+                continue
+        return seen
+
+
+def gpu_record(meta: LiveMeta) -> GpuRecord | None:
+    """What the snapshot says of the GPUs its program held; None where it held none."""
+    if meta.gpu is None:
+        return None
+    from ijfs.live.gpu.program import GpuRecord
+
+    return msgspec.convert(meta.gpu, GpuRecord, strict=False)
+
+
+def live_meta(snapshot: Snapshot) -> LiveMeta:
+    """What a snapshot says of its program. NotLiveError."""
+    try:
+        return msgspec.convert(snapshot.meta, LiveMeta)
+    except msgspec.ValidationError:
+        raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
+
+
+def environment(criu_version: Sequence[int]) -> dict[str, str]:
+    """Versions that matter to whether a snapshot can be restored here."""
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "criu": ".".join(map(str, criu_version)),
+        "python": platform.python_version(),
+        "hostname": os.uname().nodename,
+        "program_python": sys.executable,
+    }

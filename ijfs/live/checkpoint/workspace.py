@@ -1,0 +1,309 @@
+"""The files a program wrote: read while it stands still, put back before it runs again. Called by freeze.py,
+restore.py.
+
+What is saved are the writable layers: the root overlay's upper, each volume's upper at the volume's path (both in
+`files/` of the snapshot), and /dev/shm (in `shm/`). Whiteouts (character devices 0/0) and the overlay's own attributes
+(trusted.overlay.*) are files and attributes like all others, so that what was deleted stays deleted.
+
+While the program stands still, only what changed since the last save is read, into memory that was faulted in before
+(or copied to a staging directory where it is too large for that). Unchanged is what has the same inode, size, mode,
+mtime and ctime, under two conditions, as git's index has them: the times were old when the file was read (a change in
+the same clock tick would not show), and no process had it mapped for shared writing (such a write may leave mtime
+alone). Everything else is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ijfs.live.model.records import Volume
+from ijfs.live.process import procfs
+from ijfs_engine.errors import StorageError
+from ijfs_engine.format.records import Entry, EntryKind
+from ijfs_engine.write.arena import Arena, Segments
+
+# A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
+# ticks every 1–10 ms (CONFIG_HZ), finer only from 6.13 on.
+RACY_NS = 20_000_000
+
+# A file larger than this is copied to the staging directory instead of into memory.
+LARGEST_IN_MEMORY = 256 << 20
+
+_KINDS: dict[int, EntryKind] = {
+    stat.S_IFREG: "f",
+    stat.S_IFDIR: "d",
+    stat.S_IFLNK: "l",
+    stat.S_IFIFO: "p",
+    stat.S_IFSOCK: "s",
+    stat.S_IFCHR: "c",
+    stat.S_IFBLK: "b",
+}
+
+
+class StatKey(NamedTuple):
+    """What tells a changed file from an unchanged one."""
+
+    inode: int
+    size: int
+    mode: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+StatCache = dict[str, StatKey]
+"""Files that are in the snapshot a program stands on, by path in its tree, as they were when they were read."""
+
+
+@dataclass(slots=True)
+class Item:
+    """One captured file: its place in the snapshot's tree, its metadata, its bytes (None: as in the parent)."""
+
+    at: str
+    entry: Entry
+    source: bytes | Segments | Path | None = None
+    unchanged: bool = False
+
+
+@dataclass(slots=True)
+class Capture:
+    """A workspace as it was at one moment."""
+
+    items: list[Item] = field(default_factory=list)
+    known: StatCache = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_total: int = 0
+    staged: Path | None = None
+
+    def discard(self) -> None:
+        """Remove what was staged."""
+        if self.staged is not None:
+            shutil.rmtree(self.staged, ignore_errors=True)
+
+
+class WritableLayer(NamedTuple):
+    """A writable directory outside, its place in the snapshot's tree, and where the program sees it."""
+
+    outside: Path
+    at: str
+    inside: str
+
+
+def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None) -> list[WritableLayer]:
+    """The writable layers of a sandbox, volumes after the root (they lie at empty directories of it)."""
+    found = [WritableLayer(upper, "files", "")]
+    found += [
+        WritableLayer(path, f"files{volume.path}", volume.path) for volume, path in volumes if volume.kind == "overlay"
+    ]
+    if shm is not None:
+        found.append(WritableLayer(shm, "shm", "/dev/shm"))
+    return found
+
+
+class LayerWalker:
+    """One capture in the making. `measure` before the freeze, `capture` in it."""
+
+    def __init__(self, layers: Sequence[WritableLayer], known: StatCache, staging: Path) -> None:
+        self._layers = layers
+        self._known = known
+        self._staging = staging
+        self._links: dict[tuple[int, int], int] = {}
+        self._staged = 0
+
+    def measure(self) -> int:
+        """Bytes that a capture would read now: what to fault in beforehand."""
+        total = 0
+        for layer in self._layers:
+            for at, _, status in _walk(layer):
+                readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
+                if readable and self._known.get(at) != key_of(status):
+                    total += status.st_size
+        return total
+
+    def capture(self, arena: Arena, mapped: frozenset[str]) -> Capture:
+        """Read everything that changed. `mapped`: paths inside that some process may write through a mapping."""
+        capture = Capture()
+        now = time.time_ns()
+        for layer in self._layers:
+            for at, path, status in _walk(layer):
+                item = self._item(at, path, status, arena, capture)
+                capture.items.append(item)
+                capture.bytes_total += item.entry.size
+                trusted = status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
+                if item.entry.kind == "f" and trusted:
+                    capture.known[at] = key_of(status)
+        return capture
+
+    def _item(self, at: str, path: str, status: os.stat_result, arena: Arena, capture: Capture) -> Item:
+        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        item = Item(at, self._entry(path, status, kind))
+        if kind != "f":
+            return item
+        if self._known.get(at) == key_of(status):
+            item.unchanged = True
+            return item
+        item.source = self._read(path, status.st_size, arena, capture)
+        capture.bytes_read += status.st_size
+        return item
+
+    def _entry(self, path: str, status: os.stat_result, kind: EntryKind) -> Entry:
+        link = 0
+        if kind != "d" and status.st_nlink > 1:
+            link = self._links.setdefault((status.st_dev, status.st_ino), len(self._links) + 1)
+        return Entry(
+            name=os.fsencode(os.path.basename(path)),
+            kind=kind,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            size=status.st_size if kind in "fl" else 0,
+            target=os.fsencode(os.readlink(path)) if kind == "l" else b"",
+            rdev=status.st_rdev if kind in "cb" else 0,
+            xattrs=_xattrs(path),
+            link=link,
+        )
+
+    def _read(self, path: str, size: int, arena: Arena, capture: Capture) -> bytes | Segments | Path:
+        if size == 0:
+            return b""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if size > LARGEST_IN_MEMORY:
+                capture.staged = self._staging
+                return self._stage(fd, size)
+            file = arena.new_file()
+            while file.size < size:
+                count = os.readv(fd, [file.tail(size - file.size)])
+                if count == 0:
+                    raise StorageError(f"{path} became shorter while it was read")
+                file.advance(count)
+            return file.segments()
+        finally:
+            os.close(fd)
+
+    def _stage(self, fd: int, size: int) -> Path:
+        """A copy on disk, holes kept."""
+        self._staging.mkdir(exist_ok=True)
+        self._staged += 1
+        path = self._staging / str(self._staged)
+        out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(out, size)
+            for start, end in _data_ranges(fd, size):
+                _copy_range(fd, out, start, end)
+        finally:
+            os.close(out)
+        return path
+
+
+def key_of(status: os.stat_result) -> StatKey:
+    """The key of a file as it is."""
+    return StatKey(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def known_files(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
+    """Keys of files that were put back before `before_ns` (wall clock), when the program did not run yet."""
+    known: StatCache = {}
+    for layer in layers:
+        for at, _, status in _walk(layer):
+            if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
+                known[at] = key_of(status)
+    return known
+
+
+def mapped_for_writing(pids: Sequence[int]) -> frozenset[str]:
+    """Paths, as the programs see them, that a process maps shared and writable."""
+    found = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[1][1] == "w" and fields[1][3] == "s":
+                found.add(fields[5].removesuffix(" (deleted)"))
+    return frozenset(found)
+
+
+def mapped_in(pid: int) -> frozenset[str]:
+    """mapped_for_writing of every process in the pid namespace of `pid`."""
+    return mapped_for_writing(procfs.processes_in("pid", procfs.namespace_id(pid, "pid")))
+
+
+def put_back(export: Callable[[str, Path], None], upper: Path, volumes: Sequence[tuple[Volume, Path]]) -> None:
+    """Fill new, empty writable layers from a snapshot: `export` writes a tree of it into a directory.
+
+    The volumes' files come in the root's tree and are moved to their layers; an empty directory stays, to mount on.
+    """
+    export("files", upper)
+    _forget_origin(upper)
+    deepest_first = sorted(volumes, key=lambda pair: pair[0].path.count("/"), reverse=True)
+    for volume, target in deepest_first:
+        inside = upper / volume.path.lstrip("/")
+        if volume.kind == "overlay" and inside.is_dir():
+            target.rmdir()
+            inside.rename(target)
+            _forget_origin(target)
+        inside.mkdir(parents=True, exist_ok=True)
+
+
+def _forget_origin(root: Path) -> None:
+    """Let an overlay's root be mounted over another machine's files: what it was mounted over is checked otherwise."""
+    for name in ("trusted.overlay.origin", "trusted.overlay.uuid"):
+        with contextlib.suppress(OSError):
+            os.removexattr(root, name)
+
+
+def _walk(layer: WritableLayer) -> Iterator[tuple[str, str, os.stat_result]]:
+    """(path in the snapshot's tree, path outside, lstat) of the layer's root and everything in it, parents first."""
+    root = os.fspath(layer.outside)
+    yield layer.at, root, os.lstat(root)
+    pending = [(layer.at, root)]
+    while pending:
+        at, directory = pending.pop()
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                inner = f"{at}/{entry.name}"
+                yield inner, entry.path, status
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append((inner, entry.path))
+
+
+def _inside(layer: WritableLayer, at: str) -> str:
+    return layer.inside + at[len(layer.at) :]
+
+
+def _xattrs(path: str) -> tuple[tuple[bytes, bytes], ...]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)) for name in names))
+
+
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # nothing but a hole from here
+            return
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, at
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    os.lseek(source, start, os.SEEK_SET)
+    os.lseek(target, start, os.SEEK_SET)
+    while start < end:
+        count = os.copy_file_range(source, target, end - start)
+        if count == 0:
+            raise StorageError("a file became shorter while it was read")
+        start += count

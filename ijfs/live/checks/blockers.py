@@ -1,0 +1,112 @@
+"""What in a running program keeps CRIU from saving it, or makes it come back not quite the same; only by looking.
+
+`of_program` and `of_process` return verdicts (ijfs.live.checks.result): the command line prints them (`ijfs doctor
+NAME`), a save that CRIU refused quotes them. Each is known from a dump or restore that failed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ijfs.live.checks.result import CheckResult
+from ijfs.live.process import procfs
+
+_IO_URING = (
+    "start it without (ijfs refuses io_uring to programs it starts, unless asked for; UV_USE_IO_URING=0 for libuv)"
+)
+
+# Links of /proc/PID/fd that CRIU 4.x has no image for.
+_UNSUPPORTED = {
+    "anon_inode:[io_uring]": ("io_uring", _IO_URING),
+    "anon_inode:[userfaultfd]": ("userfaultfd", "wait until its memory is in (`ijfs ps`), or close it in the program"),
+    "anon_inode:[fanotify]": ("fanotify", "stop watching in the program; inotify can be saved"),
+    "anon_inode:[perf_event]": ("perf events", "end the profiler"),
+    "anon_inode:bpf-prog": ("BPF programs", "unload them in the program"),
+    "anon_inode:kvm-vm": ("virtual machines (KVM)", "a virtual machine cannot be saved from outside"),
+}
+
+SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def of_program(pid: int) -> list[CheckResult]:
+    """Verdicts on every process in the pid namespace of `pid`; those of the host's own are judged alone."""
+    inode = procfs.namespace_id(pid, "pid")
+    if inode == procfs.namespace_id("self", "pid"):
+        return of_process(pid)
+    return [verdict for member in procfs.processes_in("pid", inode) for verdict in of_process(member)]
+
+
+def of_process(pid: int) -> list[CheckResult]:
+    """Verdicts on one process; an empty list when nothing is known against saving it."""
+    try:
+        return [*_open_files(pid), *_state(pid)]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _open_files(pid: int) -> Iterator[CheckResult]:
+    for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        try:
+            link = os.readlink(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue
+        if link in _UNSUPPORTED:
+            what, remedy = _UNSUPPORTED[link]
+            evidence = f"process {pid} ({_name(pid)}) has {what} open (file descriptor {number})"
+            yield CheckResult(check=what, outcome="refuse", evidence=evidence, remedy=remedy)
+        elif link.startswith("/dev/") and _is_strange_device(pid, number):
+            evidence = f"process {pid} ({_name(pid)}) has the device {link} open"
+            yield CheckResult(check="device", outcome="warn", evidence=evidence, remedy="close it before the save")
+        elif link.startswith("/") and _is_sqlite(pid, number):
+            yield CheckResult(
+                check="sqlite",
+                outcome="warn",
+                evidence=f"process {pid} ({_name(pid)}) has the SQLite database {link} open",
+                remedy="after a restore, writes through this connection fail with `attempt to write a readonly "
+                "database` (the file's inode number is another one): open a new connection there",
+            )
+
+
+def _is_strange_device(pid: int, number: str) -> bool:
+    """A character device other than memory devices, terminals and NVIDIA's (the GPU layer takes care of those)."""
+    try:
+        status = os.stat(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return False
+    return bool(status.st_rdev) and os.major(status.st_rdev) not in (1, 2, 3, 4, 5, 195, *range(128, 144))
+
+
+def _is_sqlite(pid: int, number: str) -> bool:
+    """Reading through /proc opens the file anew: the program's position does not move."""
+    path = f"/proc/{pid}/fd/{number}"
+    try:
+        if not Path(path).is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except OSError:
+        return False
+
+
+def _state(pid: int) -> Iterable[CheckResult]:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    tracer = status.get("TracerPid", "0").strip()
+    if tracer != "0":
+        evidence = f"process {pid} ({_name(pid)}) is being traced by process {tracer}"
+        yield CheckResult(check="tracer", outcome="refuse", evidence=evidence, remedy="detach the debugger or strace")
+    if procfs.state(pid) == "D":
+        evidence = f"process {pid} ({_name(pid)}) waits in the operating system and cannot be frozen"
+        yield CheckResult(
+            check="uninterruptible", outcome="warn", evidence=evidence, remedy="look at the disk it waits for"
+        )
+    if int(status.get("Threads", "1")) > 5000:
+        evidence = f"process {pid} ({_name(pid)}) has {status['Threads'].strip()} threads"
+        yield CheckResult(
+            check="threads", outcome="warn", evidence=evidence, remedy="the pause of a save grows with them"
+        )
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()

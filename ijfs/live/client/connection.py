@@ -1,0 +1,211 @@
+"""One connection to a keeper: a request and its answers, line by line. Used by api.py and spawn.py."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
+from ijfs.live.model import protocol
+from ijfs.live.model.paths import InstancePaths, short_path
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceInfo, Process, SaveResult
+from ijfs.live.process import procfs
+from ijfs_engine.errors import IjfsError
+
+# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
+KEEPER_END_S = 5.0
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class KeeperClient:
+    """One connection to a keeper; a context manager. Verbs block until the keeper is done."""
+
+    def __init__(self, sock: socket.socket, paths: InstancePaths, on_event: OnEvent | None = None) -> None:
+        self._socket = sock
+        self._paths = paths
+        self._on_event = on_event
+        self._lines = protocol.LineBuffer()
+        self._ready: list[bytes] = []
+        self._next_id = 1
+
+    @classmethod
+    def open(
+        cls, paths: InstancePaths, *, on_event: OnEvent | None = None, timeout: float | None = None
+    ) -> KeeperClient:
+        """Connect to the control socket; KeeperError when nobody listens there. `timeout`: seconds per answer."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
+        try:
+            with short_path(paths.socket) as path:
+                sock.connect(path)
+        except OSError as error:
+            sock.close()
+            raise KeeperError(f"the keeper of `{paths.root.name}` does not answer: {error.strerror}") from error
+        return cls(sock, paths, on_event)
+
+    def close(self) -> None:
+        """Close the connection; a verb the keeper has begun goes on."""
+        self._socket.close()
+
+    def __enter__(self) -> KeeperClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def status(self) -> InstanceInfo:
+        """The instance as its keeper sees it."""
+        return msgspec.convert(self.request("status", {}), InstanceInfo)
+
+    def save(
+        self,
+        message: str = "",
+        *,
+        branch: str | None = None,
+        stop: bool = False,
+        notebook: bytes | None = None,
+        force: bool = False,
+        gpu_timeout_s: float | None = None,
+        wait: bool = True,
+    ) -> SaveResult:
+        """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
+
+        Without `wait` it returns at the thaw, without a snapshot; `wait_save(result.number)` has the rest, `status()`
+        shows how many saves are on their way and whether one failed.
+
+        The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
+        frozen state, so that nothing it does later is lost. A second save may be taken while the first is being stored,
+        a third waits; they are stored in order, each the parent of the next. For a GPU
+        program: `force` saves in spite of what preflight refuses, `gpu_timeout_s` is how long running kernels get.
+        """
+        args: dict[str, Any] = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
+        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s, "wait": wait}
+        return msgspec.convert(self.request("save", args), SaveResult)
+
+    def wait_save(self, number: int) -> SaveResult:
+        """What a save came to that was not waited for, when it is durable; raises what it failed with."""
+        return msgspec.convert(self.request("wait_save", {"number": number}), SaveResult)
+
+    def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
+        """Go back in place: the restored program takes this instance's name, ports and clients."""
+        args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
+        return msgspec.convert(self.request("restore", args), InstanceInfo)
+
+    def wait_memory(self) -> InstanceInfo:
+        """Block until all memory of a lazily restored program is in."""
+        return msgspec.convert(self.request("wait_memory", {}), InstanceInfo)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program's process group; SIGINT interrupts a kernel."""
+        self.request("signal", {"number": number})
+
+    def stop(self, *, timeout_s: float = 5.0, force: bool = False) -> InstanceInfo:
+        """End the program: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when its keeper has ended too.
+
+        Saves that are still being stored are waited for. When one fails that nobody else waits for, the program is
+        not stopped, unless `force` says so: what was to be saved would be gone with it.
+        """
+        process = read_record(self._paths).keeper
+        info = msgspec.convert(self.request("stop", {"timeout_s": timeout_s, "force": force}), InstanceInfo)
+        keeper_ended(self._paths, process)
+        return info
+
+    def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        """One verb, its events to `on_event`, its result; the keeper's error as the exception it was there."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        try:
+            self._socket.sendall(protocol.encode({"id": number, "verb": verb, "args": args}))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._broken() from None
+        for answer in self._answers(number):
+            if "ok" in answer:
+                return dict(answer["ok"])
+            if "error" in answer:
+                raise rebuild(answer["error"])
+            if "event" in answer and self._on_event is not None:
+                self._on_event(answer["event"])
+        raise self._broken()
+
+    def _answers(self, number: int) -> Iterator[dict[str, Any]]:
+        while True:
+            while self._ready:
+                answer = protocol.decode(self._ready.pop(0))
+                if answer.get("id") != number:
+                    raise ProtocolError(f"the keeper answered request {answer.get('id')}, not {number}")
+                yield answer
+            data = self._receive()
+            if not data:
+                return
+            self._ready = self._lines.feed(data)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+        except TimeoutError:
+            raise KeeperError(f"the keeper of `{self._paths.root.name}` did not answer in time") from None
+
+    def _broken(self) -> IjfsError:
+        name = self._paths.root.name
+        with contextlib.suppress(NoInstanceError):
+            record = read_record(self._paths)
+            if procfs.is_alive(record.program):
+                hint = f"the next command to `{name}` starts a new keeper; the old one's log: {self._paths.keeper_log}"
+                return KeeperError(f"the keeper of `{name}` broke off; the program runs on", hint=hint)
+            if record.program is not None:
+                return InstanceExitedError(f"the program of `{name}` has ended")
+        last = _last_line(self._paths.keeper_log)
+        return KeeperError(f"the keeper of `{name}` broke off: {last}")
+
+
+def keeper_ended(paths: InstancePaths, process: Process | None = None) -> bool:
+    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up, and as
+    long as it takes to store what was saved. `process`: that one has to be gone too, its mounts with it."""
+    deadline = time.monotonic() + KEEPER_END_S
+    if not paths.root.exists():
+        return True
+    while is_kept(paths):
+        if time.monotonic() > deadline and not _is_saving(paths):
+            return False
+        time.sleep(0.02)
+    while procfs.is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return True
+
+
+def is_kept(paths: InstancePaths) -> bool:
+    """Whether a keeper holds the instance now."""
+    with contextlib.suppress(FileNotFoundError), paths.lock.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _is_saving(paths: InstancePaths) -> bool:
+    with contextlib.suppress(IjfsError):
+        record = read_record(paths)
+        return record.saving > 0 and procfs.is_alive(record.keeper)
+    return False
+
+
+def _last_line(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = path.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return "it left no log"

@@ -1,0 +1,104 @@
+"""fork: several live instances of one snapshot, started at once; called by ijfs.live.client.api."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count as count_up
+from pathlib import Path
+from typing import Any
+
+from ijfs.live.client import api as client
+from ijfs.live.client.api import OnEvent, RepoPath
+from ijfs.live.client.spawn import begin, claim, spawn_keepers
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.records import InstanceInfo
+from ijfs_engine import Repository
+from ijfs_engine.errors import IjfsError, PartialError
+
+_EVENTS = threading.Lock()
+
+
+def fork(
+    repo: RepoPath,
+    source: str,
+    names: Sequence[str],
+    *,
+    count: int,
+    eager: bool,
+    message: str,
+    gpus: Sequence[str],
+    on_event: OnEvent | None,
+) -> list[InstanceInfo]:
+    """What client.fork promises."""
+    chosen = list(names) or _free_names(repo, source, count)
+    snapshot = _snapshot_of(repo, source, message, on_event)
+    outcomes: dict[str, InstanceInfo | IjfsError] = {}
+    claimed: dict[str, InstancePaths] = {}
+    for name in chosen:
+        try:
+            claimed[name] = claim(repo, name)
+        except IjfsError as error:
+            outcomes[name] = error
+    sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
+    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus), "siblings": len(claimed)}
+
+    def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
+        try:
+            return begin(paths, sock, "restore", args, _one_at_a_time(on_event))
+        except IjfsError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, len(claimed))) as pool:
+        outcomes.update(zip(claimed, pool.map(one, claimed.values(), sockets), strict=True))
+    return _judge({name: outcomes[name] for name in chosen})
+
+
+def _one_at_a_time(on_event: OnEvent | None) -> OnEvent | None:
+    """The siblings' events come from a thread each; the caller's function need not know."""
+    if on_event is None:
+        return None
+    called = on_event
+
+    def locked(event: dict[str, Any]) -> None:
+        with _EVENTS:
+            called(event)
+
+    return locked
+
+
+def _snapshot_of(repo: RepoPath, source: str, message: str, on_event: OnEvent | None) -> str:
+    """The id of the snapshot to start from. A live instance is saved first; anything else names a snapshot already,
+    and every sibling has to come from the same one, wherever a branch of that name may move meanwhile."""
+    if not client.is_running(repo, source):
+        with Repository.open(Path(repo)) as repository:
+            return repository.resolve(source).hex()
+    with client.connect(repo, source, on_event=on_event) as keeper:
+        return keeper.save(message or f"fork of {source}").snapshot
+
+
+def _free_names(repo: RepoPath, source: str, count: int) -> list[str]:
+    base = "".join(c if c.isalnum() or c in "._-" else "-" for c in source).strip("._-")[:48] or "fork"
+    free = _unused(repo, base)
+    return [next(free) for _ in range(count)]
+
+
+def _unused(repo: RepoPath, base: str) -> Iterator[str]:
+    for number in count_up(1):
+        name = f"{base}-{number}"
+        if not InstancePaths.of(repo, name).root.exists():
+            yield name
+
+
+def _judge(outcomes: dict[str, InstanceInfo | IjfsError]) -> list[InstanceInfo]:
+    up = [info for info in outcomes.values() if isinstance(info, InstanceInfo)]
+    failed = {name: error for name, error in outcomes.items() if isinstance(error, IjfsError)}
+    if failed and not up:
+        raise next(iter(failed.values()))
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        running = ", ".join(info.name for info in up)
+        raise PartialError(f"not every sibling came up ({reasons}); running: {running}")
+    return up

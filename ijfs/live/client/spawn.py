@@ -1,0 +1,104 @@
+"""From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
+
+Called by api.py, and by fork.py for several at once: their keepers are forked off one process that has loaded
+everything, because loading takes longer than restoring (forkserver_request.py, keeper/forkserver.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ijfs.live.client.connection import KeeperClient, OnEvent, keeper_ended
+from ijfs.live.errors import InstanceExistsError
+from ijfs.live.model.paths import InstancePaths, check_name
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceInfo
+from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.sandbox.cleanup import sweep, sweep_old
+from ijfs_engine.errors import IjfsError
+
+_ROOM_FOR_NAMES = " " * 160
+"""A last word on the command line that `forked.name_process` writes over."""
+
+
+def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
+    """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
+    paths = InstancePaths.of(repo, check_name(name))
+    paths.root.parent.mkdir(mode=0o700, exist_ok=True)
+    sweep_old(paths.root.parent)
+    if paths.record.exists():
+        if procfs.is_alive(read_record(paths).program) or not keeper_ended(paths):
+            raise InstanceExistsError(f"there is an instance `{name}` already")
+        if again:
+            return paths
+        shutil.rmtree(paths.root)
+    elif paths.root.is_dir() and keeper_ended(paths):
+        sweep(paths)
+    try:
+        paths.root.mkdir(mode=0o700)
+    except FileExistsError:
+        raise InstanceExistsError(f"there is an instance `{name}` already") from None
+    return paths
+
+
+def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
+    """Have a keeper for each claimed directory; the returned sockets are their first clients. `lazy`: the first request
+    of each will be a lazy restore."""
+    sockets: list[socket.socket] = []
+    for at in range(0, len(instances), forkserver_request.MOST_INSTANCES):
+        sockets += _spawn(instances[at : at + forkserver_request.MOST_INSTANCES], lazy=lazy)
+    return sockets
+
+
+def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
+    """Forked off the repository's spare, or off a launcher, which then may stay as one."""
+    request = forkserver_request.request_for([paths.root for paths in instances], lazy=lazy)
+    with contextlib.ExitStack() as theirs:
+        ends = [socket.socketpair() for _ in instances]
+        fds = [theirs.enter_context(other).fileno() for _, other in ends]
+        at = instances[0].root.parent / forkserver_request.SOCKET_NAME
+        if request.idle_s == 0 or not forkserver_request.ask(at, request, fds):
+            _launch(instances[0].keeper_log, request, fds)
+    return [ours for ours, _ in ends]
+
+
+def _launch(log: Path, request: forkserver_request.Request, fds: Sequence[int]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, log.open("ab") as complaints:
+        launcher = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ijfs.live.keeper.forkserver", str(theirs.fileno()), _ROOM_FOR_NAMES],
+            stdin=subprocess.DEVNULL,
+            stdout=complaints,
+            stderr=complaints,
+            pass_fds=[theirs.fileno()],
+            cwd="/",
+            start_new_session=True,
+        )
+        theirs.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended already: the first request to the keeper will say so
+            forkserver_request.send(ours, request, fds)
+        launcher.wait()  # it forks: a launcher is nobody's child, so that no client keeps a zombie of it
+
+
+def begin(
+    paths: InstancePaths, sock: socket.socket, verb: str, args: dict[str, Any], on_event: OnEvent | None
+) -> InstanceInfo:
+    """Send a keeper its first request; its answer. A keeper that could not begin leaves nothing behind, however it
+    ended. (A caller that is interrupted leaves the keeper at work: the instance comes up without it.)"""
+    try:
+        with KeeperClient(sock, paths, on_event) as keeper:
+            return msgspec.convert(keeper.request(verb, args), InstanceInfo)
+    except IjfsError:
+        if verb != "adopt" and not paths.record.exists() and keeper_ended(paths):
+            sweep(paths)
+        raise

@@ -1,0 +1,1 @@
+"""CRIU: its command line, its image files, its logs and its hooks."""

@@ -1,0 +1,120 @@
+"""The moment of a dump in which all images are written and the program still stands: CRIU's post-dump action script.
+
+CRIU runs a script and waits for it; the script is three lines of sh that speak with this process over two FIFOs. An
+answer other than `go` makes CRIU give the dump up, and the program runs on. Called by command.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from ijfs.live.errors import CriuError
+
+_SCRIPT = """#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
+echo frozen > '{frozen}'
+read -r answer < '{thaw}'
+[ "$answer" = go ]
+"""
+
+
+class PostDumpHook:
+    """A context manager around one dump; `serve` runs `work` when the program stands still."""
+
+    def __init__(self, directory: Path, work: Callable[[], None] | None) -> None:
+        self.script = directory / "post-dump"
+        self.error: BaseException | None = None
+        self._work = work
+        self._frozen_path = directory / "frozen"
+        self._thaw_path = directory / "thaw"
+        self._frozen_fd = self._thaw_fd = -1
+
+    def __enter__(self) -> PostDumpHook:
+        self._remove()
+        for path in (self._frozen_path, self._thaw_path):
+            os.mkfifo(path, 0o600)
+        # Opened for both directions: neither this open nor the script's waits for the other side.
+        self._frozen_fd = os.open(self._frozen_path, os.O_RDWR | os.O_CLOEXEC)
+        self._thaw_fd = os.open(self._thaw_path, os.O_RDWR | os.O_CLOEXEC)
+        self.script.write_text(_SCRIPT.format(frozen=self._frozen_path, thaw=self._thaw_path))
+        self.script.chmod(0o700)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._frozen_fd)
+        os.close(self._thaw_fd)
+        self._remove()
+
+    def _remove(self) -> None:
+        for path in (self._frozen_path, self._thaw_path, self.script):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def serve(self, criu: subprocess.Popen[bytes], deadline: float) -> None:
+        """Wait for the moment, work, let CRIU go on; returns early when CRIU ends before. TimeoutExpired."""
+        pidfd = os.pidfd_open(criu.pid)
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._frozen_fd, selectors.EVENT_READ)
+                selector.register(pidfd, selectors.EVENT_READ)
+                ready = {key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))}
+        finally:
+            os.close(pidfd)
+        if not ready:
+            raise subprocess.TimeoutExpired(criu.args, 0)
+        if self._frozen_fd in ready:
+            os.write(self._thaw_fd, b"go\n" if self._worked() else b"no\n")
+
+    def _worked(self) -> bool:
+        try:
+            if self._work is not None:
+                self._work()
+        except BaseException as error:
+            self.error = error
+            return False
+        return True
+
+
+def frozen_seconds(work: Path) -> float:
+    """How long the last dump kept the program standing: frozen_time of CRIU's stats-dump (images/stats.proto)."""
+    return _statistics(work).get(2, 0) / 1e6
+
+
+def freezing_seconds(work: Path) -> float:
+    """How long the last dump took to bring all processes to a stand: freezing_time, as above."""
+    return _statistics(work).get(1, 0) / 1e6
+
+
+def _statistics(work: Path) -> dict[int, int]:
+    """The fields of DumpStatsEntry by number, times in µs. CriuError."""
+    try:
+        data = (work / "stats-dump").read_bytes()
+    except OSError as error:
+        raise CriuError(f"CRIU left no statistics: {error.strerror}") from error
+    # 12 bytes of magics and length; then StatsEntry.dump (field 1, its length).
+    at = 14
+    fields: dict[int, int] = {}
+    while at < len(data):
+        key, at = _varint(data, at)
+        fields[key >> 3], at = _varint(data, at)
+    return fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            break
+    return value, at

@@ -1,0 +1,201 @@
+"""The seam to CRIU: find it, ask it, dump and restore with it, and say in a sentence why it would not.
+
+Everything that ijfs knows of CRIU's command line is here. Called by checkpoint/freeze.py, checkpoint/restore.py and
+doctor.py. The options are those that were measured to work for kernels in a sandbox: CRIU runs in its network
+namespace, the mounts of rootfs.EXTERNAL are external, connections of the relay stay established, file locks and
+unlinked files come along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ijfs
+from ijfs.live.criu.action_script import PostDumpHook, frozen_seconds
+from ijfs.live.criu.log import explain
+from ijfs.live.errors import CriuError, CriuMissingError
+from ijfs.live.sandbox import namespaces as ns
+
+MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2.1 and 4.3 pass `criu check` there
+
+# A dump of 13 GB took 8 s; a CRIU that hangs has to end some day, and nothing it waits for takes minutes.
+# IJFS_CRIU_LIMIT_S sets another limit, in seconds, for machines where it does.
+LIMIT_S = 120.0
+
+COMMON = (
+    "--manage-cgroups=ignore",
+    "--tcp-established",
+    "--network-lock=skip",
+    "--ext-unix-sk",
+    "--file-locks",
+    "--link-remap",
+    "--ghost-limit=512M",
+    "-v2",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """One dump: the root of the tree, where images go, where the log goes, its network namespace, what is external."""
+
+    pid: int
+    images: Path
+    work: Path
+    network_fd: int
+    external_mounts: Mapping[str, str]  # key → path inside
+    leave: str = "running"  # or "stopped"
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """One restore: the images, a work directory of its own, the mounted root, what is external."""
+
+    images: Path
+    work: Path
+    root: Path
+    network_fd: int
+    external_mounts: Mapping[str, Path]  # key → path outside
+    lazy: bool = False
+    options: Sequence[str] = ()
+
+
+def find() -> Path:
+    """The CRIU to use: $IJFS_CRIU, the checkout's own, the user's own, the one on PATH; CriuMissingError."""
+    chosen = os.environ.get("IJFS_CRIU")
+    if chosen:
+        if os.access(chosen, os.X_OK):
+            return Path(chosen)
+        raise CriuMissingError(f"IJFS_CRIU names {chosen}, which is no program")
+    for path in _places():
+        if os.access(path, os.X_OK):
+            return path
+    raise CriuMissingError("no CRIU was found")
+
+
+def _places() -> Iterable[Path]:
+    yield Path(ijfs.__file__).resolve().parents[1] / ".prefix/bin/criu"
+    yield Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ijfs/criu/bin/criu"
+    on_path = shutil.which("criu")
+    if on_path:
+        yield Path(on_path)
+
+
+@functools.cache
+def version(criu: Path) -> tuple[int, ...]:
+    """Its version, such as (4, 2, 1)."""
+    text = subprocess.run([criu, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
+    found = re.search(r"Version: (\d+(?:\.\d+)*)", text)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def check(criu: Path) -> str | None:
+    """None when `criu check` is content with the running kernel, else its complaint."""
+    done = subprocess.run([criu, "check"], capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
+    return (lines or ["it gave no reason"])[-1].strip()
+
+
+def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float:
+    """Dump a tree; seconds the program stood still. CriuError with CRIU's own line when it refused.
+
+    `while_frozen` is called when all images are written and the program still stands; what it raises gives the dump
+    up and is raised here. A dump that is refused or given up leaves the program running.
+    """
+    command = [str(find()), "dump", "-t", str(request.pid), "-D", str(request.images), "-W", str(request.work)]
+    command += ["-o", "dump.log", *COMMON, f"--leave-{request.leave}"]
+    for key, inside in request.external_mounts.items():
+        command += ["--external", f"mnt[{inside}]:{key}"]
+    command += request.options
+    with PostDumpHook(request.work, while_frozen) as window:
+        command += ["--action-script", str(window.script)]
+        _run("dump", command, request.work / "dump.log", request.network_fd, window)
+    return frozen_seconds(request.work)
+
+
+def restore(request: Restore, while_running: Callable[[], None] = lambda: None) -> int:
+    """Restore a tree under the calling process (a subreaper); the host pid of its first process. CriuError.
+
+    `while_running` is called when CRIU is at work.
+    """
+    pid_file = request.work / "pid"
+    pid_file.unlink(missing_ok=True)
+    command = [*_with_its_keeper(), str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
+    command += ["-o", "restore.log", "--pidfile", str(pid_file), *COMMON, "--root", str(request.root)]
+    for key, outside in request.external_mounts.items():
+        command += ["--external", f"mnt[{key}]:{outside}"]
+    if request.lazy:
+        command += ["--lazy-pages"]
+    log = request.work / "restore.log"
+    _run("restore", [*command, *request.options], log, request.network_fd, None, while_running)
+    return int(pid_file.read_text())
+
+
+def _with_its_keeper() -> list[str]:
+    """What has the kernel end a process with the thread that starts it: a CRIU whose keeper and pager are killed in the
+    middle of a lazy restore may wait for its processes, and they for it, for ever, deaf to SIGTERM. Never for a dump:
+    the program may be lost if its CRIU is killed, and CRIU ends by itself there."""
+    setpriv = shutil.which("setpriv")  # of util-linux; Python could only do it between fork and exec
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _run(
+    verb: str,
+    command: Sequence[str],
+    log: Path,
+    network_fd: int,
+    window: PostDumpHook | None,
+    while_running: Callable[[], None] = lambda: None,
+) -> None:
+    """Run CRIU to its end or to its time limit, in the program's network namespace.
+
+    There the network is CRIU's own and not looked at. As an external namespace it is: 14 ms more of a frozen program
+    where the kernel has no connection tracking, because it looks for the module at each of CRIU's two questions.
+    """
+    log.unlink(missing_ok=True)
+    limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
+    deadline = time.monotonic() + limit_s
+    with ns.in_network(network_fd):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    try:
+        while_running()
+        if window is not None:
+            window.serve(process, deadline)
+        _, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise CriuError(
+            f"CRIU's {verb} did not end within {limit_s:.0f} s and was killed",
+            hint=f"its log is {log}; a program that waits on a dead network or FUSE mount cannot be frozen",
+        ) from None
+    finally:
+        _end(process)
+    if window is not None and window.error is not None:
+        raise window.error
+    if process.returncode != 0:
+        raise explain(verb, log, complaint.decode(errors="replace"), process.returncode)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a CRIU that still runs, and its helpers (it leads a session of its own)."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

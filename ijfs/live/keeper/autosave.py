@@ -1,0 +1,199 @@
+"""Saving after cells by itself: when it is worth it, never in anyone's way, and thinned out again.
+
+Part of the keeper (save.py). The program only says that a cell has ended (docs/architecture.md, "The guest
+protocol"); whether that is worth a save is decided here, outside the program, while it goes on. docs/jupyter.md has
+the rules as people see them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ijfs.live.errors import InstanceExitedError, ProtocolError
+from ijfs.live.keeper import dirty_sample
+from ijfs.live.keeper.control_socket import Emit, in_thread
+from ijfs.live.model.records import SaveResult
+from ijfs.live.process import procfs
+from ijfs_engine import PrunePolicy, Repository
+from ijfs_engine.errors import IjfsError
+
+if TYPE_CHECKING:
+    from ijfs.live.keeper.server import Keeper
+    from ijfs.live.sandbox.sandbox import Sandbox
+
+# A program does not stand still for saves of this kind for more than one part in so many of its time.
+REST = 20
+
+# Before the first save: how long a freeze takes for each byte. Slow, so that the bound holds.
+UNKNOWN_RATE = 1 / 1e9
+
+THINNED = PrunePolicy(last=10, hourly=24, daily=7, weekly=4)
+"""What stays of saves after cells. Only such saves are removed; others count as kept."""
+
+_log = logging.getLogger("ijfs.keeper")
+
+
+@dataclass(frozen=True, slots=True)
+class AutosavePolicy:
+    """When a save after a cell is worth it: `every_s` seconds, or `changed` of the memory (0 to 1), since the last save
+    of any kind; never where the program would stand still for more than `limit_s` seconds."""
+
+    every_s: float = 300.0
+    changed: float = 0.05
+    limit_s: float = 2.0
+
+
+class Autosaver:
+    """The saves after cells of one keeper, and what it needs to know for them of all others."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._used = False
+        self._considering = False
+        self._said = ""
+        self._told = ""
+        self._latest = "", AutosavePolicy()
+        self._thawed: float | None = None
+        self._frozen_s = 0.0
+        self._rate = UNKNOWN_RATE
+        self._sample: dirty_sample.Sample | None = None
+        self._next_sample: dirty_sample.Sample | None = None
+
+    # -- around every save
+
+    async def before_freeze(self, box: Sandbox) -> None:
+        """Before, not after: what changes meanwhile counts as not saved."""
+        if not self._used:
+            return
+        with contextlib.suppress(OSError):  # it ends just now, and the freeze will say so
+            self._next_sample = await in_thread(dirty_sample.take, _members(box))
+
+    def after_freeze(self, frozen_s: float, image_bytes: int) -> None:
+        """Whoever asked for it: the next save after a cell counts from here."""
+        self._sample, self._next_sample = self._next_sample, None
+        self._thawed, self._frozen_s = time.monotonic(), frozen_s
+        self._rate = frozen_s / max(image_bytes, 1)
+
+    # -- after a cell
+
+    def cell(
+        self, request: dict[str, Any], save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]
+    ) -> dict[str, Any]:
+        """A cell has ended: consider a save, and answer without waiting for it. `note` in the answer is what the
+        person at the notebook should know, once."""
+        wishes = _wishes(request)
+        if request.get("dry"):  # somebody turns it on and asks whether that will do
+            return {"note": None}
+        self._used = True
+        self._latest = str(request.get("message") or "after a cell"), wishes
+        if not self._considering:
+            self._considering = True
+            self._keeper.spawn(self._consider, save)
+        return {"note": self._news() or None}
+
+    def _news(self) -> str:
+        """What went wrong since the last cell: before the thaw, or afterwards on the way into the repository."""
+        said, self._said = self._said, ""
+        lost = self._keeper.record.save_error
+        if lost and lost != self._told:
+            said = said or f"the last save was not stored: {lost}"
+        self._told = lost
+        return said
+
+    async def _consider(self, save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]) -> None:
+        try:
+            await self._quiet()
+            message, wishes = self._latest
+            if await self._is_worth_it(wishes):
+                await save({"message": message, "wait": False, "auto": True}, lambda event: None)
+        except InstanceExitedError:
+            _log.info("no save after a cell: the program has ended")
+        except (IjfsError, OSError) as error:
+            _log.warning("no save after a cell: %s", error)
+            self._said = f"not saved after the last cell: {error}"
+        finally:
+            self._considering = False
+
+    async def _quiet(self) -> None:
+        """Wait until nothing else is being done to the instance, all memory is in, and the program had its rest."""
+        keeper = self._keeper
+        while True:
+            rest_s = 0.0 if self._thawed is None else self._thawed + REST * self._frozen_s - time.monotonic()
+            if rest_s > 0:
+                await trio.sleep(rest_s)
+            elif len(keeper.saver.line):
+                await keeper.saver.line.settled()
+            elif keeper.busy.locked() or keeper.record.pager is not None:
+                async with keeper.busy:
+                    await keeper.memory_in()
+            else:
+                return
+
+    async def _is_worth_it(self, wishes: AutosavePolicy) -> bool:
+        keeper = self._keeper
+        now = time.monotonic()
+        pids = _members(keeper.live_box())
+        if self._would_take(pids) > wishes.limit_s:
+            return self._too_large(pids, wishes)
+        if keeper.record.snapshot is None and self._thawed is None:
+            return True
+        if self._thawed is None:
+            self._thawed = now  # restored, or adopted: it counts from the first cell seen
+        if now - self._thawed >= wishes.every_s:
+            return True
+        if self._sample is None:
+            self._sample = await in_thread(dirty_sample.take, pids)
+            return False
+        share: float | None = await in_thread(dirty_sample.changed_share, self._sample, pids)
+        return share is not None and share >= wishes.changed
+
+    def _would_take(self, pids: list[int]) -> float:
+        return self._rate * sum(procfs.dumpable_bytes(pid) for pid in pids)
+
+    def _too_large(self, pids: list[int], wishes: AutosavePolicy) -> bool:
+        self._said = (
+            f"not saved after the last cell: the program would stand still for about {self._would_take(pids):.1f} s, "
+            f"and the limit is {wishes.limit_s:g} s"
+        )
+        return False
+
+
+def thin(repository: Repository, instance: str) -> None:
+    """Remove what the policy does not keep of an instance's saves after cells. What is in use or tagged stays."""
+    unwanted = set(repository.prune(THINNED, dry_run=True).removed)
+    for snapshot in repository.snapshots():
+        spec = snapshot.meta.get("spec")
+        mine = isinstance(spec, dict) and spec.get("name") == instance
+        if snapshot.id in unwanted and mine and snapshot.meta.get("auto") is True:
+            with contextlib.suppress(IjfsError):  # a tag or a pin came between, or another prune was quicker
+                repository.remove(snapshot.id)
+
+
+def _members(box: Sandbox) -> list[int]:
+    return procfs.processes_in("pid", procfs.namespace_id(box.pid, "pid"))
+
+
+def _wishes(request: dict[str, Any]) -> AutosavePolicy:
+    """The rules that came with a request. ProtocolError for what are none."""
+    usual = AutosavePolicy()
+    try:
+        wishes = AutosavePolicy(
+            every_s=float(request.get("every_s", usual.every_s)),
+            changed=float(request.get("changed", usual.changed)),
+            limit_s=float(request.get("limit_s", usual.limit_s)),
+        )
+    except (TypeError, ValueError):
+        raise ProtocolError("every_s, changed and limit_s are numbers") from None
+    if not (wishes.every_s >= 0 and 0 < wishes.changed <= 1 and wishes.limit_s > 0):
+        raise ProtocolError("every_s is at least 0, changed between 0 and 1, limit_s more than 0")
+    return wishes
+
+
+__all__ = ["THINNED", "AutosavePolicy", "Autosaver", "thin"]

@@ -1,0 +1,130 @@
+"""The keeper's end of the control socket: lines in, verbs dispatched, events and answers out. For server.py."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ijfs.live.errors import KeeperError, ProtocolError, describe
+from ijfs.live.model import protocol
+from ijfs_engine.errors import IjfsError
+
+Emit = Callable[[dict[str, Any]], None]
+Dispatch = Callable[[str, dict[str, Any], Emit], Awaitable[dict[str, Any]]]
+
+_log = logging.getLogger("ijfs.keeper")
+
+
+async def in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run what blocks in a thread; it is never abandoned, since it holds processes and mounts."""
+    return await trio.to_thread.run_sync(functools.partial(function, *args, **kwargs))
+
+
+def listen(path: Path) -> trio.SocketListener:
+    """A listener at the control socket's path, 0600, in the place of a dead keeper's."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        path.unlink(missing_ok=True)
+        old = os.umask(0o177)
+        try:
+            sock.bind(f"/proc/self/fd/{directory}/{path.name}")  # sun_path holds 108 bytes, a repository may lie deep
+        finally:
+            os.umask(old)
+        sock.listen(64)
+    finally:
+        os.close(directory)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+async def serve(listener: trio.SocketListener, dispatch: Dispatch) -> None:
+    """Serve all who connect, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                _log.warning("accept on the control socket failed: %s", error)
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(serve_connection, stream, dispatch)
+
+
+async def serve_connection(stream: trio.SocketStream, dispatch: Dispatch) -> None:
+    """One client, one request after the other; a client that leaves in the middle of a verb does not stop it."""
+    lines = protocol.LineBuffer()
+    async with stream:
+        if not _is_permitted(stream):
+            return
+        while True:
+            try:
+                data = await stream.receive_some(1 << 16)
+                requests = lines.feed(data)
+            except (trio.BrokenResourceError, ProtocolError):
+                return
+            if not data:
+                return
+            for line in requests:
+                await serve_request(stream, line, dispatch)
+
+
+async def serve_request(stream: trio.SocketStream, line: bytes, dispatch: Dispatch) -> bool:
+    """Answer one line; whether its verb succeeded."""
+    try:
+        request = protocol.decode(line)
+    except ProtocolError as error:
+        await _send(stream, {"id": None, "error": describe(error)})
+        return False
+    number = request.get("id")
+    sender, receiver = trio.open_memory_channel[dict[str, Any]](float("inf"))
+    token = trio.lowlevel.current_trio_token()
+
+    def post(message: dict[str, Any]) -> None:
+        """From any thread; the order is kept, because the answer goes the same way."""
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(sender.send_nowait, {"id": number, **message})
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_forward, receiver, stream)
+        answer = await _answer(request, dispatch, lambda event: post({"event": event}))
+        post(answer)
+        token.run_sync_soon(sender.close)
+    return "ok" in answer
+
+
+async def _answer(request: dict[str, Any], dispatch: Dispatch, emit: Emit) -> dict[str, Any]:
+    try:
+        return {"ok": await dispatch(str(request.get("verb")), request.get("args") or {}, emit)}
+    except IjfsError as error:
+        _log.info("%s refused: %s", request.get("verb"), error)
+        return {"error": describe(error)}
+    except Exception as error:
+        _log.exception("%s met an unknown error", request.get("verb"))
+        text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
+        return {"error": describe(KeeperError(text, hint="keeper.log in the instance's directory has the details"))}
+
+
+async def _forward(receiver: trio.MemoryReceiveChannel[dict[str, Any]], stream: trio.SocketStream) -> None:
+    async for message in receiver:
+        await _send(stream, message)
+
+
+async def _send(stream: trio.SocketStream, message: dict[str, Any]) -> None:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(protocol.encode(message))
+
+
+def _is_permitted(stream: trio.SocketStream) -> bool:
+    """Only the keeper's own user and root may speak with it, whatever became of the socket's permissions."""
+    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in (0, os.getuid())

@@ -1,0 +1,270 @@
+"""The process that keepers are forked off: `python -m ijfs.live.keeper.forkserver FD`. Started by client/spawn.py.
+
+FD is a socket with the first request (forkserver_request.Request). The launcher loads what keepers need, forks one for
+each instance, and stays as the repository's spare (forkserver_request.py) until nobody asked it for a while, another
+spare took its place, the repository went, or a file it was loaded from changed. It never has a second thread or an open
+repository: it could not be forked safely then. It holds nothing of a client's but the environment it was started with.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ijfs.live.criu import kernel_features
+from ijfs.live.model.environment import unpacked
+from ijfs.live.model.paths import short_path
+from ijfs.live.process import forkserver_request
+from ijfs.live.process.child import name_process
+from ijfs.live.process.forkserver_request import Request
+from ijfs.live.process.procfs import parent_of
+
+if TYPE_CHECKING:
+    from ijfs.live.pager.shared import SharedBlocks
+
+Become = Callable[[], None]
+"""What a forked child is to do."""
+
+WATCH_S = 2.0
+"""How often a spare looks whether it should end."""
+
+SETTLE_S = 1.0
+"""A spare loads the rest only when what it has just forked had the processors for so long."""
+
+_Files = dict[str, tuple[int, int, int]]
+
+
+def main() -> None:
+    """Become a launcher, and in a child of it a keeper."""
+    if os.fork():
+        os._exit(0)  # the client reaps this one; what stays is nobody's child
+    gc.disable()  # while loading and forking: it would only look through modules
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers that end are reaped by the kernel
+    become = _launcher(socket.socket(fileno=int(sys.argv[1])))
+    if become is not None:
+        gc.enable()
+        become()
+
+
+def _launcher(first: socket.socket) -> Become | None:
+    """Serve the first request, then those that come to the spare; returns in children with what they are."""
+    first.set_inheritable(False)
+    with first:
+        request, sockets = forkserver_request.receive(first)
+        load(for_restore=request.lazy and len(sockets) == 1)
+        become = _fork(request, sockets)
+    if become is not None:
+        return become
+    _forget_client()
+    _learn()
+    if request.idle_s == 0:
+        return None
+    return Spare(request).serve()
+
+
+def load(*, for_restore: bool = False) -> None:
+    """All that a keeper and a pager need; `for_restore` only what a lazy restore begins with: CRIU can be at work
+    while the rest is loaded."""
+    from ijfs.live.checkpoint import restore  # noqa: F401
+    from ijfs.live.keeper import early_restore, process  # noqa: F401
+    from ijfs.live.pager import __main__, api  # noqa: F401
+    from ijfs_engine import Repository, export_tree  # noqa: F401
+
+    if not for_restore:
+        from ijfs.live.keeper import server  # noqa: F401
+
+
+def _fork(request: Request, sockets: list[int]) -> Become | None:
+    """Fork a keeper for each instance; None in the parent, what to do in a child."""
+    shared = _shared() if request.lazy and len(sockets) > 1 else None
+    gc.freeze()  # children share these pages for as long as nobody writes to them
+    try:
+        for directory, mine in zip(request.instances, sockets, strict=True):
+            if os.fork() == 0:
+                for other in sockets:
+                    if other != mine:
+                        os.close(other)
+                sockets = []
+                if request.pager:
+                    return partial(_page, request, Path(directory), mine)
+                return partial(_keep, request, Path(directory), mine, shared)
+    finally:
+        for fd in sockets:
+            os.close(fd)
+    if shared is not None:
+        shared.close()
+    return None
+
+
+def _keep(request: Request, directory: Path, first: int, shared: SharedBlocks | None) -> None:
+    """Become a keeper, as one that the client itself had started."""
+    from ijfs.live.keeper.process import keep
+
+    name_process(f"ijfs-keeper {directory}")
+    _stand_for(request)
+    keep(directory, first, lazy=request.lazy, shared=shared)
+
+
+def _page(request: Request, directory: Path, channel: int) -> None:
+    """Become a pager, as one that the keeper had forked before it had threads."""
+    from ijfs.live.pager.api import serve_stranger
+
+    name_process("ijfs-pager")
+    _stand_for(request)
+    os.setsid()
+    log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    os._exit(serve_stranger(channel))
+
+
+def _stand_for(request: Request) -> None:
+    """Have what a child of the client would have."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(unpacked(request.environment))
+    time.tzset()
+    os.umask(request.umask)
+
+
+def _shared() -> SharedBlocks:
+    from ijfs.live.pager.fetch import BLOCK_PAGES
+    from ijfs.live.pager.shared import SharedBlocks
+
+    return SharedBlocks(BLOCK_PAGES)
+
+
+def _learn() -> None:
+    """Have CRIU look at this machine once, in a child, after what was just started has had the processors."""
+    if kernel_features.wanted() and os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(OSError, subprocess.SubprocessError):
+            time.sleep(SETTLE_S)
+            kernel_features.learn()
+        os._exit(0)
+
+
+def _forget_client() -> None:
+    """Let go of the log of the instance that the launcher was started for."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+class Spare:
+    """A launcher that waits for more requests."""
+
+    def __init__(self, request: Request) -> None:
+        self._path = Path(request.instances[0]).parent / forkserver_request.SOCKET_NAME
+        self._standing = request.standing
+        self._idle_s = request.idle_s
+        self._asked = time.monotonic()
+        self._loaded = False
+        self._files: _Files = _files()
+
+    def serve(self) -> Become | None:
+        """Until it is time to end; returns early in a child, with what that one is."""
+        name_process(f"ijfs-spare {self._path.parent.parent}")
+        try:
+            listener, inode = self._listen()
+        except OSError:  # the repository went
+            return None
+        with listener:
+            while self._is_wanted(inode):
+                if select.select([listener], [], [], WATCH_S if self._loaded else SETTLE_S)[0]:
+                    become = self._serve_one(listener)
+                    if become is not None:
+                        return become
+                elif not self._loaded:
+                    load()
+                    gc.collect()
+                    self._files = _files() | self._files
+                    self._loaded = True
+        if _inode(self._path) == inode:
+            self._path.unlink(missing_ok=True)
+        return None
+
+    def _listen(self) -> tuple[socket.socket, int]:
+        """Take the place of an older spare, which notices."""
+        mine = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old = os.umask(0o177)
+        try:
+            with short_path(mine) as name:
+                listener.bind(name)
+        finally:
+            os.umask(old)
+        listener.listen(16)
+        inode = mine.stat().st_ino
+        mine.rename(self._path)
+        return listener, inode
+
+    def _is_wanted(self, inode: int) -> bool:
+        idle = time.monotonic() - self._asked
+        return idle < self._idle_s and _inode(self._path) == inode and not self._is_outdated()
+
+    def _is_outdated(self) -> bool:
+        return any(_state(path) != state for path, state in self._files.items())
+
+    def _serve_one(self, listener: socket.socket) -> Become | None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.settimeout(1.0)
+            pid, user = forkserver_request.peer(connection)
+            if user != os.geteuid():
+                return None
+            request, sockets = forkserver_request.receive(connection)
+            if not request.instances:
+                self._idle_s = 0.0
+                forkserver_request.accept(connection)
+            elif self._may_ask(request, pid) and not self._is_outdated():
+                forkserver_request.accept(connection)
+                self._asked, self._idle_s = time.monotonic(), request.idle_s
+                return _fork(request, sockets)
+            else:
+                for fd in sockets:
+                    os.close(fd)
+        return None
+
+    def _may_ask(self, request: Request, pid: int) -> bool:
+        """A client of the same standing; for a pager a keeper forked here, which has a mount namespace of its own."""
+        return parent_of(pid) == os.getpid() if request.pager else request.standing == self._standing
+
+
+def _files() -> _Files:
+    """What was loaded, and how it was then."""
+    paths = {str(path) for module in list(sys.modules.values()) if (path := getattr(module, "__file__", None))}
+    return {path: state for path in paths if (state := _state(path)) is not None}
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

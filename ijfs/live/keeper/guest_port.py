@@ -1,0 +1,159 @@
+"""The keeper's side of the guest protocol: what a program in a sandbox may ask of its own keeper, and what it is told.
+
+docs/architecture.md, "The guest protocol", has the wire; ijfs.guest is the program's side. Called by process.py. One
+short connection a request: none may be open when the program is frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from ijfs.guest import GUEST_PORT
+from ijfs.live.errors import ProtocolError, describe
+from ijfs.live.relay.relay import connect_inside
+from ijfs.live.sandbox import namespaces as ns
+from ijfs_engine.errors import IjfsError, PreflightError
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+REQUEST_LIMIT_S = 5.0
+MAX_REQUEST = 1 << 20
+HOOK_LIMIT_S = 10.0
+
+# What a peer can do wrong on one connection; none of it may reach the keeper's loop.
+_BROKEN = (
+    OSError,
+    ValueError,
+    ProtocolError,
+    trio.TooSlowError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+
+_log = logging.getLogger("ijfs.keeper")
+
+
+class GuestPort:
+    """The listener inside, and the hooks the program gave; `on_hooks` is told when those change."""
+
+    def __init__(self, answer: Answer, on_hooks: Callable[[tuple[int, ...]], None]) -> None:
+        self._answer = answer
+        self._on_hooks = on_hooks
+        self._listener: trio.SocketListener | None = None
+        self._serving: trio.CancelScope | None = None
+        self.hook_ports: list[int] = []
+
+    def open(self, network_fd: int, nursery: trio.Nursery) -> None:
+        """Listen inside, and serve in `nursery`. A program that took the port itself does without a keeper."""
+        try:
+            with ns.in_network(network_fd):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", GUEST_PORT))
+            sock.listen(16)
+        except OSError as error:
+            _log.warning("no guest port: %s", error)
+            return
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._serving = trio.CancelScope()
+        nursery.start_soon(self._serve, self._listener, self._serving)
+
+    def close(self) -> None:
+        """Stop listening and cut open connections: none may be in an image."""
+        if self._serving is not None:
+            self._serving.cancel()
+        if self._listener is not None:
+            self._listener.socket.close()
+        self._listener = self._serving = None
+
+    async def _serve(self, listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        stream = await listener.accept()
+                    except (OSError, trio.ClosedResourceError):
+                        return
+                    nursery.start_soon(self._connection, stream)
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                with trio.fail_after(REQUEST_LIMIT_S):
+                    request = json.loads(await _read_line(stream))
+                    await stream.send_all(json.dumps(await self._reply(request)).encode() + b"\n")
+            except (
+                OSError,
+                ValueError,
+                trio.TooSlowError,
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+            ) as error:
+                _log.info("a guest connection broke: %r", error)
+
+    async def _reply(self, request: Any) -> dict[str, Any]:
+        if not isinstance(request, dict):
+            raise ProtocolError("a guest's request is no object")
+        if request.get("verb") == "hooks":
+            port = int(request.get("port", 0))
+            if port not in self.hook_ports:
+                self.hook_ports.append(port)
+                self._on_hooks(tuple(self.hook_ports))
+            return {"ok": {}}
+        try:
+            return {"ok": await self._answer(request)}
+        except IjfsError as error:
+            return {"error": describe(error)}
+
+    async def tell(self, network_fd: int, event: dict[str, Any]) -> None:
+        """Send an event to every hook and wait for it. PreflightError when one refuses a save."""
+        for port in list(self.hook_ports):
+            try:
+                with trio.fail_after(HOOK_LIMIT_S):
+                    answer = await _exchange(network_fd, port, event)
+            except ConnectionRefusedError:
+                self.hook_ports.remove(port)
+                self._on_hooks(tuple(self.hook_ports))
+                continue
+            except _BROKEN as error:
+                _log.warning("the hook at %d did not answer %s: %r", port, event["event"], error)
+                continue
+            self._judge(answer, event)
+
+    @staticmethod
+    def _judge(answer: dict[str, Any], event: dict[str, Any]) -> None:
+        error = answer.get("error")
+        if error is None:
+            return
+        message = str(error.get("message") if isinstance(error, dict) else error)
+        if event["event"] == "before_save" and answer.get("refuse"):
+            raise PreflightError(f"the program refuses to be saved now: {message}", hint="try again a little later")
+        _log.warning("a hook failed at %s: %s", event["event"], message)
+
+
+async def _exchange(network_fd: int, port: int, event: dict[str, Any]) -> dict[str, Any]:
+    stream = trio.SocketStream(await connect_inside(network_fd, port))
+    async with stream:
+        await stream.send_all(json.dumps(event).encode() + b"\n")
+        answer = json.loads(await _read_line(stream))
+    if not isinstance(answer, dict):
+        raise ProtocolError("a hook's answer is no object")
+    return answer
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        part = await stream.receive_some(65536)
+        if not part:
+            raise ValueError("the connection ended in the middle of a line")
+        data += part
+        if len(data) > MAX_REQUEST:
+            raise ValueError("the line is too long")
+    return bytes(data)

@@ -1,0 +1,100 @@
+"""What a program asks of its own keeper: to be saved, how it stands, what there is. Part of server.py.
+
+docs/architecture.md, "The guest protocol", has the requests; guest_port.py carries them. Every request may come twice,
+so a save is known by its nonce, for as long as the keeper lives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from ijfs.live.errors import describe, rebuild
+from ijfs.live.keeper.control_socket import Emit
+from ijfs.live.model.records import SaveResult
+from ijfs_engine.errors import IjfsError
+from ijfs_engine.format.records import Snapshot
+
+if TYPE_CHECKING:
+    from ijfs.live.keeper.server import Keeper
+
+SaveVerb = Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]
+
+_log = logging.getLogger("ijfs.keeper")
+
+
+class GuestRequests:
+    """The requests of one keeper's program. `save`: the keeper's verb."""
+
+    def __init__(self, keeper: Keeper, save: SaveVerb) -> None:
+        self._keeper = keeper
+        self._save_verb = save
+        self._nonces: dict[str, dict[str, Any]] = {}
+
+    def resumes(self, snapshot: Snapshot) -> None:
+        """The program was restored from that snapshot. If it had asked for it, it learns so, also where this very
+        keeper (going back in place) said before that it was saved."""
+        nonce = (snapshot.meta.get("guest") or {}).get("nonce")
+        if nonce:
+            self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request at once."""
+        verbs = {"save": self._save, "status": self._status, "log": self._log, "cell": self._cell}
+        verb = verbs.get(str(request.get("verb")))
+        if verb is None:
+            raise IjfsError(f"the guest port knows no verb `{request.get('verb')}`")
+        return verb(request)
+
+    def _status(self, request: dict[str, Any]) -> dict[str, Any]:
+        keeper = self._keeper
+        return {"instance": keeper.name, "repository": str(keeper.repo), "snapshot": keeper.record.snapshot}
+
+    def _cell(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._keeper.saver.auto.cell(request, self._save_verb)
+
+    def _save(self, request: dict[str, Any]) -> dict[str, Any]:
+        nonce = str(request.get("nonce") or "")
+        if not nonce:
+            raise IjfsError("a save needs a nonce")
+        if nonce not in self._nonces:
+            self._nonces[nonce] = {"ok": {"state": "pending"}}
+            args = {"message": str(request.get("message") or ""), "nonce": nonce, "wait": request.get("wait", True)}
+            self._keeper.spawn(self._save_for_program, nonce, args)
+        answer = self._nonces[nonce]
+        if "error" in answer:
+            raise rebuild(answer["error"])
+        return dict(answer["ok"])
+
+    async def _save_for_program(self, nonce: str, args: dict[str, Any]) -> None:
+        try:
+            result = await self._save_verb(args, lambda event: None)
+        except IjfsError as error:
+            self._nonces[nonce] = {"error": describe(error)}
+        except Exception as error:
+            _log.exception("save for the program failed")
+            self._nonces[nonce] = {"error": describe(IjfsError(f"the save failed: {error}"))}
+        else:
+            self._nonces[nonce] = {"ok": self._settled("saved" if result.snapshot else "thawed", result.snapshot)}
+
+    def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
+        return {"state": state, "snapshot": snapshot, "instance": self._keeper.name}
+
+    def _log(self, request: dict[str, Any]) -> dict[str, Any]:
+        repository = self._keeper.vault.repository
+        snapshots = [
+            {
+                "id": snapshot.id.hex(),
+                "parents": [parent.hex() for parent in snapshot.parents],
+                "created_ns": snapshot.created_ns,
+                "message": snapshot.message,
+            }
+            for snapshot in repository.snapshots()
+        ]
+        return {
+            "snapshots": snapshots,
+            "branches": {name: ident.hex() for name, ident in repository.refs.branches().items()},
+            "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
+            "here": self._keeper.record.snapshot,
+        }

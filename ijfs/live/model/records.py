@@ -1,0 +1,162 @@
+"""What is written down about an instance, and what the client API returns; plain records, no behaviour.
+
+Everything here is msgspec and JSON: `instance.json`, the control socket and a snapshot's meta hold these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Network = Literal["none", "slirp4netns"]
+InstanceKind = Literal["command", "kernel"]
+Status = Literal["starting", "running", "exited", "lost"]
+
+# What is said of a save whose keeper was killed too early.
+LOST_WITH_KEEPER = "the keeper was killed before it was durable"
+
+# The record's layout; raised when an older reader would misread it.
+RECORD_VERSION = 1
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start a program in a sandbox.
+
+    `argv` of a kernel is its kernel spec's: `{connection_file}` in it becomes the path inside the sandbox. `env` is
+    added to the caller's environment when `inherit_env`, else it is all there is. `network`: `none` (the default: the
+    sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host).
+    `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host.
+    `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
+    `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
+    io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
+    `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
+    """
+
+    name: str
+    kind: InstanceKind = "command"
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    inherit_env: bool = True
+    cwd: str = "/"
+    network: Network = "none"
+    gpu: bool = False
+    nccl_safe: bool = False
+    ports: tuple[int, ...] = ()
+    io_uring: bool = False
+    kernel_name: str = ""
+    kernel_key: str = ""
+    notebook: str = ""
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """One filesystem of a sandbox beside its root: a mount of the host, shown at the same path.
+
+    `overlay`: the host's files below, the program's writes in a layer of its own, saved with the rest. `readonly`: the
+    host's mount itself, where no overlay can stand on it. `key` names it to CRIU, from dump to restore.
+    """
+
+    key: str
+    path: str
+    kind: Literal["overlay", "readonly"] = "overlay"
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process, told apart from a later one with the same pid by its start time (clock ticks since boot)."""
+
+    pid: int
+    start_ticks: int
+
+
+class RelayPort(msgspec.Struct, frozen=True):
+    """One port of the relay: `name` (shell, iopub, … or tcp), the port inside the sandbox, the port on the host."""
+
+    name: str
+    inside: int
+    host: int
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.Layers)."""
+
+    version: int = RECORD_VERSION
+    spec: InstanceSpec
+    status: Status = "starting"
+    boot_id: str = ""
+    program: Process | None = None
+    keeper: Process | None = None
+    pager: Process | None = None
+    snapshot: str | None = None
+    branch: str | None = None
+    relay: tuple[RelayPort, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    generation: int = 1
+    created_ns: int = 0
+    exit_status: int | None = None
+    note: str = ""
+    hook_ports: tuple[int, ...] = ()
+    saving: int = 0
+    save_error: str = ""
+
+
+class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance as `list_instances`, `start`, `restore` and `status` show it.
+
+    `status`: running; exited (its program ended: `exit_status` as a shell has it, None where nobody saw it); lost (the
+    program runs but cannot be reached: `note` says why). `snapshot`: the snapshot it stands on (hex), None before the
+    first save. `pid`: the program's first process, as the host numbers it. `connection`: a kernel's connection file
+    (relay ports). `memory`: share of the memory that is in after a lazy restore, 1.0 when all of it is. `read_ahead`:
+    bytes of memory that a lazy restore had to read before the program ran, by why: `shared` (shared memory, memfds),
+    `private` (locked or huge pages, changed pages of mapped files, stacks, all that CRIU never pages lazily). `phases`:
+    seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
+    `saving`: saves whose freeze is over and which are not durable yet. `save_error`: why the last save that nobody
+    waited for came to nothing; "" again after the next one that is durable.
+    """
+
+    name: str
+    kind: InstanceKind
+    status: Status
+    argv: tuple[str, ...]
+    cwd: str
+    pid: int | None = None
+    snapshot: str | None = None
+    branch: str | None = None
+    relay: tuple[RelayPort, ...] = ()
+    connection_file: str | None = None
+    connection: dict[str, Any] | None = None
+    network: Network = "none"
+    log: str = ""
+    created_ns: int = 0
+    exit_status: int | None = None
+    keeper_running: bool = True
+    memory: float = 1.0
+    read_ahead: dict[str, int] = {}
+    note: str = ""
+    phases: dict[str, float] = {}
+    saving: int = 0
+    save_error: str = ""
+
+
+class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a save did: the snapshot's id (hex), its branch, sizes in bytes, seconds by phase, what to know.
+
+    `spilled_bytes`: what of the image went to disk while the program stood still, for want of memory. `frozen_s`: how
+    long it stood still. `durable_s`: from the request until the snapshot was safe on disk.
+    `phases`: docs/json.md, "save". A save that was not waited for has no `snapshot` ("") and no `durable_s` yet: its
+    `number` is what `KeeperClient.wait_save` takes.
+    """
+
+    snapshot: str
+    branch: str
+    parent: str | None
+    message: str
+    image_bytes: int
+    workspace_bytes: int
+    stored_bytes: int | None = None
+    spilled_bytes: int = 0
+    frozen_s: float
+    durable_s: float | None = None
+    number: int = 0
+    phases: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    stopped: bool = False

@@ -1,0 +1,1 @@
+"""Linux processes: who they are, whether they live, and how they are forked."""

@@ -1,0 +1,131 @@
+"""What /proc says about a process: is it the one we mean, who belongs to it; used by keeper, client and save."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from ijfs.live.model.records import Process
+
+
+def boot_id() -> str:
+    """The running kernel's boot id: a recorded pid means nothing after a reboot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """The start time of a process in clock ticks since boot (field 22 of /proc/PID/stat), None when there is none."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat after the command name (which may hold spaces and parentheses): [0] is the state."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def identify(pid: int) -> Process | None:
+    """The process as a record, None when there is none."""
+    ticks = start_ticks(pid)
+    return None if ticks is None else Process(pid, ticks)
+
+
+def is_alive(process: Process | None) -> bool:
+    """Whether exactly this process still runs (a zombie does not)."""
+    if process is None:
+        return False
+    fields = _stat_fields(process.pid)
+    return fields is not None and int(fields[19]) == process.start_ticks and fields[0] not in "ZX"
+
+
+def state(pid: int) -> str:
+    """The state letter of a process (R, S, D, T, Z, …), "" when there is none."""
+    fields = _stat_fields(pid)
+    return fields[0] if fields else ""
+
+
+def parent_of(pid: int) -> int | None:
+    """The pid of a process's parent, None when there is no such process."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
+def memory_in_smaps(pid: int) -> dict[str, int]:
+    """Bytes of all mappings of a process together, by kind (`Pss`, `Rss`, `LazyFree`, …; proc(5), smaps_rollup); empty
+    where the system does not say."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        return {line.partition(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return {}
+
+
+def dumpable_bytes(pid: int) -> int:
+    """Resident anonymous and shared memory of a process, in bytes (VmRSS without clean pages of mapped files)."""
+    total = 0
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "RssShmem"):
+            total += int(value.split()[0]) << 10
+    return total
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A pidfd of exactly this process, None when it is gone."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(process.pid) != process.start_ticks:
+        os.close(fd)
+        return None
+    return fd
+
+
+def namespace_id(pid: int | str, kind: str) -> int:
+    """The inode number of a process's namespace (`net`, `pid`, …)."""
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+def processes_on(directory: Path) -> list[int]:
+    """The pids of all processes that belong to an instance's directory: they have an overlay from it mounted (a
+    sandbox, a keeper), are a CRIU that works in it, or complain into it (a pager). Not who merely reads its logs."""
+    wanted = os.fsencode(directory) + b"/"
+    return sorted(
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and int(entry) != os.getpid() and _is_on(entry, wanted)
+    )
+
+
+def _is_on(pid: str, directory: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        if b"upperdir=" + directory in Path(f"/proc/{pid}/mountinfo").read_bytes():
+            return True
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(word.endswith(b"criu") for word in words[:2]) and any(word.startswith(directory) for word in words):
+            return True
+        return os.readlink(f"/proc/{pid}/fd/2".encode()).startswith(directory)
+    return False
+
+
+def processes_in(kind: str, inode: int) -> list[int]:
+    """The pids of all processes in a namespace, in ascending order."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            if namespace_id(entry, kind) == inode:
+                found.append(int(entry))
+        except OSError:
+            continue
+    return sorted(found)

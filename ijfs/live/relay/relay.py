@@ -1,0 +1,259 @@
+"""The byte relay between the host and a sandbox's own network: one per instance, in its keeper's trio loop.
+
+Inside, the program's ports never change, whichever sibling it is; outside, each instance has ports of its own. A
+connection outside becomes one inside, made by setns. While a program is saved the relay *holds*: it forwards nothing
+and keeps every connection, so that no byte is on its way when memory is copied (dropping the connections instead lost
+output; holding lost none of 9000 lines in 15 saves of a chatty loop). When another program takes the sandbox's place
+(going back), the connections are *dropped*: clients connect anew, and wait until the relay lets them in again. Those to
+a kernel's iopub are handed to the new one (zmtp.py), because a subscriber that is dropped loses outputs.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+import trio
+
+from ijfs.live.errors import SandboxError
+from ijfs.live.model.records import RelayPort
+from ijfs.live.relay import zmtp
+from ijfs.live.sandbox import namespaces as ns
+
+# One read: a page of numpy output or an image fits; larger reads only cost memory per connection.
+CHUNK = 64 << 10
+HOST = "127.0.0.1"
+BACKLOG = 128
+
+Send = Callable[[bytes], Awaitable[None]]
+
+_log = logging.getLogger("ijfs.keeper")
+
+# How long a client's connection to a kernel waits until the kernel listens; libzmq gives up its handshake after 30 s.
+KERNEL_START_S = 25.0
+
+
+class Relay:
+    """Listeners on the host for one sandbox. Bind first (open), then serve in a nursery."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, trio.SocketListener] = {}
+        self._inside: dict[str, int] = {}
+        self._network_fd = -1
+        self._gates: dict[str, trio.Event] = {}
+        self._flow = trio.Event()
+        self._flow.set()
+        self._connections: set[trio.CancelScope] = set()
+        self._reached: dict[str, trio.Event] = {}
+
+    def open(self, wanted: Mapping[str, int], taken: Iterable[RelayPort] = ()) -> tuple[RelayPort, ...]:
+        """Listen for each `name: port inside`; ports of `taken` are asked for again, others are the system's choice.
+
+        Raises SandboxError when a port of `taken` is another program's by now.
+        """
+        before = {port.name: port.host for port in taken}
+        for name, inside in wanted.items():
+            self._listeners[name] = trio.SocketListener(_listen(before.get(name, 0)))
+            self._inside[name] = inside
+            self._gates[name] = trio.Event()
+            self._reached[name] = trio.Event()
+        return self.ports
+
+    def open_again(self, taken: Sequence[RelayPort]) -> tuple[tuple[RelayPort, ...], list[str]]:
+        """Listen where a keeper before listened; (the ports, what had to move because another program took it)."""
+        moved = []
+        for port in taken:
+            try:
+                self.open({port.name: port.inside}, [port])
+            except SandboxError:
+                self.open({port.name: port.inside})
+                moved.append(f"{port.name} {port.host}")
+        return self.ports, moved
+
+    @property
+    def ports(self) -> tuple[RelayPort, ...]:
+        """What listens where."""
+        return tuple(
+            RelayPort(name, self._inside[name], int(listener.socket.getsockname()[1]))
+            for name, listener in self._listeners.items()
+        )
+
+    def attach(self, network_fd: int) -> None:
+        """Connections made from now on go into that network namespace (an fd, duplicated)."""
+        if self._network_fd >= 0:
+            os.close(self._network_fd)
+        self._network_fd = os.dup(network_fd)
+
+    def admit(self, names: Sequence[str] | None = None) -> None:
+        """Let waiting and new connections to those ports (default: all) in."""
+        for name in names if names is not None else list(self._gates):
+            self._gates[name].set()
+
+    def bar(self) -> None:
+        """New connections wait (they are accepted and kept, nothing is read of them)."""
+        for name, gate in self._gates.items():
+            if gate.is_set():
+                self._gates[name] = trio.Event()
+                self._reached[name] = trio.Event()
+
+    def hold(self) -> None:
+        """Stop forwarding; keep the connections."""
+        self._flow = trio.Event()
+
+    def release(self) -> None:
+        """Forward again."""
+        self._flow.set()
+
+    def drop(self) -> int:
+        """Cut all connections that were let in (outside too, where they cannot go on); how many there were."""
+        connections = list(self._connections)
+        for scope in connections:
+            scope.cancel()
+        return len(connections)
+
+    async def connected(self, name: str) -> None:
+        """Wait until a client's connection to that port has reached the program."""
+        await self._reached[name].wait()
+
+    async def serve(self) -> None:
+        """Accept and forward until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for name, listener in self._listeners.items():
+                nursery.start_soon(self._accept, name, listener, nursery)
+
+    def close(self) -> None:
+        """Close the listeners."""
+        for listener in self._listeners.values():
+            listener.socket.close()
+        if self._network_fd >= 0:
+            os.close(self._network_fd)
+            self._network_fd = -1
+
+    async def _accept(self, name: str, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    raise
+                await trio.sleep(0.1)  # the connection stays in the backlog until files are free again
+                continue
+            nursery.start_soon(self._connection, name, stream)
+
+    async def _connection(self, name: str, outside: trio.SocketStream) -> None:
+        subscriber = zmtp.Subscriber() if name == "iopub" else None
+        async with outside:
+            while True:
+                await self._gates[name].wait()
+                with trio.CancelScope() as scope:
+                    self._connections.add(scope)
+                    try:
+                        await self._forward(name, outside, subscriber)
+                    except OSError as error:  # nobody listens inside: the client sees its connection closed
+                        _log.debug("no connection to %s inside: %s", name, error)
+                    except Exception:  # one connection may break, never the keeper
+                        _log.exception("a connection to %s broke in an unknown way", name)
+                    finally:
+                        self._connections.discard(scope)
+                if not scope.cancelled_caught or subscriber is None or not subscriber.resumable:
+                    return
+
+    async def _forward(self, name: str, outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> None:
+        await self._flow.wait()
+        inside = trio.SocketStream(await self._reach(name))
+        async with inside:
+            if subscriber is not None and subscriber.said:
+                await subscriber.introduce(inside)
+            self._reached[name].set()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope, _inwards(inside, subscriber))
+                nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, subscriber))
+
+    async def _reach(self, name: str) -> trio.socket.SocketType:
+        """A connection inside; for a kernel's channel, once it listens.
+
+        A kernel that still starts refuses connections. Closed then, ZMQ outside would connect again, but would say what
+        it subscribes to only when its program next touches the socket: a console at its prompt lost its first outputs.
+        """
+        patience_s = 0.0 if name.startswith("tcp") else KERNEL_START_S
+        deadline = trio.current_time() + patience_s
+        while True:
+            try:
+                return await connect_inside(self._network_fd, self._inside[name])
+            except ConnectionRefusedError:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(0.05)
+
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, both: trio.CancelScope, send: Send
+    ) -> None:
+        """One direction. When it breaks, so does the other, and the client sees what it would have seen without us."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(source.socket)
+                await self._flow.wait()
+                data = await source.receive_some(CHUNK)
+                await self._flow.wait()
+                if not data:
+                    await target.send_eof()
+                    return
+                await send(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            both.cancel()
+
+
+def _inwards(inside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+    """How what a client says gets to the program."""
+    if subscriber is None:
+        return inside.send_all
+
+    async def send(data: bytes) -> None:
+        subscriber.say(data)
+        await inside.send_all(data)
+
+    return send
+
+
+def _outwards(outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+    """How what the program says gets to a client."""
+    if subscriber is None:
+        return outside.send_all
+
+    async def send(data: bytes) -> None:
+        await subscriber.deliver(data, outside)
+
+    return send
+
+
+def _listen(port: int) -> trio.socket.SocketType:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((HOST, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise SandboxError(
+            f"port {port} on {HOST}, which clients of this instance use, is taken by another program",
+            hint="end that program, then try again",
+        ) from error
+    return trio.socket.from_stdlib_socket(sock)
+
+
+async def connect_inside(network_fd: int, port: int) -> trio.socket.SocketType:
+    """A connection to 127.0.0.1:port of that network namespace; OSError when nobody listens there."""
+    with ns.in_network(network_fd):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    inside = trio.socket.from_stdlib_socket(sock)
+    try:
+        await inside.connect((HOST, port))
+    except BaseException:
+        inside.close()
+        raise
+    return inside

@@ -1,0 +1,1 @@
+"""The sandbox of one instance: namespaces, mounts, root file system, network."""

@@ -1,0 +1,58 @@
+"""What a killed keeper left behind, swept away by whoever comes next: client/spawn.py, and the keeper that adopts.
+
+CRIU at a restore ends with its keeper by itself (criu/command.py). What may be left is a directory, the first process
+of a program in the making, which waits for its CRIU for ever, or a program that came up as its keeper died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from ijfs.live.client.connection import KEEPER_END_S, is_kept
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.process import procfs
+
+# A younger directory may be that of a client who has just claimed it.
+OLD_S = 60.0
+
+
+def sweep(paths: InstancePaths) -> None:
+    """Remove the directory of an instance that never came to have a record, and what may run in it."""
+    _sweep(paths.root)
+
+
+def sweep_old(live: Path) -> None:
+    """The same for all such directories of a repository that nobody came for."""
+    for directory in live.iterdir():
+        paths = InstancePaths(directory)
+        if not paths.record.exists() and _is_old(directory) and not is_kept(paths):
+            sweep(paths)
+
+
+def _is_old(directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return directory.is_dir() and directory.stat().st_mtime < time.time() - OLD_S
+    return False
+
+
+def sweep_boxes(paths: InstancePaths, generation: int) -> None:
+    """Remove all sandboxes of an instance but that one: its keeper was killed while it went back in place."""
+    kept = paths.layers(generation).root
+    for box in paths.root.glob("box-*"):
+        if box != kept:
+            _sweep(box)
+
+
+def _sweep(directory: Path) -> None:
+    deadline = time.monotonic() + KEEPER_END_S
+    while (found := procfs.processes_on(directory)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""A sandbox's filesystems: an overlay over the host's root, an own /dev and /dev/shm; made in the keeper's mounts.
+
+The keeper has a mount namespace of its own, so nothing here is seen on the host, and all of it is gone with the last
+process that uses it. Starting (init.py) and restoring (checkpoint/restore.py) build the same tree, so that what CRIU
+wrote down fits what it finds: the overlay is CRIU's --root, /dev and /dev/shm are mounts it is told of (EXTERNAL).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from ijfs.live.errors import SandboxError
+from ijfs.live.model.paths import RUN_INSIDE, SandboxPaths
+from ijfs.live.model.records import Volume
+from ijfs.live.sandbox import namespaces as ns
+
+# FACTS of the filesystem layer: without `index` hard links split at copy-up; without `nfs_export` CRIU cannot resolve
+# the file handles of inotify watches; `redirect_dir=nofollow`, because the other two need it.
+OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=nofollow"
+
+# Directories that a program scratches in: empty at the start, on the overlay (not tmpfs), so that they are saved as
+# files and only what changed is stored. CRIU would tar and gzip a tmpfs while the program stands still.
+OWN_DIRECTORIES = {"tmp": 0o1777, "run": 0o755, "var/tmp": 0o1777}
+
+OPAQUE = "trusted.overlay.opaque"
+
+# Mounts of every sandbox that CRIU is told of: key, and where it is inside. Volumes come on top (external_mounts).
+EXTERNAL = {"dev": "/dev", "shm": "/dev/shm"}
+
+# name: (mode, major, minor); <linux/major.h>, Documentation/admin-guide/devices.txt
+DEVICES = {
+    "null": (0o666, 1, 3),
+    "zero": (0o666, 1, 5),
+    "full": (0o666, 1, 7),
+    "random": (0o666, 1, 8),
+    "urandom": (0o666, 1, 9),
+    "tty": (0o666, 5, 0),
+}
+LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+
+
+def make_directories(layers: SandboxPaths, volumes: Sequence[Volume]) -> None:
+    """The directories everything else goes into."""
+    for path in (layers.upper, layers.work, layers.dev, layers.shm, layers.mountpoint, layers.criu):
+        path.mkdir(parents=True, exist_ok=True)
+    layers.upper.chmod(0o755)
+    for volume in volumes:
+        of_volume = layers.volume(volume.key)
+        for path in (of_volume.upper, of_volume.work, of_volume.mountpoint):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def prepare_upper(layers: SandboxPaths, volumes: Sequence[Volume] = (), copies: Sequence[Path] = ()) -> None:
+    """A new program's writable layer: scratch directories of its own, /run/ijfs, mount points, single files."""
+    make_directories(layers, volumes)
+    for name, mode in OWN_DIRECTORIES.items():
+        path = layers.upper / name
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+        os.setxattr(path, OPAQUE, b"y")
+    if (layers.upper / "var").exists():
+        (layers.upper / "var").chmod(0o755)
+    (layers.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
+    for volume in volumes:
+        shutil.copystat(volume.path, layers.volume(volume.key).upper)
+    for path in copies:
+        target = layers.upper / str(path).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+
+
+def mount_root(layers: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False) -> None:
+    """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace."""
+    try:
+        mount_overlay(Path("/"), layers.upper, layers.work, layers.mountpoint)
+        for volume in volumes:
+            _mount_volume(layers, volume)
+        mount_devices(layers, gpu=gpu)
+    except OSError as error:
+        unmount_root(layers)
+        raise SandboxError(f"the sandbox's files cannot be mounted: {error.strerror}", hint=_HINT) from error
+
+
+def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    """One overlay over a directory of the host. OSError."""
+    options = f"lowerdir={_escape(lower)},upperdir={_escape(upper)},workdir={_escape(work)},{OVERLAY_OPTIONS}"
+    ns.mount("overlay", target, "overlay", 0, options)
+
+
+def _mount_volume(layers: SandboxPaths, volume: Volume) -> None:
+    """A volume's overlay. A path this machine does not have is an empty directory below what was written there."""
+    of_volume = layers.volume(volume.key)
+    lower = Path(volume.path)
+    if volume.kind == "readonly":
+        ns.bind(lower, of_volume.mountpoint)
+        ns.mount("none", of_volume.mountpoint, "", ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY)
+        return
+    if not lower.is_dir():
+        lower = of_volume.root / "empty"
+        lower.mkdir(exist_ok=True)
+    mount_overlay(lower, of_volume.upper, of_volume.work, of_volume.mountpoint)
+
+
+def overlay_fits(layers: SandboxPaths, volume: Volume) -> bool:
+    """Whether an overlay can stand on the volume's filesystem; tried, because no list of filesystems is right."""
+    try:
+        _mount_volume(layers, volume)
+    except OSError:
+        return False
+    ns.umount(layers.volume(volume.key).mountpoint)
+    return True
+
+
+def external_inside(volumes: Sequence[Volume]) -> dict[str, str]:
+    """key → path inside, of every mount CRIU does not save."""
+    return {**EXTERNAL, **{volume.key: volume.path for volume in volumes}}
+
+
+def external_outside(layers: SandboxPaths, volumes: Sequence[Volume]) -> dict[str, Path]:
+    """key → path in the keeper's mount namespace, of the same mounts."""
+    own = {"dev": layers.dev, "shm": layers.shm}
+    return {**own, **{volume.key: layers.volume(volume.key).mountpoint for volume in volumes}}
+
+
+def mount_devices(layers: SandboxPaths, *, gpu: bool) -> None:
+    """The sandbox's /dev (a tmpfs with the usual nodes) and /dev/shm."""
+    ns.mount("ijfs-dev", layers.dev, "tmpfs", ns.MS_NOSUID, "mode=755,size=1m")
+    old = os.umask(0)
+    try:
+        for name, (mode, major, minor) in DEVICES.items():
+            os.mknod(layers.dev / name, stat.S_IFCHR | mode, os.makedev(major, minor))
+        if gpu:
+            _copy_gpu_nodes(layers.dev)
+    finally:
+        os.umask(old)
+    for name, target in LINKS.items():
+        (layers.dev / name).symlink_to(target)
+    (layers.dev / "ptmx").symlink_to("pts/ptmx")
+    (layers.dev / "pts").mkdir()
+    (layers.dev / "shm").mkdir()
+    ns.mount("ijfs-shm", layers.shm, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=1777")
+
+
+def _copy_gpu_nodes(dev: Path) -> None:
+    for node in sorted(Path("/dev").glob("nvidia*")):
+        if node.is_char_device():
+            os.mknod(dev / node.name, stat.S_IFCHR | 0o666, node.stat().st_rdev)
+    capabilities = Path("/dev/nvidia-caps")
+    if capabilities.is_dir():
+        (dev / "nvidia-caps").mkdir()
+        for node in sorted(capabilities.iterdir()):
+            os.mknod(dev / "nvidia-caps" / node.name, stat.S_IFCHR | 0o666, node.stat().st_rdev)
+
+
+def unmount_root(layers: SandboxPaths) -> None:
+    """Take the sandbox's mounts out of the calling process's mount namespace; a program that runs in it keeps them."""
+    for path in ns.mounts_below(layers.root):
+        ns.umount(path)
+
+
+def _escape(path: Path) -> str:
+    """Overlay options split at commas and colons."""
+    return str(path).replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+_HINT = (
+    "the repository has to be on a filesystem an overlay can write to (ext4, xfs, btrfs, tmpfs; not another overlay or "
+    "NFS); `ijfs doctor` checks it"
+)

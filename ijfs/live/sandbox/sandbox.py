@@ -1,0 +1,234 @@
+"""One sandbox with its program: the operating system's side of an instance, without protocol and without trio.
+
+The keeper holds exactly one, and replaces it when it goes back in place. Everything blocks; the keeper calls it in
+threads. Called by keeper/process.py; the steps of starting are here, those of saving and restoring in
+checkpoint/freeze.py and checkpoint/restore.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH, TORCH_PATH
+from ijfs.live.errors import CommandError, InstanceExitedError, SandboxError
+from ijfs.live.gpu.environment import launch_environment
+from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, SandboxPaths
+from ijfs.live.model.records import InstanceSpec, Process, Volume
+from ijfs.live.process import procfs
+from ijfs.live.sandbox import init, rootfs, slirp
+from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox.volumes import choose
+
+# tini reaps orphans, as pid 1 has to, and hands signals on to the program's process group.
+INIT_PROGRAMS = ("tini", "docker-init")
+
+# How long processes get to vanish after SIGKILL before it is called a failure; uninterruptible I/O may take a while.
+KILL_LIMIT_S = 10.0
+
+
+@dataclass(slots=True)
+class Sandbox:
+    """A sandbox that exists: its directories, its network namespace (an fd), its first process (once it runs)."""
+
+    layers: SandboxPaths
+    network_fd: int
+    volumes: tuple[Volume, ...] = ()
+    program: Process | None = None
+    pidfd: int | None = None
+    mounted: bool = False
+    slirp: slirp.Slirp | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        """The host pid of the first process; InstanceExitedError when there is none."""
+        if self.program is None:
+            raise InstanceExitedError("the program has ended")
+        return self.program.pid
+
+    def own(self, pid: int) -> None:
+        """Take note of the first process, just started or restored."""
+        self.program = procfs.identify(pid)
+        self.pidfd = procfs.open_pidfd(self.program) if self.program else None
+        if self.program is None or self.pidfd is None:
+            raise InstanceExitedError("the program ended as soon as it ran")
+
+    def is_alive(self) -> bool:
+        """Whether the first process runs."""
+        return procfs.is_alive(self.program)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the first process, which hands it on; InstanceExitedError."""
+        if self.pidfd is None:
+            raise InstanceExitedError("the program has ended")
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            raise InstanceExitedError("the program has ended") from None
+
+    def kill(self) -> None:
+        """End every process of the sandbox: the kernel kills a pid namespace with its first process."""
+        with contextlib.suppress(InstanceExitedError):
+            self.signal(signal.SIGKILL)
+        if not self.wait(KILL_LIMIT_S):
+            raise SandboxError(f"process {self.pid} cannot be killed: it hangs in the operating system")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the first process ended within that time."""
+        deadline = time.monotonic() + timeout_s
+        pause = 0.001
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        return True
+
+    def reap(self) -> int | None:
+        """The ended program's status as a shell has it; None where it is not this process's child."""
+        if self.program is None:
+            return None
+        try:
+            pid, status = os.waitpid(self.program.pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if pid == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+    def dispose(self, *, keep_files: bool = False) -> None:
+        """Take mounts, fds and directories away; `keep_files` leaves the overlays' upper layers."""
+        if self.slirp is not None:
+            self.slirp.close()
+            self.slirp = None
+        if self.mounted:
+            rootfs.unmount_root(self.layers)
+            self.mounted = False
+        for fd in (self.network_fd, self.pidfd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.network_fd, self.pidfd = -1, None
+        if not keep_files:
+            shutil.rmtree(self.layers.root, ignore_errors=True)
+            return
+        for path in (self.layers.work, self.layers.dev, self.layers.shm, self.layers.mountpoint, self.layers.criu):
+            shutil.rmtree(path, ignore_errors=True)
+        for volume in self.volumes:
+            shutil.rmtree(self.layers.volume(volume.key).work, ignore_errors=True)
+
+
+def launch(
+    layers: SandboxPaths,
+    spec: InstanceSpec,
+    repo: Path,
+    connection: bytes | None,
+    *,
+    kept: tuple[Volume, ...] | None = None,
+) -> Sandbox:
+    """Start the spec's program in a new sandbox; nothing is left when that fails.
+
+    `kept`: the volumes of an ended instance whose files these layers hold; the program finds them, and they stay even
+    when it cannot be started.
+    """
+    environment = program_environment(spec, dict(os.environ))
+    argv = program_argv(spec)
+    check_command(argv[0], spec.cwd, environment)
+    needs = needed_directories(argv[0], environment)
+    volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text(), needs)
+    volumes = volumes if kept is None else kept
+    box = Sandbox(layers, ns.new_network())
+    try:
+        rootfs.make_directories(layers, volumes)
+        box.volumes = tuple(_settled(layers, volume) for volume in volumes)
+        rootfs.prepare_upper(layers, box.volumes, copies)
+        if connection is not None:
+            _write_connection_file(layers, connection)
+        box.mounted = True
+        rootfs.mount_root(layers, box.volumes, gpu=spec.gpu)
+        if spec.network == "slirp4netns":
+            (layers.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
+            box.slirp = slirp.Slirp(box.network_fd)
+        command = [find_init(), "-g", "--", *argv]
+        started = init.start(
+            layers, box.volumes, box.network_fd, command, environment, spec.cwd, io_uring=spec.io_uring
+        )
+        box.own(started)
+    except BaseException:
+        if box.program is not None:
+            box.kill()
+        box.dispose(keep_files=kept is not None)
+        raise
+    return box
+
+
+def _settled(layers: SandboxPaths, volume: Volume) -> Volume:
+    """The volume as it can be had here: read-only where no overlay stands on it."""
+    return volume if rootfs.overlay_fits(layers, volume) else Volume(volume.key, volume.path, "readonly")
+
+
+def check_command(program: str, cwd: str, environment: Mapping[str, str]) -> None:
+    """CommandError where there is nothing to start: said here, because inside only the log would hear of it."""
+    if not os.path.isdir(cwd):
+        raise CommandError(f"the working directory {cwd} does not exist")
+    if shutil.which(program, path=environment.get("PATH")) is None:
+        local = os.path.join(cwd, program)
+        if "/" not in program or not os.access(local, os.X_OK):
+            raise CommandError(f"there is no program `{program}`")
+
+
+def needed_directories(program: str, environment: Mapping[str, str]) -> list[Path]:
+    """Where the program's environment and its side of the guest protocol lie, should that be under /tmp."""
+    package = Path(PYTHON_PATH).parents[2]
+    found = shutil.which(program, path=environment.get("PATH"))
+    if found is None:
+        return [package]
+    directory = Path(found).parent
+    return [package, directory.parent if directory.name == "bin" else directory]
+
+
+def find_init() -> str:
+    """The path of an init program; SandboxError."""
+    for name in INIT_PROGRAMS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise SandboxError("no init program for the sandbox was found", hint="install the package `tini`")
+
+
+def program_argv(spec: InstanceSpec) -> list[str]:
+    """The command line inside. IPython's history file is left out: a saved program's open sqlite file is read-only
+    when it comes back (its inode is another one)."""
+    argv = [word.replace("{connection_file}", CONNECTION_FILE_INSIDE) for word in spec.argv]
+    ipython = spec.kind == "kernel" and any("ipykernel" in word for word in argv)
+    if ipython and not any("HistoryManager" in word for word in argv):
+        argv.append("--HistoryManager.enabled=False")
+    return argv
+
+
+def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[str, str]:
+    """The environment inside: the caller's, the spec's, and what a program needs to speak with its keeper."""
+    environment = {**(inherited if spec.inherit_env else {}), **spec.env}
+    if spec.gpu:
+        environment = launch_environment(environment, nccl_safe=spec.nccl_safe)
+    environment.setdefault("PATH", os.defpath)
+    environment[ENVIRONMENT_VARIABLE] = f"127.0.0.1:{GUEST_PORT}"
+    paths = [PYTHON_PATH, *([TORCH_PATH] if spec.gpu else []), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    if spec.kind == "kernel":
+        # ipykernel ends when its parent is not the one named here; pid 1 is what it sees in every sandbox.
+        environment["JPY_PARENT_PID"] = "1"
+    return environment
+
+
+def _write_connection_file(layers: SandboxPaths, connection: bytes) -> None:
+    path = layers.upper / CONNECTION_FILE_INSIDE.lstrip("/")
+    path.touch(mode=0o600)
+    path.write_bytes(connection)
