@@ -397,7 +397,7 @@ def test_nothing_lingers_when_all_of_ijfs_is_killed_in_the_middle_of_a_restore(a
     """CRIU waited for the processes it was making, those for pages, and nobody was left to end either."""
     house.python("whole", THREADS)
     snapshot = house.save("whole").snapshot
-    code = f"from ijfs.live import client; client.restore({str(house.repo)!r}, {snapshot!r}, 'half')"
+    code = f"from ijfs.live.client import api as client; client.restore({str(house.repo)!r}, {snapshot!r}, 'half')"
     before = set(house.processes())
     asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
