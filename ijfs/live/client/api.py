@@ -6,59 +6,21 @@ Imports stay light: this module is on the way of every restore, and of every `ij
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
-from ijfs.live.client.connection import KeeperClient, OnEvent, keeper_ended
-from ijfs.live.client.spawn import begin, claim, spawn_keepers
-from ijfs.live.errors import CommandError, InstanceExitedError, KeeperError, NoInstanceError
+from ijfs.live.client.connection import KeeperClient, OnEvent
+from ijfs.live.client.instances import RepoPath, connect, describe, is_running, list_instances, remove, spawned
+from ijfs.live.client.spawn import claim
+from ijfs.live.errors import CommandError, InstanceExitedError
 from ijfs.live.model.environment import is_text
-from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
-from ijfs.live.model.record_file import info_of, read_record
-from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
-from ijfs_engine.errors import LockedError
-
-# How long an instance may be between two keepers.
-ADOPT_LIMIT_S = 10.0
-
-RepoPath = str | os.PathLike[str]
-
-
-def list_instances(repo: RepoPath) -> list[InstanceInfo]:
-    """All instances of a repository by name, ended ones included; a keeper that does not answer is not waited for."""
-    directory = live_directory(repo)
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
-    found = []
-    for name in names:
-        with contextlib.suppress(NoInstanceError):
-            found.append(describe(repo, name))
-    return found
-
-
-def describe(repo: RepoPath, name: str) -> InstanceInfo:
-    """One instance: what its keeper says, or, without one, what its record and /proc say."""
-    paths = InstancePaths.of(repo, name)
-    record = read_record(paths)
-    if record.status == "running":
-        gone = (KeeperError, InstanceExitedError, OSError)
-        with contextlib.suppress(*gone), KeeperClient.open(paths, timeout=2.0) as keeper:
-            return keeper.status()
-        record = read_record(paths)  # it may have ended just now, and its keeper said how
-    alive = procfs.is_alive(record.program)
-    if record.status in ("running", "starting") and not alive:
-        record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
-    if record.saving and not procfs.is_alive(record.keeper):
-        record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)
-    return info_of(paths, record, keeper_running=procfs.is_alive(record.keeper))
 
 
 def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: OnEvent | None = None) -> InstanceInfo:
@@ -73,7 +35,7 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
     paths = claim(repo, spec.name, again=again)
-    return _spawned(paths, "start", {"spec": spec, "again": again}, on_event)
+    return spawned(paths, "start", {"spec": spec, "again": again}, on_event)
 
 
 def restore(
@@ -98,7 +60,7 @@ def restore(
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus)
     paths = claim(repo, name, again=replace)
-    return _spawned(paths, "restore", {**args, "again": replace}, on_event)
+    return spawned(paths, "restore", {**args, "again": replace}, on_event)
 
 
 def fork(
@@ -122,43 +84,6 @@ def fork(
     return fork_siblings(repo, source, names, count=count, eager=eager, message=message, gpus=gpus, on_event=on_event)
 
 
-def is_running(repo: RepoPath, name: str) -> bool:
-    """Whether an instance of that name has a program that runs."""
-    try:
-        record = read_record(InstancePaths.of(repo, name))
-    except (NoInstanceError, BadNameError):  # a snapshot's name may be none that an instance can have
-        return False
-    return procfs.is_alive(record.program)
-
-
-def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> KeeperClient:
-    """The keeper of a live instance. Where it was killed, a new one adopts the program and `on_event` gets a notice."""
-    paths = InstancePaths.of(repo, name)
-    record = read_record(paths)
-    if not procfs.is_alive(record.program):
-        raise InstanceExitedError(f"the program of `{name}` has ended")
-    deadline = time.monotonic() + ADOPT_LIMIT_S
-    while True:
-        with contextlib.suppress(KeeperError):
-            return KeeperClient.open(paths, on_event=on_event)
-        try:
-            _spawned(paths, "adopt", {}, on_event)
-        except LockedError:  # another client's new keeper was quicker, or the old one is not quite gone
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def remove(repo: RepoPath, name: str) -> None:
-    """Forget an instance whose program has ended: its directory goes, after its keeper. LockedError while it runs."""
-    paths = InstancePaths.of(repo, name)
-    if procfs.is_alive(read_record(paths).program):
-        raise LockedError(f"`{name}` is running", hint=f"`ijfs stop {name}` ends it")
-    if not keeper_ended(paths):
-        raise LockedError(f"the keeper of `{name}` has not ended", hint=f"its log is {paths.keeper_log}")
-    shutil.rmtree(paths.root)
-
-
 def exec_command(
     repo: RepoPath,
     name: str,
@@ -178,12 +103,6 @@ def exec_command(
     helper = [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
     done = subprocess.run(helper, check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
-
-
-def _spawned(paths: InstancePaths, verb: str, args: dict[str, Any], on_event: OnEvent | None) -> InstanceInfo:
-    """Spawn a keeper that begins with `verb`; its answer."""
-    (sock,) = spawn_keepers([paths], lazy=verb == "restore" and not args.get("eager"))
-    return begin(paths, sock, verb, args, on_event)
 
 
 __all__ = [

@@ -1,11 +1,9 @@
-"""One connection to a keeper: a request and its answers, line by line. Used by api.py and spawn.py."""
+"""One connection to a keeper: a request and its answers, line by line. Used by instances.py, fork.py and spawn.py."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +15,10 @@ from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, 
 from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
 from ijfs.live.model.record_file import read_record
-from ijfs.live.model.records import InstanceInfo, Process, SaveResult
+from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs.live.process import procfs
+from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import IjfsError
-
-# A keeper unmounts and writes its record within some 10 ms of the program's end; a busy machine gets more.
-KEEPER_END_S = 5.0
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -169,38 +165,6 @@ class KeeperClient:
                 return InstanceExitedError(f"the program of `{name}` has ended")
         last = _last_line(self._paths.keeper_log)
         return KeeperError(f"the keeper of `{name}` broke off: {last}")
-
-
-def keeper_ended(paths: InstancePaths, process: Process | None = None) -> bool:
-    """Whether no keeper holds the instance; that of a program which has just ended gets a moment to clean up, and as
-    long as it takes to store what was saved. `process`: that one has to be gone too, its mounts with it."""
-    deadline = time.monotonic() + KEEPER_END_S
-    if not paths.root.exists():
-        return True
-    while is_kept(paths):
-        if time.monotonic() > deadline and not _is_saving(paths):
-            return False
-        time.sleep(0.02)
-    while procfs.is_alive(process) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return True
-
-
-def is_kept(paths: InstancePaths) -> bool:
-    """Whether a keeper holds the instance now."""
-    with contextlib.suppress(FileNotFoundError), paths.lock.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _is_saving(paths: InstancePaths) -> bool:
-    with contextlib.suppress(IjfsError):
-        record = read_record(paths)
-        return record.saving > 0 and procfs.is_alive(record.keeper)
-    return False
 
 
 def _last_line(path: Path) -> str:

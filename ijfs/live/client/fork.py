@@ -1,4 +1,4 @@
-"""fork: several live instances of one snapshot, started at once; called by ijfs.live.client.api."""
+"""fork: several live instances of one snapshot, started at once. Called by api.py, whose `fork` documents the verb."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
-from ijfs.live.client import api as client
-from ijfs.live.client.api import OnEvent, RepoPath
+from ijfs.live.client.connection import OnEvent
+from ijfs.live.client.instances import RepoPath, connect, is_running
 from ijfs.live.client.spawn import begin, claim, spawn_keepers
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.records import InstanceInfo
@@ -32,7 +32,7 @@ def fork(
     gpus: Sequence[str],
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
-    """What client.fork promises."""
+    """Save `source` where it is live, claim the siblings' names, restore them all at once; as api.fork says."""
     chosen = list(names) or _free_names(repo, source, count)
     snapshot = _snapshot_of(repo, source, message, on_event)
     outcomes: dict[str, InstanceInfo | IjfsError] = {}
@@ -72,10 +72,10 @@ def _one_at_a_time(on_event: OnEvent | None) -> OnEvent | None:
 def _snapshot_of(repo: RepoPath, source: str, message: str, on_event: OnEvent | None) -> str:
     """The id of the snapshot to start from. A live instance is saved first; anything else names a snapshot already,
     and every sibling has to come from the same one, wherever a branch of that name may move meanwhile."""
-    if not client.is_running(repo, source):
+    if not is_running(repo, source):
         with Repository.open(Path(repo)) as repository:
             return repository.resolve(source).hex()
-    with client.connect(repo, source, on_event=on_event) as keeper:
+    with connect(repo, source, on_event=on_event) as keeper:
         return keeper.save(message or f"fork of {source}").snapshot
 
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
-from ijfs.live.client.connection import KeeperClient, OnEvent, keeper_ended
+from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.errors import InstanceExistsError
 from ijfs.live.model.paths import InstancePaths, check_name
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
 from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs.live.sandbox.cleanup import sweep, sweep_old
 from ijfs_engine.errors import IjfsError
 

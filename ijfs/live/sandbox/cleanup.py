@@ -13,9 +13,9 @@ import signal
 import time
 from pathlib import Path
 
-from ijfs.live.client.connection import KEEPER_END_S, is_kept
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.process import procfs
+from ijfs.live.process.keeper_lock import KEEPER_END_S, is_kept
 
 # A younger directory may be that of a client who has just claimed it.
 OLD_S = 60.0
