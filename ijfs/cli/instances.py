@@ -15,7 +15,7 @@ from ijfs.cli.output import Column, Printer, Span
 if TYPE_CHECKING:
     from ijfs.cli.app import App
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.process.forkserver_request import Waiting
+    from ijfs.live.process.forkserver import ForkServerInfo
     from ijfs_engine import Snapshot
 
 COLUMNS = [
@@ -54,7 +54,7 @@ def _row(info: InstanceInfo) -> list[Span]:
     ]
 
 
-def spare(out: Printer, waiting: Waiting | None) -> None:
+def spare(out: Printer, waiting: ForkServerInfo | None) -> None:
     """One line about the process that waits for the next start, where one does."""
     if waiting is not None:
         memory = f", {text.size(waiting.memory)}" if waiting.memory is not None else ""

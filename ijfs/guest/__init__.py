@@ -13,7 +13,7 @@ from ijfs.guest.port import ENVIRONMENT_VARIABLE, GUEST_PORT, GuestError, in_san
 from ijfs.guest.saving import SaveResult, save
 
 PYTHON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "path")
-"""The directory a launcher puts in front of a program's PYTHONPATH, so that `import ijfs` works there."""
+"""The directory the keeper puts in front of a program's PYTHONPATH, so that `import ijfs` works there."""
 
 TORCH_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch_path")
 """The same for GPU programs, so that torch gives cached blocks back before a save without a line of code."""

@@ -15,7 +15,7 @@ GUEST_PORT = 4717
 """The keeper's port on the loopback of every sandbox; each sandbox has a network namespace of its own."""
 
 ENVIRONMENT_VARIABLE = "IJFS_GUEST"
-"""Set by the launcher to host:port; a program that has it is inside a sandbox."""
+"""Set by the keeper to host:port; a program that has it is inside a sandbox."""
 
 TIMEOUT_S = 2.0
 """For each step of one connection. The keeper answers at once: more than this means that nobody is there."""

@@ -24,7 +24,7 @@ from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
-from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.process import forkserver, procfs
 from ijfs.live.sandbox import namespaces
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
@@ -214,7 +214,7 @@ def _space(repo: Path) -> Iterator[CheckResult]:
 
 def _spare(repo: Path) -> Iterator[CheckResult]:
     """Nothing to refuse. Said, because it is the one process of ijfs that runs while nothing is live."""
-    found = forkserver_request.describe(repo)
+    found = forkserver.describe(repo)
     evidence = "none waits: the next start or restore loads what it needs first"
     if found is not None:
         minutes = (time.time_ns() - found.since_ns) // 60_000_000_000

@@ -16,7 +16,7 @@ import pytest
 from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
-from ijfs.live.process import forkserver_request
+from ijfs.live.process import forkserver
 from ijfs_engine import Repository
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -85,7 +85,7 @@ class Lab:
             print(f"--- {info.name}: {info.status}", *self.logs(info.name), sep="\n")  # pytest shows it on failure
             if info.status == "running":
                 self.kill(info)
-        forkserver_request.dismiss(self.path)
+        forkserver.dismiss(self.path)
 
 
 def ask(info: InstanceInfo, *words: str, quiet: bool = False) -> str:

@@ -15,7 +15,7 @@ from jupyter_client.manager import KernelManager
 
 from ijfs.jupyter import kernelspec
 from ijfs.live.client import api as client
-from ijfs.live.process import forkserver_request
+from ijfs.live.process import forkserver
 
 KERNEL = "ijfs-python3"
 PATIENCE_S = 60
@@ -41,7 +41,7 @@ class House:
         for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
             patch.setenv(name, str(root / name.lower()))
         patch.setenv("IJFS_REPO", str(self.repo))
-        patch.setenv(forkserver_request.SETTING, "0")  # tests look whether an instance left any process behind
+        patch.setenv(forkserver.SETTING, "0")  # tests look whether an instance left any process behind
         patch.setenv("PYTHONWARNINGS", "ignore")  # Jupyter's own programs, run as they are
         kernelspec.install()
 

@@ -23,7 +23,7 @@ from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
-from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.process import forkserver, procfs
 from ijfs_engine import IjfsError, Repository
 
 MARK = "IJFS_TEST_HOUSE"
@@ -168,7 +168,7 @@ class House:
                 self.stop(info.name, timeout_s=0)
             with contextlib.suppress(IjfsError):
                 client.remove(self.repo, info.name)
-        forkserver_request.dismiss(self.repo)
+        forkserver.dismiss(self.repo)
         eventually(lambda: not self.processes(), timeout=5.0)
         left = [f"process {pid}: {command_line(pid)}" for pid in self.processes()]
         for pid in self.processes():

@@ -1,7 +1,7 @@
 """From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
 
-Called by api.py, and by fork.py for several at once: their keepers are forked off one process that has loaded
-everything, because loading takes longer than restoring (forkserver_request.py, keeper/forkserver.py).
+Called by api.py and instances.py, and by fork.py for several instances at once. Keepers are forked off a process that
+has loaded everything (process/forkserver.py), because loading takes longer than restoring.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ijfs.live.errors import InstanceExistsError
 from ijfs.live.model.paths import InstancePaths, check_name
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
-from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.process import forkserver, procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs.live.sandbox.cleanup import sweep, sweep_old
 from ijfs_engine.errors import IjfsError
 
 _ROOM_FOR_NAMES = " " * 160
-"""A last word on the command line that `forked.name_process` writes over."""
+"""A last word on the command line, for `child.name_process` to write over."""
 
 
 def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
@@ -53,30 +53,30 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
 
 
 def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
-    """Have a keeper for each claimed directory; the returned sockets are their first clients. `lazy`: the first request
-    of each will be a lazy restore."""
+    """Have a keeper forked for each claimed directory. Returns a connection to each, as its first client. `lazy`: the
+    first request to each will be a lazy restore."""
     sockets: list[socket.socket] = []
-    for at in range(0, len(instances), forkserver_request.MOST_INSTANCES):
-        sockets += _spawn(instances[at : at + forkserver_request.MOST_INSTANCES], lazy=lazy)
+    for at in range(0, len(instances), forkserver.MOST_INSTANCES):
+        sockets += _spawn(instances[at : at + forkserver.MOST_INSTANCES], lazy=lazy)
     return sockets
 
 
 def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
-    """Forked off the repository's spare, or off a launcher, which then may stay as one."""
-    request = forkserver_request.request_for([paths.root for paths in instances], lazy=lazy)
+    """Fork them off the repository's forkserver, or start one, which then may stay."""
+    request = forkserver.request_for([paths.root for paths in instances], lazy=lazy)
     with contextlib.ExitStack() as theirs:
         ends = [socket.socketpair() for _ in instances]
         fds = [theirs.enter_context(other).fileno() for _, other in ends]
-        at = instances[0].root.parent / forkserver_request.SOCKET_NAME
-        if request.idle_s == 0 or not forkserver_request.ask(at, request, fds):
-            _launch(instances[0].keeper_log, request, fds)
+        at = instances[0].root.parent / forkserver.SOCKET_NAME
+        if request.idle_s == 0 or not forkserver.ask(at, request, fds):
+            _start_forkserver(instances[0].keeper_log, request, fds)
     return [ours for ours, _ in ends]
 
 
-def _launch(log: Path, request: forkserver_request.Request, fds: Sequence[int]) -> None:
+def _start_forkserver(log: Path, request: forkserver.ForkRequest, fds: Sequence[int]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as complaints:
-        launcher = subprocess.Popen(
+        starting = subprocess.Popen(
             [sys.executable, "-P", "-m", "ijfs.live.keeper.forkserver", str(theirs.fileno()), _ROOM_FOR_NAMES],
             stdin=subprocess.DEVNULL,
             stdout=complaints,
@@ -87,8 +87,8 @@ def _launch(log: Path, request: forkserver_request.Request, fds: Sequence[int]) 
         )
         theirs.close()
         with contextlib.suppress(BrokenPipeError):  # it ended already: the first request to the keeper will say so
-            forkserver_request.send(ours, request, fds)
-        launcher.wait()  # it forks: a launcher is nobody's child, so that no client keeps a zombie of it
+            forkserver.send(ours, request, fds)
+        starting.wait()  # it forks: a forkserver is nobody's child, so that no client keeps a zombie of it
 
 
 def begin(

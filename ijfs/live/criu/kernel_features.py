@@ -2,7 +2,7 @@
 
 Each CRIU first asks the kernel what it can do (makes a network device, traces a child, runs iptables …), which takes
 30 to 60 ms, two thirds of a restore's time in CRIU. It keeps the answers in /run/criu.kdat, but only where /run is a
-tmpfs, so that a reboot forgets them; in many containers and virtual machines it is none. There the launcher has CRIU
+tmpfs, so that a reboot forgets them; in many containers and virtual machines it is none. There the forkserver has CRIU
 write them into a tmpfs of its own (`learn`), they are kept under a name with the boot's id and CRIU's identity, and
 every keeper shows them to its CRIUs at the place where these look (`show`), in its own mount namespace.
 """

@@ -1,9 +1,11 @@
 """The process that keepers are forked off: `python -m ijfs.live.keeper.forkserver FD`. Started by client/spawn.py.
 
-FD is a socket with the first request (forkserver_request.Request). The launcher loads what keepers need, forks one for
-each instance, and stays as the repository's spare (forkserver_request.py) until nobody asked it for a while, another
-spare took its place, the repository went, or a file it was loaded from changed. It never has a second thread or an open
-repository: it could not be forked safely then. It holds nothing of a client's but the environment it was started with.
+FD is a socket with the first request (a ForkRequest of process/forkserver.py). The forkserver loads what keepers need,
+forks one for each instance of the request, and stays for the repository's later requests: until nobody has asked for a
+while, another forkserver took its place, the repository went, or a file that it was loaded from changed. It never has a
+second thread or an open repository, because it could not be forked safely then. It holds nothing of a client's but the
+environment it was started with. (multiprocessing has its word from the same idea; Android calls such a process zygote.
+Users of ijfs know it as the *spare*.)
 """
 
 from __future__ import annotations
@@ -25,53 +27,55 @@ from typing import TYPE_CHECKING
 from ijfs.live.criu import kernel_features
 from ijfs.live.model.environment import unpacked
 from ijfs.live.model.paths import short_path
-from ijfs.live.process import forkserver_request
+from ijfs.live.process import forkserver
 from ijfs.live.process.child import name_process
-from ijfs.live.process.forkserver_request import Request
+from ijfs.live.process.forkserver import ForkRequest
 from ijfs.live.process.procfs import parent_of
 
 if TYPE_CHECKING:
     from ijfs.live.pager.shared import SharedBlocks
 
 Become = Callable[[], None]
-"""What a forked child is to do."""
+"""What a forked child is to do; returned up to `main`, so that what the forkserver had open is closed before."""
 
 WATCH_S = 2.0
-"""How often a spare looks whether it should end."""
+"""How often a forkserver looks whether it should end."""
 
 SETTLE_S = 1.0
-"""A spare loads the rest only when what it has just forked had the processors for so long."""
+"""What was just forked has the processors to itself for so long, before the forkserver loads the rest."""
 
-_Files = dict[str, tuple[int, int, int]]
+_FileStates = dict[str, tuple[int, int, int]]
+"""By path: modification time, size, inode."""
 
 
 def main() -> None:
-    """Become a launcher, and in a child of it a keeper."""
+    """Be a forkserver, and in its children what they are to be."""
     if os.fork():
         os._exit(0)  # the client reaps this one; what stays is nobody's child
     gc.disable()  # while loading and forking: it would only look through modules
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers that end are reaped by the kernel
-    become = _launcher(socket.socket(fileno=int(sys.argv[1])))
+    become = _serve_all(socket.socket(fileno=int(sys.argv[1])))
     if become is not None:
         gc.enable()
         become()
 
 
-def _launcher(first: socket.socket) -> Become | None:
-    """Serve the first request, then those that come to the spare; returns in children with what they are."""
+def _serve_all(first: socket.socket) -> Become | None:
+    """Serve the first request, then those that come over the repository's socket. Returns in a forked child with what
+    it is to do, in the forkserver when that ends (None)."""
     first.set_inheritable(False)
     with first:
-        request, sockets = forkserver_request.receive(first)
+        request, sockets = forkserver.receive(first)
         load(for_restore=request.lazy and len(sockets) == 1)
         become = _fork(request, sockets)
     if become is not None:
         return become
     _forget_client()
-    _learn()
+    _cache_kernel_features()
     if request.idle_s == 0:
         return None
-    return Spare(request).serve()
+    return ForkServer(request).serve()
 
 
 def load(*, for_restore: bool = False) -> None:
@@ -86,9 +90,9 @@ def load(*, for_restore: bool = False) -> None:
         from ijfs.live.keeper import server  # noqa: F401
 
 
-def _fork(request: Request, sockets: list[int]) -> Become | None:
-    """Fork a keeper for each instance; None in the parent, what to do in a child."""
-    shared = _shared() if request.lazy and len(sockets) > 1 else None
+def _fork(request: ForkRequest, sockets: list[int]) -> Become | None:
+    """Fork a keeper (or the pager that is asked for) for each instance; None in the parent, what to do in a child."""
+    shared = _shared_blocks() if request.lazy and len(sockets) > 1 else None
     gc.freeze()  # children share these pages for as long as nobody writes to them
     try:
         for directory, mine in zip(request.instances, sockets, strict=True):
@@ -98,8 +102,8 @@ def _fork(request: Request, sockets: list[int]) -> Become | None:
                         os.close(other)
                 sockets = []
                 if request.pager:
-                    return partial(_page, request, Path(directory), mine)
-                return partial(_keep, request, Path(directory), mine, shared)
+                    return partial(_become_pager, request, Path(directory), mine)
+                return partial(_become_keeper, request, Path(directory), mine, shared)
     finally:
         for fd in sockets:
             os.close(fd)
@@ -108,21 +112,21 @@ def _fork(request: Request, sockets: list[int]) -> Become | None:
     return None
 
 
-def _keep(request: Request, directory: Path, first: int, shared: SharedBlocks | None) -> None:
+def _become_keeper(request: ForkRequest, directory: Path, first: int, shared: SharedBlocks | None) -> None:
     """Become a keeper, as one that the client itself had started."""
     from ijfs.live.keeper.process import keep
 
     name_process(f"ijfs-keeper {directory}")
-    _stand_for(request)
+    _inherit(request)
     keep(directory, first, lazy=request.lazy, shared=shared)
 
 
-def _page(request: Request, directory: Path, channel: int) -> None:
+def _become_pager(request: ForkRequest, directory: Path, channel: int) -> None:
     """Become a pager, as one that the keeper had forked before it had threads."""
     from ijfs.live.pager.api import serve_stranger
 
     name_process("ijfs-pager")
-    _stand_for(request)
+    _inherit(request)
     os.setsid()
     log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for stream in (1, 2):
@@ -131,8 +135,8 @@ def _page(request: Request, directory: Path, channel: int) -> None:
     os._exit(serve_stranger(channel))
 
 
-def _stand_for(request: Request) -> None:
-    """Have what a child of the client would have."""
+def _inherit(request: ForkRequest) -> None:
+    """Have what a child of the client would have inherited."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(unpacked(request.environment))
@@ -140,15 +144,15 @@ def _stand_for(request: Request) -> None:
     os.umask(request.umask)
 
 
-def _shared() -> SharedBlocks:
+def _shared_blocks() -> SharedBlocks:
     from ijfs.live.pager.fetch import BLOCK_PAGES
     from ijfs.live.pager.shared import SharedBlocks
 
     return SharedBlocks(BLOCK_PAGES)
 
 
-def _learn() -> None:
-    """Have CRIU look at this machine once, in a child, after what was just started has had the processors."""
+def _cache_kernel_features() -> None:
+    """Have CRIU probe this machine once, in a child, after what was just started has had the processors."""
     if kernel_features.wanted() and os.fork() == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(OSError, subprocess.SubprocessError):
@@ -158,26 +162,26 @@ def _learn() -> None:
 
 
 def _forget_client() -> None:
-    """Let go of the log of the instance that the launcher was started for."""
+    """Let go of the log of the instance that the forkserver was started for."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
     os.close(null)
 
 
-class Spare:
-    """A launcher that waits for more requests."""
+class ForkServer:
+    """Waits for a repository's further requests, after the first one was served."""
 
-    def __init__(self, request: Request) -> None:
-        self._path = Path(request.instances[0]).parent / forkserver_request.SOCKET_NAME
+    def __init__(self, request: ForkRequest) -> None:
+        self._path = Path(request.instances[0]).parent / forkserver.SOCKET_NAME
         self._standing = request.standing
         self._idle_s = request.idle_s
-        self._asked = time.monotonic()
+        self._asked_at = time.monotonic()
         self._loaded = False
-        self._files: _Files = _files()
+        self._loaded_from: _FileStates = _loaded_files()
 
     def serve(self) -> Become | None:
-        """Until it is time to end; returns early in a child, with what that one is."""
+        """Until it is time to end (None); returns early in a forked child, with what that is to do."""
         name_process(f"ijfs-spare {self._path.parent.parent}")
         try:
             listener, inode = self._listen()
@@ -192,14 +196,14 @@ class Spare:
                 elif not self._loaded:
                     load()
                     gc.collect()
-                    self._files = _files() | self._files
+                    self._loaded_from = _loaded_files() | self._loaded_from
                     self._loaded = True
         if _inode(self._path) == inode:
             self._path.unlink(missing_ok=True)
         return None
 
     def _listen(self) -> tuple[socket.socket, int]:
-        """Take the place of an older spare, which notices."""
+        """Take the place of an older forkserver, which notices. Returns the listener and its socket's inode."""
         mine = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         old = os.umask(0o177)
@@ -214,44 +218,44 @@ class Spare:
         return listener, inode
 
     def _is_wanted(self, inode: int) -> bool:
-        idle = time.monotonic() - self._asked
+        idle = time.monotonic() - self._asked_at
         return idle < self._idle_s and _inode(self._path) == inode and not self._is_outdated()
 
     def _is_outdated(self) -> bool:
-        return any(_state(path) != state for path, state in self._files.items())
+        return any(_file_state(path) != state for path, state in self._loaded_from.items())
 
     def _serve_one(self, listener: socket.socket) -> Become | None:
         connection, _ = listener.accept()
         with connection, suppress(OSError):
             connection.settimeout(1.0)
-            pid, user = forkserver_request.peer(connection)
+            pid, user = forkserver.peer(connection)
             if user != os.geteuid():
                 return None
-            request, sockets = forkserver_request.receive(connection)
+            request, sockets = forkserver.receive(connection)
             if not request.instances:
                 self._idle_s = 0.0
-                forkserver_request.accept(connection)
+                forkserver.accept(connection)
             elif self._may_ask(request, pid) and not self._is_outdated():
-                forkserver_request.accept(connection)
-                self._asked, self._idle_s = time.monotonic(), request.idle_s
+                forkserver.accept(connection)
+                self._asked_at, self._idle_s = time.monotonic(), request.idle_s
                 return _fork(request, sockets)
             else:
                 for fd in sockets:
                     os.close(fd)
         return None
 
-    def _may_ask(self, request: Request, pid: int) -> bool:
+    def _may_ask(self, request: ForkRequest, pid: int) -> bool:
         """A client of the same standing; for a pager a keeper forked here, which has a mount namespace of its own."""
         return parent_of(pid) == os.getpid() if request.pager else request.standing == self._standing
 
 
-def _files() -> _Files:
-    """What was loaded, and how it was then."""
+def _loaded_files() -> _FileStates:
+    """The files that modules were loaded from, as they are now."""
     paths = {str(path) for module in list(sys.modules.values()) if (path := getattr(module, "__file__", None))}
-    return {path: state for path in paths if (state := _state(path)) is not None}
+    return {path: state for path in paths if (state := _file_state(path)) is not None}
 
 
-def _state(path: str) -> tuple[int, int, int] | None:
+def _file_state(path: str) -> tuple[int, int, int] | None:
     try:
         status = os.stat(path)
     except OSError:

@@ -27,13 +27,13 @@ import msgspec
 
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.shared import SharedBlocks
-from ijfs.live.process import forkserver_request
-from ijfs.live.process.child import Forked, UnrelatedProcess, name_process
+from ijfs.live.process import forkserver
+from ijfs.live.process.child import ForkedChild, UnrelatedProcess, name_process
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
 SOCKET_NAME: Final = "lazy-pages.socket"
 _HELLO_S: Final = 2.0
-"""How long a pager forked off the spare gets to say who it is."""
+"""How long a pager forked off the forkserver gets to say who it is."""
 _MAX_DEATHS: Final = 5
 """Pagers that may die within _DEATHS_S before the guardian stops starting new ones."""
 _DEATHS_S: Final = 10.0
@@ -82,7 +82,7 @@ class PagerProcess:
     """A pager that waits for work, and its channel."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes] | Forked | UnrelatedProcess, end: socket.socket | Channel
+        self, process: subprocess.Popen[bytes] | ForkedChild | UnrelatedProcess, end: socket.socket | Channel
     ) -> None:
         self.process = process
         self.channel = end if isinstance(end, Channel) else Channel(end)
@@ -112,19 +112,19 @@ class PagerProcess:
             return main(theirs.fileno(), shared)
 
         ours, theirs = Channel.pair()
-        process = Forked(run, [theirs.fileno(), *(shared.descriptors if shared else ())])
+        process = ForkedChild(run, [theirs.fileno(), *(shared.descriptors if shared else ())])
         theirs.close()
         return cls(process, ours)
 
     @classmethod
     def asked(cls, instance: Path) -> PagerProcess | None:
-        """Forked off the spare that this process, an instance's keeper, was forked off; None where that is gone. A
+        """Forked off the forkserver that this process, an instance's keeper, was forked off; None where that is gone. A
         program of its own takes 0.1 s longer."""
         ours, theirs = Channel.pair()
         channel = Channel(ours)
         with theirs:
-            request = msgspec.structs.replace(forkserver_request.request_for([instance], lazy=False), pager=True)
-            asked = forkserver_request.ask(instance.parent / forkserver_request.SOCKET_NAME, request, [theirs.fileno()])
+            request = msgspec.structs.replace(forkserver.request_for([instance], lazy=False), pager=True)
+            asked = forkserver.ask(instance.parent / forkserver.SOCKET_NAME, request, [theirs.fileno()])
         introduced = channel.receive(_HELLO_S) if asked else None
         with contextlib.suppress(OSError):
             if introduced is not None:

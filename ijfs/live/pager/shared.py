@@ -1,7 +1,7 @@
 """What siblings that come up at once need first, read and decoded by one of their pagers for all of them.
 
 The blocks of the recorded order are the same in each pager, so that block N has a place of its own in a memfd which
-the launcher made and every pager inherited. Who comes to a block first locks its place, fills it and says what is in
+the forkserver made and every pager inherited. Who comes to a block first locks its place, fills it and says what is in
 it; the others copy from there. Nothing is ever written into a place that says so, and a pager that finds something
 else than it looks for, or that waits in vain, reads for itself. Called by fetch.py.
 

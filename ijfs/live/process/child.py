@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 
-class Forked:
+class ForkedChild:
     """A child of this process. Thread-safe; only a process with a single thread may make one."""
 
     def __init__(self, run: Callable[[], int], keep: Collection[int]) -> None:

@@ -1,4 +1,4 @@
-"""The spare: a loaded process that keepers are forked off. When it serves, when it refuses, when it ends."""
+"""The forkserver: a loaded process that keepers are forked off. When it serves, when it refuses, when it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.pager.api import PagerProcess
-from ijfs.live.process import forkserver_request, procfs
+from ijfs.live.process import forkserver, procfs
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -40,9 +40,9 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def the_spare(house: House) -> int:
-    assert eventually(lambda: forkserver_request.waiting(house.repo) is not None)
-    pid = forkserver_request.waiting(house.repo)
+def the_forkserver(house: House) -> int:
+    assert eventually(lambda: forkserver.running(house.repo) is not None)
+    pid = forkserver.running(house.repo)
     assert pid is not None
     return pid
 
@@ -51,12 +51,12 @@ def said(house: House, name: str, what: str) -> str:
     return (house.upper(name) / "tmp" / what).read_text()
 
 
-def test_the_next_keeper_is_forked_off_the_spare_with_the_environment_and_umask_of_its_own_client(
+def test_the_next_keeper_is_forked_off_the_forkserver_with_the_environment_and_umask_of_its_own_client(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONLY_BEFORE", "1")
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     monkeypatch.delenv("ONLY_BEFORE")
     monkeypatch.setenv("ONLY_NOW", "a\nb é")
     before = os.umask(0o027)
@@ -68,13 +68,13 @@ def test_the_next_keeper_is_forked_off_the_spare_with_the_environment_and_umask_
     assert "ONLY_NOW=a\nb é\n" in environment
     assert "ONLY_BEFORE" not in environment
     assert said(house, "second", "umask").strip() == "0027"
-    assert forkserver_request.waiting(house.repo) == waiting
+    assert forkserver.running(house.repo) == waiting
 
 
-def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: House) -> None:
+def test_a_restore_off_the_forkserver_is_a_keeper_and_a_pager_of_their_own(house: House) -> None:
     start(house, "first")
     saved = house.save("first").snapshot
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     info = house.restore(saved, "again")
     keeper = read_record(InstancePaths.of(house.repo, "again")).keeper
     assert keeper is not None
@@ -87,7 +87,7 @@ def test_a_restore_off_the_spare_is_a_keeper_and_a_pager_of_their_own(house: Hou
     assert house.save("again").parent == saved
 
 
-def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_spare_and_replaced_without_it(
+def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_forkserver_and_replaced_without_it(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "60")
@@ -100,7 +100,7 @@ def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_spare_a
     house.python("back", f"{check}{again}time.sleep(600)")
     assert eventually(lambda: len(program_log(house)) == 1)
     saved = house.save("back").snapshot
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     house.restore(saved, "back", replace=True)
     pager = read_record(InstancePaths.of(house.repo, "back")).pager
     assert pager is not None
@@ -125,17 +125,17 @@ def children_of(pid: int) -> list[int]:
 
 def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(house: House) -> None:
     start(house, "a")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     assert PagerProcess.asked(InstancePaths.of(house.repo, "a").root) is None
-    assert the_spare(house) == waiting
+    assert the_forkserver(house) == waiting
 
 
 def test_what_people_are_shown_of_it_is_so(house: House) -> None:
-    assert forkserver_request.describe(house.repo) is None
+    assert forkserver.describe(house.repo) is None
     began = time.time_ns()
     start(house, "a")
-    pid = the_spare(house)
-    shown = forkserver_request.describe(house.repo)
+    pid = the_forkserver(house)
+    shown = forkserver.describe(house.repo)
     assert shown is not None
     assert shown.pid == pid
     assert began - 50_000_000 < shown.since_ns < time.time_ns()
@@ -145,12 +145,12 @@ def test_what_people_are_shown_of_it_is_so(house: House) -> None:
 
 def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(house: House) -> None:
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     assert eventually(lambda: resident(waiting) > 25 << 20), "it loads the rest when what it forked has settled"
     assert len(os.listdir(f"/proc/{waiting}/task")) == 1
     opened = [os.readlink(f"/proc/{waiting}/fd/{fd}") for fd in os.listdir(f"/proc/{waiting}/fd")]
     assert not [path for path in opened if path.startswith(str(house.repo))]
-    assert stat.S_IMODE(forkserver_request.address(house.repo).stat().st_mode) == 0o600
+    assert stat.S_IMODE(forkserver.address(house.repo).stat().st_mode) == 0o600
 
 
 def resident(pid: int) -> int:
@@ -158,30 +158,30 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_without_an_answer_of_the_spare_another_launcher_does_its_work(house: House, how: int) -> None:
+def test_without_an_answer_of_the_forkserver_another_does_its_work(house: House, how: int) -> None:
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     os.kill(waiting, how)
     assert start(house, "second") != waiting
     os.kill(waiting, signal.SIGCONT) if how == signal.SIGSTOP else None
-    assert eventually(lambda: is_gone(waiting)), "a spare whose place another took ends"
-    assert the_spare(house) != waiting
+    assert eventually(lambda: is_gone(waiting)), "a forkserver whose place another took ends"
+    assert the_forkserver(house) != waiting
 
 
 def test_it_ends_when_nobody_asks_and_leaves_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(forkserver_request.SETTING, "0.5")
+    monkeypatch.setenv(forkserver.SETTING, "0.5")
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     assert eventually(lambda: is_gone(waiting))
-    assert not forkserver_request.address(house.repo).exists()
+    assert not forkserver.address(house.repo).exists()
 
 
 def test_none_is_left_where_the_setting_is_zero(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(forkserver_request.SETTING, "0")
+    monkeypatch.setenv(forkserver.SETTING, "0")
     start(house, "first")
     time.sleep(0.3)
-    assert forkserver_request.waiting(house.repo) is None
-    assert not forkserver_request.address(house.repo).exists()
+    assert forkserver.running(house.repo) is None
+    assert not forkserver.address(house.repo).exists()
 
 
 def test_it_ends_when_a_file_it_was_loaded_from_changes(
@@ -193,7 +193,7 @@ def test_it_ends_when_a_file_it_was_loaded_from_changes(
     module.write_text("")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     module.write_text("new = True\n")
     assert start(house, "second") != waiting
     assert eventually(lambda: is_gone(waiting))
@@ -201,7 +201,7 @@ def test_it_ends_when_a_file_it_was_loaded_from_changes(
 
 def test_it_ends_with_the_repository(house: House) -> None:
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     house.stop("first")
     shutil.rmtree(house.repo / "live")
     assert eventually(lambda: is_gone(waiting))
@@ -209,7 +209,7 @@ def test_it_ends_with_the_repository(house: House) -> None:
 
 def test_a_client_of_another_standing_is_not_served(house: House) -> None:
     start(house, "first")
-    waiting = the_spare(house)
+    waiting = the_forkserver(house)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     try:
@@ -221,24 +221,24 @@ def test_a_client_of_another_standing_is_not_served(house: House) -> None:
 
 def test_another_user_is_not_served_even_where_the_socket_lets_him_in(house: House) -> None:
     start(house, "first")
-    waiting = the_spare(house)
-    path = forkserver_request.address(house.repo)
+    waiting = the_forkserver(house)
+    path = forkserver.address(house.repo)
     path.chmod(0o666)
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from ijfs.live.process import forkserver_request
+        from ijfs.live.process import forkserver
         path = pathlib.Path(sys.argv[1])
         directory = os.open(path.parent, os.O_PATH)
         os.setuid(65534)
         os.geteuid = lambda: 0  # a client that does not look whose socket it is
-        print(forkserver_request.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
-        forkserver_request.Request()))
+        print(forkserver.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
+        forkserver.ForkRequest()))
         """
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert forkserver_request.waiting(house.repo) == waiting, "nor did it end, as he had asked"
+    assert forkserver.running(house.repo) == waiting, "nor did it end, as he had asked"
 
 
 def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> None:
@@ -260,9 +260,9 @@ def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> 
     directory.chmod(0o777)
     for parent in list(directory.parents)[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
-    path = directory / forkserver_request.SOCKET_NAME
+    path = directory / forkserver.SOCKET_NAME
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as theirs:
         assert theirs.stdout is not None
         assert theirs.stdout.readline() == "ready\n"
-        assert not forkserver_request.ask(path, forkserver_request.request_for([tmp_path], lazy=False))
+        assert not forkserver.ask(path, forkserver.request_for([tmp_path], lazy=False))
         assert theirs.stdout.readline() == "0\n"
