@@ -178,8 +178,8 @@ class Builder:
     def _writer(self, kind: int) -> PackWriter:
         if kind not in self._writers:
             number = self._repository.index.write(next_pack)
-            layout = self._repository.layout
-            self._writers[kind] = PackWriter(layout.packs, number, kind, layout.id)
+            directory = self._repository.directory
+            self._writers[kind] = PackWriter(directory.packs, number, kind, directory.id)
         return self._writers[kind]
 
 

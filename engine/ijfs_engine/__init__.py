@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.export import export_tree
     from ijfs_engine.read.reader import Extent, Reader, StoredFile
-    from ijfs_engine.repository import Progress, Repository
+    from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.arena import Segments
     from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
     from ijfs_engine.write.sources import Source
@@ -114,7 +115,8 @@ _MODULES = {
         "Usage",
     ),
     "storage.refs": ("ANY", "RefChange", "Refs"),
-    "repository": ("Progress", "Repository"),
+    "repository": ("Repository",),
+    "util.progress": ("Progress",),
     "write.sources": ("Source",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -129,7 +129,7 @@ def _read_leaf(repository: Repository, leaf: Leaf) -> bytes:
 
 def pack_paths(repository: Repository) -> list[Path]:
     """The pack files there are."""
-    return sorted(repository.layout.packs.glob("*.pack"))
+    return sorted(repository.directory.packs.glob("*.pack"))
 
 
 def damage(path: Path, offset: int) -> None:
@@ -150,4 +150,4 @@ def frame_of(repository: Repository, ident: bytes) -> tuple[Path, int]:
         row = view.get(CHUNKS, ident) or view.get(OBJECTS, ident)
     assert row is not None
     place = Place.decode(row)
-    return pack_path(repository.layout.packs, place.pack), place.offset
+    return pack_path(repository.directory.packs, place.pack), place.offset

@@ -139,9 +139,9 @@ def names(repository: Repository) -> tuple[object, ...]:
 
 def assert_no_waste(repository: Repository) -> None:
     """gc found the space that the crash lost: packs hold little but what du counts."""
-    on_disk = sum(path.stat().st_size for path in repository.layout.packs.iterdir())
+    on_disk = sum(path.stat().st_size for path in repository.directory.packs.iterdir())
     assert on_disk <= repository.du().total.stored * 1.3 + 64 * 8
-    assert list(repository.layout.sessions.iterdir()) == []
+    assert list(repository.directory.sessions.iterdir()) == []
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power lost"])

@@ -261,7 +261,7 @@ def test_a_ref_that_leads_nowhere_is_mended(repository: Repository) -> None:
 def test_a_lost_journal_is_written_anew(repository: Repository, how: str) -> None:
     expected = busy_repository(repository)
     before = names(repository)
-    journal = repository.layout.journal
+    journal = repository.directory.journal
     if how == "damaged":
         damage(journal, 200)
     elif how == "short":
@@ -339,7 +339,7 @@ def test_an_index_is_not_set_aside_beside_a_running_save(repository: Repository)
     """The save would go on to write into the old one."""
     busy_repository(repository)
     path = repository.path
-    held = LockFile.create(repository.layout.sessions)
+    held = LockFile.create(repository.directory.sessions)
     repository.close()
     spoil(path / "index" / "data.mdb", "rubbish")
     with pytest.raises(LockedError):
@@ -353,7 +353,7 @@ def test_an_index_is_not_set_aside_beside_a_running_save(repository: Repository)
 def test_a_torn_last_line_of_the_journal_was_never_acknowledged(repository: Repository) -> None:
     expected = busy_repository(repository)
     before = names(repository)
-    with repository.layout.journal.open("ab") as journal:
+    with repository.directory.journal.open("ab") as journal:
         journal.write(noise(100))
     with lose_index(repository) as rebuilt:
         rebuilt.fsck(repair=True)
@@ -387,7 +387,7 @@ def test_a_commit_that_failed_does_not_come_back_with_a_rebuild(
 
 def test_without_index_and_journal_every_snapshot_is_found_again(repository: Repository) -> None:
     expected = busy_repository(repository)
-    repository.layout.journal.unlink()
+    repository.directory.journal.unlink()
     with lose_index(repository) as rebuilt:
         rebuilt.fsck(repair=True)
         assert {one: contents(rebuilt, one) for one in expected} == expected

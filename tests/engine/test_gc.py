@@ -173,7 +173,7 @@ def test_a_pack_with_damage_in_it_is_not_rewritten(repository: Repository) -> No
 
 
 def test_two_gcs_do_not_run_at_once(repository: Repository) -> None:
-    with exclusive(repository.layout.gc_lock, "gc"), pytest.raises(LockedError):
+    with exclusive(repository.directory.gc_lock, "gc"), pytest.raises(LockedError):
         repository.gc()
 
 
@@ -207,13 +207,13 @@ def test_a_session_may_commit_a_child_of_what_was_removed_meanwhile(repository: 
 
 def test_orphans_of_a_crash_go(repository: Repository) -> None:
     save(repository, {"f": noise(3000)}, branch="main")
-    orphan = repository.layout.packs / "00000077.pack"
+    orphan = repository.directory.packs / "00000077.pack"
     orphan.write_bytes(noise(50_000))
-    (repository.layout.sessions / "123-dead").write_bytes(bytes(8))
+    (repository.directory.sessions / "123-dead").write_bytes(bytes(8))
     assert repository.fsck().clean
     repository.gc()
     assert not orphan.exists()
-    assert list(repository.layout.sessions.iterdir()) == []
+    assert list(repository.directory.sessions.iterdir()) == []
 
 
 def test_a_disk_that_is_full_stops_the_copies_only(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,12 +265,12 @@ def test_on_a_disk_that_is_nearly_full_old_packs_go_one_by_one(
 
 def test_what_is_not_ours_is_left_alone(repository: Repository) -> None:
     snapshot = save(repository, {"f": noise(3000)}, branch="main")
-    layout = repository.layout
+    directory = repository.directory
     strange = [
-        layout.packs / "notes.txt",
-        layout.packs / "000000ff.pack",
-        layout.sessions / "folder",
-        layout.pins / "folder",
+        directory.packs / "notes.txt",
+        directory.packs / "000000ff.pack",
+        directory.sessions / "folder",
+        directory.pins / "folder",
     ]
     for path in strange[1:]:
         path.mkdir()

@@ -74,7 +74,7 @@ def test_waiting_for_another_process_stops_no_other_thread(tmp_path: Path, way: 
 
 
 def test_readers_do_not_wait_for_a_write_transaction(repository: Repository) -> None:
-    with write_lock_held_elsewhere(repository.layout.index):
+    with write_lock_held_elsewhere(repository.directory.index):
         began = time.monotonic()
         assert repository.snapshots() == []
         assert repository.stats().chunks == 0

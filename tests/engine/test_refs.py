@@ -172,7 +172,7 @@ def test_a_pin_holds_its_snapshot_against_rm_and_gc(repository: Repository) -> N
     repository.gc()
     with pytest.raises(UnknownNameError):
         repository.pin(second.id, "late")
-    assert list(repository.layout.pins.iterdir()) == []
+    assert list(repository.directory.pins.iterdir()) == []
 
 
 HOLDER = """
@@ -198,7 +198,7 @@ def test_the_pin_of_a_dead_owner_holds_nothing(repository: Repository) -> None:
         finally:
             os.kill(holder.pid, signal.SIGKILL)
     assert repository.gc().snapshots_removed == 1
-    assert list(repository.layout.pins.iterdir()) == []
+    assert list(repository.directory.pins.iterdir()) == []
 
 
 def test_parents_of_any_number_are_kept(repository: Repository, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_nothing_of_a_session_without_commit_is_visible(repository: Repository) 
             assert other.lookup_many([ident]) == [False]
     assert repository.snapshots() == []
     assert pack_paths(repository) == []
-    assert list(repository.layout.sessions.iterdir()) == []
+    assert list(repository.directory.sessions.iterdir()) == []
 
 
 def test_a_session_that_has_ended_takes_no_commit(repository: Repository) -> None:
@@ -96,7 +96,7 @@ def test_a_session_that_has_ended_takes_no_commit(repository: Repository) -> Non
 
 
 def test_a_full_pack_is_published_and_the_next_begun(repository: Repository) -> None:
-    session = Session(repository.layout, repository.index, repository.journal, pack_target=100_000)
+    session = Session(repository.directory, repository.index, repository.journal, pack_target=100_000)
     files = {"a": noise(500_000)}
     snapshot = save(repository, files, session=session, branch="main")
     assert len(pack_paths(repository)) >= 5
@@ -325,7 +325,7 @@ def test_an_unknown_pack_version_is_refused(repository: Repository) -> None:
 
 def test_a_repository_is_its_owners_alone(repository: Repository) -> None:
     assert repository.path.stat().st_mode & 0o777 == 0o700
-    for path in [*pack_paths(repository), repository.layout.journal, repository.path / "secret"]:
+    for path in [*pack_paths(repository), repository.directory.journal, repository.path / "secret"]:
         assert path.stat().st_mode & 0o077 == 0
 
 

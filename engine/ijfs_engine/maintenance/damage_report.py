@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import ObjectId
 from ijfs_engine.maintenance.reachability import TreeWalker, split
 from ijfs_engine.storage.index import SNAPSHOTS
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Repository
+from ijfs_engine.storage.open_repository import OpenRepository
 
 _MOST_FILES: Final = 20
 _NONE: Final[frozenset[bytes]] = frozenset()
@@ -25,7 +23,7 @@ _NONE: Final[frozenset[bytes]] = frozenset()
 class Impact:
     """Which listed snapshots and which of their files reach the ids in `bad`."""
 
-    def __init__(self, repository: Repository, bad: set[ObjectId]) -> None:
+    def __init__(self, repository: OpenRepository, bad: set[ObjectId]) -> None:
         self._repository = repository
         self._walker = TreeWalker(repository.store, repository.index)
         self._bad = bad

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ijfs_engine._native.usage_graph import Census
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import DiskUsage, ObjectId, Usage
 from ijfs_engine.maintenance.reachability import Children, TreeWalker, split
+from ijfs_engine.storage import history
 from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, SNAPSHOTS
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Repository
+from ijfs_engine.storage.open_repository import OpenRepository
 
 _BATCH: Final = 512
 _MOST: Final = 0.2
@@ -28,10 +27,10 @@ _MOST: Final = 0.2
 looked up."""
 
 
-def disk_usage(repository: Repository, ids: Sequence[ObjectId]) -> DiskUsage:
+def disk_usage(repository: OpenRepository, ids: Sequence[ObjectId]) -> DiskUsage:
     """Usage of each snapshot against the others of `ids`, and of all as one. UnknownNameError, CorruptError."""
     for ident in ids:
-        repository.snapshot(ident)
+        history.snapshot(repository, ident)
     counter = _Counter(repository)
     counter.load(ids)
     logical = [counter.logical(ident) for ident in ids]
@@ -61,7 +60,7 @@ class _Directory(NamedTuple):
 class _Counter:
     """Reads everything that snapshots reach into a census."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: OpenRepository) -> None:
         self.census = Census()
         self._index = repository.index
         self._walker = TreeWalker(repository.store, repository.index)

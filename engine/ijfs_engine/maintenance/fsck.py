@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import compress
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,44 +19,40 @@ from ijfs_engine.maintenance.pack_check import Finding, PackCheck
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.repair import Repairer
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, SNAPSHOTS
+from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, SNAPSHOTS, is_whole
 from ijfs_engine.storage.journal import Transaction, replay
 from ijfs_engine.storage.locks import exclusive
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import pack_path
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Progress, Repository
+from ijfs_engine.util.progress import Progress
 
 
-def check(repository: Repository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
+def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
     """Check, and mend. LockedError beside gc, StorageError."""
-    with disk.storage_errors("fsck"), exclusive(repository.layout.gc_lock, "gc or fsck --repair"):
+    with disk.storage_errors("fsck"), exclusive(repository.directory.gc_lock, "gc or fsck --repair"):
         checker = Checker(repository, data=data, progress=progress)
-        mender = Repairer(repository)
-        if not _whole(repository):
+        repairer = Repairer(repository)
+        with repository.index.read() as view:
+            whole = is_whole(view)
+        if not whole:
             lost = Finding("index", None, "index", "the index is lost")
             if not repair:
                 return checker.report([lost], [])
-            mender.rebuild()
+            repairer.rebuild()
             findings = [lost, *checker.run()]
         else:
             findings = checker.run()
         # Whom it hurts has to be asked before the repair lets go of what is damaged.
         report = checker.report(findings, [])
         if repair and findings:
-            mender.mend(findings)
-        return checker.with_repairs(report, mender.done)
-
-
-def _whole(repository: Repository) -> bool:
-    with repository.index.read() as view:
-        return view.get(META, b"whole") is not None
+            repairer.repair(findings)
+        return checker.with_repairs(report, repairer.done)
 
 
 class Checker:
     """One check."""
 
-    def __init__(self, repository: Repository, *, data: bool, progress: Progress | None) -> None:
+    def __init__(self, repository: OpenRepository, *, data: bool, progress: Progress | None) -> None:
         self._repository = repository
         self._index = repository.index
         self._store = repository.store
@@ -113,7 +108,7 @@ class Checker:
             rows = list(view.items(PACKS))
         for key, row in rows:
             (number,), (_, size) = PACK_KEY.unpack(key), PACK_ROW.unpack(row)
-            path = pack_path(self._repository.layout.packs, number)
+            path = pack_path(self._repository.directory.packs, number)
             if not path.exists():
                 yield Finding("pack", None, path.name, "the pack is missing")
             elif path.stat().st_size < size:

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import compress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE
@@ -35,13 +35,11 @@ from ijfs_engine.storage.index import (
 )
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.locks import exclusive, live_files
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import log_records
 from ijfs_engine.storage.revisions import frontier, removed_row
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Progress, Repository
-
+from ijfs_engine.util.progress import Progress
 
 _STRIDE: Final = 16_384
 """Marks per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
@@ -64,10 +62,10 @@ class _Doomed(NamedTuple):
     waiting: int
 
 
-def collect(repository: Repository, *, dry_run: bool, progress: Progress | None) -> GcReport:
+def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | None) -> GcReport:
     """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
     because then nobody knows what it needs. StorageError."""
-    with disk.storage_errors("gc"), exclusive(repository.layout.gc_lock, "gc"):
+    with disk.storage_errors("gc"), exclusive(repository.directory.gc_lock, "gc"):
         collector = _Collector(repository, progress)
         return collector.estimate() if dry_run else collector.run()
 
@@ -75,19 +73,19 @@ def collect(repository: Repository, *, dry_run: bool, progress: Progress | None)
 class _Collector:
     """One run of gc."""
 
-    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+    def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
         self._repository = repository
         self._index: Index = repository.index
         self._progress = progress
         self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
-        self._before = disk_size(repository.layout)
+        self._before = disk_size(repository.directory)
 
     def run(self) -> GcReport:
         """Mark, condemn, sweep, repack."""
         self._index.write(self._repository.journal.trim)
         remove_orphans(self._repository)
         # Sessions and pins of the dead leave a file; looking at the living removes it.
-        list(live_files(self._repository.layout.sessions))
+        list(live_files(self._repository.directory.sessions))
         roots = self._settle_roots()
         doomed = self._mark_and_sweep(roots)
         self._drop_sidecars(roots.heads)
@@ -103,7 +101,7 @@ class _Collector:
             packs_removed=repacker.removed,
             packs_rewritten=repacker.rewritten,
             bytes_before=self._before,
-            bytes_after=disk_size(self._repository.layout),
+            bytes_after=disk_size(self._repository.directory),
         )
 
     def _mark_and_sweep(self, roots: Roots) -> _Doomed:
@@ -171,7 +169,7 @@ class _Collector:
         return roots
 
     def _heads(self, view: View) -> frozenset[ObjectId]:
-        pins = live_pins(self._repository.layout.pins)
+        pins = live_pins(self._repository.directory.pins)
         return frozenset(value for _, value in view.items(REFS)) | pins.ids
 
     def _divide(self, listed: frozenset[ObjectId], heads: frozenset[ObjectId]) -> Roots:
@@ -256,7 +254,7 @@ class _Collector:
         """The epoch in which the oldest running session began."""
         epochs = [
             U64.unpack(data)[0] if len(data) == U64.size else 0
-            for _, data in live_files(self._repository.layout.sessions)
+            for _, data in live_files(self._repository.directory.sessions)
         ]
         with self._index.read() as view:
             return min([*epochs, view.number(b"epoch")])
@@ -294,7 +292,7 @@ class _Collector:
 
         Not while a session runs: it may be about to commit a child of one.
         """
-        if any(True for _ in live_files(self._repository.layout.sessions)):
+        if any(True for _ in live_files(self._repository.directory.sessions)):
             return
         listed = {ident for ident, _ in update.items(SNAPSHOTS)}
         if not listed <= self._parents.keys():

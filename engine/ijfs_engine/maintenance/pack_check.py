@@ -22,14 +22,14 @@ from ijfs_engine.format.frames import EncodedChunk, FrameKind, decode_frame, pad
 from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place, encode_where
 from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.util.pipeline import cores, thread_pool
+from ijfs_engine.util.progress import Progress
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-
-    from ijfs_engine.repository import Progress, Repository
 
 _GROUP: Final = 512
 """Frames per task: up to 8 MiB of stored bytes, so that handing over costs nothing."""
@@ -83,7 +83,7 @@ _tools = _Tools()
 class PackCheck:
     """One pass over all packs that the index knows."""
 
-    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+    def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
         self._repository = repository
         self._index = repository.index
         self._progress = progress
@@ -111,7 +111,7 @@ class PackCheck:
         return findings
 
     def _pack(self, number: int, size: int) -> list[Finding]:
-        path = pack_path(self._repository.layout.packs, number)
+        path = pack_path(self._repository.directory.packs, number)
         findings: list[Finding] = []
         try:
             self._header(path, number)
@@ -130,7 +130,7 @@ class PackCheck:
     def _header(self, path: Path, number: int) -> None:
         with path.open("rb") as file:
             named, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
-        if named != number or owner != self._repository.layout.id:
+        if named != number or owner != self._repository.directory.id:
             raise CorruptError(f"{path.name} is pack {named} of another repository or place")
 
     def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
@@ -247,13 +247,13 @@ class PackCheck:
         met = IdSet()
         for number, size in packs.items():
             with suppress(OSError):
-                path = pack_path(self._repository.layout.packs, number)
+                path = pack_path(self._repository.directory.packs, number)
                 for checked in self._frames(path, number, size):
                     met.add(b"".join(checked.live))
         return met
 
     def _exists(self, number: int) -> bool:
-        return pack_path(self._repository.layout.packs, number).exists()
+        return pack_path(self._repository.directory.packs, number).exists()
 
 
 def _place(number: int, offset: int) -> str:

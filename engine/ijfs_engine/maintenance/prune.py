@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.format.records import ObjectId, Snapshot
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Repository
+from ijfs_engine.storage import disk, history
+from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.storage.pins import live_pins
 
 
 class PrunePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +50,11 @@ _PERIODS: Final[tuple[tuple[str, Callable[[datetime], tuple[int, ...]]], ...]] =
 )
 
 
-def prune(repository: Repository, policy: PrunePolicy, *, dry_run: bool) -> PruneReport:
+def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> PruneReport:
     """Apply a policy to every branch. IjfsError for a policy that keeps nothing."""
     if not any(getattr(policy, field) for field in policy.__struct_fields__):
         raise IjfsError("this would keep nothing", hint="say what to keep, such as --keep-last 10")
-    snapshots = {one.id: one for one in repository.snapshots()}
+    snapshots = {one.id: one for one in history.snapshots(repository)}
     reasons: dict[ObjectId, list[str]] = {}
     in_lines: set[ObjectId] = set()
     for name, head in repository.refs.branches().items():
@@ -67,7 +67,7 @@ def prune(repository: Repository, policy: PrunePolicy, *, dry_run: bool) -> Prun
     # What is in no branch's line (another parent of a merge, something without a name) is not this policy's business.
     removed = [ident for ident in snapshots if ident in in_lines and ident not in reasons]
     if not dry_run:
-        repository.remove_many(removed)
+        history.remove(repository, removed)
     kept = [(ident, tuple(reasons.get(ident, ["in no branch's line"]))) for ident in snapshots if ident not in removed]
     return PruneReport(dry_run=dry_run, kept=kept, removed=removed)
 
@@ -87,15 +87,17 @@ def _first(line: Sequence[Snapshot], number: int) -> Sequence[Snapshot]:
     return line if number < 0 else line[:number]
 
 
-def _line(repository: Repository, snapshots: Mapping[ObjectId, Snapshot], head: ObjectId) -> list[Snapshot]:
+def _line(repository: OpenRepository, snapshots: Mapping[ObjectId, Snapshot], head: ObjectId) -> list[Snapshot]:
     line: list[Snapshot] = []
     ident: ObjectId | None = head
     while ident is not None and ident in snapshots:
         line.append(snapshots[ident])
-        ident = repository.nearest(snapshots[ident].parents[:1])
+        ident = history.nearest(repository, snapshots[ident].parents[:1])
     return line
 
 
-def _held(repository: Repository) -> Iterable[tuple[ObjectId, str]]:
+def _held(repository: OpenRepository) -> Iterable[tuple[ObjectId, str]]:
     yield from ((ident, f"tag {name}") for name, ident in repository.refs.tags().items())
-    yield from ((pin.id, f"in use by {pin.owner}") for pin in repository.pins())
+    with disk.storage_errors("reading the pins"):
+        pins = live_pins(repository.directory.pins).pins
+    yield from ((pin.id, f"in use by {pin.owner}") for pin in pins)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ijfs_engine.errors import CorruptError, LockedError, UnknownFormatError
 from ijfs_engine.format.frames import FrameKind, base_ids
 from ijfs_engine.format.records import ObjectId, decode_snapshot
+from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.storage.frame_scan import Scanned, scan_frames
 from ijfs_engine.storage.index import (
     BASES,
@@ -27,10 +28,12 @@ from ijfs_engine.storage.index import (
     U64,
     Place,
     Update,
+    mark_whole,
 )
 from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, replay
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
 from ijfs_engine.storage.refs import branch_key, log_records, log_transaction, move_ref
@@ -38,8 +41,6 @@ from ijfs_engine.storage.revisions import removed_row
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from ijfs_engine.repository import Repository
 
 
 _OBJECTS: Final = frozenset((FrameKind.LEAF, FrameKind.FILE, FrameKind.LAYOUT, FrameKind.TREE, FrameKind.SNAPSHOT))
@@ -65,7 +66,7 @@ class _Found(NamedTuple):
 class Rebuilder:
     """One rebuild."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: OpenRepository) -> None:
         self._repository = repository
         self._index = repository.index
         self._based: list[_Based] = []
@@ -73,12 +74,10 @@ class Rebuilder:
 
     def run(self) -> list[str]:
         """Fill the empty index; what was done, in sentences. StorageError, LockedError."""
-        from ijfs_engine.repository import mark_whole
-
-        if any(True for _ in live_files(self._repository.layout.sessions)):
+        if any(True for _ in live_files(self._repository.directory.sessions)):
             raise LockedError("a save is running, and it does not know that the index is lost")
         self._index.write(_clear)
-        for number, path in pack_files(self._repository.layout.packs):
+        for number, path in pack_files(self._repository.directory.packs):
             self._pack(number, path)
         self._index.write(self._put_based)
         done = self._names()
@@ -159,7 +158,7 @@ class Rebuilder:
             done.append(f"{len(lost)} snapshots of the journal are in no pack any more")
         if not whole:
             done.append("the journal is damaged, too: it was written anew")
-            self._rewrite_journal()
+            rewrite_journal(self._repository)
             done += self._adopt(found)
         return done
 
@@ -167,8 +166,8 @@ class Rebuilder:
         """What the journal holds, and whether it is whole."""
         try:
             entries = list(self._repository.journal.transactions())
-            with self._repository.layout.journal.open("rb") as file:
-                decode_pack_header(file.read(PACK_HEADER_SIZE), self._repository.layout.journal)
+            with self._repository.directory.journal.open("rb") as file:
+                decode_pack_header(file.read(PACK_HEADER_SIZE), self._repository.directory.journal)
         except (FileNotFoundError, CorruptError):
             return [], False
         sound = [(end, entry) for end, entry in entries if isinstance(entry, Transaction)]
@@ -189,16 +188,6 @@ class Rebuilder:
             update.put(REFS, name.encode(), ident)
         for transaction in transactions:
             log_transaction(update, transaction)
-
-    def _rewrite_journal(self) -> None:
-        from ijfs_engine.maintenance.repair import history
-
-        def change(update: Update) -> None:
-            transactions = history(update)
-            end = self._repository.journal.rewrite(transactions)
-            self._repository.journal.set_position(update, end, transactions[-1].sequence)
-
-        self._index.write(change)
 
     def _adopt(self, found: list[ObjectId]) -> list[str]:
         """List snapshots that only the packs know of, with a branch at each that is nobody's parent."""

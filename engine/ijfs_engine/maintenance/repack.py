@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine.errors import CorruptError, StorageError
@@ -31,10 +31,9 @@ from ijfs_engine.storage.index import (
     next_pack,
 )
 from ijfs_engine.storage.locks import try_take
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, PACK_TARGET, PackReader, PackWriter, pack_files, pack_path
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Progress, Repository
+from ijfs_engine.util.progress import Progress
 
 SPARSE: Final = 0.2
 """A pack is written anew when more than this share of it is dead: five bytes moved for each given back, at worst."""
@@ -69,10 +68,10 @@ class _Pack(NamedTuple):
 class Repacker:
     """One run."""
 
-    def __init__(self, repository: Repository, progress: Progress | None) -> None:
+    def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
         self._repository = repository
         self._index = repository.index
-        self._directory = repository.layout.packs
+        self._directory = repository.directory.packs
         self._progress = progress
         self.removed = 0
         self.rewritten = 0
@@ -223,11 +222,11 @@ def _point(update: Update, rows: Sequence[tuple[bytes, int, bytes, bytes]]) -> N
 class _Mover:
     """Copies live frames into new packs of one kind, and remembers what the index is to be told."""
 
-    def __init__(self, repository: Repository, kind: int) -> None:
+    def __init__(self, repository: OpenRepository, kind: int) -> None:
         self._repository = repository
         self._index = repository.index
         self._kind = kind
-        self._reader = PackReader(repository.layout.packs)
+        self._reader = PackReader(repository.directory.packs)
         self._writers: list[PackWriter] = []
         self.moved = _Moved()
         self.whole: list[int] = []
@@ -260,7 +259,7 @@ class _Mover:
         for writer in self._writers:
             writer.finish(sync=self._kind == DATA)
         if self._writers:
-            disk.fsync_dir(self._repository.layout.packs)
+            disk.fsync_dir(self._repository.directory.packs)
         return self._writers
 
     def renew(self) -> None:
@@ -298,15 +297,14 @@ class _Mover:
     def _writer(self) -> PackWriter:
         if not self._writers or self._writers[-1].size >= PACK_TARGET:
             number = self._index.write(next_pack)
-            layout = self._repository.layout
-            self._writers.append(PackWriter(layout.packs, number, self._kind, layout.id))
+            directory = self._repository.directory
+            self._writers.append(PackWriter(directory.packs, number, self._kind, directory.id))
         return self._writers[-1]
 
 
-def remove_orphans(repository: Repository) -> None:
+def remove_orphans(repository: OpenRepository) -> None:
     """Remove pack files that no session holds and the index does not know: what a crash left."""
-    layout = repository.layout
-    for number, path in list(pack_files(layout.packs)):
+    for number, path in list(pack_files(repository.directory.packs)):
         with repository.index.read() as view:
             known = view.get(PACKS, PACK_KEY.pack(number)) is not None
         if known:
@@ -322,14 +320,14 @@ def remove_orphans(repository: Repository) -> None:
         os.close(fd)
 
 
-def disk_size(layout: RepositoryDirectory) -> int:
+def disk_size(repository: RepositoryDirectory) -> int:
     """Bytes that packs, index and journal take on disk."""
     total = 0
-    for directory in (layout.packs, layout.index):
+    for directory in (repository.packs, repository.index):
         for path in directory.iterdir():
             with suppress(FileNotFoundError):
                 total += path.stat().st_blocks * 512
-    return total + layout.journal.stat().st_blocks * 512
+    return total + repository.journal.stat().st_blocks * 512
 
 
 def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:

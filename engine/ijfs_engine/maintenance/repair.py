@@ -9,11 +9,12 @@ through the journal; a lost journal is written anew from the index; a lost index
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind
+from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.maintenance.pack_check import Finding
 from ijfs_engine.maintenance.reachability import split
 from ijfs_engine.maintenance.rebuild_index import Rebuilder, place_of
@@ -25,7 +26,6 @@ from ijfs_engine.storage.index import (
     PACK_KEY,
     PACK_ROW,
     PACKS,
-    REFLOG,
     REFS,
     REMOVED,
     SNAPSHOTS,
@@ -33,14 +33,12 @@ from ijfs_engine.storage.index import (
     Place,
     Update,
 )
-from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
+from ijfs_engine.storage.journal import SnapshotAdded
 from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA, pack_files, pack_path
-from ijfs_engine.storage.refs import log_records, move_ref, whoami
+from ijfs_engine.storage.refs import log_records, move_ref
 from ijfs_engine.storage.revisions import nearest
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Repository
 
 
 class _Copy(NamedTuple):
@@ -54,7 +52,7 @@ class _Copy(NamedTuple):
 class Repairer:
     """One repair; `done` says in sentences what it did."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: OpenRepository) -> None:
         self._repository = repository
         self._index = repository.index
         self.done: list[str] = []
@@ -63,16 +61,16 @@ class Repairer:
         """Build the index from packs and journal. StorageError, LockedError while sessions run."""
         self.done += Rebuilder(self._repository).run()
 
-    def mend(self, findings: list[Finding]) -> None:
+    def repair(self, findings: list[Finding]) -> None:
         """Put right what `Checker` found. StorageError."""
-        self._mend_packs([one for one in findings if one.what == "pack"])
-        self._mend_frames({one.id for one in findings if one.what in ("frame", "missing") and one.id is not None})
-        self._mend_journal([one for one in findings if one.what == "journal"])
-        self._mend_refs([one for one in findings if one.what == "ref"])
+        self._repair_packs([one for one in findings if one.what == "pack"])
+        self._repair_frames({one.id for one in findings if one.what in ("frame", "missing") and one.id is not None})
+        self._repair_journal([one for one in findings if one.what == "journal"])
+        self._repair_refs([one for one in findings if one.what == "ref"])
 
     # --- frames
 
-    def _mend_frames(self, bad: set[bytes]) -> None:
+    def _repair_frames(self, bad: set[bytes]) -> None:
         if not bad:
             return
         copies = self._copies(bad)
@@ -89,7 +87,7 @@ class Repairer:
     def _copies(self, bad: set[bytes]) -> dict[bytes, _Copy]:
         """Sound frames of these ids, wherever they stand in a pack; the shallowest of several chunks."""
         found: dict[bytes, _Copy] = {}
-        for number, path in pack_files(self._repository.layout.packs):
+        for number, path in pack_files(self._repository.directory.packs):
             for scanned in scan_frames(path):
                 if scanned.frame is None or scanned.header is None or scanned.frame.id not in bad:
                     continue
@@ -119,18 +117,18 @@ class Repairer:
                 update.delete(table, ident)
         for ident, copy in copies.items():
             update.put(copy.table, ident, copy.place.encode())
-            path = pack_path(self._repository.layout.packs, copy.place.pack)
+            path = pack_path(self._repository.directory.packs, copy.place.pack)
             update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA, path.stat().st_size))
 
     # --- packs
 
-    def _mend_packs(self, findings: list[Finding]) -> None:
+    def _repair_packs(self, findings: list[Finding]) -> None:
         """A pack that is gone is forgotten; its frames are reported, and let go, one by one."""
         gone: list[bytes] = []
         with self._index.read() as view:
             keys = [key for key, _ in view.items(PACKS)]
         for key in keys:
-            if not pack_path(self._repository.layout.packs, PACK_KEY.unpack(key)[0]).exists():
+            if not pack_path(self._repository.directory.packs, PACK_KEY.unpack(key)[0]).exists():
                 gone.append(key)
         if findings and gone:
             self._index.write(lambda update: update.delete_many(PACKS, gone))
@@ -138,26 +136,20 @@ class Repairer:
 
     # --- names
 
-    def _mend_journal(self, findings: list[Finding]) -> None:
+    def _repair_journal(self, findings: list[Finding]) -> None:
         if not findings:
             return
-
-        def change(update: Update) -> None:
-            transactions = history(update)
-            end = self._repository.journal.rewrite(transactions)
-            self._repository.journal.set_position(update, end, transactions[-1].sequence)
-
-        self._index.write(change)
+        rewrite_journal(self._repository)
         self.done.append("wrote the journal anew from the index")
 
-    def _mend_refs(self, findings: list[Finding]) -> None:
+    def _repair_refs(self, findings: list[Finding]) -> None:
         for finding in findings:
             key = finding.where.encode()
             with self._index.read() as view:
                 target = view.get(REFS, key)
             if target is None:
                 continue
-            change = partial(self._mend_ref, key=key, target=target, created=self._recorded(target))
+            change = partial(self._repair_ref, key=key, target=target, created=self._recorded(target))
             self.done.append(self._index.write(change))
 
     def _recorded(self, ident: bytes) -> int | None:
@@ -167,7 +159,7 @@ class Repairer:
         except CorruptError:
             return None
 
-    def _mend_ref(self, update: Update, key: bytes, target: bytes, created: int | None) -> str:
+    def _repair_ref(self, update: Update, key: bytes, target: bytes, created: int | None) -> str:
         name = key.decode()
         if created is not None and update.get(REMOVED, target) is None:
             update.put(SNAPSHOTS, target, U64.pack(created))
@@ -198,30 +190,3 @@ def _drop_baseless(update: Update) -> int:
         for chunk in gone:
             dropped += update.delete(CHUNKS, chunk)
             update.delete(BASES, chunk)
-
-
-def history(update: Update) -> list[Transaction]:
-    """A journal that leads to what the index says: the log of refs as it was, then what is listed and removed."""
-    transactions: list[Transaction] = []
-    for key, row in update.items(REFLOG):
-        time_ns, record = decode_record(row)
-        sequence = int.from_bytes(key[:8], "big")
-        transactions.append(Transaction(sequence, time_ns, (record,)))
-    last = transactions[-1] if transactions else Transaction(0, 0, ())
-    records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in update.items(REMOVED)]
-    records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in update.items(SNAPSHOTS)]
-    records += _corrections(update, transactions)
-    return [*transactions, Transaction(last.sequence + 1, last.time_ns, tuple(records))]
-
-
-def _corrections(update: Update, transactions: list[Transaction]) -> list[RefMoved]:
-    """Where the log of refs does not end where the refs are."""
-    ends: dict[str, bytes | None] = {}
-    for transaction in transactions:
-        ends.update({one.name: one.new for one in transaction.records if isinstance(one, RefMoved)})
-    refs = {key.decode(): value for key, value in update.items(REFS)}
-    return [
-        RefMoved(name, ends.get(name), refs.get(name), "fsck --repair", whoami())
-        for name in sorted(ends.keys() | refs.keys())
-        if ends.get(name) != refs.get(name)
-    ]

@@ -25,7 +25,7 @@ from ijfs_engine.util.pipeline import Pipeline
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from ijfs_engine.repository import Progress
+    from ijfs_engine.util.progress import Progress
 
 # Files whose writes are under way at the same time; each holds a descriptor.
 _MOST_OPEN: Final = 64

@@ -1,6 +1,6 @@
 """Where things are in a repository's directory, and its format version: the first thing that is read.
 
-`Repository.init` and `open` use it; every other module gets paths from here.
+`Repository.init` and `Repository.open` find it; every other module gets paths from here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,48 @@ class RepositoryDirectory:
 
     path: Path
     id: bytes
-    refusal: StorageError | None = None
-    """Why it can only be read, where it can."""
+    read_only_reason: StorageError | None = None
+    """Why it can only be read; None where it can be written."""
+
+    @classmethod
+    def create(cls, path: Path) -> RepositoryDirectory:
+        """Make the directories; `seal` then makes it a repository. IjfsError if something is there, StorageError."""
+        with disk.storage_errors(f"making a repository at {path}"):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise IjfsError(f"{path} is not an empty directory", hint="name a new directory, or an empty one")
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Snapshots hold memory, and memory holds secrets.
+            path.chmod(0o700)
+            for name in _DIRECTORIES:
+                (path / name).mkdir(mode=0o700)
+        return cls(path.resolve(), os.urandom(16))
+
+    def seal(self) -> None:
+        """Write the format file, last: a repository that was only half made is none."""
+        text = f"ijfs repository\nversion: {FORMAT_VERSION}\nid: {self.id.hex()}\n"
+        with disk.storage_errors(f"making a repository at {self.path}"):
+            disk.write_file(self.path / "format", text.encode())
+
+    @classmethod
+    def find(cls, path: Path) -> RepositoryDirectory:
+        """Recognise a repository. NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
+        ident = _read_format(path)
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
+        return cls(path.resolve(), ident, _read_only_reason(path))
+
+    def make_missing(self) -> None:
+        """Make the directories that are missing, unless the repository can only be read. StorageError."""
+        if self.read_only_reason is not None:
+            return
+        with disk.storage_errors(f"opening the repository {self.path}"):
+            for name in _DIRECTORIES:
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
 
     def check_writable(self) -> None:
-        """Raise `refusal`, if there is one. Whatever changes the repository asks before it begins."""
-        if self.refusal is not None:
-            raise self.refusal
+        """Raise `read_only_reason`, if there is one. Whatever changes the repository asks before it begins."""
+        if self.read_only_reason is not None:
+            raise self.read_only_reason
 
     @property
     def index(self) -> Path:
@@ -73,28 +108,8 @@ class RepositoryDirectory:
             return path.read_bytes()
 
 
-def make(path: Path) -> RepositoryDirectory:
-    """Make the directories; `seal` then makes it a repository. IjfsError if something is there, StorageError."""
-    with disk.storage_errors(f"making a repository at {path}"):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise IjfsError(f"{path} is not an empty directory", hint="name a new directory, or an empty one")
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Snapshots hold memory, and memory holds secrets.
-        path.chmod(0o700)
-        for name in _DIRECTORIES:
-            (path / name).mkdir(mode=0o700)
-    return RepositoryDirectory(path.resolve(), os.urandom(16))
-
-
-def seal(layout: RepositoryDirectory) -> None:
-    """Write the format file, last: a repository that was only half made is none."""
-    text = f"ijfs repository\nversion: {FORMAT_VERSION}\nid: {layout.id.hex()}\n"
-    with disk.storage_errors(f"making a repository at {layout.path}"):
-        disk.write_file(layout.path / "format", text.encode())
-
-
-def find(path: Path) -> RepositoryDirectory:
-    """Recognise a repository. NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
+def _read_format(path: Path) -> bytes:
+    """The repository's id, out of its format file."""
     file = path / "format"
     with disk.storage_errors(f"opening the repository {path}"):
         try:
@@ -111,12 +126,10 @@ def find(path: Path) -> RepositoryDirectory:
     whole = _FORMAT.fullmatch(data)
     if whole is None:
         raise CorruptError(f"{file} is damaged")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
-    return RepositoryDirectory(path.resolve(), bytes.fromhex(whole[2].decode()), _refusal(path))
+    return bytes.fromhex(whole[2].decode())
 
 
-def _refusal(path: Path) -> StorageError | None:
+def _read_only_reason(path: Path) -> StorageError | None:
     index = path / "index"
     needed = (path, index, index / "data.mdb", index / "lock.mdb")
     if all(os.access(one, os.W_OK) for one in needed if one.exists()):
@@ -129,12 +142,3 @@ def _refusal(path: Path) -> StorageError | None:
     return StorageError(
         f"{path} can only be read: it is not yours to write", hint="check who owns the repository and its permissions"
     )
-
-
-def mend(layout: RepositoryDirectory) -> None:
-    """Make the directories that are missing, unless it can only be read. StorageError."""
-    if layout.refusal is not None:
-        return
-    with disk.storage_errors(f"opening the repository {layout.path}"):
-        for name in _DIRECTORIES:
-            (layout.path / name).mkdir(mode=0o700, exist_ok=True)

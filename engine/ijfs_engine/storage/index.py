@@ -64,6 +64,9 @@ _LOOKS: Final = 1024
 _READERS: Final = 1024
 """Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
 
+_WHOLE: Final = b"whole"
+"""The META row that tells an index from the empty one LMDB makes where there is none."""
+
 U64: Final = struct.Struct("<Q")
 PACK_KEY: Final = struct.Struct(">I")
 PACK_ROW: Final = struct.Struct("<BQ")
@@ -211,16 +214,16 @@ class Index:
     _shared: ClassVar[dict[tuple[int, int, int, bool], Index]] = {}
     _shared_lock: ClassVar[Lock] = Lock()
 
-    def __init__(self, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> None:
+    def __init__(self, path: Path, *, map_size: int = FIRST_MAP, read_only_reason: StorageError | None = None) -> None:
         self.path = path
-        self._refusal = refusal
+        self._read_only_reason = read_only_reason
         self._data = path / "data.mdb"
         self._looked = 0
         self._gate = _Gate()
         self._inside = local()
         self._users = 1
         with disk.storage_errors(f"the index {path} does not open"):
-            if refusal is None:
+            if read_only_reason is None:
                 self._open(map_size)
             else:
                 self._open_to_read(map_size)
@@ -247,19 +250,19 @@ class Index:
         self._tables = {name: self._env.open_db(name, create=False) for name in TABLES}
 
     @classmethod
-    def open(cls, path: Path, *, map_size: int = FIRST_MAP, refusal: StorageError | None = None) -> Index:
-        """The process's index of that directory, opened if it is not yet; with a `refusal` to be read alone, and every
-        `write` raises it. StorageError."""
+    def open(cls, path: Path, *, map_size: int = FIRST_MAP, read_only_reason: StorageError | None = None) -> Index:
+        """The process's index of that directory, opened if it is not yet; with a `read_only_reason` it can only be
+        read, and every `write` raises that. StorageError."""
         with disk.storage_errors(f"the index {path} does not open"):
-            if refusal is None:
+            if read_only_reason is None:
                 path.mkdir(mode=0o700, exist_ok=True)
             status = path.stat()
         # The pid keeps a forked child from using its parent's environment, which LMDB forbids.
-        key = (os.getpid(), status.st_dev, status.st_ino, refusal is None)
+        key = (os.getpid(), status.st_dev, status.st_ino, read_only_reason is None)
         with cls._shared_lock:
             index = cls._shared.get(key)
             if index is None:
-                index = cls._shared[key] = cls(path, map_size=map_size, refusal=refusal)
+                index = cls._shared[key] = cls(path, map_size=map_size, read_only_reason=read_only_reason)
                 index._key = key
             else:
                 index._users += 1
@@ -283,7 +286,7 @@ class Index:
             try:
                 yield View(txn, self._tables, self._count)
             finally:
-                if self._refusal is not None:
+                if self._read_only_reason is not None:
                     self._check_undisturbed(txn)
 
     def _check_undisturbed(self, txn: lmdb.Transaction) -> None:
@@ -324,8 +327,8 @@ class Index:
         Waits for the writer before it. `change` runs again from the start when the map had to grow: apart from the
         transaction it may only do what can be repeated. An exception from it aborts. StorageError.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        if self._read_only_reason is not None:
+            raise self._read_only_reason
         with disk.storage_errors("writing the index"):
             while True:
                 try:
@@ -441,3 +444,13 @@ def next_pack(update: Update) -> int:
     number = update.number(b"next_pack") + 1
     update.set_number(b"next_pack", number)
     return number
+
+
+def mark_whole(update: Update) -> None:
+    """Say that the index holds all there is; a rebuild says so last."""
+    update.put(META, _WHOLE, b"1")
+
+
+def is_whole(view: View) -> bool:
+    """Whether the index holds all there is: one that was lost, or is being rebuilt, does not."""
+    return view.get(META, _WHOLE) is not None

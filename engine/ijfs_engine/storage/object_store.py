@@ -74,20 +74,20 @@ class _Failed(NamedTuple):
 class Store:
     """Reads by id; safe to use from several threads and beside any writer or gc in other processes."""
 
-    def __init__(self, layout: RepositoryDirectory, index: Index, *, ahead: bool = True) -> None:
+    def __init__(self, directory: RepositoryDirectory, index: Index, *, ahead: bool = True) -> None:
         """`ahead` is `PackReader`'s."""
-        self._layout = layout
+        self._directory = directory
         self._index = index
-        self._packs = PackReader(layout.packs, ahead=ahead)
+        self._packs = PackReader(directory.packs, ahead=ahead)
 
     def here_and_there(self) -> Store:
         """The same with packs of its own, to be closed, for who reads in many places and little in each."""
-        return Store(self._layout, self._index, ahead=False)
+        return Store(self._directory, self._index, ahead=False)
 
     @cached_property
     def secret(self) -> bytes:
         """32 bytes of this repository alone: the key of page fingerprints."""
-        return self._layout.secret()
+        return self._directory.secret()
 
     def close(self) -> None:
         """Let go of every pack."""

@@ -138,10 +138,10 @@ class Session:
     """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
 
     def __init__(
-        self, layout: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
+        self, directory: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
     ) -> None:
         """Registers; StorageError."""
-        self._layout = layout
+        self._directory = directory
         self._index = index
         self._journal = journal
         self._pack_target = pack_target
@@ -155,7 +155,7 @@ class Session:
         self.stored_bytes = 0
         """Pack bytes that this session has appended so far."""
         with disk.storage_errors("starting a session"):
-            self._registration = LockFile.create(layout.sessions)
+            self._registration = LockFile.create(directory.sessions)
         try:
             with index.read() as view:
                 self.epoch = view.number(b"epoch")
@@ -342,7 +342,7 @@ class Session:
         while True:
             number = self._index.write(next_pack)
             with contextlib.suppress(FileExistsError):
-                return PackWriter(self._layout.packs, number, kind, self._layout.id)
+                return PackWriter(self._directory.packs, number, kind, self._directory.id)
 
     def _settle(self) -> None:
         """Everything that was put is in packs, and durable; of many rows only the last are not yet in the index."""
@@ -352,7 +352,7 @@ class Session:
             writer.finish(sync=writer.kind == DATA)
             self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
         if writers:
-            disk.fsync_dir(self._layout.packs)
+            disk.fsync_dir(self._directory.packs)
         *first, last = self._rows.sliced()
         for part in first:
             self._index.write(part.put)

@@ -8,13 +8,12 @@ Called through `Repository.working_set` and `Repository.put_working_set`.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ijfs_engine.errors import UnknownNameError
 from ijfs_engine.format.records import ObjectId
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Repository
+from ijfs_engine.storage import history
+from ijfs_engine.storage.open_repository import OpenRepository
 
 MAX_BYTES: Final = 1 << 20
 """A working set is a hint; one this long names 4 GiB in pieces of 64 KiB even where nothing of it compresses."""
@@ -22,17 +21,17 @@ MAX_GENERATIONS: Final = 64
 """How far back an ancestor's working set is looked for: what a program touched longer ago says little of it now."""
 
 
-def put(repository: Repository, ident: ObjectId, data: bytes) -> None:
+def put(repository: OpenRepository, ident: ObjectId, data: bytes) -> None:
     """Keep `data` as the working set of a snapshot; the latest one wins. UnknownNameError, StorageError, ValueError."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"a working set has at most {MAX_BYTES} bytes, not {len(data)}")
-    repository.snapshot(ident)
+    history.snapshot(repository, ident)
     with repository.session() as session:
         session.put_sidecar(ident, data)
         session.publish()
 
 
-def find(repository: Repository, ident: ObjectId, generations: int = MAX_GENERATIONS) -> bytes | None:
+def find(repository: OpenRepository, ident: ObjectId, generations: int = MAX_GENERATIONS) -> bytes | None:
     """The working set of a snapshot, or of the nearest ancestor that has one. CorruptError."""
     generation = [ident]
     seen = set(generation)
@@ -46,10 +45,10 @@ def find(repository: Repository, ident: ObjectId, generations: int = MAX_GENERAT
     return None
 
 
-def _parents(repository: Repository, generation: list[ObjectId], seen: set[ObjectId]) -> list[ObjectId]:
+def _parents(repository: OpenRepository, generation: list[ObjectId], seen: set[ObjectId]) -> list[ObjectId]:
     found: list[ObjectId] = []
     for ident in generation:
         with contextlib.suppress(UnknownNameError):  # removed since
-            found += [parent for parent in repository.parents(ident) if parent not in seen]
+            found += [parent for parent in history.parents(repository, ident) if parent not in seen]
             seen.update(found)
     return found

@@ -29,7 +29,7 @@ from ijfs_engine.write.sources import Opened, Source, opened
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from ijfs_engine.repository import Progress
+    from ijfs_engine.util.progress import Progress
 
 # Files that have begun and not ended: each holds a descriptor and its leaves' ids.
 _MOST_OPEN: Final = 64

@@ -10,15 +10,18 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
 from ijfs_engine.read.reader import Reader
+from ijfs_engine.storage import history
 from ijfs_engine.storage.object_store import Store
+from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
+from ijfs_engine.util.progress import Progress
 from ijfs_engine.write.file_writer import FileWriter, OnStored
 from ijfs_engine.write.fingerprint import expand_key
 from ijfs_engine.write.image_sets import find_layouts, find_parent, is_image_directory
@@ -32,9 +35,6 @@ from ijfs_engine.write.tree_builder import (
     split_name,
     split_path,
 )
-
-if TYPE_CHECKING:
-    from ijfs_engine.repository import Progress, Repository
 
 
 class SnapshotWriter:
@@ -195,6 +195,20 @@ class SnapshotWriter:
             other.into.children[other.entry.name] = msgspec.structs.replace(stored, name=other.entry.name)
 
 
+def begin(
+    repository: OpenRepository, parents: Sequence[ObjectId], *, progress: Progress | None = None
+) -> SnapshotWriter:
+    """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, StorageError."""
+    # The session first: from then on gc takes nothing that the parents reach.
+    session = repository.session()
+    try:
+        snapshots = tuple(history.snapshot(repository, parent) for parent in parents)
+        return SnapshotWriter(repository.store, session, snapshots, progress=progress)
+    except BaseException:
+        session.abort()
+        raise
+
+
 def _place(into: TreeDirectory, entry: Entry) -> OnStored:
     def place(content: ObjectId | None, size: int) -> None:
         into.children[entry.name] = msgspec.structs.replace(entry, content=content, size=size)
@@ -209,7 +223,7 @@ def _size(source: Source) -> int:
 
 
 def import_directory(
-    repository: Repository,
+    repository: OpenRepository,
     path: Path,
     *,
     parents: Sequence[ObjectId] = (),
@@ -219,6 +233,6 @@ def import_directory(
     progress: Progress | None = None,
 ) -> Snapshot:
     """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`. StorageError."""
-    with repository.begin(parents, progress=progress) as writer:
+    with begin(repository, parents, progress=progress) as writer:
         writer.add_directory("images" if is_image_directory(path) else "files", path)
         return writer.commit(message=message, branch=branch, meta=meta)

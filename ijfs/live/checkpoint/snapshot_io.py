@@ -18,7 +18,7 @@ import msgspec
 
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.model.records import InstanceSpec, Volume
-from ijfs_engine import Repository, export_tree
+from ijfs_engine import Progress, Repository, export_tree
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot
 from ijfs_engine.read.reader import Reader
@@ -27,7 +27,6 @@ from ijfs_engine.write.arena import Segments
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
 
-Progress = Callable[[str, int, int], None]
 OnPhase = Callable[[str], None]
 
 

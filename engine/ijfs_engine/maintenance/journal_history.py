@@ -1,0 +1,50 @@
+"""The journal written anew from the index: the log of refs as it was, then what is listed and removed.
+
+`Repairer` calls `rewrite_journal` where the journal is damaged, `Rebuilder` where journal and index both are.
+"""
+
+from __future__ import annotations
+
+from ijfs_engine.maintenance.reachability import split
+from ijfs_engine.storage.index import REFLOG, REFS, REMOVED, SNAPSHOTS, U64, Update
+from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
+from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.storage.refs import whoami
+
+
+def rewrite_journal(repository: OpenRepository) -> None:
+    """Replace the journal by one that leads to what the index says. StorageError."""
+
+    def change(update: Update) -> None:
+        transactions = history(update)
+        end = repository.journal.rewrite(transactions)
+        repository.journal.set_position(update, end, transactions[-1].sequence)
+
+    repository.index.write(change)
+
+
+def history(update: Update) -> list[Transaction]:
+    """The transactions of such a journal."""
+    transactions: list[Transaction] = []
+    for key, row in update.items(REFLOG):
+        time_ns, record = decode_record(row)
+        sequence = int.from_bytes(key[:8], "big")
+        transactions.append(Transaction(sequence, time_ns, (record,)))
+    last = transactions[-1] if transactions else Transaction(0, 0, ())
+    records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in update.items(REMOVED)]
+    records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in update.items(SNAPSHOTS)]
+    records += _corrections(update, transactions)
+    return [*transactions, Transaction(last.sequence + 1, last.time_ns, tuple(records))]
+
+
+def _corrections(update: Update, transactions: list[Transaction]) -> list[RefMoved]:
+    """Where the log of refs does not end where the refs are."""
+    ends: dict[str, bytes | None] = {}
+    for transaction in transactions:
+        ends.update({one.name: one.new for one in transaction.records if isinstance(one, RefMoved)})
+    refs = {key.decode(): value for key, value in update.items(REFS)}
+    return [
+        RefMoved(name, ends.get(name), refs.get(name), "fsck --repair", whoami())
+        for name in sorted(ends.keys() | refs.keys())
+        if ends.get(name) != refs.get(name)
+    ]

@@ -1,0 +1,107 @@
+"""The history: which snapshots are listed, what their parents are now, and how one is taken out.
+
+`Repository` has each of these as a verb; prune, working sets and the snapshot writer call them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ijfs_engine.errors import CorruptError, IjfsError, LockedError, UnknownNameError
+from ijfs_engine.format.records import ObjectId, Snapshot
+from ijfs_engine.storage import revisions
+from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, Update
+from ijfs_engine.storage.journal import Record, SnapshotRemoved
+from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.storage.pins import live_pins
+from ijfs_engine.storage.refs import log_records, move_ref
+
+
+def resolve(repository: OpenRepository, spec: str) -> ObjectId:
+    """A snapshot's id from a prefix of at least 4 digits, a branch, a tag, `name~2` or `latest`.
+
+    UnknownNameError, AmbiguousNameError (which lists the candidates).
+    """
+    with repository.index.read() as view:
+        ident, generations = revisions.base_name(view, spec)
+    for done in range(generations):
+        parent = nearest(repository, repository.store.snapshot(ident).parents)
+        if parent is None:
+            raise UnknownNameError(f"{spec!r} goes back {generations} generations, and there are {done}")
+        ident = parent
+    return ident
+
+
+def snapshot(repository: OpenRepository, ident: ObjectId) -> Snapshot:
+    """The record of a snapshot that is listed. UnknownNameError."""
+    with repository.index.read() as view:
+        listed = view.get(SNAPSHOTS, ident) is not None
+    if not listed:
+        raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
+    return repository.store.snapshot(ident)
+
+
+def snapshots(repository: OpenRepository, newest: int | None = None) -> list[Snapshot]:
+    """All, or so many, newest first, without those whose record cannot be read; fsck names these."""
+    with repository.index.read() as view:
+        listed = sorted(((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS)), reverse=True)
+    return repository.store.readable_snapshots([ident for _, ident in listed[:newest]])
+
+
+def parents(repository: OpenRepository, ident: ObjectId) -> list[ObjectId]:
+    """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
+    recorded = snapshot(repository, ident).parents
+    with repository.index.read() as view:
+        found = [revisions.nearest(view, [parent]) for parent in recorded]
+    return list(dict.fromkeys(parent for parent in found if parent is not None))
+
+
+def nearest(repository: OpenRepository, candidates: Sequence[ObjectId]) -> ObjectId | None:
+    """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
+    with repository.index.read() as view:
+        return revisions.nearest(view, candidates)
+
+
+def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
+    """Take snapshots out of the tree, all of them or none; gc frees the bytes that no other snapshot has.
+
+    Branches at one move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds one:
+    IjfsError, LockedError. Children stay whole.
+    """
+    recorded = {ident: _recorded_parents(repository, ident) for ident in ids}
+
+    def change(update: Update) -> None:
+        records: list[Record] = []
+        for ident, above in recorded.items():
+            _check_removable(repository, update, ident)
+            update.delete(SNAPSHOTS, ident)
+            update.put(REMOVED, ident, revisions.removed_row(above))
+            records.append(SnapshotRemoved(ident, above))
+        for key, head in list(update.prefixed(REFS, b"branch/")):
+            if head in recorded:
+                heir = revisions.nearest(update, recorded[head])
+                records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
+        log_records(update, repository.journal, records)
+
+    if recorded:
+        repository.index.write(change)
+
+
+def _recorded_parents(repository: OpenRepository, ident: ObjectId) -> tuple[ObjectId, ...]:
+    try:
+        return snapshot(repository, ident).parents
+    except CorruptError:
+        # Its record is damaged, and rm is how one gets rid of it.
+        return ()
+
+
+def _check_removable(repository: OpenRepository, update: Update, ident: ObjectId) -> None:
+    short = ident.hex()[:12]
+    if update.get(SNAPSHOTS, ident) is None:
+        raise UnknownNameError(f"there is no snapshot {short}")
+    tags = [key.decode()[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
+    if tags:
+        raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint=f"`ijfs tag -d {tags[0]}` first")
+    owners = [pin.owner for pin in live_pins(repository.directory.pins).pins if pin.id == ident]
+    if owners:
+        raise LockedError(f"the snapshot {short} is in use by {', '.join(owners)}", hint="stop it first")

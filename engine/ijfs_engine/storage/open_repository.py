@@ -1,0 +1,39 @@
+"""The parts of an open repository: what the verbs of maintenance, history and the snapshot writer work on.
+
+`Repository` (repository.py) is this with the public verbs; modules below it take an `OpenRepository`, so that none of
+them needs the facade that calls it.
+"""
+
+from __future__ import annotations
+
+from ijfs_engine.storage.directory import RepositoryDirectory
+from ijfs_engine.storage.index import Index
+from ijfs_engine.storage.journal import Journal
+from ijfs_engine.storage.object_store import Store
+from ijfs_engine.storage.refs import Refs
+from ijfs_engine.storage.session import Session
+
+
+class OpenRepository:
+    """One repository's paths, index, journal, packs and refs. Safe to use from several threads."""
+
+    def __init__(self, directory: RepositoryDirectory, index: Index) -> None:
+        """Takes over the index: `close` closes it."""
+        self.directory = directory
+        self.index = index
+        self.journal = Journal(directory.journal, directory.id)
+        self.store = Store(directory, index)
+        self.refs = Refs(index, self.journal)
+        self._closed = False
+
+    def session(self) -> Session:
+        """The right to add chunks and objects and to commit one snapshot. StorageError."""
+        self.directory.check_writable()
+        return Session(self.directory, self.index, self.journal)
+
+    def close(self) -> None:
+        """Let go of every file; safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self.store.close()
+            self.index.close()
