@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 from jupyter_client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
@@ -22,7 +22,6 @@ from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, InstanceSpec
-from ijfs.live.process import procfs
 
 KERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 
@@ -201,10 +200,10 @@ def keeper_cost(repo: Path, name: str, seconds: float) -> dict[str, float]:
     before = _cpu_s(keeper.pid)
     time.sleep(seconds)
     busy = (_cpu_s(keeper.pid) - before) / seconds * 100 if seconds else 0.0
-    sizes = procfs.memory_in_smaps(keeper.pid)
-    return {"cpu_percent": busy, "pss": sizes["Pss"], "rss": sizes["Rss"]}
+    sizes = psutil.Process(keeper.pid).memory_full_info()
+    return {"cpu_percent": busy, "pss": float(sizes.pss), "rss": float(sizes.rss)}
 
 
 def _cpu_s(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    used = psutil.Process(pid).cpu_times()
+    return used.user + used.system

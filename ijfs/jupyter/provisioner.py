@@ -22,9 +22,9 @@ from traitlets import Bool, Enum, Unicode
 
 from ijfs.guest.magics import AUTO_VARIABLE
 from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
-from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
+from ijfs.jupyter.unsaved_work import written_work
 from ijfs.live.client import api as client
 from ijfs.live.client.api import InstanceInfo, InstanceSpec
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError

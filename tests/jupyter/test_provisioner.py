@@ -14,9 +14,9 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from ijfs.jupyter import kernelspec
-from ijfs.jupyter.leftovers import written_work
 from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manager
 from ijfs.jupyter.provisioner import IjfsProvisioner
+from ijfs.jupyter.unsaved_work import written_work
 from ijfs.live.client import api as client
 from ijfs_engine.errors import IjfsError
 

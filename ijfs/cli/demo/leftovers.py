@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 NAMESPACES = ("net", "pid", "ipc", "uts")
 """Held open by the watch itself, so that the kernel cannot give their numbers to somebody else's. A mount namespace is
@@ -42,8 +42,10 @@ class Watch:
 
     def processes(self) -> list[str]:
         """Processes that work in the directory, were started with it, hold files in it, or are in its namespaces."""
-        above = _ancestors()  # a shell or `timeout` may have the directory in its command line
-        return [f"{_name(pid)} ({pid})" for pid in _pids() if pid not in above and self._is_ours(pid)]
+        # A shell or `timeout` that started this process may have the directory in its command line.
+        not_ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        found = psutil.process_iter(["name", "cmdline", "cwd"])
+        return [f"{one.info['name']} ({one.pid})" for one in found if one.pid not in not_ours and self._is_ours(one)]
 
     def mounts(self) -> list[str]:
         """Mount points below the directory, and namespaces that a mount keeps."""
@@ -56,7 +58,8 @@ class Watch:
 
     def kept_namespaces(self) -> list[str]:
         """Namespaces that a process is in or holds open."""
-        held = {name for pid in _pids() for name in (*_namespaces_of(pid), *_open_files(pid))}
+        others = [pid for pid in psutil.pids() if pid != os.getpid()]
+        held = {name for pid in others for name in (*_namespaces_of(pid), *_open_files(pid))}
         return sorted(self.namespaces.keys() & held)
 
     def files(self) -> list[str]:
@@ -65,38 +68,22 @@ class Watch:
         named = {entry for entry in scratch if self.directory.name in entry.name}
         return sorted(str(path) for path in {self.directory, *named} if path.exists())
 
-    def _is_ours(self, pid: str) -> bool:
-        needle = os.fsencode(self.directory)
-        with suppress(OSError):
-            if needle in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return True
-        links = [*_open_files(pid), _link(f"/proc/{pid}/cwd")]
-        return any(link.startswith(str(self.directory)) for link in links) or bool(
-            self.namespaces.keys() & set(_namespaces_of(pid))
+    def _is_ours(self, process: psutil.Process) -> bool:
+        directory = str(self.directory)
+        if any(directory in word for word in process.info["cmdline"] or ()):
+            return True
+        links = [*_open_files(process.pid), process.info["cwd"] or ""]
+        return any(link.startswith(directory) for link in links) or bool(
+            self.namespaces.keys() & set(_namespaces_of(process.pid))
         )
 
 
-def _pids() -> Iterator[str]:
-    """All processes but this one."""
-    return (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
-
-
-def _ancestors() -> set[str]:
-    """The process that started this one, the one that started that, …"""
-    found: set[str] = set()
-    pid = str(os.getppid())
-    while pid not in ("0", *found):
-        found.add(pid)
-        with suppress(OSError):
-            pid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-    return found
-
-
-def _namespaces_of(pid: str) -> list[str]:
+def _namespaces_of(pid: int | str) -> list[str]:
     return [link for kind in NAMESPACES if (link := _link(f"/proc/{pid}/ns/{kind}"))]
 
 
-def _open_files(pid: str) -> list[str]:
+def _open_files(pid: int) -> list[str]:
+    """What its descriptors point to; psutil shows regular files only, and a namespace may be held too."""
     try:
         return [_link(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
@@ -108,9 +95,3 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
-
-
-def _name(pid: str) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return "gone"

@@ -1,4 +1,8 @@
-"""What /proc says about a process: is it the one we mean, who belongs to it; used by keeper, client and save."""
+"""What /proc says about a process: is it the one we mean, who belongs to it; used by keeper, client and save.
+
+Read here and not by psutil, whose import takes 5 of the 60 ms of `ijfs ps` and whose look at one process 35 µs against
+13; and it knows neither namespaces nor a kernel's boot id. It serves where no start waits: gpu/preflight.py, the demo.
+"""
 
 from __future__ import annotations
 
