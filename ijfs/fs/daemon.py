@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
-import structlog
 import trio
 
 from ijfs.fs.mount import mounted
@@ -27,12 +26,17 @@ from ijfs.fs.vfs import repository_root
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.repository import Repository
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("ijfs.fs")
 
 # Decoded chunks kept for the readers of one mount; the kernel's page cache holds what is read again.
 CACHE_BYTES = 256 << 20
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def log_to_stderr() -> None:
+    """Have this process write what `serve` reports to its stderr, a line each."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
 async def serve(
@@ -48,17 +52,17 @@ async def serve(
         operations = NodeOperations(repository_root(opened, reader), statfs=lambda: os.statvfs(repository))
         async with mounted(operations, mountpoint, source=os.fspath(repository), allow_other=allow_other) as gone:
             ready()
-            log.info("mounted", repository=str(repository), mountpoint=str(mountpoint))
+            _log.info("mounted %s at %s", repository, mountpoint)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
                 await gone.wait()
                 nursery.cancel_scope.cancel()
-    log.info("unmounted", mountpoint=str(mountpoint))
+    _log.info("unmounted %s", mountpoint)
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for number in signals:
-        log.info("told to stop", signal=signal.Signals(number).name)
+        _log.info("told to stop by %s", signal.Signals(number).name)
         scope.cancel()
 
 
@@ -70,7 +74,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--allow-other", action="store_true")
     parser.add_argument("--ready-fd", type=int, required=True)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO)
+    log_to_stderr()
     # Not for fusermount3, which stays for as long as the mount does: the parent waits for the end of what it reads.
     os.set_inheritable(arguments.ready_fd, False)
 

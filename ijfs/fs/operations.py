@@ -7,6 +7,7 @@ numbers to nodes, errors to errno, and decides what runs on the event loop and w
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,6 @@ from itertools import count
 from typing import TypeVar, TypeVarTuple, Unpack, cast
 
 import pyfuse3
-import structlog
 import trio
 from pyfuse3 import (
     EntryAttributes,
@@ -45,7 +45,7 @@ from ijfs.fs.nodes import (
 )
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
-log = structlog.get_logger(__name__)
+_log = logging.getLogger("ijfs.fs")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -65,13 +65,13 @@ def _errno_for_errors() -> Iterator[None]:
     except UnknownNameError as error:
         raise FUSEError(errno.ESTALE) from error
     except CorruptError as error:
-        log.warning("stored bytes are damaged", error=str(error))
+        _log.warning("stored bytes are damaged: %s", error)
         raise FUSEError(errno.EIO) from error
     except IjfsError as error:
-        log.warning("read failed", error=str(error))
+        _log.warning("a read failed: %s", error)
         raise FUSEError(errno.EIO) from error
     except Exception as error:
-        log.exception("request failed unexpectedly")
+        _log.exception("a request met an unknown error")
         raise FUSEError(errno.EIO) from error
 
 

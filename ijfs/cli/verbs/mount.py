@@ -50,6 +50,7 @@ def _serve(app: App, directory: Path, *, allow_other: bool) -> None:
         else:
             app.note(f"mounted at {where}; Ctrl-C ends it")
 
+    daemon.log_to_stderr()
     trio.run(lambda: daemon.serve(app.repository_path, where, allow_other=allow_other, ready=ready))
 
 
