@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bench import common
-from bench.dump_sinks import CACHE, PACKAGES, dump
+from bench.dump_targets import CACHE, dump
 from ijfs.fs import mountpoint as mounting
 from ijfs.live.criu import command as criu
 from ijfs_engine import Repository
@@ -187,7 +187,7 @@ def main() -> None:
     # What CRIU restores becomes a child of ours, to be waited for.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     machine = common.machine(options.work)
-    versions = {**common.versions(PACKAGES), "criu": ".".join(map(str, criu.version(criu.find())))}
+    versions = {**common.versions(("ijfs", "pyfuse3", "trio")), "criu": ".".join(map(str, criu.version(criu.find())))}
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")
     load = [os.getloadavg()[0]]
     with (

@@ -31,9 +31,6 @@ CRIU = Path(__file__).resolve().parents[1] / ".prefix" / "bin" / "criu"
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 PACKAGES = ("ijfs", "blake3", "lmdb", "zstandard")
 EAGER = "criu, eager, from tmpfs"
-PIECE = 64 << 10
-WORKING_SET = 1024
-"""Pieces of 64 KiB: 64 MiB."""
 
 PROGRAM = """
 import os, sys, time

@@ -58,8 +58,8 @@ def load(directory: Path) -> dict[str, Segments]:
     for path in paths:
         file = arena.new_file()
         with path.open("rb", buffering=0) as stream:
-            while data := stream.read(1 << 20):
-                file.write(file.size, data)
+            while count := stream.readinto(file.tail(1 << 20)):
+                file.advance(count)
         images[path.name] = file.segments()
     return images
 

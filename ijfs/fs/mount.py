@@ -1,4 +1,4 @@
-"""A pyfuse3 mount from its first to its last moment, for whoever serves nodes: `ijfs.fs.daemon`, `ijfs.fs.sink`.
+"""A pyfuse3 mount from its first to its last moment, for whoever serves nodes: `ijfs.fs.daemon`, `ijfs.fs.image_mount`.
 
 It is set up for how this filesystem is read, ends when it is unmounted from outside, and takes the mount down when its
 body ends, is cancelled or fails, so that no dead mount point is left behind.
@@ -34,21 +34,19 @@ async def mounted(
     mountpoint: Path,
     *,
     source: str,
-    writable: bool = False,
     allow_other: bool = False,
     auto_unmount: bool = True,
 ) -> AsyncIterator[trio.Event]:
-    """Serve `operations` at `mountpoint`; the event that is yielded is set when something outside unmounted it.
+    """Serve `operations` at `mountpoint`, read-only; the event it yields is set when something outside unmounted it.
 
     `source` is what `mount` and /proc/self/mountinfo show of it. The calling trio loop serves the mount, so it must
     not touch it by a blocking call. `auto_unmount` leaves a fusermount3 with the mount that takes it away when this
     process dies, and stays until then; a mount in a namespace of its own goes with that. StorageError where the
     kernel or fusermount3 refuses.
     """
-    options = {"default_permissions", f"fsname={_escaped(source)}", f"subtype={FILESYSTEM_TYPE}"}
+    options = {"ro", "default_permissions", f"fsname={_escaped(source)}", f"subtype={FILESYSTEM_TYPE}"}
     if auto_unmount:
         options.add("auto_unmount")
-    options.add("rw" if writable else "ro")
     if allow_other:
         options.add("allow_other")
     try:

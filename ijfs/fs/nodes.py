@@ -1,7 +1,8 @@
 """What a filesystem here is made of: directories, files and links that answer for themselves.
 
-`ijfs.fs.vfs` builds the read-only snapshot tree from these, `ijfs.fs.sink` the directory CRIU dumps into, and
-`ijfs.fs.operations` serves any tree of them through FUSE. Nothing here knows FUSE or the engine.
+`ijfs.fs.vfs` builds the snapshot tree from these, `ijfs.fs.image_mount` the one directory that an eager restore reads,
+and `ijfs.fs.operations` serves any tree of them through FUSE. All of it is read-only: the kernel refuses changes before
+they come here. Nothing here knows FUSE or the engine.
 
 A method that refuses raises `OSError` with the errno the caller of the system call shall see. Methods may block (the
 engine reads a disk); where a node can tell that it will not, it says so (`ready`), and is asked on the event loop
@@ -45,7 +46,7 @@ class Attributes:
 
 
 class OpenFile(ABC):
-    """An open file: what reads and writes on one file descriptor go to."""
+    """An open file: what reads on one file descriptor go to."""
 
     direct_io = False
     """The kernel passes requests through as they come (up to 1 MiB) and keeps no pages; MAP_SHARED gives ENODEV."""
@@ -59,10 +60,6 @@ class OpenFile(ABC):
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
         """Up to `length` bytes from `offset`; fewer only at the end of the file. EIO where stored bytes are bad."""
-
-    def write(self, offset: int, data: bytes) -> int:
-        """Store `data` at `offset` and return how much of it: always all, or ENOSPC."""
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """The last descriptor is gone."""
@@ -99,30 +96,6 @@ class DirectoryNode(Node):
         """All names, in an order that stays the same while nothing is added or removed."""
 
 
-class WritableDirectory(DirectoryNode):
-    """A directory in which files can be made; what it does not override is refused with EROFS."""
-
-    def create(self, name: bytes, mode: int) -> FileNode:
-        """A new, empty file; EEXIST."""
-        raise read_only()
-
-    def mkdir(self, name: bytes, mode: int) -> DirectoryNode:
-        """A new, empty directory; EEXIST."""
-        raise read_only()
-
-    def unlink(self, name: bytes) -> None:
-        """Forget the name; ENOENT, EISDIR."""
-        raise read_only()
-
-    def rmdir(self, name: bytes) -> None:
-        """Forget an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
-        raise read_only()
-
-    def rename(self, name: bytes, into: WritableDirectory, new_name: bytes) -> None:
-        """Move a name, over an existing file if there is one; ENOENT, EXDEV."""
-        raise read_only()
-
-
 class FileNode(Node):
     """A node with bytes in it."""
 
@@ -135,10 +108,6 @@ class FileNode(Node):
     def open(self, *, in_bulk: bool = False) -> OpenFile:
         """Open it. `in_bulk`: the reader takes all of it once in large reads, so that a page cache only costs."""
 
-    def truncate(self, size: int) -> None:
-        """Cut or zero-extend to `size` bytes."""
-        raise read_only()
-
 
 class Symlink(Node):
     """A node that names another path."""
@@ -150,11 +119,6 @@ class Symlink(Node):
 
 class Special(Node):
     """A fifo, socket or device node: only its attributes are served, the kernel does the rest."""
-
-
-def read_only() -> OSError:
-    """The refusal of a change."""
-    return OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def no_entry(name: bytes) -> OSError:

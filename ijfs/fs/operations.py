@@ -1,7 +1,7 @@
 """pyfuse3's request handlers over a tree of nodes: the only module, with `mount`, that speaks FUSE.
 
-`ijfs.fs.mount` serves the snapshot tree with it, `ijfs.fs.sink` the keeper's own mount. Thin on purpose: it maps inode
-numbers to nodes, errors to errno, and decides what runs on the event loop and what in a worker thread.
+`ijfs.fs.mount` serves the snapshot tree with it, and the keeper's own mount (`ijfs.fs.image_mount`). Thin on purpose:
+it maps inode numbers to nodes, errors to errno, and decides what runs on the event loop and what in a worker thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pyfuse3 import (
     ModeT,
     ReaddirToken,
     RequestContext,
-    SetattrFields,
     StatvfsData,
     XAttrNameT,
 )
@@ -40,8 +39,6 @@ from ijfs.fs.nodes import (
     Node,
     OpenFile,
     Symlink,
-    WritableDirectory,
-    read_only,
 )
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
@@ -78,18 +75,16 @@ def _errno_for_errors() -> Iterator[None]:
 class NodeOperations(pyfuse3.Operations):
     """Serve `root`, whose inode number has to be pyfuse3.ROOT_INODE, and what is reached through it.
 
-    `xattrs=False` answers every xattr request with ENOSYS once, after which the kernel asks no more: a dump asks 1399
-    times otherwise. `statfs` returns what df(1) shows of the filesystem underneath.
+    `statfs` returns what df(1) shows of the filesystem underneath.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, root: DirectoryNode, *, statfs: Callable[[], os.statvfs_result], xattrs: bool = True) -> None:
+    def __init__(self, root: DirectoryNode, *, statfs: Callable[[], os.statvfs_result]) -> None:
         super().__init__()
         self._root = root
         self._statfs = statfs
-        self._xattrs = xattrs
         self._nodes: dict[int, Node] = {}
         self._lookups: dict[int, int] = {}
         self._parents: dict[int, int] = {}
@@ -121,23 +116,6 @@ class NodeOperations(pyfuse3.Operations):
         with _errno_for_errors():
             node = self._node(inode)
             return _entry(await self._call(node.ready, node.attributes))
-
-    async def setattr(
-        self,
-        inode: InodeT,
-        attr: EntryAttributes,
-        fields: SetattrFields,
-        fh: FileHandleT | None,
-        ctx: RequestContext,
-    ) -> EntryAttributes:
-        """Only the size can be set; owner, mode and times are taken as given, as a sink has no use for them."""
-        with _errno_for_errors():
-            node = self._node(inode)
-            if fields.update_size:
-                if not isinstance(node, FileNode):
-                    raise read_only()
-                node.truncate(attr.st_size)
-            return _entry(node.attributes())
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         with _errno_for_errors():
@@ -215,63 +193,15 @@ class NodeOperations(pyfuse3.Operations):
             data = await self._call(file.ready(off, size), file.read, off, size)
             return cast(bytes, data)  # pyfuse3 replies from any contiguous buffer; its stub says bytes
 
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        with _errno_for_errors():
-            return self._files[fh].write(off, buf)
-
     async def flush(self, fh: FileHandleT) -> None:
         """Nothing is held back, so there is nothing to flush: the kernel asks once and then no more."""
         raise FUSEError(errno.ENOSYS)
-
-    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        """A sink is durable at the commit of its snapshot, not before."""
 
     async def release(self, fh: FileHandleT) -> None:
         with _errno_for_errors():
             file = self._files.pop(fh, None)
             if file is not None:
                 file.close()
-
-    # -- changes, where the node allows them
-
-    async def create(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        with _errno_for_errors():
-            parent = self._writable(parent_inode)
-            file = parent.create(name, mode)
-            self._remember(parent, file)
-            return self._opened(file.open()), _entry(file.attributes())
-
-    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
-        with _errno_for_errors():
-            parent = self._writable(parent_inode)
-            directory = parent.mkdir(name, mode)
-            self._remember(parent, directory)
-            return _entry(directory.attributes())
-
-    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        with _errno_for_errors():
-            self._writable(parent_inode).unlink(name)
-
-    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        with _errno_for_errors():
-            self._writable(parent_inode).rmdir(name)
-
-    async def rename(
-        self,
-        parent_inode_old: InodeT,
-        name_old: FileNameT,
-        parent_inode_new: InodeT,
-        name_new: FileNameT,
-        flags: FlagT,
-        ctx: RequestContext,
-    ) -> None:
-        with _errno_for_errors():
-            if flags:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            target = self._writable(parent_inode_new)
-            self._writable(parent_inode_old).rename(name_old, target, name_new)
 
     # -- helpers
 
@@ -306,15 +236,7 @@ class NodeOperations(pyfuse3.Operations):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
-    def _writable(self, inode: int) -> WritableDirectory:
-        directory = self._directory(inode)
-        if not isinstance(directory, WritableDirectory):
-            raise read_only()
-        return directory
-
     def _extended(self, inode: int) -> dict[bytes, bytes]:
-        if not self._xattrs:
-            raise FUSEError(errno.ENOSYS)
         return dict(self._node(inode).xattrs())
 
     def _opened(self, file: OpenFile) -> FileInfo:

@@ -61,7 +61,7 @@ def key_of(*parts: bytes) -> NodeKey:
 
 
 def inode_of(key: NodeKey) -> int:
-    """The inode number: 2 to 2^62-1. Those from 2^62 on are of nodes in memory (ijfs.fs.sink)."""
+    """The inode number: 2 to 2^62-1; 1 is a mount's root."""
     return max(int.from_bytes(key[:8], "little") >> 2, 2)
 
 

@@ -48,7 +48,7 @@ def test_the_budget_is_what_is_said_less_what_saves_before_hold(
     monkeypatch.setenv("IJFS_SAVE_MEMORY", "4M")
     aside = ArenaPool()
     first = aside.lend(MIB, 8 * MIB, tmp_path)
-    first.new_file().write(0, bytes(3 * MIB))
+    first.new_file().tail(3 * MIB)
     second = aside.lend(MIB, 8 * MIB, tmp_path)
     assert (first.limit, second.limit) == (4 * MIB, MIB)
     aside.give_back(first)

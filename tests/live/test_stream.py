@@ -1,7 +1,7 @@
 """The receiver of `criu dump --stream`, spoken to as CRIU does, by real sockets and pipes.
 
 What is tested here is the receiver's side: order, damage, hostile input. That CRIU speaks like this is tested by
-test_dump_sinks.py.
+test_real_dumps.py.
 """
 
 from __future__ import annotations

@@ -339,8 +339,3 @@ def _expand_or_none(frame: EncodedChunk | None) -> bytes | None:
         return expand(frame) if frame is not None else None
     except CorruptError:
         return None
-
-
-def distinct(ids: Iterable[bytes]) -> list[bytes]:
-    """Each id once, in the order of first sight."""
-    return list(dict.fromkeys(ids))

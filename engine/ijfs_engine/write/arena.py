@@ -1,8 +1,9 @@
 """Memory that is faulted in before a dump, handed out to the files of the dump as they grow.
 
 The first touch of fresh memory is the limit while a program is frozen (0.2–2.4 GB/s in 4 KiB pages, against 3.5–8 for
-a copy): so the keeper calls `prefault` while the program still runs, and a dump's files then only copy. `ijfs.fs.sink`
-and `ijfs.live.criu.image_stream` write here; the ingest reads the files as `Segments`, without another copy.
+a copy): so the keeper calls `prefault` while the program still runs, and a dump's files then only copy.
+`ijfs.live.criu.image_stream` and `ijfs.live.checkpoint.workspace` write here; the ingest reads the files as `Segments`,
+without another copy.
 
 An arena may be bounded. What does not fit goes into a file on disk that is mapped behind the memory: whoever writes and
 whoever reads sees no difference but the time it takes, and the kernel writes it out when it needs the memory.
@@ -195,7 +196,7 @@ def _whole_pages(length: int) -> int:
 
 
 class ArenaFile:
-    """A file in an arena: grows at its end, may be overwritten anywhere."""
+    """A file in an arena: it grows at its end, by what is filled in of a `tail`."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -203,23 +204,6 @@ class ArenaFile:
         self.size = 0
         """Bytes in it."""
         self._room = 0
-
-    def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Copy `data` to `offset`, with zeros before it where the file was shorter; all of it or ArenaFullError."""
-        view = memoryview(data)
-        if offset > self.size:
-            self.truncate(offset)
-        length = view.nbytes
-        inside = min(self.size - offset, length)
-        if inside:
-            self._overwrite(offset, view[:inside])
-        at = inside
-        while at < length:
-            tail = self.tail(length - at)
-            tail[:] = view[at : at + len(tail)]
-            self.advance(len(tail))
-            at += len(tail)
-        return length
 
     def tail(self, want: int) -> memoryview:
         """Writable memory that follows the file's end: 1 to `want` bytes. `advance` says how much was filled."""
@@ -243,21 +227,6 @@ class ArenaFile:
         self._room -= length
         self.size += length
 
-    def truncate(self, size: int) -> None:
-        """Cut to `size` bytes, or extend with zeros to it."""
-        while self.size < size:
-            tail = self.tail(size - self.size)
-            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(tail)), 0, len(tail))
-            self.advance(len(tail))
-        while self.size > size:
-            start, end = self._pieces[-1]
-            cut = min(self.size - size, end - self._room - start)
-            self.size -= cut
-            self._room += cut
-            if self._room == end - start and self.size:
-                self._pieces.pop()
-                self._room = 0
-
     def segments(self) -> Segments:
         """Its bytes, as they lie in the arena."""
         if not self._pieces:
@@ -268,13 +237,3 @@ class ArenaFile:
         return Segments(
             view(start, end).toreadonly() for (start, _), end in zip(self._pieces, ends, strict=True) if end > start
         )
-
-    def _overwrite(self, offset: int, view: memoryview) -> None:
-        for start, end in self._pieces:
-            if offset < end - start and len(view):
-                part = min(end - start - offset, len(view))
-                self._arena._view(start + offset, start + offset + part)[:] = view[:part]
-                view = view[part:]
-                offset = 0
-            else:
-                offset -= end - start

@@ -37,7 +37,6 @@ class GpuEvidence(msgspec.Struct, frozen=True, kw_only=True):
     nccl_without_torch: bool = False
     io_uring: bool = False
     environ: dict[str, str] = {}
-    environ_readable: bool = True
 
 
 def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
@@ -50,7 +49,6 @@ def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
         status = (base / "status").read_text()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"process {pid} is gone") from error
-    environ = _environ(base)
     names = {name for _, _, name in maps}
     managed = [end - begin for begin, end, name in maps if name == "/dev/nvidia-uvm" and begin >= UVM_POOLS_END]
     return GpuEvidence(
@@ -62,8 +60,7 @@ def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
         nccl_threads=tuple(comm for comm in comms if comm.startswith(NCCL_THREADS)),
         nccl_without_torch=_maps(names, "/libnccl.so") and not _maps(names, "/libtorch_cuda.so"),
         io_uring=any("[io_uring]" in target for target in targets),
-        environ=environ or {},
-        environ_readable=environ is not None,
+        environ=_environ(base),
     )
 
 
@@ -97,12 +94,12 @@ def _descriptors(base: Path) -> Iterator[str]:
             continue
 
 
-def _environ(base: Path) -> dict[str, str] | None:
-    """The environment the process was started with; what it set later cannot be seen. None if it may not be read."""
+def _environ(base: Path) -> dict[str, str]:
+    """The environment the process was started with; what it set later cannot be seen. Nothing if it may not be read."""
     try:
         raw = (base / "environ").read_bytes()
     except OSError:
-        return None
+        return {}
     pairs = (item.partition(b"=") for item in raw.split(b"\0") if b"=" in item)
     return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 

@@ -194,18 +194,19 @@ class Lifecycle:
         if not eager:
             yield None
             return
-        from ijfs.fs.sink import image_mount
+        from ijfs.fs.image_mount import image_mount
         from ijfs.fs.stored import image_directory
 
         keeper.paths.fuse.mkdir(exist_ok=True)
+        images = image_directory(keeper.vault.repository, keeper.vault.reader, snapshot)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                mount = await stack.enter_async_context(image_mount(keeper.paths.fuse))
+                pages = await stack.enter_async_context(image_mount(keeper.paths.fuse, images))
             except StorageError as error:
                 _log.warning("no mount for an eager restore: %s", error)
                 yield None
                 return
-            yield mount.serve_images(image_directory(keeper.vault.repository, keeper.vault.reader, snapshot))
+            yield pages
 
     async def _resume_guest(self, restored: Restored, snapshot: str, guest: dict[str, Any]) -> None:
         keeper = self._keeper

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, overload
 
 PAGE: Final = 4096
@@ -244,8 +244,3 @@ class AddressSpace:
 
     def _extents_in(self, start: int, end: int) -> Iterator[_Extent]:
         return (e for e in self._extents if e.vaddr < end and e.vaddr + e.pages * PAGE > start)
-
-
-def new_states(pages: int) -> MutableSequence[int]:
-    """States for a space that nobody needs to inherit: everything missing."""
-    return bytearray(pages)

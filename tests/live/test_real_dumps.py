@@ -1,4 +1,4 @@
-"""Real dumps by the real CRIU, through each way in, into a repository, out of its mount, and back to life.
+"""Real dumps by the real CRIU, by stream and into a directory, into a repository, out of its mount, and back to life.
 
 One small program is dumped while it runs on; what CRIU restores from the mount has to be that program. The live layer's
 sandboxes are not used here: this is the ground they stand on.
@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import trio
 
 from ijfs.fs import mountpoint as mounting
-from ijfs.fs.sink import image_mount
 from ijfs.live.criu import command as criu
 from ijfs.live.criu.image_stream import StreamCapture, StreamError
 from ijfs_engine import Repository
@@ -125,19 +123,6 @@ def into_a_directory(program: Program, work: Path, arena: Arena) -> Mapping[str,
     return {path.name: path for path in images.iterdir()}
 
 
-def into_the_fuse_sink(program: Program, work: Path, arena: Arena) -> Mapping[str, Segments]:
-    async def run() -> Mapping[str, Segments]:
-        (work / "sink").mkdir()
-        async with image_mount(work / "sink") as mount:
-            sink = mount.new_sink(arena)
-            await trio.to_thread.run_sync(
-                lambda: run_criu("dump", "-t", str(program.pid), "-D", sink.path, "--leave-running", work=work)
-            )
-            return sink.files
-
-    return trio.run(run)
-
-
 def into_the_stream(program: Program, work: Path, arena: Arena) -> Mapping[str, Segments]:
     with tempfile.TemporaryDirectory() as short, StreamCapture(Path(short), arena) as capture:
         stream_dump(program, work, capture, while_frozen=capture.drain)
@@ -177,7 +162,7 @@ def stream_dump(program: Program, work: Path, capture: StreamCapture, while_froz
         os.close(asked)
 
 
-WAYS = {"directory": into_a_directory, "fuse sink": into_the_fuse_sink, "stream": into_the_stream}
+WAYS = {"directory": into_a_directory, "stream": into_the_stream}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -225,10 +210,9 @@ def restored(images: Path, tmp_path: Path) -> Iterator[int]:
         waiting.wait(20)
 
 
-@pytest.mark.parametrize("way", ["fuse sink", "stream"])
-def test_an_arena_too_small_fails_the_dump_and_the_program_runs_on(program: Program, tmp_path: Path, way: str) -> None:
+def test_an_arena_too_small_fails_the_dump_and_the_program_runs_on(program: Program, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"No space|Broken pipe|page-xfer"):
-        WAYS[way](program, tmp_path, Arena(MEGABYTES * MIB // 2))
+        into_the_stream(program, tmp_path, Arena(MEGABYTES * MIB // 2))
     program.assert_runs_on()
 
 

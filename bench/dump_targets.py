@@ -1,9 +1,9 @@
-"""How long a program stands still while CRIU dumps it, by where the dump goes: `python -m bench.dump_sinks`, as root.
+"""How long a program stands still while CRIU dumps it, by where the dump goes: `python -m bench.dump_targets`, as root.
 
 One Python process with `--gib` of random bytes is dumped into each place in turn, `--rounds` times, and runs on in
 between. What is measured is CRIU's own frozen time (stats-dump), the stage at which the live layer captures the
 workspace (post-dump) included, as an empty one. Prints a table with ratios to a dump into tmpfs of the same run and
-writes JSON; docs/benchmarks.md quotes it and says which way is the default and why.
+writes JSON; docs/benchmarks.md quotes it; a save takes the stream, and docs/decisions.md says why.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import trio
-
 from bench import common
-from ijfs.fs.sink import image_mount
 from ijfs.live.criu import command as criu
 from ijfs.live.criu.action_script import PostDumpHook
 from ijfs.live.criu.image_stream import StreamCapture
@@ -31,7 +28,6 @@ from ijfs_engine.write.arena import Arena
 
 GIB = 1 << 30
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
-PACKAGES = ("ijfs", "pyfuse3", "trio")
 BASE = "directory on tmpfs"
 
 # A dump is longer than its pages: the other images, and what the interpreter has besides the random bytes.
@@ -118,16 +114,6 @@ def into_directory(pid: int, arena: Arena, *, where: Path) -> float:
         return dump(pid, Path(images))
 
 
-def into_sink(pid: int, arena: Arena) -> float:
-    async def run() -> float:
-        with tempfile.TemporaryDirectory() as place:
-            async with image_mount(Path(place)) as mount:
-                sink = mount.new_sink(arena)
-                return await trio.to_thread.run_sync(dump, pid, sink.path)
-
-    return trio.run(run)
-
-
 def into_stream(pid: int, arena: Arena) -> float:
     with tempfile.TemporaryDirectory() as place, StreamCapture(Path(place), arena) as capture:
         frozen = dump(pid, Path(place), "--stream", while_frozen=capture.drain)
@@ -143,8 +129,6 @@ def ways(disk: Path) -> dict[str, Way]:
     return {
         BASE: (partial(into_directory, where=Path("/dev/shm")), False),
         f"directory on {common.filesystem(disk)}": (partial(into_directory, where=disk), False),
-        "FUSE sink, memory faulted in before": (into_sink, True),
-        "FUSE sink, fresh memory": (into_sink, False),
         "criu --stream, memory faulted in before": (into_stream, True),
         "criu --stream, fresh memory": (into_stream, False),
     }
@@ -188,13 +172,13 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="memory of the program")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--disk", type=Path, default=CACHE, help="where the dump to a disk goes")
-    parser.add_argument("--json", type=Path, default=CACHE / "bench" / "dump_sinks.json")
+    parser.add_argument("--json", type=Path, default=CACHE / "bench" / "dump_targets.json")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("run it as root: CRIU needs it")
     options.disk.mkdir(exist_ok=True)
     machine = common.machine(options.disk)
-    versions = {**common.versions(PACKAGES), "criu": ".".join(map(str, criu.version(criu.find())))}
+    versions = {**common.versions(("ijfs",)), "criu": ".".join(map(str, criu.version(criu.find())))}
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")
     load = [os.getloadavg()[0]]
     with program(options.gib) as pid:
