@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu
-from ijfs.live.criu.action_script import frozen_seconds
+from ijfs.live.criu.dump_stats import frozen_seconds
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 
 PAGE = 4096

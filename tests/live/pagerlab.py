@@ -8,7 +8,6 @@ address it had in the image, so that any page in a wrong place shows.
 from __future__ import annotations
 
 import ast
-import struct
 import subprocess
 import sys
 from array import array
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from image_bytes import MM_MAGIC, image_file, message, pagemap
 
 PAGE = 4096
 BASE = 0x7000_0000_0000
@@ -29,43 +30,10 @@ def page_bytes(vaddr: int) -> bytes:
     return array("Q", range(vaddr, vaddr + 512)).tobytes()
 
 
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def message(**fields: int | bytes | list[bytes]) -> bytes:
-    """A protobuf message: f1=… a varint, f14=[…] repeated nested messages."""
-    out = b""
-    for name, value in fields.items():
-        number = int(name[1:])
-        if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
-        else:
-            for item in [value] if isinstance(value, bytes) else value:
-                out += varint(number << 3 | 2) + varint(len(item)) + item
-    return out
-
-
-def image_file(magic: int, records: Sequence[bytes]) -> bytes:
-    return struct.pack("<II", 0x54564319, magic) + b"".join(struct.pack("<I", len(r)) + r for r in records)
-
-
-def pagemap(entries: Sequence[tuple[int, int, int]], pages_id: int = 1) -> bytes:
-    """A pagemap image of (vaddr, pages, flags)."""
-    return image_file(
-        0x56084025, [message(f1=pages_id), *(message(f1=v, f2=n & 0xFFFFFFFF, f4=f, f5=n) for v, n, f in entries)]
-    )
-
-
 def mm(mappings: Sequence[tuple[int, int]], *, flags: int = _FLAGS_ANONYMOUS, madv: int = 0) -> bytes:
     """An mm image with these mappings [start, end)."""
-    vmas = [message(f1=a, f2=b, f3=0, f4=0, f5=3, f6=flags, f7=0, f8=1, f9=madv) for a, b in mappings]
-    return image_file(0x57492820, [message(f1=1, f14=vmas)])
+    vmas = [message((1, a), (2, b), (3, 0), (4, 0), (5, 3), (6, flags), (7, 0), (8, 1), (9, madv)) for a, b in mappings]
+    return image_file(MM_MAGIC, [message((1, 1), *((14, vma) for vma in vmas))])
 
 
 def write_images(

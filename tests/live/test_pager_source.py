@@ -9,11 +9,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pagerlab import BASE, PAGE, PID, image_file, message, mm, page_bytes, pagemap, write_images
+from image_bytes import (
+    MM_MAGIC,
+    PAGEMAP_MAGIC,
+    NotAnImageError,
+    image_file,
+    message,
+    pagemap,
+    twin_fields,
+    twin_numbers,
+    twin_records,
+)
+from pagerlab import BASE, PAGE, PID, mm, page_bytes, write_images
 
+from ijfs.live.criu.image_format import parse_pagemap_entries
 from ijfs.live.pager import working_set
 from ijfs.live.pager.plan import Mapping, MemoryImage, Run
-from ijfs.live.pager.source import CriuImages, DirectoryFiles, parse_mappings, parse_pagemap
+from ijfs.live.pager.source import CriuImages, DirectoryFiles, parse_mappings
 from ijfs_engine.errors import CorruptError
 
 PARENT, LAZY, PRESENT = 1, 2, 4
@@ -128,12 +140,38 @@ def test_any_range_of_pages_reads_as_it_was_written(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_hostile_images_give_a_clear_error_or_nothing(data: bytes) -> None:
-    for hostile in (data, image_file(0x56084025, [message(f1=1), data]), image_file(0x57492820, [data])):
+def test_hostile_images_give_a_clear_error_or_what_a_slow_twin_reads(data: bytes) -> None:
+    for hostile in (data, image_file(PAGEMAP_MAGIC, [message((1, 1)), data]), image_file(MM_MAGIC, [data])):
         with contextlib.suppress(CorruptError):
-            parse_pagemap("pagemap", hostile)
+            assert parse_pagemap_entries("pagemap", hostile) == twin_pagemap(hostile)
         with contextlib.suppress(CorruptError):
-            list(parse_mappings("mm", hostile))
+            assert list(parse_mappings("mm", hostile)) == twin_mappings(hostile)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**52 - 1), st.integers(0, 2**64 - 1), st.integers(0, 7)), max_size=5))
+def test_every_entry_of_a_pagemap_is_read(entries: list[tuple[int, int, int]]) -> None:
+    image = pagemap([(first * PAGE, pages, flags) for first, pages, flags in entries], pages_id=3)
+    assert parse_pagemap_entries("pagemap", image) == twin_pagemap(image)
+    assert parse_pagemap_entries("pagemap", image)[1] == [(f * PAGE, pages, flags) for f, pages, flags in entries]
+
+
+def twin_pagemap(image: bytes) -> tuple[int, list[tuple[int, int, int]]]:
+    head, *entries = [twin_numbers(record) for record in twin_records(image, PAGEMAP_MAGIC)] or [{}]
+    return head.get(1, 0), [(e[1], e[5] if 5 in e else e[2], e.get(4, 1 if e.get(3) else 4)) for e in entries]
+
+
+def twin_mappings(image: bytes) -> list[Mapping]:
+    records = twin_records(image, MM_MAGIC)
+    if not records:
+        raise NotAnImageError
+    vmas = [
+        twin_numbers(value) for number, value in twin_fields(records[0]) if number == 14 and isinstance(value, bytes)
+    ]
+    return [
+        Mapping(vma.get(1, 0), vma.get(2, 0), bool(vma.get(9, 0) & 1 << 18))
+        for vma in vmas
+        if vma.get(6, 0) & 0x42022 == 0x22  # private and anonymous, neither locked nor huge
+    ]
 
 
 @given(st.binary(max_size=100))

@@ -24,7 +24,7 @@ from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents
 from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, WritableLayer, mapped_in
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu
-from ijfs.live.criu.action_script import freezing_seconds
+from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
 from ijfs.live.errors import CriuError, InstanceExitedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from ijfs.live.errors import CriuError
-
 _SCRIPT = """#!/bin/sh
 [ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
 echo frozen > '{frozen}'
@@ -82,39 +80,3 @@ class PostDumpHook:
             self.error = error
             return False
         return True
-
-
-def frozen_seconds(work: Path) -> float:
-    """How long the last dump kept the program standing: frozen_time of CRIU's stats-dump (images/stats.proto)."""
-    return _statistics(work).get(2, 0) / 1e6
-
-
-def freezing_seconds(work: Path) -> float:
-    """How long the last dump took to bring all processes to a stand: freezing_time, as above."""
-    return _statistics(work).get(1, 0) / 1e6
-
-
-def _statistics(work: Path) -> dict[int, int]:
-    """The fields of DumpStatsEntry by number, times in µs. CriuError."""
-    try:
-        data = (work / "stats-dump").read_bytes()
-    except OSError as error:
-        raise CriuError(f"CRIU left no statistics: {error.strerror}") from error
-    # 12 bytes of magics and length; then StatsEntry.dump (field 1, its length).
-    at = 14
-    fields: dict[int, int] = {}
-    while at < len(data):
-        key, at = _varint(data, at)
-        fields[key >> 3], at = _varint(data, at)
-    return fields
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data):
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            break
-    return value, at

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ijfs
-from ijfs.live.criu.action_script import PostDumpHook, frozen_seconds
+from ijfs.live.criu.action_script import PostDumpHook
 from ijfs.live.criu.log import explain
 from ijfs.live.errors import CriuError, CriuMissingError
 from ijfs.live.sandbox import namespaces as ns
@@ -122,6 +122,8 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     with PostDumpHook(request.work, while_frozen) as window:
         command += ["--action-script", str(window.script)]
         _run("dump", command, request.work / "dump.log", request.network_fd, window)
+    from ijfs.live.criu.dump_stats import frozen_seconds  # who only asks CRIU (doctor) reads no images
+
     return frozen_seconds(request.work)
 
 

@@ -10,23 +10,21 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from ijfs.live.pager.source import (
+from ijfs.live.criu.image_format import (
     MAP_HUGETLB,
     MAP_LOCKED,
+    PAGE,
     PE_LAZY,
     PE_PRESENT,
     Area,
+    PagemapEntry,
     parse_areas,
-    parse_fields,
-    parse_pagemap,
-    parse_records,
+    parse_memfds,
+    parse_pagemap_entries,
 )
 from ijfs_engine.errors import CorruptError
-
-PAGE: Final = 4096
-_MEMFD_MAGIC: Final = 0x48453499  # criu/include/magic.h
 
 SHARED, MEMFD, HUGETLB, LOCKED, PRIVATE = "shared", "memfd", "hugetlb", "locked", "private"
 """The reasons: shared memory, memfds, huge pages of either kind, locked pages; stacks and changed pages of files."""
@@ -41,7 +39,7 @@ class Range(NamedTuple):
 
 def eager_ranges(name: str, data: bytes) -> tuple[int, list[Range]]:
     """(number of the pages file, the ranges of it that CRIU reads although a pager is there) of a pagemap image."""
-    number, entries = parse_pagemap(name, data)
+    number, entries = parse_pagemap_entries(name, data)
     return number, list(_merged(entries))
 
 
@@ -57,12 +55,12 @@ def reasons(images: Mapping[str, bytes]) -> dict[str, int]:
             why = HUGETLB if shmid in huge else MEMFD if shmid in memfds else SHARED
             found[why] += sum(end - start for start, end in eager_ranges(name, data)[1])
         elif _is("pagemap-", name):
-            for why, size in _of_process(areas.get(name[8:-4], []), parse_pagemap(name, data)[1]):
+            for why, size in _of_process(areas.get(name[8:-4], []), parse_pagemap_entries(name, data)[1]):
                 found[why] += size
     return dict(found)
 
 
-def _of_process(areas: list[Area], entries: Iterable[tuple[int, int, int]]) -> Iterator[tuple[str, int]]:
+def _of_process(areas: list[Area], entries: Iterable[PagemapEntry]) -> Iterator[tuple[str, int]]:
     """Eager pages of one process, by the mapping they lie in."""
     starts = [area.start for area in areas]
     for vaddr, pages, flags in entries:
@@ -80,21 +78,14 @@ def _why(flags: int) -> str:
 
 
 def _memfds(data: bytes) -> tuple[set[int], set[int]]:
-    """(memfds, those of huge pages) by their numbers as shared memory (images/memfd.proto). Shared anonymous mappings
-    are memfds to CRIU, too, under the name that /proc/PID/maps shows for them."""
-    memfds, huge = set(), set()
-    for record in parse_records("memfd.img", data, _MEMFD_MAGIC):
-        fields = dict(parse_fields("memfd.img", data, *record))
-        name, number = fields.get(1), fields.get(5)
-        if isinstance(number, int):
-            if fields.get(8):
-                huge.add(number)
-            elif isinstance(name, tuple) and data[slice(*name)] != b"/dev/zero":
-                memfds.add(number)
-    return memfds, huge
+    """(memfds, those of huge pages) by their numbers as shared memory. A shared anonymous mapping is a memfd under the
+    name that /proc/PID/maps shows for it."""
+    found = list(parse_memfds("memfd.img", data))
+    huge = {memfd.shmid for memfd in found if memfd.huge}
+    return {memfd.shmid for memfd in found if not memfd.huge and memfd.name != b"/dev/zero"}, huge
 
 
-def _merged(entries: list[tuple[int, int, int]]) -> Iterator[Range]:
+def _merged(entries: list[PagemapEntry]) -> Iterator[Range]:
     """Present, not lazy pages in file order; neighbours as one range."""
     at = start = end = 0
     for _, pages, flags in entries:

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from ijfs.live.pager.plan import PAGE, MemoryImage
+from ijfs.live.criu.image_format import PAGE
+from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.throttle import Pace

@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager import working_set
 from ijfs.live.pager.channel import Channel, received_fds
 from ijfs.live.pager.fetch import Fetcher, PageRange, Scheduler, Task, hurry
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import IN, MISSING, PAGE, AddressSpace, MemoryImage
+from ijfs.live.pager.plan import IN, MISSING, AddressSpace, MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.space import Space

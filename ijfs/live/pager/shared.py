@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from ijfs.live.criu.image_format import PAGE
+
 if TYPE_CHECKING:
     from ijfs.live.pager.fetch import Task
 
-_PAGE: Final = 4096
 _HEAD: Final = struct.Struct("<16sI")
 _RANGE: Final = struct.Struct("<II")
-_MOST_ZEROS: Final = (_PAGE - _HEAD.size) // _RANGE.size
+_MOST_ZEROS: Final = (PAGE - _HEAD.size) // _RANGE.size
 _MOST: Final = 256
 """Blocks that have a place; later ones are read by each pager for itself."""
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ, Linux 5.14
@@ -45,7 +46,7 @@ class SharedBlocks:
     places are filled, and gone with the last pager."""
 
     def __init__(self, pages: int) -> None:
-        self._stride = _PAGE + pages * _PAGE
+        self._stride = PAGE + pages * PAGE
         self._fd = os.memfd_create("ijfs-siblings")
         os.ftruncate(self._fd, _MOST * self._stride)
         self._memory = mmap.mmap(self._fd, _MOST * self._stride)
@@ -70,7 +71,7 @@ class SharedBlocks:
                 return None
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, task.block)
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory, at + _PAGE))
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory, at + PAGE))
 
     def _lock(self, block: int) -> bool:
         deadline = time.monotonic() + WAIT_S
@@ -87,13 +88,13 @@ class SharedBlocks:
             return False
         task.zeros = list(_RANGE.iter_unpack(self._memory[at + _HEAD.size : at + _HEAD.size + count * _RANGE.size]))
         with contextlib.suppress(OSError):  # an older kernel: each page is looked up as it is copied
-            self._memory.madvise(_POPULATE_READ, at + _PAGE, task.pages * _PAGE)
+            self._memory.madvise(_POPULATE_READ, at + PAGE, task.pages * PAGE)
         return True
 
     def _make(self, at: int, task: Task, fill: Fill) -> bool:
         if self._memory[at : at + _HEAD.size] != bytes(_HEAD.size):
             return False  # another order's
-        with memoryview(self._memory) as memory, memory[at + _PAGE : at + _PAGE + task.pages * _PAGE] as place:
+        with memoryview(self._memory) as memory, memory[at + PAGE : at + PAGE + task.pages * PAGE] as place:
             fill(task, place)
         if task.bad or len(task.zeros) > _MOST_ZEROS:
             return False

@@ -12,31 +12,29 @@ was read by CRIU itself. Which mappings are registered: private anonymous ones t
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from ijfs.live.pager.plan import PAGE, Mapping, MemoryImage, Run
-from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head
+from ijfs.live.criu.image_format import (
+    MADV_WIPEONFORK,
+    MAP_ANONYMOUS,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_PRIVATE,
+    PAGE,
+    PE_LAZY,
+    PE_PARENT,
+    PE_PRESENT,
+    PagemapEntry,
+    parse_areas,
+    parse_pagemap_entries,
+)
+from ijfs.live.pager.plan import Mapping, MemoryImage, Run
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.util import io_wait
 
-_COMMON_MAGIC: Final = 0x54564319  # criu/include/magic.h
-_HEAD: Final = 8
-_PAGEMAP_MAGIC: Final = 0x56084025
-_MM_MAGIC: Final = 0x57492820
-
-_PE_PARENT: Final = 1  # criu/include/pagemap.h
-PE_LAZY: Final = 2
-PE_PRESENT: Final = 4
-
-_MAP_PRIVATE: Final = 0x02
-_MAP_ANONYMOUS: Final = 0x20
-MAP_LOCKED: Final = 0x2000
-MAP_HUGETLB: Final = 0x40000
-_MAP_LAZY_MASK: Final = _MAP_PRIVATE | _MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
-_MADV_WIPEONFORK: Final = 18
+_LAZY_MASK: Final = MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
 
 
 class PagesFile(Protocol):
@@ -98,7 +96,7 @@ class CriuImages:
         mm_name = f"mm-{pid}.img"
         mm = self._files.open(mm_name)
         mappings = list(parse_mappings(mm_name, mm.read(0, mm.size)))
-        pages_id, entries = parse_pagemap(name, pagemap.read(0, pagemap.size))
+        pages_id, entries = parse_pagemap_entries(name, pagemap.read(0, pagemap.size))
         image = MemoryImage(pid, list(_runs(name, entries, mappings)), mappings)
         if image.pages:
             pages_name = f"pages-{pages_id}.img"
@@ -215,54 +213,21 @@ def pids_of(names: Iterable[str]) -> list[int]:
     return sorted(int(pid) for pid in found if pid.isdecimal())
 
 
-def parse_pagemap(name: str, data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
-    """(number of the pages file, entries (vaddr, pages, flags)) of a pagemap image (images/pagemap.proto)."""
-    if not _has_magic(name, data, _PAGEMAP_MAGIC) or len(data) == _HEAD:
-        return 0, []
-    try:
-        pages_id, at = pagemap_head(data, _HEAD)
-        entries = pagemap_entries(data, at)
-    except ValueError as error:
-        raise CorruptError(f"{name} cannot be read: {error}") from error
-    return pages_id or 0, [(first * PAGE, pages, flags) for first, pages, flags in entries]
-
-
-class Area(NamedTuple):
-    """One mapping of an mm image: where, its mmap flags, the shared memory it shows (0: none), its madvise bits."""
-
-    start: int
-    end: int
-    flags: int
-    shmid: int
-    advice: int
-
-
-def parse_areas(name: str, data: bytes) -> Iterator[Area]:
-    """All mappings of an mm image (images/mm.proto, vma.proto), in their order."""
-    record = next(parse_records(name, data, _MM_MAGIC), None)
-    if record is None:
-        raise CorruptError(f"{name} is empty")
-    for field, value in parse_fields(name, data, *record):
-        if field == 14 and isinstance(value, tuple):
-            vma = dict(_varints(name, data, *value))
-            yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0))
-
-
 def parse_mappings(name: str, data: bytes) -> Iterator[Mapping]:
     """The mappings that CRIU registers with the userfaultfd, of an mm image."""
     for area in parse_areas(name, data):
-        if (area.flags & _MAP_LAZY_MASK) == (_MAP_PRIVATE | _MAP_ANONYMOUS):
-            yield Mapping(area.start, area.end, bool(area.advice >> _MADV_WIPEONFORK & 1))
+        if (area.flags & _LAZY_MASK) == (MAP_PRIVATE | MAP_ANONYMOUS):
+            yield Mapping(area.start, area.end, bool(area.advice >> MADV_WIPEONFORK & 1))
 
 
-def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping]) -> Iterator[Run]:
+def _runs(name: str, entries: list[PagemapEntry], mappings: list[Mapping]) -> Iterator[Run]:
     """Lazy entries as runs, split where one mapping ends and the next begins (a copy may not cross that)."""
     offset = at = previous = 0
     for vaddr, pages, flags in entries:
         if vaddr % PAGE or vaddr < previous or not 0 < pages < 1 << 40:
             raise CorruptError(f"{name}: entry {vaddr:#x} with {pages} pages is out of order or not page-aligned")
         previous = end = vaddr + pages * PAGE
-        if flags & _PE_PARENT:
+        if flags & PE_PARENT:
             raise CorruptError(f"{name}: pages at {vaddr:#x} are in a parent image", hint="merge the images first")
         start, where = vaddr, offset
         if flags & PE_PRESENT or not flags:
@@ -278,63 +243,3 @@ def _runs(name: str, entries: list[tuple[int, int, int]], mappings: list[Mapping
             yield Run(start, (stop - start) // PAGE, where)
             where += stop - start
             start = stop
-
-
-def _has_magic(name: str, data: bytes, magic: int) -> bool:
-    """Whether there is anything: CRIU leaves an empty file for a task without memory of its own. CorruptError."""
-    if data and (len(data) < _HEAD or struct.unpack_from("<II", data) != (_COMMON_MAGIC, magic)):
-        raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
-    return bool(data)
-
-
-def parse_records(name: str, data: bytes, magic: int) -> Iterator[tuple[int, int]]:
-    """Where the length-prefixed messages of a CRIU image are: (begin, end)."""
-    at = _HEAD if _has_magic(name, data, magic) else len(data)
-    while at < len(data):
-        if at + 4 > len(data):
-            raise CorruptError(f"{name} ends inside a record")
-        length = int.from_bytes(data[at : at + 4], "little")
-        at += 4
-        if at + length > len(data):
-            raise CorruptError(f"{name} ends inside a record")
-        yield at, at + length
-        at += length
-
-
-def _varints(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    return ((field, value) for field, value in parse_fields(name, data, begin, end) if isinstance(value, int))
-
-
-def parse_fields(name: str, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """Fields of one protobuf message: (number, value) for varints, (number, (begin, end)) for nested bytes."""
-    at = begin
-    while at < end:
-        key, at = _varint(name, data, at, end)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(name, data, at, end)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            length, at = _varint(name, data, at, end)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise CorruptError(f"{name}: wire type {kind} is not one that protobuf has")
-        if at + length > end:
-            raise CorruptError(f"{name} ends inside a field")
-        if kind == 2:
-            yield key >> 3, (at, at + length)
-        at += length
-
-
-def _varint(name: str, data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at
-        shift += 7
-    raise CorruptError(f"{name} ends inside a number")

@@ -16,8 +16,6 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-PAGE: Final = 4096
-
 # linux/userfaultfd.h: _IOC(dir, 0xAA, nr, size)
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00

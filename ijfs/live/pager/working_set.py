@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, PageRange
-from ijfs.live.pager.plan import PAGE, MemoryImage
+from ijfs.live.pager.plan import MemoryImage
 
 _MAGIC: Final = b"ijfsord1"
 _RECORD: Final = struct.Struct("<IIQ")

@@ -1,0 +1,208 @@
+"""CRIU's image files as bytes: what ijfs reads of them, and the one field that it writes.
+
+An image is a u32 magic common to all, a u32 magic of its kind, and records: each a u32 length and a protobuf message
+(images/*.proto in CRIU's tree; the magics are in criu/include/magic.h). This module is the live layer's only parser of
+them, called by pager/source.py, eager_pages.py, timerfd.py and dump_stats.py. Images come out of a repository that
+anybody may have written: whatever the bytes are, a parser ends, and raises CorruptError where they make no sense.
+
+(The engine reads pagemaps, too, as hints for storing: ijfs_engine.write.criu_pagemap. It knows nothing of ijfs.)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head
+from ijfs_engine.errors import CorruptError
+
+PAGE: Final = 4096
+"""Bytes of a page, in images and in memory: the live layer runs on x86-64."""
+
+HEAD: Final = 8
+"""Bytes before the first record."""
+_COMMON_MAGIC: Final = 0x54564319
+_SERVICE_MAGIC: Final = 0x55105940
+"""In place of the common magic, in files that describe no program."""
+_PAGEMAP_MAGIC: Final = 0x56084025
+_MM_MAGIC: Final = 0x57492820
+_MEMFD_MAGIC: Final = 0x48453499
+_STATS_MAGIC: Final = 0x57093306
+FILES_MAGIC: Final = 0x56303138
+
+PE_PARENT: Final = 1  # criu/include/pagemap.h
+PE_LAZY: Final = 2
+PE_PRESENT: Final = 4
+
+MAP_PRIVATE: Final = 0x02  # linux/mman.h
+MAP_ANONYMOUS: Final = 0x20
+MAP_LOCKED: Final = 0x2000
+MAP_HUGETLB: Final = 0x40000
+MADV_WIPEONFORK: Final = 18
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+_NUMBER_BITS: Final = (1 << 64) - 1
+
+PagemapEntry = tuple[int, int, int]
+"""(address, pages, PE_ flags): neighbouring pages of one kind. A plain tuple: there are thousands to an image."""
+
+
+class Field(NamedTuple):
+    """One field of a protobuf message; the positions are those in the image."""
+
+    number: int
+    value: int | None
+    """Of a varint; None for every other kind."""
+    start: int
+    """Where the field begins, its key included."""
+    begin: int
+    """Where its bytes begin; they end at `end`, with the field."""
+    end: int
+    nested: bool
+    """Whether its bytes are length-prefixed: a string or a message of its own."""
+
+
+class Area(NamedTuple):
+    """One mapping of an mm image: where, its mmap flags, the shared memory it shows (0: none), its madvise bits."""
+
+    start: int
+    end: int
+    flags: int
+    shmid: int
+    advice: int
+
+
+class Memfd(NamedTuple):
+    """One record of memfd.img: its number as shared memory, its name, whether it is made of huge pages."""
+
+    shmid: int
+    name: bytes
+    huge: bool
+
+
+# -- images that ijfs looks into ------------------------------------------------------------------------------------
+
+
+def parse_pagemap_entries(name: str, data: bytes) -> tuple[int, list[PagemapEntry]]:
+    """(number of the pages file, every entry whatever its flags) of a pagemap image (pagemap.proto)."""
+    if not _has_magic(name, data, _PAGEMAP_MAGIC) or len(data) == HEAD:
+        return 0, []
+    try:
+        pages_id, at = pagemap_head(data, HEAD)
+        entries = pagemap_entries(data, at)
+    except ValueError as error:
+        raise CorruptError(f"{name} cannot be read: {error}") from error
+    return pages_id or 0, [(first * PAGE, pages, flags) for first, pages, flags in entries]
+
+
+def parse_areas(name: str, data: bytes) -> Iterator[Area]:
+    """All mappings of an mm image (mm.proto, vma.proto), in their order."""
+    record = next(parse_records(name, data, _MM_MAGIC), None)
+    if record is None:
+        raise CorruptError(f"{name} is empty")
+    for field in parse_fields(name, data, *record):
+        if field.number == 14 and field.nested:
+            vma = numbers(parse_fields(name, data, field.begin, field.end))
+            yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0))
+
+
+def parse_memfds(name: str, data: bytes) -> Iterator[Memfd]:
+    """All memfds that have a number (memfd.proto). Shared anonymous mappings are memfds to CRIU, too."""
+    for record in parse_records(name, data, _MEMFD_MAGIC):
+        fields = list(parse_fields(name, data, *record))
+        found = numbers(fields)
+        titles = [data[field.begin : field.end] for field in fields if field.number == 1 and field.nested]
+        if 5 in found:
+            yield Memfd(found[5], titles[-1] if titles else b"", bool(found.get(8)))
+
+
+def parse_dump_stats(name: str, data: bytes) -> dict[int, int]:
+    """The fields of DumpStatsEntry (stats.proto) by their numbers; times are in µs. Empty where there are none."""
+    record = next(parse_records(name, data, _STATS_MAGIC, _SERVICE_MAGIC), None)
+    for field in parse_fields(name, data, *record) if record is not None else ():
+        if field.number == 1 and field.nested:
+            return numbers(parse_fields(name, data, field.begin, field.end))
+    return {}
+
+
+# -- what every image is made of ------------------------------------------------------------------------------------
+
+
+def parse_records(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> Iterator[tuple[int, int]]:
+    """Where the messages of an image of this kind are: (begin, end)."""
+    at = HEAD if _has_magic(name, data, magic, common) else len(data)
+    while at < len(data):
+        if at + 4 > len(data):
+            raise CorruptError(f"{name} ends inside a record")
+        length = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if at + length > len(data):
+            raise CorruptError(f"{name} ends inside a record")
+        yield at, at + length
+        at += length
+
+
+def parse_fields(name: str, data: bytes, begin: int, end: int) -> Iterator[Field]:
+    """The fields of the protobuf message data[begin:end], in their order."""
+    at = begin
+    while at < end:
+        start, value = at, None
+        key, at = _varint(name, data, at, end)
+        kind, inside = key & 7, at
+        if kind == _VARINT:
+            value, at = _varint(name, data, at, end)
+        elif kind == _BYTES:
+            length, inside = _varint(name, data, at, end)
+            at = inside + length
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise CorruptError(f"{name}: wire type {kind} is not one that protobuf has")
+        if at > end:
+            raise CorruptError(f"{name} ends inside a field")
+        yield Field(key >> 3, value, start, inside, at, kind == _BYTES)
+
+
+def numbers(fields: Iterable[Field]) -> dict[int, int]:
+    """The varints among these fields by their numbers. Of a field that comes twice, the last one counts."""
+    return {field.number: field.value for field in fields if field.value is not None}
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A varint field."""
+    return _varint_bytes(number << 3 | _VARINT) + _varint_bytes(value)
+
+
+def nested_field(number: int, message: bytes) -> bytes:
+    """A field that holds a message or a string."""
+    return _varint_bytes(number << 3 | _BYTES) + _varint_bytes(len(message)) + message
+
+
+def _has_magic(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> bool:
+    """Whether there is anything: CRIU leaves an empty file for a task without memory of its own. CorruptError."""
+    if data and (len(data) < HEAD or struct.unpack_from("<II", data) != (common, magic)):
+        raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
+    return bool(data)
+
+
+def _varint(name: str, data: bytes, at: int, end: int) -> tuple[int, int]:
+    """(the number at this place, where it ends): ten bytes at most, bits above 64 are dropped as protobuf does."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & _NUMBER_BITS, at
+        shift += 7
+    raise CorruptError(f"{name} ends inside a number")
+
+
+def _varint_bytes(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
