@@ -23,7 +23,8 @@ from blake3 import blake3
 
 from bench.common import disk_size
 from ijfs_engine import ObjectId, Repository, Segments
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Place
+from ijfs_engine.format.place import Place
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
 from ijfs_engine.write.arena import Arena
 
 ROUNDS = 5

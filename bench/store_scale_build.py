@@ -31,6 +31,7 @@ from ijfs_engine.format.frames import (
     pack_bases,
     padding,
 )
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import (
     Entry,
     FileContent,
@@ -51,7 +52,6 @@ from ijfs_engine.storage.index import (
     SIDECARS,
     SNAPSHOTS,
     U64,
-    Place,
     Update,
     next_pack,
 )

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     )
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.export import export_tree
-    from ijfs_engine.read.reader import Extent, Reader, StoredFile
+    from ijfs_engine.read.reader import Reader
+    from ijfs_engine.read.stored_file import Extent, StoredFile
     from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
@@ -101,7 +102,8 @@ _MODULES = {
     "format.page_layout": ("PageLayout", "PageRun"),
     "storage.pins": ("Pin", "PinInfo"),
     "maintenance.prune": ("PrunePolicy", "PruneReport"),
-    "read.reader": ("Extent", "Reader", "StoredFile"),
+    "read.reader": ("Reader",),
+    "read.stored_file": ("Extent", "StoredFile"),
     "format.records": (
         "Damage",
         "DiskUsage",

@@ -28,7 +28,8 @@ from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node,
 from ijfs_engine import Repository
 from ijfs_engine.errors import CorruptError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
-from ijfs_engine.read.reader import Reader, StoredFile
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.read.stored_file import StoredFile
 
 _TYPE_BITS = {
     "f": stat.S_IFREG,

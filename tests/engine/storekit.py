@@ -143,7 +143,8 @@ def damage(path: Path, offset: int) -> None:
 
 def frame_of(repository: Repository, ident: bytes) -> tuple[Path, int]:
     """The pack and offset of a chunk's or object's frame."""
-    from ijfs_engine.storage.index import CHUNKS, OBJECTS, Place
+    from ijfs_engine.format.place import Place
+    from ijfs_engine.storage.index import CHUNKS, OBJECTS
     from ijfs_engine.storage.pack import pack_path
 
     with repository.index.read() as view:

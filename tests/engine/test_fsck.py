@@ -12,9 +12,10 @@ from storekit import contents, damage, frame_of, pack_paths, put, put_against, s
 
 from ijfs_engine import CorruptError, LockedError, Repository, StorageError
 from ijfs_engine.format.frames import HEADER_SIZE, FrameKind, chunk_id
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import encode_leaf
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import CHUNKS, REFS, SNAPSHOTS, Place
+from ijfs_engine.storage.index import CHUNKS, REFS, SNAPSHOTS
 from ijfs_engine.storage.locks import LockFile
 
 RNG = random.Random(11)

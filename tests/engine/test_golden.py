@@ -18,8 +18,9 @@ from storekit import contents, put, put_against, save
 
 from ijfs_engine import Repository
 from ijfs_engine.format.frames import Codec, chunk_id
+from ijfs_engine.format.place import Place
 from ijfs_engine.storage import refs
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Place
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 NUMBERS = GOLDEN.with_name("v1-numbers")

@@ -22,8 +22,8 @@ from ijfs_engine._native.unpack import Unpacker, chunk_ids, hash_widths, unpack_
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Base
 from ijfs_engine.format.frames import Codec, FrameKind, chunk_id, encode_header, pack_bases, padding
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ZERO_RUN
-from ijfs_engine.storage.index import Place
 
 TOOLS = Unpacker()
 GAP, LONGEST = 64, 100_000

@@ -10,8 +10,8 @@ import pytest
 from ijfs_engine._native.idset import ChunkTable, IdSet
 from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine._native.usage_graph import Census
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ZERO_RUN
-from ijfs_engine.storage.index import Place
 
 RNG = random.Random(7)
 

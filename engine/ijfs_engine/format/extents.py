@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 from ijfs_engine._native.extent_columns import Assembly, Columns
 from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.records import ZERO_RUN, Leaf
-from ijfs_engine.storage.index import NO_PLACE
 
 ExtentSource: TypeAlias = tuple[int, int, Columns, int]
 """(page, pages, columns, page in them): `pages` pages from `page` on are in these columns."""

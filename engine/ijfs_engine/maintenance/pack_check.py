@@ -19,8 +19,9 @@ from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind, decode_frame, padding
+from ijfs_engine.format.place import Place, encode_where
 from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, Place, encode_where
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path

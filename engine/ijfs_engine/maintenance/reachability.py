@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 from ijfs_engine._native.idset import IdSet
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE, FrameKind
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import FileContent, Leaf, ObjectId, Snapshot, Tree
-from ijfs_engine.storage.index import BASES, OBJECTS, Index, Place
+from ijfs_engine.storage.index import BASES, OBJECTS, Index
 from ijfs_engine.storage.object_store import Store
 
 _BATCH: Final = 512

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError, LockedError, UnknownFormatError
 from ijfs_engine.format.frames import FrameKind, base_ids
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, decode_snapshot
 from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.storage.frame_scan import Scanned, scan_frames
@@ -26,7 +27,6 @@ from ijfs_engine.storage.index import (
     SNAPSHOTS,
     TABLES,
     U64,
-    Place,
     Update,
     mark_whole,
 )

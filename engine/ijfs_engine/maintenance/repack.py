@@ -17,19 +17,10 @@ from typing import Final, NamedTuple
 from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import MAX_CHUNK, FrameKind, decode_frame, decode_header
+from ijfs_engine.format.place import encode_where
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import (
-    CHUNKS,
-    OBJECTS,
-    PACK_KEY,
-    PACK_ROW,
-    PACKS,
-    SIDECARS,
-    Update,
-    encode_where,
-    next_pack,
-)
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, SIDECARS, Update, next_pack
 from ijfs_engine.storage.locks import try_take
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, PACK_TARGET, PackReader, PackWriter, pack_files, pack_path

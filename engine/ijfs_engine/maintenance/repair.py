@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind
+from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.maintenance.pack_check import Finding
 from ijfs_engine.maintenance.reachability import split
@@ -30,7 +31,6 @@ from ijfs_engine.storage.index import (
     REMOVED,
     SNAPSHOTS,
     U64,
-    Place,
     Update,
 )
 from ijfs_engine.storage.journal import SnapshotAdded

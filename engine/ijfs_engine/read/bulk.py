@@ -1,8 +1,8 @@
-"""Reading much at once: what `Reader` does with a request of many chunks, most of which are wanted whole and once.
+"""Reading much at once: a request for many chunks, most of which are wanted whole and once.
 
 Such chunks go from the pack straight to where they belong and not through the cache: an image of gigabytes would only
-push out of it what others come back to. Called by `StoredFile`; the work is in _native/read_plan.pyx and
-_native/bulk.pyx.
+push out of it what others come back to. `ChunkReader.fill` calls it for `StoredFile`; the work is done by
+_native/read_plan.pyx and _native/bulk.pyx.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from ijfs_engine._native.bulk import BulkRead
 from ijfs_engine._native.unpack import Unpacker
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH, Plain
-from ijfs_engine.storage.object_store import Store
+from ijfs_engine.storage.object_store import READ_GAP, Store
 from ijfs_engine.util import io_wait
 from ijfs_engine.util.byte_lru import ByteLru
 
-_GAP: Final = 64 << 10
-"""As in storage/object_store.py."""
 _LONGEST: Final = 1 << 20
-"""One read: what it unpacks to is checked and copied while it is in the cache of the core."""
+"""One read: what it unpacks to is checked and copied while it is in the cache of the core. The store's own limit, which
+is four times as long, only bounds its memory."""
 
 FetchBases = Callable[[Sequence[bytes], int], Sequence[Plain]]
 """Plain bytes of base chunks in the order asked, for a chunk of this depth."""
@@ -39,8 +38,8 @@ class _Tools(threading.local):
 _tools = _Tools()
 
 
-def filling() -> BulkRead:
-    """For this thread."""
+def new_read() -> BulkRead:
+    """An empty request, for this thread alone."""
     return BulkRead(_tools.unpacker)
 
 
@@ -71,7 +70,7 @@ def whole(
     ids: Sequence[bytes], below: int, store: Store, bases: FetchBases, delay_s: float = 0.0
 ) -> list[tuple[bytes, bytes]]:
     """(id, plain bytes) of those of these chunks that are sound and less deep than `below`. StorageError."""
-    what = filling()
+    what = new_read()
     for ident in ids:
         what.add_whole(ident)
     io_wait.pause(delay_s)
@@ -84,7 +83,7 @@ def _read(what: BulkRead, store: Store, bases: FetchBases, below: int = 256) -> 
         rows = store.chunk_rows([ident for _, ident in unplaced])
         for (number, _), row in zip(unplaced, rows, strict=True):
             what.place(number, row)
-    store.read_planned(what, what.schedule(_GAP, _LONGEST, below))
+    store.read_planned(what, what.schedule(READ_GAP, _LONGEST, below))
     if based := what.based():
         _add_bases(what, based, bases)
 

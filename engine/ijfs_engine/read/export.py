@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import LEAF_SPAN, Entry, ObjectId
-from ijfs_engine.read.reader import Reader, StoredFile
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.pipeline import Pipeline
 
 if TYPE_CHECKING:

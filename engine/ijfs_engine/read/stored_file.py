@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ijfs_engine._native.bulk import BulkRead
 from ijfs_engine._native.native import PAGE
@@ -19,13 +19,8 @@ from ijfs_engine.format.extents import LeafMap, Slice
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import ObjectId
 from ijfs_engine.read import bulk
+from ijfs_engine.read.chunk_reader import BATCH_CHUNKS, ChunkReader
 
-if TYPE_CHECKING:
-    from ijfs_engine.read.reader import Reader
-
-# One call to the store: enough chunks that neighbours in a pack come in one read, few enough to bound its memory
-# (16 MiB if all are of the largest size, 4 MiB on average).
-BATCH_CHUNKS: Final = 64
 # From so many bytes on most chunks are wanted whole.
 _BULK: Final = 512 << 10
 # What is read in one go; of more, threads read parts.
@@ -47,9 +42,9 @@ class StoredFile:
     """
 
     def __init__(
-        self, reader: Reader, parts: list[tuple[bytes, int]], layout: PageLayout | None, *, single: bool = False
+        self, chunks: ChunkReader, parts: list[tuple[bytes, int]], layout: PageLayout | None, *, single: bool = False
     ) -> None:
-        self._reader = reader
+        self._chunks = chunks
         self._parts = parts
         self._single = single
         starts = list(accumulate((size for _, size in parts), initial=0))
@@ -79,7 +74,7 @@ class StoredFile:
             offset, length, at = offset + step, length - step, at + 1
 
     def _leaf(self, ident: bytes, size: int) -> LeafMap:
-        leaf = self._reader.leaf(ident)
+        leaf = self._chunks.leaf(ident)
         if leaf.size != size:
             raise CorruptError(f"leaf {ident.hex()[:12]} has {leaf.size} bytes, its file says {size}")
         return leaf
@@ -87,7 +82,7 @@ class StoredFile:
     def locate(self) -> None:
         """Find out where everything is, ahead of large reads. CorruptError."""
         if not self._single:
-            self._reader.locate([ident for ident, _ in self._parts])
+            self._chunks.locate([ident for ident, _ in self._parts])
 
     def cached(self, offset: int, length: int) -> bool:
         """Whether reading these bytes would touch no disk and decode nothing, as far as can be told now.
@@ -96,9 +91,9 @@ class StoredFile:
         """
         first = max(0, bisect_right(self._starts, offset) - 1)
         parts = self._parts[first : bisect_right(self._starts, offset + length - 1)]
-        if not self._single and not self._reader.holds(ident for ident, _ in parts):
+        if not self._single and not self._chunks.holds(ident for ident, _ in parts):
             return False
-        return self._reader.holds((), (piece.id for piece in self.slices(offset, length)))
+        return self._chunks.holds((), (piece.id for piece in self.slices(offset, length)))
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer only at the end of the file. CorruptError, never wrong bytes."""
@@ -141,15 +136,15 @@ class StoredFile:
                 target[:] = plain
 
     def _read_bulk(self, asked: Iterable[tuple[int, memoryview]]) -> None:
-        what, size = bulk.filling(), 0
+        what, size = bulk.new_read(), 0
         for offset, view in asked:
             for ident, length, inside, part in self._parts_of(offset, view):
                 if size + len(part) > _PART:
-                    self._reader.fill(what)
-                    what, size = bulk.filling(), 0
+                    self._chunks.fill(what)
+                    what, size = bulk.new_read(), 0
                 size += len(part)
                 self._want(what, ident, length, inside, part)
-        self._reader.fill(what)
+        self._chunks.fill(what)
 
     def _want(self, what: BulkRead, ident: bytes, length: int, inside: int, part: memoryview) -> None:
         try:
@@ -157,7 +152,7 @@ class StoredFile:
                 what.add_chunk(ident, inside, part)
             else:
                 leaf = self._leaf(ident, length)
-                self._reader.place([leaf])
+                self._chunks.place([leaf])
                 what.add_leaf(leaf.columns, inside, part)
         except ValueError as error:
             raise CorruptError(str(error)) from error
@@ -167,7 +162,7 @@ class StoredFile:
         from concurrent.futures import wait
 
         tasks = [
-            self._reader.beside(partial(self.read_many, [(offset + at, view[at : at + _PART])]))
+            self._chunks.beside(partial(self.read_many, [(offset + at, view[at : at + _PART])]))
             for at in range(0, len(view), _PART)
         ]
         # All of them end before the buffer is the caller's again.
@@ -197,7 +192,7 @@ class StoredFile:
                 if ident is not None:
                     ids[ident] = None
                 end += 1
-            plains = dict(zip(ids, self._reader.chunks(list(ids)), strict=True)) if ids else {}
+            plains = dict(zip(ids, self._chunks.chunks(list(ids)), strict=True)) if ids else {}
             for piece in slices[at:end]:
                 yield _cut(plains[piece.id], piece) if piece.id is not None else None
             at = end
@@ -242,7 +237,7 @@ class StoredFile:
 
     def prefetch(self, offset: int, length: int) -> None:
         """Start loading these bytes into the reader's cache in the background."""
-        self._reader.prefetch(piece.id for piece in self.slices(offset, length) if piece.id is not None)
+        self._chunks.prefetch(piece.id for piece in self.slices(offset, length) if piece.id is not None)
 
 
 def _cut(plain: Plain, piece: Slice) -> memoryview:

@@ -19,7 +19,6 @@ from typing import ClassVar, Final, NamedTuple, TypeVar, cast
 import lmdb
 
 from ijfs_engine.errors import StorageError
-from ijfs_engine.format.frames import ALIGN
 from ijfs_engine.storage import disk, index_file
 
 T = TypeVar("T")
@@ -70,36 +69,6 @@ _WHOLE: Final = b"whole"
 U64: Final = struct.Struct("<Q")
 PACK_KEY: Final = struct.Struct(">I")
 PACK_ROW: Final = struct.Struct("<BQ")
-_PLACE: Final = struct.Struct("<IIIIBB")
-_WHERE: Final = struct.Struct("<II")
-NO_PLACE: Final = bytes(_PLACE.size)
-"""Stands for no row where rows are end to end."""
-
-
-class Place(NamedTuple):
-    """Where a frame is: pack number, byte offset, whole frame's bytes without padding, plain bytes, tag, depth."""
-
-    pack: int
-    offset: int
-    span: int
-    plain: int
-    tag: int
-    depth: int
-
-    def encode(self) -> bytes:
-        """18 bytes; the offset is kept in units of 8."""
-        return _PLACE.pack(self.pack, self.offset // ALIGN, self.span, self.plain, self.tag, self.depth)
-
-    @classmethod
-    def decode(cls, row: bytes) -> Place:
-        """The inverse."""
-        pack, units, span, plain, tag, depth = _PLACE.unpack(row)
-        return cls(pack, units * ALIGN, span, plain, tag, depth)
-
-    @property
-    def on_disk(self) -> int:
-        """Bytes in the pack, padding counted."""
-        return self.span + -self.span % ALIGN
 
 
 class Rows(NamedTuple):
@@ -432,11 +401,6 @@ class _Gate:
             with self._changed:
                 self._alone = False
                 self._changed.notify_all()
-
-
-def encode_where(pack: int, offset: int) -> bytes:
-    """The first 8 bytes of a Place's row."""
-    return _WHERE.pack(pack, offset // ALIGN)
 
 
 def next_pack(update: Update) -> int:

@@ -25,6 +25,7 @@ from ijfs_engine.format.frames import (
     decode_frame,
     object_id,
 )
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import (
     FileContent,
     Leaf,
@@ -38,7 +39,7 @@ from ijfs_engine.format.records import (
 )
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index, Place
+from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index
 from ijfs_engine.storage.pack import PackReader
 from ijfs_engine.util import io_wait
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_GAP: Final = 64 << 10
+READ_GAP: Final = 64 << 10
 """Frames closer than this are fetched in one read: at 1 GB/s the gap costs as much as the system call and the seek."""
 _LONGEST: Final = 4 << 20
 """Longest single read, so that memory stays bounded."""
@@ -286,7 +287,7 @@ def _batches(wanted: list[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, by
         place = item[0]
         if batch:
             first, last = batch[0][0], batch[-1][0]
-            near = place.pack == last.pack and place.offset - (last.offset + last.span) <= _GAP
+            near = place.pack == last.pack and place.offset - (last.offset + last.span) <= READ_GAP
             if not near or place.offset + place.span - first.offset > _LONGEST:
                 yield batch
                 batch = []

@@ -19,6 +19,7 @@ import zstandard
 
 from ijfs_engine.errors import IjfsError, StorageError
 from ijfs_engine.format.frames import ID_SIZE, Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
@@ -35,7 +36,6 @@ from ijfs_engine.storage.index import (
     SNAPSHOTS,
     U64,
     Index,
-    Place,
     Update,
     next_pack,
 )

@@ -15,7 +15,8 @@ from ijfs_engine._native.native import PAGE
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import Entry, Tree
-from ijfs_engine.read.reader import Reader, StoredFile
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.write import criu_pagemap
 from ijfs_engine.write.parent_pages import ParentPages
 from ijfs_engine.write.sources import Source, opened

@@ -15,7 +15,8 @@ from ijfs_engine.format.extents import ExtentSource, LeafMap
 from ijfs_engine.format.page_layout import LEAF_PAGES, PageLayout
 from ijfs_engine.format.records import ObjectId
 from ijfs_engine.read import bulk
-from ijfs_engine.read.reader import Reader, StoredFile
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.write import fingerprints as kept
 from ijfs_engine.write.fingerprints import Prints, Shape
@@ -109,7 +110,7 @@ class ParentPages:
     def read_pages(self, theirs: memoryview, sources: list[ExtentSource], buffer: memoryview) -> None:
         """Page i of `buffer` becomes the parent's page theirs[i], where that is not negative. CorruptError."""
         for at in range(0, len(theirs), LEAF_PAGES):
-            what = bulk.filling()
+            what = bulk.new_read()
             what.add_pages(theirs[at : at + LEAF_PAGES], sources, buffer[at * PAGE : (at + LEAF_PAGES) * PAGE])
             self.reader.fill(what)
 
