@@ -12,7 +12,6 @@ ever changes, so the kernel may keep all of it.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -92,11 +91,8 @@ class World:
         """Tell damage from removal: what is missing from a snapshot that is gone was taken by gc, and is no damage."""
         try:
             yield
-        except (CorruptError, UnknownNameError) as error:
-            try:
-                self.repository.snapshot(snapshot)
-            except UnknownNameError:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+        except CorruptError:
+            self.repository.snapshot(snapshot)  # UnknownNameError if it is gone: ESTALE to whoever asked
             raise
 
 

@@ -13,10 +13,11 @@ import time
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
 
-from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, StorageError
+from ijfs_engine import CorruptError, LockedError, Repository, Snapshot, SnapshotWriter, StorageError
 from ijfs_engine.format.frames import HEADER_SIZE, FrameKind, chunk_id
 from ijfs_engine.format.records import Entry, Tree, encode_tree
-from ijfs_engine.maintenance import disk_usage, repack
+from ijfs_engine.maintenance import disk_usage, gc, repack
+from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import CHUNKS, CONDEMNED, REMOVED
 from ijfs_engine.storage.locks import exclusive
@@ -461,3 +462,34 @@ def test_gc_of_nothing_is_quick(repository: Repository) -> None:
     assert time.monotonic() - started < 2
     with repository.index.read() as view:
         assert view.count(CHUNKS) == 0
+
+
+def test_what_came_and_went_during_gc_is_not_taken(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed after the walk and removed before the sweep: a session that began meanwhile may have taken it over."""
+    save(repository, {"a": noise(9000)}, branch="main")
+    wanted = noise(50_000)
+    condemn, oldest_session = gc._Collector._condemn, gc._Collector._oldest_session
+    passing: list[Snapshot] = []
+    writers: list[tuple[SnapshotWriter, Entry]] = []
+
+    def condemn_what_was_just_listed(self: gc._Collector, kept: ReachableSet) -> None:
+        passing.append(save(repository, {"q": wanted}, branch="passing"))
+        condemn(self, kept)
+
+    def begin_and_remove_after_the_look(self: gc._Collector) -> int:
+        oldest = oldest_session(self)
+        writer = repository.begin([passing[0].id])
+        writers.append((writer, repository.reader().lookup(passing[0].root, "q")))
+        repository.remove(passing[0].id)
+        return oldest
+
+    monkeypatch.setattr(gc._Collector, "_condemn", condemn_what_was_just_listed)
+    monkeypatch.setattr(gc._Collector, "_oldest_session", begin_and_remove_after_the_look)
+    repository.gc()
+    monkeypatch.undo()
+    [(writer, entry)] = writers
+    with writer:
+        writer.reuse("q", entry)
+        kept = writer.commit(branch="kept")
+    assert repository.fsck().clean
+    assert contents(repository, kept.id) == {"q": wanted}

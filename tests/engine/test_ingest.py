@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from ijfs_engine import (
     Attrs,
     CorruptError,
+    Entry,
     IjfsError,
     Reader,
     Repository,
@@ -201,6 +203,43 @@ def test_criu_images_go_to_images_and_anything_else_to_files(repository: Reposit
     for name in ("inventory.img", "pstree.img"):
         (source / name).write_bytes(b"y")
     assert reader.lookup(import_directory(repository, source).root, "images/file").size == 1
+
+
+def test_entries_by_path_come_in_any_order_with_the_metadata_they_bring(repository: Repository, tmp_path: Path) -> None:
+    """What a save of a live program gives: paths, entries, and bytes only for what changed."""
+    shared, large = b"two names, one file", random.Random(3).randbytes(3 * MIB)
+    (tmp_path / "staged").write_bytes(large)
+    with repository.begin() as writer:
+        writer.add_file("kept", b"of the parent")
+        first = writer.commit()
+    known = repository.reader().lookup(first.root, "kept")
+    owner = {"uid": 7, "gid": 8, "mtime_ns": 9}
+    with repository.begin([first.id]) as writer:
+        writer.add_entries(
+            [
+                ("home/me/two", Entry(b"-", "f", 0o600, **owner, size=len(shared), link=1), shared),
+                ("home/me/large", Entry(b"-", "f", 0o640, **owner, size=len(large)), tmp_path / "staged"),
+                ("home/me", Entry(b"-", "d", 0o711, **owner, xattrs=((b"user.note", b"mine"),)), None),
+                ("home/me/kept", msgspec.structs.replace(known, mode=0o444), None),
+                ("home/link", Entry(b"-", "l", 0o777, **owner, target=b"me/kept"), None),
+                ("home/me/one", Entry(b"-", "f", 0o600, **owner, size=len(shared), link=1), shared),
+                ("home/me/empty", Entry(b"-", "f", 0o600, **owner), b""),
+            ]
+        )
+        root = writer.commit().root
+    reader = repository.reader()
+    home, me = reader.lookup(root, "home"), reader.lookup(root, "home/me")
+    assert (home.kind, home.mode, home.uid) == ("d", Attrs(0o755).mode, 0)
+    assert (me.mode, me.uid, me.gid, me.mtime_ns, me.xattrs) == (0o711, 7, 8, 9, ((b"user.note", b"mine"),))
+    names = {entry.name: entry for entry in reader.tree(me.content or b"").entries}
+    assert list(names) == [b"empty", b"kept", b"large", b"one", b"two"]
+    read = {name: reader.open(entry).read(0, entry.size) for name, entry in names.items()}
+    assert read == {b"empty": b"", b"kept": b"of the parent", b"large": large, b"one": shared, b"two": shared}
+    assert (names[b"kept"].mode, names[b"kept"].content) == (0o444, known.content)
+    assert (names[b"large"].mode, names[b"large"].uid, names[b"large"].gid) == (0o640, 7, 8)
+    assert names[b"one"].link == names[b"two"].link != 0
+    link = reader.lookup(root, "home/link")
+    assert (link.kind, link.target) == ("l", b"me/kept")
 
 
 def test_files_directories_and_reused_entries_make_one_snapshot(repository: Repository, source: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 from criu_images import image_set
@@ -74,6 +75,15 @@ def test_small_empty_and_middling_files_are_read(repository: Repository, root: b
     assert reader.lookup(root, "/sub//leaf/").name == b"leaf"
     with pytest.raises(IjfsError, match="not a file"):
         reader.open(reader.lookup(root, "sub"))
+
+
+@pytest.mark.parametrize("name", ["small", "empty", "large", "sub/leaf"])
+def test_a_file_of_another_size_than_its_entry_says_is_refused(repository: Repository, root: bytes, name: str) -> None:
+    reader = repository.reader()
+    entry = reader.lookup(root, name)
+    for wrong in (entry.size + 1, max(entry.size - 1, 2)):
+        with pytest.raises(CorruptError, match=f"{entry.size} bytes stored, its entry says {wrong}"):
+            reader.open(msgspec.structs.replace(entry, size=wrong))
 
 
 def test_extents_show_what_is_zero_without_reading(repository: Repository, root: bytes) -> None:

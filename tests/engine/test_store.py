@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -226,6 +227,21 @@ def test_a_damaged_header_never_gives_wrong_bytes_and_fsck_finds_it(repository: 
     with contextlib.suppress(CorruptError):
         assert bytes(chunks(repository, [chunk_id(data)])[0]) == data
     assert [finding.id for finding in repository.fsck().damage] == [chunk_id(data)]
+
+
+def test_a_pack_put_back_from_a_copy_is_read_by_who_had_the_damaged_one_open(
+    repository: Repository, tmp_path: Path
+) -> None:
+    data = noise(4096)
+    save(repository, {"f": data})
+    path, offset = frame_of(repository, chunk_id(data))
+    copy = tmp_path / "copy"
+    shutil.copy(path, copy)
+    damage(path, offset)
+    with pytest.raises(CorruptError):
+        chunks(repository, [chunk_id(data)])
+    copy.rename(path)
+    assert [bytes(plain) for plain in chunks(repository, [chunk_id(data)])] == [data]
 
 
 def test_a_pack_that_is_gone_is_an_error(repository: Repository) -> None:

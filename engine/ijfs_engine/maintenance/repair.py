@@ -46,7 +46,6 @@ class _Copy(NamedTuple):
 
     table: bytes
     place: Place
-    bases: bytes
 
 
 class Repairer:
@@ -85,19 +84,18 @@ class Repairer:
             self.done.append(f"let go of {orphans} chunks that were stored against damaged ones")
 
     def _copies(self, bad: set[bytes]) -> dict[bytes, _Copy]:
-        """Sound frames of these ids, wherever they stand in a pack; the shallowest of several chunks."""
+        """Sound frames of these ids, wherever they stand in a pack; the first of several."""
         found: dict[bytes, _Copy] = {}
         for number, path in pack_files(self._repository.directory.packs):
             for scanned in scan_frames(path):
-                if scanned.frame is None or scanned.header is None or scanned.frame.id not in bad:
+                if scanned.frame is None or scanned.header is None:
+                    continue
+                if scanned.frame.id not in bad or scanned.frame.id in found:
                     continue
                 if scanned.header.kind == FrameKind.SIDECAR or not self._sound(scanned.header.kind, scanned.frame):
                     continue
                 table = CHUNKS if scanned.header.kind == FrameKind.CHUNK else OBJECTS
-                copy = _Copy(table, place_of(number, scanned), scanned.frame.bases)
-                known = found.get(scanned.frame.id)
-                if known is None or copy.place.depth < known.place.depth:
-                    found[scanned.frame.id] = copy
+                found[scanned.frame.id] = _Copy(table, place_of(number, scanned))
         return found
 
     def _sound(self, kind: int, frame: EncodedChunk) -> bool:

@@ -1,0 +1,52 @@
+"""Lock files say who lives, and nothing else can be taken for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.locks import LockFile, live_files, try_take
+
+
+def test_a_lock_file_is_seen_while_it_is_held_and_gone_after(tmp_path: Path) -> None:
+    held = LockFile.create(tmp_path)
+    held.write(b"first, and longer")
+    held.write(b"what it says")
+    assert list(live_files(tmp_path)) == [(held.path, b"what it says")]
+    assert try_take(held.path) is None
+    held.close()
+    held.close()
+    assert list(tmp_path.iterdir()) == []
+    assert try_take(held.path) is None
+
+
+def test_a_file_whose_holder_died_is_removed_by_who_looks(tmp_path: Path) -> None:
+    dead = tmp_path / "1-dead"
+    dead.write_bytes(b"")
+    (tmp_path / "directory").mkdir()
+    assert list(live_files(tmp_path)) == []
+    assert not dead.exists()
+
+
+def test_a_file_that_was_taken_for_a_dead_ones_before_its_lock_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the create and the flock nothing tells it from a file whose holder died."""
+    create = disk.create
+    removed: list[Path] = []
+
+    def create_and_lose_the_first(path: Path) -> int:
+        fd = create(path)
+        if not removed:
+            assert list(live_files(tmp_path)) == []
+            removed.append(path)
+        return fd
+
+    monkeypatch.setattr(disk, "create", create_and_lose_the_first)
+    held = LockFile.create(tmp_path)
+    assert removed
+    assert not removed[0].exists()
+    assert [path for path, _ in live_files(tmp_path)] == [held.path]
+    held.close()
