@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native bench bench-store bench-live bench-scale setup-bench lock clean
+.PHONY: help setup demo test check check-native bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ check: setup ## format, lint, types, import contracts, shell scripts; before eac
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/check-shell
+	$(BIN)/python tools/pictures.py --check
 
 check-native: setup ## the engine's compiled loops under AddressSanitizer
 	tools/check-native
@@ -43,6 +44,9 @@ setup-bench: setup ## the peers that bench-store compares with; ARGS=--torch for
 
 lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 	tools/lock $(ARGS)
+
+pictures: ## docs/internals/pictures from their sources; needs graphviz
+	@$(BIN)/python tools/pictures.py
 
 clean: ## what is built or cached, but not .venv and .prefix, which take longest to make
 	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
