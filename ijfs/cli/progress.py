@@ -15,6 +15,8 @@ from ijfs.cli.output import Printer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from ijfs.live.client.api import Event
+
 
 class Reporter:
     """The line of one verb, gone when the work is done; a context manager. Calls come from any thread."""
@@ -55,15 +57,17 @@ class Reporter:
             self._task = line.add_task(f"{self.title}: {phase}", total=total or None)
         line.update(self._task, completed=done, total=total or None)
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """A keeper's event: a phase that begins, bytes of one, or a notice a person should read."""
-        match event.get("kind"):
-            case "phase":
-                self(str(event.get("name")), 0, 0)
-            case "progress":
-                self(str(event.get("name")), int(event.get("done", 0)), int(event.get("total", 0)))
-            case "notice":
-                self._notice(str(event.get("text", "")))
+        from ijfs.live.client.api import BytesDone, Notice, PhaseBegan
+
+        match event:
+            case PhaseBegan():
+                self(event.name, 0, 0)
+            case BytesDone():
+                self(event.name, event.done, event.total)
+            case Notice():
+                self._notice(event.text)
 
     def _notice(self, sentence: str) -> None:
         if self._line is None:

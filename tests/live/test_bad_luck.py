@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from livehouse import MARK, House, command_line, eventually, is_gone, open_house
@@ -122,11 +121,11 @@ def test_a_program_that_is_killed_in_the_middle_of_its_save_leaves_no_snapshot(h
     house.python("big", "import time; data = bytearray(400 << 20); print('up', flush=True)\nwhile True: time.sleep(1)")
     info = client.describe(house.repo, "big")
     assert eventually(lambda: "up" in Path(info.log).read_text(), 20)
-    events: list[dict[str, Any]] = []
+    events: list[client.Event] = []
 
-    def kill_at_dump(event: dict[str, Any]) -> None:
+    def kill_at_dump(event: client.Event) -> None:
         events.append(event)
-        if event.get("name") == "dump":
+        if isinstance(event, client.PhaseBegan) and event.name == "dump":
             assert info.pid is not None
             os.kill(info.pid, signal.SIGKILL)
 
@@ -146,7 +145,9 @@ def test_the_program_outlives_its_keeper_and_the_next_command_says_so(house: Hou
     os.kill(keeper_pid(house, "orphan"), signal.SIGKILL)
     assert goes_on(house, "orphan")
     notices: list[str] = []
-    with client.connect(house.repo, "orphan", on_event=lambda event: notices.append(event.get("text", ""))) as keeper:
+    with client.connect(
+        house.repo, "orphan", on_event=lambda event: notices.append(getattr(event, "text", ""))
+    ) as keeper:
         result = keeper.save("after")
     assert any("a new one took the running program over" in notice for notice in notices)
     assert result.parent == first
@@ -163,7 +164,7 @@ def test_ports_that_others_took_while_there_was_no_keeper_move_and_this_is_said(
     notices: list[str] = []
     with (
         socket.create_server(("127.0.0.1", info.relay[0].host)),
-        client.connect(house.repo, "moved", on_event=lambda event: notices.append(event.get("text", ""))),
+        client.connect(house.repo, "moved", on_event=lambda event: notices.append(getattr(event, "text", ""))),
     ):
         pass
     assert any(f"tcp8000 {info.relay[0].host}" in notice for notice in notices)
@@ -189,8 +190,8 @@ def test_a_keeper_killed_in_the_middle_of_a_save_leaves_the_program_running_and_
     assert eventually(lambda: (house.upper("big") / "tmp/count").exists(), 20)
     pid = keeper_pid(house, "big")
 
-    def kill_at_ingest(event: dict[str, Any]) -> None:
-        if event.get("name") == "ingest":
+    def kill_at_ingest(event: client.Event) -> None:
+        if isinstance(event, client.PhaseBegan) and event.name == "ingest":
             os.kill(pid, signal.SIGKILL)
 
     with (
@@ -376,8 +377,8 @@ def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_not
     slow.chmod(0o755)
     monkeypatch.setenv("IJFS_CRIU", str(slow))
 
-    def kill_keeper(event: dict[str, Any]) -> None:
-        if event.get("name") == phase:
+    def kill_keeper(event: client.Event) -> None:
+        if isinstance(event, client.PhaseBegan) and event.name == phase:
             for pid in house.processes():
                 if command_line(pid).startswith("ijfs-keeper") and "/live/half" in command_line(pid):
                     os.kill(pid, signal.SIGKILL)
@@ -425,8 +426,8 @@ def test_a_keeper_killed_while_it_goes_back_leaves_the_old_program_and_the_way_b
     snapshot = house.save("goes").snapshot
     first = keeper_pid(house, "goes")
 
-    def kill_keeper(event: dict[str, Any]) -> None:
-        if event.get("name") == "restore":
+    def kill_keeper(event: client.Event) -> None:
+        if isinstance(event, client.PhaseBegan) and event.name == "restore":
             os.kill(first, signal.SIGKILL)
 
     with pytest.raises(KeeperError, match="the program runs on"):

@@ -126,7 +126,7 @@ def test_a_second_save_freezes_while_the_first_is_stored_and_a_third_waits(house
     noisy(house, "busy")
     notices: list[str] = []
     with (
-        client.connect(house.repo, "busy", on_event=lambda event: notices.append(event.get("text", ""))) as keeper,
+        client.connect(house.repo, "busy", on_event=lambda event: notices.append(getattr(event, "text", ""))) as keeper,
         no_commits() as go_on,
     ):
         numbers = [keeper.save("one", wait=False).number]

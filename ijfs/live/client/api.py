@@ -1,6 +1,7 @@
 """What the command line and Jupyter call: blocking verbs on live instances. One keeper process serves each instance.
 
-Everything raises IjfsError. `on_event` is called with each event of ijfs.live.model.protocol, in the calling thread.
+Everything raises IjfsError. `on_event` is called with each event (a PhaseBegan, BytesDone or Notice), in the calling
+thread.
 Imports stay light: this module is on the way of every restore, and of every `ijfs ps`.
 """
 
@@ -18,6 +19,7 @@ from ijfs.live.client.spawn import claim
 from ijfs.live.errors import CommandError, InstanceExitedError
 from ijfs.live.model.environment import is_text
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
@@ -35,7 +37,7 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
     paths = claim(repo, spec.name, again=again)
-    return spawned(paths, "start", {"spec": spec, "again": again}, on_event)
+    return spawned(paths, StartArguments(spec=spec, again=again), on_event)
 
 
 def restore(
@@ -55,12 +57,12 @@ def restore(
     its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
     GPUs of a program that held some, in the order in which it held them; by default the same ones.
     """
-    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus)
     paths = claim(repo, name, again=replace)
-    return spawned(paths, "restore", {**args, "again": replace}, on_event)
+    wanted = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace)
+    return spawned(paths, wanted, on_event)
 
 
 def fork(
@@ -106,11 +108,15 @@ def exec_command(
 
 
 __all__ = [
+    "BytesDone",
+    "Event",
     "InstanceInfo",
     "InstanceRecord",
     "InstanceSpec",
     "KeeperClient",
+    "Notice",
     "OnEvent",
+    "PhaseBegan",
     "RepoPath",
     "SaveResult",
     "connect",

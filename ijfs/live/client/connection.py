@@ -7,20 +7,19 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import msgspec
 
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
 from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
+from ijfs.live.model.protocol import Arguments, Event, Reply
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import IjfsError
 
-OnEvent = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[Event], None]
+"""A caller's function that a verb's events go to."""
 
 
 class KeeperClient:
@@ -63,7 +62,7 @@ class KeeperClient:
 
     def status(self) -> InstanceInfo:
         """The instance as its keeper sees it."""
-        return msgspec.convert(self.request("status", {}), InstanceInfo)
+        return self.request(protocol.StatusArguments())
 
     def save(
         self,
@@ -83,29 +82,35 @@ class KeeperClient:
 
         The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
         frozen state, so that nothing it does later is lost. A second save may be taken while the first is being stored,
-        a third waits; they are stored in order, each the parent of the next. For a GPU
-        program: `force` saves in spite of what preflight refuses, `gpu_timeout_s` is how long running kernels get.
+        a third waits; they are stored in order, each the parent of the next. For a GPU program, `force` saves in spite
+        of what preflight refuses, and `gpu_timeout_s` is how long running kernels get.
         """
-        args: dict[str, Any] = {"message": message, "branch": branch, "stop": stop, "notebook": notebook}
-        args |= {"force": force, "gpu_timeout_s": gpu_timeout_s, "wait": wait}
-        return msgspec.convert(self.request("save", args), SaveResult)
+        arguments = protocol.SaveArguments(
+            message=message,
+            branch=branch,
+            stop=stop,
+            notebook=notebook,
+            force=force,
+            gpu_timeout_s=gpu_timeout_s,
+            wait=wait,
+        )
+        return self.request(arguments)
 
     def wait_save(self, number: int) -> SaveResult:
         """What a save came to that was not waited for, when it is durable; raises what it failed with."""
-        return msgspec.convert(self.request("wait_save", {"number": number}), SaveResult)
+        return self.request(protocol.WaitSaveArguments(number=number))
 
     def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients."""
-        args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus)}
-        return msgspec.convert(self.request("restore", args), InstanceInfo)
+        return self.request(protocol.RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus)))
 
     def wait_memory(self) -> InstanceInfo:
         """Block until all memory of a lazily restored program is in."""
-        return msgspec.convert(self.request("wait_memory", {}), InstanceInfo)
+        return self.request(protocol.WaitMemoryArguments())
 
     def signal(self, number: int) -> None:
         """Send a signal to the program's process group; SIGINT interrupts a kernel."""
-        self.request("signal", {"number": number})
+        self.request(protocol.SignalArguments(number=number))
 
     def stop(self, *, timeout_s: float = 5.0, force: bool = False) -> InstanceInfo:
         """End the program: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when its keeper has ended too.
@@ -114,32 +119,34 @@ class KeeperClient:
         not stopped, unless `force` says so: what was to be saved would be gone with it.
         """
         process = read_record(self._paths).keeper
-        info = msgspec.convert(self.request("stop", {"timeout_s": timeout_s, "force": force}), InstanceInfo)
+        info = self.request(protocol.StopArguments(timeout_s=timeout_s, force=force))
         keeper_ended(self._paths, process)
         return info
 
-    def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
-        """One verb, its events to `on_event`, its result; the keeper's error as the exception it was there."""
+    def request(self, arguments: Arguments[Reply]) -> Reply:
+        """The verb that takes these arguments: its events go to `on_event`, its reply is returned. The keeper's error
+        is raised as the exception that it was there."""
         number, self._next_id = self._next_id, self._next_id + 1
         try:
-            self._socket.sendall(protocol.encode({"id": number, "verb": verb, "args": args}))
+            self._socket.sendall(protocol.encode_request(number, arguments))
         except (BrokenPipeError, ConnectionResetError):
             raise self._broken() from None
         for answer in self._answers(number):
-            if "ok" in answer:
-                return dict(answer["ok"])
-            if "error" in answer:
-                raise rebuild(answer["error"])
-            if "event" in answer and self._on_event is not None:
-                self._on_event(answer["event"])
+            if answer.error is not None:
+                raise rebuild(answer.error)
+            if answer.is_reply:
+                return protocol.decode_reply(arguments, answer.ok)
+            event = answer.known_event()
+            if event is not None and self._on_event is not None:
+                self._on_event(event)
         raise self._broken()
 
-    def _answers(self, number: int) -> Iterator[dict[str, Any]]:
+    def _answers(self, number: int) -> Iterator[protocol.Answer]:
         while True:
             while self._ready:
-                answer = protocol.decode(self._ready.pop(0))
-                if answer.get("id") != number:
-                    raise ProtocolError(f"the keeper answered request {answer.get('id')}, not {number}")
+                answer = protocol.decode_answer(self._ready.pop(0))
+                if answer.id != number:
+                    raise ProtocolError(f"the keeper answered request {answer.id}, not {number}")
                 yield answer
             data = self._receive()
             if not data:

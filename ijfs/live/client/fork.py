@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count as count_up
 from pathlib import Path
-from typing import Any
 
 from ijfs.live.client.connection import OnEvent
 from ijfs.live.client.instances import RepoPath, connect, is_running
 from ijfs.live.client.spawn import begin, claim, spawn_keepers
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import Event, RestoreArguments
 from ijfs.live.model.records import InstanceInfo
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError, PartialError
@@ -43,11 +43,11 @@ def fork(
         except IjfsError as error:
             outcomes[name] = error
     sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
-    args = {"snapshot": snapshot, "eager": eager, "gpus": list(gpus), "siblings": len(claimed)}
+    first = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), siblings=len(claimed))
 
     def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
         try:
-            return begin(paths, sock, "restore", args, _one_at_a_time(on_event))
+            return begin(paths, sock, first, _one_at_a_time(on_event))
         except IjfsError as error:
             return error
 
@@ -62,7 +62,7 @@ def _one_at_a_time(on_event: OnEvent | None) -> OnEvent | None:
         return None
     called = on_event
 
-    def locked(event: dict[str, Any]) -> None:
+    def locked(event: Event) -> None:
         with _EVENTS:
             called(event)
 

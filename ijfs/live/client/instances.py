@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import time
-from typing import Any
 
 import msgspec
 
@@ -14,6 +13,7 @@ from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.client.spawn import begin, spawn_keepers
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
+from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
 from ijfs.live.model.record_file import info_of, read_record
 from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo
 from ijfs.live.process import procfs
@@ -74,7 +74,7 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
         with contextlib.suppress(KeeperError):
             return KeeperClient.open(paths, on_event=on_event)
         try:
-            spawned(paths, "adopt", {}, on_event)
+            spawned(paths, AdoptArguments(), on_event)
         except LockedError:  # another client's new keeper was quicker, or the old one is not quite gone
             if time.monotonic() > deadline:
                 raise
@@ -91,7 +91,7 @@ def remove(repo: RepoPath, name: str) -> None:
     shutil.rmtree(paths.root)
 
 
-def spawned(paths: InstancePaths, verb: str, args: dict[str, Any], on_event: OnEvent | None) -> InstanceInfo:
-    """Spawn a keeper that begins with `verb`; its answer."""
-    (sock,) = spawn_keepers([paths], lazy=verb == "restore" and not args.get("eager"))
-    return begin(paths, sock, verb, args, on_event)
+def spawned(paths: InstancePaths, first: Arguments[InstanceInfo], on_event: OnEvent | None) -> InstanceInfo:
+    """Spawn a keeper whose first request is this one; its answer."""
+    (sock,) = spawn_keepers([paths], lazy=isinstance(first, RestoreArguments) and not first.eager)
+    return begin(paths, sock, first, on_event)

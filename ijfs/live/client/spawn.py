@@ -14,13 +14,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.errors import InstanceExistsError
 from ijfs.live.model.paths import InstancePaths, check_name
+from ijfs.live.model.protocol import AdoptArguments, Arguments
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
 from ijfs.live.process import forkserver, procfs
@@ -92,14 +90,14 @@ def _start_forkserver(log: Path, request: forkserver.ForkRequest, fds: Sequence[
 
 
 def begin(
-    paths: InstancePaths, sock: socket.socket, verb: str, args: dict[str, Any], on_event: OnEvent | None
+    paths: InstancePaths, sock: socket.socket, arguments: Arguments[InstanceInfo], on_event: OnEvent | None
 ) -> InstanceInfo:
     """Send a keeper its first request; its answer. A keeper that could not begin leaves nothing behind, however it
     ended. (A caller that is interrupted leaves the keeper at work: the instance comes up without it.)"""
     try:
         with KeeperClient(sock, paths, on_event) as keeper:
-            return msgspec.convert(keeper.request(verb, args), InstanceInfo)
+            return keeper.request(arguments)
     except IjfsError:
-        if verb != "adopt" and not paths.record.exists() and keeper_ended(paths):
+        if not isinstance(arguments, AdoptArguments) and not paths.record.exists() and keeper_ended(paths):
             sweep(paths)
         raise

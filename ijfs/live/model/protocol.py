@@ -1,52 +1,265 @@
-"""The keeper's protocol: one JSON object a line. Both ends use this module (client/api.py, keeper/process.py).
+"""The keeper's protocol: one JSON object a line. Its ends are client/connection.py and keeper/control_socket.py.
 
 A request is `{"id": 1, "verb": "save", "args": {…}}`. Its answers carry the same id: any number of
 `{"id": 1, "event": {"kind": …, …}}`, then one `{"id": 1, "ok": {…}}` or `{"id": 1, "error": {…}}` (errors.describe).
 Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 
-| verb | args | ok |
-|---|---|---|
-| start | spec, again | InstanceInfo |
-| restore | snapshot, eager, gpus, again, siblings | InstanceInfo |
-| adopt | – | InstanceInfo |
-| status | – | InstanceInfo |
-| save | message, branch, stop, notebook, force, gpu_timeout_s, wait | SaveResult; without `wait` at the thaw |
-| wait_save | number | SaveResult of a save that was not waited for, when it is durable |
-| wait_memory | – | InstanceInfo, when all memory of a lazy restore is in |
-| signal | number | {} |
-| stop | timeout_s, force | InstanceInfo, when all saves are durable |
-
-`start`, `restore` (of a new instance) and `adopt` are what a keeper is spawned with: they come over the socket that
-the client handed it, the others over the control socket. Events: `{"kind": "phase", "name": …}` when a phase begins,
-`{"kind": "progress", "name", "done", "total"}` in bytes, `{"kind": "notice", "text": …}` what a person should know.
+Each verb's arguments are a class here, each event too; `VERBS` says which verb has which, and what its answer holds.
+The classes are the wire: a field that is missing has its default, one that is not known is ignored, so that a client
+and a keeper of neighbouring versions understand each other. Anything else is a ProtocolError.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from ijfs.live.errors import ProtocolError
+from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 
-# A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears.
 MAX_LINE = 64 << 20
+"""A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
+
+Reply = TypeVar("Reply")
+
+
+class Arguments(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
+    """The arguments of a verb. `Reply` is what its answer holds (None: nothing)."""
+
+
+class StartArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Start a program. `again`: an ended instance of the name begins anew, with its files and ports."""
+
+    spec: InstanceSpec
+    again: bool = False
+
+
+class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Bring a snapshot (any spelling) back: as the first request into a new instance, later in place.
+
+    `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
+    leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
+    """
+
+    snapshot: str
+    eager: bool = False
+    gpus: tuple[str, ...] = ()
+    again: bool = False
+    siblings: int = 1
+
+
+class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Take over the program of a keeper that was killed."""
+
+
+class StatusArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Ask how the instance stands."""
+
+
+class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
+    """Save the program. Without `wait` the answer comes at the thaw, else when the snapshot is durable.
+
+    `branch`: None is the instance's own. `stop`: end the program in the frozen state. `notebook`: the document as it
+    is in an editor; None takes the file that the kernel belongs to. `force`, `gpu_timeout_s`: for a GPU program.
+    What the keeper asks of itself: `nonce` is the program's own request, `auto` a save after a cell.
+    """
+
+    message: str = ""
+    branch: str | None = None
+    stop: bool = False
+    notebook: bytes | None = None
+    force: bool = False
+    gpu_timeout_s: float | None = None
+    wait: bool = True
+    nonce: str | None = None
+    auto: bool = False
+
+
+class WaitSaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
+    """Wait until a save is durable that was not waited for; `number` is that of its result."""
+
+    number: int
+
+
+class WaitMemoryArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Wait until all memory of a lazy restore is in."""
+
+
+class SignalArguments(Arguments[None], frozen=True, kw_only=True):
+    """Send a signal to the program's process group."""
+
+    number: int
+
+
+class StopArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """End the program when all saves are durable: SIGTERM, after `timeout_s` SIGKILL. `force`: even if one failed."""
+
+    timeout_s: float = 5.0
+    force: bool = False
+
+
+class Verb(msgspec.Struct, frozen=True):
+    """What a verb takes, and what its answer holds."""
+
+    arguments: type[Arguments[Any]]
+    reply: type[InstanceInfo | SaveResult] | None
+
+
+# `start`, `restore` (into a new instance) and `adopt` are what a keeper is spawned with: they come over the socket that
+# the client handed it, the others over the control socket.
+VERBS = {
+    "start": Verb(StartArguments, InstanceInfo),
+    "restore": Verb(RestoreArguments, InstanceInfo),
+    "adopt": Verb(AdoptArguments, InstanceInfo),
+    "status": Verb(StatusArguments, InstanceInfo),
+    "save": Verb(SaveArguments, SaveResult),
+    "wait_save": Verb(WaitSaveArguments, SaveResult),
+    "wait_memory": Verb(WaitMemoryArguments, InstanceInfo),
+    "signal": Verb(SignalArguments, None),
+    "stop": Verb(StopArguments, InstanceInfo),
+}
+_NAMES = {verb.arguments: name for name, verb in VERBS.items()}
+
+
+class PhaseBegan(msgspec.Struct, frozen=True, tag_field="kind", tag="phase"):
+    """A part of the work begins."""
+
+    name: str
+
+
+class BytesDone(msgspec.Struct, frozen=True, tag_field="kind", tag="progress"):
+    """How far a part of the work is, in bytes; `total` 0 where that is not known."""
+
+    name: str
+    done: int
+    total: int
+
+
+class Notice(msgspec.Struct, frozen=True, tag_field="kind", tag="notice"):
+    """What a person should know."""
+
+    text: str
+
+
+Event = PhaseBegan | BytesDone | Notice
+Emit = Callable[[Event], None]
+"""Where a verb's events go."""
+
+
+_NO_ARGUMENTS = msgspec.Raw(b"{}")
+_ABSENT = msgspec.Raw()
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One line to a keeper, its arguments not yet looked at."""
+
+    id: int | None = None
+    verb: str = ""
+    args: msgspec.Raw = _NO_ARGUMENTS
+
+    def arguments(self) -> Arguments[Any]:
+        """The verb's arguments; ProtocolError where there is no such verb, or they are not what it takes."""
+        verb = VERBS.get(self.verb)
+        if verb is None:
+            raise ProtocolError(f"a keeper knows no verb `{self.verb}`")
+        try:
+            args = _NO_ARGUMENTS if bytes(self.args) == b"null" else self.args
+            found: Arguments[Any] = msgspec.json.decode(args, type=verb.arguments)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"`{self.verb}` does not take these arguments: {error}") from error
+        return found
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line from a keeper: an event, the reply, or an error as errors.describe has it."""
+
+    id: int | None
+    event: msgspec.Raw = _ABSENT
+    ok: msgspec.Raw = _ABSENT
+    error: dict[str, Any] | None = None
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether this line says that the verb is done."""
+        return self.ok is not _ABSENT
+
+    def known_event(self) -> Event | None:
+        """The event of this line; None where it has none, or one that only a newer keeper knows."""
+        if self.event is _ABSENT:
+            return None
+        try:
+            found: Event = msgspec.json.decode(self.event, type=Event)
+        except msgspec.ValidationError:
+            return None
+        return found
+
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def encode_request(number: int, arguments: Arguments[Any]) -> bytes:
+    """The line that asks for the verb which takes such arguments."""
+    return _line({"id": number, "verb": _NAMES[type(arguments)], "args": arguments})
+
+
+def encode_event(number: int | None, event: Event) -> bytes:
+    """The line of an event of a request."""
+    return _line(Answer(id=number, event=msgspec.Raw(_encoder.encode(event))))
+
+
+def encode_reply(number: int | None, reply: msgspec.Struct | None) -> bytes:
+    """The line that answers a request."""
+    return _line(Answer(id=number, ok=msgspec.Raw(_encoder.encode({} if reply is None else reply))))
+
+
+def encode_error(number: int | None, error: dict[str, Any]) -> bytes:
+    """The line that refuses a request; `error` as errors.describe has it."""
+    return _line(Answer(id=number, error=error))
+
+
+def decode_request(line: bytes) -> Request:
+    """ProtocolError for what is no request."""
+    try:
+        return msgspec.json.decode(line, type=Request)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a line on the control socket is no request: {error}") from error
+
+
+def decode_answer(line: bytes) -> Answer:
+    """ProtocolError for what is no answer."""
+    try:
+        return msgspec.json.decode(line, type=Answer)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a line on the control socket is no answer: {error}") from error
+
+
+def decode_reply(arguments: Arguments[Reply], ok: msgspec.Raw) -> Reply:
+    """What the answer to a request with these arguments holds; ProtocolError where it holds something else."""
+    reply = VERBS[_NAMES[type(arguments)]].reply
+    try:
+        found = msgspec.json.decode(ok, type=reply) if reply is not None else None
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the keeper's answer is not what was asked for: {error}") from error
+    return cast(Reply, found)
 
 
 def encode(message: dict[str, Any]) -> bytes:
     """One line, newline included."""
-    return _encoder.encode(message) + b"\n"
+    return _line(message)
 
 
 def decode(line: bytes) -> dict[str, Any]:
     """The object of one line; ProtocolError for anything else."""
     try:
-        return _decoder.decode(line)
+        return msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a line on the control socket is not a JSON object: {error}") from error
+
+
+def _line(message: Any) -> bytes:
+    return _encoder.encode(message) + b"\n"
 
 
 class LineBuffer:
