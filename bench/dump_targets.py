@@ -24,7 +24,7 @@ from bench import common
 from ijfs.live.criu import command as criu
 from ijfs.live.criu.action_script import PostDumpHook
 from ijfs.live.criu.image_stream import StreamCapture
-from ijfs_engine.write.arena import Arena
+from ijfs_engine import Arena
 
 GIB = 1 << 30
 CACHE = Path(__file__).resolve().parents[1] / ".cache"

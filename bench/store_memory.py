@@ -22,10 +22,9 @@ from typing import Any
 from blake3 import blake3
 
 from bench.common import disk_size
-from ijfs_engine import ObjectId, Repository, Segments
+from ijfs_engine import Arena, ObjectId, Repository, Segments
 from ijfs_engine.format.place import Place
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
-from ijfs_engine.write.arena import Arena
 
 ROUNDS = 5
 

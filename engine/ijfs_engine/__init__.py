@@ -1,14 +1,19 @@
 """ijfs_engine: the storage engine. Knows bytes, pages, chunks, trees and refs, and nothing above them.
 
-What other layers may use is what this module exports; docs/architecture.md lists the promises. Each name is loaded when
-it is first used: whoever catches an error of the engine (every client does) does not load its compiled parts, LMDB and
-the codecs, which takes half of what `ijfs ps` may take.
+What other layers may use is what this module exports, and the errors; docs/architecture.md lists the promises. Each
+name is loaded when it is first used: whoever catches an error of the engine (every client does) does not load its
+compiled parts, LMDB and the codecs, which takes half of what `ijfs ps` may take.
+
+Most of it is the repository: `Repository`, `SnapshotWriter`, `Reader`, `StoredFile`, `Refs`, their records and reports.
+The rest is what the layers above need of the engine's own parts: `Arena` (memory that a dump is received in), the CRIU
+pagemap parsers, and how long reads have waited for a disk (`io_waited_s`, `simulate_latency`).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head
     from ijfs_engine.errors import (
         AmbiguousNameError,
         ConflictError,
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
         Damage,
         DiskUsage,
         Entry,
+        EntryKind,
         FsckReport,
         GcReport,
         ObjectId,
@@ -43,21 +49,28 @@ if TYPE_CHECKING:
     from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
     from ijfs_engine.util.progress import Progress
-    from ijfs_engine.write.arena import Segments
+    from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError, Segments
+    from ijfs_engine.write.criu_pagemap import MAX_PAGEMAP, Pagemap, PagemapError, parse_pagemap
     from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
     from ijfs_engine.write.sources import Source
     from ijfs_engine.write.tree_builder import Attrs
 
 __all__ = [
     "ANY",
+    "MAX_PAGEMAP",
     "AmbiguousNameError",
+    "Arena",
+    "ArenaFile",
+    "ArenaFullError",
     "Attrs",
     "ConflictError",
     "CorruptError",
     "Damage",
     "DiskUsage",
     "Entry",
+    "EntryKind",
     "Extent",
     "FsckReport",
     "GcReport",
@@ -67,6 +80,8 @@ __all__ = [
     "ObjectId",
     "PageLayout",
     "PageRun",
+    "Pagemap",
+    "PagemapError",
     "PartialError",
     "Pin",
     "PinInfo",
@@ -92,22 +107,21 @@ __all__ = [
     "Usage",
     "export_tree",
     "import_directory",
+    "io_waited_s",
+    "pagemap_entries",
+    "pagemap_head",
+    "parse_pagemap",
+    "simulate_latency",
 ]
 
 _MODULES = {
-    "write.arena": ("Segments",),
-    "read.export": ("export_tree",),
-    "write.tree_builder": ("Attrs",),
-    "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
+    "_native.pagemaps": ("pagemap_entries", "pagemap_head"),
     "format.page_layout": ("PageLayout", "PageRun"),
-    "storage.pins": ("Pin", "PinInfo"),
-    "maintenance.prune": ("PrunePolicy", "PruneReport"),
-    "read.reader": ("Reader",),
-    "read.stored_file": ("Extent", "StoredFile"),
     "format.records": (
         "Damage",
         "DiskUsage",
         "Entry",
+        "EntryKind",
         "FsckReport",
         "GcReport",
         "ObjectId",
@@ -116,10 +130,20 @@ _MODULES = {
         "Tree",
         "Usage",
     ),
-    "storage.refs": ("ANY", "RefChange", "Refs"),
+    "maintenance.prune": ("PrunePolicy", "PruneReport"),
+    "read.export": ("export_tree",),
+    "read.reader": ("Reader",),
+    "read.stored_file": ("Extent", "StoredFile"),
     "repository": ("Repository",),
+    "storage.pins": ("Pin", "PinInfo"),
+    "storage.refs": ("ANY", "RefChange", "Refs"),
+    "util.io_wait": ("io_waited_s", "simulate_latency"),
     "util.progress": ("Progress",),
+    "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),
+    "write.criu_pagemap": ("MAX_PAGEMAP", "Pagemap", "PagemapError", "parse_pagemap"),
+    "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
     "write.sources": ("Source",),
+    "write.tree_builder": ("Attrs",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

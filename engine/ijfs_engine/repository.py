@@ -1,7 +1,7 @@
 """The repository: the door to everything the engine keeps. Every layer above begins here.
 
 Each verb is a line or two that calls the module which does the work. Modules that only some verbs need (the reader,
-the writer, gc, fsck, du) are imported inside those verbs: most commands open a repository and use one of them.
+the writer, gc, fsck, du, prune) are imported inside those verbs: most commands open a repository and use one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
-from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport, prune
 from ijfs_engine.storage import disk, history, working_sets
 from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory
 from ijfs_engine.storage.index import (
@@ -36,6 +35,7 @@ from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
 
 if TYPE_CHECKING:
+    from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.snapshot_writer import SnapshotWriter
@@ -172,6 +172,8 @@ class Repository(OpenRepository):
 
     def prune(self, policy: PrunePolicy, *, dry_run: bool = False) -> PruneReport:
         """Remove what a policy does not keep of each branch; gc then frees the bytes. IjfsError."""
+        from ijfs_engine.maintenance.prune import prune
+
         return prune(self, policy, dry_run=dry_run)
 
     def du(self, ids: Sequence[ObjectId] | None = None) -> DiskUsage:

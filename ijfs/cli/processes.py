@@ -41,7 +41,7 @@ def images(reader: Reader, root: bytes) -> dict[tuple[bool, int], ProcessImage]:
 
 
 def _pages_name(reader: Reader, pagemap: Entry) -> bytes:
-    from ijfs_engine.write.criu_pagemap import MAX_PAGEMAP, PagemapError, parse_pagemap
+    from ijfs_engine import MAX_PAGEMAP, PagemapError, parse_pagemap
 
     stored = reader.open(pagemap)
     if stored.size > MAX_PAGEMAP:

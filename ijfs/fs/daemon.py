@@ -23,8 +23,8 @@ import trio
 from ijfs.fs.mount import mounted
 from ijfs.fs.operations import NodeOperations
 from ijfs.fs.vfs import repository_root
+from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError
-from ijfs_engine.repository import Repository
 
 _log = logging.getLogger("ijfs.fs")
 

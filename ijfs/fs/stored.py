@@ -24,11 +24,8 @@ from hashlib import blake2b
 import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
-from ijfs_engine import Repository
+from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
 from ijfs_engine.errors import CorruptError, UnknownNameError
-from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
-from ijfs_engine.read.reader import Reader
-from ijfs_engine.read.stored_file import StoredFile
 
 _TYPE_BITS = {
     "f": stat.S_IFREG,

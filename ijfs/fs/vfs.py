@@ -23,9 +23,8 @@ import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, Node, Symlink, no_entry
 from ijfs.fs.stored import NodeKey, SnapshotDirectory, World, inode_of, key_of
-from ijfs_engine import ObjectId, Repository
+from ijfs_engine import ObjectId, Reader, Repository
 from ijfs_engine.errors import UnknownNameError
-from ijfs_engine.read.reader import Reader
 
 ROOT_INODE = 1
 

@@ -13,7 +13,7 @@ from pagerlab import BASE
 from ijfs.live.pager.fetch import SWEEP_PAGES, Fetcher, PageRange, Scheduler, Task
 from ijfs.live.pager.plan import MemoryImage, Run
 from ijfs.live.pager.throttle import Pace
-from ijfs_engine.util import io_wait
+from ijfs_engine import simulate_latency
 
 BLOCKS = 48
 
@@ -73,7 +73,7 @@ def test_every_page_comes_once_and_zeros_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("passing", "more"),
-    [(lambda: io_wait.pause(0.005), True), (lambda: time.sleep(0.005), False)],
+    [(lambda: simulate_latency(0.005), True), (lambda: time.sleep(0.005), False)],
     ids=["a far place", "a busy machine"],
 )
 def test_threads_are_added_for_what_requests_wait_and_for_nothing_else(passing: Callable[[], None], more: bool) -> None:

@@ -17,8 +17,8 @@ from ijfs_engine._native.unpack import Unpacker
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH, Plain
 from ijfs_engine.storage.object_store import READ_GAP, Store
-from ijfs_engine.util import io_wait
 from ijfs_engine.util.byte_lru import ByteLru
+from ijfs_engine.util.io_wait import simulate_latency
 
 _LONGEST: Final = 1 << 20
 """One read: what it unpacks to is checked and copied while it is in the cache of the core. The store's own limit, which
@@ -56,7 +56,7 @@ def fill(
         if ident in known:
             _know(what, number, known[ident])
     if len(known) < len(wanted):
-        io_wait.pause(delay_s)
+        simulate_latency(delay_s)
         _read(what, store, bases)
         if what.unplaced():  # gc has moved them since their leaf was told where they are
             _read(what, store, bases)
@@ -73,7 +73,7 @@ def whole(
     what = new_read()
     for ident in ids:
         what.add_whole(ident)
-    io_wait.pause(delay_s)
+    simulate_latency(delay_s)
     _read(what, store, bases, below)
     return what.kept()
 

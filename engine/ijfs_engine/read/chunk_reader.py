@@ -22,8 +22,8 @@ from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.records import Leaf, ObjectId
 from ijfs_engine.read import bulk
 from ijfs_engine.storage.object_store import Store
-from ijfs_engine.util import io_wait
 from ijfs_engine.util.byte_lru import ByteLru
+from ijfs_engine.util.io_wait import simulate_latency
 from ijfs_engine.util.pipeline import cores, thread_pool
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class ChunkReader:
             loading.done.set()
 
     def _fetch(self, ids: list[bytes]) -> list[EncodedChunk]:
-        io_wait.pause(self.delay_s)
+        simulate_latency(self.delay_s)
         return self.store.get_chunks(ids)
 
     def _decode(self, chunk: EncodedChunk) -> Plain:

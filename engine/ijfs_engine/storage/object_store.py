@@ -41,7 +41,7 @@ from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index
 from ijfs_engine.storage.pack import PackReader
-from ijfs_engine.util import io_wait
+from ijfs_engine.util.io_wait import add_io_wait
 
 if TYPE_CHECKING:
     from ijfs_engine._native.bulk import BulkRead
@@ -122,7 +122,7 @@ class Store:
         """Have done what `schedule` planned to read of these packs; what gc has removed is left out. StorageError."""
         names = ", ".join(f"{number:08x}" for number, _, _ in packs)
         with disk.storage_errors(f"reading pack {names}"), self._packs.opened(packs) as descriptors:
-            io_wait.add(what.read(descriptors))
+            add_io_wait(what.read(descriptors))
 
     def chunk_info(self, ids: Sequence[bytes]) -> list[ChunkInfo | None]:
         """Sizes, codec and depth from the index alone; None where there is no such chunk."""

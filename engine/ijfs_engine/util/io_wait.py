@@ -17,18 +17,18 @@ class _Waited(threading.local):
 _waited = _Waited()
 
 
-def waited_s() -> float:
+def io_waited_s() -> float:
     """Seconds that requests of the calling thread have waited, ever."""
     return _waited.seconds
 
 
-def pause(delay_s: float) -> None:
-    """Stand for a place that is far away."""
+def simulate_latency(delay_s: float) -> None:
+    """Wait as a request to a place that is so far away would."""
     if delay_s:
         time.sleep(delay_s)
         _waited.seconds += delay_s
 
 
-def add(seconds: float) -> None:
+def add_io_wait(seconds: float) -> None:
     """A request of the calling thread has waited so long."""
     _waited.seconds += seconds

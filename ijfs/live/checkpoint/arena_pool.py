@@ -18,8 +18,8 @@ import threading
 import weakref
 from pathlib import Path
 
+from ijfs_engine import Arena
 from ijfs_engine.errors import IjfsError
-from ijfs_engine.write.arena import Arena
 
 # Of what is available, so much at most: an image is stored by compressors that need memory too.
 SHARE = 0.8

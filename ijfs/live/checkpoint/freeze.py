@@ -32,8 +32,8 @@ from ijfs.live.model.records import InstanceSpec
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
+from ijfs_engine import Arena, Segments
 from ijfs_engine.errors import IjfsError, StorageError
-from ijfs_engine.write.arena import Arena, Segments
 
 # What a dump holds beside the memory that was measured: page tables, registers, files; and what the program allocates
 # between being measured and being frozen. Address space only; memory is taken when it is written.

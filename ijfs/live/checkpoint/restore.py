@@ -25,7 +25,7 @@ from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rootfs, slirp
 from ijfs.live.sandbox.sandbox import Sandbox
-from ijfs_engine.format.records import Snapshot
+from ijfs_engine import Snapshot
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord

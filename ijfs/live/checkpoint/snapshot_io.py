@@ -18,11 +18,8 @@ import msgspec
 
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.model.records import InstanceSpec, Volume
-from ijfs_engine import Progress, Repository, export_tree
+from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
 from ijfs_engine.errors import IjfsError, UnknownNameError
-from ijfs_engine.format.records import Entry, ObjectId, Snapshot
-from ijfs_engine.read.reader import Reader
-from ijfs_engine.write.arena import Segments
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord

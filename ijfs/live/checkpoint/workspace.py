@@ -26,9 +26,8 @@ from typing import NamedTuple
 
 from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
+from ijfs_engine import Arena, Entry, EntryKind, Segments
 from ijfs_engine.errors import StorageError
-from ijfs_engine.format.records import Entry, EntryKind
-from ijfs_engine.write.arena import Arena, Segments
 
 # A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
 # ticks every 1–10 ms (CONFIG_HZ), finer only from 6.13 on.

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.pagemaps import pagemap_entries, pagemap_head
+from ijfs_engine import pagemap_entries, pagemap_head
 from ijfs_engine.errors import CorruptError
 
 PAGE: Final = 4096

@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from ijfs_engine import Arena, ArenaFile, Segments
 from ijfs_engine.errors import IjfsError, StorageError
-from ijfs_engine.write.arena import Arena, ArenaFile, Segments
 
 SOCKET_NAME = "streamer-capture.sock"
 

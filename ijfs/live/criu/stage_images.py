@@ -15,10 +15,8 @@ from pathlib import Path
 
 from ijfs.live.criu import timerfd
 from ijfs.live.criu.eager_pages import Range, eager_ranges
+from ijfs_engine import Entry, ObjectId, Reader, StoredFile
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.format.records import Entry, ObjectId
-from ijfs_engine.read.reader import Reader
-from ijfs_engine.read.stored_file import StoredFile
 
 # One request. An ordinary program needs less than one, 2 MiB with numpy loaded, and then no thread is worth its start.
 _PIECE = 4 << 20

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ijfs.live.checkpoint.restore import Restored
     from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore
     from ijfs.live.pager.api import PagerProcess
-    from ijfs_engine.format.records import Snapshot
+    from ijfs_engine import Snapshot
 
 
 class EarlyRestore:

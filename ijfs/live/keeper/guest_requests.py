@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ijfs.live.errors import describe, rebuild
 from ijfs.live.keeper.control_socket import Emit
 from ijfs.live.model.records import SaveResult
+from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError
-from ijfs_engine.format.records import Snapshot
 
 if TYPE_CHECKING:
     from ijfs.live.keeper.server import Keeper

@@ -26,9 +26,8 @@ from ijfs.live.keeper.autosave import Autosaver, thin
 from ijfs.live.keeper.control_socket import Emit, in_thread
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.model.records import InstanceSpec, SaveResult
+from ijfs_engine import Arena, Snapshot
 from ijfs_engine.errors import IjfsError
-from ijfs_engine.format.records import Snapshot
-from ijfs_engine.write.arena import Arena
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram

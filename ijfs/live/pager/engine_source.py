@@ -10,8 +10,7 @@ from typing import Final
 from ijfs.live.pager import working_set
 from ijfs.live.pager.source import pids_of
 from ijfs.live.pager.working_set import Touched
-from ijfs_engine import ObjectId, Repository
-from ijfs_engine.read.stored_file import StoredFile
+from ijfs_engine import ObjectId, Repository, StoredFile
 
 _IMAGES: Final = "images"
 _CACHE_BYTES: Final = 32 << 20

@@ -26,8 +26,8 @@ from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.throttle import Pace
+from ijfs_engine import io_waited_s
 from ijfs_engine.errors import CorruptError, IjfsError
-from ijfs_engine.util import io_wait
 
 BLOCK_PAGES: Final = 256
 """A read of what is wanted soon: 1 MiB."""
@@ -267,12 +267,12 @@ class Fetcher:
         if urgent_only:
             hurry()
         while (task := self._scheduler.next(urgent_only=urgent_only)) is not None:
-            worked, waited = time.thread_time(), io_wait.waited_s()
+            worked, waited = time.thread_time(), io_waited_s()
             where = self._shared.bring(task, self._fill) if self._shared is not None else None
             if where is None:
                 self._fill(task, buffer)
             if not task.urgent:
-                self._adapt(time.thread_time() - worked, io_wait.waited_s() - waited)
+                self._adapt(time.thread_time() - worked, io_waited_s() - waited)
             self._deliver(task, where or address)
 
     def _adapt(self, worked_s: float, waited_s: float) -> None:

@@ -31,8 +31,8 @@ from ijfs.live.criu.image_format import (
     parse_pagemap_entries,
 )
 from ijfs.live.pager.plan import Mapping, MemoryImage, Run
+from ijfs_engine import simulate_latency
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.util import io_wait
 
 _LAZY_MASK: Final = MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
 
@@ -171,7 +171,7 @@ class DirectoryFile:
         return os.pread(self._fd, length, offset)
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
-        io_wait.pause(self._delay_s)
+        simulate_latency(self._delay_s)
         return sum(self._read_into(offset, buffer) for offset, buffer in wanted)
 
     def locate(self) -> None:
