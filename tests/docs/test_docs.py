@@ -1,5 +1,6 @@
 """The documentation points at what is there: its links, the files that it names, pictures drawn from their sources."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -70,6 +71,17 @@ def test_modules_that_are_named_exist(page: Path) -> None:
         found = [where.joinpath(*parts[:end]) for end in range(len(parts), 1, -1)]
         module = any(path.is_dir() or path.with_suffix(".py").exists() for path in found[:2])
         assert module or parts[-1] in (where / parts[0] / "__init__.py").read_text(), f"`{named}` is not there"
+
+
+PACKAGES = sorted([*ROOT.glob("ijfs/**/__init__.py"), *ROOT.glob("engine/ijfs_engine/**/__init__.py")])
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=name_of)
+def test_packages_name_modules_that_they_have(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(package.read_text()))
+    assert docstring, "a package says what it is for"
+    for named in re.findall(r"`(\w+\.py)`", docstring):
+        assert (package.parent / named).exists(), f"`{named}` is not there"
 
 
 def test_pictures_are_drawn_from_their_sources_as_they_are() -> None:

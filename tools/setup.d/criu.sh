@@ -6,7 +6,7 @@
 # source, because apt checks the signatures of what it fetches; and it brings its own C library, because installing
 # Debian testing's over the system's would upgrade half the system.
 #
-# ijfs/live/criu.py looks in the same places, in the same order.
+# ijfs/live/criu/command.py looks in the same places, in the same order.
 
 CRIU_MINIMUM=4.1.1 # the oldest that ran on Linux 6.18
 CRIU_PREFIX=$CHECKOUT/.prefix

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of a repository."""
+"""Small helpers that know nothing of a repository: caches, buffers, threads, progress, how long reads waited."""
