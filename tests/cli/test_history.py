@@ -10,7 +10,6 @@ import signal
 import stat
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from calls import COMMAND, Ijfs
 from json_page import check
+from waiting import eventually
 
 PAGE = 4096
 
@@ -587,9 +587,7 @@ def test_an_interrupted_import_leaves_the_repository_as_it_was(
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "f").write_bytes(os.urandom(64 << 20))
     process = subprocess.Popen([*COMMAND, "import", tmp_path / "big"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
-    while not list((repo / "sessions").iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert eventually(lambda: list((repo / "sessions").iterdir()), 30, every_s=0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert b"Traceback" not in err

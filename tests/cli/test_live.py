@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from calls import Ijfs, Result
 from json_page import check
+from waiting import patient
 
 from ijfs.cli.main import invoke
 
@@ -33,9 +34,9 @@ def ok(result: Result, section: str) -> dict[str, object]:
     return result.json
 
 
-def eventually(ijfs: Ijfs, *argv: str, holds: str) -> str:
+def until(ijfs: Ijfs, *argv: str, holds: str) -> str:
     """Call a verb until its output holds something; a program takes a moment to say it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while holds not in (out := ijfs(*argv).out):
         assert time.monotonic() < deadline, out
         time.sleep(0.05)
@@ -45,7 +46,7 @@ def eventually(ijfs: Ijfs, *argv: str, holds: str) -> str:
 def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:
     started = ok(run_ijfs("run", "--name", "count", "--json", "--", "python3", "-c", COUNTER), "run")
     assert started["instance"]["status"] == "running"  # type: ignore[index]
-    eventually(ijfs, "logs", "count", holds="3\n")
+    until(ijfs, "logs", "count", holds="3\n")
     saved = ok(ijfs("save", "count", "-m", "early", "--json"), "save")
     assert saved["parent"] is None
     assert saved["branch"] == "count"
@@ -61,7 +62,7 @@ def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs:
     assert out.splitlines()[0].split() == ["NAME", "STATUS", "PID", "AGE", "SNAPSHOT", "MEMORY", "IN", "PROGRAM"]
 
     os.kill(next(i["pid"] for i in listed if i["name"] == "a"), 9)  # type: ignore[attr-defined]
-    eventually(ijfs, "ps", holds="exited 137")
+    until(ijfs, "ps", holds="exited 137")
     assert ijfs("exec", "a", "--", "true").code == 13
     assert ijfs("save", "a").code == 13
     restored = ok(ijfs("restore", "latest", "--name", "a", "--wait", "--json"), "restore")
@@ -182,7 +183,7 @@ def test_the_spare_is_shown_and_ended(ijfs: Ijfs, live: Path, monkeypatch: pytes
     assert ok(ijfs("ps", "--json"), "ps")["spare"] is None
     monkeypatch.setenv("IJFS_SPARE_S", "60")
     assert ijfs("run", "--name", "s", "--", "sleep", "600").code == 0
-    assert "`ijfs stop --all` ends it" in eventually(ijfs, "ps", holds="a spare waits")
+    assert "`ijfs stop --all` ends it" in until(ijfs, "ps", holds="a spare waits")
     assert "`ijfs stop --all` ends it" in ijfs("doctor").out
     assert ok(ijfs("ps", "--json"), "ps")["spare"]
     assert ijfs("stop", "--all").code == 0

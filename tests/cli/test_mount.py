@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from calls import COMMAND, Ijfs
 from json_page import check
+from waiting import eventually
 
 pytestmark = pytest.mark.fuse
 
@@ -50,9 +50,7 @@ def test_in_the_foreground_ctrl_c_takes_it_away(mountpoint: Path) -> None:
         [*COMMAND, "mount", "--foreground", str(mountpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 30
-        while not os.path.ismount(mountpoint) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert eventually(lambda: os.path.ismount(mountpoint), 30)
         assert (mountpoint / "branches" / "main" / "files" / "hello.txt").read_text() == "hello\n"
     finally:
         process.send_signal(signal.SIGINT)

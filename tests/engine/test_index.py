@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import patient
 
 from ijfs_engine import Repository
 from ijfs_engine.storage.index import META, U64, Index
 
-HELD_S = 1.5
+HELD_S = patient(1.5)
 
 HOLDER = """
 import sys, time

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, read, save
+from waiting import eventually
 
 from ijfs_engine import CorruptError, IjfsError, NoRepositoryError, Repository, StorageError, UnknownFormatError
 from ijfs_engine.format import chunk_codec
@@ -410,15 +410,10 @@ def test_large_reads_through_a_pack_have_the_kernel_read_ahead(tmp_path: Path) -
         reader = PackReader(tmp_path)
         with reader.opened([[1, 40 << 20, (40 << 20) + 4096]]), reader.opened([[1, 0, 1 << 20]]):
             pass
-        deadline = time.monotonic() + 10
-        while not in_page_cache(file.fileno(), 8 << 20):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert eventually(lambda: in_page_cache(file.fileno(), 8 << 20))
         assert not in_page_cache(file.fileno(), 40 << 20)
         reader.expect([[1, 40 << 20, 41 << 20]])
-        while not in_page_cache(file.fileno(), 40 << 20):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert eventually(lambda: in_page_cache(file.fileno(), 40 << 20))
         reader.close()
 
 

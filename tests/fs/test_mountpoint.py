@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from trees import save
+from waiting import eventually
 
 from ijfs.fs import mountinfo
 from ijfs.fs import mountpoint as mounting
@@ -41,15 +41,7 @@ def mounted(repository: Path, mountpoint: Path) -> Iterator[mounting.MountedRepo
     if mountinfo.find_mount(mountpoint) is not None:
         mounting.umount(mountpoint, lazy=True)
     if found.pid is not None and psutil.pid_exists(found.pid):
-        wait_for(lambda: not runs(found.pid))
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    """Until it holds; fails after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        assert eventually(lambda: not runs(found.pid))
 
 
 def runs(pid: int | None) -> bool:
@@ -70,9 +62,9 @@ def kill_outright(mounted: mounting.MountedRepository) -> None:
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "fusermount3" and str(mounted.mountpoint) in (process.info["cmdline"] or []):
             process.kill()
-            wait_for(lambda process=process: not runs(process.pid))
+            assert eventually(lambda process=process: not runs(process.pid))
     os.kill(mounted.pid, signal.SIGKILL)
-    wait_for(lambda: is_disconnected(mounted.mountpoint))
+    assert eventually(lambda: is_disconnected(mounted.mountpoint))
 
 
 def is_disconnected(mountpoint: Path) -> bool:
@@ -97,19 +89,19 @@ def test_mount_answers_at_once_and_umount_leaves_nothing(mounted: mounting.Mount
 def test_a_signal_unmounts(mounted: mounting.MountedRepository, number: signal.Signals) -> None:
     assert mounted.pid is not None
     os.kill(mounted.pid, number)
-    wait_for(lambda: not runs(mounted.pid))
+    assert eventually(lambda: not runs(mounted.pid))
     assert mountinfo.find_mount(mounted.mountpoint) is None
 
 
 def test_unmounting_by_other_means_ends_the_daemon(mounted: mounting.MountedRepository) -> None:
     subprocess.run(["umount", mounted.mountpoint], check=True)
-    wait_for(lambda: not runs(mounted.pid))
+    assert eventually(lambda: not runs(mounted.pid))
 
 
 def test_a_killed_daemon_takes_its_mount_along(mounted: mounting.MountedRepository) -> None:
     assert mounted.pid is not None
     os.kill(mounted.pid, signal.SIGKILL)
-    wait_for(lambda: mountinfo.find_mount(mounted.mountpoint) is None)
+    assert eventually(lambda: mountinfo.find_mount(mounted.mountpoint) is None)
     again = mounting.mount(mounted.repository, mounted.mountpoint)
     assert saved_file(again).read_bytes() == b"saved"
     mounting.umount(mounted.mountpoint)
@@ -142,7 +134,7 @@ def test_a_busy_mount_is_refused_with_who_uses_it_and_goes_lazily(mounted: mount
     finally:
         user.kill()
         user.wait()
-    wait_for(lambda: not runs(mounted.pid))
+    assert eventually(lambda: not runs(mounted.pid))
 
 
 def test_umount_ends_the_daemon_also_where_another_mount_namespace_has_a_copy(

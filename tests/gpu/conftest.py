@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from waiting import patient
 
 from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
@@ -21,7 +22,7 @@ from ijfs_engine import Repository
 
 PROGRAMS = Path(__file__).parent / "programs"
 PORT = 9000
-ANSWER_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = patient(120.0)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,15 @@ import psutil
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from waiting import patient
 
 from ijfs.jupyter import kernelspec
 from ijfs.live.client import api as client
 from ijfs.live.process import forkserver
 
 KERNEL = "ijfs-python3"
-PATIENCE_S = 60
+ANSWER_TIMEOUT_S = patient(60)
 """Two cores are shared with whatever else runs: a limit for what should take one or two seconds."""
-
-
-def eventually(true: Callable[[], bool], within_s: float = 15.0) -> bool:
-    """Whether `true()` comes true in time."""
-    deadline = time.monotonic() + within_s
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 class House:
@@ -95,7 +84,7 @@ class Cells:
         self.manager = manager
         self.client: BlockingKernelClient = manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=PATIENCE_S)
+        self.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
 
     def __call__(self, code: str) -> str:
         """Run a cell; what it printed, or the name of the exception it raised (which aborts no cell that comes next:
@@ -107,16 +96,16 @@ class Cells:
                 printed.append(message["content"]["text"])
 
         options: dict[str, Any] = {"allow_stdin": False, "stop_on_error": False}
-        reply = self.client.execute_interactive(code, timeout=PATIENCE_S, output_hook=take, **options)
+        reply = self.client.execute_interactive(code, timeout=ANSWER_TIMEOUT_S, output_hook=take, **options)
         return "".join(printed).strip() if reply["content"]["status"] == "ok" else str(reply["content"]["ename"])
 
     def interrupted(self, code: str) -> str:
         """Begin a cell, interrupt the kernel once it is busy with it; how the cell ended, as __call__ has it."""
         request = self.client.execute(code, stop_on_error=False)
-        while (message := self.client.get_iopub_msg(timeout=PATIENCE_S))["msg_type"] != "execute_input":
+        while (message := self.client.get_iopub_msg(timeout=ANSWER_TIMEOUT_S))["msg_type"] != "execute_input":
             assert message["msg_type"] != "error"
         self.manager.interrupt_kernel()
-        while (reply := self.client.get_shell_msg(timeout=PATIENCE_S))["parent_header"]["msg_id"] != request:
+        while (reply := self.client.get_shell_msg(timeout=ANSWER_TIMEOUT_S))["parent_header"]["msg_id"] != request:
             pass
         return str(reply["content"].get("ename", reply["content"]["status"]))
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import Cells, House, eventually
+from house import Cells, House
 from jupyter_client.manager import KernelManager
+from waiting import eventually, patient
 
 from ijfs.jupyter import kernelspec
 from ijfs.live.keeper import autosave, dirty_sample
@@ -52,7 +53,7 @@ def test_cells_that_change_enough_are_saved_and_others_are_not(house: House, cel
     assert len(saves(house)) == 2, "one save for each change"
     second = saves(house)[1]
     assert second.parents == (first.id,)
-    assert took < 5
+    assert took < patient(5)
     name = house.the_instance()
     house.save(name, "by hand")
     assert [one.meta["auto"] for one in saves(house)] == [True, True, False]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from house import KERNEL, PATIENCE_S, House, eventually
+from house import ANSWER_TIMEOUT_S, KERNEL, House
+from waiting import eventually
 
 from ijfs.live.client import api as client
 from ijfs_engine import Repository
@@ -66,7 +67,7 @@ def test_console_in_a_terminal_through_a_going_back(house: House) -> None:
 def until(terminal: int, text: bytes) -> bytes:
     """Read the terminal until `text` is there (b"": until it closes)."""
     seen = b""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
     os.set_blocking(terminal, False)
     while not text or text not in seen:
         assert time.monotonic() < deadline, seen

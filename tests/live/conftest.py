@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually, open_house, why_not
+from livehouse import House, open_house, why_not
+from waiting import eventually
 
 
 @pytest.fixture(scope="session")

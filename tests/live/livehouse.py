@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jupyter_client import BlockingKernelClient
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu
@@ -55,7 +56,7 @@ class Kernel:
     def _wait(self) -> None:
         """A heartbeat later than a second is death to jupyter_client; with eight kernels coming back on two cores it is
         not to us."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patient(60)
         while True:
             try:
                 return self.client.wait_for_ready(timeout=60)
@@ -169,7 +170,7 @@ class House:
             with contextlib.suppress(IjfsError):
                 client.remove(self.repo, info.name)
         forkserver.dismiss(self.repo)
-        eventually(lambda: not self.processes(), timeout=5.0)
+        eventually(lambda: not self.processes(), 5)
         left = [f"process {pid}: {command_line(pid)}" for pid in self.processes()]
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -189,16 +190,6 @@ def command_line(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
     return "(gone)"
-
-
-def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> bool:
-    """Whether the condition came true in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import MARK, House, command_line, eventually, is_gone, open_house
+from livehouse import MARK, House, command_line, is_gone, open_house
+from waiting import eventually
 
 from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu
@@ -59,7 +60,7 @@ def count(house: House, name: str) -> str:
 def goes_on(house: House, name: str) -> bool:
     """Whether the program writes on."""
     before = count(house, name)
-    return eventually(lambda: count(house, name) not in ("", before), timeout=5)
+    return eventually(lambda: count(house, name) not in ("", before), 5)
 
 
 def snapshots(house: House) -> int:
@@ -386,8 +387,7 @@ def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_not
     with pytest.raises(IjfsError, match="broke off"):
         house.restore(snapshot, "half", on_event=kill_keeper)
     assert not (house.repo / "live" / "half").exists()
-    time.sleep(0.5)
-    assert not [pid for pid in house.processes() if "/half" in command_line(pid)]
+    assert eventually(lambda: not [pid for pid in house.processes() if "/half" in command_line(pid)])
     monkeypatch.delenv("IJFS_CRIU")
     house.restore(snapshot, "half")
     assert goes_on(house, "half")

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually
+from livehouse import House
+from waiting import eventually
 
 from ijfs.live import doctor
 from ijfs.live.checks import blockers

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually, is_gone
+from livehouse import House, is_gone
+from waiting import eventually
 
 from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
@@ -109,7 +110,7 @@ def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_forkser
     for pid in (waiting, *children_of(pager.pid), pager.pid):
         os.kill(pid, signal.SIGKILL)
     house.exec("back", "touch", "/tmp/go")
-    assert eventually(lambda: len(program_log(house)) == 2, timeout=30)
+    assert eventually(lambda: len(program_log(house)) == 2, 30)
     assert len(set(program_log(house))) == 1
     with client.connect(house.repo, "back") as keeper:
         assert keeper.wait_memory().memory == 1.0

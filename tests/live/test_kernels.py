@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, Kernel, eventually
+from livehouse import House, Kernel
+from waiting import eventually
 
 from ijfs.live.client import api as client
 from ijfs_engine import Repository

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually, is_gone
+from livehouse import House, is_gone
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
@@ -164,9 +165,10 @@ def test_what_was_touched_is_recorded_in_the_repository_and_fetched_first_next_t
         # Not all: where the machine is so busy that nothing is touched for 0.1 s, the rest comes in unasked.
         assert len(recorded) >= 250, "the touches of the first moments"
         assert repository.working_set(ids[1], inherited=False) is None
-        monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "5")
+        delay_ms = round(patient(5))
+        monkeypatch.setenv("IJFS_FETCH_DELAY_MS", str(delay_ms))
         faults_s = touch_all(shared_house, again.snapshot)
-        assert faults_s < 320 * 0.005, "a descendant's pages came before they were asked for"
+        assert faults_s < 320 * delay_ms / 1000, "a descendant's pages came before they were asked for"
         shared_house.restore(again.snapshot, "idle")
         shared_house.stop("idle", timeout_s=0)
 

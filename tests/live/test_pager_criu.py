@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from pager_restored import content
+from waiting import eventually
 
 from ijfs.live.pager.api import Pager
 from ijfs_engine import Repository
@@ -52,7 +53,7 @@ class House:
         sizes = [str(mebibytes), str(children), str(zeros)]
         self.pid = self.call("&", sys.executable, str(HERE / "pager_restored.py"), str(self.where), *sizes)
         for index in range(children + 1):
-            wait_for(self.where / f"{index}.ready")
+            assert eventually((self.where / f"{index}.ready").exists, 60)
         status, output = self.call(str(CRIU), "dump", "-t", str(self.pid), "-D", str(self.images), "-o", "dump.log")
         assert status == 0, output
 
@@ -74,7 +75,7 @@ class House:
 
     def answer(self, index: int = 0) -> Any:
         path = self.where / f"{index}.answer"
-        wait_for(path)
+        assert eventually(path.exists, 60)
         value = ast.literal_eval(path.read_text())
         path.unlink()
         return value
@@ -85,13 +86,6 @@ class House:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-def wait_for(path: Path, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} did not appear"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from ijfs.fs import mountpoint as mounting
 from ijfs.live.criu import command as criu
@@ -61,7 +61,7 @@ class Program:
             start_new_session=True,
         )
         self.pid = self.process.pid
-        wait_for(lambda: self.output.exists() and self.count() > 0)
+        assert eventually(lambda: self.output.exists() and self.count() > 0, 20)
         self.data = self.said()[1]
 
     def said(self) -> tuple[int, str]:
@@ -74,19 +74,12 @@ class Program:
     def assert_runs_on(self) -> None:
         """It counts, and its memory is what it was."""
         before = self.count()
-        wait_for(lambda: self.count() > before + 2)
+        assert eventually(lambda: self.count() > before + 2, 20)
         assert self.said()[1] == self.data
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -196,13 +189,14 @@ def restored(images: Path, tmp_path: Path) -> Iterator[int]:
     """`criu restore` of the images, as a child of a CRIU that waits for it; killed afterwards."""
     work = tmp_path / "restore"
     work.mkdir()
-    command = [criu.find(), "restore", "-D", images, "-W", work, "-o", "criu.log", "-v2", "--pidfile", work / "pid"]
+    pid_file = work / "pid"
+    command = [criu.find(), "restore", "-D", images, "-W", work, "-o", "criu.log", "-v2", "--pidfile", pid_file]
     waiting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pid = 0
     try:
-        wait_for(lambda: ((work / "pid").exists() and (work / "pid").read_text()) or waiting.poll() is not None)
+        assert eventually(lambda: (pid_file.exists() and pid_file.read_text()) or waiting.poll() is not None, 20)
         assert waiting.poll() is None, (work / "criu.log").read_text()[-2000:]
-        pid = int((work / "pid").read_text())
+        pid = int(pid_file.read_text())
         yield pid
     finally:
         with contextlib.suppress(ProcessLookupError):

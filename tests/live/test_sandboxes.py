@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually
+from livehouse import House
+from waiting import eventually
 
 from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually, is_gone, open_house
+from livehouse import House, is_gone, open_house
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.client.connection import KeeperClient
@@ -275,7 +276,7 @@ def test_a_save_that_fails_leaves_the_next_in_line_to_be_stored_on_the_older_par
 
 def saved_when_there_is_room(keeper: KeeperClient, message: str) -> SaveResult:
     """Until the first save has given back what it wrote, the second may not find room for the program's files."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while True:
         try:
             return keeper.save(message, wait=False)
@@ -291,7 +292,7 @@ def test_a_program_stopped_by_its_save_is_not_waited_for_by_hooks(house: House) 
     upper = house.upper("hooked")
     begin = time.monotonic()
     house.save("hooked", stop=True)
-    assert time.monotonic() - begin < 8  # a program that stands still would be waited for, for 10 s
+    assert time.monotonic() - begin < 8  # not patient: a program that stands still would be waited for, for 10 s
     assert (upper / "tmp/told").read_text() == "x"
 
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, eventually
+from livehouse import House
+from waiting import eventually
 
 from ijfs.live.checkpoint import arena_pool
 from ijfs.live.checkpoint.arena_pool import ArenaPool
