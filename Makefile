@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test check check-native check-mutants bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ check: setup ## format, lint, types, import contracts, shell scripts; before eac
 
 check-native: setup ## the engine's compiled loops under AddressSanitizer
 	tools/check-native
+
+check-mutants: setup ## whether tests notice changes to the engine; 10 minutes. ARGS=--only storage/refs.py
+	$(BIN)/python tools/check_mutants.py $(ARGS)
 
 bench: bench-store bench-live ## both benchmarks
 
