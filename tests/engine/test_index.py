@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import lmdb
 import pytest
 from waiting import patient
 
 from ijfs_engine import Repository
 from ijfs_engine.storage.index import META, U64, Index
+from ijfs_engine.storage.index_file import newest_meta, shortfall
 
 HELD_S = patient(1.5)
 
@@ -80,3 +82,25 @@ def test_readers_do_not_wait_for_a_write_transaction(repository: Repository) -> 
         assert repository.snapshots() == []
         assert repository.stats().chunks == 0
         assert time.monotonic() - began < HELD_S / 3
+
+
+def test_the_meta_pages_say_what_lmdb_says(tmp_path: Path) -> None:
+    """index_file.py reads them by hand: a new LMDB with another layout has to show here."""
+    with closing(lmdb.open(str(tmp_path / "index"), map_size=64 << 20)) as env:
+        for number in range(5):
+            with env.begin(write=True) as txn:
+                for key in range(500):
+                    txn.put(b"%d" % (1000 * number + key), bytes(100))
+            head = (tmp_path / "index" / "data.mdb").read_bytes()
+            info = env.info()
+            assert newest_meta(head) == (env.stat()["psize"], info["last_pgno"], info["last_txnid"])
+            assert shortfall(tmp_path / "index" / "data.mdb") == 0
+
+
+def test_meta_pages_of_another_format_are_not_read(tmp_path: Path) -> None:
+    with closing(lmdb.open(str(tmp_path / "index"), map_size=1 << 20)) as env, env.begin(write=True) as txn:
+        txn.put(b"key", b"value")
+    head = bytearray((tmp_path / "index" / "data.mdb").read_bytes())
+    assert newest_meta(bytes(head)) is not None
+    head[20] += 1
+    assert newest_meta(bytes(head)) is None

@@ -378,6 +378,20 @@ def test_ids_are_those_of_blake3_at_the_edges_of_its_tree(edge: int) -> None:
         assert chunk_ids(plain, array("Q", (0, edge)), lanes) == [blake3(plain).digest()]
 
 
+OFFICIAL_LENGTHS = (
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2048, 2049, 3072, 3073, 4096, 4097,
+    5120, 5121, 6144, 6145, 7168, 7169, 8192, 8193, 16384, 31744, 102400,
+)  # fmt: skip
+"""Of the inputs in test_vectors.json of the BLAKE3 project; byte i of each is i % 251."""
+
+
+@pytest.mark.parametrize("length", OFFICIAL_LENGTHS)
+def test_ids_are_those_of_blake3_for_the_official_test_vectors(length: int) -> None:
+    plain = bytes(i % 251 for i in range(length))
+    for lanes in hash_widths():
+        assert chunk_ids(plain, array("Q", (0, length)), lanes) == [blake3(plain).digest()]
+
+
 @pytest.mark.parametrize("bounds", [(0, 11), (5, 4), (0, 10, 0), (0, 1 << 63)])
 def test_bounds_of_ids_that_do_not_fit_are_refused(bounds: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="chunk"):

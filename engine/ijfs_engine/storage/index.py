@@ -57,7 +57,7 @@ MAX_GROWTH: Final = 64 << 30
 _SCAN: Final = 8192
 """Rows of a scan in one view: 0.3 µs a row; 20,000 at once take a fifth longer, being out of the processor's cache."""
 _LARGE: Final = 64 << 20
-"""Bytes of index from which on the pages that were looked at are let go (index_file.py)…"""
+"""Bytes of index from which on the pages that were looked at are released (index_file.py)…"""
 _LOOKS: Final = 1024
 """…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
 _READERS: Final = 1024
@@ -315,7 +315,7 @@ class Index:
         if self._looked >= _LOOKS:
             self._looked = 0
             if self._env.info()["last_pgno"] > _LARGE // mmap.PAGESIZE:
-                index_file.let_go(self._data)
+                index_file.release_pages(self._data)
 
     @property
     def map_size(self) -> int:

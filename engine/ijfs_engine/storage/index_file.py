@@ -3,6 +3,10 @@
 LMDB maps the index. A page that was once looked at stays with the process until the kernel is short of memory: gc of 10
 million chunks would show 840 MB more, and a container's limit takes it at its word. And a look behind the end of a file
 that was cut short is no error that could be caught: it ends the process.
+
+Risk: py-lmdb does not say how long a file should be before it maps it, so the meta pages are read here by their offsets
+in LMDB 0.9 (`MDB_meta` in its mdb.c). Another version of the format is left alone; a test compares what is read here
+with what py-lmdb says of the same file, so that a new LMDB shows.
 """
 
 from __future__ import annotations
@@ -12,17 +16,27 @@ import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _DONTNEED: Final = 4
 _META: Final = struct.Struct("<16xII8x8xI")
-"""LMDB 0.9's file begins with two meta pages: magic, version, (address, size of the map,) size of a page…"""
+"""LMDB's file begins with two meta pages: magic, version, (address, size of the map,) size of a page…"""
 _META_LAST: Final = struct.Struct("<136xQQ")
 """…and the last page in use, and the transaction that said so."""
 _MAGIC: Final = 0xBEEFC0DE
+_VERSION: Final = 1
+"""Of the data format of LMDB 0.9. With another one the file is left as it is, and a cut one may end the process."""
 
 
-def let_go(file: Path) -> None:
+class Meta(NamedTuple):
+    """What the newer of the two meta pages says."""
+
+    page_size: int
+    last_page: int
+    transaction: int
+
+
+def release_pages(file: Path) -> None:
     """Drop the mappings' pages of a file that this process maps for reading only; they stay in the page cache.
 
     Whoever reads them again, in any thread and at any time, faults them in again. OSError when the file is gone.
@@ -37,7 +51,7 @@ def let_go(file: Path) -> None:
 
 @cache
 def _madvise() -> Callable[[int, int, int], int]:
-    """The C library's; loaded by those who look at much of an index, which a short command does not."""
+    """The C library's; loaded late, because a short command does not look at much of an index."""
     import ctypes
 
     function = ctypes.CDLL(None, use_errno=True).madvise
@@ -60,12 +74,18 @@ def fill_up(file: Path) -> None:
             os.posix_fallocate(data.fileno(), os.fstat(data.fileno()).st_size, missing)
 
 
+def newest_meta(head: bytes) -> Meta | None:
+    """The newer meta page of a file that begins with these bytes; None where that cannot be told."""
+    if len(head) < 4096:
+        return None
+    magic, version, page = _META.unpack_from(head)
+    if (magic, version) != (_MAGIC, _VERSION) or not 4096 <= page <= 1 << 16 or len(head) < page + 4096:
+        return None
+    last_page, transaction = max((_META_LAST.unpack_from(head, at) for at in (0, page)), key=lambda meta: meta[1])
+    return Meta(page, last_page, transaction)
+
+
 def _counted(head: bytes) -> int:
     """Bytes that the newer meta page counts; 0 where that is not to be read."""
-    if len(head) < 4096:
-        return 0
-    magic, _, page = _META.unpack_from(head)
-    if magic != _MAGIC or not 4096 <= page <= 1 << 16 or len(head) < page + 4096:
-        return 0
-    newest = max((_META_LAST.unpack_from(head, at) for at in (0, page)), key=lambda meta: meta[1])
-    return (int(newest[0]) + 1) * int(page)
+    meta = newest_meta(head)
+    return (meta.last_page + 1) * meta.page_size if meta is not None else 0
