@@ -56,8 +56,7 @@ from ijfs_engine.storage.index import (
     next_pack,
 )
 from ijfs_engine.storage.journal import Record, SnapshotAdded
-from ijfs_engine.storage.pack import DATA, PackWriter
-from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
+from ijfs_engine.storage.pack import DATA_PACK, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref, tag_key
 from ijfs_engine.storage.session import compress
 
@@ -109,13 +108,13 @@ class Builder:
             bases = pack_bases([(base.id, 0, CHUNK_BYTES)])
             encoded = EncodedChunk(ident, Codec.XOR_ZSTD, CHUNK_BYTES, change, bases, base.depth + 1)
             self._rows[BASES].append((ident, base.id))
-        self._put(CHUNKS, DATA, FrameKind.CHUNK, encoded, encoded.codec)
+        self._put(CHUNKS, DATA_PACK, FrameKind.CHUNK, encoded, encoded.codec)
         return Chunk(ident, plain, encoded.depth)
 
     def object(self, kind: int, plain: bytes) -> ObjectId:
         """An object that is not there yet; its id."""
         ident = object_id(kind, plain)
-        self._put(OBJECTS, DATA, kind, compress(ident, plain), kind)
+        self._put(OBJECTS, DATA_PACK, kind, compress(ident, plain), kind)
         return ident
 
     def leaf(self, chunks: list[Chunk]) -> ObjectId:

@@ -67,7 +67,7 @@ class Repository(OpenRepository):
         """Open one. NoRepositoryError, UnknownFormatError, StorageError; CorruptError when its index is lost.
 
         One that can only be read is opened to be read: whatever would change it is a StorageError then. With `damaged`
-        it opens without an index too, so that fsck can look and mend.
+        it opens without an index too, so that fsck can check and repair.
         """
         directory = RepositoryDirectory.find(Path(path))
         directory.make_missing()
@@ -190,7 +190,7 @@ class Repository(OpenRepository):
         return collect(self, dry_run=dry_run, progress=progress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:
-        """Check every reference, and with `data` every stored byte; with `repair`, mend what can be mended."""
+        """Check every reference, and with `data` every stored byte; with `repair`, put right what can be."""
         from ijfs_engine.maintenance.fsck import check
 
         if repair:

@@ -65,7 +65,7 @@ def fingerprint(page: bytes, key: bytes) -> bytes:
 
 
 def fold_prints(prints: bytes, numbers: list[int], key: bytes) -> tuple[bytes, bytes]:
-    """(hints, group fingerprints) of pages with these page numbers: native.fold_prints with its pieces written out."""
+    """(hints, group fingerprints) of pages with these page numbers: fold_prints with its pieces written out."""
     c = int.from_bytes(key[2 * PAGE + 32 :], "little")
     hints, groups, last = b"", [], -1
     for page, number in enumerate(numbers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine.errors import StorageError
-from ijfs_engine.write.arena import PAGE, Arena, ArenaFile, ArenaFullError
+from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError
 
+PAGE = mmap.PAGESIZE
 sizes = st.sampled_from([0, 1, 7, PAGE - 1, PAGE, 5 * PAGE + 3, 70_000, 200_000])
 steps = st.lists(st.tuples(st.integers(0, 2), sizes), max_size=12)
 

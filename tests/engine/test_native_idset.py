@@ -9,7 +9,7 @@ import pytest
 
 from ijfs_engine._native.idset import ChunkTable, IdSet
 from ijfs_engine._native.pack_rows import PackRows
-from ijfs_engine._native.usage_graph import Census
+from ijfs_engine._native.usage_graph import UsageGraph
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ZERO_RUN
 
@@ -82,22 +82,22 @@ def test_a_stock_says_whether_extents_lie_in_their_chunks() -> None:
         stock.need(b"short")
 
 
-def test_a_census_agrees_with_counting_by_hand() -> None:
+def test_a_usage_graph_agrees_with_counting_by_hand() -> None:
     """A graph whose nodes point only at later ones, walked from eight roots."""
     ids = [noise(32) for _ in range(5000)]
     spans = {ident: RNG.randrange(1, 1 << 20) for ident in ids}
     below = {ident: RNG.choices(ids[at + 1 :], k=RNG.randrange(9)) for at, ident in enumerate(ids[:1500])}
-    census, known = Census(), set()
+    graph, known = UsageGraph(), set()
     for ident, children in below.items():
         fresh = []
         known.add(ident)
         for child in children:
             fresh.append(child not in known)
             known.add(child)
-        assert list(census.point(ident, b"".join(children))) == fresh
-    assert len(census) == len(known)
+        assert list(graph.add_edges(ident, b"".join(children))) == fresh
+    assert len(graph) == len(known)
     everything = [*ids, *(noise(32) for _ in range(100))]
-    census.learn(b"".join(everything), b"".join(row(spans.get(ident, 77)) for ident in everything))
+    graph.set_sizes(b"".join(everything), b"".join(row(spans.get(ident, 77)) for ident in everything))
     roots = ids[:8]
 
     def reached(root: bytes) -> set[bytes]:
@@ -110,7 +110,7 @@ def test_a_census_agrees_with_counting_by_hand() -> None:
         return found
 
     sets = [reached(root) for root in roots]
-    total, sizes = census.count(b"".join(roots))
+    total, sizes = graph.count(b"".join(roots))
     assert total == weight(set().union(*sets), spans)
     for number, (stored, alone) in enumerate(sizes):
         others = set().union(*(one for at, one in enumerate(sets) if at != number))
@@ -122,21 +122,21 @@ def weight(ids: set[bytes], spans: dict[bytes, int]) -> int:
     return sum(spans[ident] + -spans[ident] % 8 for ident in ids)
 
 
-def test_a_census_refuses_what_makes_no_sense() -> None:
-    census = Census()
-    census.add(bytes(32))
-    assert census.point(bytes(32), b"") == b""
+def test_a_usage_graph_refuses_what_makes_no_sense() -> None:
+    graph = UsageGraph()
+    graph.add(bytes(32))
+    assert graph.add_edges(bytes(32), b"") == b""
     with pytest.raises(ValueError, match="32 bytes"):
-        census.point(bytes(32), b"short")
+        graph.add_edges(bytes(32), b"short")
     with pytest.raises(ValueError, match="one id"):
-        census.point(bytes(64), bytes(32))
+        graph.add_edges(bytes(64), bytes(32))
     with pytest.raises(ValueError, match="one row"):
-        census.learn(bytes(64), row(1))
+        graph.set_sizes(bytes(64), row(1))
     with pytest.raises(ValueError, match="root"):
-        census.count(noise(32))
-    assert census.count(bytes(32)) == (0, [(0, 0)])
+        graph.count(noise(32))
+    assert graph.count(bytes(32)) == (0, [(0, 0)])
     with pytest.raises(ValueError, match="was counted"):
-        census.add(bytes(32))
+        graph.add(bytes(32))
 
 
 def test_pack_rows_agree_with_a_dict() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine import CorruptError, PageLayout, PageRun
-from ijfs_engine._native.native import KEY_BYTES
+from ijfs_engine._native.page_scan import KEY_BYTES
 from ijfs_engine.format.page_layout import LEAF_PAGES
 from ijfs_engine.write import fingerprints
 from ijfs_engine.write.criu_pagemap import PagemapError, layout_for, parse_pagemap

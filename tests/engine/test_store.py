@@ -412,7 +412,7 @@ def test_large_reads_through_a_pack_have_the_kernel_read_ahead(tmp_path: Path) -
             pass
         assert eventually(lambda: in_page_cache(file.fileno(), 8 << 20))
         assert not in_page_cache(file.fileno(), 40 << 20)
-        reader.expect([[1, 40 << 20, 41 << 20]])
+        reader.advise_reads([[1, 40 << 20, 41 << 20]])
         assert eventually(lambda: in_page_cache(file.fileno(), 40 << 20))
         reader.close()
 

@@ -2,10 +2,10 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import Buffer
 
-from .read_plan import Wanted
+from .read_plan import ReadPlan
 from .unpack import Unpacker
 
-class BulkRead(Wanted):
+class BulkRead(ReadPlan):
     def __init__(self, tools: Unpacker) -> None: ...
     def schedule(self, gap: int, longest: int, below: int = 256) -> list[list[int]]: ...
     def read(self, descriptors: Sequence[int]) -> float: ...

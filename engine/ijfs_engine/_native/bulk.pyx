@@ -1,13 +1,13 @@
 """Many stored chunks unpacked in one call, without the GIL, straight to where their bytes belong. Called by the reader.
 
 A chunk at a time in Python costs some 100 us, most of them with the GIL held, so more threads read no faster. Here a
-read of megabytes is a few calls: the chunks that are `Wanted` are sorted by their place in the packs, and `read` reads
+read of megabytes is a few calls: the chunks of a `ReadPlan` are sorted by their place in the packs, and `read` reads
 the packs, unpacks each frame either where its only piece goes or into bytes of its own, checks it, and completes what is
 a difference to others among them. What is stored as it is goes from the pack to where it belongs without a copy.
 
 Whatever does not fit (a frame that is another than the index says, a payload that does not unpack, wrong bytes) is left
-undone: the caller reads such a chunk by itself, and format/chunk_codec.py says what is wrong with it. Nothing is done until its id was
-checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow twin.
+undone: the caller reads such a chunk by itself, and format/chunk_codec.py says what is wrong with it. A chunk counts as
+read only once its id was checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow twin.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy
 
 from .payload cimport MAX_PLAIN, RAW, XOR_PLANES, XOR_ZSTD
 from .unpack cimport READ_ROOM, Unpacker, is_chunk, unpack
-from .read_plan cimport BASED, DONE, HEADER, ID, PLACED, WANTED, Chunk, Wanted
+from .read_plan cimport BASED, DONE, HEADER, ID, PLACED, WANTED, Chunk, ReadPlan
 
 cdef extern from "bytes.h" nogil:
     void ijfs_xor_into(uint8_t *out, const uint8_t *b, size_t n)
@@ -75,7 +75,7 @@ cdef double seconds(int clock) noexcept nogil:
     return now.tv_sec + now.tv_nsec * 1e-9
 
 
-cdef class BulkRead(Wanted):
+cdef class BulkRead(ReadPlan):
     """Bytes of files on their way into buffers. Used by one thread, in the order of its methods."""
 
     cdef Unpacker tools

@@ -1,6 +1,6 @@
-/* Loops over bytes that native.pyx wraps: content-defined cuts, XOR against a base, float planes.
+/* Loops over bytes that the .pyx wraps: content-defined cuts, XOR against a base, float planes.
  *
- * reference.py is the slow twin of each. Lengths are checked by the callers in native.pyx, in one place.
+ * reference.py is the slow twin of each. Lengths are checked by the callers in the .pyx, in one place.
  */
 #ifndef IJFS_BYTES_H
 #define IJFS_BYTES_H

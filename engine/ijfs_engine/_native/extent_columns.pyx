@@ -1,8 +1,8 @@
 """Extents at work: the columns of a leaf, and putting new leaves and base records together out of ranges of others.
 
 A save of a sibling refers to some ten thousand pieces of its parent's leaves; in Python each cost microseconds with the
-GIL held. Called by ingest (write/page_writer.py, write/page_deltas.py, write/file_writer.py) and, for the columns, by read_plan.pyx. Slow twins are in
-reference.py.
+GIL held. Called by write/page_writer.py, write/page_deltas.py and write/file_writer.py and, for the columns, by
+read_plan.pyx. Slow twins are in reference.py.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

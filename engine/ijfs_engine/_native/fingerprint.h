@@ -1,5 +1,5 @@
 /* Keyed page fingerprints: CLNH over two independent keys, folded into 128 bits, and of groups of pages. Used by
- * native.pyx alone.
+ * page_scan.pyx alone.
  *
  * docs/format.md ("Page fingerprints") has the definition and the proof of the bound; reference.py is the slow twin.
  * A page is 512 little-endian words m[0..511]; a pass with key k is

@@ -1,8 +1,9 @@
 # distutils: libraries = zstd
 """Whole stretches of a pack checked in one call, without the GIL: for fsck, frames one by one being 45 us of Python each.
 
-Only what is surely right is said to be: a frame that is not is looked at again by format/frames.py and format/chunk_codec.py, which say what
-is wrong with it. Called by maintenance/pack_check.py; the twin in the tests is format/frames.py. docs/format.md draws the frame.
+Only what is surely right is said to be: any other frame is looked at again by format/frames.py and
+format/chunk_codec.py, which say what is wrong with it. Called by maintenance/pack_check.py; the twin in the tests is
+format/frames.py. docs/format.md draws the frame.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize

@@ -1,4 +1,4 @@
-"""Compact sets of chunk ids: the one that gc marks in, and the stock that fsck checks references against.
+"""Compact sets of chunk ids: the one that gc marks in, and the table that fsck checks references against.
 
 8 bytes a chunk in IdSet at a load of at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set; 12 in
 ChunkTable. gc keeps a chunk too many where two ids share 8 bytes, and never takes one too many. Their slow twins are in

@@ -1,8 +1,7 @@
-"""The entries of a CRIU pagemap, thousands to an image: which pages the file holds. Called by
-write/criu_pagemap.py, and by ijfs.live for a restore.
+"""The entries of a CRIU pagemap, thousands to an image: which pages the file holds.
 
-In Python they took a quarter of the time of a re-save in which nothing had changed. reference.pagemap_runs is the slow
-twin, tests/engine/test_native_pagemaps.py compares the two.
+Called by write/criu_pagemap.py, and by ijfs.live for a restore. In Python they took a quarter of the time of a re-save in
+which nothing had changed. reference.pagemap_runs is the slow twin, tests/engine/test_native_pagemaps.py compares the two.
 """
 
 from libc.stdint cimport uint8_t, uint64_t

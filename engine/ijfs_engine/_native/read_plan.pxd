@@ -37,7 +37,7 @@ cdef struct Chunk:
     bint apart          # `out` is bytes of the chunk's own
     bint direct         # its payload is read to where it belongs
 
-cdef class Wanted:
+cdef class ReadPlan:
     cdef Chunk *chunks
     cdef size_t n
     cdef size_t room

@@ -25,7 +25,7 @@ cdef enum:
 cdef uint32_t NO_CHUNK = 0xFFFFFFFF
 
 
-cdef class Wanted:
+cdef class ReadPlan:
     """Chunks, and the pieces of them that go into buffers. Used by one thread.
 
     The buffers are held until the object is gone; those of zeros are filled at once.

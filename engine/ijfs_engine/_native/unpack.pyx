@@ -1,8 +1,8 @@
 # distutils: libraries = zstd
 """From a payload back to plain bytes: the read side of the codecs of docs/format.md, each checked against every lie.
 
-Called by bulk.pyx for many chunks at once and by format/chunk_codec.py for one. reference.py is the slow twin; numbers.h, bytes.h and
-blake3.h have the loops.
+Called by bulk.pyx for many chunks at once and by format/chunk_codec.py for one. reference.py is the slow twin; numbers.h,
+bytes.h and blake3.h have the loops.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

@@ -1,4 +1,4 @@
-"""The census: what snapshots reach, as a graph of numbers, for du. Its slow twin is in tests/engine/test_native_idset.py."""
+"""What snapshots reach, as a graph of numbers, for du. Its slow twin is in tests/engine/test_native_idset.py."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -11,10 +11,10 @@ cdef enum:
     SEVERAL = 0xFFFFFFFF
 
 
-cdef class Census:
+cdef class UsageGraph:
     """What snapshots reach, as a graph of numbers, and the bytes that each reaches alone and with others.
 
-    First `point` says what every object points at, and `learn` how much each id takes on disk; then `count`, once. Ids
+    First `add_edges` says what every object points at, and `set_sizes` how much each id takes on disk; then `count`, once. Ids
     get numbers in the order in which they are met, so what a leaf names lies together: a walk over it costs 3 ns a chunk,
     where looking its ids up for each snapshot costs 100. Per id: 8 bytes of key, 4 to 11 of table, 8 of size and edges,
     and 8 more for the count, when the table is gone; 4 per edge. Not thread-safe.
@@ -59,7 +59,7 @@ cdef class Census:
 
     cdef int still_open(self) except -1:
         if self.keys == NULL:
-            raise ValueError("this census was counted")
+            raise ValueError("this graph was counted")
         return 0
 
     cdef inline uint64_t slot(self, uint64_t key) noexcept nogil:
@@ -121,7 +121,7 @@ cdef class Census:
             out[number] = self.used != before
         return fresh
 
-    def point(self, const uint8_t[::1] ident not None, const uint8_t[::1] ids not None):
+    def add_edges(self, const uint8_t[::1] ident not None, const uint8_t[::1] ids not None):
         """Say what an id points at, once; as `add`, which of these are new."""
         cdef Py_ssize_t amount = check(ids)
         cdef Py_ssize_t number
@@ -151,7 +151,7 @@ cdef class Census:
         self.edges_used += <uint64_t>amount + 1
         return fresh
 
-    def learn(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
+    def set_sizes(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
         """What ids take on disk, from their index rows; those that were not met are passed by."""
         cdef Py_ssize_t amount = check(ids)
         cdef Py_ssize_t number
@@ -208,7 +208,7 @@ cdef class Census:
 
 
 cdef class Count:
-    """The arrays of one `Census.count`."""
+    """The arrays of one `UsageGraph.count`."""
 
     cdef uint32_t* last
     cdef uint32_t* owner

@@ -1,6 +1,6 @@
 """How a chunk's bytes are stored: raw, zstd, float planes, XOR against base bytes; whichever is smallest.
 
-`encode` is called by ingest, in many threads; `decode` by the reader and fsck. docs/format.md ("Codecs") has the bytes
+`encode` is called by write/, in many threads; `decode` by the reader and fsck. docs/format.md ("Codecs") has the bytes
 of each form and the reason for it. A decoded chunk is checked against its id, so that no damage, and no mistake here,
 can show as wrong bytes.
 """
@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from ijfs_engine._native import compress, native, numeric_codec, unpack
+from ijfs_engine._native import byte_planes, compress, numeric_codec, unpack
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
 
@@ -102,8 +102,8 @@ def is_quieter(plain: Plain, base: Plain) -> bool:
 
     As of weights that a step of training moved a little: no line of a page is as it was, but signs and exponents are.
     """
-    before = sum(native.byte_entropies(plain, _SAMPLES))
-    return sum(native.byte_entropies(plain, _SAMPLES, base)) < before * _CHAIN_GAIN
+    before = sum(byte_planes.byte_entropies(plain, _SAMPLES))
+    return sum(byte_planes.byte_entropies(plain, _SAMPLES, base)) < before * _CHAIN_GAIN
 
 
 def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
@@ -130,7 +130,7 @@ def _decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
     base = _base_bytes(chunk, fetch)
     if len(base) != len(plain):
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} and its base differ in length")
-    native.xor_into(base, plain)
+    byte_planes.xor_into(base, plain)
     return base
 
 

@@ -1,4 +1,4 @@
-"""Leaves at work: building one from extents, finding bytes in one. Called by ingest (write) and reader (read)."""
+"""Leaves at work: building one from extents, finding bytes in one. Called by write/ and read/."""
 
 from __future__ import annotations
 

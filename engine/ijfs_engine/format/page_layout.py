@@ -1,8 +1,8 @@
 """Page layouts: which virtual addresses the pages of a process image's file belong to, and how it is cut into leaves.
 
-A layout is made by `layouts/` from what CRIU wrote, kept as a LAYOUT object beside the file, and used by ingest (to
-find the parent's page at the same address), by the reader (address ranges) and by the pager. docs/format.md ("Page
-layouts") has the bytes.
+write/criu_pagemap.py makes a layout from what CRIU wrote; it is kept as a LAYOUT object beside the file. The writer
+uses it to find the parent's page at the same address, the reader and the pager for address ranges. docs/format.md
+("Page layouts") has the bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.records import LEAF_SPAN
 

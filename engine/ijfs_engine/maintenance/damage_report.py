@@ -1,4 +1,4 @@
-"""Whom damage hurts: from the ids of damaged frames to the snapshots and files that need them.
+"""What damage affects: from the ids of damaged frames to the snapshots and files that need them.
 
 fsck asks it, only when something is wrong: it walks every listed snapshot by name.
 """

@@ -3,7 +3,7 @@
 `Repository.du` calls it. Every frame that a snapshot reaches counts once, metadata and padding included, so that the
 total is what the set would take in packs that hold nothing else.
 
-Each object is read once, whoever shares it; what it points at is kept in a graph of numbers (`census.Census`), and
+Each object is read once, whoever shares it; what it points at is kept in a graph of numbers (`UsageGraph`), and
 there each snapshot is then walked.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import compress
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.usage_graph import Census
+from ijfs_engine._native.usage_graph import UsageGraph
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import DiskUsage, ObjectId, Usage
 from ijfs_engine.maintenance.reachability import Children, TreeWalker, split
@@ -34,7 +34,7 @@ def disk_usage(repository: OpenRepository, ids: Sequence[ObjectId]) -> DiskUsage
     counter = _Counter(repository)
     counter.load(ids)
     logical = [counter.logical(ident) for ident in ids]
-    total, sizes = counter.census.count(b"".join(ids))
+    total, sizes = counter.graph.count(b"".join(ids))
     snapshots = [_usage(ident, size, *pair) for ident, size, pair in zip(ids, logical, sizes, strict=True)]
     everything = _usage(None, sum(logical), total, sum(alone for _, alone in sizes))
     stored = sum(one.stored for one in snapshots)
@@ -46,25 +46,25 @@ def _usage(ident: ObjectId | None, logical: int, stored: int, unique: int) -> Us
     return Usage(id=ident, logical=logical, stored=stored, unique=unique, shared=stored - unique)
 
 
-class _Directory(NamedTuple):
+class _TreeSum(NamedTuple):
     """What the files of a tree add up to, and its subtrees: one entry each time that one occurs."""
 
     size: int
     trees: list[ObjectId]
 
     @classmethod
-    def of(cls, children: Children) -> _Directory:
+    def of(cls, children: Children) -> _TreeSum:
         return cls(children.logical, [ident for kind, ident in children.objects if kind == FrameKind.TREE])
 
 
 class _Counter:
-    """Reads everything that snapshots reach into a census."""
+    """Reads everything that snapshots reach into a graph."""
 
     def __init__(self, repository: OpenRepository) -> None:
-        self.census = Census()
+        self.graph = UsageGraph()
         self._index = repository.index
         self._walker = TreeWalker(repository.store, repository.index)
-        self._directories: dict[ObjectId, _Directory] = {}
+        self._sums_of: dict[ObjectId, _TreeSum] = {}
         self._sums: dict[ObjectId, int] = {}
         self._scan = False
 
@@ -74,7 +74,7 @@ class _Counter:
             self._scan = len(snapshots) >= _MOST * view.count(SNAPSHOTS)
         pending: dict[int, list[ObjectId]] = {kind: [] for kind in FrameKind.NAMES}
         pending[FrameKind.SNAPSHOT] = list(dict.fromkeys(snapshots))
-        self.census.add(b"".join(snapshots))
+        self.graph.add(b"".join(snapshots))
         self._measure(OBJECTS, pending[FrameKind.SNAPSHOT])
         while any(pending.values()):
             # Leaves first, so that what is waiting stays small.
@@ -89,7 +89,7 @@ class _Counter:
         """What its files add up to. A tree that stands in two places counts twice."""
         stack = [snapshot]
         while stack:
-            directory = self._directories[stack[-1]]
+            directory = self._sums_of[stack[-1]]
             missing = [tree for tree in directory.trees if tree not in self._sums]
             if missing:
                 stack += missing
@@ -102,13 +102,13 @@ class _Counter:
         objects: list[ObjectId] = []
         for ident, children in self._walker.expand(kind, batch):
             names = [child for _, child in children.objects]
-            fresh = self.census.point(ident, b"".join([*names, children.chunks]))
+            fresh = self.graph.add_edges(ident, b"".join([*names, children.chunks]))
             for (child_kind, child), new in zip(children.objects, fresh, strict=False):
                 if new:
                     pending[child_kind].append(child)
                     objects.append(child)
             if kind in (FrameKind.SNAPSHOT, FrameKind.TREE):
-                self._directories[ident] = _Directory.of(children)
+                self._sums_of[ident] = _TreeSum.of(children)
             if not self._scan:
                 chunks += compress(split(children.chunks), fresh[len(names) :])
         if not self._scan:
@@ -126,7 +126,7 @@ class _Counter:
                 base
                 for ident, row in zip(edge, rows, strict=True)
                 if row
-                for base in compress(split(row), self.census.point(ident, row))
+                for base in compress(split(row), self.graph.add_edges(ident, row))
             ]
             chunks = chunks + edge
         return chunks
@@ -134,12 +134,12 @@ class _Counter:
     def _measure(self, table: bytes, ids: list[bytes]) -> None:
         with self._index.read() as view:
             found = [(ident, row) for ident, row in zip(ids, view.get_many(table, ids), strict=True) if row is not None]
-        self.census.learn(b"".join(ident for ident, _ in found), b"".join(row for _, row in found))
+        self.graph.set_sizes(b"".join(ident for ident, _ in found), b"".join(row for _, row in found))
 
     def _scan_index(self) -> None:
         for rows in self._index.scan(BASES):
             for ident, bases in zip(*rows, strict=True):
-                self.census.point(ident, bases)
+                self.graph.add_edges(ident, bases)
         for table in (CHUNKS, OBJECTS):
             for rows in self._index.scan(table):
-                self.census.learn(b"".join(rows.keys), b"".join(rows.values))
+                self.graph.set_sizes(b"".join(rows.keys), b"".join(rows.values))

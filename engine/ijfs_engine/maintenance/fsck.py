@@ -1,4 +1,4 @@
-"""fsck: read every byte and follow every reference; say what is damaged and whom it hurts.
+"""fsck: read every byte and follow every reference; say what is damaged and what needs it.
 
 `Repository.fsck` calls `check`, which runs beside readers and savers but not beside gc. With repair, `repair.py` then
 puts right what can be put right, and the answer tells what was wrong before and what was done.
@@ -28,7 +28,7 @@ from ijfs_engine.util.progress import Progress
 
 
 def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
-    """Check, and mend. LockedError beside gc, StorageError."""
+    """Check, and repair. LockedError beside gc, StorageError."""
     with disk.storage_errors("fsck"), exclusive(repository.directory.gc_lock, "gc or fsck --repair"):
         checker = Checker(repository, data=data, progress=progress)
         repairer = Repairer(repository)
@@ -42,7 +42,7 @@ def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Pro
             findings = [lost, *checker.run()]
         else:
             findings = checker.run()
-        # Whom it hurts has to be asked before the repair lets go of what is damaged.
+        # What needs it is asked first: the repair drops damaged frames from the index.
         report = checker.report(findings, [])
         if repair and findings:
             repairer.repair(findings)
@@ -72,10 +72,10 @@ class Checker:
 
     def report(self, findings: list[Finding], repaired: list[str]) -> FsckReport:
         """With the snapshots and files that each finding hurts."""
-        blame = Impact(self._repository, {one.id for one in findings if one.id is not None})
+        impact = Impact(self._repository, {one.id for one in findings if one.id is not None})
         damage = []
         for one in findings:
-            victims = blame.of(one.id) if one.id is not None else ((), ())
+            victims = impact.of(one.id) if one.id is not None else ((), ())
             damage.append(
                 Damage(
                     what=one.what,
@@ -148,12 +148,12 @@ class Checker:
 
     def _references(self) -> Iterator[Finding]:
         """Walk all that is listed: every object is there and can be parsed, every chunk is there and long enough."""
-        # The list before the chunks: what a save that commits meanwhile lists is not asked for.
+        # The list is read before the chunks, so that a save that commits in between is not checked.
         with self._index.read() as view:
             listed = [ident for ident, _ in view.items(SNAPSHOTS)]
-        stock = ChunkTable(self._counts[CHUNKS])
+        chunks = ChunkTable(self._counts[CHUNKS])
         for rows in self._index.scan(CHUNKS):
-            stock.add(b"".join(rows.keys), b"".join(rows.values))
+            chunks.add(b"".join(rows.keys), b"".join(rows.values))
         unreadable: list[Finding] = []
 
         def broken(ident: ObjectId, kind: int, error: CorruptError) -> None:
@@ -162,38 +162,38 @@ class Checker:
         found: dict[ObjectId, Finding] = {}
         for _, ident, children in walk(TreeWalker(self._store, self._index), listed, set(), on_error=broken):
             what = "a chunk that a leaf names is not there" if children.leaf else "a file's only chunk is not there"
-            for chunk in _absent(children.chunks, stock):
+            for chunk in _absent(children.chunks, chunks):
                 found.setdefault(chunk, _missing(chunk, what))
-            if children.leaf is not None and not _fits(children.leaf, stock):
+            if children.leaf is not None and not _fits(children.leaf, chunks):
                 found[ident] = _missing(ident, "a leaf names bytes that its chunk does not have")
         yield from unreadable
         yield from found.values()
-        yield from self._baseless(stock)
+        yield from self._baseless(chunks)
 
-    def _baseless(self, stock: ChunkTable) -> Iterator[Finding]:
-        """Needed chunks whose bases are gone. A few looks at all of the table, as in `Reach`: chains are short."""
+    def _baseless(self, chunks: ChunkTable) -> Iterator[Finding]:
+        """Needed chunks whose bases are gone. Chains are short: a few scans of the table do, as in `ReachableSet`."""
         found: dict[ObjectId, Finding] = {}
         before = -1
-        while stock.needed != before:
-            before = stock.needed
+        while chunks.needed != before:
+            before = chunks.needed
             for rows in self._index.scan(BASES):
-                needed = stock.is_needed(b"".join(rows.keys))
-                if b"\0" not in stock.need(b"".join(compress(rows.values, needed))):
+                needed = chunks.is_needed(b"".join(rows.keys))
+                if b"\0" not in chunks.need(b"".join(compress(rows.values, needed))):
                     continue
                 for key, bases in compress(zip(*rows, strict=True), needed):
-                    if any(_absent(bases, stock)):
+                    if any(_absent(bases, chunks)):
                         found[key] = _missing(key, "a chunk that this one is stored against is not there")
         yield from found.values()
 
 
-def _absent(chunks: bytes, stock: ChunkTable) -> Iterator[ObjectId]:
+def _absent(ids: bytes, table: ChunkTable) -> Iterator[ObjectId]:
     """Those of the chunks that are not there; all of them are needed from now on."""
-    there = stock.need(chunks)
-    return compress(split(chunks), (not one for one in there)) if b"\0" in there else iter(())
+    there = table.need(ids)
+    return compress(split(ids), (not one for one in there)) if b"\0" in there else iter(())
 
 
-def _fits(leaf: Leaf, stock: ChunkTable) -> bool:
-    return stock.fits(leaf.ids, leaf.index, leaf.offset, leaf.length)
+def _fits(leaf: Leaf, chunks: ChunkTable) -> bool:
+    return chunks.fits(leaf.ids, leaf.index, leaf.offset, leaf.length)
 
 
 def _missing(ident: ObjectId, message: str) -> Finding:

@@ -38,7 +38,7 @@ from ijfs_engine.storage.locks import exclusive, live_files
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import log_records
-from ijfs_engine.storage.revisions import frontier, removed_row
+from ijfs_engine.storage.revisions import nearest_ancestors, removed_row
 from ijfs_engine.util.progress import Progress
 
 _STRIDE: Final = 16_384
@@ -241,7 +241,7 @@ class _Collector:
     def _stale(self, removed: list[ObjectId], kept: ReachableSet) -> ReachableSet | None:
         """What snapshots reached that were listed at some time since the last gc, and `kept` does not: marks on these
         may be older than a session that took them over from such a snapshot. None when that cannot be told."""
-        reach = ReachableSet(self._repository.store, self._index, beyond=kept)
+        reach = ReachableSet(self._repository.store, self._index, exclude=kept)
         try:
             reach.add(removed)
         except CorruptError:
@@ -299,7 +299,7 @@ class _Collector:
             return
         named = {parent for ident in listed for parent in self._parents[ident]} - listed
         walked = [ident for ident, row in update.items(REMOVED) if row[:1] == b"\0"]
-        ways = {ident: frontier(update, ident) for ident in walked if ident in named}
+        ways = {ident: nearest_ancestors(update, ident) for ident in walked if ident in named}
         for ident in walked:
             if ways.get(ident):
                 update.put(REMOVED, ident, removed_row(ways[ident], walked=True))

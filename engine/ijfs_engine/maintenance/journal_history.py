@@ -24,7 +24,7 @@ def rewrite_journal(repository: OpenRepository) -> None:
 
 
 def history(update: Update) -> list[Transaction]:
-    """The transactions of such a journal."""
+    """The transactions of a journal that leads to what the index says."""
     transactions: list[Transaction] = []
     for key, row in update.items(REFLOG):
         time_ns, record = decode_record(row)

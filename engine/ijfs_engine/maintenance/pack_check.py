@@ -24,7 +24,7 @@ from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECARS, decode_pack_header, pack_path
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_path
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.util.pipeline import cores, thread_pool
 from ijfs_engine.util.progress import Progress
@@ -49,7 +49,7 @@ Frame: TypeAlias = tuple[int, int, int, bytes, bool]
 
 
 class Finding(NamedTuple):
-    """Something wrong, before it is known whom it hurts; `what` is as in `records.Damage`."""
+    """Something wrong, before it is known what needs it; `what` is as in `records.Damage`."""
 
     what: str
     id: bytes | None
@@ -101,7 +101,7 @@ class PackCheck:
             rows = [(PACK_KEY.unpack(key)[0], *PACK_ROW.unpack(row)) for key, row in view.items(PACKS)]
         total = sum(size for _, _, size in rows)
         for number, kind, size in rows:
-            if kind == SIDECARS:
+            if kind == SIDECAR_PACK:
                 continue
             findings += self._pack(number, size)
             self.bytes_read += size
@@ -168,7 +168,7 @@ class PackCheck:
         ):
             return _Checked([], 0, [])
         error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
-        wrong = [_Wrong(header.id, _place(number, scanned.offset), error)] if error else []
+        wrong = [_Wrong(header.id, _where(number, scanned.offset), error)] if error else []
         return _Checked([header.id], header.span + padding(header.span), wrong)
 
     def _live(self, number: int, start: int, frames: Sequence[Frame]) -> list[bool]:
@@ -184,7 +184,7 @@ class PackCheck:
 
     def _look(self, kind: int, ident: bytes, offset: int, number: int, data: memoryview) -> Iterator[_Wrong]:
         """A frame that is an object, a difference, or not right."""
-        where = _place(number, offset)
+        where = _where(number, offset)
         try:
             error = self._fault(kind, decode_frame(data, where)[1])
         except CorruptError as wrong:
@@ -220,7 +220,7 @@ class PackCheck:
         return fetch
 
     def _unmet(self, packs: dict[int, int]) -> Iterator[Finding]:
-        """Rows whose frame the scan did not come upon.
+        """Rows whose frame the scan did not find.
 
         Every live frame that it did is in some row: where those of a pack weigh as much as its rows, none is missing,
         and no table of ids is needed to know.
@@ -241,7 +241,7 @@ class PackCheck:
                     lost = place.pack in suspects if place.pack in packs else not self._exists(place.pack)
                     if lost and not known:
                         why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
-                        yield Finding("frame", key, _place(place.pack, place.offset), why)
+                        yield Finding("frame", key, _where(place.pack, place.offset), why)
 
     def _met_again(self, packs: dict[int, int]) -> IdSet:
         """The live frames of some packs."""
@@ -257,7 +257,7 @@ class PackCheck:
         return pack_path(self._repository.directory.packs, number).exists()
 
 
-def _place(number: int, offset: int) -> str:
+def _where(number: int, offset: int) -> str:
     """As every message names it."""
     return f"{number:08x}.pack at {offset}"
 

@@ -103,17 +103,17 @@ def walk(
     seen: set[ObjectId],
     *,
     on_error: OnError | None = None,
-    beyond: Set[ObjectId] = frozenset(),
+    exclude: Set[ObjectId] = frozenset(),
     leaves: bool = True,
 ) -> Iterator[tuple[int, ObjectId, Children]]:
     """Each object that snapshots reach, with its kind and children, once: `seen` grows by it.
 
-    What is in `beyond`, and so all that is below it, is left out; without `leaves`, leaves are not read. CorruptError
+    What is in `exclude`, and so all that is below it, is left out; without `leaves`, leaves are not read. CorruptError
     for what cannot be read, unless there is an `on_error`.
     """
 
     def fresh(ids: Iterable[ObjectId]) -> list[ObjectId]:
-        found = [ident for ident in dict.fromkeys(ids) if ident not in seen and ident not in beyond]
+        found = [ident for ident in dict.fromkeys(ids) if ident not in seen and ident not in exclude]
         seen.update(found)
         return found
 
@@ -126,7 +126,7 @@ def walk(
         del pending[kind][-_BATCH:]
         for ident, children in walker.expand(kind, batch, on_error):
             for child_kind, child in children.objects:
-                if child not in seen and child not in beyond:
+                if child not in seen and child not in exclude:
                     seen.add(child)
                     if child_kind != FrameKind.LEAF or leaves:
                         pending[child_kind].append(child)
@@ -136,7 +136,7 @@ def walk(
 class ReachableSet:
     """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set.
 
-    With `beyond`, what that one reaches, and so all that is below it, is left out; without `leaves`, leaves are not
+    With `exclude`, what that one reaches, and so all that is below it, is left out; without `leaves`, leaves are not
     read: their chunks are then missing.
     """
 
@@ -146,7 +146,7 @@ class ReachableSet:
         index: Index,
         on_error: OnError | None = None,
         *,
-        beyond: ReachableSet | None = None,
+        exclude: ReachableSet | None = None,
         leaves: bool = True,
     ) -> None:
         self.objects: set[ObjectId] = set()
@@ -154,7 +154,7 @@ class ReachableSet:
         self._index = index
         self._walker = TreeWalker(store, index)
         self._on_error = on_error
-        self._beyond = beyond.objects if beyond is not None else frozenset[ObjectId]()
+        self._exclude = exclude.objects if exclude is not None else frozenset[ObjectId]()
         self._leaves = leaves
 
     def has(self, ids: Sequence[bytes]) -> list[bool]:
@@ -166,7 +166,7 @@ class ReachableSet:
         """Walk snapshots too. CorruptError for what cannot be read, unless there is an `on_error`."""
         marked = len(self.chunks)
         found = walk(
-            self._walker, snapshots, self.objects, on_error=self._on_error, beyond=self._beyond, leaves=self._leaves
+            self._walker, snapshots, self.objects, on_error=self._on_error, exclude=self._exclude, leaves=self._leaves
         )
         for _, _, children in found:
             self.chunks.add(children.chunks)

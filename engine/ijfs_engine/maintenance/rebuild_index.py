@@ -34,8 +34,7 @@ from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, re
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, decode_pack_header, pack_files
-from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
+from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_files
 from ijfs_engine.storage.refs import branch_key, log_records, log_transaction, move_ref
 from ijfs_engine.storage.revisions import removed_row
 
@@ -94,7 +93,7 @@ class Rebuilder:
         for scanned in scan_frames(path):
             if scanned.header is None or scanned.frame is None:
                 continue
-            # Behind damage a scan may come upon bytes of a program that look like a frame. What is checked against
+            # Behind damage a scan may find bytes of a program that look like a frame. What is checked against
             # its id can do no harm wherever it stands; fingerprints are not, and count only in their own packs.
             if (scanned.header.kind == FrameKind.SIDECAR) == (kind == SIDECAR_PACK):
                 self._frame(number, scanned, found)
@@ -215,7 +214,7 @@ class Rebuilder:
 
 
 def place_of(number: int, scanned: Scanned) -> Place:
-    """The index row of a frame that a scan came upon."""
+    """The index row of a frame that a scan found."""
     assert scanned.header is not None
     header = scanned.header
     tag = header.codec if header.kind == FrameKind.CHUNK else header.kind
@@ -223,13 +222,13 @@ def place_of(number: int, scanned: Scanned) -> Place:
 
 
 def _kind(path: Path) -> int:
-    """What a pack is for; one whose header is damaged is taken for the kind that matters."""
+    """The kind of a pack; one with a damaged header is taken for a data pack."""
     try:
         with path.open("rb") as file:
             _, kind, _ = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
     except (CorruptError, UnknownFormatError):
-        return DATA
-    return SIDECAR_PACK if kind == SIDECAR_PACK else DATA
+        return DATA_PACK
+    return SIDECAR_PACK if kind == SIDECAR_PACK else DATA_PACK
 
 
 def _clear(update: Update) -> None:

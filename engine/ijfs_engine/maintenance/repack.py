@@ -23,7 +23,15 @@ from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, SIDECARS, Update, next_pack
 from ijfs_engine.storage.locks import try_take
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA, PACK_HEADER_SIZE, PACK_TARGET, PackReader, PackWriter, pack_files, pack_path
+from ijfs_engine.storage.pack import (
+    DATA_PACK,
+    PACK_HEADER_SIZE,
+    PACK_TARGET,
+    PackReader,
+    PackWriter,
+    pack_files,
+    pack_path,
+)
 from ijfs_engine.util.progress import Progress
 
 SPARSE: Final = 0.2
@@ -145,7 +153,7 @@ class Repacker:
 
 @contextmanager
 def _room_for_copies() -> Iterator[None]:
-    """To say "free some space with gc" would be of no use to who runs gc."""
+    """A full disk is reported without the usual advice to run gc: this is gc."""
     try:
         yield
     except OSError as error:
@@ -248,7 +256,7 @@ class _Mover:
     def finish(self) -> list[PackWriter]:
         """Make the copies durable; the packs they are in."""
         for writer in self._writers:
-            writer.finish(sync=self._kind == DATA)
+            writer.finish(sync=self._kind == DATA_PACK)
         if self._writers:
             disk.fsync_dir(self._repository.directory.packs)
         return self._writers
@@ -282,7 +290,7 @@ class _Mover:
             for frame, old, offset in zip(group, rows, offsets, strict=True):
                 if old is None or not old.startswith(encode_where(number, frame.offset)):
                     # Damaged, or written anew meanwhile: then it moves next time.
-                    raise CorruptError(f"{_place(number, frame.offset)}: holds another frame than the index says")
+                    raise CorruptError(f"{_where(number, frame.offset)}: holds another frame than the index says")
                 self.moved.add(frame.id, table, old, encode_where(writer.number, offset) + old[8:])
 
     def _writer(self) -> PackWriter:
@@ -355,7 +363,7 @@ def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterato
 
 def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> _Frame:
     """One frame, of which `data` is the beginning at least."""
-    where = _place(number, offset)
+    where = _where(number, offset)
     if len(data) < _LAST:
         span = decode_header(data, where).span
         data = data if span <= len(data) else memoryview(_read(reader, number, offset, span))
@@ -368,8 +376,8 @@ def _read(reader: PackReader, number: int, offset: int, length: int) -> bytes:
     try:
         return reader.read(number, offset, length)
     except FileNotFoundError:
-        raise CorruptError(f"{_place(number, offset)}: the pack is missing") from None
+        raise CorruptError(f"{_where(number, offset)}: the pack is missing") from None
 
 
-def _place(number: int, offset: int) -> str:
+def _where(number: int, offset: int) -> str:
     return f"pack {number:08x} at {offset}"

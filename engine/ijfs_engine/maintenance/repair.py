@@ -36,7 +36,7 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import SnapshotAdded
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA, pack_files, pack_path
+from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
 from ijfs_engine.storage.refs import log_records, move_ref
 from ijfs_engine.storage.revisions import nearest
 
@@ -116,7 +116,7 @@ class Repairer:
         for ident, copy in copies.items():
             update.put(copy.table, ident, copy.place.encode())
             path = pack_path(self._repository.directory.packs, copy.place.pack)
-            update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA, path.stat().st_size))
+            update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA_PACK, path.stat().st_size))
 
     # --- packs
 

@@ -103,7 +103,7 @@ class ChunkReader:
                 leaves = self.leaves(idents[at : at + _LEAVES_AT_ONCE])
                 self.place(leaves)
                 if at == 0:
-                    self.store.expect(row for leaf in leaves for row in leaf.rows())
+                    self.store.advise_reads(row for leaf in leaves for row in leaf.rows())
 
     def place(self, leaves: Sequence[LeafMap]) -> None:
         """Look up where the chunks of these leaves are, for large reads, in one go and once for each leaf."""

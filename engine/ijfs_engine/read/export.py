@@ -214,7 +214,7 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
 def _set_metadata(where: bytes | int, entry: Entry) -> None:
     """Owner, attributes, mode, times, in the order in which none undoes another (a chown clears setuid bits).
 
-    Who is not root keeps what root alone may set for himself: he owns the files, no setuid bit counts for another.
+    Without root, owners and privileged attributes are not set, and no setuid or setgid bit: the caller owns the files.
     """
     follow = isinstance(where, int)
     root = os.geteuid() == 0

@@ -6,7 +6,7 @@ The mount, the pager, export and the snapshot writer (for the parent's bytes) al
 
 from __future__ import annotations
 
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.page_layout import PageLayout

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from ijfs_engine._native.bulk import BulkRead
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.extents import LeafMap, Slice

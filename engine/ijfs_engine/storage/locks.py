@@ -84,7 +84,8 @@ def live_files(directory: Path) -> Iterator[tuple[Path, bytes]]:
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold a named lock for the block; LockedError if another process (or thread) holds it.
 
-    Where the file can be neither made nor opened, who wants the lock can but read, and goes without.
+    On a read-only repository the lock file cannot be opened; the caller then runs without the lock, because it can only
+    read.
     """
     fd = -1
     with disk.if_writable():

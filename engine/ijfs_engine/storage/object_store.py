@@ -1,7 +1,7 @@
 """The store: chunks, objects and sidecars by id, out of the packs through the index.
 
-The reader (read/reader.py), ingest (the parent's leaves and fingerprints), du, gc and fsck get their bytes here.
-Nothing here decodes a chunk: `codec.decode_chunk` does, with `get_chunks` as its source.
+The reader (read/chunk_reader.py), the writer (for the parent's leaves and fingerprints), du, gc and fsck get their
+bytes here. Nothing here decodes a chunk: `chunk_codec.decode` does, with `get_chunks` as its source.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ READ_GAP: Final = 64 << 10
 _LONGEST: Final = 4 << 20
 """Longest single read, so that memory stays bounded."""
 _ATTEMPTS: Final = 3
-"""gc may move a frame between the look into the index and the read; twice in a row is a wonder."""
+"""gc may move a frame between the look into the index and the read; hardly ever twice in a row."""
 
 
 class ChunkInfo(NamedTuple):
@@ -81,8 +81,8 @@ class Store:
         self._index = index
         self._packs = PackReader(directory.packs, ahead=ahead)
 
-    def here_and_there(self) -> Store:
-        """The same with packs of its own, to be closed, for who reads in many places and little in each."""
+    def without_readahead(self) -> Store:
+        """A second store over the same repository without read-ahead, for small reads in many places. Close it."""
         return Store(self._directory, self._index, ahead=False)
 
     @cached_property
@@ -97,29 +97,29 @@ class Store:
     def get_chunks(self, ids: Sequence[bytes]) -> list[EncodedChunk]:
         """The stored frames, in the order asked; neighbours in a pack come in one read.
 
-        Headers are checked; payloads are not: `codec.decode` compares the plain bytes with the id, and hashing the
-        stored form as well cost 4% of an export. Raises CorruptError for a frame that is not what the index says
+        Headers are checked; payloads are not: `chunk_codec.decode` compares the plain bytes with the id, and hashing
+        the stored form as well cost 4% of an export. Raises CorruptError for a frame that is not what the index says
         or an id that is not there, StorageError from the system.
         """
         frames = self._frames(CHUNKS, ids)
         return [frames[ident] for ident in ids]
 
     def chunk_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
-        """The index's rows (`Place.encode`), for `wanted.Wanted`, which parses them itself; None for no such chunk."""
+        """The index's rows (`Place.encode`), for `ReadPlan`, which parses them itself; None for no such chunk."""
         with self._index.read() as view:
             return view.get_many(CHUNKS, ids)
 
-    def expect(self, rows: Iterable[bytes]) -> None:
-        """Large reads of the frames at these rows are about to come, in this order. StorageError."""
+    def advise_reads(self, rows: Iterable[bytes]) -> None:
+        """Have the kernel begin to read the frames at these rows: large reads follow, in this order. StorageError."""
         spans: dict[int, list[int]] = {}
         for place in map(Place.decode, rows):
             span = spans.setdefault(place.pack, [place.pack, place.offset, place.offset])
             span[2] = max(span[2], place.offset + place.span)
         with disk.storage_errors("reading packs"):
-            self._packs.expect(spans.values())
+            self._packs.advise_reads(spans.values())
 
     def read_planned(self, what: BulkRead, packs: Sequence[Sequence[int]]) -> None:
-        """Have done what `schedule` planned to read of these packs; what gc has removed is left out. StorageError."""
+        """Do the reads that `schedule` planned of these packs; packs that gc has removed are left out. StorageError."""
         names = ", ".join(f"{number:08x}" for number, _, _ in packs)
         with disk.storage_errors(f"reading pack {names}"), self._packs.opened(packs) as descriptors:
             add_io_wait(what.read(descriptors))

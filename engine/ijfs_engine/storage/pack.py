@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from ijfs_engine._native import native
+from ijfs_engine._native import copies
 from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format.frames import ALIGN, padding
 from ijfs_engine.storage import disk
@@ -34,9 +34,9 @@ _ZEROS: Final = bytes(ALIGN)
 _PACK_HEADER: Final = struct.Struct("<8sIIIQ16s16xI")
 PACK_HEADER_SIZE: Final = _PACK_HEADER.size
 
-DATA: Final = 1
+DATA_PACK: Final = 1
 """A pack of chunks and objects."""
-SIDECARS: Final = 2
+SIDECAR_PACK: Final = 2
 """A pack of droppable sidecars: a crash may cut it short, and losing it loses nothing but time."""
 
 PACK_TARGET: Final = 512 << 20
@@ -47,7 +47,7 @@ _MUCH: Final = 256 << 10
 _AHEAD: Final = 32 << 20
 """How far the kernel is asked to read ahead of them: 20 ms of a disk of 1.6 GB/s, in which two cores unpack as much."""
 _AHEAD_STEP: Final = 4 << 20
-"""What it is asked for at a time, because whoever asks is kept while the disk's queue is full."""
+"""Bytes per request: the call that asks for more waits while the disk's queue is full."""
 BUFFER_SIZE: Final = 4 << 20
 """One write. O_DIRECT wants whole blocks: 730-1200 MB/s against 307 MB/s buffered (2 cores, virtual disk)."""
 
@@ -128,11 +128,11 @@ class PackWriter:
                 parts += frame
                 held += span + len(frame[2])
                 continue
-            self._fill = native.join_into(parts, self._buffers[0], self._fill)
+            self._fill = copies.join_into(parts, self._buffers[0], self._fill)
             parts, held = [], 0
             for part in frame:
                 self._copy(part)
-        self._fill = native.join_into(parts, self._buffers[0], self._fill)
+        self._fill = copies.join_into(parts, self._buffers[0], self._fill)
         return offsets
 
     def finish(self, *, sync: bool = True) -> None:
@@ -240,7 +240,7 @@ class _OpenPack:
         elif self._asked < end + _AHEAD - _AHEAD_STEP:
             self._ask(max(self._asked, end), end + _AHEAD)
 
-    def expect(self, begin: int, end: int) -> None:
+    def advise(self, begin: int, end: int) -> None:
         """Large reads from `begin` on are about to come."""
         self._last = begin
         self._ask(begin, min(end, begin + _AHEAD))
@@ -281,19 +281,19 @@ class PackReader:
 
     @contextlib.contextmanager
     def opened(self, packs: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Descriptors, meanwhile, of packs that are about to be read from an offset to another; -1: there is none."""
+        """Descriptors for the block of (pack number, begin, end) about to be read; -1 for a pack that is gone."""
         found = [self._get_or_none(number) for number, _, _ in packs]
         for pack, (_, begin, end) in zip(found, packs, strict=True):
             if pack is not None and self._ahead:
                 pack.ask_ahead(begin, end)
         yield [pack.fd if pack is not None else -1 for pack in found]
 
-    def expect(self, packs: Iterable[Sequence[int]]) -> None:
-        """Have the kernel begin to read what will soon be asked for: of each pack from an offset to another."""
+    def advise_reads(self, packs: Iterable[Sequence[int]]) -> None:
+        """Have the kernel begin to read what will soon be asked for: (pack number, begin, end) of each."""
         for number, begin, end in packs:
             pack = self._get_or_none(number)
             if pack is not None and end - begin >= _MUCH:
-                pack.expect(begin, end)
+                pack.advise(begin, end)
 
     def forget(self, number: int) -> None:
         """Close a pack once no read uses it: its file was replaced or removed."""

@@ -1,7 +1,7 @@
 """Pins: what keeps a snapshot from gc and rm while a live instance needs it, and no longer.
 
-A pin is a flocked file, so that of an owner who died is recognised and swept. `Repository.pin` makes one; gc and rm ask
-`live_pins` inside their write transactions.
+A pin is a flocked file: one whose owner died is recognised by that, and removed. `Repository.pin` makes one; gc and rm
+ask `live_pins` inside their write transactions.
 """
 
 from __future__ import annotations

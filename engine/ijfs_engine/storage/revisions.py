@@ -30,15 +30,15 @@ def base_name(view: View, spec: str) -> tuple[ObjectId, int]:
 
 def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
     """The first of the candidates that is listed, or of their own parents where they were removed, depth first."""
-    return next(_ways(view, candidates), None)
+    return next(_walk_back(view, candidates), None)
 
 
-def frontier(view: View, ident: ObjectId) -> list[ObjectId]:
-    """Every listed snapshot that the ways back from a removed one come upon first."""
-    return list(_ways(view, [ident]))
+def nearest_ancestors(view: View, ident: ObjectId) -> list[ObjectId]:
+    """The nearest listed ancestors of a removed snapshot, one per path."""
+    return list(_walk_back(view, [ident]))
 
 
-def _ways(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]:
+def _walk_back(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]:
     stack = list(reversed(candidates))
     seen: set[ObjectId] = set()
     while stack:

@@ -41,8 +41,7 @@ from ijfs_engine.storage.index import (
 )
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
 from ijfs_engine.storage.locks import LockFile
-from ijfs_engine.storage.pack import DATA, PACK_TARGET, PackWriter
-from ijfs_engine.storage.pack import SIDECARS as SIDECAR_PACK
+from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 
 _CLUSTER: Final = 1 << 20
@@ -190,7 +189,7 @@ class Session:
                 for header, chunk in zip(headers, chunks, strict=True)
                 if chunk.id not in self._rows.chunks
             }
-            writer = self._data = self._data or self._new_pack(DATA)
+            writer = self._data = self._data or self._new_pack(DATA_PACK)
             before = writer.size
             offsets = writer.append_many([(header, chunk.payload) for header, chunk in new.values()])
             self.stored_bytes += writer.size - before
@@ -317,7 +316,7 @@ class Session:
 
     def _append(self, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
         if self._data is None:
-            self._data = self._new_pack(DATA)
+            self._data = self._new_pack(DATA_PACK)
         return self._place(self._data, header, chunk, tag)
 
     def _place(self, writer: PackWriter, header: bytes, chunk: EncodedChunk, tag: int) -> Place:
@@ -349,7 +348,7 @@ class Session:
         self._release()
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         for writer in writers:
-            writer.finish(sync=writer.kind == DATA)
+            writer.finish(sync=writer.kind == DATA_PACK)
             self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
         if writers:
             disk.fsync_dir(self._directory.packs)

@@ -5,8 +5,8 @@ a copy): so the keeper calls `prefault` while the program still runs, and a dump
 `ijfs.live.criu.image_stream` and `ijfs.live.checkpoint.workspace` write here; the ingest reads the files as `Segments`,
 without another copy.
 
-An arena may be bounded. What does not fit goes into a file on disk that is mapped behind the memory: whoever writes and
-whoever reads sees no difference but the time it takes, and the kernel writes it out when it needs the memory.
+An arena may be bounded. What does not fit goes into a file on disk that is mapped behind the memory: writers and
+readers see no difference but the time it takes, and the kernel writes it out when it needs the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Final
 
 from ijfs_engine.errors import StorageError
 
-PAGE: Final = mmap.PAGESIZE
 # linux/mman.h; Linux 5.14 and later. Python 3.11 names neither.
 _MADV_POPULATE_WRITE: Final = 23
 _MAP_NORESERVE: Final = 0x4000
@@ -82,7 +81,7 @@ class Arena:
         self._spill: _Spill | None = None
         self._spill_place = spill
         # Where pieces of the file begin: not next to the memory, or the last and the first would look like one.
-        self._behind = self.capacity + PAGE
+        self._behind = self.capacity + mmap.PAGESIZE
         self._lock = threading.Lock()
         self._limit = self.capacity
         self._used = 0
@@ -192,7 +191,7 @@ class _Spill:
 
 
 def _whole_pages(length: int) -> int:
-    return -(-length // PAGE) * PAGE
+    return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class ArenaFile:

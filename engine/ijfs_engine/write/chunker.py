@@ -1,11 +1,14 @@
-"""Where fresh bytes are cut into chunks: the word gear's sizes. Called by ingest; the loop is in _native/native.pyx."""
+"""Where fresh bytes are cut into chunks: the word gear's sizes. Called by regions.py.
+
+The loop is _native/chunk_cuts.pyx's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from ijfs_engine._native import native
+from ijfs_engine._native import chunk_cuts
 from ijfs_engine.format.frames import MAX_CHUNK
 
 # 16-64-256 KiB: chunks below 16 KiB cost more index than they save, those above 256 KiB make every read of one page
@@ -20,6 +23,6 @@ THRESHOLD: Final = (1 << 64) - (1 << 64) // ((AVERAGE_CHUNK - MIN_CHUNK) // 8)
 def cut(data: memoryview) -> Iterator[tuple[int, int]]:
     """(start, end) of the chunks of one region, in order; none for no bytes."""
     start = 0
-    for end in native.gear_cuts(data, MIN_CHUNK, MAX_CHUNK, THRESHOLD):
+    for end in chunk_cuts.gear_cuts(data, MIN_CHUNK, MAX_CHUNK, THRESHOLD):
         yield start, end
         start = end

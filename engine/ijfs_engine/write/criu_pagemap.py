@@ -1,4 +1,4 @@
-"""CRIU's images: which file of a set holds the pages of which address space, from the pagemaps. Called by ingest.
+"""CRIU's images: which file of a set holds the pages of which address space, from the pagemaps. image_sets.py calls it.
 
 A CRIU image is a u32 magic common to all, a u32 magic of its kind, then messages, each behind its u32 length, in
 protobuf (images/pagemap.proto in CRIU's tree; numbers from criu/include/{magic,pagemap}.h). Only pagemaps are read,
@@ -11,7 +11,7 @@ import re
 import struct
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine._native.pagemaps import pagemap_head, pagemap_runs
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.format.page_layout import PageLayout, PageRun

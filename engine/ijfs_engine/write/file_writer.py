@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ijfs_engine._native import native
+from ijfs_engine._native import page_scan
 from ijfs_engine._native.extent_columns import Assembly
-from ijfs_engine._native.native import PAGE, ZERO
+from ijfs_engine._native.page_scan import PAGE, ZERO
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.extents import leaf_from
 from ijfs_engine.format.frames import MAX_CHUNK, EncodedChunk, FrameKind, chunk_id
@@ -42,7 +42,7 @@ _GROUP: Final = 4
 _ZERO_PAGES: Final = 4
 
 OnStored: TypeAlias = Callable[[ObjectId | None, int], None]
-"""Called with a file's content id (None for no bytes) and its size, in the thread that uses the Intake."""
+"""Called with a file's content id (None for no bytes) and its size, in the thread that uses the FileWriter."""
 Leaves: TypeAlias = list[tuple[ObjectId, int]]
 
 
@@ -76,7 +76,7 @@ class FileWriter:
         self._lock = Lock()
         self._done = self._total = 0
 
-    def expect(self, size: int) -> None:
+    def add_expected_bytes(self, size: int) -> None:
         """So many more bytes are coming: for the progress that is shown."""
         self._total += size
 
@@ -228,8 +228,8 @@ def _assemble(session: Session, data: memoryview) -> Assembly:
     """Store what is not zeros; what the leaf is then made of."""
     found = Assembly()
     kinds = bytearray(-(-len(data) // PAGE))
-    native.zero_kinds(data, kinds)
-    for first, end, zero in _stretches(native.runs(kinds), len(kinds)):
+    page_scan.zero_kinds(data, kinds)
+    for first, end, zero in _stretches(page_scan.runs(kinds), len(kinds)):
         length = min(end * PAGE, len(data)) - first * PAGE
         if zero:
             found.zeros(length)

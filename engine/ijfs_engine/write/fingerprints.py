@@ -2,8 +2,8 @@
 
 A whole fingerprint per page is 0.4% of an image, and 1% of what is stored of it. So only groups of 16 pages have one:
 where a group is the same, its pages are; where it is not, two bytes per page hint at which of them still are, and their
-bytes are compared. That is 0.07%. Called by ingest. Droppable: what is missing is made anew from the leaf's bytes.
-docs/format.md ("Fingerprints of a leaf") has the bytes.
+bytes are compared. That is 0.07%. page_writer.py makes them, parent_pages.py reads those of the parent. Droppable: what
+is missing is made anew from the leaf's bytes. docs/format.md ("Fingerprints of a leaf") has the bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from ijfs_engine._native import native
-from ijfs_engine._native.native import GROUP
+from ijfs_engine._native import page_scan
+from ijfs_engine._native.page_scan import GROUP
 
+_KEY_CONTEXT: Final = b"ijfs 2026-11 page fingerprint key"
 _HEAD: Final = struct.Struct("<BBHI16s")
 _VERSION: Final = 1
+
+
+def expand_key(secret: bytes) -> bytes:
+    """The 8240 key bytes (k1, k2, a, b, c of docs/format.md) of a 32-byte secret, by keyed BLAKE3's extended output."""
+    return blake3(_KEY_CONTEXT, key=secret).digest(length=page_scan.KEY_BYTES)
 
 
 class Prints(NamedTuple):
@@ -34,7 +40,7 @@ class Prints(NamedTuple):
 
 def fold(prints: bytes | bytearray, pieces: Iterable[tuple[int, int]], key: bytes) -> Prints:
     """Out of the fingerprints of all pages; `pieces` are their (first page number, pages)."""
-    return Prints(*native.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key))
+    return Prints(*page_scan.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key))
 
 
 class Group(NamedTuple):

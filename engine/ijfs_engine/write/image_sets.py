@@ -1,7 +1,7 @@
 """Which files of a set are a process's pages, and which of the parent's files hold the same address space.
 
-Called by ingest for every directory that is stored. A pagemap that is damaged, lies, or does not fit its pages file
-costs nothing but the guidance: the files are then stored as plain bytes.
+snapshot_writer.py calls it for every directory that is stored. A pagemap that is damaged, lies, or does not fit its
+pages file costs nothing but the guidance: the files are then stored as plain bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import IjfsError
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import Entry, Tree

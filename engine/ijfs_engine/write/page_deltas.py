@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from ijfs_engine._native import extent_columns, native
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native import copies, extent_columns
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.extents import ExtentSource
 from ijfs_engine.format.frames import MAX_BASES
@@ -118,7 +118,7 @@ class Differences:
 
 def _gather(name: str, data: memoryview, pages: Sequence[int]) -> memoryview:
     out = buffers.take(name, len(pages) * PAGE)
-    native.copy_runs(
+    copies.copy_runs(
         data, out, array("Q", [x for at, page in enumerate(pages) for x in (page * PAGE, at * PAGE, PAGE)])
     )
     return out

@@ -2,7 +2,7 @@
 
 A few leaves at a time: one pass over the memory fingerprints their pages; groups of pages with the parent's fingerprint
 are the same, the pages of others are where the parent's bytes say so, and only what is left is hashed, compressed and
-written, as one region over all of these leaves. Called by ingest, from many threads.
+written, as one region over all of these leaves. Called by file_writer.py, from many threads.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Final, TypeAlias
 
-from ijfs_engine._native import extent_columns, native
+from ijfs_engine._native import copies, extent_columns, page_scan
 from ijfs_engine._native.extent_columns import Assembly, Columns
-from ijfs_engine._native.native import FRESH, PAGE, SAME
+from ijfs_engine._native.page_scan import FRESH, PAGE, SAME
 from ijfs_engine.format.extents import ExtentSource, leaf_from
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import ObjectId, encode_leaf
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util import buffers
-from ijfs_engine.write import fingerprints as kept
+from ijfs_engine.write import fingerprints
 from ijfs_engine.write.page_deltas import Differences
 from ijfs_engine.write.parent_pages import Match, ParentPages
 from ijfs_engine.write.regions import store_region
@@ -72,9 +72,9 @@ class _Leaf:
         return [match._replace(own=self.first + match.own) for match in found]
 
     @cached_property
-    def shape(self) -> kept.Shape:
+    def shape(self) -> fingerprints.Shape:
         """How its pages lie in blocks."""
-        return kept.shape_of(self.pieces)
+        return fingerprints.shape_of(self.pieces)
 
 
 class _Task:
@@ -88,7 +88,7 @@ class _Task:
         self._prints = bytearray(16 * total)
         self._kinds = bytearray(total)
         self._pages = memoryview(b"")
-        self._folded: dict[int, kept.Prints] = {}
+        self._folded: dict[int, fingerprints.Prints] = {}
         self._matches = [match for leaf in self._leaves for match in leaf.matches]
 
     def run(self) -> list[tuple[ObjectId, int]]:
@@ -98,15 +98,15 @@ class _Task:
         self._pages = self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
         for leaf in self._leaves:
             self._recognise(leaf)
-        placed = self._store([(first, count) for first, count, kind in native.runs(self._kinds) if kind == FRESH])
+        placed = self._store([(first, count) for first, count, kind in page_scan.runs(self._kinds) if kind == FRESH])
         return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
 
-    def _fold(self, leaf: _Leaf) -> kept.Prints:
+    def _fold(self, leaf: _Leaf) -> fingerprints.Prints:
         """What is kept of a leaf's fingerprints."""
         folded = self._folded.get(leaf.first)
         if folded is None:
             prints = self._prints[16 * leaf.first : 16 * (leaf.first + leaf.count)]
-            folded = self._folded[leaf.first] = kept.fold(prints, leaf.pieces, self._file.key)
+            folded = self._folded[leaf.first] = fingerprints.fold(prints, leaf.pieces, self._file.key)
         return folded
 
     def _recognise(self, leaf: _Leaf) -> None:
@@ -117,9 +117,9 @@ class _Task:
         own = self._fold(leaf)
         if leaf.twin is None:
             theirs = parent.groups(leaf.matches)
-            block = kept.first_block(leaf.pieces)
+            block = fingerprints.first_block(leaf.pieces)
             beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
-        elif parent.attached(leaf.twin) == kept.encode(own, leaf.shape):
+        elif parent.attached(leaf.twin) == fingerprints.encode(own, leaf.shape):
             leaf.same = parent.leaf_id(leaf.twin)
             self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
             return
@@ -145,7 +145,7 @@ class _Task:
         assembly = Assembly()
         assembly.pages(kinds, leaf.first, same, own)
         ident = self._file.session.put_object(FrameKind.LEAF, encode_leaf(leaf_from(assembly)))
-        self._file.session.put_sidecar(ident, kept.encode(self._fold(leaf), leaf.shape))
+        self._file.session.put_sidecar(ident, fingerprints.encode(self._fold(leaf), leaf.shape))
         return ident
 
     def _store(self, runs: Runs) -> list[ExtentSource]:
@@ -176,7 +176,7 @@ class _Task:
         for first, count in runs:
             pieces.extend((first * PAGE, at * PAGE, count * PAGE))
             at += count
-        native.copy_runs(self._pages, data, pieces)
+        copies.copy_runs(self._pages, data, pieces)
         return data
 
     def _under(self, parent: ParentPages) -> tuple[memoryview, memoryview, memoryview]:

@@ -1,4 +1,4 @@
-"""The parent's image of an address space, as ingest compares against it: pages by address, fingerprints, extents."""
+"""The parent's image of an address space, as a save compares against it: pages by address, fingerprints, extents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from ijfs_engine._native import native
-from ijfs_engine._native.native import PAGE
+from ijfs_engine._native import page_scan
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.extents import ExtentSource, LeafMap
 from ijfs_engine.format.page_layout import LEAF_PAGES, PageLayout
@@ -18,7 +18,7 @@ from ijfs_engine.read import bulk
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.byte_lru import ByteLru
-from ijfs_engine.write import fingerprints as kept
+from ijfs_engine.write import fingerprints
 from ijfs_engine.write.fingerprints import Prints, Shape
 
 # Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
@@ -174,17 +174,17 @@ class ParentPages:
     def _parse(self, at: int, attached: bytes) -> KnownPages:
         start, count = self._starts[at], self._starts[at + 1] - self._starts[at]
         pieces = self._pieces_of(at)
-        shape = kept.shape_of(pieces)
-        prints = kept.parse(attached, count, shape) or self._made_anew(start, count, pieces)
-        return KnownPages(kept.first_block(pieces), shape, prints)
+        shape = fingerprints.shape_of(pieces)
+        prints = fingerprints.parse(attached, count, shape) or self._made_anew(start, count, pieces)
+        return KnownPages(fingerprints.first_block(pieces), shape, prints)
 
     def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Prints:
         """Out of the leaf's bytes: its attachment was dropped. CorruptError."""
         data = memoryview(bytearray(count * PAGE))
         self.read_many([(start, data)])
         every = bytearray(16 * count)
-        native.scan_pages(data, self._key, every, bytearray(count))
-        return kept.fold(every, pieces, self._key)
+        page_scan.scan_pages(data, self._key, every, bytearray(count))
+        return fingerprints.fold(every, pieces, self._key)
 
 
 def _key(at: int) -> bytes:

@@ -1,7 +1,7 @@
-"""From bytes to stored chunks: a region is cut, named, looked up, and what is new is encoded and put. Called by ingest.
+"""From bytes to stored chunks: a region is cut, named, looked up, and what is new is encoded and put.
 
-A region is a stretch of fresh bytes that is chunked on its own, at most a leaf long. Everything here runs in the thread
-that calls it; several do at once.
+A region is a stretch of fresh bytes that is chunked on its own, at most a leaf long. Called by file_writer.py and
+page_writer.py. Everything here runs in the thread that calls it; several do at once.
 """
 
 from __future__ import annotations

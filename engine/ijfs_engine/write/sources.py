@@ -1,6 +1,7 @@
 """Where the bytes of a file to store come from: memory, pieces of memory (a dump in an arena), or a file on disk.
 
-Ingest reads all of them through `Opened`: whole pages at a time, without a copy where the bytes lie in one piece.
+file_writer.py and page_writer.py read all of them through `Opened`: whole pages at a time, without a copy where the
+bytes lie in one piece.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-from ijfs_engine._native import native
+from ijfs_engine._native import page_scan
+from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import StorageError
 from ijfs_engine.util import buffers
 from ijfs_engine.write.arena import Segments
 
 Source: TypeAlias = bytes | memoryview | Segments | Path
 """What `SnapshotWriter.add_file` and `add_images` take; a Path is a regular file, read while the call lasts."""
-
-PAGE: Final = native.PAGE
 
 
 class Opened(Protocol):
@@ -35,8 +35,9 @@ class Opened(Protocol):
         ...
 
     def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
-        """`native.scan_pages` over len(kinds) pages from byte `offset`; the pages that it saw, this thread's until it
-        calls `scan` again. A file may be written to meanwhile: they are read once."""
+        """`page_scan.scan_pages` over len(kinds) pages from byte `offset`; the pages that it saw.
+
+        They are this thread's until it calls `scan` again. A file may be written to meanwhile: it is read once."""
         ...
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
@@ -70,7 +71,7 @@ class _Memory:
 
     def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
         pages = self.view(offset, len(kinds) * PAGE)
-        native.scan_pages(pages, key, prints, kinds)
+        page_scan.scan_pages(pages, key, prints, kinds)
         return pages
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
@@ -100,7 +101,7 @@ class _File:
     def scan(self, offset: int, key: bytes, prints: bytearray, kinds: bytearray) -> memoryview:
         pages = buffers.take("pages", len(kinds) * PAGE)
         try:
-            native.scan_file(self._fd, offset, key, prints, kinds, pages)
+            page_scan.scan_file(self._fd, offset, key, prints, kinds, pages)
         except EOFError:
             raise self._shrank() from None
         except OSError as error:

@@ -1,6 +1,7 @@
 """Directories on their way into a snapshot: entries as they become known, made into Tree objects at the commit.
 
-Also the other way in: what `lstat` and the extended attributes of a directory on disk say. Called by ingest.
+Also the other way in: what `lstat` and the extended attributes of a directory on disk say. snapshot_writer.py calls
+it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijfs_engine._native.compress import pack
-from ijfs_engine._native.native import join_into
+from ijfs_engine._native.copies import join_into
 from ijfs_engine._native.numeric_codec import Packer, float_shape
 from ijfs_engine.format.frames import MAX_CHUNK, Codec
 

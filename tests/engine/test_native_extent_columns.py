@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import Piece
 
 from ijfs_engine._native.extent_columns import Assembly, Columns, compare_pages, fresh_pages, long_runs, mark_same
-from ijfs_engine._native.native import FRESH, PAGE, SAME, ZERO
+from ijfs_engine._native.page_scan import FRESH, PAGE, SAME, ZERO
 from ijfs_engine.format.extents import LeafMap, leaf_from
 from ijfs_engine.format.frames import unpack_bases
 from ijfs_engine.format.records import ZERO_RUN

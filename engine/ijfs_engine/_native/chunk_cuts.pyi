@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def gear_cuts(data: Buffer, minimum: int, maximum: int, threshold: int) -> list[int]: ...

@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+def copy_runs(source: Buffer, target: Buffer, triples: Buffer) -> None: ...
+def join_into(parts: Sequence[Buffer], target: Buffer, at: int) -> int: ...
