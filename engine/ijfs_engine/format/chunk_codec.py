@@ -70,7 +70,7 @@ class Fresh(NamedTuple):
 
 
 def encode_many(data: memoryview, wanted: Iterable[Fresh]) -> Iterator[list[EncodedChunk]]:
-    """`encode` for chunks of `data`, a few megabytes at a time, whose payloads stay until the next are asked for."""
+    """`encode` for chunks of `data`, a few megabytes at a time. Payloads are valid until the next lot is asked for."""
     batch: list[Fresh] = []
     size = 0
     for fresh in wanted:

@@ -154,7 +154,7 @@ class _Collector:
                 return roots
 
     def _unlist(self, update: Update) -> Roots | None:
-        """None when a snapshot came up whose parents are not known yet: they are in the packs, not here."""
+        """Take them off the list; None when one was listed meanwhile whose parents are not read yet."""
         listed = frozenset(ident for ident, _ in update.items(SNAPSHOTS))
         if not listed <= self._parents.keys():
             return None
@@ -234,13 +234,14 @@ class _Collector:
         self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
 
     def _removed_lately(self) -> list[ObjectId]:
-        """Snapshots that were taken off the list since a gc last looked at such."""
+        """Snapshots that were removed since the last gc."""
         with self._index.read() as view:
             return [ident for ident, row in view.items(REMOVED) if row[:1] == b"\1"]
 
     def _stale(self, removed: list[ObjectId], kept: ReachableSet) -> ReachableSet | None:
-        """What snapshots reached that were listed at some time since the last gc, and `kept` does not: marks on these
-        may be older than a session that took them over from such a snapshot. None when that cannot be told."""
+        """What lately removed snapshots reach and `kept` does not; None when that cannot be told.
+
+        A session may have taken it over from one of them, so a mark on it may be older than the session and stale."""
         reach = ReachableSet(self._repository.store, self._index, exclude=kept)
         try:
             reach.add(removed)
@@ -288,7 +289,7 @@ class _Collector:
                 self._index.write(partial(_drop, table=SIDECARS, keys=gone))
 
     def _tidy_removed(self, update: Update) -> None:
-        """Keep of the removed snapshots only what a listed one names as its parent, with the way shortened.
+        """Forget removed snapshots that no listed one names as its parent, and shorten the way past the others.
 
         Not while a session runs: it may be about to commit a child of one.
         """
@@ -338,7 +339,7 @@ def _drop(update: Update, table: bytes, keys: list[bytes]) -> None:
 
 
 def _mark(update: Update, ids: list[bytes], mark: bytes, stale: ReachableSet | None) -> None:
-    """Condemn; an older mark stays, so that its time is not lengthened, unless it may be stale."""
+    """Condemn ids. An older mark stays, so that they are swept no later, unless the mark may be stale."""
     if update.count(CONDEMNED):
         old = update.get_many(CONDEMNED, ids)
         doubtful = stale.has(ids) if stale is not None else [True] * len(ids)
@@ -355,7 +356,7 @@ def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
 
 
 def _take(update: Update, rows: list[tuple[bytes, bytes]]) -> tuple[int, int]:
-    """Drop what still has the mark it was seen with: a session that wrote it anew has taken the mark off."""
+    """Drop what still has the mark it was seen with: a session that stored it again has taken the mark off."""
     marks = update.get_many(CONDEMNED, (key for key, _ in rows))
     still = [key for (key, mark), now in zip(rows, marks, strict=True) if now == mark]
     objects = [key for key in still if not update.delete(CHUNKS, key)]

@@ -135,7 +135,7 @@ class Rebuilder:
         found.objects[frame.id] = place.encode()
 
     def _put_based(self, update: Update) -> None:
-        """Shallow ones first, so that a chunk's bases are in before it; one whose bases are gone stays out."""
+        """Put chunks with bases, shallow ones first, so that bases come before. One whose bases are gone stays out."""
         for based in sorted(self._based):
             if update.get(CHUNKS, based.id) is not None:
                 continue

@@ -166,8 +166,9 @@ def _room_for_copies() -> Iterator[None]:
 
 
 class _Moved:
-    """Frames that were copied: id, table, and the index row as it was and as it will be. Kept by the first byte of the
-    id, because the index is told in the order of ids (`session._SLICE`)."""
+    """Frames that were copied: id, table, the index row before and after.
+
+    Grouped by the first byte of the id, because the index is updated in the order of ids (`session._SLICE`)."""
 
     _RECORD: Final = struct.Struct("<32sB18s18s")
 
@@ -362,7 +363,7 @@ def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterato
 
 
 def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> _Frame:
-    """One frame, of which `data` is the beginning at least."""
+    """The frame at the beginning of `data`, which may hold less than all of it."""
     where = _where(number, offset)
     if len(data) < _LAST:
         span = decode_header(data, where).span

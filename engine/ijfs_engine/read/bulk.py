@@ -69,7 +69,7 @@ def fill(
 def whole(
     ids: Sequence[bytes], below: int, store: Store, bases: FetchBases, delay_s: float = 0.0
 ) -> list[tuple[bytes, bytes]]:
-    """(id, plain bytes) of those of these chunks that are sound and less deep than `below`. StorageError."""
+    """(id, plain bytes) of these chunks, without those that are damaged or not less deep than `below`. StorageError."""
     what = new_read()
     for ident in ids:
         what.add_whole(ident)

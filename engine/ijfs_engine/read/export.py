@@ -37,7 +37,7 @@ _NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, 
 
 
 def export_tree(reader: Reader, tree: ObjectId, target: Path, *, progress: Progress | None = None) -> None:
-    """Write a stored directory's contents to `target`, which is made, or is an empty directory.
+    """Write a stored directory's contents to `target`, which is an empty directory or is made here.
 
     Owners, devices and privileged attributes need root; without it, StorageError names the first that failed.
     StorageError (disk full, no permission), CorruptError (what is stored is damaged; `target` is then incomplete).

@@ -291,7 +291,7 @@ class Index:
                 pass
 
     def write(self, change: Callable[[Update], T]) -> T:
-        """Run `change` in a write transaction and commit it durably; what it returns.
+        """Run `change` in a write transaction, commit it durably, and return what it returned.
 
         Waits for the writer before it. `change` runs again from the start when the map had to grow: apart from the
         transaction it may only do what can be repeated. An exception from it aborts. StorageError.

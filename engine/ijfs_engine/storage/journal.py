@@ -36,7 +36,7 @@ class SnapshotAdded(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class SnapshotRemoved(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """A snapshot was taken out of the tree; its parents, so that names find their way past it."""
+    """A snapshot was removed. Its parents are kept, so that names find their way past it."""
 
     id: bytes
     parents: tuple[bytes, ...]

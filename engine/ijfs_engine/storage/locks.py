@@ -66,7 +66,7 @@ def try_take(path: Path) -> int | None:
 
 
 def live_files(directory: Path) -> Iterator[tuple[Path, bytes]]:
-    """The lock files whose holders live, with their content; those of dead holders are removed where they can be."""
+    """The lock files whose holders live, with their content. Those of dead holders are removed if possible."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             continue  # nothing of ours

@@ -132,7 +132,7 @@ class Store:
         return [place and ChunkInfo(place.plain, place.span, place.tag, place.depth) for place in places]
 
     def kind_of(self, content: ObjectId) -> int:
-        """`FrameKind.CHUNK`, `LEAF` or `FILE`… for an id; CorruptError if nothing has it."""
+        """The kind of frame with an id (`FrameKind.CHUNK`, `LEAF`, `FILE`…); CorruptError if there is none."""
         with self._index.read() as view:
             row = view.get(OBJECTS, content)
             if row is not None:

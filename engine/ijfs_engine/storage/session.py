@@ -88,7 +88,7 @@ class _Rows:
         return parts
 
     def put(self, update: Update) -> None:
-        """Into the index; what gc had condemned is alive again."""
+        """Put them into the index. What gc had condemned is no longer."""
         put_chunks(update, self.chunks, self.bases)
         fresh = [
             ident for ident, old in zip(self.objects, update.get_many(OBJECTS, self.objects), strict=True) if not old
@@ -219,8 +219,9 @@ class Session:
         return ident
 
     def put_sidecar(self, leaf: ObjectId, plain: bytes) -> None:
-        """Attach droppable data to a leaf (page fingerprints) or a snapshot (working set) in place of what it had; it
-        may vanish at any time, or never be written."""
+        """Attach data to a leaf (page fingerprints) or a snapshot (working set), in place of what it had.
+
+        Nobody may count on it: it may vanish at any time, or never be written."""
         chunk = compress(leaf, plain)
         header = encode_header(FrameKind.SIDECAR, chunk)
         with self._lock, disk.storage_errors("writing a pack"):
@@ -293,8 +294,8 @@ class Session:
         self.abort()
 
     def _drop_unknown_packs(self) -> None:
-        """Remove the packs that the index does not know; gc would, later. A commit may have been interrupted just
-        after it was done, so the index is asked."""
+        """Remove the packs that the index does not know; gc would, later. The index is asked, because an interrupt may
+        have come just after the commit."""
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         if not writers:
             return
@@ -344,7 +345,7 @@ class Session:
                 return PackWriter(self._directory.packs, number, kind, self._directory.id)
 
     def _settle(self) -> None:
-        """Everything that was put is in packs, and durable; of many rows only the last are not yet in the index."""
+        """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""
         self._release()
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         for writer in writers:
@@ -358,7 +359,7 @@ class Session:
         self._rows = last
 
     def _forget(self) -> None:
-        """The index knows the packs: the next frame begins a new one."""
+        """Close the packs, which the index knows now: the next frame begins a new one."""
         for writer in (self._data, self._sidecars):
             if writer is not None:
                 writer.close()

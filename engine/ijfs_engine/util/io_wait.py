@@ -1,4 +1,4 @@
-"""How long a thread's reads have waited for the place where the bytes are: the pager counts its threads by it.
+"""How long a thread's reads have waited for the place where the bytes are: the pager sets its number of threads by it.
 
 Only the requests themselves are counted: what a thread waits for a processor or for the interpreter says nothing about
 the place. (Counting whole reads was tried: beside another busy program the pager had 32 threads for a warm page cache.)
@@ -30,5 +30,5 @@ def simulate_latency(delay_s: float) -> None:
 
 
 def add_io_wait(seconds: float) -> None:
-    """A request of the calling thread has waited so long."""
+    """Count a request of the calling thread that has waited so long."""
     _waited.seconds += seconds

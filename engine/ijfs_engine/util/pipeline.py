@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def thread_pool(workers: int, name: str) -> ThreadPoolExecutor:
-    """For work that takes longer than loading what makes pools (4 ms, most of it `logging`): made when it comes."""
+    """A pool of threads. What makes pools is loaded here, late: that takes 4 ms, most of it `logging`."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(workers, thread_name_prefix=name)
@@ -29,7 +29,7 @@ def thread_pool(workers: int, name: str) -> ThreadPoolExecutor:
 class Pipeline:
     """A thread pool whose `submit` waits while more than two tasks per worker are unfinished.
 
-    A task holds a few leaves' worth of buffers: that is what bounds the memory of an ingest. After a task has failed,
+    A task holds a few leaves' worth of buffers: that is what bounds the memory of a save. After a task has failed,
     `submit` raises what it raised: nothing is begun that cannot be finished.
     """
 

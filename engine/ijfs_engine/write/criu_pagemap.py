@@ -59,7 +59,7 @@ def parse_pagemap(data: bytes | memoryview) -> Pagemap:
 
 
 def pages_name(data: bytes | memoryview) -> str:
-    """Name of the pages file of a pagemap image, of which only the start is read. PagemapError."""
+    """Name of the pages file that a pagemap image speaks of; the start of the image is enough. PagemapError."""
     return Pagemap(_head(data)[0], []).pages_name
 
 

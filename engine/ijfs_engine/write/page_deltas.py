@@ -1,4 +1,4 @@
-"""Fresh pages over the parent's at the same address: which pay as differences, and to what. Called by guided.
+"""Fresh pages over the parent's at the same address: which pay as differences, and to what. Called by page_writer.py.
 
 A page with few changed cache lines ("sparse") is stored as XOR against the parent's page, in a region of its own so
 that such pages compress together; others only where they look like floats, whose XOR keeps sign and exponent quiet.
@@ -59,7 +59,7 @@ class Differences:
         extent_columns.compare_pages(data, self._base, theirs, self.changed)
 
     def _leave_out(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Look at a few pages of long runs; where that is vain, the run is over nothing."""
+        """Compare a few pages of each long run. Where none resembles the parent's, the run is stored by itself."""
         if not runs:
             return
         probes = [[start + count * i // _PROBES for i in range(_PROBES)] for start, count in runs]
@@ -81,7 +81,7 @@ class Differences:
         return any(chunk_codec.is_quieter(self._data[span], self._base[span]) for span in spans)
 
     def parts(self) -> Iterator[DeltaPart]:
-        """The regions in which what is not the same is best stored: sparse pages, the others; empty ones left out."""
+        """The regions in which pages that differ are stored: sparse pages, then the others, if there are any."""
         for sparse in (True, False):
             low, high = (1, SPARSE_LINES) if sparse else (SPARSE_LINES + 1, 0xFF)
             pages = [page for page, lines in enumerate(self.changed) if low <= lines <= high]

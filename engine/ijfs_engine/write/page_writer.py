@@ -35,7 +35,7 @@ Runs: TypeAlias = list[tuple[int, int]]
 
 
 class PageFile:
-    """One pages file on its way in; `store_leaves` for its leaves, from any thread."""
+    """One pages file that is being stored. Threads call `store_leaves` for its leaves."""
 
     def __init__(
         self, session: Session, source: Opened, layout: PageLayout, key: bytes, parent: ParentPages | None
@@ -65,7 +65,7 @@ class _Leaf:
         """The number of the parent's leaf with the same addresses."""
         self.matches = self._matches(file.parent) if file.parent else []
         self.same: ObjectId | None = None
-        """The parent's leaf that it turned out to be."""
+        """The parent's leaf with the same bytes, once that is known."""
 
     def _matches(self, parent: ParentPages) -> list[Match]:
         found = parent.matches(self.pieces) if self.twin is None else [parent.twin_match(self.twin)]
@@ -149,7 +149,7 @@ class _Task:
         return ident
 
     def _store(self, runs: Runs) -> list[ExtentSource]:
-        """Store these pages; those whose bytes turn out to be the parent's are classed as SAME. Where they are."""
+        """Store these pages and say where they are. Those that turn out to be the parent's are classed as SAME."""
         if not runs:
             return []
         session, parent = self._file.session, self._file.parent

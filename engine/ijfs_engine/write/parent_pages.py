@@ -115,7 +115,7 @@ class ParentPages:
             self.reader.fill(what)
 
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
-        """The parent's pages, from each page number as many as its buffer takes. CorruptError."""
+        """Fill each buffer with the parent's pages from a page number on. CorruptError."""
         self._file.read_many((page * PAGE, buffer) for page, buffer in wanted)
 
     def leaf_id(self, at: int) -> ObjectId:

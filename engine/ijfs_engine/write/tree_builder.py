@@ -22,7 +22,7 @@ from ijfs_engine.storage.session import Session
 
 
 class Attrs(NamedTuple):
-    """What a file or directory has besides its bytes; the defaults are those of what no disk had before."""
+    """The metadata of a file or directory; the defaults are for what was never on a disk."""
 
     mode: int = 0o644
     uid: int = 0
