@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 import pytest
 from pagerlab import BASE
 
-from ijfs.live.pager.fetch import SWEEP_PAGES, Fetcher, PageRange, Scheduler, Task
+from ijfs.live.pager.fetch import Fetcher, ReadTimes
 from ijfs.live.pager.plan import MemoryImage, Run
+from ijfs.live.pager.scheduler import SWEEP_PAGES, Scheduler
+from ijfs.live.pager.task import PageRange, Task
 from ijfs.live.pager.throttle import Pace
 from ijfs_engine import simulate_latency
 
@@ -39,30 +41,52 @@ class Place:
         self._passing()
 
 
+class Everything:
+    """A `Demand` for all there is, at once."""
+
+    def missing(self, image: MemoryImage, first: int, count: int) -> Iterable[PageRange]:
+        return [(first, count)]
+
+    def pace(self) -> Pace:
+        return Pace.ALL
+
+
+class Copies:
+    """A `Receiver` that counts what comes; `through` once every page has."""
+
+    def __init__(self, scheduler: Scheduler, image: MemoryImage) -> None:
+        self.pages: Counter[int] = Counter()
+        self.zeros: list[PageRange] = []
+        self.through = threading.Event()
+        self._scheduler = scheduler
+        self._image = image
+        self._counting = threading.Lock()
+
+    def deliver(self, task: Task, address: int) -> None:
+        self._scheduler.settle(task, [])
+        with self._counting:
+            for first, count in task.ranges:
+                self.pages.update(range(first, first + count))
+            self.zeros.extend(task.zeros)
+            if len(self.pages) == self._image.pages:
+                self.through.set()
+
+    def stalled(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
 def brought(passing: Callable[[], None]) -> tuple[Counter[int], int, int]:
     """Bring everything: how often each page came, how many were zeros, with how many threads for blocks."""
     place = Place(passing)
-    pages: Counter[int] = Counter()
-    zeros: list[PageRange] = []
-    through, counting = threading.Event(), threading.Lock()
-
-    def deliver(task: Task, address: int) -> None:
-        scheduler.settle(task, [])
-        with counting:
-            for first, count in task.ranges:
-                pages.update(range(first, first + count))
-            zeros.extend(task.zeros)
-            if len(pages) == place.image.pages:
-                through.set()
-
-    scheduler = Scheduler(lambda image, first, count: [(first, count)], lambda: Pace.ALL)
-    fetcher = Fetcher(place, scheduler, deliver, lambda reason: None)
+    scheduler = Scheduler(Everything())
+    copies = Copies(scheduler, place.image)
+    fetcher = Fetcher(place, scheduler, copies, ReadTimes())
     scheduler.add_image(place.image)
     fetcher.start()
-    assert through.wait(20)
+    assert copies.through.wait(20)
     assert place.located.wait(20)
     fetcher.close()
-    return pages, sum(count for _, count in zeros), fetcher._bulk_threads
+    return copies.pages, sum(count for _, count in copies.zeros), fetcher._bulk_threads
 
 
 def test_every_page_comes_once_and_zeros_are_known() -> None:

@@ -145,7 +145,7 @@ def _inherit(request: ForkRequest) -> None:
 
 
 def _shared_blocks() -> SharedBlocks:
-    from ijfs.live.pager.fetch import BLOCK_PAGES
+    from ijfs.live.pager.scheduler import BLOCK_PAGES
     from ijfs.live.pager.shared import SharedBlocks
 
     return SharedBlocks(BLOCK_PAGES)

@@ -44,11 +44,11 @@ def main(fd: int, shared: SharedBlocks | None = None) -> int:
     if message is None:
         return 0
     config, fds = message
-    roster = FdTable()
+    fd_table = FdTable()
     return supervisor.run(
-        lambda successor: _work(config, fds, channel, roster, shared, successor),
+        lambda successor: _work(config, fds, channel, fd_table, shared, successor),
         {fd, *fds, *(shared.descriptors if shared else ())},
-        roster,
+        fd_table,
     )
 
 
@@ -56,18 +56,18 @@ def _work(
     config: dict[str, Any],
     fds: list[int],
     channel: Channel,
-    roster: FdTable,
+    fd_table: FdTable,
     shared: SharedBlocks | None,
     successor: bool,
 ) -> int:
     threading.excepthook = _end
     files = _files(config)
-    touched, record = _orders(config, files)
+    touched, record = _working_set(config, files)
     server = Server(
         CriuImages(files),
         channel,
         socket.socket(fileno=fds[0]) if fds and not successor else None,
-        roster=roster,
+        fd_table=fd_table,
         touched=touched,
         record=record,
         bulk=bool(config.get("bulk")),
@@ -94,8 +94,8 @@ def _files(config: dict[str, Any]) -> EngineFiles | DirectoryFiles:
     return DirectoryFiles(Path(config["images"]), config.get("delay_s", 0.0))
 
 
-def _orders(config: dict[str, Any], files: EngineFiles | DirectoryFiles) -> tuple[list[Touched], Keep | None]:
-    """The order to replay, and where to record one. None is worth a failure: a restore works as well without."""
+def _working_set(config: dict[str, Any], files: EngineFiles | DirectoryFiles) -> tuple[list[Touched], Keep | None]:
+    """The order to replay, and where to record one. Neither is worth a failure: a restore works as well without."""
     touched: list[Touched] = []
     keep: Keep | None = None
     if config.get("bulk"):

@@ -9,7 +9,7 @@ pager → keeper
     poisoned {"pid", "vaddr", "pages", "reason"}
     stalled  {"reason"}             a place that should give bytes does not answer; tried again
     complete {…as progress}         everything is in; let go of what is held
-    lost     {"pid"}                a forked child's userfaultfd went down with warden and worker
+    lost     {"pid"}                a forked child's userfaultfd went down with supervisor and worker
     failed   {"message"}            the pager gives up before the restore is complete
 keeper → pager
     begin    {…} + fd of the listening socket: see `__main__`

@@ -1,12 +1,9 @@
-"""Bringing pages: which to read next, and the threads that read them and hand them on to be copied.
+"""The threads that read pages and hand them on to be copied.
 
-`Scheduler` decides (faults, then what lies around them, then the recorded order, then the rest), `Fetcher` runs the
-threads. A thread asks what to read when it is through with the last, so that a fault never queues behind work that was
-planned earlier, and some threads serve faults alone: a fault does not wait for megabytes to be decompressed either.
-
-The thread that read also copies, while the bytes are in its core's cache, out of a buffer that it uses again and again.
-Reading ahead of one copying thread was tried: what waited had left the caches, 512 MiB of fresh memory for it cost more
-than they gained, and the one thread was the bound on 16 cores (2.3 s for 3.2 GiB with 12 of them idle).
+A thread asks `scheduler` what to read when it is through with the last task. Some threads serve faults alone: a fault
+does not wait for megabytes to be decompressed either. The thread that read also copies, because the bytes are in its
+core's cache then, and out of a buffer that it uses again and again (docs/decisions.md, "The thread that reads also
+copies").
 """
 
 from __future__ import annotations
@@ -18,24 +15,17 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.scheduler import AROUND_PAGES, SWEEP_PAGES, Scheduler
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.source import PageSource
-from ijfs.live.pager.throttle import Pace
+from ijfs.live.pager.task import PageRange, Task
 from ijfs_engine import io_waited_s
 from ijfs_engine.errors import CorruptError, IjfsError
 
-BLOCK_PAGES: Final = 256
-"""A read of what is wanted soon: 1 MiB."""
-SWEEP_PAGES: Final = 1024
-"""A read of the rest: 4 MiB, a leaf of the engine. Four times smaller, the interpreter's share of it is four times
-larger; larger, it leaves the cache."""
-AROUND_PAGES: Final = 16
-"""A fault brings its 64 KiB: about one chunk of the engine, which has to be decoded whole anyway."""
 URGENT_THREADS: Final = 2
 MAX_WORKING_THREADS: Final = 16
 """As many threads work at the same time. 2.5 GB for a GPU program on 16 cores: 0.69 to 0.80 s with 16 threads, 0.75 to
@@ -43,176 +33,49 @@ MAX_WORKING_THREADS: Final = 16
 MAX_BULK_THREADS: Final = 32
 _NEAR_S: Final = 0.001
 """A wait that no further threads are worth: a disk's."""
-_POLL_S: Final = 0.005
-"""How often a thread asks whether what is held back is held back still."""
 PATIENCE_S: Final = 30.0
 """How long a place that fails to answer is asked again before its pages are given up."""
 
-PageRange = tuple[int, int]
-"""(first page number, pages)"""
 
-_FREE, _TAKEN, _SETTLED = 0, 1, 2
-Wanted = Callable[[MemoryImage, int, int], Iterable[PageRange]]
-
-
-def hurry() -> None:
+def raise_priority() -> None:
     """Run the calling thread before others: while a fault is open, the program stands still. Where that is allowed."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
 
 
-class Task:
-    """Pages of one image that are read together."""
+class ReadTimes:
+    """What a background read costs, lately. The fetching threads note it, every thread may look."""
 
-    __slots__ = ("bad", "block", "image", "near", "ranges", "reason", "urgent", "zeros")
+    def __init__(self) -> None:
+        self.work_s = 0.0
+        """Processor time of a read, in seconds."""
+        self.wait_s = 0.0
+        """The least wait of the last few reads: what passes only in some of them is not the way to the bytes."""
+        self.waiting = 0.0
+        """The share of a read that is waiting and not work: nearly 1.0 for a place far away."""
+        self._waits: deque[float] = deque(maxlen=8)
 
-    def __init__(
-        self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
-    ) -> None:
-        self.image = image
-        self.ranges = ranges
-        """The bytes of one follow those of the one before."""
-        self.zeros: list[PageRange] = []
-        """Those of the pages that hold only zeros: not to be copied."""
-        self.urgent = urgent
-        """A fault waits for it."""
-        self.near = near
-        """It follows faults that went from one page range to the next."""
-        self.block: int | None = None
-        """The number of this block in the recorded order; None for what is in no order."""
-        self.bad: set[int] = set()
-        """Page numbers that could not be had."""
-        self.reason = ""
-
-    @property
-    def pages(self) -> int:
-        return sum(count for _, count in self.ranges)
+    def note(self, worked_s: float, waited_s: float) -> None:
+        self.work_s += (worked_s - self.work_s) / 4
+        self._waits.append(waited_s)
+        self.wait_s = min(self._waits)
+        self.waiting = self.wait_s / max(self.wait_s + self.work_s, 1e-6)
 
 
-class Scheduler:
-    """What is to be read next. Every page is handed out once, unless it is put back; faults come before all else."""
+class Receiver(Protocol):
+    """Who gets what was read. Called in the fetching threads, by several of them at once."""
 
-    def __init__(self, wanted: Wanted, pace: Callable[[], Pace]) -> None:
-        self._wanted = wanted
-        self._pace = pace
-        self._changed = threading.Condition()
-        self._claims: dict[int, bytearray] = {}
-        self._images: list[MemoryImage] = []
-        self._cursors: dict[int, int] = {}
-        self._urgent: deque[Task] = deque()
-        self._pending: set[tuple[int, int]] = set()
-        self._near: deque[tuple[MemoryImage, int]] = deque(maxlen=4)
-        self._asked: deque[tuple[int, int]] = deque(maxlen=32)
-        self._recorded: Iterator[tuple[int, tuple[MemoryImage, list[PageRange]]]] = enumerate(())
-        self._closed = False
+    def deliver(self, task: Task, address: int) -> None:
+        """Copy a task's pages, which lie at `address` in the order of its ranges until this returns."""
+        ...
 
-    def add_image(self, image: MemoryImage) -> None:
-        with self._changed:
-            self._claims[image.pid] = bytearray(image.pages)
-            self._images.append(image)
-            self._cursors[image.pid] = 0
-            self._changed.notify_all()
-
-    def set_order(self, order: Iterable[tuple[MemoryImage, list[PageRange]]]) -> None:
-        """The order in which pages were needed at an earlier restore, in blocks of at most BLOCK_PAGES."""
-        with self._changed:
-            self._recorded = enumerate(order)
-            self._changed.notify_all()
-
-    def want_now(self, image: MemoryImage, page: int) -> PageRange | None:
-        """A fault needs this page: read what lies around it before all else. None: that is under way already."""
-        first = page // AROUND_PAGES * AROUND_PAGES
-        count = min(AROUND_PAGES, image.pages - first)
-        with self._changed:
-            if (image.pid, first) in self._pending:
-                return None
-            self._pending.add((image.pid, first))
-            self._urgent.append(Task(image, [(first, count)], urgent=True))
-            # Only for faults that walk: around scattered ones, a mebibyte each would be read for nothing.
-            neighbours = {(image.pid, first - AROUND_PAGES), (image.pid, first + AROUND_PAGES)}
-            if neighbours & set(self._asked):
-                self._near.append((image, page))
-            self._asked.append((image.pid, first))
-            self._changed.notify_all()
-        return first, count
-
-    def is_taken(self, image: MemoryImage, page: int) -> bool:
-        """Whether a block that is being read, or waits to be copied, holds this page."""
-        return self._claims[image.pid][page] == _TAKEN
-
-    def next(self, *, urgent_only: bool) -> Task | None:
-        """The next task, waiting for one; None when closed."""
-        with self._changed:
-            while not self._closed:
-                if self._urgent:
-                    return self._urgent.popleft()
-                pace = Pace.NOTHING if urgent_only else self._pace()
-                task = None if urgent_only else self._next_block(pace)
-                if task is not None:
-                    return task
-                self._changed.wait(None if urgent_only or pace is Pace.ALL else _POLL_S)
-        return None
-
-    def settle(self, task: Task, missing: Iterable[PageRange]) -> None:
-        """A task is through; what is still `missing` of it may be handed out again."""
-        with self._changed:
-            claims = self._claims[task.image.pid]
-            for first, count in task.ranges:
-                claims[first : first + count] = bytes((_SETTLED,)) * count
-            for first, count in missing:
-                claims[first : first + count] = bytes((_FREE,)) * count
-                self._cursors[task.image.pid] = min(self._cursors[task.image.pid], first)
-                self._changed.notify_all()
-            if task.urgent:
-                self._pending.discard((task.image.pid, task.ranges[0][0]))
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _next_block(self, pace: Pace) -> Task | None:
-        while self._near and pace >= Pace.NEAR:
-            image, page = self._near.popleft()
-            first = page // BLOCK_PAGES * BLOCK_PAGES
-            if task := self._claim(image, [(first, min(BLOCK_PAGES, image.pages - first))]):
-                task.near = True
-                return task
-        for number, (image, ranges) in self._recorded:
-            if task := self._claim(image, ranges):
-                task.block = number
-                task.ranges = ranges  # whole, as each of several siblings has it; what is there already is passed over
-                return task
-        for image in self._images if pace is Pace.ALL else ():
-            while (first := self._claims[image.pid].find(_FREE, self._cursors[image.pid])) >= 0:
-                count = min(SWEEP_PAGES, image.pages - first)
-                self._cursors[image.pid] = first + count
-                if task := self._claim(image, [(first, count)]):
-                    return task
-        return None
-
-    def _claim(self, image: MemoryImage, ranges: list[PageRange]) -> Task | None:
-        """A task for what is free and wanted in these ranges."""
-        claims = self._claims[image.pid]
-        chosen: list[PageRange] = []
-        for first, count in ranges:
-            for begin, pages in self._wanted(image, first, count):
-                chosen.extend(_free_runs(claims, begin, pages))
-        for first, count in chosen:
-            claims[first : first + count] = bytes((_TAKEN,)) * count
-        return Task(image, chosen) if chosen else None
-
-
-def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]:
-    end = first + count
-    while first < end and (begin := claims.find(_FREE, first, end)) >= 0:
-        stops = [at for mark in (_TAKEN, _SETTLED) if (at := claims.find(mark, begin, end)) >= 0]
-        first = min(stops, default=end)
-        yield begin, first - begin
+    def stalled(self, reason: str) -> None:
+        """The place with the bytes does not answer; it is asked again."""
+        ...
 
 
 class Fetcher:
-    """The threads that bring pages; each gives what it has read to `deliver`, which copies it.
+    """The threads that bring pages; each gives what it has read to `receiver`, which copies it.
 
     It begins with a thread per core, MAX_WORKING_THREADS at most. Where reads wait (a remote or slow place), threads
     are added up to MAX_BULK_THREADS: the wait, not the work, is what is to be overlapped.
@@ -222,24 +85,17 @@ class Fetcher:
         self,
         source: PageSource,
         scheduler: Scheduler,
-        deliver: Callable[[Task, int], None],
-        on_stall: Callable[[str], None],
+        receiver: Receiver,
+        times: ReadTimes,
         shared: SharedBlocks | None = None,
     ) -> None:
-        """`deliver(task, address)` is called in the threads; the pages of the task's `ranges` lie at `address`."""
-        self.work_s = 0.0
-        """Processor time that a background read took lately, in seconds."""
-        self.waiting = 0.0
-        """The share of a background read, lately, that is waiting and not work: nearly 1.0 for a place far away."""
-        self.closed = False
         self._source = source
         self._scheduler = scheduler
-        self._deliver = deliver
-        self._on_stall = on_stall
+        self._receiver = receiver
+        self._times = times
         self._shared = shared
         self._bulk_threads = 0
         self._cores = min(len(os.sched_getaffinity(0)), MAX_WORKING_THREADS)
-        self._waits: deque[float] = deque(maxlen=8)
 
     def start(self) -> None:
         for _ in range(URGENT_THREADS):
@@ -249,7 +105,7 @@ class Fetcher:
         threading.Thread(target=self._locate, daemon=True).start()
 
     def close(self) -> None:
-        self.closed = True
+        """Have the threads end, each after what it is at."""
         self._scheduler.close()
 
     def _locate(self) -> None:
@@ -265,7 +121,7 @@ class Fetcher:
         memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         buffer, address = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
         if urgent_only:
-            hurry()
+            raise_priority()
         while (task := self._scheduler.next(urgent_only=urgent_only)) is not None:
             worked, waited = time.thread_time(), io_waited_s()
             where = self._shared.bring(task, self._fill) if self._shared is not None else None
@@ -273,19 +129,13 @@ class Fetcher:
                 self._fill(task, buffer)
             if not task.urgent:
                 self._adapt(time.thread_time() - worked, io_waited_s() - waited)
-            self._deliver(task, where or address)
+            self._receiver.deliver(task, where or address)
 
     def _adapt(self, worked_s: float, waited_s: float) -> None:
-        """As many threads as it takes to keep every core at work while the others' reads are on their way.
-
-        The wait of a read is the least of the last few: what passes only in some of them is not the way to the bytes.
-        """
-        self.work_s += (worked_s - self.work_s) / 4
-        self._waits.append(waited_s)
-        wait_s = min(self._waits)
-        self.waiting = wait_s / max(wait_s + self.work_s, 1e-6)
-        useful = min(MAX_BULK_THREADS, self._cores / max(1 - self.waiting, 1e-3))
-        if wait_s > _NEAR_S and self._bulk_threads < useful:
+        """As many threads as it takes to keep every core at work while the others' reads are on their way."""
+        self._times.note(worked_s, waited_s)
+        useful = min(MAX_BULK_THREADS, self._cores / max(1 - self._times.waiting, 1e-3))
+        if self._times.wait_s > _NEAR_S and self._bulk_threads < useful:
             self._add_bulk_thread()
 
     def _fill(self, task: Task, buffer: memoryview) -> None:
@@ -325,8 +175,8 @@ class Fetcher:
             except CorruptError:
                 raise
             except Exception as error:
-                if time.monotonic() > deadline or self.closed:
+                if time.monotonic() > deadline or self._scheduler.closed:
                     raise
-                self._on_stall(str(error) or repr(error))
+                self._receiver.stalled(str(error) or repr(error))
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, 1.0)

@@ -1,12 +1,12 @@
 """What siblings that come up at once need first, read and decoded by one of their pagers for all of them.
 
 The blocks of the recorded order are the same in each pager, so that block N has a place of its own in a memfd which
-the forkserver made and every pager inherited. Who comes to a block first locks its place, fills it and says what is in
-it; the others copy from there. Nothing is ever written into a place that says so, and a pager that finds something
-else than it looks for, or that waits in vain, reads for itself. Called by fetch.py.
+the forkserver made and every pager inherited. The pager that comes to a block first locks its place, fills it and notes
+what is in it; the others copy from there. A place that was filled is never written again. A pager that finds another
+block there, or that waits in vain, reads for itself. Called by fetch.py.
 
 The locks are POSIX record locks, because the kernel frees those of a process that dies. (Those of a pager's worker are
-freed with its warden only, which is one reason for WAIT_S.)
+freed with its supervisor only, which is one reason for WAIT_S.)
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ijfs.live.criu.image_format import PAGE
-
-if TYPE_CHECKING:
-    from ijfs.live.pager.fetch import Task
+from ijfs.live.pager.task import Task
 
 _HEAD: Final = struct.Struct("<16sI")
 _RANGE: Final = struct.Struct("<II")
@@ -38,7 +36,7 @@ WAIT_S: Final = 1.0
 each still read a third of the blocks for itself, and all had answered after 1.37 s instead of 1.0."""
 _POLL_S: Final = 0.001
 
-Fill = Callable[["Task", memoryview], None]
+Fill = Callable[[Task, memoryview], None]
 
 
 class SharedBlocks:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from ijfs.live.criu.image_format import PAGE
-from ijfs.live.pager.fetch import Task
 from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import AddressSpace, MemoryImage
+from ijfs.live.pager.task import Task
 from ijfs.live.pager.uffd import Outcome, Uffd
 
 _EVERYWHERE: Final = (1 << 47) - 3 * PAGE

@@ -1,9 +1,9 @@
-"""A pager is two processes that share one table of file descriptors: a worker, and a warden that waits for its death.
+"""A pager is two processes with one table of file descriptors: a worker, and a supervisor that waits for its death.
 
 When the kernel tells of a fork it installs the child's userfaultfd in the table of whoever reads the event. Were that
 the worker's alone and the worker killed in that moment, the child's missing memory would read as zeros. Shared, the
 descriptor outlives the worker, and the `FdTable` with the ledgers says what each one is. The next worker starts at once
-from the warden's memory: no interpreter, no file of this program (which an upgrade may be replacing) is read again.
+from the supervisor's memory: no interpreter, no file of this program (which an upgrade may be replacing) is read again.
 The keeper's guardian (`api`) is for the case that both die.
 
 fork() cannot share the table, hence clone(2) by number, once, while the process has a single thread. The worker's work
@@ -43,7 +43,7 @@ class FdRow(NamedTuple):
 
 
 class FdTable:
-    """Which descriptor is what, in memory that the warden shares with each of its workers.
+    """Which descriptor is what, in memory that the supervisor shares with each of its workers.
 
     Every change is one store of a few bytes, made after a descriptor exists and before it is closed.
     """
@@ -90,17 +90,17 @@ class FdTable:
         return found.union(*({row.uffd, row.ledger} for row in self.load()))
 
 
-def run(work: Callable[[bool], int], keep: set[int], roster: FdTable) -> int:
+def run(work: Callable[[bool], int], keep: set[int], fd_table: FdTable) -> int:
     """Have `work(successor)` done by a worker; put another in its place when it is killed. The exit status.
 
-    `work` is told whether a predecessor died. Descriptors that are neither in `keep` nor in the roster are closed then.
+    `work` is told whether a predecessor died. Descriptors that are neither in `keep` nor in the table are closed then.
     """
     deaths: list[float] = []
     successor = False
     while True:
         worker = _clone_sharing_files()
         if worker == 0:
-            _become_worker(partial(work, successor), keep | roster.descriptors() if successor else None)
+            _become_worker(partial(work, successor), keep | fd_table.descriptors() if successor else None)
         _, status = os.waitpid(worker, 0)
         if os.WIFEXITED(status):
             return os.WEXITSTATUS(status)
@@ -121,10 +121,10 @@ def _clone_sharing_files() -> int:
 
 
 def _become_worker(work: Callable[[], int], keep: set[int] | None) -> None:
-    """Never returns. The worker dies with the warden: two workers would answer the same program."""
-    warden = os.getppid()
+    """Never returns. The worker dies with its supervisor: two workers would answer the same program."""
+    supervisor = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != warden:
+    if os.getppid() != supervisor:
         os._exit(1)
     if keep is not None:
         for fd in map(int, os.listdir("/proc/self/fd")):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs.live.criu.image_format import PAGE
-from ijfs.live.pager.fetch import AROUND_PAGES, BLOCK_PAGES, PageRange
 from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.scheduler import AROUND_PAGES, BLOCK_PAGES
+from ijfs.live.pager.task import PageRange
 
 _MAGIC: Final = b"ijfsord1"
 _RECORD: Final = struct.Struct("<IIQ")

@@ -1,0 +1,85 @@
+"""Faults of the program: each is answered, or asked of the scheduler and answered by the copy that comes.
+
+`Faults` lives in the pager's listening thread. Used by `server`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ijfs.live.pager.fetch import ReadTimes
+from ijfs.live.pager.images import Images
+from ijfs.live.pager.plan import IN, MISSING
+from ijfs.live.pager.scheduler import Scheduler
+from ijfs.live.pager.space import Space
+from ijfs.live.pager.throttle import Throttle
+from ijfs.live.pager.uffd import Outcome
+from ijfs.live.pager.working_set import Recorder
+
+_SLOW_BLOCK_S: Final = 0.003
+"""A fault in a block that is being read waits for that block, unless decoding one takes longer than this: the way to
+the bytes is as long for the fault's own 64 KiB."""
+
+
+class Faults:
+    """Which faults wait, and for what."""
+
+    def __init__(
+        self, scheduler: Scheduler, images: Images, throttle: Throttle, times: ReadTimes, recorder: Recorder | None
+    ) -> None:
+        """`recorder` takes down what no recorded order had foreseen."""
+        self.count = 0
+        self._scheduler = scheduler
+        self._images = images
+        self._throttle = throttle
+        self._times = times
+        self._recorder = recorder
+        self._open: list[tuple[Space, int]] = []
+        """On missing pages, to be looked at again when tasks were delivered."""
+        self._deferred: list[tuple[Space, int]] = []
+        """To be looked at again at once: the mappings were changing."""
+
+    @property
+    def are_open(self) -> bool:
+        """Whether any waits for a copy. From any thread."""
+        return bool(self._open)
+
+    @property
+    def are_deferred(self) -> bool:
+        return bool(self._deferred)
+
+    def on_fault(self, space: Space, vaddr: int) -> None:
+        """The program touched a page that is not there."""
+        self.count += 1
+        page = space.plan.page_at(vaddr)
+        if page is not None and space.plan.states[page] == MISSING and not self._images.is_foreseen(space.image, page):
+            self._throttle.stray()
+            if self._recorder is not None:
+                self._recorder.add(space.image, page)
+        self._answer(space, vaddr)
+
+    def after_deliveries(self) -> None:
+        """Look again at those that wait for a copy: some of what they wait for has come, or cannot be had."""
+        asked, self._open = self._open, []
+        for space, vaddr in asked:
+            page = space.plan.page_at(vaddr)
+            if page is None or space.plan.states[page] != IN:  # who waited for a copy was woken by it
+                self._answer(space, vaddr)
+
+    def try_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        for space, vaddr in deferred:
+            self._answer(space, vaddr)
+
+    def _answer(self, space: Space, vaddr: int) -> None:
+        """Answer a fault, or see to it that an answer comes."""
+        if space.dead:
+            return
+        page = space.plan.page_at(vaddr)
+        if page is None or space.plan.states[page] != MISSING:
+            if space.answer_with_zeros(vaddr) in (Outcome.CHANGING, Outcome.NO_MEMORY):
+                self._deferred.append((space, vaddr))
+            return
+        self._open.append((space, vaddr))
+        if self._times.work_s >= _SLOW_BLOCK_S or not self._scheduler.is_taken(space.image, page):
+            self._scheduler.want_now(space.image, page)
