@@ -54,7 +54,7 @@ class Roots(NamedTuple):
     """The snapshots that refs and pins point at themselves."""
 
 
-class _Doomed(NamedTuple):
+class _Swept(NamedTuple):
     """What a sweep took."""
 
     chunks: int
@@ -87,7 +87,7 @@ class _Collector:
         # Sessions and pins of the dead leave a file; looking at the living removes it.
         list(live_files(self._repository.directory.sessions))
         roots = self._settle_roots()
-        doomed = self._mark_and_sweep(roots)
+        swept = self._mark_and_sweep(roots)
         self._drop_sidecars(roots.heads)
         self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
@@ -95,16 +95,16 @@ class _Collector:
         return GcReport(
             dry_run=False,
             snapshots_removed=len(roots.drop),
-            chunks_removed=doomed.chunks,
-            objects_removed=doomed.objects,
-            chunks_condemned=doomed.waiting,
+            chunks_removed=swept.chunks,
+            objects_removed=swept.objects,
+            chunks_condemned=swept.waiting,
             packs_removed=repacker.removed,
             packs_rewritten=repacker.rewritten,
             bytes_before=self._before,
             bytes_after=disk_size(self._repository.directory),
         )
 
-    def _mark_and_sweep(self, roots: Roots) -> _Doomed:
+    def _mark_and_sweep(self, roots: Roots) -> _Swept:
         kept = self._walk(roots.keep)
         self._condemn(kept)
         oldest = self._oldest_session()
@@ -260,7 +260,7 @@ class _Collector:
         with self._index.read() as view:
             return min([*epochs, view.number(b"epoch")])
 
-    def _sweep(self, kept: ReachableSet, oldest: int) -> _Doomed:
+    def _sweep(self, kept: ReachableSet, oldest: int) -> _Swept:
         chunks = objects = waiting = 0
         for rows in self._index.scan(CONDEMNED):
             ripe = []
@@ -273,7 +273,7 @@ class _Collector:
                 taken = self._index.write(partial(_take, rows=ripe))
                 chunks, objects = chunks + taken[0], objects + taken[1]
             self._tell("sweep", chunks + objects, 0)
-        return _Doomed(chunks, objects, waiting)
+        return _Swept(chunks, objects, waiting)
 
     def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
         """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.

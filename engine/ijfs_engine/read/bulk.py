@@ -54,7 +54,7 @@ def fill(
     known = cache.get_many(ident for _, ident in wanted)
     for number, ident in wanted if known else ():
         if ident in known:
-            _know(what, number, known[ident])
+            _use(what, number, known[ident])
     if len(known) < len(wanted):
         simulate_latency(delay_s)
         _read(what, store, bases)
@@ -63,7 +63,7 @@ def fill(
         for ident, plain in what.kept():
             cache.put(ident, plain, len(plain))
         for number, ident in what.wanted():
-            _know(what, number, one(ident))
+            _use(what, number, one(ident))
 
 
 def whole(
@@ -99,7 +99,7 @@ def _add_bases(what: BulkRead, based: list[tuple[int, int]], fetch: FetchBases) 
                 what.add_bases(number, plains)
 
 
-def _know(what: BulkRead, number: int, plain: Plain) -> None:
+def _use(what: BulkRead, number: int, plain: Plain) -> None:
     try:
         what.know(number, plain)
     except ValueError as error:

@@ -187,9 +187,9 @@ class ChunkReader:
 
     def fill(self, what: BulkRead) -> None:
         """Get what is wanted, past the cache but for what is there and what was wanted only in part. CorruptError."""
-        bulk.fill(what, self.store, self._chunks, self._bases, self._one, self.delay_s)
+        bulk.fill(what, self.store, self._chunks, self._bases, self._fetch_one, self.delay_s)
 
-    def _one(self, ident: bytes) -> Plain:
+    def _fetch_one(self, ident: bytes) -> Plain:
         return self._decode(self._fetch([ident])[0])
 
     def holds(self, leaves: Iterable[bytes], chunks: Iterable[bytes | None] = ()) -> bool:
@@ -213,7 +213,7 @@ class ChunkReader:
                 self._ahead = thread_pool(4, "ijfs-ahead")
             self._ahead.submit(call, ids)
 
-    def beside(self, call: Callable[[], int]) -> Future[int]:
+    def submit_part(self, call: Callable[[], int]) -> Future[int]:
         """Run a part of a large read in a thread; parts do not wait for one another."""
         with self._lock:
             if self._parts is None:

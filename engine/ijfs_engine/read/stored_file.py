@@ -162,7 +162,7 @@ class StoredFile:
         from concurrent.futures import wait
 
         tasks = [
-            self._chunks.beside(partial(self.read_many, [(offset + at, view[at : at + _PART])]))
+            self._chunks.submit_part(partial(self.read_many, [(offset + at, view[at : at + _PART])]))
             for at in range(0, len(view), _PART)
         ]
         # All of them end before the buffer is the caller's again.

@@ -66,10 +66,10 @@ class _Window:
     def rest(self, offset: int) -> memoryview:
         """What is at hand from `offset` on, read if nothing is."""
         if not self._start <= offset < self._start + len(self._data):
-            return self.anew(offset)
+            return self.reread(offset)
         return memoryview(self._data)[offset - self._start : self.size - self._start]
 
-    def anew(self, offset: int) -> memoryview:
+    def reread(self, offset: int) -> memoryview:
         """A full window from `offset` on."""
         self._start, self._data = offset, _pread(self._fd, _WINDOW, offset)
         return memoryview(self._data)[: self.size - offset]
@@ -113,7 +113,7 @@ def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[St
             length = stretch(data, most)
             if not length:
                 # It may only be cut by the window's end.
-                data = window.anew(offset)
+                data = window.reread(offset)
                 length = stretch(data, most)
             if length:
                 yield Stretch(offset, data[:length])

@@ -226,7 +226,7 @@ class _OpenPack:
         self._last = 0
         self._asked = 0
 
-    def ask_ahead(self, begin: int, end: int) -> None:
+    def read_ahead(self, begin: int, end: int) -> None:
         """Have the kernel begin to read what follows, where large reads follow one another through the pack.
 
         The kernel's own read-ahead does not see that they do: several threads take turns at it, and its window is an
@@ -285,7 +285,7 @@ class PackReader:
         found = [self._get_or_none(number) for number, _, _ in packs]
         for pack, (_, begin, end) in zip(found, packs, strict=True):
             if pack is not None and self._ahead:
-                pack.ask_ahead(begin, end)
+                pack.read_ahead(begin, end)
         yield [pack.fd if pack is not None else -1 for pack in found]
 
     def advise_reads(self, packs: Iterable[Sequence[int]]) -> None:

@@ -90,7 +90,7 @@ class Refs:
             old = update.get(REFS, key)
             _check_expected(key, old, expect)
             if new is None and old is None:
-                raise UnknownNameError(f"there is no {_spoken(key)}")
+                raise UnknownNameError(f"there is no {_shown(key)}")
             if new is not None and update.get(SNAPSHOTS, new) is None:
                 raise UnknownNameError(f"there is no snapshot {new.hex()[:12]}")
             if new != old:
@@ -155,12 +155,12 @@ def _check_expected(key: bytes, old: ObjectId | None, expect: ObjectId | _Any | 
     if isinstance(expect, _Any) or old == expect:
         return
     if expect is None and old is not None:
-        raise ConflictError(f"{_spoken(key)} exists already, at {old.hex()[:12]}")
+        raise ConflictError(f"{_shown(key)} exists already, at {old.hex()[:12]}")
     where = f"at {old.hex()[:12]}" if old is not None else "gone"
-    raise ConflictError(f"{_spoken(key)} is {where}, not where it was expected")
+    raise ConflictError(f"{_shown(key)} is {where}, not where it was expected")
 
 
-def _spoken(key: bytes) -> str:
+def _shown(key: bytes) -> str:
     kind, _, name = key.decode().partition("/")
     return f"{kind} {name}"
 

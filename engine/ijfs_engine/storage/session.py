@@ -63,7 +63,7 @@ _MOST_SLICES: Final = 24
 """At most so many, since each is a commit of some milliseconds."""
 
 
-class _Rows:
+class _PendingRows:
     """Index rows of frames that are in a pack, but not yet in the index."""
 
     def __init__(self) -> None:
@@ -73,11 +73,11 @@ class _Rows:
         self.sidecars: dict[bytes, bytes] = {}
         self.packs: dict[bytes, bytes] = {}
 
-    def sliced(self) -> list[_Rows]:
+    def sliced(self) -> list[_PendingRows]:
         """The same rows in parts, chunks by id. The first has the packs: no row may point to one that is not known."""
         count = min(_MOST_SLICES, len(self.chunks) // _SLICE + 1)
         ids = sorted(self.chunks)
-        parts = [_Rows() for _ in range(count)]
+        parts = [_PendingRows() for _ in range(count)]
         for number, part in enumerate(parts):
             for ident in ids[len(ids) * number // count : len(ids) * (number + 1) // count]:
                 part.chunks[ident] = self.chunks[ident]
@@ -145,7 +145,7 @@ class Session:
         self._journal = journal
         self._pack_target = pack_target
         self._lock = RLock()
-        self._rows = _Rows()
+        self._rows = _PendingRows()
         self._held: dict[bytes, _Held] = {}
         self._held_bytes = 0
         self._data: PackWriter | None = None
@@ -364,7 +364,7 @@ class Session:
             if writer is not None:
                 writer.close()
         self._data = self._sidecars = None
-        self._rows = _Rows()
+        self._rows = _PendingRows()
 
     def _end(self) -> None:
         self._forget()

@@ -29,7 +29,7 @@ def expand_key(secret: bytes) -> bytes:
     return blake3(_KEY_CONTEXT, key=secret).digest(length=page_scan.KEY_BYTES)
 
 
-class Prints(NamedTuple):
+class Fingerprints(NamedTuple):
     """Of a leaf's pages, in order."""
 
     hints: bytes
@@ -38,9 +38,11 @@ class Prints(NamedTuple):
     """16 bytes per group: pages that follow one another and whose numbers are in the same aligned block of GROUP."""
 
 
-def fold(prints: bytes | bytearray, pieces: Iterable[tuple[int, int]], key: bytes) -> Prints:
+def fold(prints: bytes | bytearray, pieces: Iterable[tuple[int, int]], key: bytes) -> Fingerprints:
     """Out of the fingerprints of all pages; `pieces` are their (first page number, pages)."""
-    return Prints(*page_scan.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key))
+    return Fingerprints(
+        *page_scan.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key)
+    )
 
 
 class Group(NamedTuple):
@@ -92,12 +94,12 @@ def _shape(pieces: tuple[tuple[int, int], ...]) -> Shape:
     return Shape(tuple(found), blake3(masks).digest(length=16))
 
 
-def encode(prints: Prints, shape: Shape) -> bytes:
+def encode(prints: Fingerprints, shape: Shape) -> bytes:
     """The attachment of a leaf of this shape."""
     return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, shape.digest) + prints.hints + prints.groups
 
 
-def parse(data: bytes, pages: int, shape: Shape) -> Prints | None:
+def parse(data: bytes, pages: int, shape: Shape) -> Fingerprints | None:
     """What `encode` made for a leaf of this shape with so many pages; None for anything else.
 
     A leaf may stand at other addresses than when its attachment was made. Its groups then have other places in their
@@ -107,4 +109,4 @@ def parse(data: bytes, pages: int, shape: Shape) -> Prints | None:
         return None
     if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, shape.digest):
         return None
-    return Prints(data[_HEAD.size : _HEAD.size + 2 * pages], data[_HEAD.size + 2 * pages :])
+    return Fingerprints(data[_HEAD.size : _HEAD.size + 2 * pages], data[_HEAD.size + 2 * pages :])

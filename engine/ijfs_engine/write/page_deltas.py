@@ -36,7 +36,7 @@ class DeltaPart(NamedTuple):
     sparse: bool
 
 
-class Differences:
+class PageDeltas:
     """What the parent has under the pages of a few leaves that are not known to be the same."""
 
     def __init__(

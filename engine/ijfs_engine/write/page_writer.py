@@ -22,7 +22,7 @@ from ijfs_engine.format.records import ObjectId, encode_leaf
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util import buffers
 from ijfs_engine.write import fingerprints
-from ijfs_engine.write.page_deltas import Differences
+from ijfs_engine.write.page_deltas import PageDeltas
 from ijfs_engine.write.parent_pages import Match, ParentPages
 from ijfs_engine.write.regions import store_region
 from ijfs_engine.write.sources import Opened
@@ -88,7 +88,7 @@ class _Task:
         self._prints = bytearray(16 * total)
         self._kinds = bytearray(total)
         self._pages = memoryview(b"")
-        self._folded: dict[int, fingerprints.Prints] = {}
+        self._folded: dict[int, fingerprints.Fingerprints] = {}
         self._matches = [match for leaf in self._leaves for match in leaf.matches]
 
     def run(self) -> list[tuple[ObjectId, int]]:
@@ -101,7 +101,7 @@ class _Task:
         placed = self._store([(first, count) for first, count, kind in page_scan.runs(self._kinds) if kind == FRESH])
         return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
 
-    def _fold(self, leaf: _Leaf) -> fingerprints.Prints:
+    def _fold(self, leaf: _Leaf) -> fingerprints.Fingerprints:
         """What is kept of a leaf's fingerprints."""
         folded = self._folded.get(leaf.first)
         if folded is None:
@@ -138,7 +138,7 @@ class _Task:
     def _write(self, leaf: _Leaf, placed: list[ExtentSource]) -> ObjectId:
         kinds = memoryview(self._kinds)[leaf.first : leaf.first + leaf.count]
         parent = self._file.parent
-        same = parent.beside(leaf.matches) if parent and SAME in kinds else []
+        same = parent.extents_under(leaf.matches) if parent and SAME in kinds else []
         own = [
             source for source in placed if source[0] < leaf.first + leaf.count and source[0] + source[1] > leaf.first
         ]
@@ -159,7 +159,7 @@ class _Task:
         data = self._read(runs)
         if max(theirs) < 0:
             return _pieces(runs, store_region(session, data))
-        differences = Differences(parent, data, theirs, likely, parent.beneath(self._matches))
+        differences = PageDeltas(parent, data, theirs, likely, parent.leaves_under(self._matches))
         extent_columns.mark_same(self._kinds, numbers, differences.changed)
         pieces: list[ExtentSource] = []
         for part in differences.parts():

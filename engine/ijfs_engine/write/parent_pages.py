@@ -19,7 +19,7 @@ from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.write import fingerprints
-from ijfs_engine.write.fingerprints import Prints, Shape
+from ijfs_engine.write.fingerprints import Fingerprints, Shape
 
 # Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
 # tasks are kept. A leaf has 3 KiB of fingerprints, and seldom a shape of its own.
@@ -41,7 +41,7 @@ class KnownPages(NamedTuple):
 
     block: int
     shape: Shape
-    prints: Prints
+    prints: Fingerprints
 
 
 class ParentPages:
@@ -81,7 +81,7 @@ class ParentPages:
             own += pages
         return found
 
-    def beneath(self, matches: Iterable[Match]) -> list[ExtentSource]:
+    def leaves_under(self, matches: Iterable[Match]) -> list[ExtentSource]:
         """The parent's leaves under these pages, for `Assembly.under`: (its page, pages, columns, 0). CorruptError."""
         wanted = list(dict.fromkeys(at for match in matches for at in self._leaves_of(match)))
         leaves = self.reader.leaves([self._leaves[at][0] for at in wanted])
@@ -95,10 +95,10 @@ class ParentPages:
             raise CorruptError(f"leaf {self._leaves[at][0].hex()[:12]} is not as long as its file says")
         return leaf.size // PAGE
 
-    def beside(self, matches: Iterable[Match]) -> list[ExtentSource]:
+    def extents_under(self, matches: Iterable[Match]) -> list[ExtentSource]:
         """The same by the pages of the matches: (own page, pages, columns, page in them), for `Assembly.pages`."""
         matches = list(matches)
-        leaves = {source[0]: source for source in self.beneath(matches)}
+        leaves = {source[0]: source for source in self.leaves_under(matches)}
         found: list[ExtentSource] = []
         for own, theirs, pages in matches:
             for at in self._leaves_of(Match(own, theirs, pages)):
@@ -178,7 +178,7 @@ class ParentPages:
         prints = fingerprints.parse(attached, count, shape) or self._made_anew(start, count, pieces)
         return KnownPages(fingerprints.first_block(pieces), shape, prints)
 
-    def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Prints:
+    def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Fingerprints:
         """Out of the leaf's bytes: its attachment was dropped. CorruptError."""
         data = memoryview(bytearray(count * PAGE))
         self.read_many([(start, data)])
