@@ -1,7 +1,8 @@
 """The moment of a dump in which all images are written and the program still stands: CRIU's post-dump action script.
 
-CRIU runs a script and waits for it; the script is three lines of sh that speak with this process over two FIFOs. An
-answer other than `go` makes CRIU give the dump up, and the program runs on. Called by command.py.
+CRIU runs a script and waits for it; the script is three lines of sh that speak with this process over two FIFOs beside
+it. It finds them by its own path, `$0`, so that no path stands in its text, where a quote in a directory's name would
+end a string. An answer other than `go` makes CRIU give the dump up, and the program runs on. Called by command.py.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from types import TracebackType
 
 _SCRIPT = """#!/bin/sh
 [ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
-echo frozen > '{frozen}'
-read -r answer < '{thaw}'
+echo frozen > "${0%/*}/frozen"
+read -r answer < "${0%/*}/thaw"
 [ "$answer" = go ]
 """
 
@@ -41,7 +42,7 @@ class PostDumpHook:
         # Opened for both directions: neither this open nor the script's waits for the other side.
         self._frozen_fd = os.open(self._frozen_path, os.O_RDWR | os.O_CLOEXEC)
         self._thaw_fd = os.open(self._thaw_path, os.O_RDWR | os.O_CLOEXEC)
-        self.script.write_text(_SCRIPT.format(frozen=self._frozen_path, thaw=self._thaw_path))
+        self.script.write_text(_SCRIPT)
         self.script.chmod(0o700)
         return self
 

@@ -119,9 +119,9 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     for key, inside in request.external_mounts.items():
         command += ["--external", f"mnt[{inside}]:{key}"]
     command += request.options
-    with PostDumpHook(request.work, while_frozen) as window:
-        command += ["--action-script", str(window.script)]
-        _run("dump", command, request.work / "dump.log", request.network_fd, window)
+    with PostDumpHook(request.work, while_frozen) as hook:
+        command += ["--action-script", str(hook.script)]
+        _run("dump", command, request.work / "dump.log", request.network_fd, hook)
     from ijfs.live.criu.dump_stats import frozen_seconds  # who only asks CRIU (doctor) reads no images
 
     return frozen_seconds(request.work)
@@ -158,7 +158,7 @@ def _run(
     command: Sequence[str],
     log: Path,
     network_fd: int,
-    window: PostDumpHook | None,
+    hook: PostDumpHook | None,
     while_running: Callable[[], None] = lambda: None,
 ) -> None:
     """Run CRIU to its end or to its time limit, in the program's network namespace.
@@ -179,8 +179,8 @@ def _run(
         )
     try:
         while_running()
-        if window is not None:
-            window.serve(process, deadline)
+        if hook is not None:
+            hook.serve(process, deadline)
         _, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise CriuError(
@@ -189,8 +189,8 @@ def _run(
         ) from None
     finally:
         _end(process)
-    if window is not None and window.error is not None:
-        raise window.error
+    if hook is not None and hook.error is not None:
+        raise hook.error
     if process.returncode != 0:
         raise explain(verb, log, complaint.decode(errors="replace"), process.returncode)
 
