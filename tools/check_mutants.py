@@ -269,7 +269,9 @@ class TestMap:
         """The tests to run, and how long they take."""
         chosen: list[str] = []
         total = 0.0
-        tests = self._tests.get((mutant.file, mutant.line)) or self._tests.get((mutant.file, mutant.statement), [])
+        # A `continue` at the end of a branch leaves no trace of its own: the line before it does.
+        lines = (mutant.line, mutant.statement, mutant.statement - 1)
+        tests = next((found for line in lines if (found := self._tests.get((mutant.file, line)))), [])
         for test in sorted(tests, key=self._took.__getitem__):
             if chosen and total + self._took[test] > self._most_s:
                 break

@@ -11,7 +11,7 @@ import pytest
 from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
 
 from ijfs_engine import CorruptError, LockedError, Repository, StorageError
-from ijfs_engine.format.frames import HEADER_SIZE, FrameKind, chunk_id
+from ijfs_engine.format.frames import HEADER_SIZE, Codec, FrameKind, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import encode_leaf
 from ijfs_engine.storage import disk
@@ -228,6 +228,26 @@ def test_a_row_that_mistakes_its_frame_is_found_and_mended(repository: Repositor
     }
     assert contents(repository, snapshot.id) == {"f": data[:4000], "g": other}
     assert repository.fsck().clean
+
+
+def test_a_difference_to_what_is_as_deep_is_reported(repository: Repository) -> None:
+    """Depths that fall from a chunk to its bases are what keeps out circles."""
+    whole = noise(4096)
+    middle, top = (bytes([whole[0] ^ change]) + whole[1:] for change in (1, 2))
+    with repository.session() as session:
+        put_against(session, middle, whole, put(session, whole))
+        put_against(session, top, middle, chunk_id(middle), depth=0)  # a lie: it is 1
+        save(repository, {"f": top}, branch="main", session=session)
+    assert {finding.id for finding in repository.fsck().damage} == {chunk_id(top)}
+
+
+def test_a_row_that_leads_into_no_pack_is_found(repository: Repository) -> None:
+    """No pack that there is weighs less than its rows: only that row tells of it."""
+    data = noise(4096)
+    save(repository, {"f": data}, branch="main")
+    stray = Place(4711, 64, 200, 4096, Codec.RAW, 0)
+    repository.index.write(lambda update: update.put(CHUNKS, chunk_id(b"stray"), stray.encode()))
+    assert {finding.id for finding in repository.fsck().damage} == {chunk_id(b"stray")}
 
 
 def test_a_pack_that_is_gone_is_reported_and_forgotten(repository: Repository) -> None:

@@ -213,7 +213,9 @@ def test_orphans_of_a_crash_go(repository: Repository) -> None:
     orphan.write_bytes(noise(50_000))
     (repository.directory.sessions / "123-dead").write_bytes(bytes(8))
     assert repository.fsck().clean
+    descriptors = len(os.listdir("/proc/self/fd"))
     repository.gc()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     assert not orphan.exists()
     assert list(repository.directory.sessions.iterdir()) == []
 
@@ -363,6 +365,27 @@ def test_a_chunk_is_never_stored_against_what_is_stored_against_it(repository: R
     repository.gc()
     assert contents(repository, middle.id) == {"two": two}
     assert contents(repository, last.id) == {"one": one}
+    assert repository.fsck().clean
+
+
+def test_a_condemned_difference_is_replaced_by_what_a_session_stores_whole(repository: Repository) -> None:
+    """Its base is condemned, too, and goes while that session still runs."""
+    one = noise(4096)
+    two = bytes([one[0] ^ 1]) + one[1:]
+    with repository.session() as session:
+        put_against(session, two, one, put(session, one))
+        old = save(repository, {"two": two}, branch="old", session=session)
+    blocker = repository.session()
+    repository.remove(old.id)
+    repository.gc()
+    later = repository.session()
+    assert later.lookup_many([chunk_id(one), chunk_id(two)]) == [False, False]
+    put(later, two)
+    later.publish()
+    blocker.abort()
+    repository.gc()
+    new = save(repository, {"two": two}, branch="new", session=later)
+    assert contents(repository, new.id) == {"two": two}
     assert repository.fsck().clean
 
 

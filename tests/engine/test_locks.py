@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from ijfs_engine import LockedError
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.locks import LockFile, live_files, try_take
+from ijfs_engine.storage.locks import LockFile, exclusive, live_files, try_take
 
 
 def test_a_lock_file_is_seen_while_it_is_held_and_gone_after(tmp_path: Path) -> None:
@@ -50,3 +52,27 @@ def test_a_file_that_was_taken_for_a_dead_ones_before_its_lock_is_made_anew(
     assert not removed[0].exists()
     assert [path for path, _ in live_files(tmp_path)] == [held.path]
     held.close()
+
+
+def test_a_lock_that_is_let_go_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    held = LockFile.create(tmp_path)
+    list(live_files(tmp_path))
+    held.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_without_standard_input_holds_its_lock(tmp_path: Path) -> None:
+    """Its first descriptor is 0."""
+    standard_input = os.dup(0)
+    os.close(0)
+    try:
+        with (
+            exclusive(tmp_path / "lock", "gc"),
+            pytest.raises(LockedError, match="already running"),
+            exclusive(tmp_path / "lock", "gc"),
+        ):
+            pass
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)

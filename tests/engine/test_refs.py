@@ -110,8 +110,16 @@ def test_the_log_tells_who_moved_what_when_and_why(repository: Repository) -> No
     first, second = chain(repository, 2)
     repository.refs.set_tag("v1", first.id, why="release")
     repository.refs.delete_branch("main")
+    repository.refs.set_branch("other", first.id)
+    repository.refs.set_branch("other", second.id, why="on purpose")
+    repository.refs.set_tag("v2", second.id)
+    repository.refs.delete_tag("v2", why="too early")
     log = repository.refs.log()
     assert [(one.name, one.old, one.new, one.why) for one in log] == [
+        ("tag/v2", second.id, None, "too early"),
+        ("tag/v2", None, second.id, "tag"),
+        ("branch/other", first.id, second.id, "on purpose"),
+        ("branch/other", None, first.id, "branch"),
         ("branch/main", second.id, None, "delete"),
         ("tag/v1", None, first.id, "release"),
         ("branch/main", first.id, second.id, "m1"),
@@ -135,6 +143,14 @@ def test_what_is_removed_from_the_middle_leaves_its_children_whole(repository: R
     assert repository.resolve("main~1") == first.id
     assert repository.parents(third.id) == [first.id]
     assert repository.fsck().clean
+
+
+def test_ways_past_removed_snapshots_that_meet_again_lead_to_one_parent(repository: Repository) -> None:
+    (first,) = chain(repository, 1)
+    sides = [save(repository, {"f": b"side %d" % side}, parents=[first.id]) for side in range(2)]
+    merged = save(repository, {"f": b"merged"}, parents=[one.id for one in sides], branch="main")
+    repository.remove_many([one.id for one in sides])
+    assert repository.parents(merged.id) == [first.id]
 
 
 def test_a_branch_at_what_is_removed_moves_to_its_parent(repository: Repository) -> None:

@@ -27,6 +27,7 @@ from ijfs_engine.format.frames import (
     encode_header,
     object_id,
 )
+from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import Entry, Tree, decode_leaf, decode_tree, encode_tree
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import CHUNKS, Index
@@ -242,6 +243,50 @@ def test_a_pack_put_back_from_a_copy_is_read_by_who_had_the_damaged_one_open(
         chunks(repository, [chunk_id(data)])
     copy.rename(path)
     assert [bytes(plain) for plain in chunks(repository, [chunk_id(data)])] == [data]
+
+
+@pytest.mark.parametrize(("moves", "found"), [(1, True), (2, True), (3, True), (9, False)])
+def test_a_frame_that_moves_while_it_is_read_is_looked_for_again(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, moves: int, found: bool
+) -> None:
+    """gc may move a frame between the look into the index and the read, and again; not for ever."""
+    data = noise(4096)
+    save(repository, {"f": data})
+    with repository.index.read() as view:
+        row = view.get(CHUNKS, chunk_id(data))
+    assert row is not None
+    place = Place.decode(row)
+    read = PackReader.read
+    left = list(range(moves))
+
+    def point_at(where: Place) -> None:
+        repository.index.write(lambda update: update.put(CHUNKS, chunk_id(data), where.encode()))
+
+    def read_too_late(self: PackReader, number: int, offset: int, length: int) -> bytes:
+        if number == place.pack:
+            return read(self, number, offset, length)
+        left.pop()
+        point_at(place._replace(pack=1000 + len(left)) if left else place)
+        raise FileNotFoundError(number)
+
+    point_at(place._replace(pack=1000 + moves))
+    monkeypatch.setattr(PackReader, "read", read_too_late)
+    if found:
+        assert [bytes(plain) for plain in chunks(repository, [chunk_id(data)])] == [data]
+    else:
+        with pytest.raises(CorruptError, match="missing"):
+            chunks(repository, [chunk_id(data)])
+
+
+def test_a_reader_keeps_so_many_packs_open_and_no_more(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        pack_path(tmp_path, number).write_bytes(b"pack %d" % number)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = PackReader(tmp_path, max_open=3)
+    assert [reader.read(number, 0, 9) for number in (1, 2, 3, 4, 1)] == [b"pack %d" % n for n in (1, 2, 3, 4, 1)]
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_pack_that_is_gone_is_an_error(repository: Repository) -> None:
