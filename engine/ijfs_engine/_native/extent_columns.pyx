@@ -21,7 +21,7 @@ cdef extern from "bytes.h" nogil:
 cdef enum:
     ID = 32
     BASE = 40
-    # storage/index.py has this number, too.
+    # format/place.py has this number, too.
     ROW = 18
 cdef uint32_t ZERO_RUN = 0xFFFFFFFF
 

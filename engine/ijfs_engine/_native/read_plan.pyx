@@ -17,7 +17,7 @@ cdef extern from "bytes.h" nogil:
     enum:
         IJFS_PAGE
 
-# storage/index.py has this number, too.
+# format/place.py has this number, too.
 cdef enum:
     ROW = 18
     # A frame that is longer than a chunk can make it is read by itself.

@@ -45,7 +45,7 @@ PACKS: Final = b"packs"
 CONDEMNED: Final = b"condemned"
 """Id of a chunk or object that gc found unreachable → u64 epoch in which it did."""
 META: Final = b"meta"
-"""b"next_pack", b"epoch", b"journal" (end, sequence) → little-endian u64s."""
+"""b"next_pack", b"epoch", b"journal" (end, sequence) → little-endian u64s; b"whole" → b"1" (`is_whole`)."""
 
 TABLES: Final = (
     CHUNKS, OBJECTS, BASES, SIDECARS, SNAPSHOTS, REMOVED, REFS, REFLOG, PACKS, CONDEMNED, META,
