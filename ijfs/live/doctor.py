@@ -24,8 +24,7 @@ from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
-from ijfs.live.process import forkserver, procfs
-from ijfs.live.sandbox import namespaces
+from ijfs.live.process import forkserver, procfs, syscalls
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs_engine.errors import IjfsError, UnknownNameError
@@ -40,7 +39,6 @@ _CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_KILL": 5,
 }
-_SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 
 # A save writes the program's memory once; below this a snapshot of an ordinary notebook kernel does not fit.
 LOW_SPACE = 2 << 30
@@ -61,7 +59,7 @@ def machine(repo: Path) -> list[CheckResult]:
         lambda: _spare(repo),
         _gpus,
     ]
-    return [verdict for check in checks for verdict in _guarded(check)]
+    return [result for check in checks for result in _guarded(check)]
 
 
 def program(repo: Path, target: str) -> list[CheckResult]:
@@ -76,7 +74,7 @@ def program(repo: Path, target: str) -> list[CheckResult]:
 
 def _program(pid: int) -> list[CheckResult]:
     found = blockers.of_program(pid)
-    if not any(verdict.outcome == "refuse" for verdict in found):
+    if not any(result.outcome == "refuse" for result in found):
         count = len(procfs.processes_in("pid", procfs.namespace_id(pid, "pid"))) if _in_sandbox(pid) else 1
         evidence = f"nothing known stands against saving process {pid} ({count} process{'es' * (count > 1)})"
         found.insert(0, CheckResult(check="program", outcome="ok", evidence=evidence))
@@ -112,15 +110,15 @@ def _guarded(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult
         yield CheckResult(check=name, outcome="unknown", evidence=f"cannot be found out here: {error}")
 
 
-def _verdict(check: str, good: bool, evidence: str, remedy: str = "", *, bad: CheckOutcome = "refuse") -> CheckResult:
+def _result(check: str, good: bool, evidence: str, remedy: str = "", *, bad: CheckOutcome = "refuse") -> CheckResult:
     return CheckResult(check=check, outcome="ok" if good else bad, evidence=evidence, remedy="" if good else remedy)
 
 
 def _kernel() -> Iterator[CheckResult]:
     release, arch = platform.release(), platform.machine()
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
-    known = arch in namespaces.SYS_PIVOT_ROOT
-    yield _verdict("kernel", known and numbers >= (5, 14), f"Linux {release}, {arch}", "Linux 5.14 or newer on x86-64")
+    known = arch in syscalls.MACHINES
+    yield _result("kernel", known and numbers >= (5, 14), f"Linux {release}, {arch}", "Linux 5.14 or newer on x86-64")
 
 
 def _capabilities() -> Iterator[CheckResult]:
@@ -132,7 +130,7 @@ def _capabilities() -> Iterator[CheckResult]:
     effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
     evidence = f"root without {', '.join(missing)}" if missing else "root with all that is needed"
-    yield _verdict("capabilities", not missing, evidence, "start the container with these capabilities (or privileged)")
+    yield _result("capabilities", not missing, evidence, "start the container with these capabilities (or privileged)")
 
 
 def _criu() -> Iterator[CheckResult]:
@@ -145,10 +143,10 @@ def _criu() -> Iterator[CheckResult]:
     shown = ".".join(map(str, version)) or "of an unknown version"
     new_enough = version >= criu.MINIMUM
     wanted = ".".join(map(str, criu.MINIMUM))
-    yield _verdict("CRIU", new_enough, f"{found} {shown}", f"{wanted} or newer: `tools/setup` in a checkout brings one")
+    yield _result("CRIU", new_enough, f"{found} {shown}", f"{wanted} or newer: `tools/setup` in a checkout brings one")
     complaint = criu.check(found)
     remedy = "a newer CRIU (`tools/setup`), or a kernel with what is named there"
-    yield _verdict("criu check", complaint is None, complaint or "looks good", remedy)
+    yield _result("criu check", complaint is None, complaint or "looks good", remedy)
 
 
 def _overlay(repo: Path) -> Iterator[CheckResult]:
@@ -164,19 +162,18 @@ def _overlay(repo: Path) -> Iterator[CheckResult]:
         shutil.rmtree(f"{directory}/work", ignore_errors=True)
     evidence = f"{place} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
     remedy = "keep the repository on ext4, xfs, btrfs or tmpfs (not on another overlay or NFS)"
-    yield _verdict("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
+    yield _result("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
 
 
 def _userfaultfd() -> Iterator[CheckResult]:
-    number = _SYS_USERFAULTFD.get(platform.machine())
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK) if number else -1
+    fd = libc.syscall(syscalls.number("userfaultfd"), os.O_CLOEXEC | os.O_NONBLOCK)
     evidence = "a restored program's memory can come in while it runs"
     if fd < 0:
         evidence = f"not available: {os.strerror(ctypes.get_errno())}"
     else:
         os.close(fd)
-    yield _verdict(
+    yield _result(
         "userfaultfd", fd >= 0, evidence, "CONFIG_USERFAULTFD; until then use `ijfs restore --eager`", bad="warn"
     )
 
@@ -184,17 +181,17 @@ def _userfaultfd() -> Iterator[CheckResult]:
 def _fuse() -> Iterator[CheckResult]:
     usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
     evidence = "/dev/fuse is there" if usable else "/dev/fuse is missing or closed to this user"
-    yield _verdict("FUSE", usable, evidence, "`modprobe fuse`, or give the container /dev/fuse", bad="warn")
+    yield _result("FUSE", usable, evidence, "`modprobe fuse`, or give the container /dev/fuse", bad="warn")
     helper = shutil.which("fusermount3")
-    yield _verdict("fusermount3", bool(helper), helper or "not found", "install the package `fuse3`", bad="warn")
+    yield _result("fusermount3", bool(helper), helper or "not found", "install the package `fuse3`", bad="warn")
 
 
 def _programs() -> Iterator[CheckResult]:
     init = next((path for path in map(shutil.which, INIT_PROGRAMS) if path), None)
-    yield _verdict("init", init is not None, init or "neither tini nor docker-init", "install the package `tini`")
+    yield _result("init", init is not None, init or "neither tini nor docker-init", "install the package `tini`")
     slirp = shutil.which("slirp4netns")
     remedy = "install the package `slirp4netns` if programs in a sandbox are to reach the network"
-    yield _verdict("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
+    yield _result("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
 
 
 def _io_uring() -> Iterator[CheckResult]:
@@ -209,7 +206,7 @@ def _space(repo: Path) -> Iterator[CheckResult]:
     place = _existing(repo)
     free = shutil.disk_usage(place).free
     evidence = f"{free / 1e9:.1f} GB free at {place}"
-    yield _verdict("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+    yield _result("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
 
 
 def _spare(repo: Path) -> Iterator[CheckResult]:
@@ -236,12 +233,12 @@ def _gpus() -> Iterator[CheckResult]:
     for gpu in found.gpus:
         evidence = f"{gpu.name}, {gpu.free_bytes >> 20} of {gpu.total_bytes >> 20} MiB free, {gpu.uuid}"
         yield CheckResult(check=f"GPU {gpu.index}", outcome="ok", evidence=evidence)
-    for verdict in check_driver(found):
+    for result in check_driver(found):
         # Without it, only GPU programs cannot be saved; everything else can.
-        yield msgspec.structs.replace(verdict, outcome="warn") if verdict.outcome == "refuse" else verdict
+        yield msgspec.structs.replace(result, outcome="warn") if result.outcome == "refuse" else result
     bindings = find_spec("cuda") is not None
     remedy = "`pip install ijfs[gpu]`; without it GPU programs cannot be saved"
-    yield _verdict("cuda-bindings", bindings, "installed" if bindings else "not installed", remedy, bad="warn")
+    yield _result("cuda-bindings", bindings, "installed" if bindings else "not installed", remedy, bad="warn")
 
 
 def _gpu(pid: int) -> Iterator[CheckResult]:

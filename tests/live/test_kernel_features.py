@@ -25,22 +25,22 @@ if kernel_features._is_tmpfs(Path("/run")):
 def log():
     subprocess.run([criu.find(), "check", "-v4", "-o", sys.argv[2]], capture_output=True)
     return Path(sys.argv[2]).read_text()
-assert kernel_features.wanted()
-kernel_features.show()
+assert kernel_features.needs_cache()
+kernel_features.mount_cache()
 assert "Loaded kdat cache" not in log()
 if os.fork() == 0:
-    kernel_features.learn()
+    kernel_features.build_cache()
     os._exit(0)
 assert os.wait()[1] == 0
-assert not kernel_features.wanted()
-kernel_features.show()
+assert not kernel_features.needs_cache()
+kernel_features.mount_cache()
 assert "Loaded kdat cache" in log()
 before = len(Path("/proc/self/mountinfo").read_text().splitlines())
-kernel_features.show()
+kernel_features.mount_cache()
 assert len(Path("/proc/self/mountinfo").read_text().splitlines()) == before, "mounted twice"
 namespaces.umount("/run/criu.kdat")
 os.unlink("/run/criu.kdat")  # as a CRIU outside does
-kernel_features.show()
+kernel_features.mount_cache()
 assert "Loaded kdat cache" in log()
 """
 

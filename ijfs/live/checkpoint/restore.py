@@ -87,7 +87,7 @@ def restore_snapshot(
     record = gpu_record(meta)
     if gpu is not None and record is not None:
         gpu.require_room(record, gpus)
-    kernel_features.show()
+    kernel_features.mount_cache()
     ahead: dict[str, int] = {}
     pager: Pager | None = None
     box = Sandbox(layers, ns.new_network(), meta.volumes)

@@ -1,1 +1,1 @@
-"""What would keep a program from being saved, and the verdict of one check."""
+"""What would keep a program from being saved, and the result of one check."""

@@ -1,6 +1,6 @@
 """What in a running program keeps CRIU from saving it, or makes it come back not quite the same; only by looking.
 
-`of_program` and `of_process` return verdicts (ijfs.live.checks.result): the command line prints them (`ijfs doctor
+`of_program` and `of_process` return results (ijfs.live.checks.result): the command line prints them (`ijfs doctor
 NAME`), a save that CRIU refused quotes them. Each is known from a dump or restore that failed.
 """
 
@@ -35,7 +35,7 @@ def of_program(pid: int) -> list[CheckResult]:
     inode = procfs.namespace_id(pid, "pid")
     if inode == procfs.namespace_id("self", "pid"):
         return of_process(pid)
-    return [verdict for member in procfs.processes_in("pid", inode) for verdict in of_process(member)]
+    return [result for member in procfs.processes_in("pid", inode) for result in of_process(member)]
 
 
 def of_process(pid: int) -> list[CheckResult]:

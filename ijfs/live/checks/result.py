@@ -27,16 +27,16 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-def refused(verdicts: Iterable[CheckResult]) -> list[CheckResult]:
-    """The verdicts that stand in the way."""
-    return [verdict for verdict in verdicts if verdict.outcome == "refuse"]
+def refused(results: Iterable[CheckResult]) -> list[CheckResult]:
+    """Those that stand in the way."""
+    return [result for result in results if result.outcome == "refuse"]
 
 
-def require(verdicts: Sequence[CheckResult], *, force: bool = False) -> None:
-    """Raise PreflightError (exit code 12) if any verdict refuses, unless the user forces it."""
-    found = refused(verdicts)
+def require(results: Sequence[CheckResult], *, force: bool = False) -> None:
+    """Raise PreflightError (exit code 12) if any check refuses, unless the user forces it."""
+    found = refused(results)
     if not found or force:
         return
-    reasons = "; ".join(f"{verdict.check}: {verdict.evidence}" for verdict in found)
-    remedies = "; ".join(verdict.remedy for verdict in found if verdict.remedy)
+    reasons = "; ".join(f"{result.check}: {result.evidence}" for result in found)
+    remedies = "; ".join(result.remedy for result in found if result.remedy)
     raise PreflightError(f"refused before anything was touched: {reasons}", hint=remedies or None)

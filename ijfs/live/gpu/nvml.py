@@ -110,14 +110,11 @@ def _held(item: Any) -> int:
 def gpu_map(before: Inventory, now: Inventory, wanted: Sequence[str], used: Sequence[str]) -> dict[str, str]:
     """How a program's GPUs map to this machine's for a restore: every GPU seen then, to a different one now.
 
-    Parameters
-    ----------
-    before, now : inventories at the save and at the restore
-    wanted : the user's choice (index or UUID), for the GPUs the program used, in the order of `used`; empty: the same
-    used : UUIDs the program held memory on
+    `before` and `now` are the inventories at the save and at the restore, `used` the UUIDs on which the program held
+    memory, and `wanted` the user's choice (index or UUID) for those, in their order; empty for the same ones.
 
-    Returns the empty map when nothing has to change. The driver wants every visible GPU named once on each side, so
-    the rest is filled up in order of index. Raises PreflightError when there are too few or a wanted one is not there.
+    The map is empty when nothing has to change. The driver wants every visible GPU named once on each side, so the
+    rest is filled up in order of index. PreflightError when there are too few or a wanted one is not there.
     """
     chosen = [now.find(item).uuid for item in wanted]
     if len(chosen) > len(used) or len(set(chosen)) != len(chosen):

@@ -28,14 +28,14 @@ driver's own buffers on top (1.03–1.07 of the first seen)."""
 
 
 def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[CheckResult]:
-    """All verdicts on a tree's CUDA processes; an empty list when it has none."""
+    """All results on a tree's CUDA processes; an empty list when it has none."""
     if not processes:
         return []
-    verdicts = [*check_driver(inventory)]
+    results = [*check_driver(inventory)]
     for process in processes:
-        verdicts += [_thread(process), _managed(process), _ipc(process), _io_uring(process)]
-    verdicts += [_nccl(processes, inventory), _mps(inventory, processes), _host_memory(processes, inventory)]
-    return verdicts
+        results += [_thread(process), _managed(process), _ipc(process), _io_uring(process)]
+    results += [_nccl(processes, inventory), _mps(inventory, processes), _host_memory(processes, inventory)]
+    return results
 
 
 def check_driver(inventory: Inventory) -> list[CheckResult]:

@@ -153,11 +153,11 @@ def _shared_blocks() -> SharedBlocks:
 
 def _cache_kernel_features() -> None:
     """Have CRIU probe this machine once, in a child, after what was just started has had the processors."""
-    if kernel_features.wanted() and os.fork() == 0:
+    if kernel_features.needs_cache() and os.fork() == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(OSError, subprocess.SubprocessError):
             time.sleep(SETTLE_S)
-            kernel_features.learn()
+            kernel_features.build_cache()
         os._exit(0)
 
 

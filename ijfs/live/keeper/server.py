@@ -243,7 +243,7 @@ class Keeper:
         return answer
 
     async def _save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
-        await in_thread(kernel_features.show)
+        await in_thread(kernel_features.mount_cache)
         return await self.saver.save(args, emit)
 
     async def _wait_save(self, args: dict[str, Any], emit: Emit) -> SaveResult:

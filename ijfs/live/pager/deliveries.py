@@ -15,7 +15,7 @@ from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.task import Task
-from ijfs.live.pager.uffd import Outcome
+from ijfs.live.pager.uffd import RangeOutcome
 
 AGAIN_S: Final = 0.0005
 """How long a copy waits that the kernel or CRIU is not ready for."""
@@ -39,9 +39,13 @@ class Deliveries:
         """Copy what was read to wherever it is missing."""
         while not self._scheduler.closed:
             outcomes = {space.fill(task, address) for space in self._spaces_of(task)}
-            if not self._is_early(task, outcomes) and outcomes <= {Outcome.DONE, Outcome.GONE, Outcome.NOT_MAPPED}:
+            if not self._is_early(task, outcomes) and outcomes <= {
+                RangeOutcome.DONE,
+                RangeOutcome.GONE,
+                RangeOutcome.NOT_MAPPED,
+            }:
                 break
-            if Outcome.INTERRUPTED not in outcomes:
+            if RangeOutcome.INTERRUPTED not in outcomes:
                 time.sleep(AGAIN_S)
         missing = {run for space in self._spaces_of(task) for r in task.ranges for run in space.missing_runs(*r)}
         self._scheduler.settle(task, missing)
@@ -53,9 +57,9 @@ class Deliveries:
     def stalled(self, reason: str) -> None:
         self._stalled.append(reason)
 
-    def _is_early(self, task: Task, outcomes: set[Outcome]) -> bool:
+    def _is_early(self, task: Task, outcomes: set[RangeOutcome]) -> bool:
         """Whether CRIU has not made all the places yet for something that it will have made when the program runs."""
-        early = not outcomes or Outcome.NOT_MAPPED in outcomes
+        early = not outcomes or RangeOutcome.NOT_MAPPED in outcomes
         return early and self._spaces.resumed is None and not task.urgent
 
     def _spaces_of(self, task: Task) -> list[Space]:

@@ -13,7 +13,7 @@ from ijfs.live.pager.plan import IN, MISSING
 from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.throttle import Throttle
-from ijfs.live.pager.uffd import Outcome
+from ijfs.live.pager.uffd import RangeOutcome
 from ijfs.live.pager.working_set import Recorder
 
 _SLOW_BLOCK_S: Final = 0.003
@@ -77,7 +77,7 @@ class Faults:
             return
         page = space.plan.page_at(vaddr)
         if page is None or space.plan.states[page] != MISSING:
-            if space.answer_with_zeros(vaddr) in (Outcome.CHANGING, Outcome.NO_MEMORY):
+            if space.answer_with_zeros(vaddr) in (RangeOutcome.CHANGING, RangeOutcome.NO_MEMORY):
                 self._deferred.append((space, vaddr))
             return
         self._open.append((space, vaddr))

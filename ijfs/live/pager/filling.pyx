@@ -134,7 +134,7 @@ cdef class Filler:
         `vaddr`, from the address `source`, or poisoned where that is 0. Waiters are woken.
 
         All in one stretch without the interpreter's lock: a task in the libraries of a large program has hundreds of
-        targets. Returns the `uffd.Outcome` that ended it, or else NOT_MAPPED if that was one of them, or DONE. NOT_MAPPED
+        targets. Returns the `uffd.RangeOutcome` that ended it, or else NOT_MAPPED if that was one of them, or DONE. NOT_MAPPED
         only while the mappings are not `settled`: a page that belongs nowhere is otherwise given up. OSError, MemoryError.
         """
         cdef size_t i, number = len(targets)

@@ -15,7 +15,7 @@ from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import AddressSpace, MemoryImage
 from ijfs.live.pager.task import Task
-from ijfs.live.pager.uffd import Outcome, Uffd
+from ijfs.live.pager.uffd import RangeOutcome, Uffd
 
 _EVERYWHERE: Final = (1 << 47) - 3 * PAGE
 
@@ -59,14 +59,14 @@ class Space:
         """Let every waiting thread ask again: a predecessor may have read its question and not answered."""
         self.uffd.wake(PAGE, _EVERYWHERE)
 
-    def answer_with_zeros(self, vaddr: int) -> Outcome:
+    def answer_with_zeros(self, vaddr: int) -> RangeOutcome:
         """A fault where nothing of the image belongs, or where the page came in meanwhile."""
         _, outcome = self.uffd.zero(vaddr, PAGE)
-        if outcome is Outcome.EXISTS:
+        if outcome is RangeOutcome.EXISTS:
             self.uffd.wake(vaddr, PAGE)
         return self._checked(outcome)
 
-    def fill(self, task: Task, address: int) -> Outcome:
+    def fill(self, task: Task, address: int) -> RangeOutcome:
         """Copy what is missing of a task's pages, which lie at `address`; DONE where nothing is left to do.
 
         From any thread, several at once. NOT_MAPPED: some of it, before all mappings are settled.
@@ -74,10 +74,10 @@ class Space:
         self._filler.share()
         try:
             if self.dead:
-                return Outcome.GONE
+                return RangeOutcome.GONE
             for first, count in task.zeros:
                 self._filler.zero(first, count)
-            return self._checked(Outcome(self._filler.fill(self._targets(task, address), self.settled)))
+            return self._checked(RangeOutcome(self._filler.fill(self._targets(task, address), self.settled)))
         finally:
             self._filler.release()
 
@@ -98,8 +98,8 @@ class Space:
             for at in range(pages)
         ]
 
-    def _checked(self, outcome: Outcome) -> Outcome:
-        if outcome is Outcome.GONE:
+    def _checked(self, outcome: RangeOutcome) -> RangeOutcome:
+        if outcome is RangeOutcome.GONE:
             self.dead = True
         return outcome
 

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-_SYS_CLONE: Final = 56  # x86-64
+from ijfs.live.process import syscalls
+
 _CLONE_FILES: Final = 0x400
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_DEATHS: Final = 5
@@ -113,7 +114,7 @@ def run(work: Callable[[bool], int], keep: set[int], fd_table: FdTable) -> int:
 
 def _clone_sharing_files() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    child: int = libc.syscall(_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    child: int = libc.syscall(syscalls.number("clone"), _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
     if child < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"clone: {os.strerror(number)}")

@@ -7,12 +7,12 @@ from enum import IntEnum
 from typing import Final
 
 _RECENT_S: Final = 0.010
-"""A fault this young announces more: what nobody asked for waits …"""
+"""After a fault this young, more are expected: what nobody asked for waits."""
 _QUIET_S: Final = 0.100
-"""… longer while the first touches are recorded for the first time (with 10 ms, a busy machine's scheduler looked like
-the end of the working set, and most of it went unrecorded) …"""
+"""In place of _RECENT_S while the first touches are recorded for the first time. With 10 ms, a busy machine's scheduler
+looked like the end of the working set, and most of it went unrecorded."""
 _HOLD_S: Final = 2.0
-"""… but never longer than this after the program began to run."""
+"""Longer than this after the program began to run, nothing waits for faults."""
 
 
 class Pace(IntEnum):
@@ -45,7 +45,7 @@ class Throttle:
         self._last_stray = time.monotonic()
 
     def now(self, resumed: float | None, waiting: float) -> Pace:
-        """`resumed`: since when the program runs. `waiting`: what share of a read is (`Fetcher.waiting`)."""
+        """`resumed`: since when the program runs. `waiting`: what share of a read is (`ReadTimes.waiting`)."""
         if self._bulk:
             return Pace.ALL
         if resumed is None:

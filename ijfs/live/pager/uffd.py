@@ -16,6 +16,8 @@ import struct
 from enum import IntEnum
 from typing import Final
 
+from ijfs.live.process import syscalls
+
 # linux/userfaultfd.h: _IOC(dir, 0xAA, nr, size)
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
@@ -23,7 +25,6 @@ _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WAKE: Final = 0x8010AA02
 _UFFDIO_ZEROPAGE: Final = 0xC020AA04
 _UFFD_API: Final = 0xAA
-_SYS_USERFAULTFD: Final = 323  # x86-64
 _REGISTER_MODE_MISSING: Final = 1
 
 FEATURE_EVENT_FORK: Final = 1 << 1
@@ -43,7 +44,7 @@ MESSAGE: Final = struct.Struct("<B7xQQQ")  # struct uffd_msg: event, then three 
 """(event, a, b, c): PAGEFAULT flags, address, thread · FORK fd · REMAP from, to, length · REMOVE/UNMAP start, end."""
 
 
-class Outcome(IntEnum):
+class RangeOutcome(IntEnum):
     """How far an operation on a range came, and what the caller has to do about the rest."""
 
     DONE = 0
@@ -63,12 +64,12 @@ class Outcome(IntEnum):
 
 
 _OUTCOMES: Final = {
-    errno.EEXIST: Outcome.EXISTS,
-    errno.EAGAIN: Outcome.CHANGING,
-    errno.ENOENT: Outcome.NOT_MAPPED,
-    errno.ESRCH: Outcome.GONE,
-    errno.ENOSPC: Outcome.GONE,  # what kernels before 5.2 answered for an address space that is going away
-    errno.ENOMEM: Outcome.NO_MEMORY,
+    errno.EEXIST: RangeOutcome.EXISTS,
+    errno.EAGAIN: RangeOutcome.CHANGING,
+    errno.ENOENT: RangeOutcome.NOT_MAPPED,
+    errno.ESRCH: RangeOutcome.GONE,
+    errno.ENOSPC: RangeOutcome.GONE,  # what kernels before 5.2 answered for an address space that is going away
+    errno.ENOMEM: RangeOutcome.NO_MEMORY,
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,7 +86,7 @@ class _Arguments(ctypes.Structure):
 
 def open_userfaultfd(features: int = CRIU_FEATURES) -> int:
     """A new non-blocking userfaultfd of the calling process, as CRIU opens one in a task it restores."""
-    fd: int = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    fd: int = _libc.syscall(syscalls.number("userfaultfd"), os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         raise _os_error("userfaultfd")
     arguments = struct.pack("<QQQ", _UFFD_API, features, 0)
@@ -115,14 +116,14 @@ class Uffd:
             os.close(self.fd)
             self.fd = -1
 
-    def zero(self, start: int, length: int) -> tuple[int, Outcome]:
+    def zero(self, start: int, length: int) -> tuple[int, RangeOutcome]:
         """Map the kernel's zero page over missing pages: (bytes that were mapped, outcome)."""
         words = self._words
         words[0], words[1], words[2], words[3] = start, length, 0, 0
         if _ioctl(self.fd, _UFFDIO_ZEROPAGE, self._address) == 0:
-            return length, Outcome.DONE
+            return length, RangeOutcome.DONE
         if words[3] > 0:  # it came this far; why it stopped is what the next call on the rest will say
-            return words[3], Outcome.DONE
+            return words[3], RangeOutcome.DONE
         outcome = _OUTCOMES.get(ctypes.get_errno())
         if outcome is None:
             raise _os_error("UFFDIO_ZEROPAGE")

@@ -17,6 +17,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from ijfs.live.process import syscalls
+
 # <linux/sched.h>
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -33,7 +35,6 @@ MNT_DETACH = 2
 # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
-SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,8 +84,7 @@ def umount(target: os.PathLike[str] | str, *, missing_ok: bool = True) -> None:
 
 def pivot_root_here() -> None:
     """Make the current directory, a mount point, the root of this mount namespace and drop the old one."""
-    number = SYS_PIVOT_ROOT[os.uname().machine]
-    _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "pivot_root")
+    _check(_libc.syscall(ctypes.c_long(syscalls.number("pivot_root")), b".", b"."), "pivot_root")
     umount(".", missing_ok=False)
     os.chdir("/")
 

@@ -10,12 +10,12 @@ import errno
 import os
 import struct
 
+from ijfs.live.process import syscalls
 from ijfs.live.sandbox import namespaces as ns
 
 # <linux/audit.h>; the number of io_uring_setup is the same on every architecture.
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 SYS_IO_URING_SETUP = 425
-SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 
 # <linux/seccomp.h>, <linux/bpf_common.h>
 SECCOMP_SET_MODE_FILTER = 1
@@ -50,4 +50,4 @@ def refuse_io_uring() -> None:
     )
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(buffer))
-    ns.syscall(SYS_SECCOMP[machine], SECCOMP_SET_MODE_FILTER, 0, ctypes.addressof(program))
+    ns.syscall(syscalls.number("seccomp"), SECCOMP_SET_MODE_FILTER, 0, ctypes.addressof(program))

@@ -1,0 +1,21 @@
+"""Numbers of the system calls that the C library has no function for. Called by pager, sandbox and doctor."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Literal
+
+Name = Literal["clone", "pivot_root", "seccomp", "userfaultfd"]
+
+_NUMBERS: Final[dict[str, dict[Name, int]]] = {
+    "x86_64": {"clone": 56, "pivot_root": 155, "seccomp": 317, "userfaultfd": 323},
+    "aarch64": {"clone": 220, "pivot_root": 41, "seccomp": 277, "userfaultfd": 282},
+}
+
+MACHINES: Final = frozenset(_NUMBERS)
+"""Machines that these numbers are known for, as `uname` names them."""
+
+
+def number(name: Name) -> int:
+    """The number of this call here; -1, to which every kernel answers ENOSYS, on a machine of another kind."""
+    return _NUMBERS.get(os.uname().machine, {}).get(name, -1)
