@@ -31,7 +31,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def of_program(pid: int) -> list[CheckResult]:
-    """Verdicts on every process in the pid namespace of `pid`; those of the host's own are judged alone."""
+    """What is found in every process of the pid namespace of `pid`; in `pid` alone where that is the host's own."""
     inode = procfs.namespace_id(pid, "pid")
     if inode == procfs.namespace_id("self", "pid"):
         return of_process(pid)

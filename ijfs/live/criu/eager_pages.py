@@ -1,8 +1,8 @@
 """How much of a snapshot's memory CRIU reads itself at a lazy restore, before the program runs, and why.
 
 A pager can bring in later what is private, anonymous, and neither locked, huge nor under a stack pointer. The rest
-stands in pagemap entries without PE_LAZY. Called by stage_images.py, which reads those bytes ahead; shown to who
-restores.
+stands in pagemap entries without PE_LAZY. Called by stage_images.py, which reads those bytes ahead, and by
+checkpoint/restore.py, which tells the user how much there was of each kind.
 """
 
 from __future__ import annotations

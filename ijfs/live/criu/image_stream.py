@@ -1,7 +1,7 @@
 """Receive a dump by `criu dump --stream`: every image through a pipe, straight into memory faulted in beforehand.
 
-The other way in is `ijfs.fs.sink`; both end in the same mapping of file name to Segments, and `ijfs.live` chooses
-(docs/benchmarks.md says why).
+Called by checkpoint/freeze.py. What comes is a mapping of file name to Segments, which the writer of a snapshot reads
+(docs/decisions.md says why a dump comes in no other way).
 
 CRIU's side of it (criu/img-streamer.c): it connects to `streamer-capture.sock` in the image directory; for each image
 it sends a length (u32) and a protobuf message with the file's name, then, with one byte, the reading end of a pipe.
@@ -141,11 +141,12 @@ class StreamCapture:
 class _Receiver:
     """The threads: one accepts one CRIU, takes its pipes, and reads whichever has something, while others copy.
 
-    They take turns. Who has `_turn` waits for what comes next; of a pages file it only *moves* the pages from CRIU's
-    pipe into a pipe of its own (splice copies nothing), gives the turn away, and then copies them. So CRIU's pipe is
-    empty again at once, and as many threads copy as there are. Which bytes go where in a file is settled in the turn.
+    They take turns. The thread that holds `_turn` waits for what comes next. Of a pages file it only *moves* the pages
+    from CRIU's pipe into a pipe of its own (splice copies nothing), gives the turn away, and then copies them. So
+    CRIU's pipe is empty again at once, and all the other threads can copy. Where the bytes go in the file is decided
+    before the turn is given away.
 
-    What is written in a turn is read by others after an event or a join.
+    Other threads read a turn's results (`files`, `error`) only after an event or a join.
     """
 
     def __init__(self, listener: socket.socket, arena: Arena) -> None:
@@ -179,7 +180,7 @@ class _Receiver:
         self._drain_answered.clear()
         self._drain_wanted = True
         self._wake()
-        # Looked at after the clear: the last thread's last act is to set the one, then the other.
+        # `ended` is looked at after the clear: the last thread sets `ended` first, then `_drain_answered`.
         return self.ended.is_set() or self._drain_answered.wait(timeout_s)
 
     def stop(self) -> None:
@@ -226,7 +227,7 @@ class _Receiver:
                     raise
             if copy is not None:
                 own.empty_into(copy)
-                # Who waits for a drain, waits for the last copy too.
+                # A drain waits for the last copy, too.
                 if self._copying.down() == 0 and self._drain_wanted:
                     self._wake()
 
@@ -239,7 +240,7 @@ class _Receiver:
         return self._stopping or (self._listener.fileno() < 0 and self._connection is None and not self._pipes)
 
     def _step(self, own: _OwnPipe) -> list[memoryview] | None:
-        """One event; what is in `own` then and where it belongs."""
+        """Deal with one event. Where pages were moved into `own`: the room that they are to be copied to."""
         # A drain is answered when nothing is open, copied or waits: CRIU has then sent all it had for us.
         asked = self._drain_wanted and not self._pipes and not self._copying.now
         events = self._selector.select(0 if asked else None)
@@ -317,7 +318,7 @@ class _Receiver:
 
 
 class _Incoming(NamedTuple):
-    """A file that CRIU is sending. Pages are many and worth a second pipe; the others are small."""
+    """A file that CRIU is sending. Only pages are moved through a second pipe: all other files are small."""
 
     pipe: int
     file: ArenaFile

@@ -1,9 +1,9 @@
 """Timers that CRIU would bring back stopped; called by stage_images.py, on files.img on its way to `criu restore`.
 
 A timerfd with an interval that goes off while the program is frozen (or before it was read) has no time left, and CRIU
-writes down what is left: 0, which at the restore means "disarmed", so that the timer never rings again. Such an entry
-gets one nanosecond: it rings at once, with the ticks it had missed, and goes on. Seen with CRIU 4.2.1; kernel side:
-fs/timerfd.c restarts an interval timer only when it is read.
+writes down what is left: 0. At the restore that means "disarmed", and the timer never rings again. So `rewind` gives
+such an entry one nanosecond: it rings at once, with the ticks it had missed, and goes on. Seen with CRIU 4.2.1. The
+kernel's side of it: fs/timerfd.c restarts an interval timer only when it is read.
 
 In files.img (images/fdinfo.proto, timerfd.proto) a record is a file_entry {1: type, 12: tfd}, and tfd a timerfd_entry
 {7: vsec, 8: vnsec, 9: isec, 10: insec}. Of a field that comes twice the last one counts, so that the change is two
