@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from guest_peer import Peer
-from house import House
 from jupyter_core.utils import ensure_event_loop
+from jupyter_env import JupyterEnv
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,9 +26,9 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def jupyter_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterEnv]:
     """A Jupyter home with the sandboxed kernel spec installed and a repository; empty of processes when it ends."""
     with pytest.MonkeyPatch.context() as patch:
-        house = House(tmp_path_factory.mktemp("house"), patch)
-        yield house
-        house.close()
+        jupyter_env = JupyterEnv(tmp_path_factory.mktemp("jupyter"), patch)
+        yield jupyter_env
+        jupyter_env.close()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import Cells, House
 from jupyter_client.manager import KernelManager
+from jupyter_env import Cells, JupyterEnv
 from waiting import eventually, patient
 
 from ijfs.jupyter import kernelspec
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 
 @pytest.fixture
-def cells(house: House) -> Iterator[Cells]:
+def cells(jupyter_env: JupyterEnv) -> Iterator[Cells]:
     """A kernel of a spec that was installed with `--auto`: nothing is typed into the notebook."""
     kernelspec.install(name="ijfs-auto", auto="on --changed 20 --every 3600")
     manager = KernelManager(kernel_name="ijfs-auto")
@@ -30,16 +30,16 @@ def cells(house: House) -> Iterator[Cells]:
     cells.close()
 
 
-def saves(house: House) -> list[Snapshot]:
+def saves(jupyter_env: JupyterEnv) -> list[Snapshot]:
     """All snapshots, oldest first."""
-    with Repository.open(house.repo) as repository:
+    with Repository.open(jupyter_env.repo) as repository:
         return sorted(repository.snapshots(), key=lambda one: one.created_ns)
 
 
-def test_cells_that_change_enough_are_saved_and_others_are_not(house: House, cells: Cells) -> None:
+def test_cells_that_change_enough_are_saved_and_others_are_not(jupyter_env: JupyterEnv, cells: Cells) -> None:
     cells("import os; data = bytearray(os.urandom(100 << 20))")
-    assert eventually(lambda: len(saves(house)) == 1), "the first: there was nothing to go back to"
-    first = saves(house)[0]
+    assert eventually(lambda: len(saves(jupyter_env)) == 1), "the first: there was nothing to go back to"
+    first = saves(jupyter_env)[0]
     assert (first.meta["auto"], first.message[:14]) == (True, "auto: after In")
     for _ in range(3):
         cells("x = 1")
@@ -47,33 +47,35 @@ def test_cells_that_change_enough_are_saved_and_others_are_not(house: House, cel
     begin = time.monotonic()
     cells("data[:] = os.urandom(len(data))")
     took = time.monotonic() - begin
-    assert eventually(lambda: len(saves(house)) == 2)
+    assert eventually(lambda: len(saves(jupyter_env)) == 2)
     time.sleep(0.5)
     cells("y = 1")
-    assert len(saves(house)) == 2, "one save for each change"
-    second = saves(house)[1]
+    assert len(saves(jupyter_env)) == 2, "one save for each change"
+    second = saves(jupyter_env)[1]
     assert second.parents == (first.id,)
     assert took < patient(5)
-    name = house.the_instance()
-    house.save(name, "by hand")
-    assert [one.meta["auto"] for one in saves(house)] == [True, True, False]
+    name = jupyter_env.the_instance()
+    jupyter_env.save(name, "by hand")
+    assert [one.meta["auto"] for one in saves(jupyter_env)] == [True, True, False]
 
 
-def test_auto_is_turned_on_with_other_rules_and_off_and_says_what_it_cannot_do(house: House, cells: Cells) -> None:
-    before = len(saves(house))
+def test_auto_is_turned_on_with_other_rules_and_off_and_says_what_it_cannot_do(
+    jupyter_env: JupyterEnv, cells: Cells
+) -> None:
+    before = len(saves(jupyter_env))
     cells("x = 1")
-    assert eventually(lambda: len(saves(house)) == before + 1)
+    assert eventually(lambda: len(saves(jupyter_env)) == before + 1)
     assert cells("%ijfs auto off") == "auto: off"
     assert cells("%ijfs auto on --changed 200") == "UsageError"
     assert cells("%ijfs auto on --every 0") == "auto: on --every 0"
     cells("x = 2")
-    assert eventually(lambda: len(saves(house)) >= before + 2)
+    assert eventually(lambda: len(saves(jupyter_env)) >= before + 2)
     cells("%ijfs auto on --every 0 --limit 0.000001")
     assert eventually(lambda: "would stand still" in cells("x = 3"))
-    so_far = len(saves(house))
+    so_far = len(saves(jupyter_env))
     cells("x = 4")
     time.sleep(0.5)
-    assert len(saves(house)) == so_far
+    assert len(saves(jupyter_env)) == so_far
 
 
 def test_only_saves_after_cells_of_this_program_are_thinned_out(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from house import ANSWER_TIMEOUT_S, KERNEL, House
+from jupyter_env import ANSWER_TIMEOUT_S, KERNEL, JupyterEnv
 from waiting import eventually
 
 from ijfs.live.client import api as client
@@ -20,7 +20,7 @@ from ijfs_engine import Repository
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
 
 
-def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(house: House, tmp_path: Path) -> None:
+def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(jupyter_env: JupyterEnv, tmp_path: Path) -> None:
     cells = ["x = 20", "import ijfs\nresult = ijfs.save('half way')\nx += 1", "print(2 * x, result.resumed)"]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
@@ -32,12 +32,12 @@ def test_nbconvert_executes_a_notebook_that_saves_in_the_middle(house: House, tm
     assert done.returncode == 0, done.stderr
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "42 False\n"
-    assert client.list_instances(house.repo) == []
-    with Repository.open(house.repo) as repository:
+    assert client.list_instances(jupyter_env.repo) == []
+    with Repository.open(jupyter_env.repo) as repository:
         assert "half way" in [snapshot.message for snapshot in repository.snapshots()]
 
 
-def test_console_in_a_terminal_through_a_going_back(house: House) -> None:
+def test_console_in_a_terminal_through_a_going_back(jupyter_env: JupyterEnv) -> None:
     command = [sys.executable, "-m", "jupyter_console", "--simple-prompt", "--kernel", KERNEL]
     pid, terminal = os.forkpty()
     if pid == 0:
@@ -47,9 +47,9 @@ def test_console_in_a_terminal_through_a_going_back(house: House) -> None:
         os.write(terminal, b"print('six times seven is', 6 * 7)\n")
         until(terminal, b"six times seven is 42")
         # Going back while the console waits at its prompt: it notices nothing, and hears the next cell's outputs.
-        name = house.the_instance()
-        snapshot = house.save(name)
-        client.restore(house.repo, snapshot, name, replace=True)
+        name = jupyter_env.the_instance()
+        snapshot = jupyter_env.save(name)
+        client.restore(jupyter_env.repo, snapshot, name, replace=True)
         os.write(terminal, b"print('six times nine is', 6 * 9)\n")
         until(terminal, b"six times nine is 54")
         os.write(terminal, b"exit\n")
@@ -58,10 +58,10 @@ def test_console_in_a_terminal_through_a_going_back(house: House) -> None:
         os.close(terminal)
         os.waitpid(pid, 0)
     # The console only asks its kernel to end, and does not wait for it.
-    assert eventually(lambda: house.instances() == [])
-    (ended,) = client.list_instances(house.repo)
+    assert eventually(lambda: jupyter_env.instances() == [])
+    (ended,) = client.list_instances(jupyter_env.repo)
     assert ended.exit_status == 0
-    client.remove(house.repo, ended.name)
+    client.remove(jupyter_env.repo, ended.name)
 
 
 def until(terminal: int, text: bytes) -> bytes:
@@ -85,7 +85,7 @@ def until(terminal: int, text: bytes) -> bytes:
     return seen
 
 
-def test_a_servers_kernel_manager_starts_restarts_and_ends_it(house: House, tmp_path: Path) -> None:
+def test_a_servers_kernel_manager_starts_restarts_and_ends_it(jupyter_env: JupyterEnv, tmp_path: Path) -> None:
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
     async def live() -> None:
@@ -95,19 +95,19 @@ def test_a_servers_kernel_manager_starts_restarts_and_ends_it(house: House, tmp_
         kernel_id = await kernels.start_kernel(
             kernel_name=KERNEL, path="work", env={**os.environ, "JPY_SESSION_NAME": path}
         )
-        assert house.the_instance() == f"data-study-{kernel_id[:8]}"
+        assert jupyter_env.the_instance() == f"data-study-{kernel_id[:8]}"
         Path(path).write_bytes(document)
-        saved.append(house.save(house.the_instance()))
+        saved.append(jupyter_env.save(jupyter_env.the_instance()))
         await kernels.restart_kernel(kernel_id)
         assert await kernels.get_kernel(kernel_id).is_alive()
-        assert house.the_instance() == f"data-study-{kernel_id[:8]}"
+        assert jupyter_env.the_instance() == f"data-study-{kernel_id[:8]}"
         await kernels.shutdown_all()
 
     saved: list[str] = []
     document = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
     asyncio.run(live())
-    assert client.list_instances(house.repo) == []
-    with Repository.open(house.repo) as repository:
+    assert client.list_instances(jupyter_env.repo) == []
+    with Repository.open(jupyter_env.repo) as repository:
         reader = repository.reader()
         entry = reader.lookup(repository.snapshot(repository.resolve(saved[0])).root, "notebook.ipynb")
         assert reader.open(entry).read(0, entry.size) == document

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import ANSWER_TIMEOUT_S, KERNEL, Cells, House
 from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_env import ANSWER_TIMEOUT_S, KERNEL, Cells, JupyterEnv
 from waiting import eventually, patient
 
 from ijfs.jupyter import kernelspec
@@ -38,50 +38,50 @@ def started(manager: KernelManager, **options: Any) -> Iterator[Cells]:
         manager.shutdown_kernel(now=True)
 
 
-def test_save_go_back_and_interrupt_under_one_manager_and_client(house: House) -> None:
+def test_save_go_back_and_interrupt_under_one_manager_and_client(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
-        name = house.the_instance()
+        name = jupyter_env.the_instance()
         cells("x = 1")
-        snapshot = house.save(name, "x is one")
+        snapshot = jupyter_env.save(name, "x is one")
         assert cells("x += 1; print(x)") == "2"
-        client.restore(house.repo, snapshot, name, replace=True)
+        client.restore(jupyter_env.repo, snapshot, name, replace=True)
         assert cells.manager.is_alive()
         cells.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
         assert cells("print(x)") == "1"
         assert cells.interrupted("import time; time.sleep(600)") == "KeyboardInterrupt"
         assert cells("print(x)") == "1"
-    assert client.list_instances(house.repo) == []
+    assert client.list_instances(jupyter_env.repo) == []
 
 
-def test_a_sibling_under_a_second_manager_diverges_and_ends_alone(house: House) -> None:
+def test_a_sibling_under_a_second_manager_diverges_and_ends_alone(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
-        name = house.the_instance()
+        name = jupyter_env.the_instance()
         cells("x = 'both'")
-        (sibling,) = client.fork(house.repo, name, ["sibling"])
-        with started(attached_manager(house.repo, sibling.name)) as other:
+        (sibling,) = client.fork(jupyter_env.repo, name, ["sibling"])
+        with started(attached_manager(jupyter_env.repo, sibling.name)) as other:
             assert other("print(x)") == "both"
             other("x = 'sibling'")
             cells("x = 'original'")
             assert (other("print(x)"), cells("print(x)")) == ("sibling", "original")
-        assert house.instances() == [name]
+        assert jupyter_env.instances() == [name]
         assert cells("print(x)") == "original"
-    client.remove(house.repo, "sibling")
+    client.remove(jupyter_env.repo, "sibling")
 
 
-def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(house: House) -> None:
+def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
         cells("x = 'saved'")
-        (sibling,) = client.fork(house.repo, house.the_instance(), ["again"])
-    with started(attached_manager(house.repo, sibling.name)) as other:
+        (sibling,) = client.fork(jupyter_env.repo, jupyter_env.the_instance(), ["again"])
+    with started(attached_manager(jupyter_env.repo, sibling.name)) as other:
         other("x = 'changed'")
         other.manager.restart_kernel(now=True)
         other.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
         assert other("print(x)") == "saved"
-    client.remove(house.repo, sibling.name)
+    client.remove(jupyter_env.repo, sibling.name)
 
 
 def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jupyter_env: JupyterEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with started(KernelManager(kernel_name=KERNEL)) as cells:
@@ -94,16 +94,16 @@ def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(
         cells.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
         assert cells("print(x)") == "NameError"
         assert cells("print(open('written-by-the-kernel').read())") == "kept"
-        name = house.the_instance()
+        name = jupyter_env.the_instance()
     assert list(tmp_path.iterdir()) == []
     # What it was run for outlives the shutdown, though it was never saved.
-    work = written_work(house.repo, name)
+    work = written_work(jupyter_env.repo, name)
     assert work is not None
     assert (work / "written-by-the-kernel").read_text() == "kept"
-    client.remove(house.repo, name)
+    client.remove(jupyter_env.repo, name)
 
 
-def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(house: House) -> None:
+def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(jupyter_env: JupyterEnv) -> None:
     manager = KernelManager(kernel_name=KERNEL)
     manager.start_kernel()
     cells = Cells(manager)
@@ -113,12 +113,12 @@ def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(house:
     manager.shutdown_kernel()
     assert time.monotonic() - begin < patient(5)
     assert not manager.has_kernel
-    assert client.list_instances(house.repo) == []
-    assert house.processes() == []
+    assert client.list_instances(jupyter_env.repo) == []
+    assert jupyter_env.processes() == []
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client's own event loop bookkeeping
-async def two_at_once(house: House) -> list[str]:
+async def two_at_once(jupyter_env: JupyterEnv) -> list[str]:
     """Two kernels under async managers, each with its own variable; what each prints."""
     import asyncio
 
@@ -141,17 +141,17 @@ async def two_at_once(house: House) -> list[str]:
     return await asyncio.gather(one("first"), one("second"))
 
 
-def test_async_managers_start_kernels_side_by_side(house: House) -> None:
+def test_async_managers_start_kernels_side_by_side(jupyter_env: JupyterEnv) -> None:
     import asyncio
 
-    assert asyncio.run(two_at_once(house)) == ["first", "second"]
-    assert client.list_instances(house.repo) == []
+    assert asyncio.run(two_at_once(jupyter_env)) == ["first", "second"]
+    assert client.list_instances(jupyter_env.repo) == []
 
 
-def test_a_kernel_spec_with_a_snapshot_starts_with_everything_loaded(house: House) -> None:
+def test_a_kernel_spec_with_a_snapshot_starts_with_everything_loaded(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
         cells("warm = sum(range(1000))")
-        snapshot = house.save(house.the_instance(), "warm")
+        snapshot = jupyter_env.save(jupyter_env.the_instance(), "warm")
     kernelspec.install(name="warm", snapshot=snapshot)
     with (
         started(KernelManager(kernel_name="warm")) as one,
@@ -162,17 +162,17 @@ def test_a_kernel_spec_with_a_snapshot_starts_with_everything_loaded(house: Hous
     kernelspec.remove("warm")
 
 
-def test_live_kernels_are_listed_as_kernels_to_open(house: House) -> None:
-    specs = LiveKernelSpecManager(repo=str(house.repo))
+def test_live_kernels_are_listed_as_kernels_to_open(jupyter_env: JupyterEnv) -> None:
+    specs = LiveKernelSpecManager(repo=str(jupyter_env.repo))
     with started(KernelManager(kernel_name=KERNEL)):
-        name = house.the_instance()
+        name = jupyter_env.the_instance()
         assert specs.get_all_specs()[PREFIX + name]["spec"]["display_name"] == f"{name} (live)"
     assert PREFIX + name not in specs.find_kernel_specs()
     with pytest.raises(NoSuchKernel):
         specs.get_kernel_spec(PREFIX + name)
 
 
-def test_another_process_can_take_a_kernel_over(house: House) -> None:
+def test_another_process_can_take_a_kernel_over(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
         import asyncio
 
@@ -195,12 +195,14 @@ def test_another_process_can_take_a_kernel_over(house: House) -> None:
     ("config", "sentence"),
     [({"attach": "nobody"}, "no instance `nobody`"), ({"snapshot": "feedc0ffee"}, "feedc0ffee")],
 )
-def test_what_cannot_start_says_why_and_leaves_nothing(house: House, config: dict[str, str], sentence: str) -> None:
+def test_what_cannot_start_says_why_and_leaves_nothing(
+    jupyter_env: JupyterEnv, config: dict[str, str], sentence: str
+) -> None:
     kernelspec.install(name="broken", **config)
     manager = KernelManager(kernel_name="broken")
     with pytest.raises(IjfsError, match=sentence):
         manager.start_kernel()
     manager.shutdown_kernel(now=True)
     assert not manager.has_kernel
-    assert client.list_instances(house.repo) == []
+    assert client.list_instances(jupyter_env.repo) == []
     kernelspec.remove("broken")

@@ -1,4 +1,4 @@
-"""Fixtures of the live tests: `house` for one test, `shared_house` for the tests of one file, `small_disk` to fill."""
+"""Fixtures of the live tests: `live_env` for one test, `shared_env` for the tests of one file, `small_disk` to fill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, open_house, why_not
+from live_env import LiveEnv, open_env, why_not
 from waiting import eventually
 
 
@@ -20,16 +20,16 @@ def live_machine() -> None:
 
 
 @pytest.fixture
-def house(live_machine: None, tmp_path: Path) -> Iterator[House]:
+def live_env(live_machine: None, tmp_path: Path) -> Iterator[LiveEnv]:
     """A repository with instances, all gone after the test; fails when something leaked."""
-    with open_house(tmp_path) as opened:
+    with open_env(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def shared_house(live_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """One house for a whole file: starting a kernel takes a second."""
-    with open_house(tmp_path_factory.mktemp("house")) as opened:
+def shared_env(live_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEnv]:
+    """One environment for a whole file: starting a kernel takes a second."""
+    with open_env(tmp_path_factory.mktemp("live")) as opened:
         yield opened
 
 

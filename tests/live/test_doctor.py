@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House
+from live_env import LiveEnv
 from waiting import eventually
 
 from ijfs.live import doctor
@@ -55,25 +55,25 @@ def test_a_repository_where_no_overlay_can_stand_is_refused(live_machine: None) 
     assert verdict.outcome in ("refuse", "unknown")
 
 
-def test_a_program_with_an_io_uring_and_an_open_database_is_told_so(house: House) -> None:
+def test_a_program_with_an_io_uring_and_an_open_database_is_told_so(live_env: LiveEnv) -> None:
     code = """
 import ctypes, sqlite3, time
 ring = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256))
 connection = sqlite3.connect("/tmp/open.db"); connection.execute("create table t (x)"); connection.commit()
 print("up", flush=True); time.sleep(1000)
 """
-    info = house.python("blocked", code, io_uring=True)
+    info = live_env.python("blocked", code, io_uring=True)
     assert eventually(lambda: "up" in Path(info.log).read_text())
-    found = {verdict.check: verdict for verdict in doctor.program(house.repo, "blocked")}
+    found = {verdict.check: verdict for verdict in doctor.program(live_env.repo, "blocked")}
     assert found["io_uring"].outcome == "refuse"
     assert found["io_uring"].remedy
     assert found["sqlite"].outcome == "warn"
     assert "/tmp/open.db" in found["sqlite"].evidence
 
 
-def test_a_program_with_nothing_against_it_is_fine(house: House) -> None:
-    house.command("fine", "while true; do sleep 1; done")
-    assert [verdict.outcome for verdict in doctor.program(house.repo, "fine")] == ["ok"]
+def test_a_program_with_nothing_against_it_is_fine(live_env: LiveEnv) -> None:
+    live_env.command("fine", "while true; do sleep 1; done")
+    assert [verdict.outcome for verdict in doctor.program(live_env.repo, "fine")] == ["ok"]
 
 
 def test_a_process_outside_a_sandbox_cannot_be_saved_and_a_tracer_is_seen() -> None:
@@ -114,16 +114,16 @@ while True:
 """
 
 
-def test_limit_an_open_sqlite_connection_is_read_only_after_a_restore_and_a_new_one_is_not(house: House) -> None:
+def test_limit_an_open_sqlite_connection_is_read_only_after_a_restore_and_a_new_one_is_not(live_env: LiveEnv) -> None:
     """The documented limit (docs/guide.md): the file's inode number is another one. SQLite itself says so clearly."""
     assert sqlite3.sqlite_version_info
-    house.python("database", LIMIT)
-    attempt = house.upper("database") / "tmp/attempt"
+    live_env.python("database", LIMIT)
+    attempt = live_env.upper("database") / "tmp/attempt"
     assert eventually(lambda: attempt.exists() and attempt.read_text() == "ok | ok")
-    result = house.save("database")
+    result = live_env.save("database")
     assert any("SQLite" in warning for warning in result.warnings)
     time.sleep(0.2)
     assert attempt.read_text() == "ok | ok"
-    house.restore(result.snapshot, "sibling")
-    sibling = Path(client.describe(house.repo, "sibling").log).parents[2] / "tmp/attempt"
+    live_env.restore(result.snapshot, "sibling")
+    sibling = Path(client.describe(live_env.repo, "sibling").log).parents[2] / "tmp/attempt"
     assert eventually(lambda: sibling.read_text() == "attempt to write a readonly database | ok")

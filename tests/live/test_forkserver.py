@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, is_gone
+from live_env import LiveEnv, is_gone
 from waiting import eventually
 
 from ijfs.live.client import api as client
@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.root, pytest.mark.criu]
 WRITES = "env > /tmp/env; umask > /tmp/umask; ulimit -n > /tmp/files; touch /tmp/ready; sleep 1000"
 
 
-def start(house: House, name: str) -> int:
+def start(live_env: LiveEnv, name: str) -> int:
     """Start a program that writes down what it was given; its keeper's parent."""
-    house.command(name, WRITES)
-    assert eventually(lambda: (house.upper(name) / "tmp/ready").exists())
-    keeper = read_record(InstancePaths.of(house.repo, name)).keeper
+    live_env.command(name, WRITES)
+    assert eventually(lambda: (live_env.upper(name) / "tmp/ready").exists())
+    keeper = read_record(InstancePaths.of(live_env.repo, name)).keeper
     assert keeper is not None
     return parent_of(keeper.pid)
 
@@ -41,55 +41,55 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def the_forkserver(house: House) -> int:
-    assert eventually(lambda: forkserver.running(house.repo) is not None)
-    pid = forkserver.running(house.repo)
+def the_forkserver(live_env: LiveEnv) -> int:
+    assert eventually(lambda: forkserver.running(live_env.repo) is not None)
+    pid = forkserver.running(live_env.repo)
     assert pid is not None
     return pid
 
 
-def said(house: House, name: str, what: str) -> str:
-    return (house.upper(name) / "tmp" / what).read_text()
+def said(live_env: LiveEnv, name: str, what: str) -> str:
+    return (live_env.upper(name) / "tmp" / what).read_text()
 
 
 def test_the_next_keeper_is_forked_off_the_forkserver_with_the_environment_and_umask_of_its_own_client(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONLY_BEFORE", "1")
-    start(house, "first")
-    waiting = the_forkserver(house)
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     monkeypatch.delenv("ONLY_BEFORE")
     monkeypatch.setenv("ONLY_NOW", "a\nb é")
     before = os.umask(0o027)
     try:
-        assert start(house, "second") == waiting
+        assert start(live_env, "second") == waiting
     finally:
         os.umask(before)
-    environment = said(house, "second", "env")
+    environment = said(live_env, "second", "env")
     assert "ONLY_NOW=a\nb é\n" in environment
     assert "ONLY_BEFORE" not in environment
-    assert said(house, "second", "umask").strip() == "0027"
-    assert forkserver.running(house.repo) == waiting
+    assert said(live_env, "second", "umask").strip() == "0027"
+    assert forkserver.running(live_env.repo) == waiting
 
 
-def test_a_restore_off_the_forkserver_is_a_keeper_and_a_pager_of_their_own(house: House) -> None:
-    start(house, "first")
-    saved = house.save("first").snapshot
-    waiting = the_forkserver(house)
-    info = house.restore(saved, "again")
-    keeper = read_record(InstancePaths.of(house.repo, "again")).keeper
+def test_a_restore_off_the_forkserver_is_a_keeper_and_a_pager_of_their_own(live_env: LiveEnv) -> None:
+    start(live_env, "first")
+    saved = live_env.save("first").snapshot
+    waiting = the_forkserver(live_env)
+    info = live_env.restore(saved, "again")
+    keeper = read_record(InstancePaths.of(live_env.repo, "again")).keeper
     assert keeper is not None
     assert parent_of(keeper.pid) == waiting
     assert os.getsid(keeper.pid) == keeper.pid
     assert procfs.namespace_id(keeper.pid, "mnt") != procfs.namespace_id(waiting, "mnt")
     os.kill(waiting, signal.SIGKILL)
     assert eventually(lambda: is_gone(waiting))
-    assert client.describe(house.repo, "again").pid == info.pid, "what was forked off it does not need it"
-    assert house.save("again").parent == saved
+    assert client.describe(live_env.repo, "again").pid == info.pid, "what was forked off it does not need it"
+    assert live_env.save("again").parent == saved
 
 
 def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_forkserver_and_replaced_without_it(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "60")
     check = (
@@ -98,45 +98,45 @@ def test_the_pager_of_a_keeper_that_goes_back_in_place_is_forked_off_the_forkser
     again = (
         "while not os.path.exists('/tmp/go'): time.sleep(0.02)\nprint(hashlib.sha256(data).hexdigest(), flush=True)\n"
     )
-    house.python("back", f"{check}{again}time.sleep(600)")
-    assert eventually(lambda: len(program_log(house)) == 1)
-    saved = house.save("back").snapshot
-    waiting = the_forkserver(house)
-    house.restore(saved, "back", replace=True)
-    pager = read_record(InstancePaths.of(house.repo, "back")).pager
+    live_env.python("back", f"{check}{again}time.sleep(600)")
+    assert eventually(lambda: len(program_log(live_env)) == 1)
+    saved = live_env.save("back").snapshot
+    waiting = the_forkserver(live_env)
+    live_env.restore(saved, "back", replace=True)
+    pager = read_record(InstancePaths.of(live_env.repo, "back")).pager
     assert pager is not None
     assert parent_of(pager.pid) == waiting
     assert os.getsid(pager.pid) == pager.pid
     for pid in (waiting, *children_of(pager.pid), pager.pid):
         os.kill(pid, signal.SIGKILL)
-    house.exec("back", "touch", "/tmp/go")
-    assert eventually(lambda: len(program_log(house)) == 2, 30)
-    assert len(set(program_log(house))) == 1
-    with client.connect(house.repo, "back") as keeper:
+    live_env.exec("back", "touch", "/tmp/go")
+    assert eventually(lambda: len(program_log(live_env)) == 2, 30)
+    assert len(set(program_log(live_env))) == 1
+    with client.connect(live_env.repo, "back") as keeper:
         assert keeper.wait_memory().memory == 1.0
 
 
-def program_log(house: House) -> list[str]:
-    return Path(client.describe(house.repo, "back").log).read_text().split()
+def program_log(live_env: LiveEnv) -> list[str]:
+    return Path(client.describe(live_env.repo, "back").log).read_text().split()
 
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(house: House) -> None:
-    start(house, "a")
-    waiting = the_forkserver(house)
-    assert PagerProcess.asked(InstancePaths.of(house.repo, "a").root) is None
-    assert the_forkserver(house) == waiting
+def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(live_env: LiveEnv) -> None:
+    start(live_env, "a")
+    waiting = the_forkserver(live_env)
+    assert PagerProcess.asked(InstancePaths.of(live_env.repo, "a").root) is None
+    assert the_forkserver(live_env) == waiting
 
 
-def test_what_people_are_shown_of_it_is_so(house: House) -> None:
-    assert forkserver.describe(house.repo) is None
+def test_what_people_are_shown_of_it_is_so(live_env: LiveEnv) -> None:
+    assert forkserver.describe(live_env.repo) is None
     began = time.time_ns()
-    start(house, "a")
-    pid = the_forkserver(house)
-    shown = forkserver.describe(house.repo)
+    start(live_env, "a")
+    pid = the_forkserver(live_env)
+    shown = forkserver.describe(live_env.repo)
     assert shown is not None
     assert shown.pid == pid
     assert began - 50_000_000 < shown.since_ns < time.time_ns()
@@ -144,14 +144,14 @@ def test_what_people_are_shown_of_it_is_so(house: House) -> None:
     assert 1 << 20 < shown.memory < 200 << 20
 
 
-def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(house: House) -> None:
-    start(house, "first")
-    waiting = the_forkserver(house)
+def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(live_env: LiveEnv) -> None:
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     assert eventually(lambda: resident(waiting) > 25 << 20), "it loads the rest when what it forked has settled"
     assert len(os.listdir(f"/proc/{waiting}/task")) == 1
     opened = [os.readlink(f"/proc/{waiting}/fd/{fd}") for fd in os.listdir(f"/proc/{waiting}/fd")]
-    assert not [path for path in opened if path.startswith(str(house.repo))]
-    assert stat.S_IMODE(forkserver.address(house.repo).stat().st_mode) == 0o600
+    assert not [path for path in opened if path.startswith(str(live_env.repo))]
+    assert stat.S_IMODE(forkserver.address(live_env.repo).stat().st_mode) == 0o600
 
 
 def resident(pid: int) -> int:
@@ -159,71 +159,71 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_without_an_answer_of_the_forkserver_another_does_its_work(house: House, how: int) -> None:
-    start(house, "first")
-    waiting = the_forkserver(house)
+def test_without_an_answer_of_the_forkserver_another_does_its_work(live_env: LiveEnv, how: int) -> None:
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     os.kill(waiting, how)
-    assert start(house, "second") != waiting
+    assert start(live_env, "second") != waiting
     os.kill(waiting, signal.SIGCONT) if how == signal.SIGSTOP else None
     assert eventually(lambda: is_gone(waiting)), "a forkserver whose place another took ends"
-    assert the_forkserver(house) != waiting
+    assert the_forkserver(live_env) != waiting
 
 
-def test_it_ends_when_nobody_asks_and_leaves_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_when_nobody_asks_and_leaves_nothing(live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(forkserver.SETTING, "0.5")
-    start(house, "first")
-    waiting = the_forkserver(house)
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     assert eventually(lambda: is_gone(waiting))
-    assert not forkserver.address(house.repo).exists()
+    assert not forkserver.address(live_env.repo).exists()
 
 
-def test_none_is_left_where_the_setting_is_zero(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_is_left_where_the_setting_is_zero(live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(forkserver.SETTING, "0")
-    start(house, "first")
+    start(live_env, "first")
     time.sleep(0.3)
-    assert forkserver.running(house.repo) is None
-    assert not forkserver.address(house.repo).exists()
+    assert forkserver.running(live_env.repo) is None
+    assert not forkserver.address(live_env.repo).exists()
 
 
 def test_it_ends_when_a_file_it_was_loaded_from_changes(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    live_env: LiveEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"
     site.mkdir()
     module = site / "sitecustomize.py"
     module.write_text("")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    start(house, "first")
-    waiting = the_forkserver(house)
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     module.write_text("new = True\n")
-    assert start(house, "second") != waiting
+    assert start(live_env, "second") != waiting
     assert eventually(lambda: is_gone(waiting))
 
 
-def test_it_ends_with_the_repository(house: House) -> None:
-    start(house, "first")
-    waiting = the_forkserver(house)
-    house.stop("first")
-    shutil.rmtree(house.repo / "live")
+def test_it_ends_with_the_repository(live_env: LiveEnv) -> None:
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
+    live_env.stop("first")
+    shutil.rmtree(live_env.repo / "live")
     assert eventually(lambda: is_gone(waiting))
 
 
-def test_a_client_of_another_standing_is_not_served(house: House) -> None:
-    start(house, "first")
-    waiting = the_forkserver(house)
+def test_a_client_of_another_standing_is_not_served(live_env: LiveEnv) -> None:
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     try:
-        assert start(house, "limited") != waiting
+        assert start(live_env, "limited") != waiting
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert said(house, "limited", "files").strip() == str(soft - 1)
+    assert said(live_env, "limited", "files").strip() == str(soft - 1)
 
 
-def test_another_user_is_not_served_even_where_the_socket_lets_him_in(house: House) -> None:
-    start(house, "first")
-    waiting = the_forkserver(house)
-    path = forkserver.address(house.repo)
+def test_another_user_is_not_served_even_where_the_socket_lets_him_in(live_env: LiveEnv) -> None:
+    start(live_env, "first")
+    waiting = the_forkserver(live_env)
+    path = forkserver.address(live_env.repo)
     path.chmod(0o666)
     script = textwrap.dedent(
         """
@@ -239,10 +239,10 @@ def test_another_user_is_not_served_even_where_the_socket_lets_him_in(house: Hou
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert forkserver.running(house.repo) == waiting, "nor did it end, as he had asked"
+    assert forkserver.running(live_env.repo) == waiting, "nor did it end, as he had asked"
 
 
-def test_a_socket_of_another_user_gets_nothing(house: House, tmp_path: Path) -> None:
+def test_a_socket_of_another_user_gets_nothing(live_env: LiveEnv, tmp_path: Path) -> None:
     """Root in somebody else's repository: its environment is not for who put a socket there."""
     script = textwrap.dedent(
         """

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House, Kernel
+from live_env import Kernel, LiveEnv
 from waiting import eventually
 
 from ijfs.live.client import api as client
@@ -18,24 +18,24 @@ pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 
 @pytest.fixture(scope="module")
-def kernel(shared_house: House) -> Kernel:
-    kernel = shared_house.kernel("base")
+def kernel(shared_env: LiveEnv) -> Kernel:
+    kernel = shared_env.kernel("base")
     kernel.run("import os, time, threading; generation = 0; data = list(range(1000))")
     return kernel
 
 
 @pytest.fixture
-def saved(shared_house: House, kernel: Kernel) -> str:
+def saved(shared_env: LiveEnv, kernel: Kernel) -> str:
     kernel.run("generation = 0; open('/tmp/mine', 'w').write('base')")
-    return shared_house.save("base", "a start").snapshot
+    return shared_env.save("base", "a start").snapshot
 
 
 def test_a_restored_kernel_has_the_memory_and_the_files_of_the_snapshot_and_the_original_goes_on(
-    shared_house: House, kernel: Kernel, saved: str
+    shared_env: LiveEnv, kernel: Kernel, saved: str
 ) -> None:
     kernel.run("generation = 7; open('/tmp/mine', 'w').write('changed')")
-    info = shared_house.restore(saved, "copy")
-    copy = shared_house.talk(info)
+    info = shared_env.restore(saved, "copy")
+    copy = shared_env.talk(info)
     assert copy.run("print(generation, sum(data), open('/tmp/mine').read(), os.getpid())") == "0 499500 base " + (
         kernel.run("print(os.getpid())")
     )
@@ -43,23 +43,23 @@ def test_a_restored_kernel_has_the_memory_and_the_files_of_the_snapshot_and_the_
     assert kernel.run("print(generation, open('/tmp/mine').read())") == "7 changed"
     assert copy.run("print(generation, open('/tmp/mine').read())") == "8 copy"
     assert info.snapshot == saved
-    shared_house.stop("copy")
+    shared_env.stop("copy")
 
 
-def test_eager_and_lazy_restores_hold_the_same(shared_house: House, kernel: Kernel, saved: str) -> None:
+def test_eager_and_lazy_restores_hold_the_same(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
     kernel.run("import hashlib; blob = os.urandom(8 << 20); digest = hashlib.sha256(blob).hexdigest()")
-    snapshot = shared_house.save("base").snapshot
+    snapshot = shared_env.save("base").snapshot
     for eager in (True, False):
-        info = shared_house.restore(snapshot, f"eager-{eager}".lower(), eager=eager)
-        restored = shared_house.talk(info)
+        info = shared_env.restore(snapshot, f"eager-{eager}".lower(), eager=eager)
+        restored = shared_env.talk(info)
         assert restored.run("print(hashlib.sha256(blob).hexdigest() == digest)") == "True"
-        shared_house.stop(info.name)
+        shared_env.stop(info.name)
 
 
-def test_going_back_in_place_keeps_the_client_and_its_ports(shared_house: House, kernel: Kernel, saved: str) -> None:
+def test_going_back_in_place_keeps_the_client_and_its_ports(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
     kernel.run("generation = 99")
-    before = client.describe(shared_house.repo, "base")
-    info = shared_house.restore(saved, "base", replace=True)
+    before = client.describe(shared_env.repo, "base")
+    info = shared_env.restore(saved, "base", replace=True)
     assert info.relay == before.relay
     assert info.pid != before.pid
     assert kernel.run("print(generation)") == "0"
@@ -67,56 +67,56 @@ def test_going_back_in_place_keeps_the_client_and_its_ports(shared_house: House,
 
 
 def test_what_was_saved_after_the_point_gone_back_to_stays_on_a_branch(
-    shared_house: House, kernel: Kernel, saved: str
+    shared_env: LiveEnv, kernel: Kernel, saved: str
 ) -> None:
-    later = shared_house.save("base", "later").snapshot
-    shared_house.restore(saved, "base", replace=True)
-    result = shared_house.save("base", "another way")
+    later = shared_env.save("base", "later").snapshot
+    shared_env.restore(saved, "base", replace=True)
+    result = shared_env.save("base", "another way")
     assert result.parent == saved
     assert any("went back" in warning for warning in result.warnings)
-    with Repository.open(shared_house.repo) as repository:
+    with Repository.open(shared_env.repo) as repository:
         branches = {name: ident.hex() for name, ident in repository.refs.branches().items()}
     assert branches["base"] == result.snapshot
     assert later in branches.values()
 
 
-def test_three_generations_deep(shared_house: House, kernel: Kernel, saved: str) -> None:
+def test_three_generations_deep(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
     snapshot = saved
     for number in range(1, 4):
-        info = shared_house.restore(snapshot, f"generation-{number}")
-        child = shared_house.talk(info)
+        info = shared_env.restore(snapshot, f"generation-{number}")
+        child = shared_env.talk(info)
         assert child.run(f"generation += 1; data.append({number}); print(generation, len(data))") == (
             f"{number} {1000 + number}"
         )
-        result = shared_house.save(info.name)
+        result = shared_env.save(info.name)
         assert result.parent == snapshot
         snapshot = result.snapshot
-        shared_house.stop(info.name)
+        shared_env.stop(info.name)
 
 
-def test_eight_siblings_at_once_answer_and_differ(shared_house: House, kernel: Kernel, saved: str) -> None:
-    siblings = client.fork(shared_house.repo, saved, [f"sibling-{number}" for number in range(8)])
-    kernels = [shared_house.talk(info) for info in siblings]
+def test_eight_siblings_at_once_answer_and_differ(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
+    siblings = client.fork(shared_env.repo, saved, [f"sibling-{number}" for number in range(8)])
+    kernels = [shared_env.talk(info) for info in siblings]
     for number, sibling in enumerate(kernels):
         sibling.run(f"generation = {number}")
     assert [sibling.run("print(generation)") for sibling in kernels] == [str(number) for number in range(8)]
     assert len({port.host for info in siblings for port in info.relay}) == 40
     for sibling in kernels:
-        shared_house.stop(sibling.info.name, timeout_s=0)
+        shared_env.stop(sibling.info.name, timeout_s=0)
 
 
-def test_fork_of_a_live_instance_saves_it_first(shared_house: House, kernel: Kernel) -> None:
+def test_fork_of_a_live_instance_saves_it_first(shared_env: LiveEnv, kernel: Kernel) -> None:
     kernel.run("generation = 'forked'")
-    (info,) = client.fork(shared_house.repo, "base", count=1)
+    (info,) = client.fork(shared_env.repo, "base", count=1)
     assert info.name == "base-1"
-    assert shared_house.talk(info).run("print(generation)") == "forked"
-    shared_house.stop("base-1")
+    assert shared_env.talk(info).run("print(generation)") == "forked"
+    shared_env.stop("base-1")
 
 
-def test_a_cell_can_be_interrupted(shared_house: House, kernel: Kernel) -> None:
+def test_a_cell_can_be_interrupted(shared_env: LiveEnv, kernel: Kernel) -> None:
     message = kernel.client.execute("time.sleep(60)")
     time.sleep(0.3)
-    with client.connect(shared_house.repo, "base") as keeper:
+    with client.connect(shared_env.repo, "base") as keeper:
         keeper.signal(signal.SIGINT)
     reply = kernel.client.get_shell_msg(timeout=10)
     while reply["parent_header"].get("msg_id") != message:
@@ -124,45 +124,45 @@ def test_a_cell_can_be_interrupted(shared_house: House, kernel: Kernel) -> None:
     assert reply["content"]["ename"] == "KeyboardInterrupt"
 
 
-def test_the_program_saves_itself_and_returns_twice(shared_house: House, kernel: Kernel) -> None:
+def test_the_program_saves_itself_and_returns_twice(shared_env: LiveEnv, kernel: Kernel) -> None:
     code = "import ijfs; result = ijfs.save('from inside'); print(result.resumed, result.instance, result.id)"
     resumed, instance, snapshot = kernel.run(code).split()
     assert (resumed, instance) == ("False", "base")
-    info = shared_house.restore(snapshot, "inside")
-    inside = shared_house.talk(info)
+    info = shared_env.restore(snapshot, "inside")
+    inside = shared_env.talk(info)
     assert eventually(lambda: "True inside" in inside.run("print(result.resumed, result.instance)"))
-    with Repository.open(shared_house.repo) as repository:
+    with Repository.open(shared_env.repo) as repository:
         assert repository.snapshot(bytes.fromhex(snapshot)).message == "from inside"
-    shared_house.stop("inside")
+    shared_env.stop("inside")
 
 
-def test_the_notebook_is_in_the_snapshot(shared_house: House, kernel: Kernel) -> None:
+def test_the_notebook_is_in_the_snapshot(shared_env: LiveEnv, kernel: Kernel) -> None:
     notebook = b'{"cells": [], "nbformat": 4}'
-    snapshot = shared_house.save("base", notebook=notebook).snapshot
-    with Repository.open(shared_house.repo) as repository:
+    snapshot = shared_env.save("base", notebook=notebook).snapshot
+    with Repository.open(shared_env.repo) as repository:
         reader = repository.reader()
         entry = reader.lookup(repository.snapshot(bytes.fromhex(snapshot)).root, "notebook.ipynb")
         assert reader.open(entry).read(0, entry.size) == notebook
 
 
-def test_save_and_stop_ends_the_program_with_nothing_lost(shared_house: House, kernel: Kernel, saved: str) -> None:
-    info = shared_house.restore(saved, "stopping")
-    stopping = shared_house.talk(info)
+def test_save_and_stop_ends_the_program_with_nothing_lost(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
+    info = shared_env.restore(saved, "stopping")
+    stopping = shared_env.talk(info)
     stopping.run("generation = 'last'")
-    result = shared_house.save("stopping", stop=True)
+    result = shared_env.save("stopping", stop=True)
     assert result.stopped
     assert eventually(lambda: not Path(f"/proc/{info.pid}").exists())
-    ended = client.describe(shared_house.repo, "stopping")
+    ended = client.describe(shared_env.repo, "stopping")
     assert (ended.status, ended.snapshot) == ("exited", result.snapshot)
-    client.remove(shared_house.repo, "stopping")
-    again = shared_house.talk(shared_house.restore(result.snapshot, "stopping"))
+    client.remove(shared_env.repo, "stopping")
+    again = shared_env.talk(shared_env.restore(result.snapshot, "stopping"))
     assert again.run("print(generation)") == "last"
-    shared_house.stop("stopping")
+    shared_env.stop("stopping")
 
 
-def test_memory_of_a_lazily_restored_kernel_comes_in_by_itself(shared_house: House, kernel: Kernel, saved: str) -> None:
-    info = shared_house.restore(saved, "waiting")
-    with client.connect(shared_house.repo, "waiting") as keeper:
+def test_memory_of_a_lazily_restored_kernel_comes_in_by_itself(shared_env: LiveEnv, kernel: Kernel, saved: str) -> None:
+    info = shared_env.restore(saved, "waiting")
+    with client.connect(shared_env.repo, "waiting") as keeper:
         assert keeper.wait_memory().memory == 1.0
-    shared_house.stop(info.name)
+    shared_env.stop(info.name)
     assert os.path.exists(info.log)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, is_gone
+from live_env import LiveEnv, is_gone
 from waiting import eventually, patient
 
 from ijfs.live.client import api as client
@@ -40,89 +40,89 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def snapshot(shared_house: House) -> str:
-    shared_house.python("large", PROGRAM)
-    assert eventually(lambda: (shared_house.upper("large") / "tmp/ready").exists(), 30)
-    result = shared_house.save("large")
-    shared_house.stop("large", timeout_s=0)
+def snapshot(shared_env: LiveEnv) -> str:
+    shared_env.python("large", PROGRAM)
+    assert eventually(lambda: (shared_env.upper("large") / "tmp/ready").exists(), 30)
+    result = shared_env.save("large")
+    shared_env.stop("large", timeout_s=0)
     return result.snapshot
 
 
-def memory_is_right(house: House, name: str) -> bool:
-    tmp = house.upper(name) / "tmp"
-    assert house.exec(name, "touch", "/tmp/ask") == 0
+def memory_is_right(live_env: LiveEnv, name: str) -> bool:
+    tmp = live_env.upper(name) / "tmp"
+    assert live_env.exec(name, "touch", "/tmp/ask") == 0
     assert eventually(lambda: (tmp / "answer").exists(), 60)
     answer = (tmp / "answer").read_text()
     (tmp / "answer").unlink()
     return answer == "True"
 
 
-def record_of(house: House, name: str) -> InstanceRecord:
-    return read_record(InstancePaths.of(house.repo, name))
+def record_of(live_env: LiveEnv, name: str) -> InstanceRecord:
+    return read_record(InstancePaths.of(live_env.repo, name))
 
 
-def test_every_byte_comes_in_however_early_it_is_asked_for(shared_house: House, snapshot: str) -> None:
-    shared_house.restore(snapshot, "early")
-    assert memory_is_right(shared_house, "early")
-    shared_house.stop("early", timeout_s=0)
+def test_every_byte_comes_in_however_early_it_is_asked_for(shared_env: LiveEnv, snapshot: str) -> None:
+    shared_env.restore(snapshot, "early")
+    assert memory_is_right(shared_env, "early")
+    shared_env.stop("early", timeout_s=0)
 
 
-def test_a_save_in_the_middle_waits_for_the_memory_and_has_all_of_it(shared_house: House, snapshot: str) -> None:
-    shared_house.restore(snapshot, "middle")
-    again = shared_house.save("middle")
+def test_a_save_in_the_middle_waits_for_the_memory_and_has_all_of_it(shared_env: LiveEnv, snapshot: str) -> None:
+    shared_env.restore(snapshot, "middle")
+    again = shared_env.save("middle")
     assert again.image_bytes > MIB << 20
     assert again.parent == snapshot
-    shared_house.stop("middle", timeout_s=0)
-    shared_house.restore(again.snapshot, "after", eager=True)
-    assert memory_is_right(shared_house, "after")
-    shared_house.stop("after", timeout_s=0)
+    shared_env.stop("middle", timeout_s=0)
+    shared_env.restore(again.snapshot, "after", eager=True)
+    assert memory_is_right(shared_env, "after")
+    shared_env.stop("after", timeout_s=0)
 
 
-def test_a_killed_pager_is_replaced_and_the_program_notices_nothing(shared_house: House, snapshot: str) -> None:
-    shared_house.restore(snapshot, "paged")
-    pager = record_of(shared_house, "paged").pager
+def test_a_killed_pager_is_replaced_and_the_program_notices_nothing(shared_env: LiveEnv, snapshot: str) -> None:
+    shared_env.restore(snapshot, "paged")
+    pager = record_of(shared_env, "paged").pager
     assert pager is not None
     if not is_gone(pager.pid):
         os.kill(pager.pid, signal.SIGKILL)
-    assert memory_is_right(shared_house, "paged")
-    with client.connect(shared_house.repo, "paged") as keeper:
+    assert memory_is_right(shared_env, "paged")
+    with client.connect(shared_env.repo, "paged") as keeper:
         assert keeper.wait_memory().memory == 1.0
-    shared_house.stop("paged", timeout_s=0)
+    shared_env.stop("paged", timeout_s=0)
 
 
 def test_a_killed_keeper_leaves_the_pager_at_work_and_the_next_keeper_waits_for_it(
-    shared_house: House, snapshot: str
+    shared_env: LiveEnv, snapshot: str
 ) -> None:
-    shared_house.restore(snapshot, "kept")
-    keeper = record_of(shared_house, "kept").keeper
+    shared_env.restore(snapshot, "kept")
+    keeper = record_of(shared_env, "kept").keeper
     assert keeper is not None
     os.kill(keeper.pid, signal.SIGKILL)
-    assert memory_is_right(shared_house, "kept")
-    again = shared_house.save("kept")
+    assert memory_is_right(shared_env, "kept")
+    again = shared_env.save("kept")
     assert again.image_bytes > MIB << 20
-    shared_house.stop("kept", timeout_s=0)
-    shared_house.restore(again.snapshot, "kept-again")
-    assert memory_is_right(shared_house, "kept-again")
-    shared_house.stop("kept-again", timeout_s=0)
+    shared_env.stop("kept", timeout_s=0)
+    shared_env.restore(again.snapshot, "kept-again")
+    assert memory_is_right(shared_env, "kept-again")
+    shared_env.stop("kept-again", timeout_s=0)
 
 
-def test_a_program_stopped_in_the_middle_takes_its_pager_along(shared_house: House, snapshot: str) -> None:
-    shared_house.restore(snapshot, "brief")
-    pager = record_of(shared_house, "brief").pager
+def test_a_program_stopped_in_the_middle_takes_its_pager_along(shared_env: LiveEnv, snapshot: str) -> None:
+    shared_env.restore(snapshot, "brief")
+    pager = record_of(shared_env, "brief").pager
     assert pager is not None
-    shared_house.stop("brief", timeout_s=0)
+    shared_env.stop("brief", timeout_s=0)
     assert eventually(lambda: is_gone(pager.pid))
 
 
-def test_going_back_in_place_in_the_middle_of_coming_in(shared_house: House, snapshot: str) -> None:
-    info = shared_house.restore(snapshot, "hasty")
+def test_going_back_in_place_in_the_middle_of_coming_in(shared_env: LiveEnv, snapshot: str) -> None:
+    info = shared_env.restore(snapshot, "hasty")
     for _ in range(2):
-        shared_house.restore(snapshot, "hasty", replace=True)
+        shared_env.restore(snapshot, "hasty", replace=True)
     assert eventually(lambda: is_gone(info.pid))
-    assert memory_is_right(shared_house, "hasty")
-    boxes = [path.name for path in (shared_house.repo / "live" / "hasty").glob("box-*")]
+    assert memory_is_right(shared_env, "hasty")
+    boxes = [path.name for path in (shared_env.repo / "live" / "hasty").glob("box-*")]
     assert boxes == ["box-3"]
-    shared_house.stop("hasty", timeout_s=0)
+    shared_env.stop("hasty", timeout_s=0)
 
 
 TOUCHES = f"""
@@ -148,18 +148,18 @@ def pieces(data: bytes | None) -> dict[int, int]:
 
 
 def test_what_was_touched_is_recorded_in_the_repository_and_fetched_first_next_time(
-    shared_house: House, monkeypatch: pytest.MonkeyPatch
+    shared_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared_house.python("touching", TOUCHES)
-    assert eventually(lambda: (shared_house.upper("touching") / "tmp/ready").exists(), 30)
-    first = shared_house.save("touching")
-    (shared_house.upper("touching") / "tmp/unrelated").touch()
-    again = shared_house.save("touching")
-    shared_house.stop("touching", timeout_s=0)
-    with Repository.open(shared_house.repo) as repository:
+    shared_env.python("touching", TOUCHES)
+    assert eventually(lambda: (shared_env.upper("touching") / "tmp/ready").exists(), 30)
+    first = shared_env.save("touching")
+    (shared_env.upper("touching") / "tmp/unrelated").touch()
+    again = shared_env.save("touching")
+    shared_env.stop("touching", timeout_s=0)
+    with Repository.open(shared_env.repo) as repository:
         ids = [bytes.fromhex(result.snapshot) for result in (first, again)]
         assert repository.working_set(ids[0]) is None
-        touch_all(shared_house, first.snapshot)
+        touch_all(shared_env, first.snapshot)
         assert eventually(lambda: repository.working_set(ids[0]) is not None)
         recorded = pieces(repository.working_set(ids[0]))
         # Not all: where the machine is so busy that nothing is touched for 0.1 s, the rest comes in unasked.
@@ -167,27 +167,27 @@ def test_what_was_touched_is_recorded_in_the_repository_and_fetched_first_next_t
         assert repository.working_set(ids[1], inherited=False) is None
         delay_ms = round(patient(5))
         monkeypatch.setenv("IJFS_FETCH_DELAY_MS", str(delay_ms))
-        faults_s = touch_all(shared_house, again.snapshot)
+        faults_s = touch_all(shared_env, again.snapshot)
         assert faults_s < 320 * delay_ms / 1000, "a descendant's pages came before they were asked for"
-        shared_house.restore(again.snapshot, "idle")
-        shared_house.stop("idle", timeout_s=0)
+        shared_env.restore(again.snapshot, "idle")
+        shared_env.stop("idle", timeout_s=0)
 
 
-def touch_all(house: House, snapshot: str) -> float:
+def touch_all(live_env: LiveEnv, snapshot: str) -> float:
     """Seconds from the restore until the program had touched its pieces; its memory is all in then."""
     began = time.monotonic()
-    house.restore(snapshot, "touched")
-    assert house.exec("touched", "touch", "/tmp/go") == 0
-    assert eventually(lambda: (house.upper("touched") / "tmp/touched").exists(), 60)
+    live_env.restore(snapshot, "touched")
+    assert live_env.exec("touched", "touch", "/tmp/go") == 0
+    assert eventually(lambda: (live_env.upper("touched") / "tmp/touched").exists(), 60)
     took = time.monotonic() - began
-    with client.connect(house.repo, "touched") as keeper:
+    with client.connect(live_env.repo, "touched") as keeper:
         keeper.wait_memory()
-    house.stop("touched", timeout_s=0)
+    live_env.stop("touched", timeout_s=0)
     return took
 
 
-def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_house: House) -> None:
-    shared_house.python(
+def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_env: LiveEnv) -> None:
+    shared_env.python(
         "sharing",
         "import ctypes, hashlib, mmap, os, time\n"
         "shared = mmap.mmap(-1, 9 << 20)\nshared[:] = os.urandom(9 << 20)\n"
@@ -201,20 +201,20 @@ def test_what_cannot_be_paged_is_read_before_the_program_runs_and_said(shared_ho
         "    open('/tmp/new', 'w').write(what); os.rename('/tmp/new', '/tmp/now')\n"
         "    time.sleep(0.1)\n",
     )
-    before = shared_house.upper("sharing") / "tmp/now"
+    before = shared_env.upper("sharing") / "tmp/now"
     assert eventually(before.exists, 30)
     content = before.read_text()
-    saved = shared_house.save("sharing")
-    shared_house.stop("sharing", timeout_s=0)
-    info = shared_house.restore(saved.snapshot, "shared")
+    saved = shared_env.save("sharing")
+    shared_env.stop("sharing", timeout_s=0)
+    info = shared_env.restore(saved.snapshot, "shared")
     began = time.time()
     assert (info.read_ahead["shared"], info.read_ahead["memfd"]) == (9 << 20, 5 << 20)
     assert info.read_ahead["locked"] >= 3 << 20
     assert 0 < info.read_ahead["private"] < 9 << 20
-    after = shared_house.upper("shared") / "tmp/now"
+    after = shared_env.upper("shared") / "tmp/now"
     assert eventually(lambda: after.stat().st_mtime > began, 30)
     assert after.read_text() == content
-    shared_house.stop("shared", timeout_s=0)
+    shared_env.stop("shared", timeout_s=0)
 
 
 @pytest.fixture
@@ -235,8 +235,8 @@ def huge_pages() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_huge_pages_are_read_before_the_program_runs_and_said(shared_house: House) -> None:
-    shared_house.python(
+def test_huge_pages_are_read_before_the_program_runs_and_said(shared_env: LiveEnv) -> None:
+    shared_env.python(
         "huge",
         "import hashlib, mmap, os, time\nanonymous = mmap.MAP_ANONYMOUS | 0x40000\n"
         "private = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | anonymous)\nprivate[:] = os.urandom(8 << 20)\n"
@@ -246,29 +246,29 @@ def test_huge_pages_are_read_before_the_program_runs_and_said(shared_house: Hous
         "    open('/tmp/new', 'w').write(what); os.rename('/tmp/new', '/tmp/now')\n"
         "    time.sleep(0.1)\n",
     )
-    before = shared_house.upper("huge") / "tmp/now"
+    before = shared_env.upper("huge") / "tmp/now"
     assert eventually(before.exists, 30)
     content = before.read_text()
-    saved = shared_house.save("huge")
-    shared_house.stop("huge", timeout_s=0)
-    info = shared_house.restore(saved.snapshot, "huger")
+    saved = shared_env.save("huge")
+    shared_env.stop("huge", timeout_s=0)
+    info = shared_env.restore(saved.snapshot, "huger")
     began = time.time()
     assert info.read_ahead["hugetlb"] == 12 << 20
-    after = shared_house.upper("huger") / "tmp/now"
+    after = shared_env.upper("huger") / "tmp/now"
     assert eventually(lambda: after.stat().st_mtime > began, 30)
     assert after.read_text() == content
-    shared_house.stop("huger", timeout_s=0)
+    shared_env.stop("huger", timeout_s=0)
 
 
 def test_it_answers_before_its_memory_is_in(
-    shared_house: House, snapshot: str, monkeypatch: pytest.MonkeyPatch
+    shared_env: LiveEnv, snapshot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fetches are slowed, so that the answer is seen before the rest is there; what is missing comes all the same."""
     monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "50")
-    info = shared_house.restore(snapshot, "quick")
+    info = shared_env.restore(snapshot, "quick")
     assert info.memory < 1
     assert Path(f"/proc/{info.pid}/stat").exists()
-    with client.connect(shared_house.repo, "quick") as keeper:
+    with client.connect(shared_env.repo, "quick") as keeper:
         assert keeper.wait_memory().memory == 1
-    assert memory_is_right(shared_house, "quick")
-    shared_house.stop("quick", timeout_s=0)
+    assert memory_is_right(shared_env, "quick")
+    shared_env.stop("quick", timeout_s=0)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from livehouse import eventually, open_house
+from live_env import eventually, open_env
 
 COUNTING = "i=0; while :; do i=$((i+1)); echo at $i; sleep 0.05; done"
 
@@ -21,13 +21,13 @@ def test_a_program_is_saved_and_restored_in_a_repository_with_an_odd_path(
         monkeypatch.chdir(parent)
         directory = Path(parent, name)
         directory.mkdir()
-        with open_house(directory) as house:
-            info = house.command("odd", COUNTING)
+        with open_env(directory) as live_env:
+            info = live_env.command("odd", COUNTING)
             log = Path(info.log)
             assert eventually(lambda: "at 3" in log.read_text())
-            snapshot = house.save("odd").snapshot
+            snapshot = live_env.save("odd").snapshot
             said = len(log.read_text())
             assert eventually(lambda: len(log.read_text()) > said)
-            again = house.restore(snapshot, "again")
+            again = live_env.restore(snapshot, "again")
             assert eventually(lambda: "at " in Path(again.log).read_text())
             assert not list(Path(parent).rglob("ran"))

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 CRIU = Path(__file__).parents[2] / ".prefix" / "bin" / "criu"
 
 
-class House:
+class Namespace:
     """A pid namespace with one program of `pager_restored.py` in it, dumped and gone; `restore` brings it back."""
 
     def __init__(self, where: Path) -> None:
@@ -36,7 +36,7 @@ class House:
         self.images.mkdir()
         self.workdir.mkdir()
         self.process = subprocess.Popen(
-            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, HERE / "pager_house.py"],
+            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, HERE / "pager_init.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -89,96 +89,96 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def namespace() -> Iterator[Namespace]:
     if os.geteuid() != 0 or not CRIU.exists():
         pytest.skip("needs root and the CRIU of tools/setup")
     where = Path(f"/dev/shm/ijfs-pager-test-{os.getpid()}")
     where.mkdir()
-    built = House(where)
+    built = Namespace(where)
     yield built
     built.close()
     shutil.rmtree(where)
 
 
-def kept(house: House) -> tuple[Path, str]:
+def kept(namespace: Namespace) -> tuple[Path, str]:
     """The images in a repository of their own: (its path, the snapshot's id)."""
-    path = house.where / "repo"
+    path = namespace.where / "repo"
     with Repository.init(path) as repository, repository.begin() as writer:
-        writer.add_images("images", {file.name: file for file in house.images.glob("*.img")})
+        writer.add_images("images", {file.name: file for file in namespace.images.glob("*.img")})
         return path, writer.commit(message="dumped").id.hex()
 
 
-def paged(house: House, delay_s: float = 0.0, **options: Any) -> Pager:
-    return Pager(house.workdir, {"images": str(house.images), "delay_s": delay_s}, **options)
+def paged(namespace: Namespace, delay_s: float = 0.0, **options: Any) -> Pager:
+    return Pager(namespace.workdir, {"images": str(namespace.images), "delay_s": delay_s}, **options)
 
 
-def test_a_restored_program_finds_all_its_memory(house: House) -> None:
-    house.dump(200)
-    with paged(house) as pager:
-        house.restore()
+def test_a_restored_program_finds_all_its_memory(namespace: Namespace) -> None:
+    namespace.dump(200)
+    with paged(namespace) as pager:
+        namespace.restore()
         assert pager.wait_resumed(10).resumed
-        assert house.ask("world.bad()") == []
+        assert namespace.ask("world.bad()") == []
         status = pager.wait(30)
         assert status.pages_in == status.pages > 200 * 256
-        assert house.ask("world.bad()") == []
+        assert namespace.ask("world.bad()") == []
 
 
-def test_it_runs_and_is_right_while_fetching_is_slow_and_the_pager_is_killed(house: House) -> None:
-    house.dump(64)
-    with paged(house, 0.02) as pager:
-        house.restore()
+def test_it_runs_and_is_right_while_fetching_is_slow_and_the_pager_is_killed(namespace: Namespace) -> None:
+    namespace.dump(64)
+    with paged(namespace, 0.02) as pager:
+        namespace.restore()
         pager.wait_resumed(10)
-        house.send("world.bad()")
+        namespace.send("world.bad()")
         time.sleep(0.1)
         os.kill(pager.pid, signal.SIGKILL)
-        assert house.answer() == []
+        assert namespace.answer() == []
         status = pager.wait(30)
         assert status.replaced == 1
-        assert house.ask("world.bad()") == []
+        assert namespace.ask("world.bad()") == []
 
 
-def test_a_tree_of_processes_comes_back_whole(house: House) -> None:
-    house.dump(24, children=2)
-    with paged(house, 0.005) as pager:
-        house.restore()
-        assert [house.ask("world.bad()", index) for index in (2, 0, 1)] == [[], [], []]
+def test_a_tree_of_processes_comes_back_whole(namespace: Namespace) -> None:
+    namespace.dump(24, children=2)
+    with paged(namespace, 0.005) as pager:
+        namespace.restore()
+        assert [namespace.ask("world.bad()", index) for index in (2, 0, 1)] == [[], [], []]
         assert pager.wait(30).spaces == 3
 
 
-def test_it_may_fork_and_give_memory_back_while_it_is_paged(house: House) -> None:
-    house.dump(64)
-    with paged(house, 0.02) as pager:
-        house.restore()
+def test_it_may_fork_and_give_memory_back_while_it_is_paged(namespace: Namespace) -> None:
+    namespace.dump(64)
+    with paged(namespace, 0.02) as pager:
+        namespace.restore()
         pager.wait_resumed(10)
-        assert house.ask('world.in_child("self.bad() == []")') == 0
-        assert house.ask(f"world.memory.madvise({4}, 0, {1 << 20})") is None  # MADV_DONTNEED
-        assert house.ask('world.in_child("self.bad() == [0]")') == 0
+        assert namespace.ask('world.in_child("self.bad() == []")') == 0
+        assert namespace.ask(f"world.memory.madvise({4}, 0, {1 << 20})") is None  # MADV_DONTNEED
+        assert namespace.ask('world.in_child("self.bad() == [0]")') == 0
         pager.wait(30)
-        assert house.ask("world.bad()") == [0]
-        assert house.ask("any(world.memory[: 1 << 20])") is False
+        assert namespace.ask("world.bad()") == [0]
+        assert namespace.ask("any(world.memory[: 1 << 20])") is False
 
 
-def test_a_program_that_ends_while_it_is_paged_ends_the_pager(house: House) -> None:
-    house.dump(64)
-    with paged(house, 0.05) as pager:
-        house.restore()
+def test_a_program_that_ends_while_it_is_paged_ends_the_pager(namespace: Namespace) -> None:
+    namespace.dump(64)
+    with paged(namespace, 0.05) as pager:
+        namespace.restore()
         pager.wait_resumed(10)
-        house.send("os._exit(0)")
+        namespace.send("os._exit(0)")
         assert pager.wait(20).complete
 
 
 @pytest.mark.parametrize("bulk", [False, True])
-def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(house: House, bulk: bool) -> None:
-    house.dump(64, zeros=32)
-    repository, snapshot = kept(house)
-    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot, "bulk": bulk}) as pager:
-        house.restore()
+def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(namespace: Namespace, bulk: bool) -> None:
+    namespace.dump(64, zeros=32)
+    repository, snapshot = kept(namespace)
+    with Pager(namespace.workdir, {"repo": str(repository), "snapshot": snapshot, "bulk": bulk}) as pager:
+        namespace.restore()
         pager.wait_resumed(10)
-        assert house.ask("world.bad()") == []
+        assert namespace.ask("world.bad()") == []
         status = pager.wait(30)
         assert status.zero >= 32 * 256
         assert status.pages_in + status.zero == status.pages
-        assert house.ask("world.bad()") == []
+        assert namespace.ask("world.bad()") == []
 
 
 def damage(repository: Path, known: bytes) -> None:
@@ -193,32 +193,32 @@ def damage(repository: Path, known: bytes) -> None:
     raise AssertionError("no pack holds these bytes as they are")
 
 
-def test_a_damaged_chunk_costs_its_pages_and_no_wrong_byte(house: House) -> None:
-    house.dump(32)
-    repository, snapshot = kept(house)
+def test_a_damaged_chunk_costs_its_pages_and_no_wrong_byte(namespace: Namespace) -> None:
+    namespace.dump(32)
+    repository, snapshot = kept(namespace)
     damage(repository, content(0, 12)[1 << 19 :][:256])  # random bytes are stored as they are
-    with Pager(house.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
-        house.restore()
+    with Pager(namespace.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
+        namespace.restore()
         pager.wait_resumed(10)
         status = pager.wait(30)
         assert 0 < status.poisoned <= 2 * 64
         assert status.pages_in + status.zero + status.poisoned == status.pages
-        killed = [house.ask(f'world.in_child("self.bad({at}, 8) == []")') for at in range(0, 32, 8)]
+        killed = [namespace.ask(f'world.in_child("self.bad({at}, 8) == []")') for at in range(0, 32, 8)]
         assert killed == [0, signal.SIGBUS, 0, 0]
 
 
-def test_a_recorded_order_is_kept_and_used(house: House) -> None:
-    house.dump(96)
-    order = house.where / "order"
+def test_a_recorded_order_is_kept_and_used(namespace: Namespace) -> None:
+    namespace.dump(96)
+    order = namespace.where / "order"
     touched = "world.scatter(256)"
-    with paged(house, 0.0, record=order) as pager:
-        house.restore()
-        first = house.ask(touched)
+    with paged(namespace, 0.0, record=order) as pager:
+        namespace.restore()
+        first = namespace.ask(touched)
         faults = pager.wait(30).faults
     assert faults > 200
     assert order.exists()
-    house.call("kill", str(house.pid))
-    with paged(house, 0.001, order=order) as pager:
-        house.restore()
-        assert house.ask(touched) == first
+    namespace.call("kill", str(namespace.pid))
+    with paged(namespace, 0.001, order=order) as pager:
+        namespace.restore()
+        assert namespace.ask(touched) == first
         assert pager.wait(30).faults < faults / 2

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from livehouse import House, is_gone, open_house
+from live_env import LiveEnv, is_gone, open_env
 from waiting import eventually, patient
 
 from ijfs.live.client import api as client
@@ -43,16 +43,16 @@ while True:
 """
 
 
-def noisy(house: House, name: str) -> None:
-    house.python(name, NOISY)
-    log = Path(client.describe(house.repo, name).log)
+def noisy(live_env: LiveEnv, name: str) -> None:
+    live_env.python(name, NOISY)
+    log = Path(client.describe(live_env.repo, name).log)
     assert eventually(lambda: "up" in log.read_text(), 30)
 
 
-def renew(house: House, name: str) -> None:
+def renew(live_env: LiveEnv, name: str) -> None:
     """Have the program fill its memory with other bytes."""
-    assert house.exec(name, "touch", "/tmp/again") == 0
-    assert eventually(lambda: not (house.upper(name) / "tmp/again").exists())
+    assert live_env.exec(name, "touch", "/tmp/again") == 0
+    assert eventually(lambda: not (live_env.upper(name) / "tmp/again").exists())
 
 
 # Loaded by every Python that a test starts: a keeper's commits wait while a file is there, as on a slow disk.
@@ -94,48 +94,50 @@ def no_commits() -> Iterator[Callable[[], None]]:
         go_on()
 
 
-def history(house: House) -> list[Snapshot]:
+def history(live_env: LiveEnv) -> list[Snapshot]:
     """All snapshots, oldest first."""
-    with Repository.open(house.repo) as repository:
+    with Repository.open(live_env.repo) as repository:
         return sorted(repository.snapshots(), key=lambda one: one.created_ns)
 
 
-def saving(house: House, name: str) -> int:
-    return client.describe(house.repo, name).saving
+def saving(live_env: LiveEnv, name: str) -> int:
+    return client.describe(live_env.repo, name).saving
 
 
-def test_a_save_that_is_not_waited_for_returns_at_the_thaw_and_is_durable_later(house: House) -> None:
-    noisy(house, "quick")
-    with client.connect(house.repo, "quick") as keeper, no_commits() as go_on:
+def test_a_save_that_is_not_waited_for_returns_at_the_thaw_and_is_durable_later(live_env: LiveEnv) -> None:
+    noisy(live_env, "quick")
+    with client.connect(live_env.repo, "quick") as keeper, no_commits() as go_on:
         early = keeper.save("not waited for", wait=False)
         assert (early.snapshot, early.durable_s) == ("", None)
-        assert history(house) == []
+        assert history(live_env) == []
         assert keeper.status().saving == 1
         assert {"wait", "hold", "freeze", "dump", "workspace", "thaw", "total"} <= early.phases.keys()
         go_on()
         done = keeper.wait_save(early.number)
-    assert [one.id.hex() for one in history(house)] == [done.snapshot]
-    assert client.describe(house.repo, "quick").snapshot == done.snapshot
-    assert (saving(house, "quick"), done.frozen_s) == (0, early.frozen_s)
+    assert [one.id.hex() for one in history(live_env)] == [done.snapshot]
+    assert client.describe(live_env.repo, "quick").snapshot == done.snapshot
+    assert (saving(live_env, "quick"), done.frozen_s) == (0, early.frozen_s)
     assert done.durable_s is not None
     assert done.durable_s >= early.phases["total"] > early.frozen_s
     assert {"ingest", "commit"} <= done.phases.keys()
     assert "ingest" not in early.phases
 
 
-def test_a_second_save_freezes_while_the_first_is_stored_and_a_third_waits(house: House) -> None:
-    noisy(house, "busy")
+def test_a_second_save_freezes_while_the_first_is_stored_and_a_third_waits(live_env: LiveEnv) -> None:
+    noisy(live_env, "busy")
     notices: list[str] = []
     with (
-        client.connect(house.repo, "busy", on_event=lambda event: notices.append(getattr(event, "text", ""))) as keeper,
+        client.connect(
+            live_env.repo, "busy", on_event=lambda event: notices.append(getattr(event, "text", ""))
+        ) as keeper,
         no_commits() as go_on,
     ):
         numbers = [keeper.save("one", wait=False).number]
-        renew(house, "busy")
+        renew(live_env, "busy")
         numbers.append(keeper.save("two", wait=False).number)
         assert keeper.status().saving == 2
-        assert history(house) == []
-        renew(house, "busy")
+        assert history(live_env) == []
+        renew(live_env, "busy")
         later = threading.Timer(0.5, go_on)
         later.start()
         numbers.append(keeper.save("three", wait=False).number)
@@ -145,98 +147,98 @@ def test_a_second_save_freezes_while_the_first_is_stored_and_a_third_waits(house
     assert [result.parent for result in results] == [None, results[0].snapshot, results[1].snapshot]
     # Files are the ones of their own moment, also where a save was compared with one older than its parent.
     turns = []
-    with Repository.open(house.repo) as repository:
+    with Repository.open(live_env.repo) as repository:
         reader = repository.reader()
         for result in results:
             root = repository.snapshot(bytes.fromhex(result.snapshot)).root
             file = reader.open(reader.lookup(root, "files/tmp/turn"))
             turns.append(int(file.read(0, file.size)))
     assert turns == sorted(set(turns))
-    house.restore(results[1].snapshot, "second")
-    upper = house.upper("second") / "tmp/turn"
+    live_env.restore(results[1].snapshot, "second")
+    upper = live_env.upper("second") / "tmp/turn"
     assert eventually(lambda: int(upper.read_text()) > turns[1])
 
 
-def test_stop_waits_until_what_was_saved_is_durable_and_the_keeper_is_gone(house: House) -> None:
-    noisy(house, "ending")
-    keeper_process = read_record(InstancePaths.of(house.repo, "ending")).keeper
-    with client.connect(house.repo, "ending") as keeper, no_commits() as go_on:
+def test_stop_waits_until_what_was_saved_is_durable_and_the_keeper_is_gone(live_env: LiveEnv) -> None:
+    noisy(live_env, "ending")
+    keeper_process = read_record(InstancePaths.of(live_env.repo, "ending")).keeper
+    with client.connect(live_env.repo, "ending") as keeper, no_commits() as go_on:
         keeper.save("the last", wait=False)
         threading.Timer(0.3, go_on).start()
         info = keeper.stop(timeout_s=0)
     assert not procfs.is_alive(keeper_process)
-    assert [one.message for one in history(house)] == ["the last"]
-    assert info.snapshot == history(house)[0].id.hex()
-    with Repository.open(house.repo) as repository:
+    assert [one.message for one in history(live_env)] == ["the last"]
+    assert info.snapshot == history(live_env)[0].id.hex()
+    with Repository.open(live_env.repo) as repository:
         assert repository.pins() == []
-    client.remove(house.repo, "ending")
+    client.remove(live_env.repo, "ending")
 
 
-def test_what_was_saved_is_stored_also_when_the_program_ends_before(house: House) -> None:
-    noisy(house, "mortal")
-    info = client.describe(house.repo, "mortal")
-    with client.connect(house.repo, "mortal") as keeper, no_commits() as go_on:
+def test_what_was_saved_is_stored_also_when_the_program_ends_before(live_env: LiveEnv) -> None:
+    noisy(live_env, "mortal")
+    info = client.describe(live_env.repo, "mortal")
+    with client.connect(live_env.repo, "mortal") as keeper, no_commits() as go_on:
         keeper.save("alive", wait=False)
         assert info.pid is not None
         os.kill(info.pid, signal.SIGKILL)
-        assert eventually(lambda: client.describe(house.repo, "mortal").status == "exited")
-        assert saving(house, "mortal") == 1
+        assert eventually(lambda: client.describe(live_env.repo, "mortal").status == "exited")
+        assert saving(live_env, "mortal") == 1
         go_on()
-    client.remove(house.repo, "mortal")  # waits for the keeper
-    assert [one.message for one in history(house)] == ["alive"]
+    client.remove(live_env.repo, "mortal")  # waits for the keeper
+    assert [one.message for one in history(live_env)] == ["alive"]
 
 
-def test_going_back_in_place_and_sigterm_wait_for_saves(house: House) -> None:
-    noisy(house, "back")
-    first = house.save("back", "first").snapshot
-    renew(house, "back")
-    with client.connect(house.repo, "back") as keeper, no_commits() as go_on:
+def test_going_back_in_place_and_sigterm_wait_for_saves(live_env: LiveEnv) -> None:
+    noisy(live_env, "back")
+    first = live_env.save("back", "first").snapshot
+    renew(live_env, "back")
+    with client.connect(live_env.repo, "back") as keeper, no_commits() as go_on:
         keeper.save("second", wait=False)
         threading.Timer(0.3, go_on).start()
         keeper.restore(first)
-    assert [one.message for one in history(house)] == ["first", "second"]
-    renew(house, "back")
-    process = read_record(InstancePaths.of(house.repo, "back")).keeper
+    assert [one.message for one in history(live_env)] == ["first", "second"]
+    renew(live_env, "back")
+    process = read_record(InstancePaths.of(live_env.repo, "back")).keeper
     assert process is not None
-    with client.connect(house.repo, "back") as keeper, no_commits():
+    with client.connect(live_env.repo, "back") as keeper, no_commits():
         keeper.save("third", wait=False)
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(0.3)
-        assert client.is_running(house.repo, "back")
+        assert client.is_running(live_env.repo, "back")
     assert eventually(lambda: is_gone(process.pid), 20)
-    messages = {one.message: one for one in history(house)}
+    messages = {one.message: one for one in history(live_env)}
     assert [parent.hex() for parent in messages["third"].parents] == [first]
 
 
-def test_a_keeper_killed_in_the_ingest_leaves_nothing_half_visible_and_the_next_one_says_so(house: House) -> None:
-    noisy(house, "cut")
-    first = house.save("cut", "before").snapshot
-    renew(house, "cut")
-    process = read_record(InstancePaths.of(house.repo, "cut")).keeper
+def test_a_keeper_killed_in_the_ingest_leaves_nothing_half_visible_and_the_next_one_says_so(live_env: LiveEnv) -> None:
+    noisy(live_env, "cut")
+    first = live_env.save("cut", "before").snapshot
+    renew(live_env, "cut")
+    process = read_record(InstancePaths.of(live_env.repo, "cut")).keeper
     assert process is not None
-    with client.connect(house.repo, "cut") as keeper, no_commits():
+    with client.connect(live_env.repo, "cut") as keeper, no_commits():
         keeper.save("never", wait=False)
         os.kill(process.pid, signal.SIGKILL)
         assert eventually(lambda: not Path(f"/proc/{process.pid}").exists())
-    info = client.describe(house.repo, "cut")
+    info = client.describe(live_env.repo, "cut")
     assert (info.saving, info.save_error) == (0, "the keeper was killed before it was durable")
-    assert [one.id.hex() for one in history(house)] == [first]
-    with Repository.open(house.repo) as repository:
+    assert [one.id.hex() for one in history(live_env)] == [first]
+    with Repository.open(live_env.repo) as repository:
         assert repository.fsck().clean
-    result = house.save("cut", "after")
+    result = live_env.save("cut", "after")
     assert result.parent == first
     assert any("an earlier save was not stored" in warning for warning in result.warnings)
-    assert client.describe(house.repo, "cut").save_error == ""
+    assert client.describe(live_env.repo, "cut").save_error == ""
 
 
 def test_a_save_that_fails_after_the_answer_is_shown_and_keeps_the_program_from_being_stopped(small_disk: Path) -> None:
-    with open_house(small_disk) as house:
-        house.command("full", "while true; do sleep 0.05; done")
-        first = house.save("full", "before").snapshot
+    with open_env(small_disk) as live_env:
+        live_env.command("full", "while true; do sleep 0.05; done")
+        first = live_env.save("full", "before").snapshot
         filler = small_disk / "filler"
         filler.write_bytes(os.urandom(1 << 20) * 45)
-        house.exec("full", "dd", "if=/dev/urandom", "of=/dev/shm/random", "bs=1M", "count=30", "status=none")
-        with client.connect(house.repo, "full") as keeper:
+        live_env.exec("full", "dd", "if=/dev/urandom", "of=/dev/shm/random", "bs=1M", "count=30", "status=none")
+        with client.connect(live_env.repo, "full") as keeper:
             lost = keeper.save("too much", wait=False)
             with pytest.raises(IjfsError, match="the program was not stopped"):
                 keeper.stop(timeout_s=0)
@@ -244,29 +246,29 @@ def test_a_save_that_fails_after_the_answer_is_shown_and_keeps_the_program_from_
                 keeper.wait_save(lost.number)
             assert "space" in keeper.status().save_error
             filler.unlink()
-            house.exec("full", "rm", "/dev/shm/random")
+            live_env.exec("full", "rm", "/dev/shm/random")
             again = keeper.save("room again")
         assert again.parent == first
         assert any("an earlier save was not stored" in warning for warning in again.warnings)
-        assert client.describe(house.repo, "full").save_error == ""
+        assert client.describe(live_env.repo, "full").save_error == ""
 
 
 def test_a_save_that_fails_leaves_the_next_in_line_to_be_stored_on_the_older_parent(small_disk: Path) -> None:
-    with open_house(small_disk) as house:
-        house.command("two", "while true; do sleep 0.05; done")
-        first = house.save("two", "before").snapshot
-        with client.connect(house.repo, "two") as keeper:
+    with open_env(small_disk) as live_env:
+        live_env.command("two", "while true; do sleep 0.05; done")
+        first = live_env.save("two", "before").snapshot
+        with client.connect(live_env.repo, "two") as keeper:
             (small_disk / "filler").write_bytes(os.urandom(1 << 20) * 45)
-            house.exec("two", "dd", "if=/dev/urandom", "of=/dev/shm/random", "bs=1M", "count=30", "status=none")
-            house.exec("two", "sh", "-c", "echo kept > /tmp/kept")
+            live_env.exec("two", "dd", "if=/dev/urandom", "of=/dev/shm/random", "bs=1M", "count=30", "status=none")
+            live_env.exec("two", "sh", "-c", "echo kept > /tmp/kept")
             lost = keeper.save("too much", wait=False)
-            house.exec("two", "rm", "/dev/shm/random")
+            live_env.exec("two", "rm", "/dev/shm/random")
             kept = saved_when_there_is_room(keeper, "small")
             with pytest.raises(StorageError):
                 keeper.wait_save(lost.number)
             done = keeper.wait_save(kept.number)
         assert done.parent == first
-        with Repository.open(house.repo) as repository:
+        with Repository.open(live_env.repo) as repository:
             reader = repository.reader()
             root = repository.snapshot(bytes.fromhex(done.snapshot)).root
             file = reader.open(reader.lookup(root, "files/tmp/kept"))
@@ -285,30 +287,30 @@ def saved_when_there_is_room(keeper: KeeperClient, message: str) -> SaveResult:
                 raise
 
 
-def test_a_program_stopped_by_its_save_is_not_waited_for_by_hooks(house: House) -> None:
+def test_a_program_stopped_by_its_save_is_not_waited_for_by_hooks(live_env: LiveEnv) -> None:
     script = "import ijfs, time; ijfs.before_save(lambda: open('/tmp/told', 'a').write('x')); print('up', flush=True)\n"
-    house.python("hooked", script + "while True: time.sleep(1)")
-    assert eventually(lambda: "up" in Path(client.describe(house.repo, "hooked").log).read_text())
-    upper = house.upper("hooked")
+    live_env.python("hooked", script + "while True: time.sleep(1)")
+    assert eventually(lambda: "up" in Path(client.describe(live_env.repo, "hooked").log).read_text())
+    upper = live_env.upper("hooked")
     begin = time.monotonic()
-    house.save("hooked", stop=True)
+    live_env.save("hooked", stop=True)
     assert time.monotonic() - begin < 8  # not patient: a program that stands still would be waited for, for 10 s
     assert (upper / "tmp/told").read_text() == "x"
 
 
-def test_hooks_are_known_to_the_keeper_that_adopts_a_program(house: House) -> None:
+def test_hooks_are_known_to_the_keeper_that_adopts_a_program(live_env: LiveEnv) -> None:
     script = "import ijfs, time; ijfs.before_save(lambda: open('/tmp/told', 'a').write('x')); print('up', flush=True)\n"
-    house.python("hooks", script + "while True: time.sleep(1)")
-    assert eventually(lambda: "up" in Path(client.describe(house.repo, "hooks").log).read_text())
-    process = read_record(InstancePaths.of(house.repo, "hooks")).keeper
+    live_env.python("hooks", script + "while True: time.sleep(1)")
+    assert eventually(lambda: "up" in Path(client.describe(live_env.repo, "hooks").log).read_text())
+    process = read_record(InstancePaths.of(live_env.repo, "hooks")).keeper
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     assert eventually(lambda: not Path(f"/proc/{process.pid}").exists())  # its threads too: one could still accept
-    house.save("hooks")
-    assert (house.upper("hooks") / "tmp/told").read_text() == "x"
+    live_env.save("hooks")
+    assert (live_env.upper("hooks") / "tmp/told").read_text() == "x"
 
 
-def test_a_keeper_whose_repository_is_deleted_ends_with_its_program(house: House, tmp_path: Path) -> None:
+def test_a_keeper_whose_repository_is_deleted_ends_with_its_program(live_env: LiveEnv, tmp_path: Path) -> None:
     Repository.init(tmp_path / "doomed").close()
     info = client.start(tmp_path / "doomed", client.InstanceSpec(name="d", argv=("sleep", "600"), cwd="/"))
     process = read_record(InstancePaths.of(tmp_path / "doomed", "d")).keeper
@@ -317,11 +319,11 @@ def test_a_keeper_whose_repository_is_deleted_ends_with_its_program(house: House
     assert eventually(lambda: is_gone(info.pid) and is_gone(process.pid), 15)
 
 
-def test_a_client_may_leave_before_its_save_is_durable(house: House) -> None:
-    noisy(house, "left")
-    keeper = KeeperClient.open(InstancePaths.of(house.repo, "left"))
+def test_a_client_may_leave_before_its_save_is_durable(live_env: LiveEnv) -> None:
+    noisy(live_env, "left")
+    keeper = KeeperClient.open(InstancePaths.of(live_env.repo, "left"))
     with no_commits():
         keeper.save("and gone", wait=False)
         keeper.close()
-    assert eventually(lambda: saving(house, "left") == 0, 20)
-    assert [one.message for one in history(house)] == ["and gone"]
+    assert eventually(lambda: saving(live_env, "left") == 0, 20)
+    assert [one.message for one in history(live_env)] == ["and gone"]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from livehouse import House
+from live_env import LiveEnv
 from waiting import eventually
 
 from ijfs.live.checkpoint import arena_pool
@@ -103,35 +103,37 @@ def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) ->
 @pytest.mark.root
 @pytest.mark.criu
 def test_an_image_larger_than_the_memory_for_it_is_saved_and_the_save_says_so(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IJFS_SAVE_MEMORY", "16M")
-    house.python("large", HASHES)
-    log = Path(client.describe(house.repo, "large").log)
+    live_env.python("large", HASHES)
+    log = Path(client.describe(live_env.repo, "large").log)
     assert eventually(lambda: "is" in log.read_text(), 30)
     content = log.read_text().split()[1]
-    assert eventually((house.upper("large") / "tmp/now").exists, 30)
-    saved = house.save("large")
+    assert eventually((live_env.upper("large") / "tmp/now").exists, 30)
+    saved = live_env.save("large")
     assert saved.spilled_bytes > 32 * MIB
     assert any("did not fit into the 16 MiB" in warning for warning in saved.warnings)
-    assert not list(house.upper("large").parent.glob("stage-*"))
-    house.stop("large")
-    house.restore(saved.snapshot, "back")
+    assert not list(live_env.upper("large").parent.glob("stage-*"))
+    live_env.stop("large")
+    live_env.restore(saved.snapshot, "back")
     began = time.time()
-    now = house.upper("back") / "tmp/now"
+    now = live_env.upper("back") / "tmp/now"
     assert eventually(lambda: now.stat().st_mtime > began, 30)
     assert now.read_text() == content
 
 
 @pytest.mark.root
 @pytest.mark.criu
-def test_memory_of_a_save_rests_in_the_keeper_for_the_next_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_save_rests_in_the_keeper_for_the_next_one(
+    live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("IJFS_SAVE_MEMORY", raising=False)
-    house.python("warm", HASHES)
-    log = Path(client.describe(house.repo, "warm").log)
+    live_env.python("warm", HASHES)
+    log = Path(client.describe(live_env.repo, "warm").log)
     assert eventually(lambda: "is" in log.read_text(), 30)
-    first = house.save("warm")
-    keeper = read_record(InstancePaths.of(house.repo, "warm")).keeper
+    first = live_env.save("warm")
+    keeper = read_record(InstancePaths.of(live_env.repo, "warm")).keeper
     assert keeper is not None
 
     def resting() -> int:
@@ -139,5 +141,5 @@ def test_memory_of_a_save_rests_in_the_keeper_for_the_next_one(house: House, mon
 
     assert first.spilled_bytes == 0
     assert resting() > 48 * MIB
-    house.save("warm")
+    live_env.save("warm")
     assert resting() > 48 * MIB

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from livehouse import House, Kernel
+from live_env import Kernel, LiveEnv
 
 from ijfs.live.client import api as client
 
@@ -310,19 +310,19 @@ def prove_all(kernel: Kernel) -> None:
 
 
 @pytest.fixture(scope="module")
-def busy(shared_house: House) -> Kernel:
-    kernel = shared_house.kernel("busy")
+def busy(shared_env: LiveEnv) -> Kernel:
+    kernel = shared_env.kernel("busy")
     for workload in WORKLOADS:
         kernel.run(workload.set_up)
     return kernel
 
 
-def test_every_workload_goes_on_in_the_original_and_in_two_siblings_at_once(shared_house: House, busy: Kernel) -> None:
+def test_every_workload_goes_on_in_the_original_and_in_two_siblings_at_once(shared_env: LiveEnv, busy: Kernel) -> None:
     prove_all(busy)
-    result = shared_house.save("busy")
+    result = shared_env.save("busy")
     assert result.frozen_s < 30
     prove_all(busy)
-    siblings = [shared_house.talk(info) for info in client.fork(shared_house.repo, result.snapshot, ["left", "right"])]
+    siblings = [shared_env.talk(info) for info in client.fork(shared_env.repo, result.snapshot, ["left", "right"])]
     for number, sibling in enumerate(siblings):
         sibling.run(f"who = 'sibling {number}'; open('kept', 'a').write(who)")
     for kernel in (busy, *siblings):
@@ -331,9 +331,9 @@ def test_every_workload_goes_on_in_the_original_and_in_two_siblings_at_once(shar
     assert busy.run("print(who, open('kept').read())") == "original kept"
 
 
-def test_a_sibling_with_all_of_it_can_be_saved_and_restored_again(shared_house: House, busy: Kernel) -> None:
-    result = shared_house.save("left", "second generation")
+def test_a_sibling_with_all_of_it_can_be_saved_and_restored_again(shared_env: LiveEnv, busy: Kernel) -> None:
+    result = shared_env.save("left", "second generation")
     assert not result.warnings
-    shared_house.stop("right", timeout_s=0)
-    grandchild = shared_house.talk(shared_house.restore(result.snapshot, "grandchild", eager=True))
+    shared_env.stop("right", timeout_s=0)
+    grandchild = shared_env.talk(shared_env.restore(result.snapshot, "grandchild", eager=True))
     prove_all(grandchild)

@@ -1,4 +1,4 @@
-"""Init of a pid namespace in which the pager's tests dump and restore: python pager_house.py, a list per line.
+"""Init of a pid namespace in which the pager's tests dump and restore: python pager_init.py, a list per line.
 
 Each line of standard input is a Python list, an argv; the answer is its exit status and output. With "&" in front the
 command is started in a session of its own and the answer is its pid; with "kill" a pid is killed and waited for. In

@@ -1,7 +1,7 @@
 """What the tests of live instances share: a repository, instances in it, clients of kernels, and a look for leaks.
 
-Every process that a test causes inherits an environment variable with the house's own mark: that is how what is left
-over is found, whoever its parent is by then.
+Every process that a test causes inherits a variable with the mark of its `LiveEnv`: that is how what is left over is
+found, whoever its parent is by then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs.live.process import forkserver, procfs
 from ijfs_engine import IjfsError, Repository
 
-MARK = "IJFS_TEST_HOUSE"
+MARK = "IJFS_TEST_ENV"
 KERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 
 
@@ -87,7 +87,7 @@ class Kernel:
         self.client.stop_channels()
 
 
-class House:
+class LiveEnv:
     """A repository and its instances, all gone at the end."""
 
     def __init__(self, directory: Path) -> None:
@@ -150,7 +150,7 @@ class House:
     # -- the end
 
     def processes(self) -> list[int]:
-        """Every process that carries the house's mark, but this one."""
+        """Every process that carries the environment's mark, but this one."""
         wanted = f"{MARK}={self.mark}".encode()
         found = []
         for entry in os.listdir("/proc"):
@@ -193,13 +193,13 @@ def command_line(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def open_house(directory: Path) -> Iterator[House]:
-    """A house for a with statement; fails when something leaked, also when the body failed."""
-    house = House(directory)
+def open_env(directory: Path) -> Iterator[LiveEnv]:
+    """An environment for a with statement; fails when something leaked, also when the body failed."""
+    live_env = LiveEnv(directory)
     try:
-        yield house
+        yield live_env
     finally:
-        left = house.close()
+        left = live_env.close()
         os.environ.pop(MARK, None)
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         left += [f"mount {line}" for line in mounts if f" {directory}/" in line]

@@ -21,7 +21,7 @@ ANSWER_TIMEOUT_S = patient(60)
 """Two cores are shared with whatever else runs: a limit for what should take one or two seconds."""
 
 
-class House:
+class JupyterEnv:
     """Directories under `root`, and the environment that makes Jupyter and ijfs use them."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ class House:
         assert str(self.root) not in Path("/proc/self/mountinfo").read_text()
 
     def processes(self) -> list[str]:
-        """Command lines of processes that belong to this house's repository."""
+        """Command lines of processes that belong to this environment's repository."""
         _, alive = psutil.wait_procs(list(self._related()), timeout=5)
         return [" ".join(process.cmdline()) for process in alive]
 
