@@ -343,6 +343,14 @@ def _end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
+def _unmount_below(place: str) -> None:
+    """A test that was ended in its middle leaves what it mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        where = line.split()[1]
+        if where.startswith(place):
+            subprocess.run(["umount", "--lazy", where], check=False)
+
+
 def _pytest(place: Path, *arguments: str) -> list[str]:
     """The command; its temporary files are in `place`, where no other pytest tidies up."""
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={place}/tmp", *arguments]
@@ -363,7 +371,7 @@ def _environment(first: Path) -> dict[str, str]:
 
 def run_all(chosen: Sequence[Mutant], tests: TestMap, jobs: int) -> list[Outcome]:
     """Each of them, on copies of the package, one a job."""
-    with tempfile.TemporaryDirectory(prefix="ijfs-mutants-") as place:
+    with tempfile.TemporaryDirectory(prefix="ijfs-mutants-", ignore_cleanup_errors=True) as place:
         copies: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
             shutil.copytree(
@@ -383,7 +391,9 @@ def run_all(chosen: Sequence[Mutant], tests: TestMap, jobs: int) -> list[Outcome
             return outcome
 
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(one, chosen))
+            outcomes = list(pool.map(one, chosen))
+        _unmount_below(place)
+        return outcomes
 
 
 def accepted() -> dict[str, str]:
