@@ -59,13 +59,13 @@ class Saved:
 class Kernel:
     """A live kernel. Use `started` or `restored`: they end it and take its sandbox away."""
 
-    def __init__(self, box: Sandbox) -> None:
-        self._box = box
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
 
     def run(self, code: str) -> str:
         """Run a cell to its end; what it printed. RuntimeError when it raised."""
-        network = f"/proc/{os.getpid()}/fd/{self._box.network_fd}"
-        connection = self._box.layers.upper / CONNECTION_FILE_INSIDE.lstrip("/")
+        network = f"/proc/{os.getpid()}/fd/{self._sandbox.network_fd}"
+        connection = self._sandbox.paths.upper / CONNECTION_FILE_INSIDE.lstrip("/")
         command = ["nsenter", f"--net={network}", sys.executable, "-c", CELL, str(connection), code]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -74,22 +74,22 @@ class Kernel:
 
     def dump(self, into: Saved) -> float:
         """Dump into a new directory and let the kernel run on; seconds it stood still. CriuError."""
-        box = self._box
+        sandbox = self._sandbox
         into.images.mkdir(parents=True)
-        box.layers.criu.mkdir(exist_ok=True)
+        sandbox.paths.criu.mkdir(exist_ok=True)
         request = criu.Dump(
-            pid=box.pid,
+            pid=sandbox.pid,
             images=into.images,
-            work=box.layers.criu,
-            network_fd=box.network_fd,
-            external_mounts=rootfs.external_inside(box.volumes),
+            work=sandbox.paths.criu,
+            network_fd=sandbox.network_fd,
+            external_mounts=rootfs.external_inside(sandbox.volumes),
         )
-        return criu.dump(request, lambda: _copy_tree(box.layers.upper, into.upper))
+        return criu.dump(request, lambda: _copy_tree(sandbox.paths.upper, into.upper))
 
 
 @contextmanager
-def started(box: Path, python: str) -> Iterator[Kernel]:
-    """A new kernel of that Python, ready for cells; `box` is the directory of its sandbox."""
+def started(directory: Path, python: str) -> Iterator[Kernel]:
+    """A new kernel of that Python, ready for cells; `directory` is that of its sandbox."""
     spec = InstanceSpec(
         name="bench",
         kind="kernel",
@@ -97,24 +97,23 @@ def started(box: Path, python: str) -> Iterator[Kernel]:
         env={"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "LC_ALL": "C.UTF-8"},
         inherit_env=False,
     )
-    sandbox = launch(SandboxPaths(box), spec, box.parent, msgspec.json.encode(CONNECTION))
+    sandbox = launch(SandboxPaths(directory), spec, directory.parent, msgspec.json.encode(CONNECTION))
     with _closing(sandbox):
         _wait_ready(sandbox)
         yield Kernel(sandbox)
 
 
 @contextmanager
-def restored(box: Path, saved: Saved) -> Iterator[Kernel]:
+def restored(directory: Path, saved: Saved) -> Iterator[Kernel]:
     """A sibling: the saved kernel running again in a sandbox of its own."""
-    layers = SandboxPaths(box)
-    sandbox = Sandbox(layers, ns.new_network())
+    paths = SandboxPaths(directory)
+    sandbox = Sandbox(paths, ns.new_network())
     with _closing(sandbox):
-        _copy_tree(saved.upper, layers.upper)
-        rootfs.make_directories(layers, ())
-        sandbox.mounted = True
-        rootfs.mount_root(layers)
-        outside = rootfs.external_outside(layers, ())
-        request = criu.Restore(saved.images, layers.criu, layers.mountpoint, sandbox.network_fd, outside)
+        _copy_tree(saved.upper, paths.upper)
+        rootfs.make_directories(paths, ())
+        sandbox.mount()
+        outside = rootfs.external_outside(paths, ())
+        request = criu.Restore(saved.images, paths.criu, paths.mountpoint, sandbox.network_fd, outside)
         sandbox.own(criu.restore(request))
         yield Kernel(sandbox)
 
@@ -133,7 +132,7 @@ def _closing(sandbox: Sandbox) -> Iterator[None]:
 def _wait_ready(sandbox: Sandbox) -> None:
     """Until the kernel answers; its log is in the error if it does not."""
     deadline = time.monotonic() + READY_LIMIT_S
-    log = sandbox.layers.upper / LOG_INSIDE.lstrip("/")
+    log = sandbox.paths.upper / LOG_INSIDE.lstrip("/")
     while time.monotonic() < deadline and sandbox.is_alive():
         try:
             Kernel(sandbox).run("pass")

@@ -19,7 +19,7 @@ def written_work(repo: Path, name: str) -> Path | None:
     """Where on the host an ended instance's own files of its working directory are; None when it wrote none there."""
     paths = InstancePaths.of(repo, name)
     record = read_record(paths)
-    directory = _upper_of_cwd(paths.layers(record.generation), record)
+    directory = _upper_of_cwd(paths.sandbox(record.generation), record)
     if not directory.is_dir():
         return None
     return directory if any(_is_work(entry) for entry in directory.iterdir()) else None

@@ -20,10 +20,10 @@ from ijfs.live.checkpoint.workspace import (
     StatCache,
     WritableLayer,
     key_of,
-    known_files,
     layers_of,
     mapped_in,
     put_back,
+    stat_cache_of,
 )
 from ijfs.live.model.records import Volume
 from ijfs_engine import Repository, export_tree
@@ -172,7 +172,7 @@ def test_only_what_changed_is_read_again(upper: Path, tmp_path: Path) -> None:
     os.utime(upper / "content", ns=(status.st_atime_ns, status.st_mtime_ns))  # mtime and size as before, ctime not
     (upper / "new").write_bytes(b"new")
     settle()
-    second = capture(layers, first.known, tmp_path)
+    second = capture(layers, first.stat_cache, tmp_path)
     assert changed(second) == {"files/content", "files/size", "files/new"}
     assert second.bytes_read == len(b"BEFORE" + b"longer than before" + b"new")
 
@@ -182,16 +182,16 @@ def test_a_file_changed_a_moment_before_it_was_read_is_not_believed_to_be_unchan
 ) -> None:
     (upper / "fresh").write_bytes(b"x")
     layers = layers_of(upper, [], None)
-    assert capture(layers, {}, tmp_path).known == {}
+    assert capture(layers, {}, tmp_path).stat_cache == {}
     settle()
-    assert set(capture(layers, {}, tmp_path).known) == {"files/fresh"}
+    assert set(capture(layers, {}, tmp_path).stat_cache) == {"files/fresh"}
 
 
 def test_a_file_mapped_for_writing_is_always_read_again(upper: Path, tmp_path: Path) -> None:
     (upper / "mapped").write_bytes(b"x" * 4096)
     settle()
     layers = layers_of(upper, [], None)
-    assert capture(layers, {}, tmp_path, frozenset({"/mapped"})).known == {}
+    assert capture(layers, {}, tmp_path, frozenset({"/mapped"})).stat_cache == {}
 
 
 def test_which_files_are_mapped_for_writing_is_seen(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_files_put_back_are_known_unless_the_program_may_have_touched_them(upper
     settle()
     began = time.time_ns()
     (upper / "late").write_bytes(b"written by the program")
-    known = known_files(layers_of(upper, [], None), began)
+    known = stat_cache_of(layers_of(upper, [], None), began)
     assert known == {"files/put": key_of((upper / "put").stat())}
 
 
@@ -242,4 +242,4 @@ def test_what_will_be_read_is_measured_beforehand(upper: Path, tmp_path: Path) -
     first = capture(layers, {}, tmp_path)
     (upper / "two").write_bytes(b"x" * 500)
     assert LayerWalker(layers, {}, tmp_path / "stage").measure() == 1500
-    assert LayerWalker(layers, first.known, tmp_path / "stage").measure() == 500
+    assert LayerWalker(layers, first.stat_cache, tmp_path / "stage").measure() == 500

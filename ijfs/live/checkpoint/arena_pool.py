@@ -51,28 +51,28 @@ class ArenaPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: Arena | None = None
-        self._out: weakref.WeakSet[Arena] = weakref.WeakSet()
+        self._lent: weakref.WeakSet[Arena] = weakref.WeakSet()
         self.uses = 0
-        """How often something was lent: who finds it unchanged after `KEPT_S` calls `forget`."""
+        """How often an arena was acquired: who finds it unchanged after `KEPT_S` calls `forget`."""
 
-    def lend(self, expected: int, most: int, spill: Path) -> Arena:
+    def acquire(self, expected: int, most: int, spill: Path) -> Arena:
         """An arena for an image of about `expected` bytes and at most `most`, faulted in; what the budget has no room
-        for lies in a file in `spill`. It comes back by `give_back`, or is gone with its last user. StorageError."""
+        for lies in a file in `spill`. It comes back by `release`, or is gone with its last user. StorageError."""
         with self._lock:
             self.uses += 1
             arena, self._kept = self._kept, None
             if arena is None or arena.capacity < most:
                 arena = Arena(most + most // GROWTH)
-            arena.reset(limit=budget(sum(other.used for other in self._out)), spill=spill)
-            self._out.add(arena)
+            arena.reset(limit=budget(sum(other.used for other in self._lent)), spill=spill)
+            self._lent.add(arena)
         arena.prefault(expected)
         return arena
 
-    def give_back(self, arena: Arena) -> None:
+    def release(self, arena: Arena) -> None:
         """Nobody uses what is in it any more."""
         arena.rest()
         with self._lock:
-            self._out.discard(arena)
+            self._lent.discard(arena)
             if self._kept is None or self._kept.capacity < arena.capacity:
                 self._kept = arena
 

@@ -1,5 +1,7 @@
-"""One restore: a snapshot's program running again in a sandbox of its own. The keeper calls `restore_snapshot` in a
-thread.
+"""One restore: a snapshot's program running again in a sandbox of its own.
+
+`restore_snapshot` is the one way, for a restore that begins before its keeper is loaded (keeper/early_restore.py) as
+for any other (keeper/lifecycle.py); it blocks, and they call it in a thread. Its steps are in `_Restore.run`.
 
 What takes long runs at the same time: the pager's process starts while files and images come out of the repository, and
 memory comes in while the program already runs. A restore that fails leaves nothing behind.
@@ -10,26 +12,26 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ijfs.live.checkpoint.freeze import Clock
+from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
-from ijfs.live.checkpoint.workspace import put_back
+from ijfs.live.checkpoint.workspace import put_back, upper_directories
 from ijfs.live.criu import command as criu
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.paths import SandboxPaths
+from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import rootfs, slirp
+from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Snapshot
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord
-    from ijfs.live.pager.api import Pager, PagerProcess
 
 # How long CRIU gets, after all is mapped, until it says to the pager that the program runs.
 RESUME_LIMIT_S = 60.0
@@ -42,152 +44,219 @@ CROWD_S = 1.5
 MEMORY_LIMIT_S = 1800.0
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """What is to run again, where, and how."""
+
+    snapshot: Snapshot
+    meta: LiveMeta
+    paths: SandboxPaths
+    """New directories, for the new sandbox."""
+    eager: bool = False
+    """All memory is read before the program runs, without a pager."""
+    siblings: int = 1
+    """How many restores were asked for together."""
+    gpus: tuple[str, ...] = ()
+    """GPUs (index or UUID) for a program that held some; by default those that it held."""
+    gpu: GpuProgram | None = None
+    """The keeper's GPU side, where the program was started with one."""
+    pages: Path | None = None
+    """For an eager restore: a directory with the memory, from which CRIU reads it. None: it is staged first."""
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any], store: SnapshotStore, paths: SandboxPaths) -> RestoreRequest:
+        """What the arguments of the verb `restore` ask for. UnknownNameError; NotLiveError for an imported snapshot."""
+        snapshot, meta = store.load(str(args["snapshot"]))
+        return cls(
+            snapshot,
+            meta,
+            paths,
+            eager=bool(args.get("eager")),
+            siblings=int(args.get("siblings") or 1),
+            gpus=tuple(args.get("gpus") or ()),
+        )
+
+
 @dataclass(slots=True)
 class Restored:
-    """A program that runs again; `pager` brings its memory in (None: all is in), `ahead` was read before it ran."""
+    """A program that runs again. `pager` brings its memory in; None when all of it is in. `read_ahead`: bytes that were
+    read before it ran, by why. `began_ns`: when its files were back and it did not run yet (wall clock)."""
 
-    box: Sandbox
+    sandbox: Sandbox
     pager: Pager | None
     began_ns: int
-    ahead: dict[str, int] = field(default_factory=dict)
+    read_ahead: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
 
     def abandon(self) -> None:
-        """End the program again."""
-        self.box.kill()
+        """End the program again, where nobody is going to keep it."""
+        self.sandbox.kill()
         if self.pager is not None:
             self.pager.close()
-        self.box.dispose()
+        self.sandbox.dispose()
 
 
 def restore_snapshot(
-    layers: SandboxPaths,
-    vault: SnapshotStore,
-    snapshot: Snapshot,
-    meta: LiveMeta,
+    request: RestoreRequest,
+    store: SnapshotStore,
     *,
-    eager: bool,
-    siblings: int = 1,
-    on_phase: Callable[[str], None],
-    while_running: Callable[[], None] = lambda: None,
-    gpu: GpuProgram | None = None,
-    gpus: Sequence[str] = (),
-    pager_ahead: PagerProcess | None = None,
-    pages: Path | None = None,
+    on_phase: OnPhase,
+    on_running: Callable[[], None] = lambda: None,
+    pager: PagerProcess | None = None,
 ) -> Restored:
-    """Restore a snapshot into new directories; `gpus` chooses GPUs (index or UUID) for a program that held some.
-    `pager_ahead` is a pager's process that was started before there was work for it, and is this restore's from now on.
-    `siblings`: how many restores were asked for together. `pages` is a directory with the memory, for an eager restore.
-    `while_running` is called once CRIU is at work.
+    """Restore a snapshot. `on_running` is called once CRIU is at work. `pager` is a pager's process that was started
+    before there was work for it; it belongs to this restore from now on.
 
     CriuError, SandboxError, CorruptError, StorageError; PreflightError when its GPU memory cannot fit, GpuLostError.
     """
-    clock = Clock(on_phase)
-    clock.begin("files")
-    record = gpu_record(meta)
-    if gpu is not None and record is not None:
-        gpu.require_room(record, gpus)
-    kernel_features.mount_cache()
-    ahead: dict[str, int] = {}
-    pager: Pager | None = None
-    box = Sandbox(layers, ns.new_network(), meta.volumes)
-    try:
-        rootfs.make_directories(layers, meta.volumes)
-        if not eager:
-            source = {"repo": str(vault.path), "snapshot": snapshot.id.hex(), "bulk": record is not None}
-            pager = _start_pager(layers, {**source, "rest_after_s": _rest_after(siblings)}, pager_ahead)
-            pager_ahead = None
-        _prepare_files(box, vault, snapshot, meta)
-        clock.begin("images")
-        with _staged(layers, vault, snapshot, lazy=pager is not None, pages=pages) as (staged, told):
-            clock.begin("restore")
-            began_ns = time.time_ns()
-
-            def running() -> None:
-                while_running()
-                ahead.update(eager_pages.reasons(told))
-
-            box.own(criu.restore(_request(box, staged, lazy=pager is not None), running))
-        if pager is not None:
-            pager.wait_resumed(RESUME_LIMIT_S)
-        if gpu is not None and record is not None:
-            _give_gpu(box, pager, gpu, record, gpus, clock)
-        clock.end()
-        return Restored(box, pager, began_ns, ahead, clock.phases)
-    except BaseException:
-        if box.program is not None:
-            box.kill()
-        if pager is not None:
-            pager.close()
-        if pager_ahead is not None:
-            pager_ahead.close()
-        box.dispose()
-        raise
+    return _Restore(request, store, Clock(on_phase), pager).run(on_running)
 
 
-def _give_gpu(
-    box: Sandbox, pager: Pager | None, gpu: GpuProgram, record: GpuRecord, gpus: Sequence[str], clock: Clock
-) -> None:
-    """All memory first, in large blocks on all cores: the driver is about to read the whole of it, and would fault
-    page by page. Then the device."""
-    if pager is not None:
-        clock.begin("memory")
-        pager.wait(MEMORY_LIMIT_S)
-    clock.begin("gpu")
-    gpu.restore(box.pid, record, gpus)
-    clock.phases.update(gpu.phases)
+class _Restore:
+    """One restore on its way, and what it has made so far."""
 
+    def __init__(
+        self, request: RestoreRequest, store: SnapshotStore, clock: Clock, pager_process: PagerProcess | None
+    ) -> None:
+        self._request = request
+        self._store = store
+        self._clock = clock
+        self._pager_process = pager_process
+        self._gpu_record: GpuRecord | None = None
+        self._sandbox: Sandbox | None = None
+        self._pager: Pager | None = None
+        self._read_ahead: dict[str, int] = {}
 
-def _request(box: Sandbox, staged: Path, *, lazy: bool) -> criu.Restore:
-    return criu.Restore(
-        images=staged,
-        work=box.layers.criu,
-        root=box.layers.mountpoint,
-        network_fd=box.network_fd,
-        external_mounts=rootfs.external_outside(box.layers, box.volumes),
-        lazy=lazy,
-    )
+    def run(self, on_running: Callable[[], None]) -> Restored:
+        """The steps, in order."""
+        try:
+            self._clock.begin("files")
+            self._require_gpu_room()
+            sandbox = self._make_sandbox()
+            self._start_pager()
+            self._put_files_back(sandbox)
+            self._clock.begin("images")
+            with self._staged_images() as (directory, small_images):
+                self._clock.begin("restore")
+                began_ns = time.time_ns()
+                self._run_criu(sandbox, directory, small_images, on_running)
+            self._wait_until_resumed()
+            self._give_gpu(sandbox)
+            self._clock.end()
+        except BaseException:
+            self._undo()
+            raise
+        return Restored(sandbox, self._pager, began_ns, self._read_ahead, self._clock.phases)
 
+    def _require_gpu_room(self) -> None:
+        """PreflightError, before anything is made."""
+        self._gpu_record = gpu_record(self._request.meta)
+        if self._request.gpu is not None and self._gpu_record is not None:
+            self._request.gpu.require_room(self._gpu_record, self._request.gpus)
 
-def _rest_after(siblings: int) -> float:
-    return CROWD_S if siblings > len(os.sched_getaffinity(0)) else 0.0
+    def _make_sandbox(self) -> Sandbox:
+        """The directories and the network namespace; no mounts and no process yet."""
+        volumes = self._request.meta.volumes
+        self._sandbox = Sandbox(self._request.paths, ns.new_network(), volumes)
+        rootfs.make_directories(self._request.paths, volumes)
+        return self._sandbox
 
+    def _start_pager(self) -> None:
+        """Tell the pager what there is, and have it listen for CRIU."""
+        if self._request.eager:
+            return
+        source = {
+            "repo": str(self._store.path),
+            "snapshot": self._request.snapshot.id.hex(),
+            "bulk": self._gpu_record is not None,
+            "rest_after_s": self._rest_after_s(),
+        }
+        process, self._pager_process = self._pager_process, None
+        with (self._request.paths.criu / "pager.log").open("ab") as log:
+            self._pager = Pager(self._request.paths.criu, source, log=log.fileno(), process=process)
 
-def _start_pager(layers: SandboxPaths, source: dict[str, Any], ahead: PagerProcess | None) -> Pager:
-    from ijfs.live.pager.api import Pager
+    def _rest_after_s(self) -> float:
+        """How long memory waits that was not touched. A GPU program's does not: the driver reads all of it."""
+        crowded = self._request.siblings > len(os.sched_getaffinity(0))
+        return CROWD_S if crowded and self._gpu_record is None else 0.0
 
-    log = (layers.criu / "pager.log").open("ab")
-    with log:
-        return Pager(layers.criu, source, log=log.fileno(), process=ahead)
+    def _put_files_back(self, sandbox: Sandbox) -> None:
+        """The writable layers as they were, mounted; the way out, where the program had one."""
+        snapshot, spec, paths = self._request.snapshot, self._request.meta.spec, sandbox.paths
+        put_back(
+            lambda path, target: self._store.export(snapshot, path, target),
+            paths.upper,
+            upper_directories(paths, sandbox.volumes),
+        )
+        sandbox.mount(gpu=spec.gpu)
+        self._store.export(snapshot, "shm", paths.shm)
+        if spec.network == "slirp4netns":
+            sandbox.connect_outwards()
 
+    @contextlib.contextmanager
+    def _staged_images(self) -> Iterator[tuple[Path, dict[str, bytes]]]:
+        """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them; and the small ones in memory,
+        which say what of the program's memory CRIU reads itself."""
+        snapshot = self._request.snapshot
+        target = self._request.paths.criu / "images"
+        target.mkdir(exist_ok=True)
+        try:
+            ns.mount("ijfs-images", target, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=700")
+        except OSError as error:
+            raise SandboxError(f"no memory for the images: {error.strerror}") from error
+        try:
+            tree = self._store.tree_at(snapshot, "images")
+            if tree is None:
+                raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
+            lazy = not self._request.eager
+            yield target, stage_images.stage(self._store.reader, tree, target, lazy=lazy, pages=self._request.pages)
+        finally:
+            ns.umount(target)
 
-def _prepare_files(box: Sandbox, vault: SnapshotStore, snapshot: Snapshot, meta: LiveMeta) -> None:
-    """The writable layers as they were, mounted; the way out, where the program had one."""
-    layers = box.layers
-    volumes = [(volume, layers.volume(volume.key).upper) for volume in box.volumes]
-    put_back(lambda path, target: vault.export(snapshot, path, target), layers.upper, volumes)
-    box.mounted = True
-    rootfs.mount_root(layers, box.volumes, gpu=meta.spec.gpu)
-    vault.export(snapshot, "shm", layers.shm)
-    if meta.spec.network == "slirp4netns":
-        box.slirp = slirp.Slirp(box.network_fd)
+    def _run_criu(
+        self, sandbox: Sandbox, directory: Path, small_images: Mapping[str, bytes], on_running: Callable[[], None]
+    ) -> None:
+        """The program comes up. What was read ahead is added up while CRIU works."""
+        kernel_features.mount_cache()
+        request = criu.Restore(
+            images=directory,
+            work=sandbox.paths.criu,
+            root=sandbox.paths.mountpoint,
+            network_fd=sandbox.network_fd,
+            external_mounts=rootfs.external_outside(sandbox.paths, sandbox.volumes),
+            lazy=not self._request.eager,
+        )
 
+        def at_work() -> None:
+            on_running()
+            self._read_ahead.update(eager_pages.reasons(small_images))
 
-@contextlib.contextmanager
-def _staged(
-    layers: SandboxPaths, vault: SnapshotStore, snapshot: Snapshot, *, lazy: bool, pages: Path | None
-) -> Iterator[tuple[Path, dict[str, bytes]]]:
-    """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them, and what says why memory was."""
-    target = layers.criu / "images"
-    target.mkdir(exist_ok=True)
-    try:
-        ns.mount("ijfs-images", target, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=700")
-    except OSError as error:
-        raise SandboxError(f"no memory for the images: {error.strerror}") from error
-    try:
-        tree = vault.tree_at(snapshot, "images")
-        if tree is None:
-            raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
-        yield target, stage_images.stage(vault.reader, tree, target, lazy=lazy, pages=pages)
-    finally:
-        ns.umount(target)
+        sandbox.own(criu.restore(request, at_work))
+
+    def _wait_until_resumed(self) -> None:
+        if self._pager is not None:
+            self._pager.wait_resumed(RESUME_LIMIT_S)
+
+    def _give_gpu(self, sandbox: Sandbox) -> None:
+        """All memory first, in large blocks on all cores: the driver is about to read the whole of it, and would fault
+        page by page. Then the device."""
+        gpu = self._request.gpu
+        if gpu is None or self._gpu_record is None:
+            return
+        if self._pager is not None:
+            self._clock.begin("memory")
+            self._pager.wait(MEMORY_LIMIT_S)
+        self._clock.begin("gpu")
+        gpu.restore(sandbox.pid, self._gpu_record, self._request.gpus)
+        self._clock.include(gpu.phases)
+
+    def _undo(self) -> None:
+        """End and remove whatever was made."""
+        if self._sandbox is not None and self._sandbox.program is not None:
+            self._sandbox.kill()
+        if self._pager is not None:
+            self._pager.close()
+        if self._pager_process is not None:
+            self._pager_process.close()
+        if self._sandbox is not None:
+            self._sandbox.dispose()

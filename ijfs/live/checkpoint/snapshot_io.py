@@ -10,12 +10,13 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.model.records import InstanceSpec, Volume
 from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
@@ -23,8 +24,6 @@ from ijfs_engine.errors import IjfsError, UnknownNameError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
-
-OnPhase = Callable[[str], None]
 
 
 class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +125,7 @@ class SnapshotStore:
 
     def store(
         self,
-        parts: SaveContents,
+        contents: SaveContents,
         parent: ObjectId | None,
         progress: Progress | None,
         on_phase: OnPhase = lambda name: None,
@@ -134,18 +133,18 @@ class SnapshotStore:
         """Commit a save. Nothing is visible unless it returns. `on_phase` is told of "ingest" and "commit"."""
         on_phase("ingest")
         repository = self.repository
-        head = repository.refs.branches().get(parts.branch)
+        head = repository.refs.branches().get(contents.branch)
         parents = [ident for ident in (parent or head,) if ident is not None]
-        notes = self._keep_head(parts.branch, head, parents)
+        notes = self._keep_head(contents.branch, head, parents)
         with repository.begin(parents, progress=progress) as writer:
             before = repository.snapshot(parents[0]) if parents else None
-            writer.add_entries(self._entry(item, before) for item in parts.workspace.items)
-            if parts.notebook is not None:
-                writer.add_file("notebook.ipynb", parts.notebook)
-            writer.add_images("images", parts.images)
-            meta = msgspec.to_builtins(parts.meta)
+            writer.add_entries(self._entry(item, before) for item in contents.workspace.items)
+            if contents.notebook is not None:
+                writer.add_file("notebook.ipynb", contents.notebook)
+            writer.add_images("images", contents.images)
+            meta = msgspec.to_builtins(contents.meta)
             on_phase("commit")
-            snapshot = writer.commit(message=parts.message, branch=parts.branch, meta=meta)
+            snapshot = writer.commit(message=contents.message, branch=contents.branch, meta=meta)
             return SaveOutcome(snapshot, notes, writer.stored_bytes)
 
     def _entry(self, item: Item, before: Snapshot | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
@@ -153,8 +152,8 @@ class SnapshotStore:
         if not item.unchanged:
             return item.at, item.entry, item.source
         assert before is not None
-        stored = self.reader.lookup(before.root, item.at)
-        return item.at, msgspec.structs.replace(item.entry, content=stored.content, size=stored.size), None
+        in_parent = self.reader.lookup(before.root, item.at)
+        return item.at, msgspec.structs.replace(item.entry, content=in_parent.content, size=in_parent.size), None
 
     def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
         """A branch about to move away from its head (the program went back): the head gets a branch of its own, or gc

@@ -1,5 +1,5 @@
 """The files a program wrote: read while it stands still, put back before it runs again. Called by freeze.py,
-restore.py.
+restore.py; keeper/state.py keeps the StatCache between saves.
 
 What is saved are the writable layers: the root overlay's upper, each volume's upper at the volume's path (both in
 `files/` of the snapshot), and /dev/shm (in `shm/`). Whiteouts (character devices 0/0) and the overlay's own attributes
@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
+from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Arena, Entry, EntryKind, Segments
 from ijfs_engine.errors import StorageError
 
@@ -76,7 +78,7 @@ class Capture:
     """A workspace as it was at one moment."""
 
     items: list[Item] = field(default_factory=list)
-    known: StatCache = field(default_factory=dict)
+    stat_cache: StatCache = field(default_factory=dict)
     bytes_read: int = 0
     bytes_total: int = 0
     staged: Path | None = None
@@ -96,7 +98,7 @@ class WritableLayer(NamedTuple):
 
 
 def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None) -> list[WritableLayer]:
-    """The writable layers of a sandbox, volumes after the root (they lie at empty directories of it)."""
+    """The root's writable layer, then the volumes' (they lie at empty directories of it), then /dev/shm."""
     found = [WritableLayer(upper, "files", "")]
     found += [
         WritableLayer(path, f"files{volume.path}", volume.path) for volume, path in volumes if volume.kind == "overlay"
@@ -106,12 +108,23 @@ def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | N
     return found
 
 
+def writable_layers(sandbox: Sandbox) -> list[WritableLayer]:
+    """The writable layers of a sandbox whose program runs."""
+    shm = Path(f"/proc/{sandbox.pid}/root/dev/shm")
+    return layers_of(sandbox.paths.upper, upper_directories(sandbox.paths, sandbox.volumes), shm)
+
+
+def upper_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> list[tuple[Volume, Path]]:
+    """Each volume with the directory that holds what was written to it."""
+    return [(volume, paths.volume(volume.key).upper) for volume in volumes]
+
+
 class LayerWalker:
     """One capture in the making. `measure` before the freeze, `capture` in it."""
 
-    def __init__(self, layers: Sequence[WritableLayer], known: StatCache, staging: Path) -> None:
+    def __init__(self, layers: Sequence[WritableLayer], stat_cache: StatCache, staging: Path) -> None:
         self._layers = layers
-        self._known = known
+        self._stat_cache = stat_cache
         self._staging = staging
         self._links: dict[tuple[int, int], int] = {}
         self._staged = 0
@@ -122,7 +135,7 @@ class LayerWalker:
         for layer in self._layers:
             for at, _, status in _walk(layer):
                 readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
-                if readable and self._known.get(at) != key_of(status):
+                if readable and self._stat_cache.get(at) != key_of(status):
                     total += status.st_size
         return total
 
@@ -137,7 +150,7 @@ class LayerWalker:
                 capture.bytes_total += item.entry.size
                 trusted = status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
                 if item.entry.kind == "f" and trusted:
-                    capture.known[at] = key_of(status)
+                    capture.stat_cache[at] = key_of(status)
         return capture
 
     def _item(self, at: str, path: str, status: os.stat_result, arena: Arena, capture: Capture) -> Item:
@@ -145,7 +158,7 @@ class LayerWalker:
         item = Item(at, self._entry(path, status, kind))
         if kind != "f":
             return item
-        if self._known.get(at) == key_of(status):
+        if self._stat_cache.get(at) == key_of(status):
             item.unchanged = True
             return item
         item.source = self._read(path, status.st_size, arena, capture)
@@ -208,14 +221,14 @@ def key_of(status: os.stat_result) -> StatKey:
     return StatKey(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def known_files(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
+def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
     """Keys of files that were put back before `before_ns` (wall clock), when the program did not run yet."""
-    known: StatCache = {}
+    stat_cache: StatCache = {}
     for layer in layers:
         for at, _, status in _walk(layer):
             if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
-                known[at] = key_of(status)
-    return known
+                stat_cache[at] = key_of(status)
+    return stat_cache
 
 
 def mapped_for_writing(pids: Sequence[int]) -> frozenset[str]:

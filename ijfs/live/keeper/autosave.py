@@ -1,8 +1,8 @@
 """Saving after cells by itself: when it is worth it, never in anyone's way, and thinned out again.
 
-Part of the keeper (save.py). The program only says that a cell has ended (docs/architecture.md, "The guest
-protocol"); whether that is worth a save is decided here, outside the program, while it goes on. docs/jupyter.md has
-the rules as people see them.
+Made by server.py; save.py tells it of every save. The program only says that a cell has ended (docs/architecture.md,
+"The guest protocol"); whether that is worth a save is decided here, outside the program, while it goes on.
+docs/jupyter.md has the rules as people see them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.keeper import dirty_sample
 from ijfs.live.keeper.control_socket import Emit, in_thread
+from ijfs.live.keeper.save_queue import SaveQueue
+from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
+from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import PrunePolicy, Repository
 from ijfs_engine.errors import IjfsError
-
-if TYPE_CHECKING:
-    from ijfs.live.keeper.server import Keeper
-    from ijfs.live.sandbox.sandbox import Sandbox
 
 # A program does not stand still for saves of this kind for more than one part in so many of its time.
 REST = 20
@@ -53,8 +52,9 @@ class AutosavePolicy:
 class Autosaver:
     """The saves after cells of one keeper, and what it needs to know for them of all others."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, state: InstanceState, queue: SaveQueue) -> None:
+        self._state = state
+        self._queue = queue
         self._used = False
         self._considering = False
         self._said = ""
@@ -68,12 +68,12 @@ class Autosaver:
 
     # -- around every save
 
-    async def before_freeze(self, box: Sandbox) -> None:
+    async def before_freeze(self, sandbox: Sandbox) -> None:
         """Before, not after: what changes meanwhile counts as not saved."""
         if not self._used:
             return
         with contextlib.suppress(OSError):  # it ends just now, and the freeze will say so
-            self._next_sample = await in_thread(dirty_sample.take, _members(box))
+            self._next_sample = await in_thread(dirty_sample.take, _members(sandbox))
 
     def after_freeze(self, frozen_s: float, image_bytes: int) -> None:
         """Whoever asked for it: the next save after a cell counts from here."""
@@ -88,20 +88,20 @@ class Autosaver:
     ) -> dict[str, Any]:
         """A cell has ended: consider a save, and answer without waiting for it. `note` in the answer is what the
         person at the notebook should know, once."""
-        wishes = _wishes(request)
+        policy = _policy_of(request)
         if request.get("dry"):  # somebody turns it on and asks whether that will do
             return {"note": None}
         self._used = True
-        self._latest = str(request.get("message") or "after a cell"), wishes
+        self._latest = str(request.get("message") or "after a cell"), policy
         if not self._considering:
             self._considering = True
-            self._keeper.spawn(self._consider, save)
+            self._state.spawn(self._consider, save)
         return {"note": self._news() or None}
 
     def _news(self) -> str:
         """What went wrong since the last cell: before the thaw, or afterwards on the way into the repository."""
         said, self._said = self._said, ""
-        lost = self._keeper.record.save_error
+        lost = self._state.record.save_error
         if lost and lost != self._told:
             said = said or f"the last save was not stored: {lost}"
         self._told = lost
@@ -110,8 +110,8 @@ class Autosaver:
     async def _consider(self, save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]) -> None:
         try:
             await self._quiet()
-            message, wishes = self._latest
-            if await self._is_worth_it(wishes):
+            message, policy = self._latest
+            if await self._is_worth_it(policy):
                 await save({"message": message, "wait": False, "auto": True}, lambda event: None)
         except InstanceExitedError:
             _log.info("no save after a cell: the program has ended")
@@ -123,44 +123,44 @@ class Autosaver:
 
     async def _quiet(self) -> None:
         """Wait until nothing else is being done to the instance, all memory is in, and the program had its rest."""
-        keeper = self._keeper
+        state = self._state
         while True:
             rest_s = 0.0 if self._thawed is None else self._thawed + REST * self._frozen_s - time.monotonic()
             if rest_s > 0:
                 await trio.sleep(rest_s)
-            elif len(keeper.saver.line):
-                await keeper.saver.line.settled()
-            elif keeper.busy.locked() or keeper.record.pager is not None:
-                async with keeper.busy:
-                    await keeper.memory_in()
+            elif len(self._queue):
+                await self._queue.settled()
+            elif state.busy.locked() or state.record.pager is not None:
+                async with state.busy:
+                    await state.memory_in()
             else:
                 return
 
-    async def _is_worth_it(self, wishes: AutosavePolicy) -> bool:
-        keeper = self._keeper
+    async def _is_worth_it(self, policy: AutosavePolicy) -> bool:
+        state = self._state
         now = time.monotonic()
-        pids = _members(keeper.live_box())
-        if self._would_take(pids) > wishes.limit_s:
-            return self._too_large(pids, wishes)
-        if keeper.record.snapshot is None and self._thawed is None:
+        pids = _members(state.live_sandbox())
+        if self._expected_freeze_s(pids) > policy.limit_s:
+            return self._too_large(pids, policy)
+        if state.record.snapshot is None and self._thawed is None:
             return True
         if self._thawed is None:
             self._thawed = now  # restored, or adopted: it counts from the first cell seen
-        if now - self._thawed >= wishes.every_s:
+        if now - self._thawed >= policy.every_s:
             return True
         if self._sample is None:
             self._sample = await in_thread(dirty_sample.take, pids)
             return False
         share: float | None = await in_thread(dirty_sample.changed_share, self._sample, pids)
-        return share is not None and share >= wishes.changed
+        return share is not None and share >= policy.changed
 
-    def _would_take(self, pids: list[int]) -> float:
+    def _expected_freeze_s(self, pids: list[int]) -> float:
         return self._rate * sum(procfs.dumpable_bytes(pid) for pid in pids)
 
-    def _too_large(self, pids: list[int], wishes: AutosavePolicy) -> bool:
+    def _too_large(self, pids: list[int], policy: AutosavePolicy) -> bool:
         self._said = (
-            f"not saved after the last cell: the program would stand still for about {self._would_take(pids):.1f} s, "
-            f"and the limit is {wishes.limit_s:g} s"
+            "not saved after the last cell: the program would stand still for about "
+            f"{self._expected_freeze_s(pids):.1f} s, and the limit is {policy.limit_s:g} s"
         )
         return False
 
@@ -176,24 +176,24 @@ def thin(repository: Repository, instance: str) -> None:
                 repository.remove(snapshot.id)
 
 
-def _members(box: Sandbox) -> list[int]:
-    return procfs.processes_in("pid", procfs.namespace_id(box.pid, "pid"))
+def _members(sandbox: Sandbox) -> list[int]:
+    return procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
 
 
-def _wishes(request: dict[str, Any]) -> AutosavePolicy:
+def _policy_of(request: dict[str, Any]) -> AutosavePolicy:
     """The rules that came with a request. ProtocolError for what are none."""
     usual = AutosavePolicy()
     try:
-        wishes = AutosavePolicy(
+        policy = AutosavePolicy(
             every_s=float(request.get("every_s", usual.every_s)),
             changed=float(request.get("changed", usual.changed)),
             limit_s=float(request.get("limit_s", usual.limit_s)),
         )
     except (TypeError, ValueError):
         raise ProtocolError("every_s, changed and limit_s are numbers") from None
-    if not (wishes.every_s >= 0 and 0 < wishes.changed <= 1 and wishes.limit_s > 0):
+    if not (policy.every_s >= 0 and 0 < policy.changed <= 1 and policy.limit_s > 0):
         raise ProtocolError("every_s is at least 0, changed between 0 and 1, limit_s more than 0")
-    return wishes
+    return policy
 
 
 __all__ = ["THINNED", "AutosavePolicy", "Autosaver", "thin"]

@@ -24,6 +24,11 @@ Dispatch = Callable[[str, dict[str, Any], Emit], Awaitable[dict[str, Any]]]
 _log = logging.getLogger("ijfs.keeper")
 
 
+def phase_events(emit: Emit) -> Callable[[str], None]:
+    """Events that say which phase of a verb begins, from what is told its name."""
+    return lambda name: emit({"kind": "phase", "name": name})
+
+
 async def in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Run what blocks in a thread; it is never abandoned, since it holds processes and mounts."""
     return await trio.to_thread.run_sync(functools.partial(function, *args, **kwargs))

@@ -1,7 +1,8 @@
 """A lazy restore that begins before its keeper is loaded: process.py starts it in a thread, lifecycle.py takes it over.
 
 What a keeper serves clients with (trio, relay, guest port) takes 0.1 s to load, and a restore needs none of it. So it
-runs at once, and the rest of the keeper is loaded while CRIU, another process, is at work.
+runs at once, and the rest of the keeper is loaded while CRIU, another process, is at work. Nothing of that rest is
+imported here. What is restored and how is checkpoint/restore.py's, as for every other restore.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,58 +17,61 @@ from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths
 
 if TYPE_CHECKING:
-    from ijfs.live.checkpoint.restore import Restored
-    from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore
+    from ijfs.live.checkpoint.phases import OnPhase
+    from ijfs.live.checkpoint.restore import Restored, RestoreRequest
+    from ijfs.live.checkpoint.snapshot_io import SnapshotStore
     from ijfs.live.pager.api import PagerProcess
-    from ijfs_engine import Snapshot
 
 
 class EarlyRestore:
-    """The first request of a keeper, being done if it is a plain lazy restore into a new instance."""
+    """The first request of a keeper, being done if it is a plain lazy restore into a new instance. `pager` is a pager's
+    process that waits for work."""
 
     def __init__(self, directory: Path, first: socket.socket, pager: PagerProcess) -> None:
-        self.pager: PagerProcess | None = pager
-        """The pager's process, where the restore has not taken it."""
-        self.vault: SnapshotStore | None = None
+        self.snapshots: SnapshotStore | None = None
+        """What the restore reads from; None where it was not begun. For the keeper, too."""
         self._directory = directory
         self._first = first
+        self._pager: PagerProcess | None = pager
         self._line: bytes | None = None
-        self._loaded: tuple[Snapshot, LiveMeta] | None = None
+        self._request: RestoreRequest | None = None
         self._restored: Restored | None = None
         self._error: BaseException | None = None
-        self._read = threading.Event()
-        self._at_work = threading.Event()
-        self._on_phase: Callable[[str], None] | None = None
+        self._line_read = threading.Event()
+        self._criu_works = threading.Event()
+        self._telling = threading.Lock()
+        self._on_phase: OnPhase | None = None
         self._phases: list[str] = []
-        self._thread = threading.Thread(target=self._run, name="head-start", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="early-restore", daemon=True)
         self._thread.start()
 
-    def wait_until_others_work(self) -> None:
+    def wait_until_criu_works(self) -> None:
         """Return when CRIU runs, or when there is nothing to be done here (any more)."""
-        self._at_work.wait()
+        self._criu_works.wait()
 
     def line(self) -> bytes | None:
         """The first request as it came; None when the client left without one. Blocks."""
-        self._read.wait()
+        self._line_read.wait()
         return self._line
 
     @property
     def begun(self) -> bool:
         """Whether a restore was begun here."""
-        return self._loaded is not None
+        return self._request is not None
 
-    def load(self) -> tuple[Snapshot, LiveMeta] | None:
-        """The snapshot that is being restored, or why it cannot be; None when nothing was begun. Blocks."""
-        self._at_work.wait()
-        if self._loaded is None and self._error is not None:
+    def request(self) -> RestoreRequest | None:
+        """What is being restored, or why it cannot be; None when nothing was begun. Blocks."""
+        self._criu_works.wait()
+        if self._request is None and self._error is not None:
             raise self._error
-        return self._loaded
+        return self._request
 
-    def result(self, on_phase: Callable[[str], None]) -> Restored:
+    def result(self, on_phase: OnPhase) -> Restored:
         """The program that runs again, or why it does not. Blocks; `on_phase` also gets what was begun before."""
-        for name in self._phases:
-            on_phase(name)
-        self._on_phase = on_phase
+        with self._telling:
+            for name in self._phases:
+                on_phase(name)
+            self._on_phase = on_phase
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -81,47 +84,53 @@ class EarlyRestore:
         if self._restored is not None:
             self._restored.abandon()
 
+    def take_pager(self) -> PagerProcess | None:
+        """The pager's process, where no restore has taken it; it is the caller's from now on."""
+        pager, self._pager = self._pager, None
+        return pager
+
+    def close(self) -> None:
+        """End a pager that nobody took."""
+        pager = self.take_pager()
+        if pager is not None:
+            pager.close()
+
     def _run(self) -> None:
         try:
             with contextlib.suppress(OSError):
                 self._line = _first_line(self._first)
-            self._read.set()
+            self._line_read.set()
             args = _plain_restore(self._line)
             if args is not None:
-                self._restore(str(args["snapshot"]), int(args.get("siblings", 1)))
+                self._restore(args)
         except BaseException as error:
             self._error = error
         finally:
-            self._at_work.set()
+            self._criu_works.set()
 
-    def _restore(self, spec: str, siblings: int) -> None:
-        from ijfs.live.checkpoint import restore
+    def _restore(self, args: dict[str, Any]) -> None:
+        from ijfs.live.checkpoint.restore import RestoreRequest, restore_snapshot
         from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 
-        self.vault = SnapshotStore(self._directory.parent.parent)
-        snapshot, meta = self.vault.load(spec)
-        if meta.spec.gpu:  # its driver is the keeper's to load
+        self.snapshots = SnapshotStore(self._directory.parent.parent)
+        request = RestoreRequest.of(args, self.snapshots, InstancePaths(self._directory).sandbox(1))
+        if request.meta.spec.gpu:  # its driver is the keeper's to load
             return
-        self._loaded = snapshot, meta
-        pager, self.pager = self.pager, None
-        layers = InstancePaths(self._directory).layers(1)
-        self._restored = restore.restore_snapshot(
-            layers,
-            self.vault,
-            snapshot,
-            meta,
-            eager=False,
-            siblings=siblings,
+        self._request = request
+        self._restored = restore_snapshot(
+            request,
+            self.snapshots,
             on_phase=self._phase,
-            while_running=self._at_work.set,
-            pager_ahead=pager,
+            on_running=self._criu_works.set,
+            pager=self.take_pager(),
         )
 
     def _phase(self, name: str) -> None:
-        if self._on_phase is not None:
-            self._on_phase(name)
-        else:
-            self._phases.append(name)
+        with self._telling:
+            if self._on_phase is not None:
+                self._on_phase(name)
+            else:
+                self._phases.append(name)
 
 
 def _first_line(sock: socket.socket) -> bytes | None:

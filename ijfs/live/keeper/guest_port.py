@@ -1,7 +1,7 @@
 """The keeper's side of the guest protocol: what a program in a sandbox may ask of its own keeper, and what it is told.
 
-docs/architecture.md, "The guest protocol", has the wire; ijfs.guest is the program's side. Called by process.py. One
-short connection a request: none may be open when the program is frozen.
+docs/architecture.md, "The guest protocol", has the wire; ijfs.guest is the program's side. Held by state.py; what is
+asked is answered by guest_requests.py. One short connection a request: none may be open when the program is frozen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
@@ -48,6 +48,10 @@ class GuestPort:
         self._listener: trio.SocketListener | None = None
         self._serving: trio.CancelScope | None = None
         self.hook_ports: list[int] = []
+
+    def set_hooks(self, ports: Sequence[int]) -> None:
+        """The hooks that a program brings along from its snapshot, or had with an earlier keeper."""
+        self.hook_ports = list(ports)
 
     def open(self, network_fd: int, nursery: trio.Nursery) -> None:
         """Listen inside, and serve in `nursery`. A program that took the port itself does without a keeper."""

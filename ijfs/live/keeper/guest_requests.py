@@ -1,4 +1,4 @@
-"""What a program asks of its own keeper: to be saved, how it stands, what there is. Part of server.py.
+"""What a program asks of its own keeper: to be saved, how it stands, what there is. Made by server.py.
 
 docs/architecture.md, "The guest protocol", has the requests; guest_port.py carries them. Every request may come twice,
 so a save is known by its nonce, for as long as the keeper lives.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ijfs.live.errors import describe, rebuild
+from ijfs.live.keeper.autosave import Autosaver
 from ijfs.live.keeper.control_socket import Emit
+from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.records import SaveResult
 from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError
-
-if TYPE_CHECKING:
-    from ijfs.live.keeper.server import Keeper
 
 SaveVerb = Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]
 
@@ -27,8 +26,9 @@ _log = logging.getLogger("ijfs.keeper")
 class GuestRequests:
     """The requests of one keeper's program. `save`: the keeper's verb."""
 
-    def __init__(self, keeper: Keeper, save: SaveVerb) -> None:
-        self._keeper = keeper
+    def __init__(self, state: InstanceState, autosaver: Autosaver, save: SaveVerb) -> None:
+        self._state = state
+        self._autosaver = autosaver
         self._save_verb = save
         self._nonces: dict[str, dict[str, Any]] = {}
 
@@ -48,11 +48,11 @@ class GuestRequests:
         return verb(request)
 
     def _status(self, request: dict[str, Any]) -> dict[str, Any]:
-        keeper = self._keeper
-        return {"instance": keeper.name, "repository": str(keeper.repo), "snapshot": keeper.record.snapshot}
+        state = self._state
+        return {"instance": state.name, "repository": str(state.repo), "snapshot": state.record.snapshot}
 
     def _cell(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._keeper.saver.auto.cell(request, self._save_verb)
+        return self._autosaver.cell(request, self._save_verb)
 
     def _save(self, request: dict[str, Any]) -> dict[str, Any]:
         nonce = str(request.get("nonce") or "")
@@ -61,7 +61,7 @@ class GuestRequests:
         if nonce not in self._nonces:
             self._nonces[nonce] = {"ok": {"state": "pending"}}
             args = {"message": str(request.get("message") or ""), "nonce": nonce, "wait": request.get("wait", True)}
-            self._keeper.spawn(self._save_for_program, nonce, args)
+            self._state.spawn(self._save_for_program, nonce, args)
         answer = self._nonces[nonce]
         if "error" in answer:
             raise rebuild(answer["error"])
@@ -79,10 +79,10 @@ class GuestRequests:
             self._nonces[nonce] = {"ok": self._settled("saved" if result.snapshot else "thawed", result.snapshot)}
 
     def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
-        return {"state": state, "snapshot": snapshot, "instance": self._keeper.name}
+        return {"state": state, "snapshot": snapshot, "instance": self._state.name}
 
     def _log(self, request: dict[str, Any]) -> dict[str, Any]:
-        repository = self._keeper.vault.repository
+        repository = self._state.snapshots.repository
         snapshots = [
             {
                 "id": snapshot.id.hex(),
@@ -96,5 +96,5 @@ class GuestRequests:
             "snapshots": snapshots,
             "branches": {name: ident.hex() for name, ident in repository.refs.branches().items()},
             "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
-            "here": self._keeper.record.snapshot,
+            "here": self._state.record.snapshot,
         }

@@ -1,7 +1,7 @@
 """How a keeper's program comes to run: started, restored, taken back in place, or found running by a new keeper.
 
-Part of the keeper (server.py), apart from it as save.py is. What blocks is in sandbox/init.py and
-checkpoint/restore.py.
+Made by server.py. What blocks runs in threads: sandbox/sandbox.py (`launch`), checkpoint/restore.py
+(`restore_snapshot`), or a restore that keeper/early_restore.py has begun already.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
-from ijfs.live.checkpoint.workspace import known_files
+from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
+from ijfs.live.checkpoint.workspace import stat_cache_of, writable_layers
 from ijfs.live.errors import InstanceExitedError, KeeperError
-from ijfs.live.keeper.control_socket import Emit, in_thread
+from ijfs.live.keeper.control_socket import Emit, in_thread, phase_events
+from ijfs.live.keeper.guest_requests import GuestRequests
+from ijfs.live.keeper.save_queue import SaveQueue
+from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
-from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec
+from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process, Volume
+from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import namespaces, sandbox, slirp
-from ijfs.live.sandbox.cleanup import sweep_boxes
-from ijfs.live.sandbox.sandbox import Sandbox
+from ijfs.live.sandbox import namespaces
+from ijfs.live.sandbox.cleanup import sweep_sandboxes
+from ijfs.live.sandbox.sandbox import Sandbox, launch
 from ijfs_engine.errors import IjfsError, StorageError
 
 if TYPE_CHECKING:
-    from ijfs.live.checkpoint.restore import Restored
-    from ijfs.live.checkpoint.snapshot_io import LiveMeta
-    from ijfs.live.keeper.server import Keeper
-    from ijfs.live.pager.api import Pager, PagerProcess
-    from ijfs_engine import Snapshot
+    from ijfs.live.keeper.early_restore import EarlyRestore
 
 # Inside every sandbox a kernel's ports are these, so that a restored one finds its own; the range is one that neither
 # the system gives out for outgoing connections (32768 and up) nor well-known servers use.
@@ -52,261 +54,289 @@ _log = logging.getLogger("ijfs.keeper")
 
 
 class Lifecycle:
-    """The verbs that make a program run, of one keeper."""
+    """The verbs that make a program run, of one keeper. `early`: a restore that is under way already."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(
+        self, state: InstanceState, queue: SaveQueue, requests: GuestRequests, early: EarlyRestore | None
+    ) -> None:
+        self._state = state
+        self._queue = queue
+        self._requests = requests
+        self._early = early
+
+    # -- the verbs ------------------------------------------------------------------------------------------------
 
     async def start(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Start the spec's program; one that has ended before begins anew, with its files and ports (`again`)."""
-        keeper = self._keeper
-        spec = msgspec.convert(args["spec"], InstanceSpec)
         before = self._record_before(args)
-        self._prepare_record(spec, before)
-        connection = (
-            json.dumps(kernel_connection(keeper.record, inside=True)).encode() if spec.kind == "kernel" else None
-        )
+        spec = msgspec.convert(args["spec"], InstanceSpec)
+        if before is None:
+            self._begin_record(spec)
+        else:
+            self._begin_record(spec, before, generation=before.generation, snapshot=before.snapshot)
         emit({"kind": "phase", "name": "start"})
-        layers = keeper.paths.layers(keeper.record.generation)
-        kept = before.volumes if before else None
-        box = await in_thread(sandbox.launch, layers, keeper.record.spec, keeper.repo, connection, kept=kept)
-        if before and before.snapshot is not None:
-            self._stand_again_on(before.snapshot)
-        info = self._running(box, again=before is not None, snapshot=before.snapshot if before else None)
-        keeper.reopen_guest(box)
+        sandbox = await self._launch(kept=before.volumes if before else None)
+        try:
+            if before and before.snapshot is not None:
+                self._stand_again_on(before.snapshot)
+            self._state.moved_into(sandbox)
+        except BaseException:
+            await in_thread(_end, sandbox, keep_files=before is not None)
+            raise
+        info = self._let_clients_in(again=before is not None)
+        self._state.open_guest_port(sandbox)
         return info
-
-    def _record_before(self, args: dict[str, Any]) -> InstanceRecord | None:
-        """The record of the ended instance that begins again, where that was asked for and there is one."""
-        return read_record(self._keeper.paths) if args.get("again") and self._keeper.paths.record.exists() else None
-
-    def _prepare_record(self, spec: InstanceSpec, before: InstanceRecord | None = None) -> None:
-        """The record of an instance about to run, its relay ports listening (those it had `before`, if it had any)."""
-        if spec.kind == "kernel" and not spec.kernel_key:
-            spec = msgspec.structs.replace(spec, kernel_key=secrets.token_hex(32))
-        self._start_gpu(spec)
-        ports = self._keeper.relay.open(_wanted_ports(spec), before.relay if before else ())
-        self._keeper.record = InstanceRecord(
-            spec=spec,
-            boot_id=procfs.boot_id(),
-            keeper=procfs.identify(os.getpid()),
-            branch=spec.name,
-            relay=ports,
-            created_ns=time.time_ns(),
-            generation=before.generation if before else 1,
-        )
-
-    def _start_gpu(self, spec: InstanceSpec) -> None:
-        """Where the program uses a GPU: begin to load the driver, so that the first save does not wait for it."""
-        if spec.gpu:
-            from ijfs.live.gpu.program import GpuProgram
-
-            self._keeper.gpu = GpuProgram()
-
-    def _running(self, box: Sandbox, *, again: bool = False, **changes: Any) -> InstanceInfo:
-        """The program runs: write it down, let clients in."""
-        keeper = self._keeper
-        keeper.write(status="running", program=box.program, volumes=box.volumes, **changes)
-        write_connection_files(keeper.paths, keeper.record)
-        keeper.take(box)
-        keeper.spawn(keeper.relay.serve)
-        keeper.spawn(self._let_in, again)
-        return keeper.info()
-
-    async def _let_in(self, again: bool) -> None:
-        """Let clients in. Those of a kernel that were connected before get their iopub first: what is published before
-        their subscription stands again is lost, and the answer to their first cell would be among it."""
-        keeper = self._keeper
-        if again and keeper.record.spec.kind == "kernel":
-            keeper.relay.admit(["iopub"])
-            with trio.move_on_after(RESUBSCRIBE_S):
-                await keeper.relay.connected("iopub")
-                await trio.sleep(SUBSCRIBING_S)
-        keeper.relay.admit()
 
     async def restore(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
         """Bring a snapshot back as this (new) instance."""
-        keeper = self._keeper
-        begun = await in_thread(keeper.head.load) if keeper.head is not None else None
-        snapshot, meta = begun or await in_thread(keeper.vault.load, str(args["snapshot"]))
         before = self._record_before(args)
+        generation = before.generation + 1 if before else 1
+        request = await self._requested(args, generation)
         try:
-            self._prepare_record(msgspec.structs.replace(meta.spec, name=keeper.name), before)
+            self._begin_record(request.meta.spec, before, generation=generation)
         except BaseException:
-            if begun and keeper.head is not None:
-                await in_thread(keeper.head.abandon)
+            if self._early is not None:
+                await in_thread(self._early.abandon)
             raise
+        restored = await self._restored(request, emit)
+        await self._move_into(restored, request)
+        info = self._let_clients_in(again=before is not None)
         if before:
-            keeper.record = msgspec.structs.replace(keeper.record, generation=before.generation + 1)
-        restored = await self._bring_back(snapshot, meta, args, emit)
-        if before:
-            await in_thread(shutil.rmtree, keeper.paths.layers(before.generation).root, ignore_errors=True)
-        info = self._running(
-            restored.box, again=before is not None, snapshot=snapshot.id.hex(), pager=keeper.pager_process()
+            await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
+        await self._resume_guest(restored, request)
+        return self._with_restore(info, restored)
+
+    async def go_back(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+        """Restore in place: the new program is up before the old one ends, so that a failure costs nothing."""
+        state = self._state
+        async with state.busy:
+            old = state.live_sandbox()
+            await self._queue.settled()
+            generation = state.record.generation + 1
+            request = await self._requested(args, generation)
+            restored = await self._restored(request, emit)
+            emit({"kind": "phase", "name": "switch"})
+            await self._switch(old, restored, request, generation)
+            await self._resume_guest(restored, request)
+            return self._with_restore(state.info(), restored)
+
+    async def adopt(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+        """Take over the program of a keeper that was killed."""
+        state = self._state
+        record = read_record(state.paths)
+        program = record.program
+        if record.boot_id != procfs.boot_id() or program is None or not procfs.is_alive(program):
+            raise InstanceExitedError(f"the program of `{state.name}` has ended")
+        state.begin_as(record)
+        state.start_gpu(record.spec)
+        await in_thread(sweep_sandboxes, state.paths, record.generation)
+        sandbox = self._found_sandbox(record, program)
+        if record.snapshot is not None:
+            self._stand_again_on(record.snapshot)
+        ports, moved = state.relay.open_again(record.relay)
+        state.guest.set_hooks(record.hook_ports)
+        keeper = procfs.identify(os.getpid())
+        state.moved_into(sandbox, earlier_pager=record.pager, keeper=keeper, relay=ports, **_lost_saves(record))
+        info = self._let_clients_in(again=True)
+        state.open_guest_port(sandbox)
+        text = f"the keeper of `{state.name}` had been killed; a new one took the running program over"
+        if moved:
+            text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"
+        emit({"kind": "notice", "text": text})
+        return info
+
+    # -- the record and the sandbox of a new program --------------------------------------------------------------
+
+    def _record_before(self, args: dict[str, Any]) -> InstanceRecord | None:
+        """The record of the ended instance that begins again, where that was asked for and there is one."""
+        return read_record(self._state.paths) if args.get("again") and self._state.paths.record.exists() else None
+
+    def _begin_record(
+        self,
+        spec: InstanceSpec,
+        before: InstanceRecord | None = None,
+        *,
+        generation: int = 1,
+        snapshot: str | None = None,
+    ) -> None:
+        """The record of an instance about to run, its relay ports listening (those it had `before`, if it had any)."""
+        state = self._state
+        spec = msgspec.structs.replace(spec, name=state.name)
+        if spec.kind == "kernel" and not spec.kernel_key:
+            spec = msgspec.structs.replace(spec, kernel_key=secrets.token_hex(32))
+        state.start_gpu(spec)
+        ports = state.relay.open(_wanted_ports(spec), before.relay if before else ())
+        state.begin_as(
+            InstanceRecord(
+                spec=spec,
+                boot_id=procfs.boot_id(),
+                keeper=procfs.identify(os.getpid()),
+                snapshot=snapshot,
+                branch=spec.name,
+                relay=ports,
+                created_ns=time.time_ns(),
+                generation=generation,
+            )
         )
-        await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
-        return msgspec.structs.replace(info, phases=restored.phases, memory=keeper.memory(), read_ahead=restored.ahead)
 
-    async def _bring_back(self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit) -> Restored:
-        keeper = self._keeper
-        head, keeper.head = keeper.head, None
-        if head is not None and head.begun:
-            restored: Restored = await in_thread(head.result, _phases(emit))
-        else:
-            restored = await self._restore_now(snapshot, meta, args, emit, head.pager if head is not None else None)
-        keeper.pager = restored.pager
-        keeper.saver.stands_on(snapshot)
-        keeper.asked.resumes(snapshot)
-        return restored
+    async def _launch(self, *, kept: tuple[Volume, ...] | None) -> Sandbox:
+        state = self._state
+        spec = state.record.spec
+        inside = json.dumps(kernel_connection(state.record, inside=True)).encode() if spec.kind == "kernel" else None
+        paths = state.paths.sandbox(state.record.generation)
+        launched: Sandbox = await in_thread(launch, paths, spec, state.repo, inside, kept=kept)
+        return launched
 
-    async def _restore_now(
-        self, snapshot: Snapshot, meta: LiveMeta, args: dict[str, Any], emit: Emit, ahead: PagerProcess | None
-    ) -> Restored:
-        from ijfs.live.checkpoint import restore
-        from ijfs.live.pager.api import PagerProcess
+    def _found_sandbox(self, record: InstanceRecord, program: Process) -> Sandbox:
+        """The sandbox of a program that runs, as far as a new keeper needs it."""
+        try:
+            network_fd = namespaces.open_namespace(program.pid, "net")
+        except OSError as error:
+            raise KeeperError(f"the sandbox of `{self._state.name}` cannot be reached: {error.strerror}") from error
+        sandbox = Sandbox(self._state.paths.sandbox(record.generation), network_fd, record.volumes)
+        sandbox.own(program.pid)
+        if record.spec.network == "slirp4netns":
+            sandbox.connect_outwards()
+        return sandbox
 
-        keeper = self._keeper
-        layers = keeper.paths.layers(keeper.record.generation)
-        eager = bool(args.get("eager"))
-        if ahead is None and not eager:
-            ahead = await in_thread(PagerProcess.asked, keeper.paths.root)
-        async with self._mounted_pages(snapshot, eager=eager) as pages:
-            restored: Restored = await in_thread(
-                restore.restore_snapshot,
-                layers,
-                keeper.vault,
-                snapshot,
-                meta,
-                eager=eager,
-                on_phase=_phases(emit),
-                gpu=keeper.gpu,
-                gpus=tuple(args.get("gpus") or ()),
-                pager_ahead=ahead,
-                pages=pages,
+    def _stand_again_on(self, snapshot: str) -> None:
+        """Go on from the snapshot that an earlier keeper of this instance stood on, where it was not removed since."""
+        with contextlib.suppress(IjfsError):
+            found, meta = self._state.snapshots.load(snapshot)
+            self._state.stands_on(found)
+            # One that another instance made was restored here: if it was the program that asked for it, it still asks.
+            if meta.spec.name != self._state.name:
+                self._requests.resumes(found)
+
+    # -- restoring ------------------------------------------------------------------------------------------------
+
+    async def _requested(self, args: dict[str, Any], generation: int) -> RestoreRequest:
+        """What is to be restored: as the restore that is under way has it, or as the arguments say."""
+        state = self._state
+        begun = await in_thread(self._early.request) if self._early is not None else None
+        request: RestoreRequest = begun or await in_thread(
+            RestoreRequest.of, args, state.snapshots, state.paths.sandbox(generation)
+        )
+        return request
+
+    async def _restored(self, request: RestoreRequest, emit: Emit) -> Restored:
+        """The snapshot's program, running again."""
+        restored: Restored
+        early, self._early = self._early, None
+        if early is not None and early.begun:
+            restored = await in_thread(early.result, phase_events(emit))
+            return restored
+        pager = await self._pager_process(early) if not request.eager else None
+        async with self._mounted_pages(request) as pages:
+            restored = await in_thread(
+                restore_snapshot,
+                replace(request, gpu=self._state.gpu, pages=pages),
+                self._state.snapshots,
+                on_phase=phase_events(emit),
+                pager=pager,
             )
         return restored
 
+    async def _pager_process(self, early: EarlyRestore | None) -> PagerProcess | None:
+        """A pager's process that is there already, or that the spare forks; None: one has to be started."""
+        ready = early.take_pager() if early is not None else None
+        asked: PagerProcess | None = ready or await in_thread(PagerProcess.asked, self._state.paths.root)
+        return asked
+
     @contextlib.asynccontextmanager
-    async def _mounted_pages(self, snapshot: Snapshot, *, eager: bool) -> AsyncIterator[Path | None]:
+    async def _mounted_pages(self, request: RestoreRequest) -> AsyncIterator[Path | None]:
         """For an eager restore: the snapshot's images in a mount of the keeper's own, from which CRIU reads the memory
         once, without a second copy of it. None where this machine has no FUSE: it is then staged in memory."""
-        keeper = self._keeper
-        if not eager:
+        state = self._state
+        if not request.eager:
             yield None
             return
         from ijfs.fs.image_mount import image_mount
         from ijfs.fs.stored import image_directory
 
-        keeper.paths.fuse.mkdir(exist_ok=True)
-        images = image_directory(keeper.vault.repository, keeper.vault.reader, snapshot)
+        state.paths.fuse.mkdir(exist_ok=True)
+        images = image_directory(state.snapshots.repository, state.snapshots.reader, request.snapshot)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                pages = await stack.enter_async_context(image_mount(keeper.paths.fuse, images))
+                pages = await stack.enter_async_context(image_mount(state.paths.fuse, images))
             except StorageError as error:
                 _log.warning("no mount for an eager restore: %s", error)
                 yield None
                 return
             yield pages
 
-    async def _resume_guest(self, restored: Restored, snapshot: str, guest: dict[str, Any]) -> None:
-        keeper = self._keeper
-        keeper.guest.hook_ports = [int(port) for port in guest.get("hook_ports", ())]
-        keeper.note(hook_ports=tuple(keeper.guest.hook_ports))
-        keeper.known = await in_thread(known_files, keeper.saver.layers(restored.box), restored.began_ns)
-        keeper.spawn(self._greet, restored.box, {"event": "after_restore", "snapshot": snapshot})
+    async def _move_into(self, restored: Restored, request: RestoreRequest, **changes: Any) -> None:
+        """The restored program is the instance's; where that cannot be, it ends."""
+        try:
+            self._state.moved_into(restored.sandbox, snapshot=request.snapshot, pager=restored.pager, **changes)
+        except BaseException:
+            await in_thread(restored.abandon)
+            raise
+        self._requests.resumes(request.snapshot)
 
-    async def _greet(self, box: Sandbox, event: dict[str, Any]) -> None:
-        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them."""
-        keeper = self._keeper
-        async with keeper.busy:  # a save waits: it would find the hooks half done
-            if keeper.box is box:
-                await keeper.guest.tell(box.network_fd, event)
-                keeper.reopen_guest(box)
-
-    async def go_back(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
-        """Restore in place: the new program is up before the old one ends, so that a failure costs nothing."""
-        keeper = self._keeper
-        async with keeper.busy:
-            old = keeper.live_box()
-            await keeper.saver.line.settled()
-            snapshot, meta = await in_thread(keeper.vault.load, str(args["snapshot"]))
-            before = keeper.record, keeper.pager
-            keeper.record = msgspec.structs.replace(keeper.record, generation=keeper.record.generation + 1)
-            try:
-                restored = await self._bring_back(snapshot, meta, args, emit)
-            except BaseException:
-                keeper.record, keeper.pager = before
-                raise
-            emit({"kind": "phase", "name": "switch"})
-            await self._switch(old, restored, snapshot.id.hex(), before[1])
-            await self._resume_guest(restored, snapshot.id.hex(), meta.guest)
-            return msgspec.structs.replace(
-                keeper.info(), phases=restored.phases, memory=keeper.memory(), read_ahead=restored.ahead
-            )
-
-    async def _switch(self, old: Sandbox, restored: Restored, snapshot: str, old_pager: Pager | None) -> None:
-        keeper = self._keeper
-        keeper.relay.bar()
-        connected = keeper.relay.drop()
-        keeper.guest.close()
-        keeper.take(restored.box)
-        keeper.write(
-            program=restored.box.program,
-            volumes=restored.box.volumes,
-            snapshot=snapshot,
-            pager=keeper.pager_process(),
-        )
+    async def _switch(self, old: Sandbox, restored: Restored, request: RestoreRequest, generation: int) -> None:
+        """The restored program takes the place of the old one, which ends; clients have to connect again."""
+        state = self._state
+        old_pager = state.pager
+        await self._move_into(restored, request, generation=generation)
+        state.relay.bar()
+        connected = state.relay.drop()
+        state.guest.close()
         if old_pager is not None:
             await in_thread(old_pager.close)
         await in_thread(old.kill)
         old.reap()
         await in_thread(old.dispose)
-        await self._let_in(connected > 0)
+        await self._admit_clients(connected > 0)
 
-    async def adopt(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
-        """Take over the program of a keeper that was killed."""
-        keeper = self._keeper
-        record = read_record(keeper.paths)
-        if record.boot_id != procfs.boot_id() or record.program is None or not procfs.is_alive(record.program):
-            raise InstanceExitedError(f"the program of `{keeper.name}` has ended")
-        keeper.record = record
-        self._start_gpu(record.spec)
-        await in_thread(sweep_boxes, keeper.paths, record.generation)
-        box = self._found_box(record)
-        ports, moved = keeper.relay.open_again(record.relay)
-        keeper.guest.hook_ports = list(record.hook_ports)
-        lost = _lost_saves(record)
-        info = self._running(box, again=True, keeper=procfs.identify(os.getpid()), relay=ports, **lost)
-        keeper.reopen_guest(box)
-        text = f"the keeper of `{keeper.name}` had been killed; a new one took the running program over"
-        if moved:
-            text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"
-        emit({"kind": "notice", "text": text})
-        return info
+    def _with_restore(self, info: InstanceInfo, restored: Restored) -> InstanceInfo:
+        """What callers are shown of the instance, and of this restore."""
+        memory = self._state.memory()
+        return msgspec.structs.replace(info, phases=restored.phases, memory=memory, read_ahead=restored.read_ahead)
 
-    def _found_box(self, record: InstanceRecord) -> Sandbox:
-        assert record.program is not None
-        try:
-            network_fd = namespaces.open_namespace(record.program.pid, "net")
-        except OSError as error:
-            raise KeeperError(f"the sandbox of `{self._keeper.name}` cannot be reached: {error.strerror}") from error
-        box = Sandbox(self._keeper.paths.layers(record.generation), network_fd, record.volumes)
-        box.own(record.program.pid)
-        if record.spec.network == "slirp4netns":
-            box.slirp = slirp.Slirp(network_fd)
-        if record.snapshot is not None:
-            self._stand_again_on(record.snapshot)
-        return box
+    # -- once it runs ---------------------------------------------------------------------------------------------
 
-    def _stand_again_on(self, snapshot: str) -> None:
-        """Go on from the snapshot that an earlier keeper of this instance stood on, where it was not removed since."""
-        keeper = self._keeper
-        with contextlib.suppress(IjfsError):
-            found, meta = keeper.vault.load(snapshot)
-            # One that another instance made was restored here: if it was the program that asked for it, it still asks.
-            keeper.saver.stands_on(found)
-            if meta.spec.name != keeper.name:
-                keeper.asked.resumes(found)
+    def _let_clients_in(self, *, again: bool) -> InstanceInfo:
+        """Serve the relay's ports, which have to be known outside first."""
+        state = self._state
+        write_connection_files(state.paths, state.record)
+        state.spawn(state.relay.serve)
+        state.spawn(self._admit_clients, again)
+        return state.info()
+
+    async def _admit_clients(self, again: bool) -> None:
+        """Let clients in. Those of a kernel that were connected before (`again`) get their iopub first: what is
+        published before their subscription stands again is lost, and the answer to their first cell would be among
+        it."""
+        relay = self._state.relay
+        if again and self._state.record.spec.kind == "kernel":
+            relay.admit(["iopub"])
+            with trio.move_on_after(RESUBSCRIBE_S):
+                await relay.connected("iopub")
+                await trio.sleep(SUBSCRIBING_S)
+        relay.admit()
+
+    async def _resume_guest(self, restored: Restored, request: RestoreRequest) -> None:
+        """The program's hooks are where they were, and its files are as in the snapshot."""
+        state = self._state
+        state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
+        state.has_files(await in_thread(stat_cache_of, writable_layers(restored.sandbox), restored.began_ns))
+        event = {"event": "after_restore", "snapshot": request.snapshot.id.hex()}
+        state.spawn(self._greet, restored.sandbox, event)
+
+    async def _greet(self, sandbox: Sandbox, event: dict[str, Any]) -> None:
+        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them."""
+        state = self._state
+        async with state.busy:  # a save waits: it would find the hooks half done
+            if state.sandbox is sandbox:
+                await state.guest.tell(sandbox.network_fd, event)
+                state.open_guest_port(sandbox)
+
+
+def _end(sandbox: Sandbox, *, keep_files: bool) -> None:
+    """End a program that nobody is going to keep."""
+    sandbox.kill()
+    sandbox.dispose(keep_files=keep_files)
 
 
 def _lost_saves(record: InstanceRecord) -> dict[str, Any]:
@@ -319,7 +349,3 @@ def _lost_saves(record: InstanceRecord) -> dict[str, Any]:
 def _wanted_ports(spec: InstanceSpec) -> dict[str, int]:
     kernel = KERNEL_PORTS if spec.kind == "kernel" else {}
     return {**kernel, **{f"tcp{port}": port for port in spec.ports}}
-
-
-def _phases(emit: Emit) -> Callable[[str], None]:
-    return lambda name: emit({"kind": "phase", "name": name})

@@ -48,13 +48,13 @@ def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None
         return
     ns.private_mounts()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
-    head = _head_start(directory, client, pager) if pager is not None else None
+    early = _begin_restore(directory, client, pager) if pager is not None else None
 
     import trio
 
     from ijfs.live.keeper.server import Keeper
 
-    trio.run(Keeper(directory, head).run, client)
+    trio.run(Keeper(directory, early).run, client)
 
 
 def _fork_pager(shared: SharedBlocks | None) -> PagerProcess:
@@ -63,14 +63,14 @@ def _fork_pager(shared: SharedBlocks | None) -> PagerProcess:
     return PagerProcess.forked(shared)
 
 
-def _head_start(directory: Path, first: socket.socket, pager: PagerProcess) -> EarlyRestore:
+def _begin_restore(directory: Path, first: socket.socket, pager: PagerProcess) -> EarlyRestore:
     """The restore runs in a thread at once; what the keeper itself needs is loaded (where it is not yet) while CRIU
     works."""
     from ijfs.live.keeper.early_restore import EarlyRestore
 
-    head = EarlyRestore(directory, first, pager)
-    head.wait_until_others_work()
-    return head
+    early = EarlyRestore(directory, first, pager)
+    early.wait_until_criu_works()
+    return early
 
 
 def _refuse(first: socket.socket, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The line of saves that are frozen, thawed and not yet in the repository. Part of the keeper; used by save.py.
+"""The saves whose programs run again and which are not yet in the repository. Made by server.py, filled by save.py.
 
 Only a freeze needs the program for itself. What it brought is in memory, and goes into the repository one save after
 the other, in the order of the freezes: each save's parent is the one before it, if that one succeeded.
@@ -27,8 +27,8 @@ _log = logging.getLogger("ijfs.keeper")
 
 @dataclass(slots=True, eq=False)
 class QueuedSave:
-    """One save after its freeze. `waited_for`: somebody is waiting who will be told how it ended. `auto`: nobody asked
-    for it."""
+    """One save after its freeze. `waited_for`: somebody waits and will be told how it ended. `auto`: it was made after
+    a cell by itself."""
 
     number: int
     waited_for: bool
@@ -37,8 +37,8 @@ class QueuedSave:
     result: SaveResult | None = None
     error: IjfsError | None = None
 
-    def not_stopped(self) -> IjfsError:
-        """Why a program is not ended whose state would go with it."""
+    def reason_not_to_stop(self) -> IjfsError:
+        """For a save that failed: the program is not ended, because its state would be gone with it."""
         assert self.error is not None
         return IjfsError(
             f"a save that was still being stored failed, so the program was not stopped: {self.error}",
@@ -55,81 +55,85 @@ class QueuedSave:
 
 
 class SaveQueue:
-    """The saves of one keeper that are being stored. `changed` is called when one joins the line or leaves it."""
+    """The saves of one keeper that are being stored, oldest first.
+
+    `changed` is told how many there are when one is put in or leaves; `lost` what a save failed with that nobody waits
+    for.
+    """
 
     def __init__(
-        self, spawn: Callable[..., None], changed: Callable[[], None], lost: Callable[[IjfsError], None]
+        self, spawn: Callable[..., None], changed: Callable[[int], None], lost: Callable[[IjfsError], None]
     ) -> None:
         self._spawn = spawn
         self._changed = changed
         self._lost = lost
         self._room = trio.Semaphore(MOST)
-        self._line: list[QueuedSave] = []
-        self._all: dict[int, QueuedSave] = {}
+        self._waiting: list[QueuedSave] = []
+        self._by_number: dict[int, QueuedSave] = {}
         self._numbers = 0
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._waiting)
 
-    async def make_room(self, emit: Emit) -> None:
-        """Wait until there is room for one more; whoever got it calls `put`, or `leave` when nothing came of it."""
+    async def reserve(self, emit: Emit) -> None:
+        """Wait until there is room for one more; then call `put`, or `cancel` when nothing came of it."""
         try:
             self._room.acquire_nowait()
         except trio.WouldBlock:
             emit({"kind": "notice", "text": f"waiting until one of the {MOST} saves before is durable"})
             await self._room.acquire()
 
-    def leave(self) -> None:
-        """Give the room back unused."""
+    def cancel(self) -> None:
+        """Give the reserved room back unused."""
         self._room.release()
 
     def put(self, store: Callable[[int], Awaitable[SaveResult]], *, waited_for: bool, auto: bool) -> QueuedSave:
         """Have `store` run as soon as all saves before it are done, whatever became of them."""
         self._numbers += 1
-        pending = QueuedSave(self._numbers, waited_for, auto)
-        before = self._line[-1] if self._line else None
-        self._line.append(pending)
-        self._all[pending.number] = pending
-        self._changed()
-        self._spawn(self._run, pending, before, store)
-        return pending
+        save = QueuedSave(self._numbers, waited_for, auto)
+        before = self._waiting[-1] if self._waiting else None
+        self._waiting.append(save)
+        self._by_number[save.number] = save
+        self._changed(len(self._waiting))
+        self._spawn(self._run, save, before, store)
+        return save
 
     async def _run(
-        self, pending: QueuedSave, before: QueuedSave | None, store: Callable[[int], Awaitable[SaveResult]]
+        self, save: QueuedSave, before: QueuedSave | None, store: Callable[[int], Awaitable[SaveResult]]
     ) -> None:
         try:
             if before is not None:
                 await before.done.wait()
-            pending.result = await store(pending.number)
+            save.result = await store(save.number)
         except IjfsError as error:
-            pending.error = error
+            save.error = error
         except Exception as error:
-            _log.exception("save %d met an unknown error", pending.number)
-            pending.error = IjfsError(f"the save failed: {type(error).__name__}: {error}")
+            _log.exception("save %d met an unknown error", save.number)
+            save.error = IjfsError(f"the save failed: {type(error).__name__}: {error}")
         finally:
-            self._line.remove(pending)
+            self._waiting.remove(save)
             self._room.release()
-            pending.done.set()
-        if pending.error is not None:
-            _log.warning("save %d was not stored: %s", pending.number, pending.error)
-            if not pending.waited_for:
-                self._lost(pending.error)
-        self._changed()
-        for number in [n for n, old in self._all.items() if old.done.is_set()][:-REMEMBERED]:
-            del self._all[number]
+            save.done.set()
+        if save.error is not None:
+            _log.warning("save %d was not stored: %s", save.number, save.error)
+            if not save.waited_for:
+                self._lost(save.error)
+        self._changed(len(self._waiting))
+        for number in [n for n, old in self._by_number.items() if old.done.is_set()][:-REMEMBERED]:
+            del self._by_number[number]
 
     async def settled(self) -> list[QueuedSave]:
         """Wait until all saves are done that have begun; those a person asked for, did not wait for, and lost."""
         failed: list[QueuedSave] = []
-        while self._line:
-            pending = self._line[0]
-            await pending.done.wait()
-            if pending.error is not None and not pending.waited_for and not pending.auto:
-                failed.append(pending)
+        while self._waiting:
+            save = self._waiting[0]
+            await save.done.wait()
+            if save.error is not None and not save.waited_for and not save.auto:
+                failed.append(save)
         return failed
 
     async def outcome(self, number: int) -> SaveResult:
         """What becomes of a save, by its number. UnknownNameError."""
-        if number not in self._all:
+        if number not in self._by_number:
             raise UnknownNameError(f"this keeper knows no save {number}", hint="`ijfs log` shows what is durable")
-        return await self._all[number].outcome()
+        return await self._by_number[number].outcome()

@@ -85,7 +85,7 @@ class InstancePaths:
         """Where the keeper's own FUSE mount goes."""
         return self.root / "mnt"
 
-    def layers(self, generation: int) -> SandboxPaths:
+    def sandbox(self, generation: int) -> SandboxPaths:
         """The directories of one sandbox of this instance."""
         return SandboxPaths(self.root / f"box-{generation}")
 

@@ -89,7 +89,7 @@ def info_of(
         connection_file=str(paths.connection_file) if kernel else None,
         connection=kernel_connection(record, inside=False) if kernel else None,
         network=record.spec.network,
-        log=str(paths.layers(record.generation).program_log),
+        log=str(paths.sandbox(record.generation).program_log),
         created_ns=record.created_ns,
         exit_status=record.exit_status,
         keeper_running=keeper_running,

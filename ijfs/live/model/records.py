@@ -77,7 +77,7 @@ class RelayPort(msgspec.Struct, frozen=True):
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.Layers)."""
+    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.SandboxPaths)."""
 
     version: int = RECORD_VERSION
     spec: InstanceSpec

@@ -40,12 +40,12 @@ def _is_old(directory: Path) -> bool:
     return False
 
 
-def sweep_boxes(paths: InstancePaths, generation: int) -> None:
+def sweep_sandboxes(paths: InstancePaths, generation: int) -> None:
     """Remove all sandboxes of an instance but that one: its keeper was killed while it went back in place."""
-    kept = paths.layers(generation).root
-    for box in paths.root.glob("box-*"):
-        if box != kept:
-            _sweep(box)
+    kept = paths.sandbox(generation).root
+    for sandbox in paths.root.glob("box-*"):
+        if sandbox != kept:
+            _sweep(sandbox)
 
 
 def _sweep(directory: Path) -> None:

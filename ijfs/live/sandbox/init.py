@@ -38,7 +38,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
 
 
 def start(
-    layers: SandboxPaths,
+    paths: SandboxPaths,
     volumes: Sequence[Volume],
     network_fd: int,
     argv: list[str],
@@ -48,10 +48,10 @@ def start(
     io_uring: bool,
 ) -> int:
     """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process."""
-    inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(layers, volumes)
+    inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
-    request = LaunchRequest(str(layers.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring)
+    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring)
     helper = subprocess.run(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
         input=msgspec.json.encode(request),

@@ -43,45 +43,45 @@ DEVICES = {
 LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 
 
-def make_directories(layers: SandboxPaths, volumes: Sequence[Volume]) -> None:
+def make_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> None:
     """The directories everything else goes into."""
-    for path in (layers.upper, layers.work, layers.dev, layers.shm, layers.mountpoint, layers.criu):
+    for path in (paths.upper, paths.work, paths.dev, paths.shm, paths.mountpoint, paths.criu):
         path.mkdir(parents=True, exist_ok=True)
-    layers.upper.chmod(0o755)
+    paths.upper.chmod(0o755)
     for volume in volumes:
-        of_volume = layers.volume(volume.key)
+        of_volume = paths.volume(volume.key)
         for path in (of_volume.upper, of_volume.work, of_volume.mountpoint):
             path.mkdir(parents=True, exist_ok=True)
 
 
-def prepare_upper(layers: SandboxPaths, volumes: Sequence[Volume] = (), copies: Sequence[Path] = ()) -> None:
+def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: Sequence[Path] = ()) -> None:
     """A new program's writable layer: scratch directories of its own, /run/ijfs, mount points, single files."""
-    make_directories(layers, volumes)
+    make_directories(paths, volumes)
     for name, mode in OWN_DIRECTORIES.items():
-        path = layers.upper / name
+        path = paths.upper / name
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
         os.setxattr(path, OPAQUE, b"y")
-    if (layers.upper / "var").exists():
-        (layers.upper / "var").chmod(0o755)
-    (layers.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
+    if (paths.upper / "var").exists():
+        (paths.upper / "var").chmod(0o755)
+    (paths.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
     for volume in volumes:
-        shutil.copystat(volume.path, layers.volume(volume.key).upper)
+        shutil.copystat(volume.path, paths.volume(volume.key).upper)
     for path in copies:
-        target = layers.upper / str(path).lstrip("/")
+        target = paths.upper / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
 
 
-def mount_root(layers: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False) -> None:
+def mount_root(paths: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False) -> None:
     """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace."""
     try:
-        mount_overlay(Path("/"), layers.upper, layers.work, layers.mountpoint)
+        mount_overlay(Path("/"), paths.upper, paths.work, paths.mountpoint)
         for volume in volumes:
-            _mount_volume(layers, volume)
-        mount_devices(layers, gpu=gpu)
+            _mount_volume(paths, volume)
+        mount_devices(paths, gpu=gpu)
     except OSError as error:
-        unmount_root(layers)
+        unmount_root(paths)
         raise SandboxError(f"the sandbox's files cannot be mounted: {error.strerror}", hint=_HINT) from error
 
 
@@ -91,9 +91,9 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
     ns.mount("overlay", target, "overlay", 0, options)
 
 
-def _mount_volume(layers: SandboxPaths, volume: Volume) -> None:
+def _mount_volume(paths: SandboxPaths, volume: Volume) -> None:
     """A volume's overlay. A path this machine does not have is an empty directory below what was written there."""
-    of_volume = layers.volume(volume.key)
+    of_volume = paths.volume(volume.key)
     lower = Path(volume.path)
     if volume.kind == "readonly":
         ns.bind(lower, of_volume.mountpoint)
@@ -105,13 +105,13 @@ def _mount_volume(layers: SandboxPaths, volume: Volume) -> None:
     mount_overlay(lower, of_volume.upper, of_volume.work, of_volume.mountpoint)
 
 
-def overlay_fits(layers: SandboxPaths, volume: Volume) -> bool:
+def overlay_fits(paths: SandboxPaths, volume: Volume) -> bool:
     """Whether an overlay can stand on the volume's filesystem; tried, because no list of filesystems is right."""
     try:
-        _mount_volume(layers, volume)
+        _mount_volume(paths, volume)
     except OSError:
         return False
-    ns.umount(layers.volume(volume.key).mountpoint)
+    ns.umount(paths.volume(volume.key).mountpoint)
     return True
 
 
@@ -120,29 +120,29 @@ def external_inside(volumes: Sequence[Volume]) -> dict[str, str]:
     return {**EXTERNAL, **{volume.key: volume.path for volume in volumes}}
 
 
-def external_outside(layers: SandboxPaths, volumes: Sequence[Volume]) -> dict[str, Path]:
+def external_outside(paths: SandboxPaths, volumes: Sequence[Volume]) -> dict[str, Path]:
     """key → path in the keeper's mount namespace, of the same mounts."""
-    own = {"dev": layers.dev, "shm": layers.shm}
-    return {**own, **{volume.key: layers.volume(volume.key).mountpoint for volume in volumes}}
+    own = {"dev": paths.dev, "shm": paths.shm}
+    return {**own, **{volume.key: paths.volume(volume.key).mountpoint for volume in volumes}}
 
 
-def mount_devices(layers: SandboxPaths, *, gpu: bool) -> None:
+def mount_devices(paths: SandboxPaths, *, gpu: bool) -> None:
     """The sandbox's /dev (a tmpfs with the usual nodes) and /dev/shm."""
-    ns.mount("ijfs-dev", layers.dev, "tmpfs", ns.MS_NOSUID, "mode=755,size=1m")
+    ns.mount("ijfs-dev", paths.dev, "tmpfs", ns.MS_NOSUID, "mode=755,size=1m")
     old = os.umask(0)
     try:
         for name, (mode, major, minor) in DEVICES.items():
-            os.mknod(layers.dev / name, stat.S_IFCHR | mode, os.makedev(major, minor))
+            os.mknod(paths.dev / name, stat.S_IFCHR | mode, os.makedev(major, minor))
         if gpu:
-            _copy_gpu_nodes(layers.dev)
+            _copy_gpu_nodes(paths.dev)
     finally:
         os.umask(old)
     for name, target in LINKS.items():
-        (layers.dev / name).symlink_to(target)
-    (layers.dev / "ptmx").symlink_to("pts/ptmx")
-    (layers.dev / "pts").mkdir()
-    (layers.dev / "shm").mkdir()
-    ns.mount("ijfs-shm", layers.shm, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=1777")
+        (paths.dev / name).symlink_to(target)
+    (paths.dev / "ptmx").symlink_to("pts/ptmx")
+    (paths.dev / "pts").mkdir()
+    (paths.dev / "shm").mkdir()
+    ns.mount("ijfs-shm", paths.shm, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=1777")
 
 
 def _copy_gpu_nodes(dev: Path) -> None:
@@ -156,9 +156,9 @@ def _copy_gpu_nodes(dev: Path) -> None:
             os.mknod(dev / "nvidia-caps" / node.name, stat.S_IFCHR | 0o666, node.stat().st_rdev)
 
 
-def unmount_root(layers: SandboxPaths) -> None:
+def unmount_root(paths: SandboxPaths) -> None:
     """Take the sandbox's mounts out of the calling process's mount namespace; a program that runs in it keeps them."""
-    for path in ns.mounts_below(layers.root):
+    for path in ns.mounts_below(paths.root):
         ns.umount(path)
 
 

@@ -1,8 +1,8 @@
 """One sandbox with its program: the operating system's side of an instance, without protocol and without trio.
 
-The keeper holds exactly one, and replaces it when it goes back in place. Everything blocks; the keeper calls it in
-threads. Called by keeper/process.py; the steps of starting are here, those of saving and restoring in
-checkpoint/freeze.py and checkpoint/restore.py.
+A keeper has one (keeper/state.py), and another in its place after going back. Everything blocks; the keeper calls it in
+threads. The steps of starting are here (`launch`), those of saving and restoring in checkpoint/freeze.py and
+checkpoint/restore.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KILL_LIMIT_S = 10.0
 class Sandbox:
     """A sandbox that exists: its directories, its network namespace (an fd), its first process (once it runs)."""
 
-    layers: SandboxPaths
+    paths: SandboxPaths
     network_fd: int
     volumes: tuple[Volume, ...] = ()
     program: Process | None = None
@@ -54,11 +54,20 @@ class Sandbox:
         return self.program.pid
 
     def own(self, pid: int) -> None:
-        """Take note of the first process, just started or restored."""
+        """Take note of the first process: just started, restored, or found running by a new keeper."""
         self.program = procfs.identify(pid)
         self.pidfd = procfs.open_pidfd(self.program) if self.program else None
         if self.program is None or self.pidfd is None:
             raise InstanceExitedError("the program ended as soon as it ran")
+
+    def mount(self, *, gpu: bool = False) -> None:
+        """Mount its files in the calling process's mount namespace. SandboxError."""
+        self.mounted = True  # a mount that fails in the middle is taken away by `dispose`
+        rootfs.mount_root(self.paths, self.volumes, gpu=gpu)
+
+    def connect_outwards(self) -> None:
+        """Let the program make connections through the host (slirp4netns). SandboxError."""
+        self.slirp = slirp.Slirp(self.network_fd)
 
     def is_alive(self) -> bool:
         """Whether the first process runs."""
@@ -110,23 +119,23 @@ class Sandbox:
             self.slirp.close()
             self.slirp = None
         if self.mounted:
-            rootfs.unmount_root(self.layers)
+            rootfs.unmount_root(self.paths)
             self.mounted = False
         for fd in (self.network_fd, self.pidfd):
             if fd is not None and fd >= 0:
                 os.close(fd)
         self.network_fd, self.pidfd = -1, None
         if not keep_files:
-            shutil.rmtree(self.layers.root, ignore_errors=True)
+            shutil.rmtree(self.paths.root, ignore_errors=True)
             return
-        for path in (self.layers.work, self.layers.dev, self.layers.shm, self.layers.mountpoint, self.layers.criu):
+        for path in (self.paths.work, self.paths.dev, self.paths.shm, self.paths.mountpoint, self.paths.criu):
             shutil.rmtree(path, ignore_errors=True)
         for volume in self.volumes:
-            shutil.rmtree(self.layers.volume(volume.key).work, ignore_errors=True)
+            shutil.rmtree(self.paths.volume(volume.key).work, ignore_errors=True)
 
 
 def launch(
-    layers: SandboxPaths,
+    paths: SandboxPaths,
     spec: InstanceSpec,
     repo: Path,
     connection: bytes | None,
@@ -135,8 +144,8 @@ def launch(
 ) -> Sandbox:
     """Start the spec's program in a new sandbox; nothing is left when that fails.
 
-    `kept`: the volumes of an ended instance whose files these layers hold; the program finds them, and they stay even
-    when it cannot be started.
+    `kept`: the volumes of an ended instance whose files these directories hold; the program finds them, and they stay
+    even when it cannot be started.
     """
     environment = program_environment(spec, dict(os.environ))
     argv = program_argv(spec)
@@ -144,34 +153,33 @@ def launch(
     needs = needed_directories(argv[0], environment)
     volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text(), needs)
     volumes = volumes if kept is None else kept
-    box = Sandbox(layers, ns.new_network())
+    sandbox = Sandbox(paths, ns.new_network())
     try:
-        rootfs.make_directories(layers, volumes)
-        box.volumes = tuple(_settled(layers, volume) for volume in volumes)
-        rootfs.prepare_upper(layers, box.volumes, copies)
+        rootfs.make_directories(paths, volumes)
+        sandbox.volumes = tuple(_settled(paths, volume) for volume in volumes)
+        rootfs.prepare_upper(paths, sandbox.volumes, copies)
         if connection is not None:
-            _write_connection_file(layers, connection)
-        box.mounted = True
-        rootfs.mount_root(layers, box.volumes, gpu=spec.gpu)
+            _write_connection_file(paths, connection)
+        sandbox.mount(gpu=spec.gpu)
         if spec.network == "slirp4netns":
-            (layers.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
-            box.slirp = slirp.Slirp(box.network_fd)
+            (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
+            sandbox.connect_outwards()
         command = [find_init(), "-g", "--", *argv]
         started = init.start(
-            layers, box.volumes, box.network_fd, command, environment, spec.cwd, io_uring=spec.io_uring
+            paths, sandbox.volumes, sandbox.network_fd, command, environment, spec.cwd, io_uring=spec.io_uring
         )
-        box.own(started)
+        sandbox.own(started)
     except BaseException:
-        if box.program is not None:
-            box.kill()
-        box.dispose(keep_files=kept is not None)
+        if sandbox.program is not None:
+            sandbox.kill()
+        sandbox.dispose(keep_files=kept is not None)
         raise
-    return box
+    return sandbox
 
 
-def _settled(layers: SandboxPaths, volume: Volume) -> Volume:
+def _settled(paths: SandboxPaths, volume: Volume) -> Volume:
     """The volume as it can be had here: read-only where no overlay stands on it."""
-    return volume if rootfs.overlay_fits(layers, volume) else Volume(volume.key, volume.path, "readonly")
+    return volume if rootfs.overlay_fits(paths, volume) else Volume(volume.key, volume.path, "readonly")
 
 
 def check_command(program: str, cwd: str, environment: Mapping[str, str]) -> None:
@@ -228,7 +236,7 @@ def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[s
     return environment
 
 
-def _write_connection_file(layers: SandboxPaths, connection: bytes) -> None:
-    path = layers.upper / CONNECTION_FILE_INSIDE.lstrip("/")
+def _write_connection_file(paths: SandboxPaths, connection: bytes) -> None:
+    path = paths.upper / CONNECTION_FILE_INSIDE.lstrip("/")
     path.touch(mode=0o600)
     path.write_bytes(connection)

@@ -47,13 +47,13 @@ def test_the_budget_is_what_is_said_less_what_saves_before_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IJFS_SAVE_MEMORY", "4M")
-    aside = ArenaPool()
-    first = aside.lend(MIB, 8 * MIB, tmp_path)
+    pool = ArenaPool()
+    first = pool.acquire(MIB, 8 * MIB, tmp_path)
     first.new_file().tail(3 * MIB)
-    second = aside.lend(MIB, 8 * MIB, tmp_path)
+    second = pool.acquire(MIB, 8 * MIB, tmp_path)
     assert (first.limit, second.limit) == (4 * MIB, MIB)
-    aside.give_back(first)
-    assert aside.lend(MIB, 8 * MIB, tmp_path).limit == 4 * MIB
+    pool.release(first)
+    assert pool.acquire(MIB, 8 * MIB, tmp_path).limit == 4 * MIB
 
 
 def test_without_a_word_it_leaves_the_machine_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,21 +83,21 @@ def test_a_cgroup_with_less_than_the_machine_counts(
 
 
 def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) -> None:
-    aside = ArenaPool()
-    first = aside.lend(MIB, 8 * MIB, tmp_path)
-    aside.give_back(first)
-    again = aside.lend(MIB, 4 * MIB, tmp_path)
+    pool = ArenaPool()
+    first = pool.acquire(MIB, 8 * MIB, tmp_path)
+    pool.release(first)
+    again = pool.acquire(MIB, 4 * MIB, tmp_path)
     assert again is first
-    other = aside.lend(MIB, 4 * MIB, tmp_path)
+    other = pool.acquire(MIB, 4 * MIB, tmp_path)
     assert other is not first, "what is lent is nobody else's"
-    aside.give_back(other)
-    aside.give_back(again)
-    assert aside.lend(MIB, 9 * MIB, tmp_path) is first, "a program may have grown a little"
-    aside.give_back(first)
-    assert aside.lend(MIB, 16 * MIB, tmp_path).capacity >= 16 * MIB, "one that is too small is replaced"
-    aside.give_back(first)
-    aside.forget()
-    assert aside.lend(MIB, 4 * MIB, tmp_path) is not first
+    pool.release(other)
+    pool.release(again)
+    assert pool.acquire(MIB, 9 * MIB, tmp_path) is first, "a program may have grown a little"
+    pool.release(first)
+    assert pool.acquire(MIB, 16 * MIB, tmp_path).capacity >= 16 * MIB, "one that is too small is replaced"
+    pool.release(first)
+    pool.forget()
+    assert pool.acquire(MIB, 4 * MIB, tmp_path) is not first
 
 
 @pytest.mark.root

@@ -1,0 +1,253 @@
+"""The state of one live instance: the one owner of each of its parts. Made by server.py.
+
+The verbs (lifecycle.py, save.py, autosave.py, guest_requests.py) read it, and change it only by its methods. It belongs
+to the keeper's loop: threads get what they need as arguments.
+
+One verb that changes the program (a save until its thaw, a restore, a stop) runs at a time; others wait for `busy`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from ijfs.live.checkpoint.snapshot_io import SnapshotStore
+from ijfs.live.checkpoint.workspace import StatCache
+from ijfs.live.errors import InstanceExitedError
+from ijfs.live.keeper.control_socket import in_thread
+from ijfs.live.keeper.guest_port import Answer, GuestPort
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import info_of, write_record
+from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, Process
+from ijfs.live.process import procfs
+from ijfs.live.relay.relay import Relay
+from ijfs.live.sandbox.sandbox import Sandbox
+from ijfs_engine import Snapshot
+from ijfs_engine.errors import IjfsError
+
+if TYPE_CHECKING:
+    from ijfs.live.gpu.program import GpuProgram
+    from ijfs.live.pager.api import Pager
+    from ijfs_engine import Pin
+
+# How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
+MEMORY_LIMIT_S = 86400.0
+
+_log = logging.getLogger("ijfs.keeper")
+
+
+class InstanceState:
+    """One instance as its keeper has it. `answer` answers what the program asks at the guest port."""
+
+    def __init__(self, directory: Path, snapshots: SnapshotStore | None, answer: Answer) -> None:
+        self.name = directory.name
+        self.repo = directory.parent.parent
+        self.paths = InstancePaths(directory)
+        self.snapshots = snapshots or SnapshotStore(self.repo)
+        self.relay = Relay()
+        self.guest = GuestPort(answer, lambda ports: self.note(hook_ports=ports))
+        self.busy = trio.Lock()
+        self.ended = trio.Event()
+        """Set when the program has ended for good, and the keeper is to end too."""
+        self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
+        self.sandbox: Sandbox | None = None
+        self.pager: Pager | None = None
+        self.gpu: GpuProgram | None = None
+        self.snapshot: Snapshot | None = None
+        """The one that the program continues: the parent of the next save."""
+        self.stat_cache: StatCache = {}
+        """The program's files as they are in `snapshot`."""
+        self._pin: Pin | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # -- background tasks -----------------------------------------------------------------------------------------
+
+    def run_tasks_in(self, nursery: trio.Nursery) -> None:
+        """Background tasks live in this nursery, that is as long as the keeper."""
+        self._nursery = nursery
+
+    def spawn(self, task: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Run something in the background for as long as the keeper lives."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *args)
+
+    def close(self) -> None:
+        """Let go of everything but the program."""
+        self.relay.close()
+        if self._pin is not None:
+            self._pin.close()
+        self.snapshots.close()
+        if self.gpu is not None:
+            self.gpu.close()
+
+    # -- the record -----------------------------------------------------------------------------------------------
+
+    def begin_as(self, record: InstanceRecord) -> None:
+        """The record of an instance whose program is about to run; it goes to disk when the program runs."""
+        self.record = record
+
+    def write(self, **changes: Any) -> None:
+        """Change the record, on disk too. StorageError; nothing is changed then."""
+        record = msgspec.structs.replace(self.record, **changes)
+        write_record(self.paths, record)
+        self.record = record
+
+    def note(self, **changes: Any) -> None:
+        """Change the record where a directory that is gone or full must stop nothing."""
+        try:
+            self.write(**changes)
+        except IjfsError as error:
+            self.record = msgspec.structs.replace(self.record, **changes)
+            _log.warning("not written down: %s", error)
+
+    def info(self) -> InstanceInfo:
+        """The instance as callers are shown it."""
+        return info_of(self.paths, self.record, memory=self.memory())
+
+    # -- the program and its sandbox ------------------------------------------------------------------------------
+
+    def start_gpu(self, spec: InstanceSpec) -> None:
+        """Where the program uses a GPU: begin to load the driver, so that the first save does not wait for it."""
+        if spec.gpu:
+            from ijfs.live.gpu.program import GpuProgram
+
+            self.gpu = GpuProgram()
+
+    def moved_into(
+        self,
+        sandbox: Sandbox,
+        *,
+        snapshot: Snapshot | None = None,
+        pager: Pager | None = None,
+        earlier_pager: Process | None = None,
+        **changes: Any,
+    ) -> None:
+        """The program runs in this sandbox from now on, which is watched and relayed; in the place of one before it.
+
+        `snapshot`: it was restored from that one. `pager` brings its memory in; `earlier_pager`, one that an earlier
+        keeper started. `changes`: what else the record says from now on. What fails leaves everything as it was:
+        StorageError, UnknownNameError when the snapshot was removed meanwhile.
+        """
+        pin = self._pin_of(snapshot) if snapshot is not None else None
+        bringing = procfs.identify(pager.pid) if pager is not None else earlier_pager
+        changes = {"program": sandbox.program, "volumes": sandbox.volumes, "pager": bringing, **changes}
+        if snapshot is not None:
+            changes["snapshot"] = snapshot.id.hex()
+        try:
+            self.write(status="running", **changes)
+        except BaseException:
+            if pin is not None:
+                pin.close()
+            raise
+        if snapshot is not None and pin is not None:
+            self._continue(snapshot, pin)
+        self.sandbox, self.pager = sandbox, pager
+        self.relay.attach(sandbox.network_fd)
+        self.spawn(self._watch, sandbox)
+
+    def live_sandbox(self) -> Sandbox:
+        """The sandbox; InstanceExitedError when its program has ended."""
+        if self.sandbox is None or not self.sandbox.is_alive():
+            raise InstanceExitedError(f"the program of `{self.name}` has ended")
+        return self.sandbox
+
+    async def kill(self, note: str) -> None:
+        """End the program and clean up; for who holds `busy`."""
+        if self.sandbox is not None:
+            if self.gpu is not None and self.sandbox.is_alive():
+                await in_thread(self.gpu.prepare_to_kill, self.sandbox.pid)
+            await in_thread(self.sandbox.kill)
+            await self._finish(note)
+
+    async def _watch(self, sandbox: Sandbox) -> None:
+        """The end of the program is the end of the instance, unless another program took its place."""
+        assert sandbox.pidfd is not None
+        watched = os.dup(sandbox.pidfd)
+        try:
+            await trio.lowlevel.wait_readable(watched)
+        finally:
+            os.close(watched)
+        async with self.busy:
+            if self.sandbox is sandbox:
+                await self._finish()
+
+    async def _finish(self, note: str = "") -> None:
+        """The program has ended: clean up, write down how it ended."""
+        sandbox, self.sandbox = self.sandbox, None
+        if sandbox is None:
+            return
+        self.guest.close()
+        self.relay.bar()
+        self.relay.drop()
+        status = sandbox.reap()
+        if self.pager is not None:
+            await in_thread(self.pager.close)
+        await in_thread(sandbox.dispose, keep_files=True)
+        # The record keeps its keeper for as long as saves are on their way into the repository.
+        self.note(status="exited", exit_status=status, pager=None, note=note or self.record.note)
+        self.ended.set()
+
+    # -- what the program asks ------------------------------------------------------------------------------------
+
+    def open_guest_port(self, sandbox: Sandbox) -> None:
+        """Listen for the program's own requests: from its start, and again after a freeze."""
+        assert self._nursery is not None
+        self.guest.open(sandbox.network_fd, self._nursery)
+
+    def set_hooks(self, ports: Sequence[int]) -> None:
+        """The program has its hooks at these ports, as a snapshot or a record has it."""
+        self.guest.set_hooks(ports)
+        self.note(hook_ports=tuple(ports))
+
+    # -- the snapshot it stands on --------------------------------------------------------------------------------
+
+    def stands_on(self, snapshot: Snapshot) -> None:
+        """The program continues that snapshot: it is the parent of the next save, and nobody may remove it.
+        UnknownNameError when somebody has."""
+        self._continue(snapshot, self._pin_of(snapshot))
+
+    def was_saved_as(self, snapshot: Snapshot, stat_cache: StatCache) -> None:
+        """The instance stands on a new snapshot, which is durable whether or not this can be written down."""
+        self.stands_on(snapshot)
+        # Files are compared with the parent of the next save, never with another snapshot.
+        self.stat_cache = stat_cache
+        self.note(snapshot=snapshot.id.hex(), save_error="")
+
+    def has_files(self, stat_cache: StatCache) -> None:
+        """The program's files that are as in the snapshot it stands on."""
+        self.stat_cache = stat_cache
+
+    def _pin_of(self, snapshot: Snapshot) -> Pin:
+        return self.snapshots.repository.pin(snapshot.id, f"live instance {self.name}")
+
+    def _continue(self, snapshot: Snapshot, pin: Pin) -> None:
+        before, self._pin = self._pin, pin
+        self.snapshot = snapshot
+        if before is not None:
+            before.close()
+
+    # -- the memory of a lazy restore -----------------------------------------------------------------------------
+
+    async def memory_in(self) -> None:
+        """Wait until a lazy restore is complete: what is not in yet cannot be saved."""
+        if (pager := self.pager) is not None:
+            await in_thread(pager.wait, MEMORY_LIMIT_S)
+            await in_thread(pager.close)
+            if self.pager is pager:  # else the instance went back meanwhile
+                self.pager = None
+                self.note(pager=None)
+        while self.record.pager is not None:  # a pager that an earlier keeper started
+            if not procfs.is_alive(self.record.pager):
+                self.note(pager=None)
+                return
+            await trio.sleep(0.05)
+
+    def memory(self) -> float:
+        """The share of the memory that is in."""
+        return self.pager.status.share if self.pager is not None else 1.0
