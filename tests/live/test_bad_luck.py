@@ -340,21 +340,21 @@ def test_going_back_in_place_that_fails_leaves_the_running_program_as_it_is(live
     assert client.describe(live_env.repo, "stays").snapshot == snapshot
 
 
-def test_going_back_in_place_that_cannot_be_written_down_leaves_the_running_program_as_it_is(house: House) -> None:
-    pid = house.command("stays", COUNTING).pid
-    assert eventually(lambda: (house.upper("stays") / "tmp/count").exists())
-    snapshot = house.save("stays").snapshot
-    in_the_way = house.repo / "live/stays/instance.json.new"
+def test_going_back_in_place_that_cannot_be_written_down_leaves_the_running_program_as_it_is(live_env: LiveEnv) -> None:
+    pid = live_env.command("stays", COUNTING).pid
+    assert eventually(lambda: (live_env.upper("stays") / "tmp/count").exists())
+    snapshot = live_env.save("stays").snapshot
+    in_the_way = live_env.repo / "live/stays/instance.json.new"
     in_the_way.mkdir()
     with pytest.raises(StorageError):
-        house.restore(snapshot, "stays", replace=True)
-    assert goes_on(house, "stays")
+        live_env.restore(snapshot, "stays", replace=True)
+    assert goes_on(live_env, "stays")
     in_the_way.rmdir()
-    assert client.describe(house.repo, "stays").pid == pid
-    house.restore(snapshot, "stays", replace=True)
-    assert goes_on(house, "stays")
+    assert client.describe(live_env.repo, "stays").pid == pid
+    live_env.restore(snapshot, "stays", replace=True)
+    assert goes_on(live_env, "stays")
     assert eventually(lambda: is_gone(pid))
-    assert len(list((house.repo / "live/stays").glob("box-*"))) == 1
+    assert len(list((live_env.repo / "live/stays").glob("box-*"))) == 1
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_save_costs_the_snapshot_only(small_disk: Path) -> None:

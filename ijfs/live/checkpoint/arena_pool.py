@@ -1,9 +1,9 @@
 """The memory that a keeper's saves write into: bounded, faulted in before a freeze, kept for the next one for a while.
 
-A GiB that a program's machine has not touched before takes half a second to fault in (0.4 to 1.3 s seen); one that was
-kept takes none. So what a save gives back stays with the keeper for a minute, marked as free for the kernel to take
-when memory gets short (MADV_FREE): a loop that saves every cell finds it warm, an idle keeper is small again, and
-nobody else goes without. One arena is kept, the largest. Called by keeper/save.py and freeze.py.
+To fault in a GiB that the machine has not touched before takes half a second (0.4 to 1.3 s seen); one that was kept
+takes no time. So the arena that a save releases stays with the keeper for a minute, marked as free for the kernel to
+take when memory gets short (MADV_FREE). A loop that saves every cell finds it warm, and an idle keeper is small again.
+One arena is kept, the largest. Acquired by freeze.py, released by keeper/save.py.
 
 How much it may be: what `$IJFS_SAVE_MEMORY` says, else most of what the machine has free at that moment. An image that
 is larger goes to disk for the rest, and the save says so.
@@ -83,7 +83,7 @@ class ArenaPool:
 
 
 def budget(lent: int = 0) -> int:
-    """Bytes of memory that the next save may take, while `lent` are with saves before it. IjfsError."""
+    """Bytes of memory that the next save may take, while the saves before it use `lent` bytes. IjfsError."""
     said = os.environ.get("IJFS_SAVE_MEMORY", "")
     return max(0, parse_size(said) - lent) if said else int(SHARE * available())
 

@@ -156,8 +156,8 @@ class SnapshotStore:
         return item.at, msgspec.structs.replace(item.entry, content=in_parent.content, size=in_parent.size), None
 
     def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
-        """A branch about to move away from its head (the program went back): the head gets a branch of its own, or gc
-        would take what was saved after the point the program went back to."""
+        """Give the branch's head a branch of its own where this save leaves it behind (the program went back): else gc
+        would remove what was saved after the point that the program went back to. Returns what a person should know."""
         if head is None or not parents or head in self._ancestry(parents[0]):
             return []
         branches = self.repository.refs.branches()

@@ -1,7 +1,8 @@
-"""What a killed keeper left behind, swept away by whoever comes next: client/spawn.py, and the keeper that adopts.
+"""Removes what a killed keeper left behind. Called by whoever comes next: client/spawn.py, and the keeper that adopts.
 
-CRIU at a restore ends with its keeper by itself (criu/command.py). What may be left is a directory, the first process
-of a program in the making, which waits for its CRIU for ever, or a program that came up as its keeper died.
+A CRIU at a restore ends together with its keeper (criu/command.py). Three things may be left: a directory; the first
+process of a program that was being restored, which would wait for its CRIU for ever; a program that came up while its
+keeper died.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from ijfs.live.model.paths import InstancePaths
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KEEPER_END_S, is_kept
 
-# A younger directory may be that of a client who has just claimed it.
+# A client who has just claimed a directory has no keeper in it yet.
 OLD_S = 60.0
 
 
 def sweep(paths: InstancePaths) -> None:
-    """Remove the directory of an instance that never came to have a record, and what may run in it."""
+    """Remove the directory of an instance that has no record, and end what runs in it."""
     _sweep(paths.root)
 
 
 def sweep_old(live: Path) -> None:
-    """The same for all such directories of a repository that nobody came for."""
+    """Do that for all such directories of a repository that are old and have no keeper."""
     for directory in live.iterdir():
         paths = InstancePaths(directory)
         if not paths.record.exists() and _is_old(directory) and not is_kept(paths):

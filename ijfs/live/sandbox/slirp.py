@@ -1,5 +1,4 @@
-"""A sandbox's way out, on request: slirp4netns, a user-mode TCP/IP stack. Called by sandbox.py and
-checkpoint/restore.py.
+"""A sandbox's way out, on request: slirp4netns, a user-mode TCP/IP stack. Called by sandbox.py.
 
 A sandbox has a network namespace of its own with a loopback and nothing else, unless its spec says `slirp4netns`: then
 programs inside may connect to anything the host can reach, but not to the host's own loopback, and nobody outside can

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ijfs.live.model.records import Volume
 
-# Kernel interfaces and memory, not files that somebody keeps there; the sandbox has its own of those it needs.
+# Filesystems of the kernel's own and in memory: nobody keeps files there. The sandbox has its own of those it needs.
 _PSEUDO = frozenset(
     (
         *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
@@ -25,7 +25,7 @@ _PSEUDO = frozenset(
     )
 )
 
-# What the sandbox has of its own.
+# Directories that every sandbox has of its own; the last three are on its overlay and begin empty.
 OWN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
 
 
@@ -37,8 +37,8 @@ class HostMount(NamedTuple):
 
 
 def host_mounts(mountinfo: str) -> list[HostMount]:
-    """The mounts of a mountinfo file that hold files, parents before children; what is hidden by a later mount is not
-    told apart (both are mounted, the later one wins as it does on the host)."""
+    """The mounts of a mountinfo file that hold files, parents before children. A mount that a later one hides is there
+    too: in the sandbox both are mounted again, and the later one hides it as on the host."""
     found: dict[Path, HostMount] = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -64,9 +64,10 @@ def choose(
 ) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
-    `needs` are directories that the program cannot do without, as it cannot without `cwd`: what of them the sandbox's
-    own /tmp would hide is shown, by the name given, which may lead through links there, and by its own. Containers
-    bind single files such as /etc/resolv.conf; no overlay stands on a file.
+    `needs` are directories that the program cannot do without, as it cannot without `cwd`. Those that the sandbox's own
+    /tmp would hide become volumes: at the path given, and, where that leads through links, at the real path as well.
+    Files have to be copied because containers bind single ones such as /etc/resolv.conf, and no overlay stands on a
+    file.
     """
     directories: list[Path] = []
     files: list[Path] = []
