@@ -71,6 +71,28 @@ print("up", flush=True); time.sleep(1000)
     assert "/tmp/open.db" in found["sqlite"].evidence
 
 
+DEVICES = """
+mount -t tmpfs ijfs-test /dev
+mknod /dev/null c 1 3; mknod /dev/fuse c 10 229
+mkdir /dev/nvidia-caps; for name in nvidia-uvm nvidia-caps/nvidia-cap2; do mknod /dev/$name c 10 229; done
+exec "$0" -c "$1"
+"""
+
+
+def test_the_gpus_files_are_the_gpu_layers_whatever_their_numbers_and_other_devices_are_named() -> None:
+    code = """
+import os
+from ijfs.live.checks import blockers
+files = [os.open("/dev/" + name, os.O_RDWR) for name in ("nvidia-uvm", "nvidia-caps/nvidia-cap2", "fuse")]
+print(*(verdict.evidence for verdict in blockers.of_process(os.getpid())), sep="\\n")
+"""
+    command = ["unshare", "--mount", "sh", "-ec", DEVICES, sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.endswith("has the device /dev/fuse open")
+
+
 def test_a_program_with_nothing_against_it_is_fine(live_env: LiveEnv) -> None:
     live_env.command("fine", "while true; do sleep 1; done")
     assert [verdict.outcome for verdict in doctor.program(live_env.repo, "fine")] == ["ok"]

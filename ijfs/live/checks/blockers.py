@@ -27,6 +27,9 @@ _UNSUPPORTED = {
     "anon_inode:kvm-vm": ("virtual machines (KVM)", "a virtual machine cannot be saved from outside"),
 }
 
+# The GPU layer takes care of these. By name: some have a major number that the kernel chose when the driver was loaded.
+_GPU_FILES = "/dev/nvidia"
+
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -56,7 +59,7 @@ def _open_files(pid: int) -> Iterator[CheckResult]:
             what, remedy = _UNSUPPORTED[link]
             evidence = f"process {pid} ({_name(pid)}) has {what} open (file descriptor {number})"
             yield CheckResult(check=what, outcome="refuse", evidence=evidence, remedy=remedy)
-        elif link.startswith("/dev/") and _is_strange_device(pid, number):
+        elif link.startswith("/dev/") and not link.startswith(_GPU_FILES) and _is_strange_device(pid, number):
             evidence = f"process {pid} ({_name(pid)}) has the device {link} open"
             yield CheckResult(check="device", outcome="warn", evidence=evidence, remedy="close it before the save")
         elif link.startswith("/") and _is_sqlite(pid, number):
@@ -70,12 +73,12 @@ def _open_files(pid: int) -> Iterator[CheckResult]:
 
 
 def _is_strange_device(pid: int, number: str) -> bool:
-    """A character device other than memory devices, terminals and NVIDIA's (the GPU layer takes care of those)."""
+    """A character device other than memory devices and terminals."""
     try:
         status = os.stat(f"/proc/{pid}/fd/{number}")
     except OSError:
         return False
-    return bool(status.st_rdev) and os.major(status.st_rdev) not in (1, 2, 3, 4, 5, 195, *range(128, 144))
+    return bool(status.st_rdev) and os.major(status.st_rdev) not in (1, 2, 3, 4, 5, *range(128, 144))
 
 
 def _is_sqlite(pid: int, number: str) -> bool:
