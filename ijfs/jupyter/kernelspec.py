@@ -48,6 +48,7 @@ def install(
     display_name: str | None = None,
     repo: Path | None = None,
     network: str | None = None,
+    gpu: bool = False,
     snapshot: str | None = None,
     attach: str | None = None,
     auto: str | None = None,
@@ -57,7 +58,7 @@ def install(
 ) -> InstalledSpec:
     """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
 
-    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network` ("none", "slirp4netns"),
+    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network`, `gpu`,
     `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
     (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
     a base that has a provisioner already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
@@ -68,7 +69,7 @@ def install(
     _refuse_taken(manager, name)
     if auto:
         check_auto(auto)
-    config = _config(repo=repo, network=network, snapshot=snapshot, attach=attach, auto=auto)
+    config = _config(repo=repo, network=network, gpu=gpu, snapshot=snapshot, attach=attach, auto=auto)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
     directory = _write(manager, name, spec, Path(source.resource_dir), where)
@@ -130,7 +131,7 @@ def _refuse_taken(manager: KernelSpecManager, name: str) -> None:
         raise KernelSpecError(f"a kernel spec named {name!r} is there already", hint="choose another with --name")
 
 
-def _config(*, repo: Path | None, **options: str | None) -> dict[str, Any]:
+def _config(*, repo: Path | None, **options: str | bool | None) -> dict[str, Any]:
     if options.get("snapshot") and options.get("attach"):
         raise KernelSpecError("a kernel spec begins from a snapshot or attaches to an instance, not both")
     config: dict[str, Any] = {key: value for key, value in options.items() if value}

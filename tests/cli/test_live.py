@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from ijfs.cli.main import invoke
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 COUNTER = "import time\nfor i in range(10**6):\n    print(i, flush=True)\n    time.sleep(0.02)\n"
+
+SERVER = """
+import http.server, threading
+server = http.server.HTTPServer(("", 8000), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+"""
 
 
 @pytest.fixture
@@ -109,8 +116,12 @@ def test_what_is_run_inside_uses_the_sandbox_and_its_exit_code_comes_out(
 def test_a_kernel_is_started_runs_cells_and_goes_back_in_place(
     ijfs: Ijfs, run_ijfs: Ijfs, live: Path, tmp_path: Path
 ) -> None:
-    started = ok(ijfs("kernel", "start", "--name", "k", "--json"), "kernel start")
+    started = ok(ijfs("kernel", "start", "--name", "k", "--port", "8000", "--json"), "kernel start")
     assert Path(started["instance"]["connection_file"]).is_file()  # type: ignore[index]
+    assert ijfs("exec", "k", "-c", SERVER).code == 0
+    [port] = [port["host"] for port in started["instance"]["relay"] if port["inside"] == 8000]  # type: ignore[index]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+        assert answer.status == 200
     cell = ok(ijfs("exec", "k", "-c", "x = 20; print('said'); x + 1", "--json"), "exec")
     assert (cell["stdout"], cell["result"]) == ("said\n", "21")
     assert ijfs("exec", "k", "-c", "x + 1").out == "21\n"
@@ -207,6 +218,9 @@ def test_names_of_new_programs_are_free_ones(ijfs: Ijfs, live: Path) -> None:
 def test_kernel_specs_are_installed_listed_and_removed(ijfs: Ijfs, repo: Path) -> None:
     made = ok(ijfs("kernel", "install", "--json"), "kernel install")
     assert made["spec"]["name"] == "ijfs-python3"  # type: ignore[index]
+    assert "gpu" not in made["spec"]["config"]  # type: ignore[index]
+    again = ok(ijfs("kernel", "install", "--gpu", "--json"), "kernel install")
+    assert again["spec"]["config"]["gpu"] is True  # type: ignore[index]
     assert "ijfs-python3" in ijfs("kernel", "list").out
     ok(ijfs("kernel", "remove", "ijfs-python3", "--json"), "kernel remove")
     assert "ijfs-python3" not in ijfs("kernel", "list").out

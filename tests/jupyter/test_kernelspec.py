@@ -34,11 +34,11 @@ def test_the_spec_runs_the_same_command_through_the_provisioner(data: Path) -> N
 
 
 def test_jupyter_loads_our_provisioner_with_the_configuration_of_the_spec(data: Path) -> None:
-    install(name="mine", repo=data / "repo", network="slirp4netns")
+    install(name="mine", repo=data / "repo", network="slirp4netns", gpu=True)
     spec = KernelSpecManager().get_kernel_spec("mine")
     made = KernelProvisionerFactory.instance().create_provisioner_instance("id", spec, parent=None)
     assert isinstance(made, IjfsProvisioner)
-    assert (made.repo, made.network) == (str(data / "repo"), "slirp4netns")
+    assert (made.repo, made.network, made.gpu) == (str(data / "repo"), "slirp4netns", True)
 
 
 def test_a_kernel_that_insists_on_curve_is_not_promised_it(data: Path) -> None:

@@ -14,7 +14,7 @@ from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
 from ijfs.cli.verbs.exec_ import connection_file
-from ijfs.cli.verbs.run import NETWORK_HELP, NETWORKS
+from ijfs.cli.verbs.run import NETWORK_HELP, NETWORKS, port_option, show_ports
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
@@ -33,8 +33,9 @@ def kernel() -> None:
 @click.option("--name", metavar="N", help="Its name (default: the kernel spec's).")
 @click.option("--kernel", "spec_name", default="python3", metavar="SPEC", help="Which kernel spec (default: python3).")
 @click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
+@port_option
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
-def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -> Answer:
+def start(app: App, name: str | None, spec_name: str, network: str, ports: tuple[int, ...], gpu: bool) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.cells import run_cell
     from ijfs.live.client import api as client
@@ -42,7 +43,8 @@ def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -
     app.repository()
     chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
     progress = app.progress(f"start {chosen}")
-    spec = kernel_spec(chosen, spec_name, network="slirp4netns" if network == "slirp4netns" else "none", gpu=gpu)
+    way_out = "slirp4netns" if network == "slirp4netns" else "none"
+    spec = kernel_spec(chosen, spec_name, network=way_out, ports=ports, gpu=gpu)
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
     alive = partial(client.is_running, app.repository_path, chosen)
@@ -51,6 +53,7 @@ def start(app: App, name: str | None, spec_name: str, network: str, gpu: bool) -
 
     def show(out: Printer) -> None:
         instances.started(out, info, "runs")
+        show_ports(out, info, ports)
         out.line((f"  ijfs exec {chosen} -c 'print(1)'", "dim"))
         out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
 
@@ -85,6 +88,7 @@ def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
 @click.option("--name", metavar="N", help="The new spec's name (default: ijfs-SPEC).")
 @click.option("--display-name", metavar="TEXT", help="What a launcher shows.")
 @click.option("--network", type=NETWORKS, help=NETWORK_HELP)
+@click.option("--gpu", is_flag=True, help="New kernels get the machine's GPUs.")
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
 @click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")
@@ -95,6 +99,7 @@ def install(
     name: str | None,
     display_name: str | None,
     network: str | None,
+    gpu: bool,
     snapshot: str | None,
     attach: str | None,
     auto: str | None,
@@ -109,6 +114,7 @@ def install(
         display_name=display_name,
         repo=app.repo,
         network=network,
+        gpu=gpu,
         snapshot=snapshot,
         attach=attach,
         auto=auto,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,16 +11,20 @@ from ijfs.cli import instances
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 
+if TYPE_CHECKING:
+    from ijfs.live.client.api import InstanceInfo
+
 NETWORKS = click.Choice(["none", "slirp4netns"])
+port_option = click.option(
+    "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="A port inside to relay to the host."
+)
 NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
 
 
 @verb("run", context_settings={"allow_interspersed_args": False})
 @click.option("--name", metavar="N", help="Its name (default: the program's).")
 @click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
-@click.option(
-    "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="A port inside to relay to the host."
-)
+@port_option
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -54,10 +59,16 @@ def run(
 
     def show(out: Printer) -> None:
         instances.started(out, info, "runs")
-        for port in info.relay:
-            out.line(f"  port {port.inside} is 127.0.0.1:{port.host} here")
+        show_ports(out, info, ports)
 
     return Answer({"instance": instances.instance_json(info)}, show)
+
+
+def show_ports(out: Printer, info: InstanceInfo, ports: tuple[int, ...]) -> None:
+    """Say where the ports that were asked for are on the host."""
+    for port in info.relay:
+        if port.inside in ports:
+            out.line(f"  port {port.inside} is 127.0.0.1:{port.host} here")
 
 
 COMMANDS = {"run": run}
