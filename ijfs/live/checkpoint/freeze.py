@@ -134,7 +134,8 @@ def _dump_with_gpu(sandbox: Sandbox, prepared: Prepared, clock: Clock, gpu: GpuP
     frozen.gpu = record
     if record is not None:
         frozen.frozen_s = time.monotonic() - began
-        clock.include(gpu.program.phases)
+        clock.split("gpu", gpu.program.phases, ("gpu_lock", "gpu_checkpoint"))
+        clock.split("gpu back", gpu.program.phases, ("gpu_restore", "gpu_unlock"))
     return frozen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 OnPhase = Callable[[str], None]
 """Told the name of each phase as it begins; may be called in any thread."""
@@ -39,6 +39,14 @@ class Clock:
             divided |= {first: part, name: whole - part} if phase == name else {phase: whole}
         self.phases = divided
 
-    def include(self, phases: Mapping[str, float]) -> None:
-        """Add phases that something else has measured."""
-        self.phases.update(phases)
+    def split(self, name: str, parts: Mapping[str, float], names: Sequence[str]) -> None:
+        """Give those of `names` that `parts` has measured of a phase that has ended places of their own after it; it
+        keeps what is left, so that phases add up."""
+        if name not in self.phases:
+            return
+        found = {part: parts[part] for part in names if part in parts}
+        rest = max(0.0, self.phases[name] - sum(found.values()))
+        divided: dict[str, float] = {}
+        for phase, seconds in self.phases.items():
+            divided |= {name: rest, **found} if phase == name else {phase: seconds}
+        self.phases = divided

@@ -248,7 +248,8 @@ class _Restore:
             self._pager.wait(MEMORY_LIMIT_S)
         self._clock.begin("gpu")
         gpu.restore(sandbox.pid, self._gpu_record, self._request.gpus)
-        self._clock.include(gpu.phases)
+        self._clock.end()
+        self._clock.split("gpu", gpu.phases, ("gpu_restore", "gpu_unlock"))
 
     def _undo(self) -> None:
         """End and remove whatever was made."""
