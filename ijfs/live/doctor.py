@@ -242,18 +242,20 @@ def _gpus() -> Iterator[CheckResult]:
 
 
 def _gpu(pid: int) -> Iterator[CheckResult]:
-    from ijfs.live.gpu.evidence import cuda_processes
+    from ijfs.live.gpu.evidence import device_holders
 
     pids = procfs.processes_in("pid", procfs.namespace_id(pid, "pid")) if _in_sandbox(pid) else [pid]
-    if not cuda_processes(pids):
+    if not device_holders(pids):
         return
-    from ijfs.live.gpu.nvml import inventory
-    from ijfs.live.gpu.preflight import check_program
+    from ijfs.live.gpu.program import GpuProgram
 
+    program = GpuProgram(find=lambda _root: device_holders(pids))
     try:
-        yield from check_program(cuda_processes(pids), inventory())
+        yield from program.check(pid)
     except IjfsError as error:
         yield CheckResult(check="GPU", outcome="unknown", evidence=str(error), remedy=error.hint or "")
+    finally:
+        program.close()
 
 
 def _existing(path: Path) -> Path:

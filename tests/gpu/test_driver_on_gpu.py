@@ -16,7 +16,7 @@ from waiting import patient
 from ijfs.live.checks.result import refused
 from ijfs.live.gpu.checkpoint import GpuSteps, GpuSuspendError
 from ijfs.live.gpu.driver import ProcessState
-from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
+from ijfs.live.gpu.evidence import GpuEvidence, device_holders
 from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.gpu.preflight import check_program
@@ -69,7 +69,7 @@ def evidence_of(pid: int) -> list[GpuEvidence]:
     import psutil
 
     children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return cuda_processes([pid, *children])
+    return device_holders([pid, *children])
 
 
 def test_a_suspended_program_has_let_go_of_the_device_and_goes_on_after(driver: DriverProcess, start: Callable) -> None:
@@ -92,7 +92,7 @@ def test_a_process_without_cuda_is_told_apart(driver: DriverProcess) -> None:
     other = subprocess.Popen(["sleep", "60"])  # not this process: NVML, in use here, counts for the driver
     try:
         assert driver.state(other.pid) is None
-        assert cuda_processes([other.pid, os.getpid()]) == []
+        assert device_holders([other.pid]) == []
     finally:
         other.kill()
         other.wait()

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ijfs.live.gpu.environment import NCCL_SETTINGS, launch_environment
-from ijfs.live.gpu.evidence import GpuEvidence, read_evidence
+from ijfs.live.gpu.evidence import GpuEvidence, device_holders, read_evidence
 from ijfs.live.gpu.nvml import Gpu, Inventory, gpu_map, require_room
 from ijfs.live.gpu.preflight import check_program
 from ijfs_engine.errors import PreflightError
@@ -35,7 +35,7 @@ def refused(processes: list[GpuEvidence], inventory: Inventory = ONE) -> set[str
 
 
 def test_a_plain_torch_process_passes() -> None:
-    assert refused([GpuEvidence(pid=1, has_context=True)]) == set()
+    assert refused([GpuEvidence(pid=1, device_files=("/dev/nvidiactl",))]) == set()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,28 @@ PLAIN_MAPS = """\
 def test_a_plain_context_is_recognised(tmp_path: Path) -> None:
     write_proc(tmp_path, 5, maps=PLAIN_MAPS)
     evidence = read_evidence(5, tmp_path)
-    assert evidence == GpuEvidence(pid=5, has_context=True, environ={"A": "1"})
+    held = ("/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidiactl")
+    assert evidence == GpuEvidence(pid=5, device_files=held, environ={"A": "1"})
+
+
+def test_a_process_that_called_cuinit_and_made_no_context_is_found_by_its_open_files(tmp_path: Path) -> None:
+    write_proc(tmp_path, 5, maps="7f00001000-7f00002000 r-xp 00000000 fe:00 1 /usr/lib/libcuda.so.1\n")
+    for number, name in enumerate(("nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap2"), start=4):
+        os.symlink(f"/dev/{name}", tmp_path / "5" / "fd" / str(number))
+    write_proc(tmp_path, 6, maps="")
+    [found] = device_holders([5, 6, 7], tmp_path)
+    assert found.pid == 5
+    assert found.device_files == ("/dev/nvidia-caps/nvidia-cap2", "/dev/nvidia-uvm", "/dev/nvidiactl")
+
+
+def test_who_holds_the_gpus_files_and_is_no_cuda_process_is_refused_with_the_remedy() -> None:
+    worker = GpuEvidence(pid=9, device_files=("/dev/nvidia0", "/dev/nvidiactl"))
+    for processes in ([], [GpuEvidence(pid=1)]):
+        [verdict] = [item for item in check_program(processes, ONE, [worker]) if item.outcome == "refuse"]
+        assert verdict.check == "device files"
+        assert "process 9 was forked after CUDA was initialised" in verdict.evidence
+        assert "(nvidia0, nvidiactl)" in verdict.evidence
+        assert "spawn" in verdict.remedy
 
 
 def test_managed_ipc_and_nccl_marks_are_recognised(tmp_path: Path) -> None:
@@ -129,7 +150,7 @@ def test_a_process_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_this_very_process_has_no_context() -> None:
-    assert not read_evidence(os.getpid()).has_context
+    assert not read_evidence(os.getpid()).device_files
 
 
 def test_gpus_that_are_the_same_need_no_map() -> None:
@@ -168,3 +189,10 @@ def test_the_launch_environment_overwrites_nothing() -> None:
     assert environ["NCCL_NET"] == "IB"
     assert environ["UV_USE_IO_URING"] == "0"
     assert environ["NCCL_P2P_DISABLE"] == "1"
+    assert environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert "VLLM_HOST_IP" not in environ
+
+
+def test_without_a_network_servers_are_told_to_meet_on_loopback() -> None:
+    environ = launch_environment({"VLLM_HOST_IP": "10.0.0.1"}, offline=True)
+    assert (environ["VLLM_HOST_IP"], environ["GLOO_SOCKET_IFNAME"]) == ("10.0.0.1", "lo")

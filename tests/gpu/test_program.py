@@ -49,6 +49,39 @@ def test_what_preflight_refuses_is_not_touched_unless_forced() -> None:
     assert gpu.suspend(ME, force=True) is not None
 
 
+HELD = ("/dev/nvidia0", "/dev/nvidiactl")
+
+
+def test_a_process_that_the_driver_does_not_know_is_refused_before_anything_is_touched() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME), GpuEvidence(pid=os.getppid(), device_files=HELD))
+    with pytest.raises(PreflightError, match=f"device files: process {os.getppid()} was forked after CUDA"):
+        gpu.suspend(ME)
+    assert driver.calls == []
+    record = gpu.suspend(ME, force=True)
+    assert record is not None
+    assert [process.inner_pid for process in record.processes] == [inner_pid(ME)]
+
+
+def test_a_tree_of_such_processes_alone_is_refused_too() -> None:
+    driver = FakeDriver()
+    gpu = program(driver, GpuEvidence(pid=ME, device_files=HELD))
+    with pytest.raises(PreflightError, match="device files"):
+        gpu.suspend(ME)
+    assert gpu.suspend(ME, force=True) is None
+    assert [verdict.check for verdict in gpu.check(ME) if verdict.outcome == "refuse"] == ["device files"]
+
+
+def test_inherited_files_that_the_driver_leaves_open_undo_the_suspend_and_are_named() -> None:
+    driver = FakeDriver(ME)
+    gpu = program(driver, GpuEvidence(pid=ME, device_files=HELD))
+    with pytest.raises(GpuSuspendError, match=f"process {ME} holds /dev/nvidia0, /dev/nvidiactl still") as caught:
+        gpu.suspend(ME)
+    assert "spawn" in str(caught.value.hint)
+    assert driver.states == {ME: ProcessState.RUNNING}
+    assert gpu.suspend(ME, force=True) is not None, "--force leaves it to CRIU"
+
+
 def test_a_failed_suspend_has_nothing_to_resume() -> None:
     driver = FakeDriver(ME, failures={("lock", ME): "CUDA_ERROR_NOT_READY"})
     gpu = program(driver, GpuEvidence(pid=ME))

@@ -1,7 +1,10 @@
 """What /proc says of a process that may use a GPU; the facts that preflight judges. Reads, never touches.
 
 The marks were read off an H200 machine (driver 580.159, torch 2.11), each against a plain torch process:
-- a context maps `/dev/nvidiactl`; the driver's libraries alone do not;
+- who uses the driver holds files `/dev/nvidia*`, open or mapped; the driver's libraries alone do not. A process that
+  called cuInit and made no context maps none of them (vLLM's API server: nvidiactl and nvidia-uvm are open), and the
+  driver knows it all the same; one forked after cuInit holds what it inherited, open and mapped, and the driver does
+  not know it. So who is a CUDA process only the driver can say (`GpuProgram`);
 - a plain context maps `/dev/nvidia-uvm` for its semaphore pools, 2 MiB each, at low addresses (0x204a00000); every
   managed allocation adds a mapping of its own size among the libraries' (0x7f…). One that hid at a low address would
   do no harm: the driver answers its checkpoint with NOT_SUPPORTED, which is undone;
@@ -22,6 +25,9 @@ import msgspec
 UVM_POOLS_END = 1 << 36
 """Below this address the driver maps its own pools, above it the program's managed memory."""
 
+DEVICE_FILES = "/dev/nvidia"
+"""Names of the GPU's files begin with it: nvidia0, nvidiactl, nvidia-uvm, nvidia-caps/…"""
+
 NCCL_THREADS = ("pt_nccl_watchdg", "pt_nccl_heartbt", "NCCL ")
 
 
@@ -30,7 +36,8 @@ class GpuEvidence(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     is_thread: bool = False
-    has_context: bool = False
+    device_files: tuple[str, ...] = ()
+    """The GPU's files that it has open or mapped."""
     managed_bytes: int = 0
     ipc_segments: tuple[str, ...] = ()
     nccl_threads: tuple[str, ...] = ()
@@ -54,7 +61,7 @@ def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
     return GpuEvidence(
         pid=pid,
         is_thread=f"\nTgid:\t{pid}\n" not in status,
-        has_context="/dev/nvidiactl" in names,
+        device_files=tuple(sorted(name for name in names | targets if name.startswith(DEVICE_FILES))),
         managed_bytes=sum(managed),
         ipc_segments=tuple(sorted(name for name in names if name.startswith("/dev/shm/cuda.shm."))),
         nccl_threads=tuple(comm for comm in comms if comm.startswith(NCCL_THREADS)),
@@ -104,14 +111,14 @@ def _environ(base: Path) -> dict[str, str]:
     return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
 
 
-def cuda_processes(pids: list[int], proc: Path = Path("/proc")) -> list[GpuEvidence]:
-    """Those of `pids` that hold a CUDA context, in the order given; ones that ended meanwhile are left out."""
+def device_holders(pids: list[int], proc: Path = Path("/proc")) -> list[GpuEvidence]:
+    """Those of `pids` that hold files of the GPU, in the order given; ones that ended meanwhile are left out."""
     found = []
     for pid in pids:
         try:
             evidence = read_evidence(pid, proc)
         except ProcessLookupError:
             continue
-        if evidence.has_context:
+        if evidence.device_files:
             found.append(evidence)
     return found

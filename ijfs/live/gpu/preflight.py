@@ -26,14 +26,24 @@ HOST_HEADROOM = 2.1
 """Host memory wanted per byte of GPU memory: the driver's copy, and the memory that the dump is written into; the
 driver's own buffers on top (1.03–1.07 of the first seen)."""
 
+FORKED_REMEDY = (
+    "start worker processes by `spawn` or `forkserver` (a DataLoader's `multiprocessing_context`, vLLM's"
+    " VLLM_WORKER_MULTIPROC_METHOD=spawn), or before the first CUDA call; end what watches the GPU"
+)
+"""What to do about a process that holds the GPU's files without being a CUDA process."""
 
-def check_program(processes: Sequence[GpuEvidence], inventory: Inventory) -> list[CheckResult]:
-    """All results on a tree's CUDA processes; an empty list when it has none."""
-    if not processes:
+
+def check_program(
+    processes: Sequence[GpuEvidence], inventory: Inventory, strangers: Sequence[GpuEvidence] = ()
+) -> list[CheckResult]:
+    """All results on a tree's CUDA processes, and on those that hold the GPU's files though the driver does not know
+    them (`strangers`); an empty list when it has neither."""
+    if not processes and not strangers:
         return []
     results = [*check_driver(inventory)]
     for process in processes:
         results += [_thread(process), _managed(process), _ipc(process), _io_uring(process)]
+    results += [_stranger(process) for process in strangers]
     results += [_nccl(processes, inventory), _mps(inventory, processes), _host_memory(processes, inventory)]
     return results
 
@@ -98,6 +108,15 @@ def _ipc(process: GpuEvidence) -> CheckResult:
         remedy = "end the sharing process, or pass tensors between processes through host memory"
         return CheckResult(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
     return CheckResult(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
+
+
+def _stranger(process: GpuEvidence) -> CheckResult:
+    """The driver lets go of a CUDA process's own files; those that a process inherited or NVML opened stay, and CRIU
+    can dump none of them."""
+    names = ", ".join(name.removeprefix("/dev/") for name in process.device_files)
+    evidence = f"process {process.pid} was forked after CUDA was initialised, or uses NVML alone: it holds the GPU's"
+    evidence += f" files ({names}), of which the driver frees CUDA processes only"
+    return CheckResult(check="device files", outcome="refuse", evidence=evidence, remedy=FORKED_REMEDY)
 
 
 def _io_uring(process: GpuEvidence) -> CheckResult:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.checks.result import require
-from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS, GpuLostError, GpuSteps
+from ijfs.live.checks.result import CheckResult, require
+from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS, GpuLostError, GpuSteps, GpuSuspendError
 from ijfs.live.gpu.driver import CheckpointDriver, ProcessState
-from ijfs.live.gpu.evidence import GpuEvidence, cuda_processes
+from ijfs.live.gpu.evidence import GpuEvidence, device_holders
 from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
-from ijfs.live.gpu.preflight import check_program
+from ijfs.live.gpu.preflight import FORKED_REMEDY, check_program
 from ijfs.live.process.procfs import namespace_id, processes_in
 from ijfs_engine.errors import IjfsError
 
@@ -71,6 +71,11 @@ class GpuProgram:
         """Seconds of each driver operation since the last suspend or restore began: `gpu_lock`, `gpu_checkpoint`, …"""
         return {f"gpu_{operation}": seconds for operation, seconds in self._steps.seconds.items()}
 
+    def check(self, root_pid: int) -> list[CheckResult]:
+        """What preflight says of the tree; an empty list when nothing in it holds a GPU's files."""
+        processes, strangers = self._look(root_pid)
+        return check_program(processes, self._inventory(), strangers)
+
     def held_bytes(self, root_pid: int) -> int:
         """Device memory of the tree: what a suspend will add to its host memory."""
         return sum(self._inventory().held_by([process.pid for process in self._find(root_pid)]).values())
@@ -78,16 +83,18 @@ class GpuProgram:
     def suspend(
         self, root_pid: int, *, force: bool = False, lock_timeout_ms: int = LOCK_TIMEOUT_MS
     ) -> GpuRecord | None:
-        """Take the GPU state of the whole tree into host memory; None when no process has a CUDA context.
+        """Take the GPU state of the whole tree into host memory; None when no process of it uses CUDA.
 
         Raises PreflightError before anything is touched, GpuSuspendError when a step failed and was undone,
         GpuLostError when it could not be undone.
         """
-        processes = self._find(root_pid)
-        if not processes:
+        processes, strangers = self._look(root_pid)
+        if not processes and not strangers:
             return None
         machine = self._inventory()
-        require(check_program(processes, machine), force=force)
+        require(check_program(processes, machine, strangers), force=force)
+        if not processes:
+            return None
         self._steps = GpuSteps(self._driver)
         pids = [process.pid for process in processes]
         record = GpuRecord(
@@ -96,6 +103,8 @@ class GpuProgram:
         )
         self._steps.suspend(pids, lock_timeout_ms=lock_timeout_ms)
         self._suspended = pids
+        if not force:
+            self._require_let_go(root_pid)
         return record
 
     def resume(self) -> None:
@@ -135,14 +144,30 @@ class GpuProgram:
         if isinstance(self._driver, DriverProcess):
             self._driver.close()
 
+    def _look(self, root_pid: int) -> tuple[list[GpuEvidence], list[GpuEvidence]]:
+        """Who holds the GPU's files: those that the driver knows as CUDA processes, and the others."""
+        holders = self._find(root_pid)
+        known = [process for process in holders if self._driver.state(process.pid) is not None]
+        return known, [process for process in holders if process not in known]
+
+    def _require_let_go(self, root_pid: int) -> None:
+        """The driver closes what a process opened through it, not what that inherited from another. GpuSuspendError
+        with the program running on, before CRIU would read all memory and then refuse."""
+        left = [process for process in self._find(root_pid) if process.device_files]
+        if left:
+            self.resume()
+            names = ", ".join(left[0].device_files)
+            text = f"process {left[0].pid} holds {names} still, inherited from the process that forked it"
+            raise GpuSuspendError(f"{text}; the program runs on", hint=FORKED_REMEDY)
+
     @staticmethod
     def _map(record: GpuRecord, now: Inventory, wanted: Sequence[str]) -> dict[str, str]:
         return gpu_map(record.inventory, now, wanted, list(record.held()))
 
 
 def tree_evidence(root_pid: int) -> list[GpuEvidence]:
-    """The CUDA processes in the pid namespace of `root_pid`."""
-    return cuda_processes(processes_in("pid", namespace_id(root_pid, "pid")))
+    """The processes in the pid namespace of `root_pid` that hold files of the GPU."""
+    return device_holders(processes_in("pid", namespace_id(root_pid, "pid")))
 
 
 def inner_pid(pid: int) -> int:
