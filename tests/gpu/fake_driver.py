@@ -6,6 +6,7 @@ It tests our order of steps and our undoing; that the steps work is shown by tes
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from ijfs.live.gpu.driver import DriverError, GpuMap, ProcessState
 
@@ -25,6 +26,7 @@ class FakeDriver:
         self.failures = failures or {}
         self.calls: list[tuple[str, int]] = []
         self.maps: list[GpuMap | None] = []
+        self.on_call: Callable[[], object] = lambda: None
         self._guard = threading.Lock()
 
     def state(self, pid: int) -> ProcessState | None:
@@ -48,6 +50,7 @@ class FakeDriver:
         before, after = _MOVES[operation]
         with self._guard:
             self.calls.append((operation, pid))
+            self.on_call()
             if (operation, pid) in self.failures:
                 raise DriverError(operation, pid, self.failures[operation, pid])
             if self.states.get(pid) is not before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from test_preflight import ONE
 from ijfs.live.gpu.checkpoint import GpuLostError, GpuSuspendError
 from ijfs.live.gpu.driver import ProcessState
 from ijfs.live.gpu.evidence import GpuEvidence
+from ijfs.live.gpu.huge_pages import HugePages
 from ijfs.live.gpu.program import GpuProgram, GpuRecord, host_pids, inner_pid
 from ijfs_engine.errors import PreflightError
 
@@ -19,7 +21,13 @@ ME = os.getpid()
 
 
 def program(driver: FakeDriver, *processes: GpuEvidence) -> GpuProgram:
-    return GpuProgram(driver, take_inventory=lambda: ONE, find=lambda _root: list(processes))
+    nowhere = Path("/nonexistent")  # no test changes the machine's setting
+    return GpuProgram(
+        driver,
+        take_inventory=lambda: ONE,
+        find=lambda _root: list(processes),
+        huge_pages=HugePages(nowhere, nowhere),
+    )
 
 
 def test_a_program_without_cuda_is_left_alone() -> None:
@@ -80,6 +88,30 @@ def test_inherited_files_that_the_driver_leaves_open_undo_the_suspend_and_are_na
     assert "spawn" in str(caught.value.hint)
     assert driver.states == {ME: ProcessState.RUNNING}
     assert gpu.suspend(ME, force=True) is not None, "--force leaves it to CRIU"
+
+
+def test_huge_pages_are_wanted_while_the_driver_copies_and_at_no_other_time(tmp_path: Path) -> None:
+    driver = FakeDriver(ME)
+    setting = tmp_path / "enabled"
+    for name in ("enabled", "defrag"):
+        (tmp_path / name).write_text("always [madvise] never")
+    gpu = GpuProgram(
+        driver,
+        take_inventory=lambda: ONE,
+        find=lambda _root: [GpuEvidence(pid=ME)],
+        huge_pages=HugePages(tmp_path, tmp_path / "state"),
+    )
+    seen: list[str] = []
+    driver.on_call = lambda: seen.append(setting.read_text())
+    gpu.suspend(ME)
+    assert setting.read_text() == "madvise"
+    gpu.resume()
+    assert seen == ["always"] * 4
+    assert setting.read_text() == "madvise"
+    driver.failures["checkpoint", ME] = "CUDA_ERROR_NOT_SUPPORTED"
+    with pytest.raises(GpuSuspendError):
+        gpu.suspend(ME)
+    assert setting.read_text() == "madvise"
 
 
 def test_a_failed_suspend_has_nothing_to_resume() -> None:

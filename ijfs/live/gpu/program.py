@@ -17,6 +17,7 @@ from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS, GpuLostError, GpuSteps, Gp
 from ijfs.live.gpu.driver import CheckpointDriver, ProcessState
 from ijfs.live.gpu.evidence import GpuEvidence, device_holders
 from ijfs.live.gpu.helper import DriverProcess
+from ijfs.live.gpu.huge_pages import HugePages
 from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
 from ijfs.live.gpu.preflight import FORKED_REMEDY, check_program
 from ijfs.live.process.procfs import namespace_id, processes_in
@@ -58,6 +59,7 @@ class GpuProgram:
         *,
         take_inventory: Callable[[], Inventory] = inventory,
         find: Callable[[int], list[GpuEvidence]] | None = None,
+        huge_pages: HugePages | None = None,
     ) -> None:
         self._driver = driver or DriverProcess()
         self._inventory = take_inventory
@@ -65,6 +67,8 @@ class GpuProgram:
         self._suspended: list[int] = []
         self._restored = False
         self._steps = GpuSteps(self._driver)
+        self._huge_pages = huge_pages or HugePages()
+        self._huge_pages.put_back()
 
     @property
     def phases(self) -> dict[str, float]:
@@ -101,7 +105,8 @@ class GpuProgram:
             inventory=machine,
             processes=tuple(GpuProcess(inner_pid(pid), machine.held_by([pid])) for pid in pids),
         )
-        self._steps.suspend(pids, lock_timeout_ms=lock_timeout_ms)
+        with self._huge_pages.wanted():
+            self._steps.suspend(pids, lock_timeout_ms=lock_timeout_ms)
         self._suspended = pids
         if not force:
             self._require_let_go(root_pid)
@@ -111,7 +116,8 @@ class GpuProgram:
         """Give the GPU back to what `suspend` took it from; does nothing when nothing is suspended."""
         pids, self._suspended = self._suspended, []
         if pids:
-            self._steps.resume(pids)
+            with self._huge_pages.wanted():
+                self._steps.resume(pids)
 
     def require_room(self, record: GpuRecord, wanted: Sequence[str] = (), *, copies: int = 1) -> None:
         """Refuse a restore that cannot fit before anything is started. Raises PreflightError with the numbers."""
@@ -129,7 +135,8 @@ class GpuProgram:
         strange = [pid for pid in pids if self._driver.state(pid) is not ProcessState.CHECKPOINTED]
         if strange:
             raise GpuLostError(f"a restored process has no GPU state to bring back: {self._steps.describe(strange)}")
-        self._steps.resume(pids, gpu_map=self._map(record, self._inventory(), wanted) or None)
+        with self._huge_pages.wanted():
+            self._steps.resume(pids, gpu_map=self._map(record, self._inventory(), wanted) or None)
         self._restored = True
 
     def prepare_to_kill(self, root_pid: int) -> None:
