@@ -34,6 +34,16 @@ GPU_SETTINGS = (
         "1",
         "torch.compile's worker pool would be dumped and restored with the program",
     ),
+    Setting(
+        "VLLM_WORKER_MULTIPROC_METHOD",
+        "spawn",
+        "an engine that is forked inherits files of the GPU, which neither the driver nor CRIU can save",
+    ),
+)
+
+OFFLINE_SETTINGS = (
+    Setting("VLLM_HOST_IP", "127.0.0.1", "vLLM would look for this machine's address, and there is none but loopback"),
+    Setting("GLOO_SOCKET_IFNAME", "lo", "the same for torch's Gloo"),
 )
 
 NCCL_SETTINGS = (
@@ -51,10 +61,11 @@ NCCL_SETTINGS = (
 )
 
 
-def launch_environment(environ: Mapping[str, str], *, nccl_safe: bool = False) -> dict[str, str]:
-    """`environ` with what ijfs adds; a variable that is already there keeps its value."""
-    added = {setting.name: setting.value for setting in GPU_SETTINGS + (NCCL_SETTINGS if nccl_safe else ())}
-    return {**added, **environ}
+def launch_environment(environ: Mapping[str, str], *, nccl_safe: bool = False, offline: bool = False) -> dict[str, str]:
+    """`environ` with what ijfs adds (`offline`: for a sandbox without a network); a variable that is already there
+    keeps its value."""
+    settings = (*GPU_SETTINGS, *(OFFLINE_SETTINGS if offline else ()), *(NCCL_SETTINGS if nccl_safe else ()))
+    return {**{setting.name: setting.value for setting in settings}, **environ}
 
 
 def unsafe_nccl_settings(environ: Mapping[str, str]) -> list[Setting]:

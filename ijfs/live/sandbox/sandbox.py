@@ -225,7 +225,7 @@ def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[s
     """The environment inside: the caller's, the spec's, and what a program needs to speak with its keeper."""
     environment = {**(inherited if spec.inherit_env else {}), **spec.env}
     if spec.gpu:
-        environment = launch_environment(environment, nccl_safe=spec.nccl_safe)
+        environment = launch_environment(environment, nccl_safe=spec.nccl_safe, offline=spec.network == "none")
     environment.setdefault("PATH", os.defpath)
     environment[ENVIRONMENT_VARIABLE] = f"127.0.0.1:{GUEST_PORT}"
     paths = [PYTHON_PATH, *([TORCH_PATH] if spec.gpu else []), environment.get("PYTHONPATH")]
