@@ -1,7 +1,8 @@
-"""Found first on the PYTHONPATH of GPU programs: once torch is imported, its cached blocks are given back before saves.
+"""Found first on the PYTHONPATH of GPU programs: what ijfs does in them without a line of their code.
 
-Python imports `sitecustomize` at its start. This one waits for torch by an import hook, so that a process without
-torch pays nothing, and then runs the environment's own sitecustomize, which it stands in front of.
+Python imports `sitecustomize` at its start. Once torch is imported, its cached blocks are given back before saves; this
+waits for torch by an import hook, so that a process without torch pays nothing. A child that is forked after CUDA was
+initialised lets go of the GPU's files. At last the environment's own sitecustomize runs, which this one stands before.
 """
 
 import importlib.abc
@@ -43,6 +44,25 @@ def _listen() -> None:
         print(f"ijfs: no hook for torch: {error}", file=sys.stderr)
 
 
+def _let_go_in_child() -> None:
+    """In a forked child. Nothing is loaded in the parent for it, and next to nothing in a child of one without CUDA."""
+    try:
+        if any(_is_cuda(entry) for entry in os.listdir("/proc/self/fd")):
+            import ijfs  # noqa: F401
+            from ijfs.guest import forked
+
+            forked.let_go()
+    except Exception as error:  # a program must not fail because it could not be saved
+        print(f"ijfs: the GPU's files stay open in a forked child: {error}", file=sys.stderr)
+
+
+def _is_cuda(descriptor: str) -> bool:
+    try:
+        return os.readlink("/proc/self/fd/" + descriptor).startswith("/dev/nvidia-uvm")
+    except OSError:
+        return False
+
+
 def _run_the_environments_own() -> None:
     others = [path for path in sys.path if os.path.abspath(path) != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
@@ -52,5 +72,6 @@ def _run_the_environments_own() -> None:
         spec.loader.exec_module(module)
 
 
+os.register_at_fork(after_in_child=_let_go_in_child)
 sys.meta_path.insert(0, _WhenTorchIsImported())
 _run_the_environments_own()
