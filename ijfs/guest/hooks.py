@@ -164,7 +164,7 @@ def handle(event: object) -> dict[str, Any]:
         if not _gate.close():
             message = f"the program is inside ijfs.barrier() for more than {BARRIER_WAIT_S:g} s"
             return {**_error("BarrierError", message), "refuse": True}
-        return _outcome([free_torch_cache, *_before])
+        return _outcome([free_torch_cache, end_compile_workers, *_before])
     _gate.open()
     return _outcome(_after_restore if event == "after_restore" else [])
 
@@ -193,6 +193,24 @@ def free_torch_cache() -> None:
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.empty_cache()
+
+
+def end_compile_workers() -> None:
+    """End the processes that torch.compile keeps to compile in: a dozen and more, which would be in every snapshot.
+
+    The next compilation starts new ones. Not while one is under way: it would fail.
+    """
+    module = sys.modules.get("torch._inductor.async_compile")
+    pools = list(getattr(module, "_pool_set", ()))
+    if module is not None and pools and not any(_is_compiling(pool) for pool in pools):
+        module.shutdown_compile_workers()
+
+
+def _is_compiling(pool: object) -> bool:
+    """Whether a pool has work; one that does not say so under a name of any release known is taken to have."""
+    names = ("pending_futures", "pending_jobs", "_pending_work_items")
+    jobs = [getattr(pool, name) for name in names if hasattr(pool, name)]
+    return not jobs or any(jobs)
 
 
 def _forget_in_child() -> None:

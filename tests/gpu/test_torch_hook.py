@@ -7,8 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
 
 from ijfs.guest import PYTHON_PATH, TORCH_PATH
+from ijfs.guest.hooks import end_compile_workers
 
 PROGRAM = """
 import sys, threading
@@ -42,3 +46,41 @@ def test_a_program_without_torch_fails_as_it_would_without_us(tmp_path: Path) ->
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "torch\n"
+
+
+class Compiling(ModuleType):
+    """A stand-in for torch._inductor.async_compile with one pool of compile workers."""
+
+    def __init__(self, **pool: object) -> None:
+        super().__init__("torch._inductor.async_compile")
+        self._pool_set = [SimpleNamespace(**pool)]
+        self.ended = 0
+
+    def shutdown_compile_workers(self) -> None:
+        self._pool_set.clear()
+        self.ended += 1
+
+
+@pytest.mark.parametrize(
+    ("pool", "ended"),
+    [
+        ({"pending_futures": {}}, 1),
+        ({"pending_jobs": {}}, 1),
+        ({"_pending_work_items": {}}, 1),
+        ({"pending_futures": {1: "a kernel"}}, 0),
+        ({"something_else": {}}, 0),
+    ],
+)
+def test_compile_workers_end_before_a_save_unless_they_compile(
+    pool: dict[str, object], ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Compiling(**pool)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    end_compile_workers()
+    end_compile_workers()
+    assert module.ended == ended
+
+
+def test_without_torch_there_is_nothing_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._inductor.async_compile", raising=False)
+    end_compile_workers()
