@@ -52,7 +52,29 @@ def test_a_child_that_owns_the_gpu_is_saved_with_its_parent(lab: Lab) -> None:
     assert [ask(fork, "step", "3") for fork in forks] == [after] * 2
 
 
-@pytest.mark.parametrize(("program", "reason"), [("managed", "managed"), ("ipc", "IPC")])
+def test_workers_forked_after_cuda_was_initialised_are_saved_with_it(lab: Lab) -> None:
+    program = lab.start("workers")
+    ask(program, "step", "3")
+    snapshot = lab.save(program).snapshot
+    after = ask(program, "step", "3")
+    lab.kill(program)
+    forks = client.fork(lab.path, snapshot, ["left", "right"])
+    assert [ask(fork, "step", "3") for fork in forks] == [after] * 2
+
+
+def test_a_program_that_initialised_cuda_and_holds_no_context_comes_back_and_can_use_the_gpu(lab: Lab) -> None:
+    program = lab.start("cuinit")
+    saved = lab.save(program)
+    assert not saved.warnings
+    lab.kill(program)
+    back = client.restore(lab.path, saved.snapshot, "back")
+    assert ask(back, "ready") == "yes"
+    assert ask(back, "sum") == "1048576.0"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"), [("managed", "managed"), ("ipc", "IPC"), ("orphan", "forked after CUDA was initialised")]
+)
 def test_memory_that_cannot_come_back_is_refused_before_it_is_touched(lab: Lab, program: str, reason: str) -> None:
     info = lab.start(program)
     before = float(ask(info, "sum"))
