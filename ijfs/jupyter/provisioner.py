@@ -84,7 +84,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         return self.connection_info
 
     async def poll(self) -> int | None:
-        """None while the kernel runs, else its exit status as a shell has it. True to the last while it is replaced."""
+        """None while the kernel runs, else its exit status as a shell has it. A kernel that is being replaced runs."""
         if not self._managing:
             return 0
         if client.is_running(self._repository, self._instance):

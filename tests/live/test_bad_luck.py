@@ -52,6 +52,18 @@ while True:
     time.sleep(0.05)
 """
 
+RUDE = """
+import os, socket, time
+said = []
+for line in b"[]", b"{", b"7", b'{"verb": "hooks", "port": []}', b'{"verb": 7}', b'{"verb": "status"}':
+    with socket.create_connection(("127.0.0.1", 4717), timeout=5) as keeper:
+        keeper.sendall(line + b"\\n")
+        said.append(keeper.makefile().readline())
+open("/tmp/said", "w").write("".join(said))
+os.rename("/tmp/said", "/tmp/answers")
+time.sleep(1000)
+"""
+
 
 def count(live_env: LiveEnv, name: str) -> str:
     return (live_env.upper(name) / "tmp/count").read_text()
@@ -172,6 +184,18 @@ def test_ports_that_others_took_while_there_was_no_keeper_move_and_this_is_said(
         pass
     assert any(f"tcp8000 {info.relay[0].host}" in notice for notice in notices)
     assert client.describe(live_env.repo, "moved").relay[0].host != info.relay[0].host
+
+
+def test_a_program_cannot_end_its_keeper_by_what_it_sends(live_env: LiveEnv) -> None:
+    live_env.python("rude", RUDE)
+    keeper = keeper_pid(live_env, "rude")
+    answers = live_env.upper("rude") / "tmp/answers"
+    assert eventually(answers.exists)
+    *refused, status = answers.read_text().splitlines()
+    assert len(refused) == 5
+    assert all('"error"' in answer for answer in refused)
+    assert '"instance": "rude"' in status
+    assert keeper_pid(live_env, "rude") == keeper
 
 
 def test_a_program_that_ended_without_a_keeper_is_shown_as_exited_and_its_name_is_free(live_env: LiveEnv) -> None:

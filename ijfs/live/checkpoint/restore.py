@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
@@ -24,6 +24,7 @@ from ijfs.live.criu import command as criu
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.paths import SandboxPaths
+from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rootfs
@@ -64,16 +65,16 @@ class RestoreRequest:
     """For an eager restore: a directory with the memory, from which CRIU reads it. None: it is staged first."""
 
     @classmethod
-    def of(cls, args: Mapping[str, Any], store: SnapshotStore, paths: SandboxPaths) -> RestoreRequest:
+    def of(cls, arguments: RestoreArguments, store: SnapshotStore, paths: SandboxPaths) -> RestoreRequest:
         """What the arguments of the verb `restore` ask for. UnknownNameError; NotLiveError for an imported snapshot."""
-        snapshot, meta = store.load(str(args["snapshot"]))
+        snapshot, meta = store.load(arguments.snapshot)
         return cls(
             snapshot,
             meta,
             paths,
-            eager=bool(args.get("eager")),
-            siblings=int(args.get("siblings") or 1),
-            gpus=tuple(args.get("gpus") or ()),
+            eager=arguments.eager,
+            siblings=arguments.siblings,
+            gpus=arguments.gpus,
         )
 
 

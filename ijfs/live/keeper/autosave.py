@@ -11,16 +11,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.keeper import dirty_sample
-from ijfs.live.keeper.control_socket import Emit, in_thread
+from ijfs.live.keeper.control_socket import in_thread
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.model.guest_protocol import GuestCell
+from ijfs.live.model.protocol import Emit, SaveArguments
 from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.sandbox.sandbox import Sandbox
@@ -36,17 +37,10 @@ UNKNOWN_RATE = 1 / 1e9
 THINNED = PrunePolicy(last=10, hourly=24, daily=7, weekly=4)
 """What stays of saves after cells. Only such saves are removed; others count as kept."""
 
+SaveVerb = Callable[[SaveArguments, Emit], Awaitable[SaveResult]]
+"""The keeper's verb `save`."""
+
 _log = logging.getLogger("ijfs.keeper")
-
-
-@dataclass(frozen=True, slots=True)
-class AutosavePolicy:
-    """When a save after a cell is worth it: `every_s` seconds, or `changed` of the memory (0 to 1), since the last save
-    of any kind; never where the program would stand still for more than `limit_s` seconds."""
-
-    every_s: float = 300.0
-    changed: float = 0.05
-    limit_s: float = 2.0
 
 
 class Autosaver:
@@ -59,7 +53,7 @@ class Autosaver:
         self._considering = False
         self._said = ""
         self._told = ""
-        self._latest = "", AutosavePolicy()
+        self._latest = GuestCell()
         self._thawed: float | None = None
         self._frozen_s = 0.0
         self._rate = UNKNOWN_RATE
@@ -83,16 +77,14 @@ class Autosaver:
 
     # -- after a cell
 
-    def cell(
-        self, request: dict[str, Any], save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]
-    ) -> dict[str, Any]:
+    def cell(self, cell: GuestCell, save: SaveVerb) -> dict[str, Any]:
         """A cell has ended: consider a save, and answer without waiting for it. `note` in the answer is what the
         person at the notebook should know, once."""
-        policy = _policy_of(request)
-        if request.get("dry"):  # somebody turns it on and asks whether that will do
+        _check(cell)
+        if cell.dry:  # somebody turns it on and asks whether that will do
             return {"note": None}
         self._used = True
-        self._latest = str(request.get("message") or "after a cell"), policy
+        self._latest = cell
         if not self._considering:
             self._considering = True
             self._state.spawn(self._consider, save)
@@ -107,12 +99,13 @@ class Autosaver:
         self._told = lost
         return said
 
-    async def _consider(self, save: Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]) -> None:
+    async def _consider(self, save: SaveVerb) -> None:
         try:
             await self._quiet()
-            message, policy = self._latest
-            if await self._is_worth_it(policy):
-                await save({"message": message, "wait": False, "auto": True}, lambda event: None)
+            cell = self._latest
+            if await self._is_worth_it(cell):
+                message = cell.message or "after a cell"
+                await save(SaveArguments(message=message, wait=False, auto=True), lambda event: None)
         except InstanceExitedError:
             _log.info("no save after a cell: the program has ended")
         except (IjfsError, OSError) as error:
@@ -136,31 +129,31 @@ class Autosaver:
             else:
                 return
 
-    async def _is_worth_it(self, policy: AutosavePolicy) -> bool:
+    async def _is_worth_it(self, cell: GuestCell) -> bool:
         state = self._state
         now = time.monotonic()
         pids = _members(state.live_sandbox())
-        if self._expected_freeze_s(pids) > policy.limit_s:
-            return self._too_large(pids, policy)
+        if self._expected_freeze_s(pids) > cell.limit_s:
+            return self._too_large(pids, cell)
         if state.record.snapshot is None and self._thawed is None:
             return True
         if self._thawed is None:
             self._thawed = now  # restored, or adopted: it counts from the first cell seen
-        if now - self._thawed >= policy.every_s:
+        if now - self._thawed >= cell.every_s:
             return True
         if self._sample is None:
             self._sample = await in_thread(dirty_sample.take, pids)
             return False
         share: float | None = await in_thread(dirty_sample.changed_share, self._sample, pids)
-        return share is not None and share >= policy.changed
+        return share is not None and share >= cell.changed
 
     def _expected_freeze_s(self, pids: list[int]) -> float:
         return self._rate * sum(procfs.dumpable_bytes(pid) for pid in pids)
 
-    def _too_large(self, pids: list[int], policy: AutosavePolicy) -> bool:
+    def _too_large(self, pids: list[int], cell: GuestCell) -> bool:
         self._said = (
             "not saved after the last cell: the program would stand still for about "
-            f"{self._expected_freeze_s(pids):.1f} s, and the limit is {policy.limit_s:g} s"
+            f"{self._expected_freeze_s(pids):.1f} s, and the limit is {cell.limit_s:g} s"
         )
         return False
 
@@ -180,20 +173,10 @@ def _members(sandbox: Sandbox) -> list[int]:
     return procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
 
 
-def _policy_of(request: dict[str, Any]) -> AutosavePolicy:
-    """The rules that came with a request. ProtocolError for what are none."""
-    usual = AutosavePolicy()
-    try:
-        policy = AutosavePolicy(
-            every_s=float(request.get("every_s", usual.every_s)),
-            changed=float(request.get("changed", usual.changed)),
-            limit_s=float(request.get("limit_s", usual.limit_s)),
-        )
-    except (TypeError, ValueError):
-        raise ProtocolError("every_s, changed and limit_s are numbers") from None
-    if not (policy.every_s >= 0 and 0 < policy.changed <= 1 and policy.limit_s > 0):
+def _check(cell: GuestCell) -> None:
+    """ProtocolError where the rules that came with a cell are none."""
+    if not (cell.every_s >= 0 and 0 < cell.changed <= 1 and cell.limit_s > 0):
         raise ProtocolError("every_s is at least 0, changed between 0 and 1, limit_s more than 0")
-    return policy
 
 
-__all__ = ["THINNED", "AutosavePolicy", "Autosaver", "thin"]
+__all__ = ["THINNED", "Autosaver", "SaveVerb", "thin"]

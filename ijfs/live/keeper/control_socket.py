@@ -1,4 +1,4 @@
-"""The keeper's end of the control socket: lines in, verbs dispatched, events and answers out. For server.py."""
+"""The keeper's end of the control socket: requests in, dispatched, events and answers out. For server.py."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ import trio
 
 from ijfs.live.errors import KeeperError, ProtocolError, describe
 from ijfs.live.model import protocol
+from ijfs.live.model.protocol import Arguments, Emit, PhaseBegan, Request
+from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs_engine.errors import IjfsError
 
-Emit = Callable[[dict[str, Any]], None]
-Dispatch = Callable[[str, dict[str, Any], Emit], Awaitable[dict[str, Any]]]
+Dispatch = Callable[[Arguments[Any], Emit], Awaitable[InstanceInfo | SaveResult | None]]
+"""Does what a request asks for, its events to `Emit`, and returns the reply."""
 
 _log = logging.getLogger("ijfs.keeper")
 
 
 def phase_events(emit: Emit) -> Callable[[str], None]:
     """Events that say which phase of a verb begins, from what is told its name."""
-    return lambda name: emit({"kind": "phase", "name": name})
+    return lambda name: emit(PhaseBegan(name))
 
 
 async def in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,47 +87,48 @@ async def serve_connection(stream: trio.SocketStream, dispatch: Dispatch) -> Non
 async def serve_request(stream: trio.SocketStream, line: bytes, dispatch: Dispatch) -> bool:
     """Answer one line; whether its verb succeeded."""
     try:
-        request = protocol.decode(line)
+        request = protocol.decode_request(line)
     except ProtocolError as error:
-        await _send(stream, {"id": None, "error": describe(error)})
+        await _send(stream, protocol.encode_error(None, describe(error)))
         return False
-    number = request.get("id")
-    sender, receiver = trio.open_memory_channel[dict[str, Any]](float("inf"))
+    sender, receiver = trio.open_memory_channel[bytes](float("inf"))
     token = trio.lowlevel.current_trio_token()
 
-    def post(message: dict[str, Any]) -> None:
-        """From any thread; the order is kept, because the answer goes the same way."""
+    def post(answer: bytes) -> None:
+        """From any thread; the order is kept, because the reply goes the same way."""
         with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(sender.send_nowait, {"id": number, **message})
+            token.run_sync_soon(sender.send_nowait, answer)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_forward, receiver, stream)
-        answer = await _answer(request, dispatch, lambda event: post({"event": event}))
-        post(answer)
+        succeeded, last = await _answer(request, dispatch, lambda event: post(protocol.encode_event(request.id, event)))
+        post(last)
         token.run_sync_soon(sender.close)
-    return "ok" in answer
+    return succeeded
 
 
-async def _answer(request: dict[str, Any], dispatch: Dispatch, emit: Emit) -> dict[str, Any]:
+async def _answer(request: Request, dispatch: Dispatch, emit: Emit) -> tuple[bool, bytes]:
+    """Whether the verb succeeded, and the line that says so."""
     try:
-        return {"ok": await dispatch(str(request.get("verb")), request.get("args") or {}, emit)}
+        return True, protocol.encode_reply(request.id, await dispatch(request.arguments(), emit))
     except IjfsError as error:
-        _log.info("%s refused: %s", request.get("verb"), error)
-        return {"error": describe(error)}
+        _log.info("%s refused: %s", request.verb, error)
+        return False, protocol.encode_error(request.id, describe(error))
     except Exception as error:
-        _log.exception("%s met an unknown error", request.get("verb"))
+        _log.exception("%s met an unknown error", request.verb)
         text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
-        return {"error": describe(KeeperError(text, hint="keeper.log in the instance's directory has the details"))}
+        unknown = KeeperError(text, hint="keeper.log in the instance's directory has the details")
+        return False, protocol.encode_error(request.id, describe(unknown))
 
 
-async def _forward(receiver: trio.MemoryReceiveChannel[dict[str, Any]], stream: trio.SocketStream) -> None:
-    async for message in receiver:
-        await _send(stream, message)
+async def _forward(receiver: trio.MemoryReceiveChannel[bytes], stream: trio.SocketStream) -> None:
+    async for line in receiver:
+        await _send(stream, line)
 
 
-async def _send(stream: trio.SocketStream, message: dict[str, Any]) -> None:
+async def _send(stream: trio.SocketStream, line: bytes) -> None:
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(protocol.encode(message))
+        await stream.send_all(line)
 
 
 def _is_permitted(stream: trio.SocketStream) -> bool:

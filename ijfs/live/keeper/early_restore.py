@@ -11,10 +11,12 @@ import contextlib
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ijfs.live.errors import ProtocolError
 from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import RestoreArguments
 
 if TYPE_CHECKING:
     from ijfs.live.checkpoint.phases import OnPhase
@@ -100,20 +102,20 @@ class EarlyRestore:
             with contextlib.suppress(OSError):
                 self._line = _first_line(self._first)
             self._line_read.set()
-            args = _plain_restore(self._line)
-            if args is not None:
-                self._restore(args)
+            arguments = _plain_restore(self._line)
+            if arguments is not None:
+                self._restore(arguments)
         except BaseException as error:
             self._error = error
         finally:
             self._criu_works.set()
 
-    def _restore(self, args: dict[str, Any]) -> None:
+    def _restore(self, arguments: RestoreArguments) -> None:
         from ijfs.live.checkpoint.restore import RestoreRequest, restore_snapshot
         from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 
         self.snapshots = SnapshotStore(self._directory.parent.parent)
-        request = RestoreRequest.of(args, self.snapshots, InstancePaths(self._directory).sandbox(1))
+        request = RestoreRequest.of(arguments, self.snapshots, InstancePaths(self._directory).sandbox(1))
         if request.meta.spec.gpu:  # its driver is the keeper's to load
             return
         self._request = request
@@ -142,9 +144,13 @@ def _first_line(sock: socket.socket) -> bytes | None:
     return None
 
 
-def _plain_restore(line: bytes | None) -> dict[str, Any] | None:
+def _plain_restore(line: bytes | None) -> RestoreArguments | None:
     """The arguments of a request that asks for a lazy restore into a new instance; anything else is the keeper's."""
-    request = protocol.decode(line) if line is not None else {}
-    args = request.get("args") or {}
-    plain = request.get("verb") == "restore" and not (args.get("eager") or args.get("again") or args.get("gpus"))
-    return args if plain else None
+    if line is None:
+        return None
+    with contextlib.suppress(ProtocolError):  # the keeper refuses it
+        arguments = protocol.decode_request(line).arguments()
+        if isinstance(arguments, RestoreArguments):
+            plain = not (arguments.eager or arguments.again or arguments.gpus)
+            return arguments if plain else None
+    return None

@@ -12,15 +12,24 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import trio
 
 from ijfs.guest import GUEST_PORT
 from ijfs.live.errors import ProtocolError, describe
+from ijfs.live.model.guest_protocol import (
+    GuestHooks,
+    GuestRequest,
+    HookAnswer,
+    HookEvent,
+    decode_hook_answer,
+    decode_request,
+)
 from ijfs.live.relay.relay import connect_inside
 from ijfs.live.sandbox import namespaces as ns
 from ijfs_engine.errors import IjfsError, PreflightError
 
-Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Answer = Callable[[GuestRequest], Awaitable[dict[str, Any]]]
 
 REQUEST_LIMIT_S = 5.0
 MAX_REQUEST = 1 << 20
@@ -90,32 +99,28 @@ class GuestPort:
         async with stream:
             try:
                 with trio.fail_after(REQUEST_LIMIT_S):
-                    request = json.loads(await _read_line(stream))
-                    await stream.send_all(json.dumps(await self._reply(request)).encode() + b"\n")
-            except (
-                OSError,
-                ValueError,
-                trio.TooSlowError,
-                trio.BrokenResourceError,
-                trio.ClosedResourceError,
-            ) as error:
+                    reply = await self._reply(await _read_line(stream))
+                    await stream.send_all(json.dumps(reply).encode() + b"\n")  # msgspec takes no path outside UTF-8
+            except _BROKEN as error:
                 _log.info("a guest connection broke: %r", error)
 
-    async def _reply(self, request: Any) -> dict[str, Any]:
-        if not isinstance(request, dict):
-            raise ProtocolError("a guest's request is no object")
-        if request.get("verb") == "hooks":
-            port = int(request.get("port", 0))
-            if port not in self.hook_ports:
-                self.hook_ports.append(port)
-                self._on_hooks(tuple(self.hook_ports))
-            return {"ok": {}}
+    async def _reply(self, line: bytes) -> dict[str, Any]:
+        """The answer to a request. Whatever a program sends is answered: it must not be able to end its keeper."""
         try:
+            request = decode_request(line)
+            if isinstance(request, GuestHooks):
+                self._add_hook(request.port)
+                return {"ok": {}}
             return {"ok": await self._answer(request)}
         except IjfsError as error:
             return {"error": describe(error)}
 
-    async def tell(self, network_fd: int, event: dict[str, Any]) -> None:
+    def _add_hook(self, port: int) -> None:
+        if port not in self.hook_ports:
+            self.hook_ports.append(port)
+            self._on_hooks(tuple(self.hook_ports))
+
+    async def tell(self, network_fd: int, event: HookEvent) -> None:
         """Send an event to every hook and wait for it. PreflightError when one refuses a save."""
         for port in list(self.hook_ports):
             try:
@@ -126,29 +131,26 @@ class GuestPort:
                 self._on_hooks(tuple(self.hook_ports))
                 continue
             except _BROKEN as error:
-                _log.warning("the hook at %d did not answer %s: %r", port, event["event"], error)
+                _log.warning("the hook at %d did not answer %s: %r", port, event.event, error)
                 continue
             self._judge(answer, event)
 
     @staticmethod
-    def _judge(answer: dict[str, Any], event: dict[str, Any]) -> None:
-        error = answer.get("error")
+    def _judge(answer: HookAnswer, event: HookEvent) -> None:
+        error = answer.error
         if error is None:
             return
         message = str(error.get("message") if isinstance(error, dict) else error)
-        if event["event"] == "before_save" and answer.get("refuse"):
+        if event.event == "before_save" and answer.refuse:
             raise PreflightError(f"the program refuses to be saved now: {message}", hint="try again a little later")
-        _log.warning("a hook failed at %s: %s", event["event"], message)
+        _log.warning("a hook failed at %s: %s", event.event, message)
 
 
-async def _exchange(network_fd: int, port: int, event: dict[str, Any]) -> dict[str, Any]:
+async def _exchange(network_fd: int, port: int, event: HookEvent) -> HookAnswer:
     stream = trio.SocketStream(await connect_inside(network_fd, port))
     async with stream:
-        await stream.send_all(json.dumps(event).encode() + b"\n")
-        answer = json.loads(await _read_line(stream))
-    if not isinstance(answer, dict):
-        raise ProtocolError("a hook's answer is no object")
-    return answer
+        await stream.send_all(msgspec.json.encode(event) + b"\n")
+        return decode_hook_answer(await _read_line(stream))
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:

@@ -7,18 +7,15 @@ so a save is known by its nonce, for as long as the keeper lives.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ijfs.live.errors import describe, rebuild
-from ijfs.live.keeper.autosave import Autosaver
-from ijfs.live.keeper.control_socket import Emit
+from ijfs.live.errors import ProtocolError, describe, rebuild
+from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
-from ijfs.live.model.records import SaveResult
+from ijfs.live.model.guest_protocol import GuestCell, GuestLog, GuestRequest, GuestSave, GuestStatus
+from ijfs.live.model.protocol import SaveArguments
 from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError
-
-SaveVerb = Callable[[dict[str, Any], Emit], Awaitable[SaveResult]]
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -39,37 +36,39 @@ class GuestRequests:
         if nonce:
             self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}
 
-    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer one request at once."""
-        verbs = {"save": self._save, "status": self._status, "log": self._log, "cell": self._cell}
-        verb = verbs.get(str(request.get("verb")))
-        if verb is None:
-            raise IjfsError(f"the guest port knows no verb `{request.get('verb')}`")
-        return verb(request)
+    async def answer(self, request: GuestRequest) -> dict[str, Any]:
+        """Answer one request at once. (Hooks are the guest port's own.)"""
+        match request:
+            case GuestSave():
+                return self._save(request)
+            case GuestCell():
+                return self._autosaver.cell(request, self._save_verb)
+            case GuestLog():
+                return self._log()
+            case GuestStatus():
+                return self._status()
+        raise ProtocolError(f"nobody answers a {type(request).__name__}")
 
-    def _status(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         state = self._state
         return {"instance": state.name, "repository": str(state.repo), "snapshot": state.record.snapshot}
 
-    def _cell(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._autosaver.cell(request, self._save_verb)
-
-    def _save(self, request: dict[str, Any]) -> dict[str, Any]:
-        nonce = str(request.get("nonce") or "")
+    def _save(self, request: GuestSave) -> dict[str, Any]:
+        nonce = request.nonce
         if not nonce:
             raise IjfsError("a save needs a nonce")
         if nonce not in self._nonces:
             self._nonces[nonce] = {"ok": {"state": "pending"}}
-            args = {"message": str(request.get("message") or ""), "nonce": nonce, "wait": request.get("wait", True)}
-            self._state.spawn(self._save_for_program, nonce, args)
+            arguments = SaveArguments(message=request.message, nonce=nonce, wait=request.wait)
+            self._state.spawn(self._save_for_program, nonce, arguments)
         answer = self._nonces[nonce]
         if "error" in answer:
             raise rebuild(answer["error"])
         return dict(answer["ok"])
 
-    async def _save_for_program(self, nonce: str, args: dict[str, Any]) -> None:
+    async def _save_for_program(self, nonce: str, arguments: SaveArguments) -> None:
         try:
-            result = await self._save_verb(args, lambda event: None)
+            result = await self._save_verb(arguments, lambda event: None)
         except IjfsError as error:
             self._nonces[nonce] = {"error": describe(error)}
         except Exception as error:
@@ -81,7 +80,7 @@ class GuestRequests:
     def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
         return {"state": state, "snapshot": snapshot, "instance": self._state.name}
 
-    def _log(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _log(self) -> dict[str, Any]:
         repository = self._state.snapshots.repository
         snapshots = [
             {

@@ -24,10 +24,12 @@ import trio
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
 from ijfs.live.checkpoint.workspace import stat_cache_of, writable_layers
 from ijfs.live.errors import InstanceExitedError, KeeperError
-from ijfs.live.keeper.control_socket import Emit, in_thread, phase_events
+from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.model.guest_protocol import HookEvent
+from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
 from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process, Volume
 from ijfs.live.pager.api import PagerProcess
@@ -66,15 +68,15 @@ class Lifecycle:
 
     # -- the verbs ------------------------------------------------------------------------------------------------
 
-    async def start(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def start(self, arguments: StartArguments, emit: Emit) -> InstanceInfo:
         """Start the spec's program; one that has ended before begins anew, with its files and ports (`again`)."""
-        before = self._record_before(args)
-        spec = msgspec.convert(args["spec"], InstanceSpec)
+        before = self._record_before(again=arguments.again)
+        spec = arguments.spec
         if before is None:
             self._begin_record(spec)
         else:
             self._begin_record(spec, before, generation=before.generation, snapshot=before.snapshot)
-        emit({"kind": "phase", "name": "start"})
+        emit(PhaseBegan("start"))
         sandbox = await self._launch(kept=before.volumes if before else None)
         try:
             if before and before.snapshot is not None:
@@ -87,11 +89,11 @@ class Lifecycle:
         self._state.open_guest_port(sandbox)
         return info
 
-    async def restore(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def restore(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
         """Bring a snapshot back as this (new) instance."""
-        before = self._record_before(args)
+        before = self._record_before(again=arguments.again)
         generation = before.generation + 1 if before else 1
-        request = await self._requested(args, generation)
+        request = await self._requested(arguments, generation)
         try:
             self._begin_record(request.meta.spec, before, generation=generation)
         except BaseException:
@@ -106,21 +108,21 @@ class Lifecycle:
         await self._resume_guest(restored, request)
         return self._with_restore(info, restored)
 
-    async def go_back(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
         """Restore in place: the new program is up before the old one ends, so that a failure costs nothing."""
         state = self._state
         async with state.busy:
             old = state.live_sandbox()
             await self._queue.settled()
             generation = state.record.generation + 1
-            request = await self._requested(args, generation)
+            request = await self._requested(arguments, generation)
             restored = await self._restored(request, emit)
-            emit({"kind": "phase", "name": "switch"})
+            emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation)
             await self._resume_guest(restored, request)
             return self._with_restore(state.info(), restored)
 
-    async def adopt(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
         """Take over the program of a keeper that was killed."""
         state = self._state
         record = read_record(state.paths)
@@ -142,14 +144,14 @@ class Lifecycle:
         text = f"the keeper of `{state.name}` had been killed; a new one took the running program over"
         if moved:
             text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"
-        emit({"kind": "notice", "text": text})
+        emit(Notice(text))
         return info
 
     # -- the record and the sandbox of a new program --------------------------------------------------------------
 
-    def _record_before(self, args: dict[str, Any]) -> InstanceRecord | None:
+    def _record_before(self, *, again: bool) -> InstanceRecord | None:
         """The record of the ended instance that begins again, where that was asked for and there is one."""
-        return read_record(self._state.paths) if args.get("again") and self._state.paths.record.exists() else None
+        return read_record(self._state.paths) if again and self._state.paths.record.exists() else None
 
     def _begin_record(
         self,
@@ -210,12 +212,12 @@ class Lifecycle:
 
     # -- restoring ------------------------------------------------------------------------------------------------
 
-    async def _requested(self, args: dict[str, Any], generation: int) -> RestoreRequest:
+    async def _requested(self, arguments: RestoreArguments, generation: int) -> RestoreRequest:
         """What is to be restored: as the restore that is under way has it, or as the arguments say."""
         state = self._state
         begun = await in_thread(self._early.request) if self._early is not None else None
         request: RestoreRequest = begun or await in_thread(
-            RestoreRequest.of, args, state.snapshots, state.paths.sandbox(generation)
+            RestoreRequest.of, arguments, state.snapshots, state.paths.sandbox(generation)
         )
         return request
 
@@ -321,10 +323,10 @@ class Lifecycle:
         state = self._state
         state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
         state.has_files(await in_thread(stat_cache_of, writable_layers(restored.sandbox), restored.began_ns))
-        event = {"event": "after_restore", "snapshot": request.snapshot.id.hex()}
+        event = HookEvent("after_restore", request.snapshot.id.hex())
         state.spawn(self._greet, restored.sandbox, event)
 
-    async def _greet(self, sandbox: Sandbox, event: dict[str, Any]) -> None:
+    async def _greet(self, sandbox: Sandbox, event: HookEvent) -> None:
         """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them."""
         state = self._state
         async with state.busy:  # a save waits: it would find the hooks half done

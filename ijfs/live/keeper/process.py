@@ -79,6 +79,6 @@ def _refuse(first: socket.socket, name: str) -> None:
     from ijfs.live.model import protocol
     from ijfs_engine.errors import LockedError
 
-    request = protocol.decode(first.makefile("rb").readline())
+    request = protocol.decode_request(first.makefile("rb").readline())
     error = LockedError(f"`{name}` has a keeper already")
-    first.sendall(protocol.encode({"id": request.get("id"), "error": describe(error)}))
+    first.sendall(protocol.encode_error(request.id, describe(error)))

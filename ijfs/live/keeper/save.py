@@ -15,13 +15,12 @@ The pause is from hold to release. With `stop` the program stays stopped until t
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -33,9 +32,11 @@ from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu
 from ijfs.live.keeper.autosave import Autosaver, thin
-from ijfs.live.keeper.control_socket import Emit, in_thread, phase_events
+from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.model.guest_protocol import HookEvent
+from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, SaveArguments
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
 from ijfs_engine import Arena
 
@@ -50,16 +51,16 @@ PROGRESS_S = 0.1
 class _Save:
     """One save under way: what was asked, who is told, and how long each step takes."""
 
-    def __init__(self, args: dict[str, Any], emit: Emit) -> None:
-        self.args = args
+    def __init__(self, arguments: SaveArguments, emit: Emit) -> None:
+        self.arguments = arguments
         self.asked = time.monotonic()
         self.clock = Clock(phase_events(self.emit))
-        self.stop = bool(args.get("stop"))
-        self.waited_for = self.stop or bool(args.get("wait", True))
+        self.stop = arguments.stop
+        self.waited_for = arguments.stop or arguments.wait
         self._emit = emit
         self._answered = False
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Tell who asked, for as long as there was no answer yet."""
         if not self._answered:
             self._emit(event)
@@ -78,19 +79,19 @@ class Saver:
         self._autosaver = autosaver
         self._arenas = ArenaPool()
 
-    async def save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
+    async def save(self, arguments: SaveArguments, emit: Emit) -> SaveResult:
         """The verb. Whatever fails, the program runs on and the repository is as before.
 
         Only until the thaw does it need the instance for itself; with `stop` until the commit. Without `wait` it
         returns at the thaw, and what is not known then is not in the result.
         """
-        save = _Save(args, emit)
+        save = _Save(arguments, emit)
         save.clock.begin("wait", silent=True)
         queued = None
         await self._queue.reserve(emit)
         try:
             if self._state.busy.locked():
-                emit({"kind": "notice", "text": "waiting for what is being done to this instance before"})
+                emit(Notice("waiting for what is being done to this instance before"))
             async with self._state.busy:
                 queued, at_thaw = await self._queued(save)
                 if save.stop:
@@ -126,11 +127,11 @@ class Saver:
 
     async def _freeze(self, save: _Save, sandbox: Sandbox) -> Frozen:
         """From the hooks to the release; the hooks hear of the end too, unless the program is left stopped."""
-        gpu = _gpu_part(self._state.gpu, save.args)
+        gpu = _gpu_part(self._state.gpu, save.arguments)
         stopped = False
         try:
             save.clock.begin("hooks", silent=True)
-            await self._state.guest.tell(sandbox.network_fd, {"event": "before_save"})
+            await self._state.guest.tell(sandbox.network_fd, HookEvent("before_save"))
             save.clock.begin("prepare")
             prepared: Prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
             try:
@@ -160,7 +161,7 @@ class Saver:
                 self._state.open_guest_port(sandbox)
 
     async def _tell_after(self, sandbox: Sandbox) -> None:
-        await self._state.guest.tell(sandbox.network_fd, {"event": "after_save", "snapshot": None})
+        await self._state.guest.tell(sandbox.network_fd, HookEvent("after_save", None))
 
     # -- with `stop` ----------------------------------------------------------------------------------------------
 
@@ -219,26 +220,26 @@ def _contents(
     save: _Save, frozen: Frozen, sandbox: Sandbox, record: InstanceRecord, hook_ports: Sequence[int]
 ) -> SaveContents:
     """What goes into the repository. In a thread, right after the thaw."""
-    args = save.args
+    arguments = save.arguments
     meta = LiveMeta(
         spec=record.spec,
         volumes=sandbox.volumes,
         environment=environment(criu.version(criu.find())),
-        guest={"nonce": args.get("nonce"), "hook_ports": list(hook_ports)},
+        guest={"nonce": arguments.nonce, "hook_ports": list(hook_ports)},
         gpu=msgspec.to_builtins(frozen.gpu, str_keys=True),
         image_bytes=frozen.image_bytes,
         workspace_bytes=frozen.workspace.bytes_total,
         frozen_s=frozen.frozen_s,
-        auto=bool(args.get("auto")),
+        auto=arguments.auto,
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(
         images=frozen.images,
         workspace=frozen.workspace,
-        notebook=_notebook(args, record.spec),
+        notebook=_notebook(arguments, record.spec),
         meta=meta,
-        message=str(args.get("message") or ""),
-        branch=str(args.get("branch") or record.branch or record.spec.name),
+        message=arguments.message,
+        branch=arguments.branch or record.branch or record.spec.name,
         notes=(*_spilled(frozen), *_warnings(sandbox), *lost),
     )
 
@@ -274,12 +275,11 @@ def _result(
     )
 
 
-def _gpu_part(program: GpuProgram | None, args: dict[str, Any]) -> GpuPart | None:
+def _gpu_part(program: GpuProgram | None, arguments: SaveArguments) -> GpuPart | None:
     if program is None:
         return None
-    timeout_s = args.get("gpu_timeout_s")
-    options = {} if timeout_s is None else {"timeout_s": float(timeout_s)}
-    return GpuPart(program, force=bool(args.get("force")), **options)
+    options = {} if arguments.gpu_timeout_s is None else {"timeout_s": arguments.gpu_timeout_s}
+    return GpuPart(program, force=arguments.force, **options)
 
 
 def _warnings(sandbox: Sandbox) -> list[str]:
@@ -299,10 +299,10 @@ def _spilled(frozen: Frozen) -> list[str]:
     return [f"{text} and went to disk while the program stood still; IJFS_SAVE_MEMORY sets how much it may be"]
 
 
-def _notebook(args: dict[str, Any], spec: InstanceSpec) -> bytes | None:
-    """The notebook document: as it came over the wire (base64), else the one the kernel belongs to, as it is now."""
-    if args.get("notebook") is not None:
-        return base64.b64decode(args["notebook"])
+def _notebook(arguments: SaveArguments, spec: InstanceSpec) -> bytes | None:
+    """The notebook document: the one that came with the request, else the one the kernel belongs to, as it is now."""
+    if arguments.notebook is not None:
+        return arguments.notebook
     if spec.notebook:
         with contextlib.suppress(OSError):  # renamed or not saved yet: no reason to fail
             return Path(spec.notebook).read_bytes()
@@ -317,6 +317,6 @@ def _progress_events(emit: Emit) -> Callable[[str, int, int], None]:
         now = time.monotonic()
         if now - last[0] >= PROGRESS_S or done == total:
             last[0] = now
-            emit({"kind": "progress", "name": name, "done": done, "total": total})
+            emit(BytesDone(name, done, total))
 
     return progress

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ijfs.live.keeper.control_socket import Emit
+from ijfs.live.model.protocol import Emit, Notice
 from ijfs.live.model.records import SaveResult
 from ijfs_engine.errors import IjfsError, UnknownNameError
 
@@ -80,7 +80,7 @@ class SaveQueue:
         try:
             self._room.acquire_nowait()
         except trio.WouldBlock:
-            emit({"kind": "notice", "text": f"waiting until one of the {MOST} saves before is durable"})
+            emit(Notice(f"waiting until one of the {MOST} saves before is durable"))
             await self._room.acquire()
 
     def cancel(self) -> None:

@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,28 @@ import trio
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.keeper import control_socket
 from ijfs.live.keeper.autosave import Autosaver
-from ijfs.live.keeper.control_socket import Emit, in_thread
+from ijfs.live.keeper.control_socket import in_thread
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.lifecycle import Lifecycle
 from ijfs.live.keeper.save import Saver
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model import protocol
+from ijfs.live.model.guest_protocol import GuestRequest
+from ijfs.live.model.protocol import (
+    AdoptArguments,
+    Arguments,
+    Emit,
+    Notice,
+    RestoreArguments,
+    SaveArguments,
+    SignalArguments,
+    StartArguments,
+    StatusArguments,
+    StopArguments,
+    WaitMemoryArguments,
+    WaitSaveArguments,
+)
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs_engine.errors import IjfsError
 
@@ -45,6 +61,9 @@ FAREWELL_S = 2.0
 
 # How often a keeper looks whether its directory is still there.
 DIRECTORY_S = 2.0
+
+_Reply = InstanceInfo | SaveResult | None
+_Verbs = dict[type[Arguments[Any]], Callable[[Any, Emit], Awaitable[_Reply]]]
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -66,7 +85,7 @@ class Keeper:
         self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early)
         self._requests_under_way = 0
 
-    async def _answer_program(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _answer_program(self, request: GuestRequest) -> dict[str, Any]:
         return await self._requests.answer(request)
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -106,7 +125,7 @@ class Keeper:
             async for _ in signals:
                 _log.info("SIGTERM")
                 with contextlib.suppress(IjfsError):
-                    await self._stop({"force": True}, lambda event: None)
+                    await self._stop(StopArguments(force=True), lambda event: None)
                 self._state.ended.set()
 
     async def _watch_directory(self) -> None:
@@ -125,67 +144,73 @@ class Keeper:
 
     # -- verbs --------------------------------------------------------------------------------------------------
 
-    async def _first_dispatch(self, verb: str, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
-        verbs = {"start": self._lifecycle.start, "restore": self._lifecycle.restore, "adopt": self._lifecycle.adopt}
-        return await self._run(verbs, verb, args, emit)
-
-    async def _dispatch(self, verb: str, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
-        verbs = {
-            "status": self._status,
-            "save": self._saver.save,
-            "wait_save": self._wait_save,
-            "restore": self._lifecycle.go_back,
-            "wait_memory": self._wait_memory,
-            "signal": self._signal,
-            "stop": self._stop,
+    async def _first_dispatch(self, arguments: Arguments[Any], emit: Emit) -> _Reply:
+        """What the client asks for that had this keeper made."""
+        lifecycle = self._lifecycle
+        verbs: _Verbs = {
+            StartArguments: lifecycle.start,
+            RestoreArguments: lifecycle.restore,
+            AdoptArguments: lifecycle.adopt,
         }
-        return await self._run(verbs, verb, args, emit)
+        return await self._run(verbs, arguments, emit)
 
-    async def _run(self, verbs: dict[str, Any], verb: str, args: dict[str, Any], emit: Emit) -> dict[str, Any]:
-        if verb not in verbs:
-            raise ProtocolError(f"a keeper knows no verb `{verb}` here")
+    async def _dispatch(self, arguments: Arguments[Any], emit: Emit) -> _Reply:
+        """What clients ask for of a running instance."""
+        verbs: _Verbs = {
+            StatusArguments: self._status,
+            SaveArguments: self._saver.save,
+            WaitSaveArguments: self._wait_save,
+            RestoreArguments: self._lifecycle.go_back,
+            WaitMemoryArguments: self._wait_memory,
+            SignalArguments: self._signal,
+            StopArguments: self._stop,
+        }
+        return await self._run(verbs, arguments, emit)
+
+    async def _run(self, verbs: _Verbs, arguments: Arguments[Any], emit: Emit) -> _Reply:
+        verb = verbs.get(type(arguments))
+        if verb is None:
+            raise ProtocolError(f"a keeper knows no verb `{protocol.verb_of(arguments)}` here")
         began = time.monotonic()
         self._requests_under_way += 1
         try:
-            result = await verbs[verb](args, emit)
+            result = await verb(arguments, emit)
         finally:
             self._requests_under_way -= 1
-        if isinstance(result, InstanceInfo | SaveResult) and verb != "wait_save":
+        if isinstance(result, InstanceInfo | SaveResult) and not isinstance(arguments, WaitSaveArguments):
             total = time.monotonic() - began
             if isinstance(result, InstanceInfo):  # a restore may have begun before its request was looked at
                 total = max(total, sum(result.phases.values()))
             phases = {**result.phases, "total": total}
             result = msgspec.structs.replace(result, phases=_rounded(phases))
-        answer: dict[str, Any] = msgspec.to_builtins(result) if result is not None else {}
-        return answer
+        return result
 
-    async def _wait_save(self, args: dict[str, Any], emit: Emit) -> SaveResult:
-        return await self._queue.outcome(int(args["number"]))
+    async def _wait_save(self, arguments: WaitSaveArguments, emit: Emit) -> SaveResult:
+        return await self._queue.outcome(arguments.number)
 
-    async def _stop(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def _stop(self, arguments: StopArguments, emit: Emit) -> InstanceInfo:
         state = self._state
         async with state.busy:
             sandbox = state.live_sandbox()
             if len(self._queue):
-                emit({"kind": "notice", "text": "waiting until what was saved is durable"})
+                emit(Notice("waiting until what was saved is durable"))
             failed = await self._queue.settled()
-            if failed and not args.get("force"):
+            if failed and not arguments.force:
                 raise failed[0].reason_not_to_stop()
-            timeout_s = float(args.get("timeout_s", 5.0))
-            if timeout_s > 0:
+            if arguments.timeout_s > 0:
                 with contextlib.suppress(InstanceExitedError):
                     sandbox.signal(signal.SIGTERM)
-                await in_thread(sandbox.wait, timeout_s)
+                await in_thread(sandbox.wait, arguments.timeout_s)
             await state.kill("stopped")
             return state.info()
 
-    async def _signal(self, args: dict[str, Any], emit: Emit) -> None:
-        self._state.live_sandbox().signal(int(args["number"]))
+    async def _signal(self, arguments: SignalArguments, emit: Emit) -> None:
+        self._state.live_sandbox().signal(arguments.number)
 
-    async def _status(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def _status(self, arguments: StatusArguments, emit: Emit) -> InstanceInfo:
         return self._state.info()
 
-    async def _wait_memory(self, args: dict[str, Any], emit: Emit) -> InstanceInfo:
+    async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:
         await self._state.memory_in()
         return self._state.info()
 

@@ -196,22 +196,24 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return found
 
 
-_encoder = msgspec.json.Encoder()
+def verb_of(arguments: Arguments[Any]) -> str:
+    """The verb that takes such arguments."""
+    return _NAMES[type(arguments)]
 
 
 def encode_request(number: int, arguments: Arguments[Any]) -> bytes:
     """The line that asks for the verb which takes such arguments."""
-    return _line({"id": number, "verb": _NAMES[type(arguments)], "args": arguments})
+    return _line({"id": number, "verb": verb_of(arguments), "args": arguments})
 
 
 def encode_event(number: int | None, event: Event) -> bytes:
     """The line of an event of a request."""
-    return _line(Answer(id=number, event=msgspec.Raw(_encoder.encode(event))))
+    return _line(Answer(id=number, event=msgspec.Raw(msgspec.json.encode(event))))
 
 
 def encode_reply(number: int | None, reply: msgspec.Struct | None) -> bytes:
     """The line that answers a request."""
-    return _line(Answer(id=number, ok=msgspec.Raw(_encoder.encode({} if reply is None else reply))))
+    return _line(Answer(id=number, ok=msgspec.Raw(msgspec.json.encode({} if reply is None else reply))))
 
 
 def encode_error(number: int | None, error: dict[str, Any]) -> bytes:
@@ -237,7 +239,7 @@ def decode_answer(line: bytes) -> Answer:
 
 def decode_reply(arguments: Arguments[Reply], ok: msgspec.Raw) -> Reply:
     """What the answer to a request with these arguments holds; ProtocolError where it holds something else."""
-    reply = VERBS[_NAMES[type(arguments)]].reply
+    reply = VERBS[verb_of(arguments)].reply
     try:
         found = msgspec.json.decode(ok, type=reply) if reply is not None else None
     except msgspec.DecodeError as error:
@@ -245,21 +247,8 @@ def decode_reply(arguments: Arguments[Reply], ok: msgspec.Raw) -> Reply:
     return cast(Reply, found)
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    """One line, newline included."""
-    return _line(message)
-
-
-def decode(line: bytes) -> dict[str, Any]:
-    """The object of one line; ProtocolError for anything else."""
-    try:
-        return msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ProtocolError(f"a line on the control socket is not a JSON object: {error}") from error
-
-
 def _line(message: Any) -> bytes:
-    return _encoder.encode(message) + b"\n"
+    return msgspec.json.encode(message) + b"\n"
 
 
 class LineBuffer:

@@ -1,0 +1,100 @@
+"""What a program in a sandbox may ask of its keeper, and what it is told: the keeper's side of the guest protocol.
+
+docs/architecture.md, "The guest protocol", has the wire; keeper/guest_port.py carries it. The program's side,
+ijfs.guest, runs in any interpreter with the standard library only, and perhaps for years: a restored program brings
+the code of its day along. So a missing field has its default here, and one that is not known is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from ijfs.live.errors import ProtocolError
+from ijfs_engine.errors import IjfsError
+
+
+class GuestSave(msgspec.Struct, frozen=True):
+    """Save me. May come any number of times; `nonce` says which save is meant."""
+
+    nonce: str = ""
+    message: str = ""
+    wait: bool = True
+
+
+class GuestStatus(msgspec.Struct, frozen=True):
+    """Which instance am I, on which snapshot?"""
+
+
+class GuestLog(msgspec.Struct, frozen=True):
+    """Which snapshots, branches and tags are there?"""
+
+
+class GuestCell(msgspec.Struct, frozen=True):
+    """A cell has ended: save me where that is worth it. `dry`: only say whether the numbers will do.
+
+    It is worth it `every_s` seconds after the last save of any kind, or when `changed` of the memory (0 to 1) is not
+    as it was then; never where the program would stand still for more than `limit_s` seconds.
+    """
+
+    message: str = ""
+    every_s: float = 300.0
+    changed: float = 0.05
+    limit_s: float = 2.0
+    dry: bool = False
+
+
+class GuestHooks(msgspec.Struct, frozen=True):
+    """Tell me of saves and restores, at this port of 127.0.0.1."""
+
+    port: int
+
+
+GuestRequest = GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks
+
+GUEST_VERBS: dict[str, type[GuestRequest]] = {
+    "save": GuestSave,
+    "status": GuestStatus,
+    "log": GuestLog,
+    "cell": GuestCell,
+    "hooks": GuestHooks,
+}
+
+
+class HookEvent(msgspec.Struct, frozen=True):
+    """What a hook is told. `snapshot`: where the program came from, after a restore."""
+
+    event: Literal["before_save", "after_save", "after_restore"]
+    snapshot: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class HookAnswer(msgspec.Struct, frozen=True):
+    """What a hook says to an event: nothing, or an error; `refuse` says that it would rather not be saved now."""
+
+    error: Any = None
+    refuse: bool = False
+
+
+class _Head(msgspec.Struct):
+    verb: str = ""
+
+
+def decode_request(line: bytes) -> GuestRequest:
+    """IjfsError for an unknown verb, ProtocolError for what is no request or not what its verb takes."""
+    try:
+        verb = msgspec.json.decode(line, type=_Head).verb
+        found = GUEST_VERBS.get(verb)
+        if found is None:
+            raise IjfsError(f"the guest port knows no verb `{verb}`")
+        return msgspec.json.decode(line, type=found)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a guest's request is not what the protocol says: {error}") from error
+
+
+def decode_hook_answer(line: bytes) -> HookAnswer:
+    """ProtocolError for what is none."""
+    try:
+        return msgspec.json.decode(line, type=HookAnswer)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"a hook's answer is not what the protocol says: {error}") from error
