@@ -10,7 +10,7 @@ from answering import answer_forever
 
 block = torch.ones(1 << 20, device="cuda")
 torch.cuda.synchronize()
-if ctypes.CDLL(None).fork() == 0:
+if ctypes.PyDLL(None).fork() == 0:
     while True:
         time.sleep(1)
 answer_forever(sum=lambda: float(block.sum()))
