@@ -65,7 +65,8 @@ class HugePages:
             return None
         users = None
         with _complained():
-            self._state.mkdir(parents=True, exist_ok=True)
+            for directory in (self._state.parent, self._state):
+                directory.mkdir(mode=0o700, exist_ok=True)
             with self._guarded():
                 users = self._open("users")
                 fcntl.flock(users, fcntl.LOCK_SH)
