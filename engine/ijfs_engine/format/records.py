@@ -266,6 +266,15 @@ class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
     sharing: float
 
 
+class KeptPack(msgspec.Struct, frozen=True, kw_only=True):
+    """A pack that gc should have written anew and did not."""
+
+    pack: str
+    """Its file's name."""
+    why: str
+    """What is damaged in it."""
+
+
 class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `Repository.gc` did, or with dry_run would do. Sizes are bytes on disk."""
 
@@ -279,6 +288,8 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     packs_rewritten: int
     bytes_before: int
     bytes_after: int
+    packs_kept: tuple[KeptPack, ...] = ()
+    """Mostly dead, but damaged in what is still needed: `fsck` says more, and what to do."""
 
     @property
     def freed(self) -> int:

@@ -17,7 +17,7 @@ from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
 from ijfs_engine.maintenance.reachability import ReachableSet
-from ijfs_engine.maintenance.repack import Repacker, disk_size, remove_orphans
+from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import (
     BASES,
@@ -88,7 +88,7 @@ class _Collector:
         list(live_files(self._repository.directory.sessions))
         roots = self._settle_roots()
         swept = self._mark_and_sweep(roots)
-        self._drop_sidecars(roots.heads)
+        self._drop_sidecars(roots)
         self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
         repacker.run()
@@ -102,6 +102,7 @@ class _Collector:
             packs_rewritten=repacker.rewritten,
             bytes_before=self._before,
             bytes_after=disk_size(self._repository.directory),
+            packs_kept=tuple(repacker.kept),
         )
 
     def _mark_and_sweep(self, roots: Roots) -> _Swept:
@@ -124,13 +125,17 @@ class _Collector:
         roots = self._divide(frozenset(listed), heads)
         kept = self._walk(roots.keep)
         counts = {CHUNKS: 0, OBJECTS: 0}
+        for table, keys, _ in self._unreached(kept):
+            counts[table] += len(keys)
 
         def dead() -> Iterator[bytes]:
-            for table, _, values in self._unreached(kept):
-                counts[table] += len(values)
+            for _, _, values in self._unreached(kept):
+                yield b"".join(values)
+            for _, values in self._far_sidecars(roots):
                 yield b"".join(values)
 
-        freed = Repacker(self._repository, None).dead_bytes(dead())
+        found = Repacker(self._repository, self._progress).estimate(dead)
+        freed = found.freed + sum(orphan.size for orphan in orphans(self._repository))
         return GcReport(
             dry_run=True,
             snapshots_removed=len(roots.drop),
@@ -141,6 +146,7 @@ class _Collector:
             packs_rewritten=0,
             bytes_before=self._before,
             bytes_after=self._before - freed,
+            packs_kept=found.kept,
         )
 
     # --- which snapshots stay
@@ -275,18 +281,25 @@ class _Collector:
             self._tell("sweep", chunks + objects, 0)
         return _Swept(chunks, objects, waiting)
 
-    def _drop_sidecars(self, heads: frozenset[ObjectId]) -> None:
+    def _drop_sidecars(self, roots: Roots) -> None:
         """Fingerprints serve the next save of a program, and that begins from a head: the others' are let go.
         They are more than all other metadata together. A working set stays as long as its snapshot is listed."""
+        for keys, _ in self._far_sidecars(roots):
+            self._index.write(partial(_drop, table=SIDECARS, keys=keys))
+
+    def _far_sidecars(self, roots: Roots) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Ids and rows of the sidecars to be let go, some thousand at a time."""
         near = ReachableSet(self._repository.store, self._index, leaves=False)
-        near.add(heads)
+        near.add(roots.heads)
         for rows in self._index.scan(SIDECARS):
-            far = [key for key in rows.keys if key not in near.objects]
             with self._index.read() as view:
-                listed = view.get_many(SNAPSHOTS, far)
-            gone = [key for key, row in zip(far, listed, strict=True) if row is None]
-            if gone:
-                self._index.write(partial(_drop, table=SIDECARS, keys=gone))
+                listed = view.get_many(SNAPSHOTS, rows.keys)
+            gone = [
+                key not in near.objects and (row is None or key in roots.drop)
+                for key, row in zip(rows.keys, listed, strict=True)
+            ]
+            if any(gone):
+                yield list(compress(rows.keys, gone)), list(compress(rows.values, gone))
 
     def _tidy_removed(self, update: Update) -> None:
         """Forget removed snapshots that no listed one names as its parent, and shorten the way past the others.

@@ -9,25 +9,26 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs_engine._native.pack_rows import PackRows
-from ijfs_engine.errors import CorruptError, StorageError
-from ijfs_engine.format.frames import MAX_CHUNK, FrameKind, decode_frame, decode_header
+from ijfs_engine.errors import StorageError
 from ijfs_engine.format.place import encode_where
+from ijfs_engine.format.records import KeptPack
+from ijfs_engine.maintenance.pack_source import TABLES, Frame, PackSource, live_frames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, SIDECARS, Update, next_pack
+from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
 from ijfs_engine.storage.locks import try_take
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
     DATA_PACK,
     PACK_HEADER_SIZE,
     PACK_TARGET,
-    PackReader,
     PackWriter,
     pack_files,
     pack_path,
@@ -46,13 +47,6 @@ twice. So many at a time, because ids are random: with 10 million chunks, a quar
 table, and a million touch no more. 70 bytes of memory each."""
 _SLICE: Final = 8192
 """Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
-_WINDOW: Final = 4 << 20
-"""One read."""
-_FAR: Final = MAX_CHUNK + (64 << 10)
-"""Frames that begin this far apart are read one by one: there are dead bytes between them."""
-_LAST: Final = 64 << 10
-"""Read behind the beginning of the last frame; what is longer is read again."""
-_TABLES: Final = (CHUNKS, OBJECTS, SIDECARS)
 
 
 class _Pack(NamedTuple):
@@ -62,6 +56,13 @@ class _Pack(NamedTuple):
     kind: int
     size: int
     live: int
+
+
+class Estimate(NamedTuple):
+    """What `Repacker.run` would give back in bytes, and what damage would keep it from rewriting."""
+
+    freed: int
+    kept: tuple[KeptPack, ...]
 
 
 class Repacker:
@@ -74,6 +75,12 @@ class Repacker:
         self._progress = progress
         self.removed = 0
         self.rewritten = 0
+        self._source = PackSource(repository)
+
+    @property
+    def kept(self) -> list[KeptPack]:
+        """Packs that stay as they are, because there is damage in them."""
+        return self._source.kept
 
     def run(self) -> None:
         """Remove and rewrite what deserves it. OSError, StorageError."""
@@ -82,7 +89,7 @@ class Repacker:
         self._retire(empty)
         self.removed += len(empty)
         sparse = _sparse(packs)
-        live = self._live_frames([pack.number for pack in sparse])
+        live = live_frames(self._index, [pack.number for pack in sparse])
         with _room_for_copies():
             for kind in sorted({pack.kind for pack in sparse}):
                 self._rewrite([pack for pack in sparse if pack.kind == kind], live)
@@ -91,24 +98,43 @@ class Repacker:
         """Copy what lives in packs of one kind; on a disk that is nearly full, the old ones go one by one."""
         space = os.statvfs(self._directory)
         most = min(_BYTES, space.f_bavail * space.f_frsize // 2)
-        mover = _Mover(self._repository, packs[0].kind)
+        mover = _Mover(self._repository, self._source, packs[0].kind)
         with closing(mover):
             for pack in packs:
                 self._tell(pack)
                 mover.move(pack.number, live.offsets(pack.number))
-                if mover.rows >= _ROWS or mover.bytes >= most:
+                if mover.rows >= _ROWS or mover.size >= most:
                     self._replace(mover)
             self._replace(mover)
 
-    def dead_bytes(self, dead: Iterable[bytes]) -> int:
-        """About how much `run` would give back if the frames of these index rows (end to end) were dead too."""
+    def estimate(self, dead: Callable[[], Iterable[bytes]]) -> Estimate:
+        """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too.
+
+        It reads what `run` would copy: only that tells which packs damage would keep. OSError, StorageError.
+        """
         packs = self._survey()
         weights = PackRows([pack.number for pack in packs])
-        for rows in dead:
+        for rows in dead():
             weights.weigh(rows)
         packs = [pack._replace(live=pack.live - gone) for pack, gone in zip(packs, weights.weights(), strict=True)]
-        given = [pack for pack in packs if pack.live == 0] + _sparse(packs)
-        return sum(pack.size - pack.live for pack in given)
+        sparse = _sparse(packs)
+        kept = self._damaged(sparse, dead) if sparse else []
+        names = {one.pack for one in kept}
+        given = [pack for pack in packs if pack.live == 0]
+        given += [pack for pack in sparse if pack_path(self._directory, pack.number).name not in names]
+        return Estimate(sum(pack.size - pack.live for pack in given), tuple(kept))
+
+    def _damaged(self, packs: Sequence[_Pack], dead: Callable[[], Iterable[bytes]]) -> list[KeptPack]:
+        """Those of the packs in which a frame that is to be copied is damaged."""
+        live, gone = live_frames(self._index, [pack.number for pack in packs]), PackRows([one.number for one in packs])
+        for rows in dead():
+            gone.collect(rows)
+        for pack in packs:
+            self._tell(pack)
+            dying = set(gone.offsets(pack.number))
+            offsets = [offset for offset in live.offsets(pack.number) if offset not in dying]
+            self._source.each(pack.number, offsets, lambda frames, rows: None)
+        return self._source.kept
 
     def _survey(self) -> list[_Pack]:
         """Every pack the index knows, by number, with what of it is live."""
@@ -116,17 +142,10 @@ class Repacker:
             entries = [(PACK_KEY.unpack(key), PACK_ROW.unpack(row)) for key, row in view.items(PACKS)]
         known = [_Pack(number, kind, size, 0) for (number,), (kind, size) in entries]
         live = PackRows([pack.number for pack in known])
-        for table in _TABLES:
+        for table in TABLES:
             for rows in self._index.scan(table):
                 live.weigh(b"".join(rows.values))
         return [pack._replace(live=weight) for pack, weight in zip(known, live.weights(), strict=True)]
-
-    def _live_frames(self, numbers: Sequence[int]) -> PackRows:
-        live = PackRows(numbers)
-        for table in _TABLES if numbers else ():
-            for rows in self._index.scan(table):
-                live.collect(b"".join(rows.values))
-        return live
 
     def _replace(self, mover: _Mover) -> None:
         """Have the index point at the copies, then let the old packs go."""
@@ -181,7 +200,7 @@ class _Moved:
 
     def add(self, ident: bytes, table: bytes, old: bytes, new: bytes) -> None:
         """Remember one."""
-        self._parts[ident[0]] += self._RECORD.pack(ident, _TABLES.index(table), old, new)
+        self._parts[ident[0]] += self._RECORD.pack(ident, TABLES.index(table), old, new)
         self._count += 1
 
     def sizes(self) -> list[int]:
@@ -215,18 +234,18 @@ def _know(update: Update, writers: Sequence[PackWriter]) -> None:
 def _point(update: Update, rows: Sequence[tuple[bytes, int, bytes, bytes]]) -> None:
     for ident, table, old, new in rows:
         # A session may have written the frame anew meanwhile, or a sidecar been dropped.
-        if update.get(_TABLES[table], ident) == old:
-            update.put(_TABLES[table], ident, new)
+        if update.get(TABLES[table], ident) == old:
+            update.put(TABLES[table], ident, new)
 
 
 class _Mover:
     """Copies live frames into new packs of one kind, and remembers what the index is to be told."""
 
-    def __init__(self, repository: OpenRepository, kind: int) -> None:
+    def __init__(self, repository: OpenRepository, source: PackSource, kind: int) -> None:
         self._repository = repository
         self._index = repository.index
         self._kind = kind
-        self._reader = PackReader(repository.directory.packs)
+        self._source = source
         self._writers: list[PackWriter] = []
         self.moved = _Moved()
         self.whole: list[int] = []
@@ -238,21 +257,26 @@ class _Mover:
         return len(self.moved)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """The same in bytes."""
         return sum(writer.size for writer in self._writers)
 
     def move(self, number: int, offsets: Sequence[int]) -> None:
         """Copy the frames of a pack as they are. If one is damaged, the pack stays: it may hold the last trace of its
-        bytes."""
-        before = self.moved.sizes()
-        try:
-            for frames in _windows(self._reader, number, offsets):
-                self._copy(number, frames)
+        bytes; and what was copied of it is taken back, or each gc would leave as much behind."""
+        known, packs = self.moved.sizes(), len(self._writers)
+        size = self._writers[-1].size if packs else 0
+
+        if self._source.each(number, offsets, self._copy):
             self.whole.append(number)
-        except CorruptError:
-            self.moved.cut(before)
-        self._reader.forget(number)
+            return
+        self.moved.cut(known)
+        for writer in self._writers[packs:]:
+            writer.close()
+            disk.unlink(writer.path)
+        del self._writers[packs:]
+        if packs:
+            self._writers[-1].cut(size)
 
     def finish(self) -> list[PackWriter]:
         """Make the copies durable; the packs they are in."""
@@ -277,22 +301,14 @@ class _Mover:
             if row is None:
                 disk.unlink(writer.path)
         self.renew()
-        self._reader.close()
 
-    def _copy(self, number: int, frames: Sequence[_Frame]) -> None:
-        by_table: dict[bytes, list[_Frame]] = {}
-        for frame in frames:
-            by_table.setdefault(frame.table, []).append(frame)
-        for table, group in by_table.items():
-            with self._index.read() as view:
-                rows = view.get_many(table, [frame.id for frame in group])
-            writer = self._writer()
-            offsets = writer.append_many([(b"", frame.data) for frame in group])
-            for frame, old, offset in zip(group, rows, offsets, strict=True):
-                if old is None or not old.startswith(encode_where(number, frame.offset)):
-                    # Damaged, or written anew meanwhile: then it moves next time.
-                    raise CorruptError(f"{_where(number, frame.offset)}: holds another frame than the index says")
-                self.moved.add(frame.id, table, old, encode_where(writer.number, offset) + old[8:])
+    def _copy(self, frames: Sequence[Frame], rows: Sequence[bytes]) -> None:
+        if not frames:
+            return
+        writer = self._writer()
+        offsets = writer.append_many([(b"", frame.data) for frame in frames])
+        for frame, old, offset in zip(frames, rows, offsets, strict=True):
+            self.moved.add(frame.id, frame.table, old, encode_where(writer.number, offset) + old[8:])
 
     def _writer(self) -> PackWriter:
         if not self._writers or self._writers[-1].size >= PACK_TARGET:
@@ -302,22 +318,38 @@ class _Mover:
         return self._writers[-1]
 
 
-def remove_orphans(repository: OpenRepository) -> None:
-    """Remove pack files that no session holds and the index does not know: what a crash left."""
+class Orphan(NamedTuple):
+    """A pack that a crash left."""
+
+    path: Path
+    size: int
+
+
+def orphans(repository: OpenRepository) -> Iterator[Orphan]:
+    """Pack files that no session holds and the index does not know, each locked while the caller has it."""
     for number, path in list(pack_files(repository.directory.packs)):
-        with repository.index.read() as view:
-            known = view.get(PACKS, PACK_KEY.pack(number)) is not None
-        if known:
+        if _known(repository, number):
             continue
         fd = try_take(path)
         if fd is None:
             continue
-        # Its session may have committed, and let go, between the look and the lock.
-        with repository.index.read() as view:
-            known = view.get(PACKS, PACK_KEY.pack(number)) is not None
-        if not known:
-            disk.unlink(path)
-        os.close(fd)
+        try:
+            # Its session may have committed, and let go, between the look and the lock.
+            if not _known(repository, number):
+                yield Orphan(path, os.fstat(fd).st_blocks * 512)
+        finally:
+            os.close(fd)
+
+
+def remove_orphans(repository: OpenRepository) -> None:
+    """Remove what a crash left."""
+    for orphan in orphans(repository):
+        disk.unlink(orphan.path)
+
+
+def _known(repository: OpenRepository, number: int) -> bool:
+    with repository.index.read() as view:
+        return view.get(PACKS, PACK_KEY.pack(number)) is not None
 
 
 def disk_size(repository: RepositoryDirectory) -> int:
@@ -339,46 +371,3 @@ def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:
         if len(small) >= MANY_SMALL:
             chosen.update(small)
     return [pack for pack in alive if pack.number in chosen]
-
-
-class _Frame(NamedTuple):
-    """A frame of a pack, its checksums right."""
-
-    id: bytes
-    table: bytes
-    offset: int
-    data: memoryview
-
-
-def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterator[list[_Frame]]:
-    """The frames that begin at these offsets, those that lie together in one read. CorruptError, OSError."""
-    first = 0
-    while first < len(offsets):
-        start, end = offsets[first], first + 1
-        while end < len(offsets) and offsets[end] - offsets[end - 1] < _FAR and offsets[end] - start < _WINDOW:
-            end += 1
-        data = memoryview(_read(reader, number, start, offsets[end - 1] - start + _LAST))
-        yield [_frame(reader, number, offset, data[offset - start :]) for offset in offsets[first:end]]
-        first = end
-
-
-def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> _Frame:
-    """The frame at the beginning of `data`, which may hold less than all of it."""
-    where = _where(number, offset)
-    if len(data) < _LAST:
-        span = decode_header(data, where).span
-        data = data if span <= len(data) else memoryview(_read(reader, number, offset, span))
-    header, _ = decode_frame(data, where)
-    table = {FrameKind.CHUNK: CHUNKS, FrameKind.SIDECAR: SIDECARS}.get(header.kind, OBJECTS)
-    return _Frame(header.id, table, offset, data[: header.span])
-
-
-def _read(reader: PackReader, number: int, offset: int, length: int) -> bytes:
-    try:
-        return reader.read(number, offset, length)
-    except FileNotFoundError:
-        raise CorruptError(f"{_where(number, offset)}: the pack is missing") from None
-
-
-def _where(number: int, offset: int) -> str:
-    return f"pack {number:08x} at {offset}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import time
@@ -135,6 +136,16 @@ class PackWriter:
         self._fill = copies.join_into(parts, self._buffers[0], self._fill)
         return offsets
 
+    def cut(self, size: int) -> None:
+        """Take back what was appended behind `size` bytes. OSError."""
+        self._wait()
+        if size < self._written:
+            # Written in whole buffers: what stays of the one in which the cut is comes back into memory.
+            self._written = size // BUFFER_SIZE * BUFFER_SIZE
+            _read_all(self._fd, self._buffers[0], self._written)
+            disk.truncate(self._fd, self.path, self._written)
+        self._fill = size - self._written
+
     def finish(self, *, sync: bool = True) -> None:
         """Write what is left and (with sync) wait until it is durable. Names are not synced.
 
@@ -199,6 +210,16 @@ class PackWriter:
             flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
             self._direct = False
+
+
+def _read_all(fd: int, buffer: mmap.mmap, offset: int) -> None:
+    """Fill a buffer from a file that reaches so far. OSError."""
+    view = memoryview(buffer)
+    while view:
+        done = os.preadv(fd, [view], offset)
+        if not done:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        view, offset = view[done:], offset + done
 
 
 def _create(path: Path) -> tuple[int, bool]:

@@ -35,6 +35,10 @@ def gc(app: App, dry_run: bool) -> Answer:
                 "dim",
             )
         )
+        for kept in found.packs_kept:
+            out.line((f"  {kept.pack} stays whole, because it is damaged: {kept.why}", "yellow"))
+        if found.packs_kept:
+            out.line(("  `ijfs fsck` names what is damaged", "dim"))
         if found.chunks_condemned:
             out.line((f"  {text.count(found.chunks_condemned, 'chunk')} wait for a running save to end", "dim"))
 
