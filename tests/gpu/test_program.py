@@ -114,6 +114,15 @@ def test_huge_pages_are_wanted_while_the_driver_copies_and_at_no_other_time(tmp_
     assert setting.read_text() == "madvise"
 
 
+def test_a_new_keepers_gpu_side_puts_back_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/before.json").write_text('{"enabled": "madvise", "defrag": "defer"}')
+    for name in ("enabled", "defrag"):
+        (tmp_path / name).write_text("[always] madvise never")
+    GpuProgram(FakeDriver(), huge_pages=HugePages(tmp_path, tmp_path / "state"))
+    assert [(tmp_path / name).read_text() for name in ("enabled", "defrag")] == ["madvise", "defer"]
+
+
 def test_a_failed_suspend_has_nothing_to_resume() -> None:
     driver = FakeDriver(ME, failures={("lock", ME): "CUDA_ERROR_NOT_READY"})
     gpu = program(driver, GpuEvidence(pid=ME))
