@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from ijfs_engine.format.page_layout import PageLayout, PageRun
     from ijfs_engine.format.records import (
+        LEAF_SPAN,
         Damage,
         DiskUsage,
         Entry,
@@ -44,12 +45,13 @@ if TYPE_CHECKING:
         Usage,
     )
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
-    from ijfs_engine.read.export import export_tree
+    from ijfs_engine.read.export import Exported, export_tree
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.read.stored_file import Extent, StoredFile
     from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.util.descent import Descent
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError, Segments
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "LEAF_SPAN",
     "MAX_PAGEMAP",
     "AmbiguousNameError",
     "Arena",
@@ -69,9 +72,11 @@ __all__ = [
     "ConflictError",
     "CorruptError",
     "Damage",
+    "Descent",
     "DiskUsage",
     "Entry",
     "EntryKind",
+    "Exported",
     "Extent",
     "FsckReport",
     "GcReport",
@@ -120,6 +125,7 @@ _MODULES = {
     "_native.pagemaps": ("pagemap_entries", "pagemap_head"),
     "format.page_layout": ("PageLayout", "PageRun"),
     "format.records": (
+        "LEAF_SPAN",
         "Damage",
         "DiskUsage",
         "Entry",
@@ -134,12 +140,13 @@ _MODULES = {
         "Usage",
     ),
     "maintenance.prune": ("PrunePolicy", "PruneReport"),
-    "read.export": ("export_tree",),
+    "read.export": ("Exported", "export_tree"),
     "read.reader": ("Reader",),
     "read.stored_file": ("Extent", "StoredFile"),
     "repository": ("Repository",),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),
+    "util.descent": ("Descent",),
     "util.io_wait": ("io_waited_s", "simulate_latency"),
     "util.progress": ("Progress",),
     "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),

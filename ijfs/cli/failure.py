@@ -71,7 +71,7 @@ def explain(error: BaseException) -> Failure:
         return Failure(type(error).__name__, str(error), error.hint, error.exit_code)
     match error:
         case KeyboardInterrupt() | click.Abort():
-            return Failure("Interrupted", "interrupted; nothing was left half done", None, INTERRUPTED)
+            return Failure("Interrupted", str(error) or "interrupted; nothing was left half done", None, INTERRUPTED)
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "ijfs"
             return Failure("UsageError", _lower(error.format_message()), f"`{command} --help` shows how", 2)

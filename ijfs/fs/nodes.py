@@ -31,6 +31,8 @@ class Attributes:
     ino: int
     mode: int
     size: int = 0
+    holes: int = 0
+    """Bytes of a file that are known to be zeros without a look at them."""
     nlink: int = 1
     uid: int = 0
     gid: int = 0
@@ -42,7 +44,7 @@ class Attributes:
     @property
     def blocks(self) -> int:
         """Blocks of 512 bytes, as st_blocks counts them: what a copy would need, not what the pack holds."""
-        return (self.size + 511) // 512 if stat.S_ISREG(self.mode) else 0
+        return (self.size - self.holes + 511) // 512 if stat.S_ISREG(self.mode) else 0
 
 
 class OpenFile(ABC):

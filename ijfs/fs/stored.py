@@ -17,15 +17,15 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2b
 
 import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
-from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
-from ijfs_engine.errors import CorruptError, UnknownNameError
+from ijfs_engine import LEAF_SPAN, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
+from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
 _TYPE_BITS = {
     "f": stat.S_IFREG,
@@ -179,6 +179,16 @@ class OpenBytes(OpenFile):
         return self._data[offset : offset + length]
 
 
+def is_linked(entry: Entry) -> bool:
+    """Whether an entry may be one of several names of one file; a directory has one, whatever its entry says."""
+    return entry.link > 0 and entry.kind != "d"
+
+
+def inode_part(entry: Entry) -> Entry:
+    """What all names of one file have in common. Entries of the same link number that differ in it are no links."""
+    return msgspec.structs.replace(entry, name=b"")
+
+
 class _SnapshotWorld:
     """What the nodes of one snapshot share."""
 
@@ -192,16 +202,16 @@ class _SnapshotWorld:
             return self.reader.tree(ident)
 
     @cached_property
-    def links(self) -> Counter[int]:
-        """How many names each hard link number has. Reads every tree of the snapshot, once, when a hard link is met."""
-        counts: Counter[int] = Counter()
+    def links(self) -> Counter[Entry]:
+        """How many names each file with several has. Reads every tree of the snapshot, once, at the first of them."""
+        counts: Counter[Entry] = Counter()
         left = [self.snapshot.root]
         while left:
             for entry in self.tree(left.pop()).entries:
                 if entry.kind == "d" and entry.content is not None:
                     left.append(entry.content)
-                elif entry.link:
-                    counts[entry.link] += 1
+                elif is_linked(entry):
+                    counts[inode_part(entry)] += 1
         return counts
 
 
@@ -220,8 +230,8 @@ class _StoredTree:
         entry = self._entries.find(name)
         if entry is None:
             raise no_entry(name)
-        if entry.link:
-            key = key_of(b"hard link", self._world.snapshot.id, str(entry.link).encode())
+        if is_linked(entry):
+            key = key_of(b"hard link", self._world.snapshot.id, msgspec.msgpack.encode(inode_part(entry)))
         else:
             key = key_of(b"entry", self._key, name)
         return _NODES.get(entry.kind, StoredSpecial)(self._world, key, entry)
@@ -238,15 +248,16 @@ class _StoredNode(Node):
 
     @property
     def ready(self) -> bool:
-        return not self._entry.link or "links" in self._world.__dict__
+        return not is_linked(self._entry) or "links" in self._world.__dict__
 
     def attributes(self) -> Attributes:
         entry = self._entry
         return Attributes(
             ino=self.ino,
-            mode=_TYPE_BITS[entry.kind] | entry.mode,
+            mode=_TYPE_BITS[entry.kind] | stat.S_IMODE(entry.mode),
             size=entry.size,
-            nlink=self._world.links[entry.link] if entry.link else 1,
+            holes=self._holes(),
+            nlink=self._world.links[inode_part(entry)] if is_linked(entry) else 1,
             uid=entry.uid,
             gid=entry.gid,
             rdev=entry.rdev,
@@ -255,6 +266,10 @@ class _StoredNode(Node):
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         return dict(self._entry.xattrs)
+
+    def _holes(self) -> int:
+        """Bytes of a file that take no blocks."""
+        return 0
 
 
 class StoredDirectory(_StoredNode, DirectoryNode):
@@ -288,6 +303,20 @@ class StoredSpecial(_StoredNode, Special):
 
 class FileOfSnapshot(_StoredNode, FileNode):
     """A file of a snapshot."""
+
+    @property
+    def ready(self) -> bool:
+        return super().ready and (self._entry.size <= LEAF_SPAN or "_zeros" in self.__dict__)
+
+    def _holes(self) -> int:
+        return self._zeros if self._entry.size > LEAF_SPAN else 0
+
+    @cached_property
+    def _zeros(self) -> int:
+        # What is damaged is said when it is read: a directory must be listed all the same.
+        with suppress(IjfsError):
+            return self._world.reader.zero_leaf_bytes(self._entry.content) if self._entry.content else 0
+        return 0
 
     @property
     def open_ready(self) -> bool:

@@ -20,7 +20,9 @@ from trees import MANY, UNDECODABLE, make_tree, save
 
 from ijfs.fs import mountpoint as mounting
 from ijfs.fs.nodes import CHANGING_S
-from ijfs_engine import Repository, Snapshot
+from ijfs_engine import Entry, Repository, Snapshot, Tree
+from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.records import encode_tree
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -104,6 +106,40 @@ def test_hard_links_are_one_inode_and_all_others_are_their_own(files: Path) -> N
     assert shown["large"].st_ino == shown["deep/er/" + "long" * 50 + "/hard link"].st_ino
     numbers = [entry.st_ino for entry in shown.values()]
     assert len(numbers) - len(set(numbers)) == 1
+
+
+def test_large_holes_take_no_blocks(repository: Repository, mount: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with (tree / "sparse").open("wb") as sparse:
+        sparse.truncate(10 << 30)
+        sparse.seek(5 << 30)
+        sparse.write(b"island" * 1000)
+    (tree / "fifo").symlink_to("nowhere")
+    os.link(tree / "fifo", tree / "twin", follow_symlinks=False)
+    saved = save(repository, tree, branch="sparse")
+    shown = mount / "snapshots" / saved.id.hex() / "files"
+    assert (shown / "sparse").stat().st_size == 10 << 30
+    assert (shown / "sparse").stat().st_blocks * 512 <= 4 << 20
+    assert (shown / "twin").lstat().st_ino == (shown / "fifo").lstat().st_ino
+    assert (shown / "twin").lstat().st_nlink == 2
+
+
+def test_entries_that_share_a_link_number_and_nothing_else_are_shown_apart(repository: Repository, mount: Path) -> None:
+    """A stranger's tree may say that a directory and a symbolic link are one."""
+    inner = Entry(b"below", "f", 0o600, 0, 0, 0)
+    with repository.session() as session:
+        below = session.put_object(FrameKind.TREE, encode_tree(Tree((inner,))))
+        entries = (
+            Entry(b"directory", "d", 0o755, 0, 0, 0, content=below, link=7),
+            Entry(b"link", "l", 0o777, 0, 0, 0, size=1, target=b"/", link=7),
+        )
+        root = session.put_object(FrameKind.TREE, encode_tree(Tree(entries)))
+        saved = session.commit_snapshot(root, branch="odd")
+    shown = mount / "snapshots" / saved.id.hex()
+    assert os.listdir(shown / "directory") == ["below"]
+    assert os.readlink(shown / "link") == "/"
+    assert (shown / "link").lstat().st_ino != (shown / "directory").lstat().st_ino
 
 
 def test_blocks_are_what_a_copy_would_take(files: Path) -> None:

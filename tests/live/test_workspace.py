@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ijfs.live.checkpoint import workspace
@@ -26,7 +27,7 @@ from ijfs.live.checkpoint.workspace import (
     stat_cache_of,
 )
 from ijfs.live.model.records import Volume
-from ijfs_engine import Repository, export_tree
+from ijfs_engine import Repository, StorageError, export_tree
 from ijfs_engine.write.arena import Arena
 
 OLD = time.time_ns() - 10 * 10**9
@@ -157,6 +158,33 @@ def test_a_volumes_files_stand_at_its_path_in_the_snapshot_and_go_back_to_its_la
     assert (disk_again / "file").read_bytes() == b"on the disk"
     assert (target / "data" / "beside").read_bytes() == b"on the root"
     assert list((target / "data" / "disk").iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", ["data", "data/disk"])
+def test_a_symlink_on_the_way_to_a_volume_leads_nowhere(upper: Path, tmp_path: Path, place: str) -> None:
+    """A stranger's snapshot says where its volumes were, and what stood there."""
+    outside = tmp_path / "outside"
+    (outside / "disk").mkdir(parents=True)
+    (outside / "disk" / "file").write_bytes(b"as it was")
+    layer = tmp_path / "layer"
+    layer.mkdir()
+
+    def export(path: str, into: Path) -> None:
+        (into / place).parent.mkdir(exist_ok=True)
+        (into / place).symlink_to(outside if place == "data" else outside / "disk")
+
+    with pytest.raises(StorageError, match="cannot put back /data/disk: Not a directory"):
+        put_back(export, upper, [(Volume("v0", "/data/disk"), layer)])
+    assert (outside / "disk" / "file").read_bytes() == b"as it was"
+    assert sorted(outside.iterdir()) == [outside / "disk"]
+    assert list(layer.iterdir()) == []
+
+
+@pytest.mark.parametrize("stored", [{"key": "../v0", "path": "/data"}, {"key": "v0", "path": "data"}])
+def test_a_volume_that_could_not_have_been_is_refused(stored: dict[str, str]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(stored, Volume)
 
 
 def test_only_what_changed_is_read_again(upper: Path, tmp_path: Path) -> None:

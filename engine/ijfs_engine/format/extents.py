@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 from ijfs_engine._native.extent_columns import Assembly, Columns
-from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.frames import ID_SIZE, FrameKind, object_id
 from ijfs_engine.format.place import NO_PLACE
-from ijfs_engine.format.records import ZERO_RUN, Leaf
+from ijfs_engine.format.records import ZERO_RUN, Leaf, ObjectId, encode_leaf
 
 ExtentSource: TypeAlias = tuple[int, int, Columns, int]
 """(page, pages, columns, page in them): `pages` pages from `page` on are in these columns."""
@@ -30,6 +31,14 @@ def leaf_from(assembly: Assembly) -> Leaf:
     ids, *columns = assembly.leaf()
     index, offset, length = (array("I", bytes(column)) for column in columns)
     return Leaf(ids, index, offset, length)
+
+
+@lru_cache(maxsize=64)
+def zero_leaf(length: int) -> ObjectId:
+    """The id of the leaf that is `length` zeros."""
+    zeros = Assembly()
+    zeros.zeros(length)
+    return object_id(FrameKind.LEAF, encode_leaf(leaf_from(zeros)))
 
 
 class LeafMap:

@@ -1,7 +1,8 @@
 """A stored directory back onto a disk, byte for byte with all its metadata: `ijfs export`, and a restored workspace.
 
 Everything is made through the descriptor of the directory it is in and never through a symbolic link, so that a stored
-tree cannot write outside the place it is exported to.
+tree, whoever made it, cannot write outside the place it is exported to. A file has a temporary name until it is whole:
+what an export that ended early leaves under a file's own name is that file.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import LEAF_SPAN, Entry, ObjectId
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
+from ijfs_engine.util.descent import Descent, by_descriptor, descend
 from ijfs_engine.util.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     from ijfs_engine.util.progress import Progress
 
-# Files whose writes are under way at the same time; each holds a descriptor.
+# Files whose writes are under way at the same time; each holds two descriptors.
 _MOST_OPEN: Final = 64
 # Files of one chunk that are no longer than this are fetched together, so many of a directory at a time.
 _SMALL: Final = 64 << 10
@@ -36,23 +40,67 @@ _TOGETHER: Final = 256
 _NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
-def export_tree(reader: Reader, tree: ObjectId, target: Path, *, progress: Progress | None = None) -> None:
+class Exported(NamedTuple):
+    """What an export wrote: names of files, what they add up to, and the device nodes that it left out."""
+
+    files: int
+    bytes: int
+    left_out: int
+
+
+def export_tree(
+    reader: Reader,
+    tree: ObjectId | None,
+    target: Path,
+    *,
+    top: Entry | None = None,
+    privileged: bool | None = None,
+    progress: Progress | None = None,
+) -> Exported:
     """Write a stored directory's contents to `target`, which is an empty directory or is made here.
 
-    Owners, devices and privileged attributes need root; without it, StorageError names the first that failed.
-    StorageError (disk full, no permission), CorruptError (what is stored is damaged; `target` is then incomplete).
+    `target` itself gets the metadata of `top`, the directory's own entry, if that is given.
+    `privileged` sets owners, setuid and setgid bits and privileged attributes and makes device nodes, as only root can;
+    without it the caller owns everything and devices are left out. By default root does and others do not, and a device
+    is then a StorageError. StorageError (disk full, no permission), CorruptError (what is stored is damaged);
+    KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
+    fd = _open_target(target)
+    work = _Export(reader, fd, target, _Rights.of(privileged), progress)
     try:
-        target.mkdir(exist_ok=True)
-        if any(target.iterdir()):
-            raise IjfsError(f"{target} is not empty", hint="name a directory that is empty or does not exist")
-    except OSError as error:
-        raise StorageError(f"cannot write to {target}: {error.strerror}") from error
-    work = _Export(reader, progress)
-    try:
-        work.run(tree, target)
+        return work.run(_Directory(top, tree))
+    except IjfsError as error:
+        raise type(error)(f"{error}; {work.unfinished()}", hint=error.hint) from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; {work.unfinished()}") from error
     finally:
         work.close()
+        os.close(fd)
+
+
+def _open_target(target: Path) -> int:
+    try:
+        target.mkdir(exist_ok=True)
+        top = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"cannot write to {target}: {error.strerror}") from error
+    if os.listdir(top):
+        os.close(top)
+        raise IjfsError(f"{target} is not empty", hint="name a directory that is empty or does not exist")
+    return top
+
+
+class _Rights(NamedTuple):
+    """What is made of metadata that only root can give."""
+
+    owners: bool
+    """Owners, setuid and setgid bits, and attributes beside those of users."""
+    devices: bool
+
+    @classmethod
+    def of(cls, privileged: bool | None) -> _Rights:
+        """As asked; by default as this process can, and devices are tried."""
+        return cls(os.geteuid() == 0, True) if privileged is None else cls(privileged, privileged)
 
 
 class _Buffers(threading.local):
@@ -65,64 +113,143 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-class _Finished(NamedTuple):
-    """A directory whose own metadata waits until nothing is made in it any more."""
+class _Directory:
+    """A directory that was made, and those in it. Its metadata waits until nothing is made in it any more.
+
+    The top has an entry where the target is to get its metadata.
+    """
+
+    __slots__ = ("below", "content", "entry")
+
+    def __init__(self, entry: Entry | None, content: ObjectId | None) -> None:
+        self.entry = entry
+        self.content = content
+        self.below: list[_Directory] = []
+
+    @property
+    def name(self) -> bytes:
+        """What it is called; nothing at the top."""
+        return self.entry.name if self.entry is not None else b""
+
+
+class _NewFile:
+    """A file in the making, under a temporary name. It holds its directory, which the walk has left by the end."""
+
+    def __init__(self, entry: Entry, shown: str, directory: int, temporary: bytes) -> None:
+        self.entry = entry
+        self.shown = shown
+        self.parts: list[Future[None]] = []
+        self._temporary = temporary
+        self._directory = os.dup(directory)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self.fd = os.open(temporary, flags, 0o600, dir_fd=self._directory)
+        except BaseException:
+            os.close(self._directory)
+            raise
+
+    def finish(self, rights: _Rights) -> None:
+        """Give it its metadata and its name."""
+        _set_metadata(self.fd, self.entry, rights)
+        _check_free(self.entry.name, self._directory)
+        os.rename(self._temporary, self.entry.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self._temporary = b""
+
+    def close(self) -> None:
+        """Let go; what is not finished is removed."""
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._directory)
+        os.close(self.fd)
+        os.close(self._directory)
+
+
+class _FirstName(NamedTuple):
+    """Where the first of several names of one file is."""
 
     entry: Entry
-    path: bytes
-
-
-class _OpenFile:
-    """A file whose bytes are being written by several threads."""
-
-    def __init__(self, entry: Entry, path: bytes, fd: int) -> None:
-        self.entry = entry
-        self.path = path
-        self.fd = fd
-        self.parts: list[Future[None]] = []
+    directories: tuple[bytes, ...]
 
 
 class _Export:
-    def __init__(self, reader: Reader, progress: Progress | None) -> None:
+    def __init__(self, reader: Reader, top: int, target: Path, rights: _Rights, progress: Progress | None) -> None:
         self._reader = reader
+        self._top = top
+        self._target = target
+        self._rights = rights
         self._progress = progress
         self._pipeline = Pipeline()
-        self._open: deque[_OpenFile] = deque()
-        self._links: dict[int, bytes] = {}
-        self._done = 0
+        self._open: deque[_NewFile] = deque()
+        self._links: dict[int, _FirstName] = {}
+        self._temporary = b".ijfs-export-" + os.urandom(8).hex().encode()
+        self._number = 0
+        self._files = 0
+        self._left_out = 0
+        self._bytes = 0
 
-    def run(self, tree: ObjectId, target: Path) -> None:
-        finished: list[_Finished] = []
-        todo: list[tuple[ObjectId | None, bytes]] = [(tree, os.fsencode(target))]
-        while todo:
-            here, path = todo.pop()
-            for made in self._make_all(self._reader.tree(here).entries if here is not None else (), path):
-                finished.append(made)
-                todo.append((made.entry.content, made.path))
+    def run(self, top: _Directory) -> Exported:
+        with Descent(self._top) as walk:
+            self._visit(top, walk, self._make_all, lambda directory, fd: None)
         while self._open:
             self._end_oldest()
-        # The deepest first: making what is inside a directory changes its time, and its mode may forbid it.
-        for entry, path in reversed(finished):
-            with _writing(path):
-                _set_metadata(path, entry)
+        # Once more, the deepest last: making what is inside a directory changes its time, and its mode may forbid it.
+        with Descent(self._top) as walk:
+            self._visit(top, walk, lambda directory, walk: None, self._set_directory)
+        if top.entry is not None:
+            with _writing(lambda: str(self._target)):
+                self._set_directory(top, self._top)
+        return Exported(self._files, self._bytes, self._left_out)
+
+    def unfinished(self) -> str:
+        """What an export that ended early leaves."""
+        count = f"{self._files:,} of its files" if self._files else "none of its files"
+        return f"the export is not complete: {count} in {self._target}, each of them whole"
 
     def close(self) -> None:
         self._pipeline.close()
         for file in self._open:
-            os.close(file.fd)
+            file.close()
         self._open.clear()
 
-    def _make_all(self, entries: Sequence[Entry], path: bytes) -> Iterator[_Finished]:
-        """Make what is in a directory; the directories among it, which are empty yet."""
+    def _visit(
+        self,
+        top: _Directory,
+        walk: Descent,
+        first: Callable[[_Directory, Descent], None],
+        last: Callable[[_Directory, int], None],
+    ) -> None:
+        """Call `first` in each directory before those in it are visited, `last` when they were (not for the top)."""
+        first(top, walk)
+        todo = [(top, iter(top.below))]
+        while todo:
+            here, rest = todo[-1]
+            below = next(rest, None)
+            if below is not None:
+                with self._writing(walk, below.name):
+                    walk.enter(below.name)
+                first(below, walk)
+                todo.append((below, iter(below.below)))
+                continue
+            todo.pop()
+            if todo:
+                with self._writing(walk):
+                    walk.leave(lambda fd, here=here: last(here, fd))  # type: ignore[misc]
+
+    def _set_directory(self, directory: _Directory, fd: int) -> None:
+        assert directory.entry is not None
+        _set_metadata(fd, directory.entry, self._rights)
+
+    def _make_all(self, directory: _Directory, walk: Descent) -> None:
+        """Make what is in a directory; those among it are empty yet."""
+        entries = self._reader.tree(directory.content).entries if directory.content is not None else ()
         for at in range(0, len(entries), _TOGETHER):
             some = entries[at : at + _TOGETHER]
             plains = self._small_files(some)
             for entry in some:
-                below = path + b"/" + entry.name
-                with _writing(below):
-                    self._make(entry, below, plains)
+                with self._writing(walk, entry.name):
+                    self._make(entry, walk, plains)
                 if entry.kind == "d":
-                    yield _Finished(entry, below)
+                    directory.below.append(_Directory(entry, entry.content))
             self._tell()
 
     def _small_files(self, entries: Sequence[Entry]) -> dict[bytes, Plain]:
@@ -132,44 +259,64 @@ class _Export:
         whole = [ident for ident, info in known if info is not None and info.plain <= _SMALL]
         return dict(zip(whole, self._reader.chunks(whole), strict=True)) if whole else {}
 
-    def _make(self, entry: Entry, path: bytes, plains: Mapping[bytes, Plain]) -> None:
-        if entry.link and entry.link in self._links:
-            os.link(self._links[entry.link], path, follow_symlinks=False)
+    def _make(self, entry: Entry, walk: Descent, plains: Mapping[bytes, Plain]) -> None:
+        if entry.kind == "d":
+            os.mkdir(entry.name, 0o700, dir_fd=walk.here)
             return
         if entry.link:
-            self._links[entry.link] = path
-        if entry.kind == "d":
-            os.mkdir(path, 0o700)
-        elif entry.kind == "f":
+            first = self._links.setdefault(entry.link, _FirstName(entry, tuple(walk.names)))
+            # What shares a number and is something else was no link of it when it was stored: it is made by itself.
+            if first.entry is not entry and _same_file(first.entry, entry):
+                self._link(first, entry.name, walk)
+                return
+        if entry.kind == "f":
             plain = plains.get(entry.content or b"")
             if plain is not None and len(plain) == entry.size:
-                self._write_small(entry, path, plain)
+                self._write_small(entry, walk, plain)
             else:
-                self._begin_file(entry, path)
+                self._begin_file(entry, walk)
         elif entry.kind == "l":
-            os.symlink(entry.target, path)
-            _set_metadata(path, entry)
+            os.symlink(entry.target, entry.name, dir_fd=walk.here)
+            _set_symlink_metadata(walk.here, entry, self._rights)
+        elif entry.kind in "cb" and not self._rights.devices:
+            self._left_out += 1
         else:
-            os.mknod(path, _NODE_KINDS[entry.kind] | 0o600, entry.rdev)
-            _set_metadata(path, entry)
+            os.mknod(entry.name, _NODE_KINDS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
+            _set_node_metadata(walk.here, entry, self._rights)
 
-    def _write_small(self, entry: Entry, path: bytes, plain: Plain) -> None:
-        fd = _create(path)
+    def _link(self, first: _FirstName, name: bytes, walk: Descent) -> None:
+        """One more name of a file; its first one is there when it is whole."""
+        while any(file.entry is first.entry for file in self._open):
+            self._end_oldest()
+        directory = descend(self._top, first.directories)
         try:
-            _pwrite(fd, memoryview(plain), 0)
-            _set_metadata(fd, entry)
+            os.link(first.entry.name, name, src_dir_fd=directory, dst_dir_fd=walk.here, follow_symlinks=False)
         finally:
-            os.close(fd)
-        self._done += entry.size
+            os.close(directory)
+        if first.entry.kind == "f":
+            self._count(first.entry)
 
-    def _begin_file(self, entry: Entry, path: bytes) -> None:
+    def _new_file(self, entry: Entry, walk: Descent) -> _NewFile:
+        self._number += 1
+        temporary = b"%b-%d.part" % (self._temporary, self._number)
+        return _NewFile(entry, self._shown(walk, entry.name), walk.here, temporary)
+
+    def _write_small(self, entry: Entry, walk: Descent, plain: Plain) -> None:
+        file = self._new_file(entry, walk)
+        try:
+            _pwrite(file.fd, memoryview(plain), 0)
+            file.finish(self._rights)
+        finally:
+            file.close()
+        self._count(entry)
+
+    def _begin_file(self, entry: Entry, walk: Descent) -> None:
         stored = self._reader.open(entry)
-        fd = _create(path)
-        file = _OpenFile(entry, path, fd)
+        file = self._new_file(entry, walk)
         self._open.append(file)
-        os.truncate(fd, stored.size)
+        os.truncate(file.fd, stored.size)
         for offset in range(0, stored.size, LEAF_SPAN):
-            file.parts.append(self._pipeline.submit(self._copy, stored, fd, offset))
+            file.parts.append(self._pipeline.submit(self._copy, stored, file.fd, offset))
         while len(self._open) > _MOST_OPEN:
             self._end_oldest()
 
@@ -187,22 +334,39 @@ class _Export:
 
     def _end_oldest(self) -> None:
         file = self._open[0]
-        with _writing(file.path):
+        with _writing(lambda: file.shown):
             for part in file.parts:
                 part.result()
-            _set_metadata(file.fd, file.entry)
-            os.close(file.fd)
-        self._open.popleft()
-        self._done += file.entry.size
+            file.finish(self._rights)
+        self._open.popleft().close()
+        self._count(file.entry)
         self._tell()
+
+    def _count(self, entry: Entry) -> None:
+        self._files += 1
+        self._bytes += entry.size
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress("export", self._done, 0)
+            self._progress("export", self._bytes, 0)
+
+    def _writing(self, walk: Descent, name: bytes = b"") -> contextlib.AbstractContextManager[None]:
+        return _writing(lambda: self._shown(walk, name))
+
+    def _shown(self, walk: Descent, name: bytes) -> str:
+        return f"{self._target}/{os.fsdecode(walk.path(name))}"
 
 
-def _create(path: bytes) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _same_file(one: Entry, other: Entry) -> bool:
+    """Whether two entries differ in nothing but their name."""
+    return msgspec.structs.replace(one, name=b"") == msgspec.structs.replace(other, name=b"")
+
+
+def _check_free(name: bytes, directory: int) -> None:
+    """FileExistsError: where case does not count, two stored names may be one, and a rename would replace the first."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:
@@ -211,29 +375,47 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _set_metadata(where: bytes | int, entry: Entry) -> None:
-    """Owner, attributes, mode, times, in the order in which none undoes another (a chown clears setuid bits).
+# Owner, attributes, mode, times: the order in which none undoes another (a chown clears setuid bits).
 
-    Without root, owners and privileged attributes are not set, and no setuid or setgid bit: the caller owns the files.
-    """
-    follow = isinstance(where, int)
-    root = os.geteuid() == 0
-    if root:
-        os.chown(where, entry.uid, entry.gid, follow_symlinks=follow)
-    for name, value in entry.xattrs:
-        if root or name.startswith(b"user."):
-            os.setxattr(where, name, value, follow_symlinks=follow)
-    if entry.kind != "l":
-        os.chmod(where, entry.mode if root else entry.mode & 0o1777)
-    os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
+
+def _set_metadata(where: int | bytes, entry: Entry, rights: _Rights) -> None:
+    if rights.owners:
+        os.chown(where, entry.uid, entry.gid)
+    for name, value in _attributes(entry, rights):
+        os.setxattr(where, name, value)
+    os.chmod(where, entry.mode if rights.owners else entry.mode & 0o1777)
+    os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _set_node_metadata(directory: int, entry: Entry, rights: _Rights) -> None:
+    """The same for what is not to be opened: a fifo, a socket, a device."""
+    handle = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        _set_metadata(b"/proc/self/fd/%d" % handle, entry, rights)
+    finally:
+        os.close(handle)
+
+
+def _set_symlink_metadata(directory: int, entry: Entry, rights: _Rights) -> None:
+    if rights.owners:
+        os.chown(entry.name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
+    for name, value in _attributes(entry, rights):
+        os.setxattr(by_descriptor(directory, entry.name), name, value, follow_symlinks=False)
+    os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+
+def _attributes(entry: Entry, rights: _Rights) -> Iterator[tuple[bytes, bytes]]:
+    return ((name, value) for name, value in entry.xattrs if rights.owners or name.startswith(b"user."))
 
 
 @contextlib.contextmanager
-def _writing(path: bytes) -> Iterator[None]:
+def _writing(shown: Callable[[], str]) -> Iterator[None]:
+    """Errors as sentences with the path of what is written."""
     try:
         yield
+    except (OverflowError, ValueError) as error:
+        raise CorruptError(f"the stored metadata of {shown()} is impossible: {error}") from error
     except OSError as error:
-        name = os.fsdecode(path)
         if error.errno == errno.EEXIST:
-            raise CorruptError(f"the stored tree has '{name}' twice") from error
-        raise StorageError(f"cannot write {name}: {error.strerror}") from error
+            raise CorruptError(f"the stored tree has '{shown()}' twice") from error
+        raise StorageError(f"cannot write {shown()}: {error.strerror}") from error

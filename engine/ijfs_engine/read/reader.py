@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
+from ijfs_engine.format.extents import zero_leaf
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import Entry, FileContent, ObjectId, Tree
@@ -62,6 +63,12 @@ class Reader(ChunkReader):
         if kind == FrameKind.FILE:
             return self._open_file(self.store.file(content))
         raise CorruptError(f"{content.hex()[:12]} is the content of a file, but names none")
+
+    def zero_leaf_bytes(self, content: ObjectId) -> int:
+        """How many bytes of a file lie in leaves that are all zeros. Their ids tell: no leaf is read. CorruptError."""
+        if self.store.kind_of(content) != FrameKind.FILE:
+            return 0
+        return sum(size for ident, size in self.store.file(content).leaves() if ident == zero_leaf(size))
 
     def _chunk_size(self, ident: bytes) -> int:
         info = self.store.chunk_info([ident])[0]

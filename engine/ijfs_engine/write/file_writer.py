@@ -75,6 +75,10 @@ class FileWriter:
         self._zero_leaves: dict[int, ObjectId] = {}
         self._lock = Lock()
         self._done = self._total = 0
+        self.flagged = 0
+        """How many of the files had chattr flags, which are not kept."""
+        self.flags: set[str] = set()
+        """The letters of those flags."""
 
     def add_expected_bytes(self, size: int) -> None:
         """So many more bytes are coming: for the progress that is shown."""
@@ -86,6 +90,7 @@ class FileWriter:
         """Begin to store a file; `place` is called before or during `finish`. StorageError, CorruptError."""
         with ExitStack() as stack:
             file = stack.enter_context(opened(source))
+            self.notice_flags(file.flags)
             if layout is not None and layout.pages * PAGE != file.size:
                 layout = None
             if file.size == 0:
@@ -99,6 +104,11 @@ class FileWriter:
                 self._begin(job, file, parent)
         while len(self._jobs) > _MOST_OPEN:
             self._end_oldest()
+
+    def notice_flags(self, letters: str) -> None:
+        """Count what has chattr flags."""
+        self.flagged += bool(letters)
+        self.flags.update(letters)
 
     def finish(self) -> None:
         """Wait until every file begun has been placed."""

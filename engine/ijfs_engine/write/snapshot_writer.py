@@ -62,16 +62,27 @@ class SnapshotWriter:
         """Pack bytes that this snapshot has added so far, metadata counted."""
         return self._session.stored_bytes
 
+    @property
+    def not_kept(self) -> dict[str, Any]:
+        """What of the files that were added is in no snapshot: for its `meta`. Empty where all is kept."""
+        if not self._files.flagged:
+            return {}
+        return {"chattr": "".join(sorted(self._files.flags)), "files": self._files.flagged}
+
     def add_directory(self, at: str, path: Path) -> None:
         """A tree from disk with all its metadata, its top standing at `at` ("" for the snapshot's top).
 
         CRIU images in it are understood. StorageError if something cannot be read.
         """
-        found, files = read_directory(path)
+        found = read_directory(path)
         parts = split_path(at)
-        self._graft(parts, found)
+        self._graft(parts, found.top)
+        for letters in found.flags:
+            self._files.notice_flags(letters)
+        files = found.files
         first_of: dict[tuple[int, int], OnDisk] = {}
-        again = [file for file in files if file.inode and first_of.setdefault(file.inode, file) is not file]
+        named = [*files, *found.linked]
+        again = [file for file in named if file.inode and first_of.setdefault(file.inode, file) is not file]
         linked = {id(file) for file in again}
         groups: dict[tuple[bytes, ...], list[OnDisk]] = {}
         for file in files:
@@ -232,7 +243,11 @@ def import_directory(
     meta: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Snapshot:
-    """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`. StorageError."""
+    """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`. StorageError.
+
+    What is not kept is in the snapshot's meta, as `not_kept`: {"chattr": letters, "files": how many have some}.
+    """
     with begin(repository, parents, progress=progress) as writer:
         writer.add_directory("images" if is_image_directory(path) else "files", path)
-        return writer.commit(message=message, branch=branch, meta=meta)
+        lost = {"not_kept": writer.not_kept} if writer.not_kept else {}
+        return writer.commit(message=message, branch=branch, meta={**(meta or {}), **lost})

@@ -18,7 +18,8 @@ from typing import Protocol, TypeAlias
 from ijfs_engine._native import page_scan
 from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import StorageError
-from ijfs_engine.util import buffers
+from ijfs_engine.util import buffers, inode_flags
+from ijfs_engine.util.descent import open_long
 from ijfs_engine.write.arena import Segments
 
 Source: TypeAlias = bytes | memoryview | Segments | Path
@@ -29,6 +30,8 @@ class Opened(Protocol):
     """A source, open for reading from several threads."""
 
     size: int
+    flags: str
+    """The chattr flags of a file on disk, by their letters."""
 
     def view(self, offset: int, length: int) -> memoryview:
         """These bytes; valid as long as the source is open. StorageError if they are not there."""
@@ -47,6 +50,8 @@ class Opened(Protocol):
 
 class _Memory:
     """One piece, or several that follow one another; only a view across a border copies."""
+
+    flags = ""
 
     def __init__(self, pieces: tuple[memoryview, ...]) -> None:
         self._pieces = [piece for piece in (p.cast("B") for p in pieces) if len(piece)] or [memoryview(b"")]
@@ -84,6 +89,7 @@ class _File:
 
     def __init__(self, fd: int, path: Path, size: int) -> None:
         self._fd, self._path, self.size = fd, path, size
+        self.flags = inode_flags.of(fd)
 
     def view(self, offset: int, length: int) -> memoryview:
         buffer = memoryview(bytearray(length))
@@ -139,7 +145,8 @@ def opened(source: Source) -> Iterator[Opened]:
         yield _Memory(source if isinstance(source, Segments) else (memoryview(source),))
         return
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        fd = open_long(os.fsencode(source), flags)
     except OSError as error:
         raise StorageError(f"cannot read {source}: {error.strerror}") from error
     try:

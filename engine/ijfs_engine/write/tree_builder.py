@@ -19,6 +19,8 @@ from ijfs_engine.errors import IjfsError, StorageError
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import Entry, EntryKind, ObjectId, Tree, encode_tree
 from ijfs_engine.storage.session import Session
+from ijfs_engine.util import inode_flags
+from ijfs_engine.util.descent import Descent, by_descriptor
 
 
 class Attrs(NamedTuple):
@@ -111,7 +113,7 @@ def split_name(path: str | bytes) -> tuple[list[bytes], bytes]:
 
 
 class OnDisk(NamedTuple):
-    """A regular file that a walk found: where its entry goes, where its bytes are, which inode it is."""
+    """A file that a walk found: where its entry goes, where its bytes are, which inode it is."""
 
     into: TreeDirectory
     below: tuple[bytes, ...]
@@ -133,35 +135,87 @@ _KINDS: Final[dict[int, EntryKind]] = {
 }
 
 
-def read_directory(top: Path) -> tuple[TreeDirectory, list[OnDisk]]:
-    """Everything below a directory but the bytes of its files, which are listed in the order of their names.
+class Listing(NamedTuple):
+    """What a walk found below a directory."""
+
+    top: TreeDirectory
+    files: list[OnDisk]
+    """The regular files, whose bytes are still to be stored, directory by directory in the order of their names."""
+    linked: list[OnDisk]
+    """What is no regular file and has several names; it is in `top` already."""
+    flags: list[str]
+    """The chattr flags of each directory that has some."""
+
+
+def read_directory(top: Path) -> Listing:
+    """Everything below a directory but the bytes of its files.
 
     StorageError if something cannot be read. Nothing is followed: not symbolic links, and other filesystems that are
-    mounted below are read as what they show.
+    mounted below are read as what they show. Paths may be of any length.
     """
     with _reading(top):
-        found = TreeDirectory(_attrs(top, os.stat(top)))
-    files: list[OnDisk] = []
-    todo: list[tuple[TreeDirectory, Path, tuple[bytes, ...]]] = [(found, top, ())]
-    while todo:
-        here, path, names = todo.pop()
-        with _reading(path), os.scandir(os.fsencode(path)) as listing:
-            listed = sorted(listing, key=lambda item: item.name)
-        for item in listed:
-            child = Path(os.fsdecode(item.path))
-            with _reading(child):
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with Descent(fd) as walk:
+            return _Walk(top, walk).run()
+    finally:
+        os.close(fd)
+
+
+class _Walk:
+    def __init__(self, top: Path, walk: Descent) -> None:
+        self._top = top
+        self._walk = walk
+        self._files: list[OnDisk] = []
+        self._linked: list[OnDisk] = []
+        self._flags: list[str] = []
+
+    def run(self) -> Listing:
+        with _reading(self._top):
+            found = TreeDirectory(_attrs(self._walk.here, b".", os.fstat(self._walk.here)))
+        todo = [iter(self._list(found))]
+        while todo:
+            below = next(todo[-1], None)
+            if below is not None:
+                with _reading(self._path(below[0])):
+                    self._walk.enter(below[0])
+                todo.append(iter(self._list(below[1])))
+                continue
+            todo.pop()
+            if todo:
+                with _reading(self._path()):
+                    self._walk.leave()
+        return Listing(found, self._files, self._linked, self._flags)
+
+    def _list(self, into: TreeDirectory) -> list[tuple[bytes, TreeDirectory]]:
+        """Take down what is in the directory that the walk is in; the directories in it."""
+        here = self._walk.here
+        below: list[tuple[bytes, TreeDirectory]] = []
+        with _reading(self._path()), os.scandir(here) as listing:
+            listed = sorted((os.fsencode(item.name), item) for item in listing)
+        if flags := inode_flags.of(here):
+            self._flags.append(flags)
+        for name, item in listed:
+            with _reading(self._path(name)):
                 info = item.stat(follow_symlinks=False)
+                attrs = _attrs(here, name, info)
                 if stat.S_ISDIR(info.st_mode):
-                    below = TreeDirectory(_attrs(child, info))
-                    here.children[item.name] = below
-                    todo.append((below, child, (*names, item.name)))
+                    child = into.children[name] = TreeDirectory(attrs)
+                    below.append((name, child))
                 elif stat.S_ISREG(info.st_mode):
-                    inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else None
-                    entry = blank_file(item.name, _attrs(child, info))
-                    files.append(OnDisk(here, names, entry, child, info.st_size, inode))
+                    self._files.append(self._found(into, blank_file(name, attrs), info))
                 else:
-                    here.children[item.name] = _special(item.name, child, info)
-    return found, files
+                    entry = into.children[name] = _special(here, name, attrs, info)
+                    if info.st_nlink > 1:
+                        self._linked.append(self._found(into, entry, info))
+        return below
+
+    def _found(self, into: TreeDirectory, entry: Entry, info: os.stat_result) -> OnDisk:
+        inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else None
+        return OnDisk(into, tuple(self._walk.names), entry, self._path(entry.name), info.st_size, inode)
+
+    def _path(self, name: bytes = b"") -> Path:
+        return self._top / os.fsdecode(self._walk.path(name))
 
 
 class _reading:  # noqa: N801 - reads as a statement
@@ -182,11 +236,12 @@ class _reading:  # noqa: N801 - reads as a statement
             raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
 
 
-def _attrs(path: Path, info: os.stat_result) -> Attrs:
-    return Attrs(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, _xattrs(path))
+def _attrs(directory: int, name: bytes, info: os.stat_result) -> Attrs:
+    xattrs = _xattrs(by_descriptor(directory, name))
+    return Attrs(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
 
 
-def _xattrs(path: Path) -> tuple[tuple[bytes, bytes], ...]:
+def _xattrs(path: bytes) -> tuple[tuple[bytes, bytes], ...]:
     try:
         names = os.listxattr(path, follow_symlinks=False)
         return tuple(sorted((os.fsencode(n), os.getxattr(path, n, follow_symlinks=False)) for n in names))
@@ -202,10 +257,10 @@ def blank_file(name: bytes, attrs: Attrs) -> Entry:
     return _entry(name, "f", attrs, content=None)
 
 
-def _special(name: bytes, path: Path, info: os.stat_result) -> Entry:
+def _special(directory: int, name: bytes, attrs: Attrs, info: os.stat_result) -> Entry:
     kind = _KINDS[stat.S_IFMT(info.st_mode)]
-    entry = _entry(name, kind, _attrs(path, info), content=None)
+    entry = _entry(name, kind, attrs, content=None)
     if kind == "l":
-        target = os.fsencode(os.readlink(path))
+        target = os.readlink(name, dir_fd=directory)
         return msgspec.structs.replace(entry, target=target, size=len(target))
     return msgspec.structs.replace(entry, rdev=info.st_rdev if kind in "cb" else 0)

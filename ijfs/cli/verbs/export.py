@@ -9,22 +9,27 @@ import click
 
 from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
-from ijfs.cli.output import Answer
+from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import SNAPSHOT
 from ijfs.cli.verbs import ls
 
 if TYPE_CHECKING:
-    from ijfs_engine import Reader
+    from ijfs_engine import Entry, Exported, Reader
 
 
 @verb("export")
 @click.argument("snapshot", type=SNAPSHOT)
 @click.argument("directory", type=click.Path(path_type=Path))
-def export(app: App, snapshot: str, directory: Path) -> Answer:
+@click.option(
+    "--unprivileged",
+    is_flag=True,
+    help="Even as root, write what an ordinary user could: all of it yours, without setuid bits and devices.",
+)
+def export(app: App, snapshot: str, directory: Path, unprivileged: bool) -> Answer:
     """Write SNAPSHOT to DIRECTORY, byte for byte, with modes, times, links and attributes; as root with owners, too.
 
-    SNAPSHOT:PATH writes only what is below PATH: `ijfs export main:images DIR` is a set of images for `criu restore`.
-    DIRECTORY must be empty or absent.
+    SNAPSHOT:PATH makes DIRECTORY what PATH was: `ijfs export main:images DIR` is a set of images for `criu restore`.
+    DIRECTORY must be empty or absent. A file has its name only when it is whole, also if the export ends early.
     """
     from ijfs_engine import export_tree
 
@@ -32,35 +37,43 @@ def export(app: App, snapshot: str, directory: Path) -> Answer:
     spec, where = views.split_spec(snapshot, None)
     record = repository.snapshot(repository.resolve(spec))
     reader = repository.reader()
-    tree = _tree(reader, record.root, where)
+    top = _directory(reader, record.root, where)
     _check_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    progress = app.progress("export")
-    sizes = [entry.size for _, entry in ls.walk(reader, tree) if entry.kind == "f"]
-    export_tree(reader, tree, directory, progress=progress)
+    done = export_tree(
+        reader,
+        record.root if top is None else ls.tree_id(top),
+        directory,
+        top=top,
+        privileged=False if unprivileged else None,
+        progress=app.progress("export"),
+    )
     data = {
         "snapshot": record.id.hex(),
         "directory": str(directory.absolute()),
-        "files": len(sizes),
-        "bytes": sum(sizes),
+        "files": done.files,
+        "bytes": done.bytes,
+        "left_out": done.left_out,
     }
-    return Answer(
-        data,
-        lambda out: out.line(
-            f"wrote {text.count(len(sizes), 'file')}, {text.size(sum(sizes))} to ", (str(directory), "bold")
-        ),
-    )
+    return Answer(data, lambda out: _show(out, done, directory))
 
 
-def _tree(reader: Reader, root: bytes, where: str) -> bytes:
+def _show(out: Printer, done: Exported, directory: Path) -> None:
+    out.line(f"wrote {text.count(done.files, 'file')}, {text.size(done.bytes)} to ", (str(directory), "bold"))
+    if done.left_out:
+        out.line(f"left out {text.count(done.left_out, 'device node')}")
+
+
+def _directory(reader: Reader, root: bytes, where: str) -> Entry | None:
+    """The entry of a directory; None for the snapshot's top, which has none."""
     if not where:
-        return root
+        return None
     entry = reader.lookup(root, where)
     if entry.kind != "d":
         from ijfs_engine.errors import IjfsError
 
         raise IjfsError(f"{where} is not a directory", hint="`ijfs cat SNAPSHOT PATH` writes a file out")
-    return ls.tree_id(entry)
+    return entry
 
 
 def _check_empty(directory: Path) -> None:

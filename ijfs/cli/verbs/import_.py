@@ -9,11 +9,11 @@ import click
 
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
-from ijfs.cli.output import Answer
+from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import REF, SNAPSHOT
 
 if TYPE_CHECKING:
-    from ijfs_engine import Repository
+    from ijfs_engine import Repository, Snapshot
 
 DEFAULT_BRANCH = "main"
 
@@ -41,17 +41,20 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
         branch=name,
         progress=app.progress("import"),
     )
-    data = {"snapshot": snapshot.id.hex(), "parent": base.hex() if base else None, "branch": name}
-    return Answer(
-        data,
-        lambda out: out.line(
-            (text.short(snapshot.id), "yellow"),
-            " ",
-            text.first_line(snapshot.message),
-            " ",
-            (f"[{name}]", "bold green"),
-        ),
-    )
+    data = {
+        "snapshot": snapshot.id.hex(),
+        "parent": base.hex() if base else None,
+        "branch": name,
+        "not_kept": snapshot.meta.get("not_kept", {}),
+    }
+    return Answer(data, lambda out: _show(out, snapshot, name))
+
+
+def _show(out: Printer, snapshot: Snapshot, branch: str) -> None:
+    subject = text.first_line(snapshot.message)
+    out.line((text.short(snapshot.id), "yellow"), " ", subject, " ", (f"[{branch}]", "bold green"))
+    if lost := snapshot.meta.get("not_kept"):
+        out.line(f"not kept: the chattr flags ({lost['chattr']}) of {text.count(lost['files'], 'file')}")
 
 
 def _place(repository: Repository, directory: Path, parent: str | None, branch: str | None) -> tuple[bytes | None, str]:

@@ -116,12 +116,7 @@ class SnapshotStore:
             entry = self.reader.lookup(snapshot.root, path)
         except UnknownNameError:
             return
-        if entry.content is not None:
-            export_tree(self.reader, entry.content, target)
-        os.chown(target, entry.uid, entry.gid)
-        target.chmod(entry.mode)
-        for name, value in entry.xattrs:
-            os.setxattr(target, name, value)
+        export_tree(self.reader, entry.content, target, top=entry)
 
     def store(
         self,

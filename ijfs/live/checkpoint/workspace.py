@@ -28,7 +28,7 @@ from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
 from ijfs.live.sandbox.sandbox import Sandbox
-from ijfs_engine import Arena, Entry, EntryKind, Segments
+from ijfs_engine import Arena, Descent, Entry, EntryKind, Segments
 from ijfs_engine.errors import StorageError
 
 # A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
@@ -255,17 +255,48 @@ def put_back(export: Callable[[str, Path], None], upper: Path, volumes: Sequence
     """Fill new, empty writable layers from a snapshot: `export` writes a tree of it into a directory.
 
     The volumes' files come in the root's tree and are moved to their layers; an empty directory stays, to mount on.
+    A symbolic link on the way to a volume is an error: what it leads to is not the snapshot's.
     """
     export("files", upper)
     _forget_origin(upper)
     deepest_first = sorted(volumes, key=lambda pair: pair[0].path.count("/"), reverse=True)
-    for volume, target in deepest_first:
-        inside = upper / volume.path.lstrip("/")
-        if volume.kind == "overlay" and inside.is_dir():
+    top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for volume, target in deepest_first:
+            try:
+                _separate(top, volume, target)
+            except OSError as error:
+                raise StorageError(f"cannot put back {volume.path}: {error.strerror}") from error
+    finally:
+        os.close(top)
+
+
+def _separate(top: int, volume: Volume, target: Path) -> None:
+    """Move one volume's files to its own layer."""
+    *above, name = filter(None, os.fsencode(volume.path).split(b"/"))
+    with Descent(top) as walk:
+        for part in above:
+            _make_directory(part, walk.here)
+            walk.enter(part)
+        if volume.kind == "overlay" and _is_directory(name, walk.here):
             target.rmdir()
-            inside.rename(target)
+            os.rename(name, target, src_dir_fd=walk.here)
             _forget_origin(target)
-        inside.mkdir(parents=True, exist_ok=True)
+        _make_directory(name, walk.here)
+        # Not through a symbolic link either: it will be mounted on.
+        walk.enter(name)
+
+
+def _make_directory(name: bytes, above: int) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=above)
+
+
+def _is_directory(name: bytes, above: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _forget_origin(root: Path) -> None:

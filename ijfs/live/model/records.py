@@ -5,7 +5,7 @@ Everything here is msgspec and JSON: `instance.json`, the control socket and a s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -56,8 +56,9 @@ class Volume(msgspec.Struct, frozen=True):
     host's mount itself, where no overlay can stand on it. `key` names it to CRIU, from dump to restore.
     """
 
-    key: str
-    path: str
+    # A snapshot, perhaps a stranger's, says both, and directories are made by these names.
+    key: Annotated[str, msgspec.Meta(pattern=r"^\w+$")]
+    path: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*$")]
     kind: Literal["overlay", "readonly"] = "overlay"
 
 
