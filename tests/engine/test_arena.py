@@ -71,6 +71,30 @@ def test_a_full_arena_says_so_and_is_as_good_as_new_after_a_reset() -> None:
     assert arena.used <= arena.capacity
 
 
+def test_many_small_files_take_little_more_than_they_hold() -> None:
+    """A program of 1,000 threads is as many images of 1 KiB; a checkout is as many files of any size."""
+    arena = Arena(64 << 20)
+    unknown = [arena.new_file() for _ in range(1000)]
+    for number, file in enumerate(unknown):
+        append(file, bytes([number % 256]) * 1000)
+    assert arena.used <= 1000 * 4096
+    before = arena.used
+    known = [arena.new_file(1000) for _ in range(1000)]
+    for number, file in enumerate(known):
+        append(file, bytes([number % 255]) * 1000)
+    assert arena.used - before <= 1000 * 1024
+    append(large := arena.new_file(), b"x" * (1 << 20))
+    assert [content(file)[:1] for file in known] == [bytes([number % 255]) for number in range(1000)]
+    assert [content(file) for file in unknown] == [bytes([number % 256]) * 1000 for number in range(1000)]
+    assert content(large) == b"x" * (1 << 20)
+
+
+def test_a_file_that_grows_past_what_was_expected_goes_on() -> None:
+    file = Arena(1 << 20).new_file(100)
+    append(file, bytes(range(256)) * 40)
+    assert content(file) == bytes(range(256)) * 40
+
+
 def test_what_a_tail_got_counts_only_when_it_is_said() -> None:
     file = Arena(1 << 20).new_file()
     tail = file.tail(10)

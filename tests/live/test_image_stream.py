@@ -141,7 +141,19 @@ def test_a_full_arena_breaks_crius_pipe_and_says_so(tmp_path: Path) -> None:
             capture.drain()
         with pytest.raises(ArenaFullError):
             capture.finish()
+        assert isinstance(capture.error, ArenaFullError), "what CRIU calls a broken pipe has this cause"
         peer.socket.close()
+
+
+def test_a_thousand_small_images_fit_where_a_thousand_pipes_would_not(tmp_path: Path) -> None:
+    with StreamCapture(tmp_path, Arena(8 * MIB)) as capture:
+        peer = Peer(tmp_path)
+        for number in range(1000):
+            peer.send(f"core-{number}.img".encode(), bytes([number % 256]) * 1000)
+        capture.drain()
+        peer.socket.close()
+        assert capture.error is None
+        assert all(data == bytes([int(name[5:-4]) % 256]) * 1000 for name, data in received(capture).items())
 
 
 @pytest.mark.parametrize(

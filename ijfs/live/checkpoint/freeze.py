@@ -160,7 +160,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
         except BaseException as error:
             for capture in captured:
                 capture.discard()
-            raise _explained(error, sandbox) from None
+            raise _explained(stream.error or error, sandbox) from None
     return Frozen(images, captured[0], frozen_s, prepared.arena, prepared.arena.spilled, stop)
 
 

@@ -191,7 +191,7 @@ class LayerWalker:
             if size > LARGEST_IN_MEMORY:
                 capture.staged = self._staging
                 return self._stage(fd, size)
-            file = arena.new_file()
+            file = arena.new_file(size)
             while file.size < size:
                 count = os.readv(fd, [file.tail(size - file.size)])
                 if count == 0:

@@ -38,6 +38,9 @@ SOCKET_NAME = "streamer-capture.sock"
 # 1 GiB was frozen for 0.77 s instead of 0.60, with 256 KiB for 0.68.
 PIPE_BYTES = 1 << 20
 
+# Of all other images, so much is read at once: most are smaller, and a thread has one of its own.
+SMALL_BYTES = 4 << 10
+
 # Threads that receive. A GiB costs CRIU 0.06 s, and copying it out of pipes 0.2 s of one core. Frozen for 1 GiB on two
 # cores: one thread that reads 0.30 s; two that take turns 0.19, three 0.19, six 0.24; the same loop in C 0.20.
 COPIERS = min(4, (os.cpu_count() or 1) + 1)
@@ -109,6 +112,12 @@ class StreamCapture:
         if left_running and not receiver.drained:
             raise StreamError("the program ran again before its images were received: nothing called drain()")
         return {name: file.segments() for name, file in receiver.files.items()}
+
+    @property
+    def error(self) -> IjfsError | None:
+        """Why receiving ended before CRIU did: no memory, no room on disk. CRIU knows only of a broken pipe."""
+        found = self._receiver.error if self._receiver is not None else None
+        return None if isinstance(found, StreamError) else found
 
     @property
     def written(self) -> int:
@@ -285,9 +294,11 @@ class _Receiver:
         if name in self.files:
             raise StreamError(f"the image {name} came twice")
         pipe = _receive_fd(self._connection)
-        _enlarge(pipe)
+        is_pages = name.startswith("pages-")
+        if is_pages:
+            _enlarge(pipe)
         self.files[name] = file = self._arena.new_file()
-        self._pipes[pipe] = _Incoming(pipe, file, name.startswith("pages-"))
+        self._pipes[pipe] = _Incoming(pipe, file, is_pages)
         self._selector.register(pipe, selectors.EVENT_READ)
         self.drained = False
 
@@ -296,7 +307,7 @@ class _Receiver:
         if incoming.is_pages:
             length = os.splice(incoming.pipe, own.write_end, PIPE_BYTES)
         else:
-            length = os.readv(incoming.pipe, [file.tail(PIPE_BYTES)])
+            length = os.readv(incoming.pipe, [file.tail(max(SMALL_BYTES, file.size))])
             file.advance(length)
         if length == 0:
             self._selector.unregister(incoming.pipe)
