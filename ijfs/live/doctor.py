@@ -152,7 +152,7 @@ def _criu() -> Iterator[CheckResult]:
 def _overlay(repo: Path) -> Iterator[CheckResult]:
     """A real mount, in a mount namespace of a child's own, on the repository's filesystem."""
     place = _existing(repo)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".ijfs-doctor-") as directory:
+    with tempfile.TemporaryDirectory(dir=_beside(place), prefix=".ijfs-doctor-") as directory:
         for name in ("upper", "work", "root"):
             os.mkdir(f"{directory}/{name}")
         options = f"lowerdir=/,upperdir={directory}/upper,workdir={directory}/work,{OVERLAY_OPTIONS}"
@@ -163,6 +163,13 @@ def _overlay(repo: Path) -> Iterator[CheckResult]:
     evidence = f"{place} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
     remedy = "keep the repository on ext4, xfs, btrfs or tmpfs (not on another overlay or NFS)"
     yield _result("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
+
+
+def _beside(place: Path) -> Path:
+    """A directory on the same filesystem that is not the repository's own, if there is one: a doctor only looks."""
+    above = place.parent
+    same = above.stat().st_dev == place.stat().st_dev
+    return above if same and os.access(above, os.W_OK | os.X_OK) else place
 
 
 def _userfaultfd() -> Iterator[CheckResult]:

@@ -22,6 +22,7 @@ from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import CHUNKS, CONDEMNED, REMOVED
 from ijfs_engine.storage.locks import exclusive
+from ijfs_engine.storage.pack import DATA_PACK, encode_pack_header
 from ijfs_engine.storage.session import Session
 
 RNG = random.Random(7)
@@ -209,15 +210,36 @@ def test_a_session_may_commit_a_child_of_what_was_removed_meanwhile(repository: 
 
 def test_orphans_of_a_crash_go(repository: Repository) -> None:
     save(repository, {"f": noise(3000)}, branch="main")
-    orphan = repository.directory.packs / "00000077.pack"
-    orphan.write_bytes(noise(50_000))
-    (repository.directory.sessions / "123-dead").write_bytes(bytes(8))
+    packs = repository.directory.packs
+    (packs / "00000077.pack").write_bytes(encode_pack_header(0x77, DATA_PACK, repository.directory.id) + noise(50_000))
+    (packs / "00000078.pack").touch()
+    (packs / "00000079.pack").write_bytes(bytes(8192))
+    for directory in (repository.directory.sessions, repository.directory.pins):
+        (directory / "123-0123456789ab").write_bytes(bytes(8))
     assert repository.fsck().clean
     descriptors = len(os.listdir("/proc/self/fd"))
     repository.gc()
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert not orphan.exists()
+    assert len(list(packs.iterdir())) == 1
     assert list(repository.directory.sessions.iterdir()) == []
+    assert list(repository.directory.pins.iterdir()) == []
+
+
+def test_what_no_session_made_stays_in_packs(repository: Repository) -> None:
+    save(repository, {"f": noise(3000)}, branch="main")
+    packs = repository.directory.packs
+    theirs = {
+        "00000077.pack": noise(5000),
+        "00000078.pack": encode_pack_header(0x78, DATA_PACK, bytes(16)) + noise(5000),
+        "00000079.pack": encode_pack_header(0x78, DATA_PACK, repository.directory.id) + noise(5000),
+        "0000007A.pack": encode_pack_header(0x7A, DATA_PACK, repository.directory.id),
+        "+0000001.pack": b"",
+        "notes": b"somebody's own",
+    }
+    for name, data in theirs.items():
+        (packs / name).write_bytes(data)
+    repository.gc()
+    assert {name: (packs / name).read_bytes() for name in theirs} == theirs
 
 
 def test_a_disk_that_is_full_stops_the_copies_only(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

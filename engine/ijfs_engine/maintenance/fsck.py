@@ -29,7 +29,10 @@ from ijfs_engine.util.progress import Progress
 
 def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
     """Check, and repair. LockedError beside gc, StorageError."""
-    with disk.storage_errors("fsck"), exclusive(repository.directory.gc_lock, "gc or fsck --repair"):
+    with (
+        disk.storage_errors("fsck"),
+        exclusive(repository.directory.gc_lock, "gc or fsck --repair", looking=not repair),
+    ):
         checker = Checker(repository, data=data, progress=progress)
         repairer = Repairer(repository)
         with repository.index.read() as view:

@@ -34,7 +34,7 @@ from ijfs_engine.storage.index import (
     View,
 )
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
-from ijfs_engine.storage.locks import exclusive, live_files
+from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import log_records
@@ -65,7 +65,7 @@ class _Swept(NamedTuple):
 def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | None) -> GcReport:
     """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
     because then nobody knows what it needs. StorageError."""
-    with disk.storage_errors("gc"), exclusive(repository.directory.gc_lock, "gc"):
+    with disk.storage_errors("gc"), exclusive(repository.directory.gc_lock, "gc", looking=dry_run):
         collector = _Collector(repository, progress)
         return collector.estimate() if dry_run else collector.run()
 
@@ -84,8 +84,8 @@ class _Collector:
         """Mark, condemn, sweep, repack."""
         self._index.write(self._repository.journal.trim)
         remove_orphans(self._repository)
-        # Sessions and pins of the dead leave a file; looking at the living removes it.
-        list(live_files(self._repository.directory.sessions))
+        for of_the_dead in (self._repository.directory.sessions, self._repository.directory.pins):
+            clear_dead(of_the_dead)
         roots = self._settle_roots()
         swept = self._mark_and_sweep(roots)
         self._drop_sidecars(roots)

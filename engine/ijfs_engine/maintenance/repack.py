@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs_engine._native.pack_rows import PackRows
-from ijfs_engine.errors import StorageError
+from ijfs_engine.errors import CorruptError, StorageError, UnknownFormatError
 from ijfs_engine.format.place import encode_where
 from ijfs_engine.format.records import KeptPack
 from ijfs_engine.maintenance.pack_source import TABLES, Frame, PackSource, live_frames
@@ -30,6 +30,7 @@ from ijfs_engine.storage.pack import (
     PACK_HEADER_SIZE,
     PACK_TARGET,
     PackWriter,
+    decode_pack_header,
     pack_files,
     pack_path,
 )
@@ -335,10 +336,21 @@ def orphans(repository: OpenRepository) -> Iterator[Orphan]:
             continue
         try:
             # Its session may have committed, and let go, between the look and the lock.
-            if not _known(repository, number):
+            if not _known(repository, number) and _is_ours(fd, path, number, repository.directory.id):
                 yield Orphan(path, os.fstat(fd).st_blocks * 512)
         finally:
             os.close(fd)
+
+
+def _is_ours(fd: int, path: Path, number: int, repository: bytes) -> bool:
+    """Whether a session of this repository made the pack; a crash may have kept its header from the disk."""
+    head = os.pread(fd, PACK_HEADER_SIZE, 0)
+    if not any(head):
+        return True
+    with suppress(CorruptError, UnknownFormatError):
+        found, _, owner = decode_pack_header(head, path)
+        return (found, owner) == (number, repository)
+    return False
 
 
 def remove_orphans(repository: OpenRepository) -> None:

@@ -39,6 +39,8 @@ class RepositoryDirectory:
             path.chmod(0o700)
             for name in _DIRECTORIES:
                 (path / name).mkdir(mode=0o700)
+            # Here already, so that who only looks can hold it and writes nothing.
+            (path / "locks" / "gc").touch(mode=0o600)
         return cls(path.resolve(), os.urandom(16))
 
     def seal(self) -> None:

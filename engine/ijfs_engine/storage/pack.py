@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import struct
 import time
 import zlib
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PACK_MAGIC: Final = b"ijfspack"
 PACK_VERSION: Final = 1
 _ZEROS: Final = bytes(ALIGN)
+_PACK_NAME: Final = re.compile(r"([0-9a-f]{8})\.pack")
 _PACK_HEADER: Final = struct.Struct("<8sIIIQ16s16xI")
 PACK_HEADER_SIZE: Final = _PACK_HEADER.size
 
@@ -60,13 +62,8 @@ def pack_path(directory: Path, number: int) -> Path:
 
 def pack_number(path: Path) -> int | None:
     """The number in a pack's file name, None for any other file."""
-    stem, _, suffix = path.name.partition(".")
-    if suffix != "pack" or len(stem) != 8:
-        return None
-    try:
-        return int(stem, 16)
-    except ValueError:
-        return None
+    found = _PACK_NAME.fullmatch(path.name)
+    return int(found[1], 16) if found else None
 
 
 def encode_pack_header(number: int, kind: int, repository: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Pins: what keeps a snapshot from gc and rm while a live instance needs it, and no longer.
 
-A pin is a flocked file: one whose owner died is recognised by that, and removed. `Repository.pin` makes one; gc and rm
-ask `live_pins` inside their write transactions.
+A pin is a flocked file: one whose owner died is recognised by that, and the next pin removes it. `Repository.pin` makes
+one; gc and rm ask `live_pins` inside their write transactions.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str) -> Pin:
 
 
 def live_pins(directory: Path) -> LivePins:
-    """The pins of living owners; files of dead ones are removed. OSError, CorruptError."""
+    """The pins of living owners. OSError, CorruptError."""
     pins: list[PinInfo] = []
     unreadable = 0
     for path, data in live_files(directory):

@@ -23,7 +23,7 @@ from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
 from ijfs.live.process import forkserver, procfs
 from ijfs.live.process.keeper_lock import keeper_ended
-from ijfs.live.sandbox.cleanup import sweep, sweep_old
+from ijfs.live.sandbox.cleanup import is_remains, sweep, sweep_old
 from ijfs_engine.errors import IjfsError
 
 _ROOM_FOR_NAMES = " " * 160
@@ -41,11 +41,15 @@ def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> In
         if again:
             return paths
         shutil.rmtree(paths.root)
-    elif paths.root.is_dir() and keeper_ended(paths):
+    elif is_remains(paths) and keeper_ended(paths):
         sweep(paths)
     try:
         paths.root.mkdir(mode=0o700)
     except FileExistsError:
+        if not paths.root.is_dir() or not (paths.lock.exists() or paths.record.exists()):
+            raise InstanceExistsError(
+                f"{paths.root} is in the way, and ijfs did not make it", hint="move it away, or choose another name"
+            ) from None
         raise InstanceExistsError(f"there is an instance `{name}` already") from None
     return paths
 

@@ -35,8 +35,8 @@ def keeper_ended(paths: InstancePaths, process: Process | None = None) -> bool:
 
 
 def is_kept(paths: InstancePaths) -> bool:
-    """Whether a keeper holds the instance now."""
-    with contextlib.suppress(FileNotFoundError), paths.lock.open("ab") as lock:
+    """Whether a keeper holds the instance now. Changes nothing: a lock that is not there is held by nobody."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), paths.lock.open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -31,8 +31,15 @@ def sweep_old(live: Path) -> None:
     """Do that for all such directories of a repository that are old and have no keeper."""
     for directory in live.iterdir():
         paths = InstancePaths(directory)
-        if not paths.record.exists() and _is_old(directory) and not is_kept(paths):
+        if not paths.record.exists() and is_remains(paths) and _is_old(directory) and not is_kept(paths):
             sweep(paths)
+
+
+def is_remains(paths: InstancePaths) -> bool:
+    """Whether a directory without a record is what a client or keeper left, and not somebody's own."""
+    if paths.root.is_symlink() or not paths.root.is_dir():
+        return False
+    return paths.lock.exists() or paths.keeper_log.exists() or not any(paths.root.iterdir())
 
 
 def _is_old(directory: Path) -> bool:
