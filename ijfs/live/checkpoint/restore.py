@@ -22,6 +22,7 @@ from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
 from ijfs.live.checkpoint.workspace import put_back, upper_directories
 from ijfs.live.criu import command as criu
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
+from ijfs.live.criu.image_format import parse_unsent_bytes
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
@@ -29,6 +30,7 @@ from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
+from ijfs.live.sandbox.silence import Silence
 from ijfs_engine import Snapshot
 
 if TYPE_CHECKING:
@@ -232,7 +234,17 @@ class _Restore:
             on_running()
             self._read_ahead.update(eager_pages.reasons(small_images))
 
-        sandbox.own(criu.restore(request, at_work))
+        silence = Silence(sandbox.network_fd) if self._unsent_bytes(directory) else None
+        try:
+            sandbox.own(criu.restore(request, at_work, silence.end if silence is not None else None))
+        finally:
+            if silence is not None:
+                silence.end()
+
+    @staticmethod
+    def _unsent_bytes(directory: Path) -> int:
+        """What the program's TCP connections have to send and never sent."""
+        return sum(parse_unsent_bytes(path.name, path.read_bytes()) for path in directory.glob("tcp-stream-*.img"))
 
     def _wait_until_resumed(self) -> None:
         if self._pager is not None:

@@ -1,8 +1,10 @@
-"""The moment of a dump in which all images are written and the program still stands: CRIU's post-dump action script.
+"""The moments at which CRIU waits for ijfs: its action scripts.
 
-CRIU runs a script and waits for it; the script is three lines of sh that speak with this process over two FIFOs beside
-it. It finds them by its own path, `$0`, so that no path stands in its text, where a quote in a directory's name would
-end a string. An answer other than `go` makes CRIU give the dump up, and the program runs on. Called by command.py.
+`post-dump`: all images are written, and the program still stands. `post-restore`: everything of the program is there,
+and it does not run yet. CRIU runs a script and waits for it; the script is four lines of sh that speak with this
+process over two FIFOs beside it. It finds them by its own path, `$0`, so that no path stands in its text, where a quote
+in a directory's name would end a string. An answer other than `go` makes CRIU give up: a program that was being dumped
+runs on. Called by command.py.
 """
 
 from __future__ import annotations
@@ -15,33 +17,37 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 _SCRIPT = """#!/bin/sh
-[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
-echo frozen > "${0%/*}/frozen"
-read -r answer < "${0%/*}/thaw"
+[ "$CRTOOLS_SCRIPT_ACTION" = "${0##*/}" ] || exit 0
+echo here > "${0%/*}/waits"
+read -r answer < "${0%/*}/answer"
 [ "$answer" = go ]
 """
 
 
-class PostDumpHook:
-    """A context manager around one dump; `serve` runs `work` when the program stands still."""
+Moment = Literal["post-dump", "post-restore"]
 
-    def __init__(self, directory: Path, work: Callable[[], None] | None) -> None:
-        self.script = directory / "post-dump"
+
+class ActionHook:
+    """A context manager around one run of CRIU; `serve` runs `work` at the moment."""
+
+    def __init__(self, directory: Path, moment: Moment, work: Callable[[], None] | None) -> None:
+        self.script = directory / moment
         self.error: BaseException | None = None
         self._work = work
-        self._frozen_path = directory / "frozen"
-        self._thaw_path = directory / "thaw"
-        self._frozen_fd = self._thaw_fd = -1
+        self._waits_path = directory / "waits"
+        self._answer_path = directory / "answer"
+        self._waits_fd = self._answer_fd = -1
 
-    def __enter__(self) -> PostDumpHook:
+    def __enter__(self) -> ActionHook:
         self._remove()
-        for path in (self._frozen_path, self._thaw_path):
+        for path in (self._waits_path, self._answer_path):
             os.mkfifo(path, 0o600)
         # Opened for both directions: neither this open nor the script's waits for the other side.
-        self._frozen_fd = os.open(self._frozen_path, os.O_RDWR | os.O_CLOEXEC)
-        self._thaw_fd = os.open(self._thaw_path, os.O_RDWR | os.O_CLOEXEC)
+        self._waits_fd = os.open(self._waits_path, os.O_RDWR | os.O_CLOEXEC)
+        self._answer_fd = os.open(self._answer_path, os.O_RDWR | os.O_CLOEXEC)
         self.script.write_text(_SCRIPT)
         self.script.chmod(0o700)
         return self
@@ -49,12 +55,12 @@ class PostDumpHook:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._frozen_fd)
-        os.close(self._thaw_fd)
+        os.close(self._waits_fd)
+        os.close(self._answer_fd)
         self._remove()
 
     def _remove(self) -> None:
-        for path in (self._frozen_path, self._thaw_path, self.script):
+        for path in (self._waits_path, self._answer_path, self.script):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
@@ -63,15 +69,15 @@ class PostDumpHook:
         pidfd = os.pidfd_open(criu.pid)
         try:
             with selectors.DefaultSelector() as selector:
-                selector.register(self._frozen_fd, selectors.EVENT_READ)
+                selector.register(self._waits_fd, selectors.EVENT_READ)
                 selector.register(pidfd, selectors.EVENT_READ)
                 ready = {key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))}
         finally:
             os.close(pidfd)
         if not ready:
             raise subprocess.TimeoutExpired(criu.args, 0)
-        if self._frozen_fd in ready:
-            os.write(self._thaw_fd, b"go\n" if self._worked() else b"no\n")
+        if self._waits_fd in ready:
+            os.write(self._answer_fd, b"go\n" if self._worked() else b"no\n")
 
     def _worked(self) -> bool:
         try:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ijfs
-from ijfs.live.criu.action_script import PostDumpHook
+from ijfs.live.criu.action_script import ActionHook
 from ijfs.live.criu.log import explain
 from ijfs.live.errors import CriuError, CriuMissingError
 from ijfs.live.sandbox import namespaces as ns
@@ -119,7 +119,7 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     for key, inside in request.external_mounts.items():
         command += ["--external", f"mnt[{inside}]:{key}"]
     command += request.options
-    with PostDumpHook(request.work, while_frozen) as hook:
+    with ActionHook(request.work, "post-dump", while_frozen) as hook:
         command += ["--action-script", str(hook.script)]
         _run("dump", command, request.work / "dump.log", request.network_fd, hook)
     from ijfs.live.criu.dump_stats import frozen_seconds  # who only asks CRIU (doctor) reads no images
@@ -127,10 +127,13 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     return frozen_seconds(request.work)
 
 
-def restore(request: Restore, while_running: Callable[[], None] = lambda: None) -> int:
+def restore(
+    request: Restore, while_running: Callable[[], None] = lambda: None, when_there: Callable[[], None] | None = None
+) -> int:
     """Restore a tree under the calling process (a subreaper); the host pid of its first process. CriuError.
 
-    `while_running` is called when CRIU is at work.
+    `while_running` is called when CRIU is at work; `when_there`, when everything of the program is there and it does
+    not run yet: what that raises ends the restore and is raised here.
     """
     pid_file = request.work / "pid"
     pid_file.unlink(missing_ok=True)
@@ -140,8 +143,13 @@ def restore(request: Restore, while_running: Callable[[], None] = lambda: None) 
         command += ["--external", f"mnt[{key}]:{outside}"]
     if request.lazy:
         command += ["--lazy-pages"]
-    log = request.work / "restore.log"
-    _run("restore", [*command, *request.options], log, request.network_fd, None, while_running)
+    with contextlib.ExitStack() as stack:
+        hook = None
+        if when_there is not None:
+            hook = stack.enter_context(ActionHook(request.work, "post-restore", when_there))
+            command += ["--action-script", str(hook.script)]
+        log = request.work / "restore.log"
+        _run("restore", [*command, *request.options], log, request.network_fd, hook, while_running)
     return int(pid_file.read_text())
 
 
@@ -158,7 +166,7 @@ def _run(
     command: Sequence[str],
     log: Path,
     network_fd: int,
-    hook: PostDumpHook | None,
+    hook: ActionHook | None,
     while_running: Callable[[], None] = lambda: None,
 ) -> None:
     """Run CRIU to its end or to its time limit, in the program's network namespace.

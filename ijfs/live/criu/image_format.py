@@ -1,8 +1,8 @@
-"""CRIU's image files as bytes: what ijfs reads of them, and the one field that it writes.
+"""CRIU's image files as bytes: what ijfs reads of them, and how it writes a field.
 
 An image is a u32 magic common to all, a u32 magic of its kind, and records: each a u32 length and a protobuf message
 (images/*.proto in CRIU's tree; the magics are in criu/include/magic.h). This module is the live layer's only parser of
-them, called by pager/source.py, eager_pages.py, timerfd.py and dump_stats.py. Images come out of a repository that
+them, called by pager/source.py, eager_pages.py, mending.py and dump_stats.py. Images come out of a repository that
 anybody may have written: whatever the bytes are, a parser ends, and raises CorruptError where they make no sense.
 
 (The engine reads pagemaps, too, as hints for storing: ijfs_engine.write.criu_pagemap. It knows nothing of ijfs.)
@@ -11,7 +11,7 @@ anybody may have written: whatever the bytes are, a parser ends, and raises Corr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from ijfs_engine import pagemap_entries, pagemap_head
@@ -26,10 +26,13 @@ _COMMON_MAGIC: Final = 0x54564319
 _SERVICE_MAGIC: Final = 0x55105940
 """In place of the common magic, in files that describe no program."""
 _PAGEMAP_MAGIC: Final = 0x56084025
-_MM_MAGIC: Final = 0x57492820
+MM_MAGIC: Final = 0x57492820
 _MEMFD_MAGIC: Final = 0x48453499
 _STATS_MAGIC: Final = 0x57093306
+_PSTREE_MAGIC: Final = 0x50273030
+_TCP_STREAM_MAGIC: Final = 0x51465506
 FILES_MAGIC: Final = 0x56303138
+CORE_MAGIC: Final = 0x55053847
 
 PE_PARENT: Final = 1  # criu/include/pagemap.h
 PE_LAZY: Final = 2
@@ -38,6 +41,7 @@ PE_PRESENT: Final = 4
 MAP_PRIVATE: Final = 0x02  # linux/mman.h
 MAP_ANONYMOUS: Final = 0x20
 MAP_LOCKED: Final = 0x2000
+MAP_NORESERVE: Final = 0x4000
 MAP_HUGETLB: Final = 0x40000
 MADV_WIPEONFORK: Final = 18
 
@@ -98,7 +102,7 @@ def parse_pagemap_entries(name: str, data: bytes) -> tuple[int, list[PagemapEntr
 
 def parse_areas(name: str, data: bytes) -> Iterator[Area]:
     """All mappings of an mm image (mm.proto, vma.proto), in their order."""
-    record = next(parse_records(name, data, _MM_MAGIC), None)
+    record = next(parse_records(name, data, MM_MAGIC), None)
     if record is None:
         raise CorruptError(f"{name} is empty")
     for field in parse_fields(name, data, *record):
@@ -117,6 +121,25 @@ def parse_memfds(name: str, data: bytes) -> Iterator[Memfd]:
             yield Memfd(found[5], titles[-1] if titles else b"", bool(found.get(8)))
 
 
+def parse_threads(name: str, data: bytes) -> dict[int, frozenset[int]]:
+    """The threads of every process by its pid, as numbered inside (pstree.proto). Empty where there is no image."""
+    found = {}
+    for record in parse_records(name, data, _PSTREE_MAGIC):
+        fields = list(parse_fields(name, data, *record))
+        pid = numbers(fields).get(1)
+        if pid is not None:
+            plain = {field.value for field in fields if field.number == 5 and field.value is not None}
+            packed = [field for field in fields if field.number == 5 and field.nested]
+            found[pid] = frozenset(plain.union(*(_packed(name, data, field) for field in packed)))
+    return found
+
+
+def parse_unsent_bytes(name: str, data: bytes) -> int:
+    """Bytes in a TCP connection's send queue that were never sent (tcp-stream.proto)."""
+    record = next(parse_records(name, data, _TCP_STREAM_MAGIC), None)
+    return numbers(parse_fields(name, data, *record)).get(12, 0) if record is not None else 0
+
+
 def parse_dump_stats(name: str, data: bytes) -> dict[int, int]:
     """The fields of DumpStatsEntry (stats.proto) by their numbers; times are in µs. Empty where there are none."""
     record = next(parse_records(name, data, _STATS_MAGIC, _SERVICE_MAGIC), None)
@@ -130,7 +153,7 @@ def parse_dump_stats(name: str, data: bytes) -> dict[int, int]:
 
 
 def parse_records(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> Iterator[tuple[int, int]]:
-    """Where the messages of an image of this kind are: (begin, end)."""
+    """Where the messages of an image of this kind are: (begin, end). Who asks for one only, sees only that one."""
     at = HEAD if _has_magic(name, data, magic, common) else len(data)
     while at < len(data):
         if at + 4 > len(data):
@@ -177,6 +200,35 @@ def number_field(number: int, value: int) -> bytes:
 def nested_field(number: int, message: bytes) -> bytes:
     """A field that holds a message or a string."""
     return _varint_bytes(number << 3 | _BYTES) + _varint_bytes(len(message)) + message
+
+
+def with_records(name: str, image: bytes, magic: int, change: Callable[[bytes], bytes]) -> bytes:
+    """The image with every record's message changed."""
+    out = [image[:HEAD]]
+    for begin, end in parse_records(name, image, magic):
+        message = change(image[begin:end])
+        out += [len(message).to_bytes(4, "little"), message]
+    return b"".join(out)
+
+
+def with_nested(name: str, message: bytes, number: int, change: Callable[[bytes], bytes]) -> bytes:
+    """The message with every message that it holds as field `number` changed; all else as it is, byte for byte."""
+    out, at = [], 0
+    for field in parse_fields(name, message, 0, len(message)):
+        if field.number == number and field.nested:
+            before = message[field.begin : field.end]
+            after = change(before)
+            if after != before:
+                out += [message[at : field.start], nested_field(number, after)]
+                at = field.end
+    return b"".join((*out, message[at:]))
+
+
+def _packed(name: str, data: bytes, field: Field) -> Iterator[int]:
+    at = field.begin
+    while at < field.end:
+        value, at = _varint(name, data, at, field.end)
+        yield value
 
 
 def _has_magic(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ijfs.live.criu import timerfd
 from ijfs.live.criu.eager_pages import Range, eager_ranges
+from ijfs.live.criu.mending import mended
 from ijfs_engine import Entry, ObjectId, Reader, StoredFile
 from ijfs_engine.errors import CorruptError
 
@@ -37,9 +37,8 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: 
     _read_together(reader, small.values())
     wanted: dict[str, list[Range]] = {}
     told: dict[str, bytes] = {}
-    for name, stored in small.items():
-        data = stored.read(0, stored.size)
-        (target / name).write_bytes(timerfd.rewind(data) if name == "files.img" else data)
+    for name, data in mended({name: stored.read(0, stored.size) for name, stored in small.items()}).items():
+        (target / name).write_bytes(data)
         if lazy and name.startswith(("pagemap-", "mm-", "memfd.")):
             told[name] = data
         if lazy and name.startswith("pagemap-"):

@@ -1,4 +1,4 @@
-"""Timers that CRIU would bring back stopped; called by stage_images.py, on files.img on its way to `criu restore`.
+"""Timers that CRIU would bring back stopped; called by mending.py, on files.img on its way to `criu restore`.
 
 A timerfd with an interval that goes off while the program is frozen (or before it was read) has no time left, and CRIU
 writes down what is left: 0. At the restore that means "disarmed", and the timer never rings again. So `rewind` gives
@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from ijfs.live.criu.image_format import (
     FILES_MAGIC,
-    HEAD,
     nested_field,
     number_field,
     numbers,
     parse_fields,
-    parse_records,
+    with_records,
 )
 
 _NAME = "files.img"
@@ -30,11 +29,7 @@ _ONE_NS = number_field(_VALUE_NS, 1)
 
 def rewind(image: bytes) -> bytes:
     """files.img with every expired interval timer about to ring. CorruptError where it is no such image."""
-    out = [image[:HEAD]]
-    for begin, end in parse_records(_NAME, image, FILES_MAGIC):
-        entry = _rewound(image[begin:end])
-        out += [len(entry).to_bytes(4, "little"), entry]
-    return b"".join(out)
+    return with_records(_NAME, image, FILES_MAGIC, _rewound)
 
 
 def _rewound(entry: bytes) -> bytes:

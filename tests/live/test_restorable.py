@@ -1,0 +1,140 @@
+"""What a save takes, comes back: programs that were saved once and could not be restored, or not as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+from live_env import LiveEnv
+from waiting import eventually
+
+from ijfs.live.client import api as client
+from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox.silence import Silence
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+# Two connections whose send queues are full: one inside, one to a client outside that does not read. Both go on when
+# `/tmp/go` is there; the outside one may have been cut.
+QUEUES = """
+import os, socket, time
+def fill(connection):
+    connection.setblocking(False)
+    sent = 0
+    try:
+        while True:
+            sent += connection.send(bytes([sent >> 12 & 255]) * 65536)
+    except BlockingIOError:
+        return sent
+inner, outer = socket.create_server(("127.0.0.1", 7001)), socket.create_server(("127.0.0.1", 7002))
+print("listens", flush=True)
+writer = socket.create_connection(("127.0.0.1", 7001))
+reader, _ = inner.accept()
+queued = fill(writer)
+client, _ = outer.accept()
+fill(client)
+print("full", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.02)
+got = b""
+while len(got) < queued:
+    got += reader.recv(1 << 20)
+writer.setblocking(True)
+writer.sendall(b"end")
+print("right" if got[-1:] != b"" and reader.recv(3) == b"end" else "wrong", flush=True)
+time.sleep(1000)
+"""
+
+# The main thread is notified by a timer, and 100 GB more than the machine has are reserved, a page of it in use.
+TIMER_AND_RESERVATION = """
+import ctypes, signal, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+memory = 1 << 10
+for line in open("/proc/meminfo"):
+    if line.startswith(("MemTotal", "SwapTotal")):
+        memory += int(line.split()[1]) << 10
+reserved = libc.mmap(None, memory + (100 << 30), 0, 0x22, -1, 0)
+assert reserved != 2 ** 64 - 1 and libc.mprotect(reserved, 4096, 3) == 0
+ctypes.memmove(reserved, b"in use", 6)
+class SigEvent(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_void_p), ("number", ctypes.c_int), ("notify", ctypes.c_int),
+                ("thread", ctypes.c_int), ("rest", ctypes.c_int * 11)]
+rung = 0
+def ring(*args):
+    global rung
+    rung += 1
+signal.signal(signal.SIGRTMIN + 1, ring)
+for thread in (threading.get_native_id(), threading.get_native_id()):
+    timer, event = ctypes.c_void_p(), SigEvent(None, signal.SIGRTMIN + 1, 4, thread)
+    assert libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) == 0
+    assert libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 50_000_000, 0, 50_000_000), None) == 0
+while True:
+    before, end = rung, time.monotonic() + 0.3
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    assert ctypes.string_at(reserved, 6) == b"in use"
+    assert libc.mprotect(reserved + 4096, 4096, 3) == 0
+    print("rings" if rung > before + 2 else "silent", flush=True)
+"""
+
+
+def log_lines(env: LiveEnv, name: str) -> list[str]:
+    return Path(client.describe(env.repo, name).log).read_text().splitlines()
+
+
+@pytest.fixture(params=["lazy", "eager"])
+def eager(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "eager")
+
+
+def test_connections_with_full_send_queues_lose_nothing(live_env: LiveEnv) -> None:
+    info = live_env.python("queues", QUEUES, ports=(7002,))
+    assert eventually(lambda: "listens" in log_lines(live_env, "queues"))
+    with contextlib.closing(socket.create_connection(("127.0.0.1", info.relay[0].host))):
+        assert eventually(lambda: "full" in log_lines(live_env, "queues"))
+        saved = live_env.save("queues")
+    for number, eager in enumerate((False, True, False, True)):
+        name = f"again{number}"
+        live_env.restore(saved.snapshot, name, eager=eager)
+        assert live_env.exec(name, "touch", "/tmp/go") == 0
+        assert eventually(lambda: log_lines(live_env, name)[-1:] == ["right"])  # noqa: B023
+
+
+def test_timers_of_the_main_thread_ring_and_a_large_reservation_can_be_used(live_env: LiveEnv, eager: bool) -> None:
+    live_env.python("mixed", TIMER_AND_RESERVATION)
+    assert eventually(lambda: "rings" in log_lines(live_env, "mixed"))
+    saved = live_env.save("mixed")
+    live_env.restore(saved.snapshot, "again", eager=eager)
+    count = len(log_lines(live_env, "again"))
+    assert eventually(lambda: len(log_lines(live_env, "again")) > count + 1)
+    assert log_lines(live_env, "again")[count + 1 :] == ["rings"] * (len(log_lines(live_env, "again")) - count - 1)
+
+
+def arrives(network_fd: int) -> bool:
+    """Whether a datagram comes through."""
+    with ns.in_network(network_fd):
+        receiver, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    with receiver, sender:
+        receiver.settimeout(0.2)
+        receiver.bind(("127.0.0.1", 0))
+        sender.sendto(b"x", receiver.getsockname())
+        with contextlib.suppress(TimeoutError):
+            return receiver.recv(1) == b"x"
+    return False
+
+
+def test_a_silent_network_swallows_everything_and_is_as_before_after_it() -> None:
+    network_fd = ns.new_network()
+    assert arrives(network_fd)
+    silence = Silence(network_fd)
+    if not silence.holds:
+        pytest.skip("this kernel has no queueing disciplines")
+    assert not arrives(network_fd)
+    silence.end()
+    silence.end()
+    assert arrives(network_fd)
