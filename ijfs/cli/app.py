@@ -36,6 +36,7 @@ class App:
     listener: Callable[[Answer], None] | None = None
     """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
     _repository: Repository | None = None
+    _said_whose: bool = False
     _reporters: list[Reporter] = field(default_factory=list)
 
     @property
@@ -47,7 +48,19 @@ class App:
             return Path(os.environ["IJFS_REPO"])
         from platformdirs import user_data_path
 
-        return user_data_path("ijfs", appauthor=False)
+        path = user_data_path("ijfs", appauthor=False)
+        self._say_whose(path)
+        return path
+
+    def _say_whose(self, path: Path) -> None:
+        """Once, under sudo: the repository is root's, not that of the user who typed it. (Root would leave files in the
+        other one that its owner could not touch.)"""
+        user = os.environ.get("SUDO_USER")
+        if user and user != "root" and os.geteuid() == 0 and not self._said_whose:
+            self._said_whose = True
+            self.note(
+                f"this is root's repository, {path}; `-r` or IJFS_REPO (`sudo -E`) names another, such as {user}'s"
+            )
 
     def repository(self, *, damaged: bool = False) -> Repository:
         """The repository, opened once, closed when the verb ends; `damaged`: even without an index.

@@ -58,6 +58,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "rm": VerbEntry("refs", "Remove branches, tags or snapshots."),
     },
     "In and out": {
+        "base": VerbEntry("base", "Store a machine's or image's files for programs to stand on."),
         "import": VerbEntry("import_", "Store a directory as a snapshot."),
         "export": VerbEntry("export", "Write a snapshot to a directory, byte for byte."),
         "mount": VerbEntry("mount", "Show all snapshots as a filesystem."),

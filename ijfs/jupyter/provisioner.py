@@ -43,6 +43,7 @@ class IjfsProvisioner(KernelProvisionerBase):
 
     repo = Unicode("", config=True, help="Repository; empty: $IJFS_REPO, else the user's data directory.")
     network = Enum(["none", "slirp4netns"], "none", config=True, help="The sandbox's way out.")
+    base = Unicode("", config=True, help="The base its files come from; empty: the default of the place.")
     snapshot = Unicode("", config=True, help="Begin as a restored copy of this snapshot instead of from scratch.")
     attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
@@ -182,6 +183,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             kernel_name=getattr(self.parent, "kernel_name", ""),
             kernel_key=self._key(),
             notebook=_notebook(env),
+            base=self.base,
         )
 
     def _key(self) -> str:

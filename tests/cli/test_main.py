@@ -26,8 +26,8 @@ HEAVY = {"rich", "msgspec", "lmdb", "trio", "pyfuse3", "jupyter_client", "numpy"
 
 def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:
     verbs = (
-        "init run kernel ps logs stop exec save restore fork log tree show diff ls cat branch tag rm import export "
-        "mount umount du stats prune gc fsck doctor demo completion"
+        "init run kernel ps logs stop exec save restore fork log tree show diff ls cat branch tag rm base import "
+        "export mount umount du stats prune gc fsck doctor demo completion"
     )
     shown = ijfs("--help").out
     for name in verbs.split():

@@ -16,6 +16,8 @@ from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, View
 
 MIN_PREFIX: Final = 4
 _SPEC: Final = re.compile(r"([^~]+)((?:~\d*)*)")
+_ASIDE: Final = b"tag/base@"
+"""Tags of what programs stand on: made by the way, such a snapshot is nobody's latest."""
 _HEX: Final = re.compile(r"[0-9a-f]+")
 
 
@@ -66,7 +68,9 @@ def _start(view: View, name: str) -> ObjectId:
 
 
 def _latest(view: View) -> ObjectId:
-    newest = max(((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS)), default=None)
+    aside = {ident for _, ident in view.prefixed(REFS, _ASIDE)}
+    rows = ((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS) if ident not in aside)
+    newest = max(rows, default=None)
     if newest is None:
         raise UnknownNameError("there is no snapshot yet", hint="`ijfs save` or `ijfs import` makes one")
     return newest[1]

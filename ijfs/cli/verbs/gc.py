@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
+
+if TYPE_CHECKING:
+    from ijfs_engine import Repository
 
 
 @verb("gc")
@@ -18,6 +23,7 @@ def gc(app: App, dry_run: bool) -> Answer:
     repository = app.repository()
     progress = app.progress("gc")
     found = repository.gc(dry_run=dry_run, progress=progress)
+    swept = [] if dry_run else _sweep_bases(repository)
 
     def show(out: Printer) -> None:
         verb_ = "would free" if dry_run else "freed"
@@ -39,10 +45,21 @@ def gc(app: App, dry_run: bool) -> Answer:
             out.line((f"  {kept.pack} stays whole, because it is damaged: {kept.why}", "yellow"))
         if found.packs_kept:
             out.line(("  `ijfs fsck` names what is damaged", "dim"))
+        if swept:
+            out.line((f"  {text.count(len(swept), 'base')} taken apart that nothing stands on", "dim"))
         if found.chunks_condemned:
             out.line((f"  {text.count(found.chunks_condemned, 'chunk')} wait for a running save to end", "dim"))
 
-    return Answer({**msgspec.to_builtins(found), "freed": found.freed}, show)
+    return Answer({**msgspec.to_builtins(found), "freed": found.freed, "bases_removed": swept}, show)
+
+
+def _sweep_bases(repository: Repository) -> list[str]:
+    """The directories of bases that nothing needs; a repository without any does not load what bases need."""
+    if not (repository.path / "bases").is_dir():
+        return []
+    from ijfs.live.bases.versions import sweep
+
+    return sweep(repository)
 
 
 COMMANDS = {"gc": gc}

@@ -14,7 +14,7 @@ from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
 from ijfs.cli.verbs.exec_ import connection_file
-from ijfs.cli.verbs.run import NETWORK_HELP, NETWORKS, port_option, show_ports
+from ijfs.cli.verbs.run import BASE_HELP, NETWORK_HELP, NETWORKS, port_option, show_ports
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
@@ -35,7 +35,10 @@ def kernel() -> None:
 @click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
 @port_option
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
-def start(app: App, name: str | None, spec_name: str, network: str, ports: tuple[int, ...], gpu: bool) -> Answer:
+@click.option("--base", default="", metavar="NAME", help=BASE_HELP)
+def start(
+    app: App, name: str | None, spec_name: str, network: str, ports: tuple[int, ...], gpu: bool, base: str
+) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.cells import run_cell
     from ijfs.live.client import api as client
@@ -44,7 +47,7 @@ def start(app: App, name: str | None, spec_name: str, network: str, ports: tuple
     chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
     progress = app.progress(f"start {chosen}")
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
-    spec = kernel_spec(chosen, spec_name, network=way_out, ports=ports, gpu=gpu)
+    spec = kernel_spec(chosen, spec_name, network=way_out, ports=ports, gpu=gpu, base=base)
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
     alive = partial(client.is_running, app.repository_path, chosen)
@@ -89,6 +92,7 @@ def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
 @click.option("--display-name", metavar="TEXT", help="What a launcher shows.")
 @click.option("--network", type=NETWORKS, help=NETWORK_HELP)
 @click.option("--gpu", is_flag=True, help="New kernels get the machine's GPUs.")
+@click.option("--base", "base_name", metavar="NAME", help=BASE_HELP)
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
 @click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")
@@ -100,6 +104,7 @@ def install(
     display_name: str | None,
     network: str | None,
     gpu: bool,
+    base_name: str | None,
     snapshot: str | None,
     attach: str | None,
     auto: str | None,
@@ -115,6 +120,7 @@ def install(
         repo=app.repo,
         network=network,
         gpu=gpu,
+        base_image=base_name,
         snapshot=snapshot,
         attach=attach,
         auto=auto,

@@ -124,6 +124,7 @@ def _kind(repository: Repository, name: str) -> RefKind:
 
 
 def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_run: bool) -> Answer:
+    _refuse_bases(targets)
     history = views.History.of(repository)
     at = {name: _at(repository, kind, name) for kind, name in targets}
     removed = {at[name] for kind, name in targets if kind == "snapshot"}
@@ -135,6 +136,16 @@ def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_
     lost = history.named() - kept - removed
     held = lost & history.ancestors(pin.id for pin in repository.pins())
     return _report(targets, at, _Lost(history.snapshots, lost - held, held), dry_run=dry_run)
+
+
+def _refuse_bases(targets: list[tuple[RefKind, str]]) -> None:
+    """A base's tags keep what snapshots stand on: they go with the base, which asks whether anything needs it."""
+    found = [name for kind, name in targets if kind == "tag" and name.startswith("base@")]
+    if found:
+        from ijfs_engine.errors import IjfsError
+
+        base = found[0].split("@")[1]
+        raise IjfsError(f"the tag '{found[0]}' keeps the base `{base}`", hint=f"`ijfs base rm {base}` removes the base")
 
 
 def _remove(repository: Repository, targets: list[tuple[RefKind, str]], at: Mapping[str, bytes]) -> None:

@@ -20,6 +20,10 @@ port_option = click.option(
 )
 NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
 
+BASE_HELP = (
+    "The base its files come from (default: this machine's files; in a container their base; `none`: its files)."
+)
+
 
 @verb("run", context_settings={"allow_interspersed_args": False})
 @click.option("--name", metavar="N", help="Its name (default: the program's).")
@@ -27,6 +31,7 @@ NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `sli
 @port_option
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
+@click.option("--base", default="", metavar="NAME", help=BASE_HELP)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,
@@ -35,6 +40,7 @@ def run(
     ports: tuple[int, ...],
     gpu: bool,
     nccl_safe: bool,
+    base: str,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints.
@@ -53,6 +59,7 @@ def run(
         ports=ports,
         gpu=gpu or nccl_safe,
         nccl_safe=nccl_safe,
+        base=base,
     )
     progress = app.progress(f"run {spec.name}")
     info = client.start(app.repository_path, spec, on_event=progress.event)

@@ -29,6 +29,7 @@ from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rootfs
+from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
 from ijfs_engine import Snapshot
@@ -160,9 +161,21 @@ class _Restore:
     def _make_sandbox(self) -> Sandbox:
         """The directories and the network namespace; no mounts and no process yet."""
         volumes = self._request.meta.volumes
-        self._sandbox = Sandbox(self._request.paths, ns.new_network(), volumes)
+        self._sandbox = Sandbox(self._request.paths, ns.new_network(), volumes, lower=self._lower())
         rootfs.make_directories(self._request.paths, volumes)
         return self._sandbox
+
+    def _lower(self) -> Lower:
+        """What it stands on: the base that the program ran on, laid out where it is not."""
+        base = self._request.meta.base
+        if base is None:
+            return HOST
+        from ijfs.live.bases import hold
+
+        self._clock.begin("base")
+        lower = hold.for_restore(self._store.repository, base)
+        self._clock.begin("files")
+        return lower
 
     def _start_pager(self) -> None:
         """Tell the pager what there is, and have it listen for CRIU."""
@@ -190,6 +203,7 @@ class _Restore:
             lambda path, target: self._store.export(snapshot, path, target),
             paths.upper,
             upper_directories(paths, sandbox.volumes),
+            same_lower=self._request.meta.base == sandbox.lower.base,
         )
         sandbox.mount(gpu=spec.gpu)
         self._store.export(snapshot, "shm", paths.shm)

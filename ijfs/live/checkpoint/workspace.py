@@ -251,14 +251,23 @@ def mapped_in(pid: int) -> frozenset[str]:
     return mapped_for_writing(procfs.processes_in("pid", procfs.namespace_id(pid, "pid")))
 
 
-def put_back(export: Callable[[str, Path], None], upper: Path, volumes: Sequence[tuple[Volume, Path]]) -> None:
+def put_back(
+    export: Callable[[str, Path], None],
+    upper: Path,
+    volumes: Sequence[tuple[Volume, Path]],
+    *,
+    same_lower: bool = True,
+) -> None:
     """Fill new, empty writable layers from a snapshot: `export` writes a tree of it into a directory.
 
     The volumes' files come in the root's tree and are moved to their layers; an empty directory stays, to mount on.
     A symbolic link on the way to a volume is an error: what it leads to is not the snapshot's.
+    Without `same_lower` the root's layer will stand on another copy of what it stood on.
     """
     export("files", upper)
     _forget_origin(upper)
+    if not same_lower:
+        forget_origins(upper)
     deepest_first = sorted(volumes, key=lambda pair: pair[0].path.count("/"), reverse=True)
     top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -297,6 +306,15 @@ def _is_directory(name: bytes, above: int) -> bool:
         return stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return False
+
+
+def forget_origins(upper: Path) -> None:
+    """Let a whole layer stand on other files than those it was copied up from: an overlay that is to be found by file
+    handles (nfs_export) shows nothing of a lower directory whose handle is not the recorded one."""
+    for directory, _, files in os.walk(upper):
+        for path in (directory, *(os.path.join(directory, name) for name in files)):
+            with contextlib.suppress(OSError):
+                os.removexattr(path, "trusted.overlay.origin", follow_symlinks=False)
 
 
 def _forget_origin(root: Path) -> None:

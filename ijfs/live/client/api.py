@@ -10,11 +10,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
+from ijfs.live.bases.settle import settled
+from ijfs.live.checks import privilege
 from ijfs.live.client.connection import KeeperClient, OnEvent
-from ijfs.live.client.instances import RepoPath, connect, describe, is_running, list_instances, remove, spawned
+from ijfs.live.client.instances import (
+    RepoPath,
+    base_before,
+    connect,
+    describe,
+    is_running,
+    list_instances,
+    remove,
+    spawned,
+)
 from ijfs.live.client.spawn import claim
 from ijfs.live.errors import CommandError, InstanceExitedError
 from ijfs.live.model.environment import is_text
@@ -36,8 +48,12 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
             "an argument, the working directory or a variable given for the program is not UTF-8, as its record is",
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
-    paths = claim(repo, spec.name, again=again)
-    return spawned(paths, StartArguments(spec=spec, again=again), on_event)
+    privilege.require()
+    before = base_before(repo, spec.name) if again else None
+    with settled(Path(repo), spec.base, spec.cwd, on_event, before=before) as base:
+        paths = claim(repo, spec.name, again=again)
+        wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta)
+        return spawned(paths, wanted, on_event)
 
 
 def restore(

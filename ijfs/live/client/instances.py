@@ -15,7 +15,7 @@ from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
 from ijfs.live.model.record_file import info_of, read_record
-from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo
+from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import LockedError
@@ -52,6 +52,14 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
     if record.saving and not procfs.is_alive(record.keeper):
         record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)
     return info_of(paths, record, keeper_running=procfs.is_alive(record.keeper))
+
+
+def base_before(repo: RepoPath, name: str) -> Base | None:
+    """What an ended instance of that name stood on; None where that was the machine's own root, or there is none."""
+    try:
+        return read_record(InstancePaths.of(repo, name)).base
+    except NoInstanceError:
+        return None
 
 
 def is_running(repo: RepoPath, name: str) -> bool:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ijfs.live.checks import privilege
 from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.errors import InstanceExistsError
 from ijfs.live.model.paths import InstancePaths, check_name
@@ -32,6 +33,7 @@ _ROOM_FOR_NAMES = " " * 160
 
 def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
     """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
+    privilege.require()
     paths = InstancePaths.of(repo, check_name(name))
     paths.root.parent.mkdir(mode=0o700, exist_ok=True)
     sweep_old(paths.root.parent)

@@ -31,11 +31,13 @@ from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
-from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process, Volume
+from ijfs.live.model.paths import SandboxPaths
+from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces
 from ijfs.live.sandbox.cleanup import sweep_sandboxes
+from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, launch
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -77,7 +79,7 @@ class Lifecycle:
         else:
             self._begin_record(spec, before, generation=before.generation, snapshot=before.snapshot)
         emit(PhaseBegan("start"))
-        sandbox = await self._launch(kept=before.volumes if before else None)
+        sandbox = await self._launch(arguments, before)
         try:
             if before and before.snapshot is not None:
                 self._stand_again_on(before.snapshot)
@@ -181,13 +183,28 @@ class Lifecycle:
             )
         )
 
-    async def _launch(self, *, kept: tuple[Volume, ...] | None) -> Sandbox:
+    async def _launch(self, arguments: StartArguments, before: InstanceRecord | None) -> Sandbox:
         state = self._state
         spec = state.record.spec
         inside = json.dumps(kernel_connection(state.record, inside=True)).encode() if spec.kind == "kernel" else None
         paths = state.paths.sandbox(state.record.generation)
-        launched: Sandbox = await in_thread(launch, paths, spec, state.repo, inside, kept=kept)
+        kept = before.volumes if before else None
+        lower = await in_thread(self._lower, arguments, paths, before)
+        launched: Sandbox = await in_thread(launch, paths, spec, state.repo, inside, kept=kept, lower=lower)
         return launched
+
+    def _lower(self, arguments: StartArguments, paths: SandboxPaths, before: InstanceRecord | None) -> Lower:
+        """In a thread: what the program's files come from. One that begins anew may stand on a newer version of its
+        base than what it wrote was copied up from."""
+        base = arguments.base
+        if base is None and (before is None or before.base is None):
+            return HOST
+        from ijfs.live.bases import hold
+        from ijfs.live.checkpoint.workspace import forget_origins
+
+        if before is not None and before.base != base:
+            forget_origins(paths.upper)
+        return hold.for_start(self._state.repo, base, arguments.delta)
 
     def _found_sandbox(self, record: InstanceRecord, program: Process) -> Sandbox:
         """The sandbox of a program that runs, as far as a new keeper needs it."""
@@ -197,6 +214,10 @@ class Lifecycle:
             raise KeeperError(f"the sandbox of `{self._state.name}` cannot be reached: {error.strerror}") from error
         sandbox = Sandbox(self._state.paths.sandbox(record.generation), network_fd, record.volumes)
         sandbox.own(program.pid)
+        if record.base is not None:
+            from ijfs.live.bases import hold
+
+            sandbox.lower = hold.adopted(self._state.repo, record.base)
         if record.spec.network == "slirp4netns":
             sandbox.connect_outwards()
         return sandbox

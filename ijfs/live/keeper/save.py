@@ -231,6 +231,7 @@ def _contents(
         workspace_bytes=frozen.workspace.bytes_total,
         frozen_s=frozen.frozen_s,
         auto=arguments.auto,
+        base=sandbox.lower.base,
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(

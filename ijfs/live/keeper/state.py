@@ -136,7 +136,8 @@ class InstanceState:
         """
         pin = self._pin_of(snapshot) if snapshot is not None else None
         bringing = procfs.identify(pager.pid) if pager is not None else earlier_pager
-        changes = {"program": sandbox.program, "volumes": sandbox.volumes, "pager": bringing, **changes}
+        files = {"volumes": sandbox.volumes, "base": sandbox.lower.base}
+        changes = {"program": sandbox.program, **files, "pager": bringing, **changes}
         if snapshot is not None:
             changes["snapshot"] = snapshot.id.hex()
         try:

@@ -144,4 +144,5 @@ class SandboxPaths(OverlayDirectories):
 # /run is an empty directory of the overlay: the log rides in each snapshot, and each sibling has its own.
 RUN_INSIDE = "/run/ijfs"
 LOG_INSIDE = f"{RUN_INSIDE}/program.log"
+INIT_INSIDE = f"{RUN_INSIDE}/init"
 CONNECTION_FILE_INSIDE = f"{RUN_INSIDE}/kernel.json"

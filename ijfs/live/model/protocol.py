@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from ijfs.live.errors import ProtocolError
-from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.model.records import Base, InstanceInfo, InstanceSpec, SaveResult
 
 MAX_LINE = 64 << 20
 """A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
@@ -30,10 +30,14 @@ class Arguments(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
 
 
 class StartArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
-    """Start a program. `again`: an ended instance of the name begins anew, with its files and ports."""
+    """Start a program. `again`: an ended instance of the name begins anew, with its files and ports. `base`: what its
+    files come from (None: this machine's root), and `delta` what of this machine's root is not as that has it (packed
+    as bases/delta.py does it)."""
 
     spec: InstanceSpec
     again: bool = False
+    base: Base | None = None
+    delta: dict[str, list[str]] | None = None
 
 
 class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

@@ -98,4 +98,5 @@ def info_of(
         phases=phases or {},
         saving=record.saving,
         save_error=record.save_error,
+        base=record.base.name if record.base is not None else None,
     )

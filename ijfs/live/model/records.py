@@ -20,6 +20,15 @@ LOST_WITH_KEEPER = "the keeper was killed before it was durable"
 RECORD_VERSION = 1
 
 
+class Base(msgspec.Struct, frozen=True):
+    """The files a sandbox stands on where they are not its machine's own: a snapshot (hex) of a base (ijfs.live.bases),
+    what that was called, and which laid-out copy of it."""
+
+    snapshot: str
+    name: str
+    copy: str = ""
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a program in a sandbox.
 
@@ -30,6 +39,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
+    `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     """
 
@@ -47,6 +57,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_name: str = ""
     kernel_key: str = ""
     notebook: str = ""
+    base: str = ""
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -98,6 +109,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     hook_ports: tuple[int, ...] = ()
     saving: int = 0
     save_error: str = ""
+    base: Base | None = None
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +123,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `private` (locked or huge pages, changed pages of mapped files, stacks, all that CRIU never pages lazily). `phases`:
     seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
     `saving`: saves whose freeze is over and which are not durable yet. `save_error`: why the last save that nobody
-    waited for came to nothing; "" again after the next one that is durable.
+    waited for came to nothing; "" again after the next one that is durable. `base`: the name of the base that its files
+    come from; None where they are the machine's own.
     """
 
     name: str
@@ -136,6 +149,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, float] = {}
     saving: int = 0
     save_error: str = ""
+    base: str | None = None
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,11 @@ def umount(target: os.PathLike[str] | str, *, missing_ok: bool = True) -> None:
             raise OSError(code, f"umount {os.fspath(target)}: {os.strerror(code)}")
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): everything that was written to the filesystem of `fd` is on its disk."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
 def pivot_root_here() -> None:
     """Make the current directory, a mount point, the root of this mount namespace and drop the old one."""
     _check(_libc.syscall(ctypes.c_long(syscalls.number("pivot_root")), b".", b"."), "pivot_root")

@@ -73,10 +73,13 @@ def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: S
         shutil.copy2(path, target)
 
 
-def mount_root(paths: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False) -> None:
-    """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace."""
+def mount_root(
+    paths: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False, lower: Path = Path("/")
+) -> None:
+    """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace. `lower` is the root
+    that it stands on."""
     try:
-        mount_overlay(Path("/"), paths.upper, paths.work, paths.mountpoint)
+        mount_overlay(lower, paths.upper, paths.work, paths.mountpoint)
         for volume in volumes:
             _mount_volume(paths, volume)
         mount_devices(paths, gpu=gpu)

@@ -12,19 +12,20 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH, TORCH_PATH
 from ijfs.live.errors import CommandError, InstanceExitedError, SandboxError
 from ijfs.live.gpu.environment import launch_environment
-from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, SandboxPaths
+from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import init, rootfs, slirp
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox.volumes import choose
+from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
+from ijfs.live.sandbox.volumes import choose, is_below
 
 # tini reaps orphans, as pid 1 has to, and hands signals on to the program's process group.
 INIT_PROGRAMS = ("tini", "docker-init")
@@ -44,6 +45,7 @@ class Sandbox:
     pidfd: int | None = None
     mounted: bool = False
     slirp: slirp.Slirp | None = None
+    lower: Lower = HOST
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,7 +65,7 @@ class Sandbox:
     def mount(self, *, gpu: bool = False) -> None:
         """Mount its files in the calling process's mount namespace. SandboxError."""
         self.mounted = True  # a mount that fails in the middle is taken away by `dispose`
-        rootfs.mount_root(self.paths, self.volumes, gpu=gpu)
+        rootfs.mount_root(self.paths, self.volumes, gpu=gpu, lower=self.lower.root)
 
     def connect_outwards(self) -> None:
         """Let the program make connections through the host (slirp4netns). SandboxError."""
@@ -121,9 +123,10 @@ class Sandbox:
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
-        for fd in (self.network_fd, self.pidfd):
+        for fd in (self.network_fd, self.pidfd, self.lower.fd):
             if fd is not None and fd >= 0:
                 os.close(fd)
+        self.lower = replace(self.lower, fd=-1)
         self.network_fd, self.pidfd = -1, None
         if not keep_files:
             shutil.rmtree(self.paths.root, ignore_errors=True)
@@ -141,30 +144,35 @@ def launch(
     connection: bytes | None,
     *,
     kept: tuple[Volume, ...] | None = None,
+    lower: Lower = HOST,
 ) -> Sandbox:
-    """Start the spec's program in a new sandbox; nothing is left when that fails.
+    """Start the spec's program in a new sandbox over `lower`; nothing is left when that fails.
 
     `kept`: the volumes of an ended instance whose files these directories hold; the program finds them, and they stay
     even when it cannot be started.
     """
     environment = program_environment(spec, dict(os.environ))
     argv = program_argv(spec)
-    check_command(argv[0], spec.cwd, environment)
-    needs = needed_directories(argv[0], environment)
-    volumes, copies = choose(spec.cwd, repo, Path("/proc/self/mountinfo").read_text(), needs)
-    volumes = volumes if kept is None else kept
-    sandbox = Sandbox(paths, ns.new_network())
+    sandbox = Sandbox(paths, ns.new_network(), lower=lower)
     try:
+        needs = needed_directories(argv[0], environment)
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+        volumes, copies = choose(spec.cwd, repo, mountinfo, needs, below=lower.root)
+        volumes = volumes if kept is None else kept
+        check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
         rootfs.make_directories(paths, volumes)
         sandbox.volumes = tuple(_settled(paths, volume) for volume in volumes)
         rootfs.prepare_upper(paths, sandbox.volumes, copies)
+        if lower.fresh is not None:
+            lower.fresh(paths.upper)
         if connection is not None:
             _write_connection_file(paths, connection)
+        init_program = find_init(lower.root, paths)
         sandbox.mount(gpu=spec.gpu)
         if spec.network == "slirp4netns":
             (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
             sandbox.connect_outwards()
-        command = [find_init(), "-g", "--", *argv]
+        command = [init_program, "-g", "--", *argv]
         started = init.start(
             paths, sandbox.volumes, sandbox.network_fd, command, environment, spec.cwd, io_uring=spec.io_uring
         )
@@ -182,14 +190,29 @@ def _settled(paths: SandboxPaths, volume: Volume) -> Volume:
     return volume if rootfs.overlay_fits(paths, volume) else Volume(volume.key, volume.path, "readonly")
 
 
-def check_command(program: str, cwd: str, environment: Mapping[str, str]) -> None:
-    """CommandError where there is nothing to start: said here, because inside only the log would hear of it."""
-    if not os.path.isdir(cwd):
-        raise CommandError(f"the working directory {cwd} does not exist")
-    if shutil.which(program, path=environment.get("PATH")) is None:
-        local = os.path.join(cwd, program)
-        if "/" not in program or not os.access(local, os.X_OK):
-            raise CommandError(f"there is no program `{program}`")
+def check_command(
+    program: str,
+    cwd: str,
+    environment: Mapping[str, str],
+    root: Path = Path("/"),
+    volumes: Sequence[str] = (),
+) -> None:
+    """CommandError where there is nothing to start: said here, because inside only the log would hear of it. `volumes`
+    are shown as this machine has them, whatever `root` has there."""
+    on_base = root != Path("/")
+    where = " in the base" if on_base else ""
+    own = Path("/") if not on_base or is_below(Path(cwd), volumes) else root
+    at = inside(own, cwd)
+    if at is None or not at.is_dir():
+        raise CommandError(f"the working directory {cwd} does not exist{where}")
+    roots = dict.fromkeys([root, *([Path("/")] if on_base and _may_be_shown(program, cwd, volumes) else [])])
+    if all(program_inside(place, program, cwd, environment) is None for place in roots):
+        raise CommandError(f"there is no program `{program}`{where}")
+
+
+def _may_be_shown(program: str, cwd: str, volumes: Sequence[str]) -> bool:
+    """Whether a program could lie on a volume: on the search path, none is looked for there."""
+    return is_below(Path(os.path.join(cwd, program)), volumes) if "/" in program else bool(volumes)
 
 
 def needed_directories(program: str, environment: Mapping[str, str]) -> list[Path]:
@@ -202,12 +225,20 @@ def needed_directories(program: str, environment: Mapping[str, str]) -> list[Pat
     return [package, directory.parent if directory.name == "bin" else directory]
 
 
-def find_init() -> str:
-    """The path of an init program; SandboxError."""
+def find_init(root: Path, paths: SandboxPaths) -> str:
+    """The path inside of an init program; a base without one gets this machine's, in the layer above. SandboxError."""
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    for name in INIT_PROGRAMS:
+        path = program_inside(root, name, "/", environment)
+        if path:
+            return path
     for name in INIT_PROGRAMS:
         path = shutil.which(name)
         if path:
-            return path
+            copy = paths.upper / INIT_INSIDE.lstrip("/")
+            shutil.copyfile(path, copy)
+            copy.chmod(0o755)
+            return INIT_INSIDE
     raise SandboxError("no init program for the sandbox was found", hint="install the package `tini`")
 
 

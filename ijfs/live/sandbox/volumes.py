@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ijfs.live.model.records import Volume
+from ijfs.live.sandbox.lower import inside
 
 # Filesystems of the kernel's own and in memory: nobody keeps files there. The sandbox has its own of those it needs.
 _PSEUDO = frozenset(
@@ -41,11 +42,8 @@ def host_mounts(mountinfo: str) -> list[HostMount]:
     too: in the sandbox both are mounted again, and the later one hides it as on the host."""
     found: dict[Path, HostMount] = {}
     for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        path = Path(
-            left.split()[4].encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
-        )
-        kind = right.split()[0]
+        path = _mount_path(line)
+        kind = line.partition(" - ")[2].split()[0]
         # A FUSE mount has a program behind it that may hang; `fuseblk` is a disk (ntfs-3g) and stays.
         if kind not in _PSEUDO and kind != "fuse" and not kind.startswith("fuse."):
             found[path] = HostMount(path, kind)
@@ -54,18 +52,48 @@ def host_mounts(mountinfo: str) -> list[HostMount]:
     return sorted(found.values(), key=lambda mount: (len(mount.path.parts), mount.path))
 
 
+def mount_points() -> list[Path]:
+    """Every mount point of this process's mount namespace, whatever is mounted there."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return sorted({_mount_path(line) for line in lines})
+
+
+def kind_at(path: Path) -> str:
+    """The filesystem that a path lies on, by its name in mountinfo (`overlay`, `ext4`, …)."""
+    path = path.resolve()
+    kind, deepest = "", -1
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        mount = _mount_path(line)
+        if is_below(path, [mount]) and len(mount.parts) >= deepest:
+            kind, deepest = line.partition(" - ")[2].split()[0], len(mount.parts)
+    return kind
+
+
+def is_layered(kind: str) -> bool:
+    """Whether that filesystem shows files of others, so that no overlay of ours may stand on it: files that a program
+    maps would belong to a mount that is nowhere listed, and CRIU cannot save it."""
+    return kind in ("overlay", "aufs", "unionfs") or kind.startswith("fuse.")
+
+
+def _mount_path(line: str) -> Path:
+    """The mount point of a line of mountinfo, which has its spaces and the like in octal."""
+    text = line.partition(" - ")[0].split()[4].encode(errors="surrogateescape")
+    return Path(text.decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape"))
+
+
 def is_below(path: Path, parents: Iterable[str | Path]) -> bool:
     """Whether the path is one of `parents` or lies in one."""
     return any(path == Path(parent) or Path(parent) in path.parents for parent in parents)
 
 
 def choose(
-    cwd: str, repo: Path, mountinfo: str, needs: Iterable[Path] = ()
+    cwd: str, repo: Path, mountinfo: str, needs: Iterable[Path] = (), *, below: Path = Path("/")
 ) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
     `needs` are directories that the program cannot do without, as it cannot without `cwd`. Those that the sandbox's own
-    /tmp would hide become volumes: at the path given, and, where that leads through links, at the real path as well.
+    /tmp would hide become volumes: at the path given, and, where that leads through links, at the real path as well. So
+    do those that the root `below` has not got (a base of another system).
     Files have to be copied because containers bind single ones such as /etc/resolv.conf, and no overlay stands on a
     file.
     """
@@ -77,7 +105,8 @@ def choose(
             (directories if mount.path.is_dir() else files).append(mount.path)
     wanted = (Path(cwd), *needs)
     for path in sorted({Path(os.path.abspath(path)) for path in wanted} | {path.resolve() for path in wanted}):
-        hidden = is_below(path, OWN[3:]) and path.is_dir() and path not in map(Path, OWN)
+        absent = is_below(path, OWN[3:]) or inside(below, str(path)) is None
+        hidden = absent and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)
     volumes = tuple(Volume(f"v{number}", str(path)) for number, path in enumerate(directories))
