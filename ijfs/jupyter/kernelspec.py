@@ -59,8 +59,8 @@ def install(
 ) -> InstalledSpec:
     """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
 
-    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network`, `gpu`, `base_image` (what
-    their files come from),
+    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network`, `gpu`,
+    `base_image` (what their files come from),
     `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
     (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
     a base that has a provisioner already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
@@ -71,9 +71,7 @@ def install(
     _refuse_taken(manager, name)
     if auto:
         check_auto(auto)
-    config = _config(
-        repo=repo, network=network, gpu=gpu, base=base_image, snapshot=snapshot, attach=attach, auto=auto
-    )
+    config = _config(repo=repo, network=network, gpu=gpu, base=base_image, snapshot=snapshot, attach=attach, auto=auto)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
     directory = _write(manager, name, spec, Path(source.resource_dir), where)

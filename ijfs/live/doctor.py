@@ -18,27 +18,18 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.checks import blockers
+from ijfs.live.checks import blockers, privilege
 from ijfs.live.checks.result import CheckOutcome, CheckResult
 from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError, NoInstanceError
+from ijfs.live.machine import place
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import forkserver, procfs, syscalls
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
+from ijfs.live.sandbox.volumes import is_layered, kind_at
 from ijfs_engine.errors import IjfsError, UnknownNameError
-
-# <linux/capability.h>: what namespaces, mounts, device nodes, CRIU and userfaultfd want.
-_CAPABILITIES = {
-    "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_NET_ADMIN": 12,
-    "CAP_MKNOD": 27,
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_CHOWN": 0,
-    "CAP_KILL": 5,
-}
 
 # A save writes the program's memory once; below this a snapshot of an ordinary notebook kernel does not fit.
 LOW_SPACE = 2 << 30
@@ -48,9 +39,11 @@ def machine(repo: Path) -> list[CheckResult]:
     """Every check of the machine; `repo` is where a repository is or would be."""
     checks: list[Callable[[], Iterator[CheckResult]]] = [
         _kernel,
-        _capabilities,
+        place.user,
         _criu,
+        lambda: place.root_filesystem(_existing(repo)),
         lambda: _overlay(repo),
+        place.system_settings,
         _userfaultfd,
         _fuse,
         _programs,
@@ -59,7 +52,8 @@ def machine(repo: Path) -> list[CheckResult]:
         lambda: _spare(repo),
         _gpus,
     ]
-    return [result for check in checks for result in _guarded(check)]
+    found = [result for check in checks for result in _guarded(check)]
+    return [*found, *_guarded(lambda: place.trial(_beside(_existing(repo)), found))]
 
 
 def program(repo: Path, target: str) -> list[CheckResult]:
@@ -121,18 +115,6 @@ def _kernel() -> Iterator[CheckResult]:
     yield _result("kernel", known and numbers >= (5, 14), f"Linux {release}, {arch}", "Linux 5.14 or newer on x86-64")
 
 
-def _capabilities() -> Iterator[CheckResult]:
-    if os.geteuid() != 0:
-        remedy = "run ijfs as root: sandboxes, CRIU and mounts need it"
-        yield CheckResult(check="capabilities", outcome="refuse", evidence=f"user {os.geteuid()}", remedy=remedy)
-        return
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
-    evidence = f"root without {', '.join(missing)}" if missing else "root with all that is needed"
-    yield _result("capabilities", not missing, evidence, "start the container with these capabilities (or privileged)")
-
-
 def _criu() -> Iterator[CheckResult]:
     try:
         found = criu.find()
@@ -151,16 +133,19 @@ def _criu() -> Iterator[CheckResult]:
 
 def _overlay(repo: Path) -> Iterator[CheckResult]:
     """A real mount, in a mount namespace of a child's own, on the repository's filesystem."""
-    place = _existing(repo)
-    with tempfile.TemporaryDirectory(dir=_beside(place), prefix=".ijfs-doctor-") as directory:
-        for name in ("upper", "work", "root"):
-            os.mkdir(f"{directory}/{name}")
-        options = f"lowerdir=/,upperdir={directory}/upper,workdir={directory}/work,{OVERLAY_OPTIONS}"
+    if "SYS_ADMIN" in privilege.missing():  # said already; nothing can be mounted
+        return
+    where = _existing(repo)
+    with tempfile.TemporaryDirectory(dir=_beside(where), prefix=".ijfs-doctor-") as directory:
+        for name in ("upper", "work", "root", "lower/usr"):
+            os.makedirs(f"{directory}/{name}")
+        lower = f"{directory}/lower" if is_layered(kind_at(Path("/"))) else "/"
+        options = f"lowerdir={lower},upperdir={directory}/upper,workdir={directory}/work,{OVERLAY_OPTIONS}"
         code = f"mount -t overlay overlay -o {options} {directory}/root && test -d {directory}/root/usr"
         done = subprocess.run(["unshare", "-m", "sh", "-c", code], capture_output=True, text=True, check=False)
         # An overlay's work directory keeps one with no permissions at all; nobody but root can remove it.
         shutil.rmtree(f"{directory}/work", ignore_errors=True)
-    evidence = f"{place} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
+    evidence = f"{where} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
     remedy = "keep the repository on ext4, xfs, btrfs or tmpfs (not on another overlay or NFS)"
     yield _result("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
 
@@ -210,9 +195,9 @@ def _io_uring() -> Iterator[CheckResult]:
 
 
 def _space(repo: Path) -> Iterator[CheckResult]:
-    place = _existing(repo)
-    free = shutil.disk_usage(place).free
-    evidence = f"{free / 1e9:.1f} GB free at {place}"
+    where = _existing(repo)
+    free = shutil.disk_usage(where).free
+    evidence = f"{free / 1e9:.1f} GB free at {where}"
     yield _result("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
 
 

@@ -25,6 +25,7 @@ from ijfs.live.criu.action_script import ActionHook
 from ijfs.live.criu.log import explain
 from ijfs.live.errors import CriuError, CriuMissingError
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox import proc_sys
 
 MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2.1 and 4.3 pass `criu check` there
 
@@ -101,7 +102,11 @@ def version(criu: Path) -> tuple[int, ...]:
 
 def check(criu: Path) -> str | None:
     """None when `criu check` is content with the running kernel, else its complaint."""
-    done = subprocess.run([criu, "check"], capture_output=True, text=True, check=False, timeout=30)
+    command = [str(criu), "check"]
+    if proc_sys.is_read_only():  # as in containers: a keeper makes it writable for its CRIUs
+        script = f'mount -o remount,bind,rw {proc_sys.PLACE}; exec "$0" "$@"'
+        command = ["unshare", "-m", "sh", "-c", script, *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     if done.returncode == 0:
         return None
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]

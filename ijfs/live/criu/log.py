@@ -11,7 +11,8 @@ _ERROR = re.compile(r"(?:\(\d+\.\d+\)\s*)?(?:\d+:\s*)?\s*Error \(([^)]*)\):\s*(.
 
 # What follows from an earlier error and explains nothing.
 _EMPTY = re.compile(
-    r"rlimit: Can.t setup|Dumping FAILED|Restoring FAILED|Unable to .*kill|failed to kill|exited, status|exited with",
+    r"rlimit: Can.t setup|tun: Unable to create tun|"
+    r"Dumping FAILED|Restoring FAILED|Unable to .*kill|failed to kill|exited, status|exited with",
     re.I,
 )
 
@@ -33,9 +34,9 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         "bring the file back as it was, then restore again",
     ),
     (
-        r"(?:File|file) (\S+) has bad build-?id|build-?id .*?(/\S+)",
+        r"(?i:File (\S+) has bad build-?id|build-?id .*?(/\S+))",
         "the library {1} is not the one the program was saved with",
-        "install the version of the snapshot again, then restore",
+        "install the version of the snapshot again, then restore; programs started with `--base` bring their own along",
     ),
     (
         r"Can't open file (\S+)(?: on restore)?: No such file",
@@ -67,6 +68,17 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
         r"[Uu]nable to freeze|freez\w* timeout|[Tt]imeout reached|seize.*[Tt]imeout",
         "the program could not be stopped in time",
         "a process in uninterruptible sleep (dead network or FUSE mount) cannot be frozen",
+    ),
+    (
+        r"Can't lookup mount=",
+        "a file that the program maps lies on an overlay that stands on another one",
+        "in a container programs have to stand on a base: start it again without `--base none`, and keep what it maps "
+        "on volumes that are no overlay; docs/places.md",
+    ),
+    (
+        r"Can't get 1:16 opt",
+        "this CRIU is too old for this kernel: it cannot save a TCP socket",
+        "CRIU 4.2.1 or newer: `tools/setup` in a checkout of ijfs brings one",
     ),
     (
         r"no such process|No such process|Can't find (?:task|pid)|task.*exited",

@@ -29,9 +29,9 @@ from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.guest_protocol import HookEvent
+from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
-from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox import proc_sys
 
 if TYPE_CHECKING:
     from ijfs.live.keeper.early_restore import EarlyRestore
@@ -47,6 +48,7 @@ def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None
         _refuse(client, directory.name)
         return
     ns.private_mounts()
+    proc_sys.make_writable()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
     early = _begin_restore(directory, client, pager) if pager is not None else None
 

@@ -46,8 +46,10 @@ def start(
     cwd: str,
     *,
     io_uring: bool,
+    inherited: Sequence[int] = (),
 ) -> int:
-    """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process."""
+    """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process.
+    `inherited`: descriptors that it has open."""
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
@@ -56,7 +58,7 @@ def start(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
         input=msgspec.json.encode(request),
         capture_output=True,
-        pass_fds=[network_fd],
+        pass_fds=[network_fd, *inherited],
         check=False,
     )
     if helper.returncode != 0:
