@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from storekit import contents, save
 
 from ijfs_engine import (
@@ -48,6 +51,75 @@ def test_what_names_nothing_is_unknown(repository: Repository, spec: str) -> Non
     chain(repository, 3)
     with pytest.raises(UnknownNameError):
         repository.resolve(spec)
+
+
+def at(monkeypatch: pytest.MonkeyPatch, offset_s: float) -> None:
+    """Set this process's clock."""
+    monkeypatch.setattr(time, "time_ns", lambda: _TIME_NS() + int(offset_s * 1e9))
+
+
+_TIME_NS = time.time_ns
+DAY = 86_400
+
+
+@pytest.mark.parametrize("later", [0, 30 * DAY])
+def test_a_clock_that_was_ahead_does_not_decide_what_is_newest(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, later: float
+) -> None:
+    """Looked at as long as its time has not come, and when it has."""
+    at(monkeypatch, -2 * DAY)
+    first = save(repository, {"f": b"1"}, branch="main")
+    at(monkeypatch, 20 * DAY)
+    ahead = save(repository, {"f": b"2"}, parents=[first.id], branch="main")
+    at(monkeypatch, -DAY)
+    other = save(repository, {"f": b"3"}, branch="other")
+    child = save(repository, {"f": b"4"}, parents=[ahead.id], branch="main")
+    at(monkeypatch, later)
+    # When its time has come, nothing tells it from a right one any more but the child.
+    between = [ahead, other] if later else [other, ahead]
+    assert [one.id for one in repository.snapshots()] == [one.id for one in (child, *between, first)]
+    assert repository.resolve("latest") == child.id
+    assert [one.id for one in repository.snapshots(1)] == [child.id]
+
+
+def test_what_was_saved_while_the_clock_was_ahead_is_not_the_latest_of_all_branches(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, 20 * DAY)
+    ahead = save(repository, {"f": b"1"}, branch="wrong")
+    at(monkeypatch, 0)
+    right = save(repository, {"f": b"2"}, branch="right")
+    assert repository.resolve("latest") == right.id
+    assert [one.id for one in repository.snapshots()] == [right.id, ahead.id]
+    at(monkeypatch, 5)
+    alone = save(repository, {"f": b"3"}, branch="wrong")
+    assert repository.resolve("latest") == alone.id
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(clocks=st.lists(st.integers(-3, 3), min_size=2, max_size=7), data=st.data())
+def test_no_child_stands_below_its_parent_whatever_the_clock_did(
+    clocks: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Repository.init(tmp_path_factory.mktemp("clocks") / "repo") as repository,
+    ):
+        made: list[bytes] = []
+        for number, clock in enumerate(clocks):
+            at(patch, clock * DAY)
+            parents = data.draw(st.lists(st.sampled_from(made), max_size=2, unique=True)) if made else []
+            branch = f"b{data.draw(st.integers(0, 2))}"
+            made.append(save(repository, {"f": b"%d" % number}, parents=parents, branch=branch).id)
+        at(patch, 0)
+        if len(made) > 2 and data.draw(st.booleans()):
+            repository.remove(made.pop(1))
+        ordered = [one.id for one in repository.snapshots()]
+        assert sorted(ordered) == sorted(made)
+        place = {ident: number for number, ident in enumerate(ordered)}
+        for ident in ordered:
+            assert all(place[ident] < place[parent] for parent in repository.parents(ident))
+        assert repository.resolve("latest") == ordered[0]
 
 
 def test_latest_of_nothing_says_what_to_do(repository: Repository) -> None:

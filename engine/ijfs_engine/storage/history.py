@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
-from ijfs_engine.storage import revisions
-from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, Update
+from ijfs_engine.storage import ordering, revisions
+from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, Update
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
@@ -22,8 +22,12 @@ def resolve(repository: OpenRepository, spec: str) -> ObjectId:
 
     UnknownNameError, AmbiguousNameError (which lists the candidates).
     """
-    with repository.index.read() as view:
-        ident, generations = revisions.base_name(view, spec)
+    name, generations = revisions.parse(spec)
+    if name == "latest":
+        ident = _latest(repository)
+    else:
+        with repository.index.read() as view:
+            ident = revisions.named(view, name)
     for done in range(generations):
         parent = nearest(repository, repository.store.snapshot(ident).parents)
         if parent is None:
@@ -42,10 +46,18 @@ def snapshot(repository: OpenRepository, ident: ObjectId) -> Snapshot:
 
 
 def snapshots(repository: OpenRepository, newest: int | None = None) -> list[Snapshot]:
-    """All, or so many, newest first, without those whose record cannot be read; fsck names these."""
+    """All, or so many, newest first and children before their parents, without those whose record cannot be read; fsck
+    names these."""
+    return [one for one in ordering.newest_first(repository, newest).values() if one is not None]
+
+
+def _latest(repository: OpenRepository) -> ObjectId:
     with repository.index.read() as view:
-        listed = sorted(((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS)), reverse=True)
-    return repository.store.readable_snapshots([ident for _, ident in listed[:newest]])
+        aside = revisions.set_aside(view)
+    for ident in ordering.newest_first(repository, 1 + len(aside)):
+        if ident not in aside:
+            return ident
+    raise UnknownNameError("there is no snapshot yet", hint="`ijfs save` or `ijfs import` makes one")
 
 
 def parents(repository: OpenRepository, ident: ObjectId) -> list[ObjectId]:

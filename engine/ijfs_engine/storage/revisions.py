@@ -12,7 +12,7 @@ from typing import Final
 from ijfs_engine.errors import AmbiguousNameError, UnknownNameError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import ObjectId
-from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, View
+from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, View
 
 MIN_PREFIX: Final = 4
 _SPEC: Final = re.compile(r"([^~]+)((?:~\d*)*)")
@@ -21,13 +21,13 @@ _ASIDE: Final = b"tag/base@"
 _HEX: Final = re.compile(r"[0-9a-f]+")
 
 
-def base_name(view: View, spec: str) -> tuple[ObjectId, int]:
-    """The snapshot that `spec` begins from, and how many generations back from it. Unknown-, AmbiguousNameError."""
+def parse(spec: str) -> tuple[str, int]:
+    """The name that `spec` begins with, and how many generations back from there it goes. UnknownNameError."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise UnknownNameError(f"{spec!r} names no snapshot")
     steps = [int(step or 1) for step in match[2].split("~")[1:]]
-    return _start(view, match[1]), sum(steps)
+    return match[1], sum(steps)
 
 
 def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
@@ -55,25 +55,20 @@ def _walk_back(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]
         stack += reversed([row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE)])
 
 
-def _start(view: View, name: str) -> ObjectId:
+def named(view: View, name: str) -> ObjectId:
+    """The snapshot at a branch or tag, or with an id that begins so. UnknownNameError, AmbiguousNameError."""
     for prefix in ("branch/", "tag/"):
         found = view.get(REFS, (prefix + name).encode(errors="replace"))
         if found is None and name.startswith(prefix):
             found = view.get(REFS, name.encode(errors="replace"))
         if found is not None:
             return found
-    if name == "latest":
-        return _latest(view)
     return _by_prefix(view, name)
 
 
-def _latest(view: View) -> ObjectId:
-    aside = {ident for _, ident in view.prefixed(REFS, _ASIDE)}
-    rows = ((U64.unpack(row)[0], ident) for ident, row in view.items(SNAPSHOTS) if ident not in aside)
-    newest = max(rows, default=None)
-    if newest is None:
-        raise UnknownNameError("there is no snapshot yet", hint="`ijfs save` or `ijfs import` makes one")
-    return newest[1]
+def set_aside(view: View) -> set[ObjectId]:
+    """The snapshots that are nobody's latest."""
+    return {ident for _, ident in view.prefixed(REFS, _ASIDE)}
 
 
 def _by_prefix(view: View, name: str) -> ObjectId:
