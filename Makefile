@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-mutants bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test check check-native check-mutants test-full-disk bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check-native: setup ## the engine's compiled loops under AddressSanitizer
 
 check-mutants: setup ## whether tests notice changes to the engine; 10 minutes. ARGS=--only storage/refs.py
 	$(BIN)/python tools/check_mutants.py $(ARGS)
+
+test-full-disk: setup ## every verb on small disks at every level of free space; as root, 2 minutes. ARGS=--kind ext4 gc
+	$(BIN)/python tests/engine/small_disk.py $(ARGS)
 
 bench: bench-store bench-live ## both benchmarks
 

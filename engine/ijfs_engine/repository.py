@@ -50,13 +50,14 @@ class Repository(OpenRepository):
     def init(cls, path: str | Path) -> Repository:
         """Make one in an empty or absent directory, and open it. StorageError, IjfsError."""
         directory = RepositoryDirectory.create(Path(path))
-        index = Index.open(directory.index)
+        index = Index.open(directory.index, reserve=directory.reserve)
         try:
             with disk.storage_errors(f"making a repository at {path}"):
                 Journal(directory.journal, directory.id).create()
             directory.secret()
             index.write(mark_whole)
             directory.seal()
+            directory.reserve.take(index.size_on_disk())
         except BaseException:
             index.close()
             raise
@@ -74,7 +75,7 @@ class Repository(OpenRepository):
         if damaged and directory.read_only_reason is None:
             index = _open_damaged(directory)
         else:
-            index = Index.open(directory.index, read_only_reason=directory.read_only_reason)
+            index = Index.open(directory.index, read_only_reason=directory.read_only_reason, reserve=directory.reserve)
         with index.read() as view:
             whole = is_whole(view)
         if not whole and not damaged:
@@ -237,7 +238,7 @@ def _open_damaged(directory: RepositoryDirectory) -> Index:
     """
     index = None
     try:
-        index = Index.open(directory.index)
+        index = Index.open(directory.index, reserve=directory.reserve)
         index.check()
         return index
     except StorageError:
@@ -247,4 +248,4 @@ def _open_damaged(directory: RepositoryDirectory) -> Index:
         if any(True for _ in live_files(directory.sessions)):
             raise LockedError("the index is damaged, and a save is running", hint="wait until it ends, or stop it")
         directory.index.rename(directory.path / f"index.damaged-{time.time_ns()}")
-    return Index.open(directory.index)
+    return Index.open(directory.index, reserve=directory.reserve)

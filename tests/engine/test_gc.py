@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from storekit import chunks, contents, damage, frame_of, pack_paths, put, put_against, save
@@ -26,6 +27,14 @@ from ijfs_engine.storage.pack import DATA_PACK, encode_pack_header
 from ijfs_engine.storage.session import Session
 
 RNG = random.Random(7)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["at once", "in parts"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc marks and sweeps all at once or, as on a disk that is nearly full, one part of the ids after the other."""
+    if request.param:
+        monkeypatch.setattr(gc, "_ROOM_OF_A_MARK", 1 << 60)
+        monkeypatch.setattr(gc, "_MOST_PARTS", 3)
 
 
 def noise(size: int) -> bytes:
@@ -281,7 +290,7 @@ def test_on_a_disk_that_is_nearly_full_old_packs_go_one_by_one(
         most = max(most, sum(path.stat().st_size for path in pack_paths(repository)))
 
     before = sum(path.stat().st_size for path in pack_paths(repository))
-    monkeypatch.setattr(repack.os, "statvfs", lambda path: os.statvfs_result((4096, 4096, *[0] * 8)))
+    monkeypatch.setattr(repack.os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 9, 9, 9, *[0] * 5)))
     monkeypatch.setattr(disk, "observer", look)
     assert repository.gc().packs_rewritten == 3
     monkeypatch.setattr(disk, "observer", None)
@@ -518,12 +527,15 @@ def test_what_came_and_went_during_gc_is_not_taken(repository: Repository, monke
     passing: list[Snapshot] = []
     writers: list[tuple[SnapshotWriter, Entry]] = []
 
-    def condemn_what_was_just_listed(self: gc._Collector, kept: ReachableSet) -> None:
-        passing.append(save(repository, {"q": wanted}, branch="passing"))
-        condemn(self, kept)
+    def condemn_what_was_just_listed(self: gc._Collector, kept: ReachableSet, *others: Any) -> None:
+        if not passing:
+            passing.append(save(repository, {"q": wanted}, branch="passing"))
+        condemn(self, kept, *others)
 
     def begin_and_remove_after_the_look(self: gc._Collector) -> int:
         oldest = oldest_session(self)
+        if writers:
+            return oldest
         writer = repository.begin([passing[0].id])
         writers.append((writer, repository.reader().lookup(passing[0].root, "q")))
         repository.remove(passing[0].id)

@@ -8,12 +8,13 @@ that runs began after that. docs/concurrency.md has the whole argument, and the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import compress
 from typing import Final, NamedTuple
 
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
 from ijfs_engine.maintenance.reachability import ReachableSet
@@ -41,8 +42,14 @@ from ijfs_engine.storage.refs import log_records
 from ijfs_engine.storage.revisions import nearest_ancestors, removed_row
 from ijfs_engine.util.progress import Progress
 
+_FULL: Final = "nothing that is needed was lost; free some space elsewhere on this disk, then run gc again"
 _STRIDE: Final = 16_384
 """Marks per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
+
+_ROOM_OF_A_MARK: Final = 500
+"""Bytes of the index that marking and sweeping one row takes until its pages can be used again: 100 for the mark and
+100 for the row, each written anew twice before LMDB lets go of the old pages."""
+_MOST_PARTS: Final = 256
 
 
 class Roots(NamedTuple):
@@ -52,6 +59,16 @@ class Roots(NamedTuple):
     drop: frozenset[ObjectId]
     heads: frozenset[ObjectId]
     """The snapshots that refs and pins point at themselves."""
+
+
+class _Part(NamedTuple):
+    """The ids from `start` on and before `stop`."""
+
+    start: bytes = b""
+    stop: bytes | None = None
+
+
+_ALL: Final = _Part()
 
 
 class _Swept(NamedTuple):
@@ -65,9 +82,18 @@ class _Swept(NamedTuple):
 def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | None) -> GcReport:
     """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
     because then nobody knows what it needs. StorageError."""
-    with disk.storage_errors("gc"), exclusive(repository.directory.gc_lock, "gc", looking=dry_run):
+    with (
+        _told_if_full(),
+        disk.storage_errors("gc"),
+        exclusive(repository.directory.gc_lock, "gc", looking=dry_run),
+    ):
         collector = _Collector(repository, progress)
-        return collector.estimate() if dry_run else collector.run()
+        if dry_run:
+            return collector.estimate()
+        try:
+            return collector.run()
+        finally:
+            repository.directory.reserve.take(repository.index.size_on_disk())
 
 
 class _Collector:
@@ -92,6 +118,8 @@ class _Collector:
         self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
         repacker.run()
+        # What this process has open of what is gone would take up room until its end.
+        self._repository.store.forget_removed()
         return GcReport(
             dry_run=False,
             snapshots_removed=len(roots.drop),
@@ -107,14 +135,36 @@ class _Collector:
 
     def _mark_and_sweep(self, roots: Roots) -> _Swept:
         kept = self._walk(roots.keep)
-        self._condemn(kept)
-        oldest = self._oldest_session()
-        # Sessions that are not in that list have committed, or began after the condemnation: what they added is here.
-        # So is what came and went meanwhile: a session may have taken something over from it.
-        with _need_whole():
-            kept.add(self._listed())
-            kept.add(self._removed_lately())
-        return self._sweep(kept, oldest)
+        removed = self._removed_lately()
+        stale = self._stale(removed, kept)
+        swept = _Swept(0, 0, 0)
+        parts = self._parts(kept)
+        for number, part in enumerate(parts, 1):
+            # Only the last part knows that all was looked at that the removed ones reach.
+            self._condemn(kept, part, stale, removed if number == len(parts) else [])
+            oldest = self._oldest_session()
+            # Sessions that are not in that list have committed, or began after the condemnation: what they added is
+            # here. So is what came and went meanwhile: a session may have taken something over from it.
+            with _need_whole():
+                kept.add(self._listed())
+                kept.add(set(self._removed_lately()).difference(removed))
+            swept = _Swept(*map(sum, zip(swept, self._sweep(kept, oldest, part), strict=True)))
+        return swept
+
+    def _parts(self, kept: ReachableSet) -> list[_Part]:
+        """All ids as one part or, where the disk has no room for so many marks at once, as several: what the sweep of
+        one part leaves free in the index has the marks of the next."""
+        directory = self._repository.directory
+        space = os.statvfs(directory.path)
+        room = max(1, space.f_bavail * space.f_frsize + directory.reserve.size())
+        with self._index.read() as view:
+            most = view.count(CHUNKS) + view.count(OBJECTS)
+        if most * _ROOM_OF_A_MARK <= room:
+            return [_ALL]
+        dead = sum(len(keys) for _, keys, _ in self._unreached(kept, _ALL))
+        count = min(_MOST_PARTS, dead * _ROOM_OF_A_MARK // room + 1)
+        edges = [bytes([256 * number // count]) for number in range(count)]
+        return [_Part(*pair) for pair in zip([b"", *edges[1:]], [*edges[1:], None], strict=True)]
 
     def estimate(self) -> GcReport:
         """What `run` would do, were no session running; nothing is changed."""
@@ -125,11 +175,11 @@ class _Collector:
         roots = self._divide(frozenset(listed), heads)
         kept = self._walk(roots.keep)
         counts = {CHUNKS: 0, OBJECTS: 0}
-        for table, keys, _ in self._unreached(kept):
+        for table, keys, _ in self._unreached(kept, _ALL):
             counts[table] += len(keys)
 
         def dead() -> Iterator[bytes]:
-            for _, _, values in self._unreached(kept):
+            for _, _, values in self._unreached(kept, _ALL):
                 yield b"".join(values)
             for _, values in self._far_sidecars(roots):
                 yield b"".join(values)
@@ -212,32 +262,31 @@ class _Collector:
             reach.add(snapshots)
         return reach
 
-    def _unreached(self, kept: ReachableSet) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
-        """(table, ids, rows) of all chunks and objects that were not marked, some thousand at a time."""
+    def _unreached(self, kept: ReachableSet, part: _Part) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+        """(table, ids, rows) of a part's chunks and objects that were not marked, some thousand at a time."""
         for table in (CHUNKS, OBJECTS):
-            for rows in self._index.scan(table):
+            for rows in self._index.scan(table, *part):
                 dead = [not reached for reached in kept.has(rows.keys)]
                 yield table, list(compress(rows.keys, dead)), list(compress(rows.values, dead))
 
     # --- condemn
 
-    def _condemn(self, kept: ReachableSet) -> None:
+    def _condemn(self, kept: ReachableSet, part: _Part, stale: ReachableSet | None, walked: Sequence[ObjectId]) -> None:
         """Mark what is unreachable with the epoch to come, then let that epoch begin.
 
-        The epoch changes last: a session that begins in the new epoch sees every mark of it.
+        The epoch changes last: a session that begins in the new epoch sees every mark of it. `walked` are the removed
+        snapshots of which no more needs to be marked.
         """
-        removed = self._removed_lately()
         with self._index.read() as view:
             epoch = view.number(b"epoch") + 1
-        stale = self._stale(removed, kept)
         mark = U64.pack(epoch)
-        for ids in _gathered(ids for _, ids, _ in self._unreached(kept)):
+        for ids in _gathered(ids for _, ids, _ in self._unreached(kept, part)):
             self._index.write(partial(_mark, ids=ids, mark=mark, stale=stale))
-        for rows in self._index.scan(CONDEMNED):
+        for rows in self._index.scan(CONDEMNED, *part):
             alive = list(compress(rows.keys, kept.has(rows.keys)))
             if alive:
                 self._index.write(partial(_drop, table=CONDEMNED, keys=alive))
-        self._index.write(partial(_begin_epoch, epoch=epoch, walked=removed))
+        self._index.write(partial(_begin_epoch, epoch=epoch, walked=walked))
 
     def _removed_lately(self) -> list[ObjectId]:
         """Snapshots that were removed since the last gc."""
@@ -266,9 +315,9 @@ class _Collector:
         with self._index.read() as view:
             return min([*epochs, view.number(b"epoch")])
 
-    def _sweep(self, kept: ReachableSet, oldest: int) -> _Swept:
+    def _sweep(self, kept: ReachableSet, oldest: int, part: _Part) -> _Swept:
         chunks = objects = waiting = 0
-        for rows in self._index.scan(CONDEMNED):
+        for rows in self._index.scan(CONDEMNED, *part):
             ripe = []
             for key, mark, needed in zip(*rows, kept.has(rows.keys), strict=True):
                 if not needed and U64.unpack(mark)[0] <= oldest:
@@ -326,6 +375,17 @@ class _Collector:
 
 
 @contextlib.contextmanager
+def _told_if_full() -> Iterator[None]:
+    """A full disk is reported without the usual advice to run gc: this is gc."""
+    try:
+        yield
+    except StorageError as error:
+        if not disk.is_full(error) or error.hint not in disk.FULL_HINTS:
+            raise
+        raise StorageError(str(error), hint=_FULL) from error
+
+
+@contextlib.contextmanager
 def _need_whole() -> Iterator[None]:
     """gc must know all that is needed, or it would take too much."""
     try:
@@ -360,7 +420,7 @@ def _mark(update: Update, ids: list[bytes], mark: bytes, stale: ReachableSet | N
     update.put_many(CONDEMNED, ((ident, mark) for ident in ids))
 
 
-def _begin_epoch(update: Update, epoch: int, walked: list[ObjectId]) -> None:
+def _begin_epoch(update: Update, epoch: int, walked: Sequence[ObjectId]) -> None:
     update.set_number(b"epoch", epoch)
     for ident in walked:
         row = update.get(REMOVED, ident)

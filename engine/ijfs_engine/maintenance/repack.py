@@ -96,17 +96,27 @@ class Repacker:
                 self._rewrite([pack for pack in sparse if pack.kind == kind], live)
 
     def _rewrite(self, packs: Sequence[_Pack], live: PackRows) -> None:
-        """Copy what lives in packs of one kind; on a disk that is nearly full, the old ones go one by one."""
-        space = os.statvfs(self._directory)
-        most = min(_BYTES, space.f_bavail * space.f_frsize // 2)
+        """Copy what lives in packs of one kind. On a disk that is nearly full, the old ones go one by one, those that
+        need the least room first: what they give back is room for the others."""
+        most = min(_BYTES, self._free() // 2)
+        if sum(pack.live for pack in packs) > most:
+            packs = sorted(packs, key=lambda pack: pack.live)
         mover = _Mover(self._repository, self._source, packs[0].kind)
         with closing(mover):
             for pack in packs:
                 self._tell(pack)
+                if pack.live > self._free():
+                    self._replace(mover)
+                    if pack.live > self._free():
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 mover.move(pack.number, live.offsets(pack.number))
                 if mover.rows >= _ROWS or mover.size >= most:
                     self._replace(mover)
             self._replace(mover)
+
+    def _free(self) -> int:
+        space = os.statvfs(self._directory)
+        return space.f_bavail * space.f_frsize
 
     def estimate(self, dead: Callable[[], Iterable[bytes]]) -> Estimate:
         """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too.
@@ -177,7 +187,7 @@ def _room_for_copies() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not disk.is_full(error):
             raise
         raise StorageError(
             "there is no room for copies of what is still needed, so packs that are mostly dead stay",

@@ -13,6 +13,7 @@ from typing import Final
 
 from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownFormatError
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.reserve import Reserve
 
 FORMAT_VERSION: Final = 1
 _FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
@@ -94,6 +95,11 @@ class RepositoryDirectory:
     def pins(self) -> Path:
         """One flocked file per pinned snapshot and owner."""
         return self.path / "pins"
+
+    @property
+    def reserve(self) -> Reserve:
+        """Room that is given up on a full disk."""
+        return Reserve(self.path / "reserve")
 
     @property
     def gc_lock(self) -> Path:

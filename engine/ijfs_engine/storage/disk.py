@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import lmdb
 
@@ -19,7 +19,9 @@ from ijfs_engine.errors import StorageError
 
 
 class Step(NamedTuple):
-    """A change that is about to be made: `op` is create, write, fsync, fsync_dir, truncate, rename, unlink, commit."""
+    """A change that is about to be made.
+
+    `op` is create, write, fsync, fsync_dir, truncate, allocate, rename, unlink or commit."""
 
     op: str
     path: str
@@ -42,6 +44,10 @@ _HINTS = {
 }
 
 
+FULL_HINTS: Final = (_HINTS[errno.ENOSPC], _HINTS[errno.EDQUOT])
+"""What is advised on a full disk."""
+
+
 def note(op: str, path: str | Path, fd: int = -1, offset: int = 0, data: memoryview | None = None) -> None:
     """Tell the observer, if there is one."""
     if observer is not None:
@@ -61,6 +67,15 @@ def storage_errors(what: str) -> Iterator[None]:
     except lmdb.Error as error:
         hint = _HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"
         raise StorageError(f"{what}: {error}", hint=hint) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room (or an exhausted quota) is what an error, or one that it was raised from, tells."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextlib.contextmanager
@@ -98,6 +113,14 @@ def truncate(fd: int, path: Path, size: int) -> None:
     """Cut a file to `size` bytes."""
     note("truncate", path, fd, size)
     os.ftruncate(fd, size)
+
+
+def allocate(fd: int, path: Path, size: int) -> None:
+    """Have the disk promise room for a file's first `size` bytes, and lengthen it to them. What is in it stays.
+
+    Where the filesystem cannot, the C library writes zeros beyond the end: nobody else may write there meanwhile."""
+    note("allocate", path, fd, size)
+    os.posix_fallocate(fd, 0, size)
 
 
 def fsync_dir(path: Path) -> None:

@@ -7,6 +7,7 @@ Session, Store, Refs, gc and fsck use it; docs/format.md has its tables, docs/co
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -20,6 +21,7 @@ import lmdb
 
 from ijfs_engine.errors import StorageError
 from ijfs_engine.storage import disk, index_file
+from ijfs_engine.storage.reserve import Reserve
 
 T = TypeVar("T")
 
@@ -62,6 +64,11 @@ _LOOKS: Final = 1024
 """…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
 _READERS: Final = 1024
 """Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
+
+_ATTEMPTS: Final = 4
+"""Tries of a transaction on a disk that seems full, each with four times as much room made for it as the one before…"""
+_ROOM: Final = 256 << 10
+"""…beginning with this: a change of names writes 40 pages or so."""
 
 _WHOLE: Final = b"whole"
 """The META row that tells an index from the empty one LMDB makes where there is none."""
@@ -183,8 +190,16 @@ class Index:
     _shared: ClassVar[dict[tuple[int, int, int, bool], Index]] = {}
     _shared_lock: ClassVar[Lock] = Lock()
 
-    def __init__(self, path: Path, *, map_size: int = FIRST_MAP, read_only_reason: StorageError | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        map_size: int = FIRST_MAP,
+        read_only_reason: StorageError | None = None,
+        reserve: Reserve | None = None,
+    ) -> None:
         self.path = path
+        self._reserve = reserve
         self._read_only_reason = read_only_reason
         self._data = path / "data.mdb"
         self._looked = 0
@@ -200,6 +215,7 @@ class Index:
     def _open(self, map_size: int) -> None:
         if self._data.exists():
             index_file.fill_up(self._data)
+        self._allocate_locks()
         self._env = lmdb.open(
             os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
         )
@@ -208,6 +224,16 @@ class Index:
         # with the interpreter's lock in its hand (py-lmdb 3.0).
         with self._env.begin(write=True) as txn:
             self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
+
+    def _allocate_locks(self) -> None:
+        """LMDB writes to its lock file through a map: a hole in it would be a signal on a full disk, not an error."""
+        file = self.path / "lock.mdb"
+        try:
+            index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
+        except OSError as error:
+            if not disk.is_full(error) or self._reserve is None or not self._reserve.give_up():
+                raise
+            index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
 
     def _open_to_read(self, map_size: int) -> None:
         if index_file.shortfall(self._data):
@@ -219,9 +245,16 @@ class Index:
         self._tables = {name: self._env.open_db(name, create=False) for name in TABLES}
 
     @classmethod
-    def open(cls, path: Path, *, map_size: int = FIRST_MAP, read_only_reason: StorageError | None = None) -> Index:
+    def open(
+        cls,
+        path: Path,
+        *,
+        map_size: int = FIRST_MAP,
+        read_only_reason: StorageError | None = None,
+        reserve: Reserve | None = None,
+    ) -> Index:
         """The process's index of that directory, opened if it is not yet; with a `read_only_reason` it can only be
-        read, and every `write` raises that. StorageError."""
+        read, and every `write` raises that. `reserve` is given up when the disk is full. StorageError."""
         with disk.storage_errors(f"the index {path} does not open"):
             if read_only_reason is None:
                 path.mkdir(mode=0o700, exist_ok=True)
@@ -231,7 +264,8 @@ class Index:
         with cls._shared_lock:
             index = cls._shared.get(key)
             if index is None:
-                index = cls._shared[key] = cls(path, map_size=map_size, read_only_reason=read_only_reason)
+                index = cls(path, map_size=map_size, read_only_reason=read_only_reason, reserve=reserve)
+                cls._shared[key] = index
                 index._key = key
             else:
                 index._users += 1
@@ -267,16 +301,17 @@ class Index:
                 hint="try again when they are done, or where the repository is writable",
             )
 
-    def scan(self, table: bytes) -> Iterator[Rows]:
-        """Every row of a table, some thousand at a time. StorageError.
+    def scan(self, table: bytes, start: bytes = b"", stop: bytes | None = None) -> Iterator[Rows]:
+        """Every row of a table, or those from `start` on and before `stop`, some thousand at a time. StorageError.
 
         Each lot has a view of its own, so that none lives long and keeps pages from reuse; rows that come and go
         meanwhile may be seen or not. The process's memory does not grow by what was looked at.
         """
-        start = b""
         while True:
             with self.read() as view:
-                rows = list(itertools.islice(view.items(table, start), _SCAN))
+                items = view.items(table, start)
+                wanted = items if stop is None else itertools.takewhile(lambda item: item[0] < stop, items)
+                rows = list(itertools.islice(wanted, _SCAN))
             self._count(_LOOKS)
             if rows:
                 yield Rows(*zip(*rows, strict=True))
@@ -290,24 +325,57 @@ class Index:
             for _ in self.scan(table):
                 pass
 
-    def write(self, change: Callable[[Update], T]) -> T:
+    def write(self, change: Callable[[Update], T], *, last_room: bool = True) -> T:
         """Run `change` in a write transaction, commit it durably, and return what it returned.
 
-        Waits for the writer before it. `change` runs again from the start when the map had to grow: apart from the
-        transaction it may only do what can be repeated. An exception from it aborts. StorageError.
+        Waits for the writer before it. `change` runs again from the start when the map had to grow or the disk was
+        full: apart from the transaction it may only do what can be repeated. An exception from it aborts. StorageError.
+        With `last_room` the repository's reserve is given up where the disk has no other room.
         """
         if self._read_only_reason is not None:
             raise self._read_only_reason
         with disk.storage_errors("writing the index"):
+            attempt = 0
             while True:
                 try:
-                    with self._transaction(write=True) as txn:
-                        result = change(Update(txn, self._tables, self._count))
-                        disk.note("commit", self.path)
-                    self._count(_LOOKS)
-                    return result
+                    return self._write_once(change)
                 except lmdb.MapFullError:
                     self._grow()
+                except (OSError, lmdb.Error) as error:
+                    if attempt == _ATTEMPTS or not _may_be_full(error):
+                        raise
+                    self._make_room(_ROOM << 2 * attempt, last_room=last_room)
+                    attempt += 1
+
+    def _write_once(self, change: Callable[[Update], T]) -> T:
+        with self._transaction(write=True) as txn:
+            result = change(Update(txn, self._tables, self._count))
+            disk.note("commit", self.path)
+        self._count(_LOOKS)
+        return result
+
+    def _make_room(self, length: int, *, last_room: bool) -> None:
+        """Have the disk promise room for a transaction: so many bytes behind what the index has. If it has none, the
+        reserve goes, and what that leaves is for whoever needs it. OSError where there is none either."""
+        with self._transaction(write=True) as txn:
+            # As the only writer: `disk.allocate` wants that.
+            try:
+                self._lengthen(length)
+            except OSError as error:
+                given = disk.is_full(error) and last_room and self._reserve is not None and self._reserve.give_up()
+                if not given:
+                    raise
+                with contextlib.suppress(OSError):
+                    self._lengthen(length)
+            txn.abort()
+
+    def _lengthen(self, length: int) -> None:
+        fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            disk.allocate(fd, self._data, max(os.fstat(fd).st_size, used + length))
+        finally:
+            os.close(fd)
 
     def _count(self, looked: int) -> None:
         """Let go of the pages of a large map now and then: this process would seem to need what is only cached."""
@@ -363,6 +431,13 @@ class Index:
                     f"the index cannot grow to {grown >> 20} MiB: {error}",
                     hint="raise the limit of address space (ulimit -v)",
                 ) from error
+
+
+def _may_be_full(error: OSError | lmdb.Error) -> bool:
+    """Whether a full disk may be behind an error: LMDB says EIO where the disk took a part of a write."""
+    if isinstance(error, OSError):
+        return disk.is_full(error)
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO))
 
 
 class _Gate:

@@ -11,12 +11,15 @@ with what py-lmdb says of the same file, so that a new LMDB shows.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from ijfs_engine.storage.disk import note
 
 _DONTNEED: Final = 4
 _META: Final = struct.Struct("<16xII8x8xI")
@@ -26,6 +29,12 @@ _META_LAST: Final = struct.Struct("<136xQQ")
 _MAGIC: Final = 0xBEEFC0DE
 _VERSION: Final = 1
 """Of the data format of LMDB 0.9. With another one the file is left as it is, and a cut one may end the process."""
+
+
+READER_SIZE: Final = 64
+"""Bytes of a reader's slot in LMDB's lock file."""
+_LOCK_HEAD: Final = 4096
+"""More than what stands before the slots. LMDB takes a longer file as it is, and makes more slots."""
 
 
 class Meta(NamedTuple):
@@ -47,6 +56,31 @@ def release_pages(file: Path) -> None:
         if fields[4] == inode and fields[1] == "r--s" and os.path.basename(fields[-1]) == file.name:
             start, end = (int(part, 16) for part in fields[0].split("-"))
             _madvise()(start, end - start, _DONTNEED)
+
+
+def allocate_mapped(file: Path, readers: int) -> None:
+    """Make LMDB's lock file, or what there is of it, take up all its room: `readers` is in bytes. OSError.
+
+    By fallocate(2) alone: the C library's would write zeros where the filesystem has none, beside who uses the map.
+    """
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(fd)
+        if status.st_size and status.st_blocks * 512 >= status.st_size:
+            return
+        note("allocate", file, fd)
+        _fallocate(fd, status.st_size or _LOCK_HEAD + readers)
+    finally:
+        os.close(fd)
+
+
+def _fallocate(fd: int, size: int) -> None:
+    import ctypes
+
+    function = ctypes.CDLL(None, use_errno=True).fallocate
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if function(fd, 0, 0, size) and (code := ctypes.get_errno()) not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        raise OSError(code, os.strerror(code))
 
 
 @cache

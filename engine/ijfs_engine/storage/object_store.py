@@ -90,6 +90,10 @@ class Store:
         """32 bytes of this repository alone: the key of page fingerprints."""
         return self._directory.secret()
 
+    def forget_removed(self) -> None:
+        """Let go of the packs that gc has removed: their space is free then."""
+        self._packs.forget_removed()
+
     def close(self) -> None:
         """Let go of every pack."""
         self._packs.close()

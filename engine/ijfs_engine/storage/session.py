@@ -266,8 +266,9 @@ class Session:
         with self._lock, disk.storage_errors("committing the snapshot"):
             self._check_open()
             self._settle()
-            self._index.write(visible)
+            self._index.write(visible, last_room=False)
             self._end()
+            self._directory.reserve.take(self._index.size_on_disk())
         return msgspec.structs.replace(blank, id=ident)
 
     def publish(self) -> dict[bytes, bytes]:
@@ -275,7 +276,7 @@ class Session:
         with self._lock, disk.storage_errors("writing a pack"):
             self._check_open()
             self._settle()
-            self._index.write(self._rows.put)
+            self._index.write(self._rows.put, last_room=False)
             placed = {**self._rows.chunks, **self._rows.objects}
             self._forget()
         return placed
@@ -340,7 +341,7 @@ class Session:
 
     def _new_pack(self, kind: int) -> PackWriter:
         while True:
-            number = self._index.write(next_pack)
+            number = self._index.write(next_pack, last_room=False)
             with contextlib.suppress(FileExistsError):
                 return PackWriter(self._directory.packs, number, kind, self._directory.id)
 
@@ -355,7 +356,7 @@ class Session:
             disk.fsync_dir(self._directory.packs)
         *first, last = self._rows.sliced()
         for part in first:
-            self._index.write(part.put)
+            self._index.write(part.put, last_room=False)
         self._rows = last
 
     def _forget(self) -> None:
