@@ -31,6 +31,9 @@ _log = logging.getLogger("ijfs.fs")
 # Decoded chunks kept for the readers of one mount; the kernel's page cache holds what is read again.
 CACHE_BYTES = 256 << 20
 
+# How often packs that gc has removed are looked for among those that are open.
+REMOVED_S = 15.0
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -55,9 +58,17 @@ async def serve(
             _log.info("mounted %s at %s", repository, mountpoint)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(_let_go_of_removed, opened)
                 await gone.wait()
                 nursery.cancel_scope.cancel()
     _log.info("unmounted %s", mountpoint)
+
+
+async def _let_go_of_removed(repository: Repository) -> None:
+    """What gc removes is free when the last one closes it, and a mount that nobody reads stays open for days."""
+    while True:
+        await trio.sleep(REMOVED_S)
+        repository.forget_removed()
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -3,7 +3,10 @@ says so before; and a pack that stays because it is damaged is named, at no cost
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from ijfs_engine import Repository, Snapshot
 from ijfs_engine.format.frames import HEADER_SIZE, MAX_CHUNK, FrameKind, chunk_id
 from ijfs_engine.format.records import Entry, Tree, encode_tree
 from ijfs_engine.maintenance import repack
+from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.repack import SPARSE
 from ijfs_engine.storage import pack
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE
@@ -136,3 +140,83 @@ def test_a_damaged_pack_is_named_and_takes_no_space_at_each_gc(
     for lot in (lots[0], lots[2], [one for one in lots[1] if one is not lots[1][4]]):
         assert [bytes(one) for one in chunks(repository, [chunk_id(piece) for piece in lot])] == lot
     assert len(repository.fsck().damage) == 1
+
+
+# --- what is gone but open
+
+HOLD = """
+import sys
+from ijfs_engine import Repository
+repository = Repository.open(sys.argv[1])
+reader = repository.reader()
+snapshot = repository.snapshot(repository.resolve("gone"))
+assert reader.open(reader.lookup(snapshot.root, "000000")).read(0, 10)
+for line in sys.stdin:
+    if line == "forget\\n":
+        repository.forget_removed()
+    print("ready", flush=True)
+"""
+
+
+def test_who_holds_removed_packs_is_named_until_they_let_go(repository: Repository) -> None:
+    gone = commit(repository, [random_bytes(200_000, 1)], "gone")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(repository.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+
+        def tell(word: str) -> None:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            holder.stdin.write(word + "\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "ready\n"
+
+        tell("begin")
+        repository.remove(gone.id)
+        assert repository.gc(dry_run=True).held == ()
+        [held] = repository.gc().held
+        assert (held.pid, held.packs) == (holder.pid, 1)
+        assert held.bytes >= 200_000
+        assert "python" in held.name
+        tell("forget")
+        assert repository.gc().held == ()
+        holder.stdin.close()
+    assert holder.returncode == 0
+
+
+def test_a_reader_at_work_lets_go_by_itself(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = [random_bytes(3000, 1)]
+    commit(repository, keep, "keep")
+    gone = commit(repository, [random_bytes(200_000, 2)], "gone")
+    with Repository.open(repository.path) as other:
+        chunks(other, [chunk_id(random_bytes(200_000, 2))])
+        repository.remove(gone.id)
+        [held] = repository.gc().held
+        assert held.pid == os.getpid()
+        monkeypatch.setattr(pack, "_LOOK_S", 0.0)
+        chunks(other, [chunk_id(keep[0])])
+        assert repository.gc().held == ()
+
+
+def test_a_long_line_of_saves_that_are_pruned_takes_a_bounded_share_of_disk(repository: Repository) -> None:
+    """Each save changes a tenth; the disk holds what the newest needs and little else, whoever looks on."""
+    pieces = [random_bytes(20_000, number) for number in range(50)]
+    worst = 0.0
+    with Repository.open(repository.path) as onlooker:
+        for turn in range(60):
+            pieces[turn * 5 % 50 : turn * 5 % 50 + 5] = [
+                random_bytes(20_000, 1000 + 5 * turn + one) for one in range(5)
+            ]
+            head = commit(repository, pieces, "main")
+            reader = onlooker.reader()
+            assert reader.open(reader.lookup(head.root, "000000")).read(0, 10)
+            repository.remove_many([one.id for one in repository.snapshots() if one.id != head.id])
+            if turn % 3 == 2:
+                repository.gc()
+                onlooker.forget_removed()
+                assert holders(repository.directory) == []
+                worst = max(worst, in_packs(repository) / repository.du().total.stored)
+    assert worst <= 1 / (1 - SPARSE) + 0.01

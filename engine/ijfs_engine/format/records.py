@@ -275,6 +275,16 @@ class KeptPack(msgspec.Struct, frozen=True, kw_only=True):
     """What is damaged in it."""
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """A process that has packs open which gc removed: they take up room until it closes them."""
+
+    pid: int
+    name: str
+    """The beginning of its command line."""
+    packs: int
+    bytes: int
+
+
 class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `Repository.gc` did, or with dry_run would do. Sizes are bytes on disk."""
 
@@ -290,6 +300,8 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_after: int
     packs_kept: tuple[KeptPack, ...] = ()
     """Mostly dead, but damaged in what is still needed: `fsck` says more, and what to do."""
+    held: tuple[Holder, ...] = ()
+    """Who holds what is gone open, and so not free yet, as far as this user may see."""
 
     @property
     def freed(self) -> int:

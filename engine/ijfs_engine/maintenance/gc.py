@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
+from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
 from ijfs_engine.storage import disk
@@ -131,6 +132,7 @@ class _Collector:
             bytes_before=self._before,
             bytes_after=disk_size(self._repository.directory),
             packs_kept=tuple(repacker.kept),
+            held=tuple(holders(self._repository.directory)),
         )
 
     def _mark_and_sweep(self, roots: Roots) -> _Swept:
@@ -197,6 +199,7 @@ class _Collector:
             bytes_before=self._before,
             bytes_after=self._before - freed,
             packs_kept=found.kept,
+            held=tuple(holders(self._repository.directory)),
         )
 
     # --- which snapshots stay

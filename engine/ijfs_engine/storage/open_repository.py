@@ -31,6 +31,10 @@ class OpenRepository:
         self.directory.check_writable()
         return Session(self.directory, self.index, self.journal)
 
+    def forget_removed(self) -> None:
+        """Let go of packs that gc has removed, so that their space is free. For who keeps a repository open."""
+        self.store.forget_removed()
+
     def close(self) -> None:
         """Let go of every file; safe to call twice."""
         if not self._closed:

@@ -47,6 +47,9 @@ def gc(app: App, dry_run: bool) -> Answer:
             out.line(("  `ijfs fsck` names what is damaged", "dim"))
         if swept:
             out.line((f"  {text.count(len(swept), 'base')} taken apart that nothing stands on", "dim"))
+        for holder in found.held:
+            what = f"{text.count(holder.packs, 'removed pack')} ({text.size(holder.bytes)})"
+            out.line((f"  {what} still held open by process {holder.pid}: {holder.name}", "yellow"))
         if found.chunks_condemned:
             out.line((f"  {text.count(found.chunks_condemned, 'chunk')} wait for a running save to end", "dim"))
 

@@ -100,6 +100,11 @@ class SnapshotStore:
             self._repository.close()
             self._repository = None
 
+    def forget_removed(self) -> None:
+        """Let go of packs that gc has removed meanwhile, so that their space is free."""
+        if self._repository is not None:
+            self._repository.forget_removed()
+
     def load(self, spec: str) -> tuple[Snapshot, LiveMeta]:
         """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one."""
         snapshot = self.repository.snapshot(self.repository.resolve(spec))
@@ -142,6 +147,7 @@ class SnapshotStore:
             meta = msgspec.to_builtins(contents.meta)
             on_phase("commit")
             snapshot = writer.commit(message=contents.message, branch=contents.branch, meta=meta)
+            repository.forget_removed()
             return SaveOutcome(snapshot, notes, writer.stored_bytes)
 
     def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:

@@ -62,6 +62,9 @@ FAREWELL_S = 2.0
 # How often a keeper looks whether its directory is still there.
 DIRECTORY_S = 2.0
 
+# How often it looks whether gc has removed packs that it has open.
+REMOVED_S = 15.0
+
 _Reply = InstanceInfo | SaveResult | None
 _Verbs = dict[type[Arguments[Any]], Callable[[Any, Emit], Awaitable[_Reply]]]
 
@@ -104,6 +107,7 @@ class Keeper:
                 nursery.start_soon(control_socket.serve, listener, self._dispatch)
                 nursery.start_soon(control_socket.serve_connection, stream, self._dispatch)
                 nursery.start_soon(self._watch_directory)
+                nursery.start_soon(self._let_go_of_removed)
                 await self._state.ended.wait()
                 await self._queue.settled()
                 await self._answered()
@@ -141,6 +145,12 @@ class Keeper:
         async with self._state.busy:
             await self._state.kill("its directory was deleted")
         self._state.ended.set()
+
+    async def _let_go_of_removed(self) -> None:
+        """What gc removes is free when the last one closes it; an idle keeper would hold it until its next save."""
+        while True:
+            await trio.sleep(REMOVED_S)
+            self._state.snapshots.forget_removed()
 
     # -- verbs --------------------------------------------------------------------------------------------------
 
