@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ijfs.cli.output import Answer, Printer, write_json
+from ijfs.cli.output import Answer, Printer, write_json, writing_out
 
 if TYPE_CHECKING:
     from ijfs.cli.progress import Reporter
@@ -98,10 +98,13 @@ class App:
             reporter.close()
         if self.listener is not None:
             self.listener(answer)
-        elif self.json:
-            write_json({"verb": name, **answer.data})
-        elif answer.show is not None and not self.quiet:
-            answer.show(Printer())
+            return
+        with writing_out():
+            if self.json:
+                write_json({"verb": name, **answer.data})
+            elif answer.show is not None and not self.quiet:
+                answer.show(Printer())
+            sys.stdout.flush()
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:

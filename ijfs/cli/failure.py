@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from typing import TextIO
 
 import click
 
@@ -46,22 +47,29 @@ def report(error: BaseException, app: App) -> int:
     if isinstance(error, BrokenPipeError):
         return _pipe_closed()
     failure = explain(error)
+    if app.json:
+        try:
+            write_json({"error": {**vars(failure)}})
+            sys.stdout.flush()
+            return failure.exit_code
+        except BrokenPipeError:
+            return _pipe_closed()
+        except OSError:
+            pass  # where nothing can be written; there is one more place
+    _discard(sys.stdout)
     try:
-        _print(failure, app)
-    except BrokenPipeError:
-        return _pipe_closed()
+        _print(failure)
+    except OSError:
+        _discard(sys.stderr)
     return failure.exit_code
 
 
-def _print(failure: Failure, app: App) -> None:
-    if app.json:
-        write_json({"error": {**vars(failure)}})
-        sys.stdout.flush()
-        return
+def _print(failure: Failure) -> None:
     printer = Printer(sys.stderr)
     printer.line(("ijfs: ", "bold red"), failure.message)
     if failure.hint:
         printer.line(("hint: ", "cyan"), failure.hint)
+    sys.stderr.flush()
 
 
 def explain(error: BaseException) -> Failure:
@@ -107,12 +115,17 @@ def _lower(message: str) -> str:
 
 
 def _pipe_closed() -> int:
-    """The reader has left: what is buffered goes nowhere, quietly, also at interpreter exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (BrokenPipeError, ValueError):
-            os.dup2(devnull, stream.fileno())
-    os.close(devnull)
+    """The reader has left: what is buffered goes nowhere, quietly."""
+    _discard(sys.stdout)
+    _discard(sys.stderr)
     return BROKEN_PIPE
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream holds and cannot write go nowhere, also at interpreter exit."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)

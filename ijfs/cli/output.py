@@ -6,9 +6,10 @@ written to, json where it is asked for: what is not needed does not slow the sta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -138,6 +139,24 @@ def _fit(cell: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
         width -= text.cells(content)
         fitted.append((content, style))
     return fitted
+
+
+class OutputError(Exception):
+    """Standard output takes no more. What the verb was asked to do is done."""
+
+    hint = "only what should have been printed is lost"
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def writing_out() -> Iterator[None]:
+    """Tell standard output's errors from all others; a reader that left is its own error."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {(error.strerror or str(error)).lower()}") from error
 
 
 def write_json(data: Mapping[str, Any], stream: TextIO | None = None) -> None:

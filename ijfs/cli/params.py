@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -53,3 +53,15 @@ SNAPSHOT = Name("snapshot", snapshots=True, refs=True)
 REF = Name("name", refs=True)
 INSTANCE = Name("name", live=True)
 ANY = Name("name", snapshots=True, refs=True, live=True)
+
+
+class Message(_StringType):
+    """A snapshot's message; what is not UTF-8 in it is made visible, and no reason to save nothing."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return text.message(str(value))
+
+
+MESSAGE = Message()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SHORT_ID = 10
 """Hex digits shown of an id: 40 bits, unique in any repository a person reads; all 64 are in --json."""
@@ -101,6 +102,34 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in text)
+
+
+def unprintable(shown: str) -> Iterator[bytes]:
+    """The names that `printable`, or Python's errors, may have shown like this; none where nothing is escaped."""
+    whole = os.fsencode(shown)
+    # `\xff` stands for a byte that is not UTF-8; `\x85` may be that or the character of that number.
+    for read in (_as_byte, _as_character):
+        meant = _ESCAPED.sub(read, whole)
+        if meant != whole:
+            yield meant
+
+
+_ESCAPED = re.compile(rb"\\(?:[ntr\\]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5})")
+
+
+def _as_byte(escape: re.Match[bytes]) -> bytes:
+    character = escape[0].decode("unicode_escape")
+    return bytes([ord(character)]) if "\x80" <= character <= "\xff" else _as_character(escape)
+
+
+def _as_character(escape: re.Match[bytes]) -> bytes:
+    character = escape[0].decode("unicode_escape")
+    return os.fsencode(character) if "\udc80" <= character <= "\udcff" else character.encode("utf-8", "surrogatepass")
+
+
+def message(given: str) -> str:
+    """What was typed as a message, as it can be stored: bytes that are not UTF-8 are made visible."""
+    return given.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def place(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from ijfs.cli import text
 
 if TYPE_CHECKING:
     from ijfs.cli.output import Span
-    from ijfs_engine import Refs, Repository, Snapshot
+    from ijfs_engine import Entry, Reader, Refs, Repository, Snapshot
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,16 @@ def split_spec(spec: str, path: str | None) -> tuple[str, str]:
     if path is None and ":" in spec:
         spec, path = spec.split(":", 1)
     return spec, (path or "").strip("/")
+
+
+def lookup(reader: Reader, root: bytes, path: str) -> Entry:
+    """The entry at a path: as it is typed, or as ijfs shows a name that cannot be printed. UnknownNameError."""
+    from ijfs_engine.errors import UnknownNameError
+
+    try:
+        return reader.lookup(root, path)
+    except UnknownNameError:
+        for meant in text.unprintable(path):
+            with contextlib.suppress(UnknownNameError):
+                return reader.lookup(root, meant)
+        raise

@@ -622,3 +622,59 @@ def test_no_color_is_respected(ijfs: Ijfs, history: History, monkeypatch: pytest
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", ijfs("tree").out)
+
+
+def test_a_message_and_a_directory_that_are_not_utf_8_are_kept_visibly(repo: Path, tmp_path: Path, ijfs: Ijfs) -> None:
+    tree = tmp_path / os.fsdecode(b"caf\xe9")
+    tree.mkdir()
+    ijfs("import", tree)
+    ijfs("import", tree, "-m", os.fsdecode(b"th\xe9 message"))
+    messages = [one["message"] for one in ijfs("log", "--json").json["snapshots"]]
+    assert messages == ["th\\xe9 message", "import caf\\xe9"]
+
+
+def test_a_name_as_it_is_shown_leads_to_its_file(repo: Path, tmp_path: Path, ijfs: Ijfs) -> None:
+    tree = tmp_path / "tree"
+    below = tree / os.fsdecode(b"dir\xfe")
+    below.mkdir(parents=True)
+    for name in (
+        "bad\udcff",
+        "new\nline",
+        "bell\x07",
+        "\x85",
+        r"back\x41",
+        r"both\xff",
+        "both\udcff",
+        "right-to-left\u202e",
+    ):
+        (below / name).write_text(ascii(name))
+    ijfs("import", tree)
+    assert ijfs("cat", "main", r"files/dir\xfe/bad\xff").out == ascii("bad\udcff")
+    assert ijfs("cat", "main", r"files/dir\udcfe/bad\udcff").out == ascii("bad\udcff")
+    assert ijfs("cat", "main", r"files/dir\xfe/new\nline").out == ascii("new\nline")
+    assert ijfs("cat", "main", r"files/dir\xfe/bell\x07").out == ascii("bell\x07")
+    assert ijfs("cat", "main", r"files/dir\xfe/right-to-left\u202e").out == ascii("right-to-left\u202e")
+    # What is really called so comes first.
+    path = os.fsdecode(b"files/dir\xfe/")
+    assert ijfs("cat", "main", path + r"both\xff").out == ascii(r"both\xff")
+    assert ijfs("cat", "main", path + r"back\x41").out == ascii(r"back\x41")
+    assert ijfs("cat", "main", path + r"\x85").out == ascii("\x85")
+    assert "bell" in ijfs("ls", "main", r"files/dir\xfe").out
+    assert ijfs("export", r"main:files/dir\xfe", tmp_path / "out").code == 0
+    failed = ijfs("cat", "main", r"files/dir\xfe/nothing\xff")
+    assert failed.code == 1
+    assert "InternalError" not in failed.err
+
+
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_a_snapshots_prefix_does_not_become_a_name_by_mistake(
+    repo: Path, tmp_path: Path, ijfs: Ijfs, kind: str
+) -> None:
+    (tmp_path / "tree").mkdir()
+    prefix = ijfs("import", tmp_path / "tree", "--json").json["snapshot"][:6]
+    refused = ijfs(kind, prefix)
+    assert refused.code == 1
+    assert f"begins the id of a snapshot ({prefix}" in refused.err
+    assert f"`ijfs {kind} NAME {prefix}`" in refused.err
+    assert ijfs(kind, "-f", prefix).code == 0
+    assert ijfs(kind, "cafe" if prefix[:4] != "cafe" else "beef").code == 0

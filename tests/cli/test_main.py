@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +203,49 @@ def test_output_to_a_closed_pipe_exits_141_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+SAYING = [
+    ["log"],
+    ["log", "--json"],
+    ["branch", "--json"],
+    ["log", "nothing", "--json"],
+    ["completion", "bash"],
+    ["--help"],
+]
+
+
+@pytest.mark.parametrize("argv", SAYING)
+def test_a_standard_output_that_takes_nothing_is_said_in_a_sentence(repo: Path, argv: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ijfs: ")
+    assert "Traceback" not in done.stderr
+    assert "unexpected" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("argv", SAYING)
+def test_a_standard_output_that_is_closed_is_said_in_a_sentence(repo: Path, argv: list[str]) -> None:
+    before = {path: path.read_bytes() for path in repo.rglob("*") if path.is_file() and path.name != "lock.mdb"}
+    shown = subprocess.run(
+        ["bash", "-c", '"$@" >&-', "-", *COMMAND, *argv], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert shown.returncode == 1
+    assert "bad file descriptor" in shown.stderr or "nothing" in argv
+    assert "Traceback" not in shown.stderr
+    assert "unexpected" not in shown.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("redirection", ["<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_other_streams_that_are_closed_change_no_exit_code(repo: Path, redirection: str) -> None:
+    for argv, code in ((["log", "-q"], 0), (["log", "nothing"], 1)):
+        done = subprocess.run(
+            ["bash", "-c", f'"$@" {redirection}', "-", *COMMAND, *argv], stdout=subprocess.DEVNULL, check=False
+        )
+        assert done.returncode == code, argv
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_verb_ends_with_the_code_shells_expect(
     repo: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -225,6 +270,63 @@ def test_completion_prints_a_script_for_the_shell(ijfs: Ijfs, shell: str) -> Non
     data = ijfs("completion", shell, "--json").json
     check(data, "completion")
     assert "_IJFS_COMPLETE" in data["script"]
+
+
+# What a person does: loads the script, types, and asks. Each prints one candidate a line.
+_COMPLETE = {
+    "bash": """
+eval "$(ijfs completion bash)"
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+complete -p ijfs | grep -q _ijfs_completion || exit 9
+_ijfs_completion ijfs "${@: -1}" "${@: -2:1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+""",
+    "zsh": """
+autoload -U compinit; compinit -u -d "$ZDOTDIR/dump"
+eval "$(ijfs completion zsh)"
+[[ ${_comps[ijfs]} == _ijfs_completion ]] || exit 9
+compadd() { local i; for i in "$@"; do [[ $i == -* ]] || print -r -- "$i"; done }
+_describe() {
+    local name=$argv[-1] found; [[ $1 == -V ]] && name=$3
+    found=(${(P)name}); print -rl -- ${found%%:*}
+}
+words=("$@"); CURRENT=$#
+_ijfs_completion
+""",
+    "fish": """
+ijfs completion fish | source
+complete -C "$argv" | string split -f 1 \\t
+true
+""",
+}
+
+
+@pytest.mark.parametrize("shell", sorted(_COMPLETE))
+def test_a_real_shell_completes_verbs_options_and_names(repo: Path, tmp_path: Path, shell: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "tree").mkdir()
+    subprocess.run([*COMMAND, "import", str(tmp_path / "tree"), "--branch", "laboratory"], check=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ijfs").write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
+    (tmp_path / "bin" / "ijfs").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERM": "dumb"}
+    env |= {"ZDOTDIR": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+    def complete(*words: str) -> list[str]:
+        script = [_COMPLETE[shell], *([] if shell == "fish" else ["-"])]
+        typed = [" ".join(words)] if shell == "fish" else list(words)
+        done = subprocess.run(
+            [program, "-c", *script, *typed], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert complete("ijfs", "rest") == ["restore"]
+    assert "--dry-run" in complete("ijfs", "gc", "--d")
+    assert complete("ijfs", "show", "labo") == ["laboratory"]
+    assert complete("ijfs", "show", "nothing-of") == []
 
 
 def test_completion_of_verbs_works_without_a_repository() -> None:

@@ -144,7 +144,7 @@ class SnapshotWriter:
         root = self._root.store(self._session)
         parents = [parent.id for parent in self._parents]
         snapshot = self._session.commit_snapshot(
-            root, parents=parents, message=message, meta=dict(meta or {}), branch=branch, size=size
+            root, parents=parents, message=_storable(message), meta=dict(meta or {}), branch=branch, size=size
         )
         self.close()
         return snapshot
@@ -218,6 +218,11 @@ def begin(
     except BaseException:
         session.abort()
         raise
+
+
+def _storable(message: str) -> str:
+    """A message as UTF-8 has it: what cannot be encoded is made visible."""
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _place(into: TreeDirectory, entry: Entry) -> OnStored:

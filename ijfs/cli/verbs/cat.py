@@ -11,7 +11,7 @@ import click
 
 from ijfs.cli import views
 from ijfs.cli.app import App, verb
-from ijfs.cli.output import Answer
+from ijfs.cli.output import Answer, writing_out
 from ijfs.cli.params import SNAPSHOT
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def cat(app: App, snapshot: str, path: str | None) -> Answer | None:
         raise click.UsageError("PATH is missing: `ijfs cat SNAPSHOT PATH`")
     record = repository.snapshot(repository.resolve(spec))
     reader = repository.reader()
-    entry = reader.lookup(record.root, where)
+    entry = views.lookup(reader, record.root, where)
     if entry.kind != "f":
         hint = (
             f"it points to {os.fsdecode(entry.target)}" if entry.kind == "l" else f"`ijfs ls {spec} {where}` shows it"
@@ -47,10 +47,11 @@ def cat(app: App, snapshot: str, path: str | None) -> Answer | None:
 
 
 def _copy(stored: StoredFile) -> None:
-    sys.stdout.flush()
     for offset in range(0, stored.size, BLOCK):
-        sys.stdout.buffer.write(stored.read(offset, min(BLOCK, stored.size - offset)))
-    sys.stdout.buffer.flush()
+        data = stored.read(offset, min(BLOCK, stored.size - offset))
+        with writing_out():
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
 
 
 def _content(stored: StoredFile) -> dict[str, object]:

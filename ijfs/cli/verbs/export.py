@@ -68,7 +68,7 @@ def _directory(reader: Reader, root: bytes, where: str) -> Entry | None:
     """The entry of a directory; None for the snapshot's top, which has none."""
     if not where:
         return None
-    entry = reader.lookup(root, where)
+    entry = views.lookup(reader, root, where)
     if entry.kind != "d":
         from ijfs_engine.errors import IjfsError
 

@@ -7,14 +7,16 @@ import click
 from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import ANY
+from ijfs.cli.params import ANY, MESSAGE
 
 
 @verb("fork")
 @click.argument("source", metavar="NAME|SNAPSHOT", type=ANY)
 @click.option("-n", "--count", type=click.IntRange(min=1), metavar="K", help="How many (default: 1).")
 @click.option("--names", metavar="A,B", help="Their names, with commas.")
-@click.option("-m", "--message", default="", help="The message of the snapshot that a live program's fork makes.")
+@click.option(
+    "-m", "--message", type=MESSAGE, default="", help="The message of the snapshot that a live program's fork makes."
+)
 @click.option("--eager", is_flag=True, help="Read all memory first.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 def fork(

@@ -10,7 +10,7 @@ import click
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import REF, SNAPSHOT
+from ijfs.cli.params import MESSAGE, REF, SNAPSHOT
 
 if TYPE_CHECKING:
     from ijfs_engine import Repository, Snapshot
@@ -21,7 +21,7 @@ DEFAULT_BRANCH = "main"
 @verb("import")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--parent", type=SNAPSHOT, help="The snapshot this one follows: what is the same is not read twice.")
-@click.option("-m", "--message", default="", help="What it is.")
+@click.option("-m", "--message", type=MESSAGE, default="", help="What it is.")
 @click.option("--branch", type=REF, help="The branch that moves to it (see below).")
 def import_(app: App, directory: Path, parent: str | None, message: str, branch: str | None) -> Answer:
     """Store DIRECTORY as a snapshot. CRIU's images go to `images/`, anything else to `files/`.
@@ -37,7 +37,7 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
         repository,
         directory,
         parents=[base] if base else [],
-        message=message or f"import {directory.resolve().name}",
+        message=message or text.message(f"import {directory.resolve().name}"),
         branch=name,
         progress=app.progress("import"),
     )

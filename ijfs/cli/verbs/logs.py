@@ -12,7 +12,7 @@ import click
 
 from ijfs.cli.app import App, verb
 from ijfs.cli.failure import INTERRUPTED
-from ijfs.cli.output import Answer
+from ijfs.cli.output import Answer, writing_out
 from ijfs.cli.params import INSTANCE
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def logs(app: App, name: str, follow: bool, lines: int | None) -> Answer | None:
             return Answer({"name": name, "log": info.log, "content": file.read().decode(errors="replace")})
     try:
         for data in _followed(app, info, start) if follow else _rest(Path(info.log), start):
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            with writing_out():
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
     except KeyboardInterrupt:  # the way to end it: nothing to say
         raise SystemExit(INTERRUPTED) from None
     return None

@@ -51,7 +51,7 @@ def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool) -
 
 
 def _listed(reader: Reader, root: bytes, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:
-    entry = reader.lookup(root, where) if where else None
+    entry = views.lookup(reader, root, where) if where else None
     if entry is not None and entry.kind != "d":
         yield where, entry
         return

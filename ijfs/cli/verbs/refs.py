@@ -87,6 +87,8 @@ def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force:
         from ijfs_engine.errors import IjfsError
 
         raise IjfsError(f"{kind} '{name}' is at {text.short(old)} already", hint="-f moves it")
+    if old is None and not force:
+        _check_not_an_id(repository, kind, name)
     if kind == "branch":
         repository.refs.set_branch(name, target, expect=old)
     else:
@@ -95,6 +97,24 @@ def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force:
     moved = f" (was at {text.short(old)})" if old and old != target else ""
     return Answer(
         data, lambda out: out.line(f"{kind} ", (name, "bold green"), " is at ", (text.short(target), "yellow"), moved)
+    )
+
+
+def _check_not_an_id(repository: Repository, kind: RefKind, name: str) -> None:
+    """Refuse a name that is the beginning of a snapshot's id, which it would hide: most likely it was meant as that."""
+    from ijfs_engine.errors import AmbiguousNameError, IjfsError, UnknownNameError
+
+    if len(name) < 4 or not set(name) <= set("0123456789abcdef"):
+        return
+    try:
+        meant = text.short(repository.resolve(name))
+    except UnknownNameError:
+        return
+    except AmbiguousNameError:
+        meant = "several"
+    raise IjfsError(
+        f"'{name}' begins the id of a snapshot ({meant}), which a {kind} of that name would hide",
+        hint=f"`ijfs {kind} NAME {name}` makes one there; -f makes '{name}' all the same",
     )
 
 

@@ -10,7 +10,7 @@ import click
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE, REF
+from ijfs.cli.params import INSTANCE, MESSAGE, REF
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import SaveResult
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @verb("save")
 @click.argument("name", type=INSTANCE)
-@click.option("-m", "--message", default="", help="What this moment is.")
+@click.option("-m", "--message", type=MESSAGE, default="", help="What this moment is.")
 @click.option("--stop", is_flag=True, help="End it in the saved state: nothing it does later is lost.")
 @click.option("--branch", type=REF, help="The branch that moves to it (default: the program's own).")
 @click.option(
