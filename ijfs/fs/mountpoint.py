@@ -17,9 +17,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import platformdirs
 
@@ -234,17 +236,42 @@ def _detach(mountpoint: Path) -> None:
         raise MountError(f"cannot unmount {mountpoint}: {result.stderr.strip()}")
 
 
-def _users_of(mountpoint: Path) -> list[str]:
-    """Who has a working directory, root or open file below it, as "name (pid)"; links are read, never followed."""
-    prefix = os.fspath(mountpoint)
+class OpenSnapshot(NamedTuple):
+    """A snapshot that somebody reads in a mount."""
+
+    snapshot: str
+    """Its id, in hex."""
+    mountpoint: Path
+    by: str
+    """A program and its pid."""
+
+
+def opened_in_mounts(repository: Path, snapshots: Collection[str]) -> list[OpenSnapshot]:
+    """Which of these snapshots (ids in hex) are in use in a mount of the repository, as far as this user may see."""
     found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and any(
-            path == prefix or path.startswith(prefix + "/") for path in _paths_in_use(process)
-        ):
-            with suppress(OSError):
-                found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
+    for mount in mounts_of(repository) if snapshots else []:
+        prefix = f"{mount.mountpoint}/snapshots/"
+        for user, paths in _uses(prefix):
+            ids = {path.removeprefix(prefix).partition("/")[0] for path in paths}
+            found += [OpenSnapshot(ident, mount.mountpoint, user) for ident in sorted(ids.intersection(snapshots))]
     return found
+
+
+def _users_of(mountpoint: Path) -> list[str]:
+    """Who has a working directory, root or open file in a mount, as "name (pid)"."""
+    return [user for user, _ in _uses(os.fspath(mountpoint))]
+
+
+def _uses(prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """The programs that use something below a path, and what they use; links are read, never followed."""
+    bare = prefix.rstrip("/")
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        paths = [path for path in _paths_in_use(process) if path == bare or path.startswith(bare + "/")]
+        if paths:
+            with suppress(OSError):
+                yield f"{(process / 'comm').read_text().strip()} ({process.name})", paths
 
 
 def _paths_in_use(process: Path) -> list[str]:

@@ -99,3 +99,19 @@ def test_a_repository_that_is_mounted_read_only_can_be_looked_at_and_mounted(
         assert run_ijfs("-r", frozen, "run", "--", "true").code == 1
     finally:
         subprocess.run(["umount", frozen], check=True)
+
+
+def test_rm_names_who_reads_what_it_removes_in_a_mount(ijfs: Ijfs, run_ijfs: Ijfs, mountpoint: Path) -> None:
+    assert run_ijfs("mount", mountpoint).code == 0
+    ident = ijfs("log", "--json").json["snapshots"][0]["id"]
+    with (mountpoint / "branches" / "main" / "files" / "hello.txt").open() as held:
+        for argv in (["--dry-run"], []):
+            answer = ijfs("rm", *argv, "main", "--json").json
+            check(answer, "rm")
+            me = f"{Path('/proc/self/comm').read_text().strip()} ({os.getpid()})"
+            assert answer["open"] == [{"snapshot": ident, "mountpoint": str(mountpoint), "by": me}]
+        assert held.read() == "hello\n"
+        ijfs("branch", "main", ident)
+        assert f"is open in the mount {mountpoint}, by " in ijfs("rm", "main").out
+    ijfs("branch", "main", ident)
+    assert ijfs("rm", "main", "--json").json["open"] == []

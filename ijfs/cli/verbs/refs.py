@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
@@ -13,6 +13,7 @@ from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import REF, SNAPSHOT
 
 if TYPE_CHECKING:
+    from ijfs.fs.mountpoint import OpenSnapshot
     from ijfs_engine import Repository, Snapshot
 
 RefKind = Literal["branch", "tag", "snapshot"]
@@ -155,7 +156,10 @@ def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_
         kept = views.History.of(repository).named()
     lost = history.named() - kept - removed
     held = lost & history.ancestors(pin.id for pin in repository.pins())
-    return _report(targets, at, _Lost(history.snapshots, lost - held, held), dry_run=dry_run)
+    from ijfs.fs.mountpoint import opened_in_mounts
+
+    in_use = opened_in_mounts(repository.path, [ident.hex() for ident in sorted(removed | lost - held)])
+    return _report(targets, at, _Lost(history.snapshots, lost - held, held, in_use), dry_run=dry_run)
 
 
 def _refuse_bases(targets: list[tuple[RefKind, str]]) -> None:
@@ -201,6 +205,8 @@ class _Lost(NamedTuple):
     snapshots: Mapping[bytes, Snapshot]
     unreachable: set[bytes]
     held: set[bytes]
+    in_use: Sequence[OpenSnapshot]
+    """What is being read of those that gc takes, in mounts."""
 
     def listed(self, ids: set[bytes]) -> list[Snapshot]:
         """Newest first."""
@@ -213,6 +219,7 @@ def _report(targets: list[tuple[RefKind, str]], at: Mapping[str, bytes], lost: _
         "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],
         "unreachable": [s.id.hex() for s in lost.listed(lost.unreachable)],
         "held": [s.id.hex() for s in lost.listed(lost.held)],
+        "open": [{"snapshot": one.snapshot, "mountpoint": str(one.mountpoint), "by": one.by} for one in lost.in_use],
     }
 
     def show(out: Printer) -> None:
@@ -222,6 +229,11 @@ def _report(targets: list[tuple[RefKind, str]], at: Mapping[str, bytes], lost: _
         for ids, what in ((lost.unreachable, "nothing keeps"), (lost.held, "only what is live keeps")):
             for s in lost.listed(ids):
                 out.line(f"  {what} ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
+        for one in lost.in_use:
+            short = one.snapshot[: text.SHORT_ID]
+            out.line((short, "yellow"), f" is open in the mount {one.mountpoint}, by {one.by}")
+        if lost.in_use:
+            out.line(("what they have not read by the next `ijfs gc` they get as `Stale file handle`", "dim"))
         if lost.unreachable and not dry_run:
             out.line(("`ijfs branch NAME ID` keeps one after all; `ijfs gc` frees the rest", "dim"))
 
