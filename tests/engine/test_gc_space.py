@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from criu_images import image_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from storekit import chunks, damage, frame_of, pack_paths, put
+from storekit import chunks, damage, frame_of, pack_paths, put, put_against
 
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.format.frames import HEADER_SIZE, MAX_CHUNK, FrameKind, chunk_id
@@ -220,3 +222,133 @@ def test_a_long_line_of_saves_that_are_pruned_takes_a_bounded_share_of_disk(repo
                 assert holders(repository.directory) == []
                 worst = max(worst, in_packs(repository) / repository.du().total.stored)
     assert worst <= 1 / (1 - SPARSE) + 0.01
+
+
+# --- bases that outlive what was stored against them
+
+
+def changed(piece: bytes, seed: int, share: float) -> bytes:
+    """The same bytes but for a share of the stretches of 64."""
+    lines = [piece[at : at + 64] for at in range(0, len(piece), 64)]
+    choose = random.Random(seed)
+    return b"".join(choose.randbytes(len(line)) if choose.random() < share else line for line in lines)
+
+
+def line_of_differences(repository: Repository, share: float, length: int = 2) -> list[bytes]:
+    """Chunks that are stored against ones whose snapshots are gone; the last form of each."""
+    plain = [random_bytes(40_000, number) for number in range(8)]
+    commit(repository, plain, "main")
+    for step in range(1, length):
+        newer = [changed(piece, 100 * step + number, share) for number, piece in enumerate(plain)]
+        with repository.session() as session:
+            for piece, base in zip(newer, plain, strict=True):
+                put_against(session, piece, base, chunk_id(base), step - 1)
+            session.publish()
+        commit(repository, newer, "main")
+        plain = newer
+    head = repository.resolve("main")
+    repository.remove_many([one.id for one in repository.snapshots() if one.id != head])
+    return plain
+
+
+@pytest.mark.parametrize(("share", "length"), [(0.5, 2), (0.3, 4)])
+def test_a_base_that_only_one_difference_needs_goes_where_that_gives_space(
+    repository: Repository, share: float, length: int
+) -> None:
+    plain = line_of_differences(repository, share, length)
+    alone = sum(map(len, plain))
+    assert repository.du().total.stored > 1.3 * alone
+    before = in_packs(repository)
+    expected = repository.gc(dry_run=True)
+    report = repository.gc()
+    assert in_packs(repository) < 1.02 * alone
+    assert report.chunks_removed == expected.chunks_removed > 0
+    assert abs(before - in_packs(repository) - expected.freed) < 0.02 * before
+    check_space(repository)
+    check_whole(repository, plain)
+    assert [place and place.depth for place in repository.store.chunk_info([chunk_id(one) for one in plain])] == [0] * 8
+
+
+def test_a_small_difference_stays_with_its_base(repository: Repository) -> None:
+    plain = line_of_differences(repository, 0.02)
+    report = repository.gc()
+    assert all(info is not None and info.depth == 1 for info in repository.store.chunk_info(list(map(chunk_id, plain))))
+    assert report.packs_rewritten == 0
+    check_whole(repository, plain)
+
+
+def test_a_base_of_many_differences_stays(repository: Repository) -> None:
+    base = random_bytes(40_000, 1)
+    commit(repository, [base], "base")
+    several = [changed(base, seed, 0.4) for seed in range(6)]
+    with repository.session() as session:
+        for piece in several:
+            put_against(session, piece, base, chunk_id(base))
+        session.publish()
+    commit(repository, several, "main")
+    repository.refs.delete_branch("base")
+    assert repository.gc().chunks_removed == 0
+    check_whole(repository, several)
+
+
+def test_what_is_stored_whole_survives_a_lost_index(tmp_path: Path) -> None:
+    """Old frames that named bases which are gone may still lie in a pack: they must not win."""
+    path = tmp_path / "r"
+    with Repository.init(path) as repository, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repack, "SPARSE", 2.0)
+        plain = line_of_differences(repository, 0.5)
+        repository.gc()
+    shutil.rmtree(path / "index")
+    with Repository.open(path, damaged=True) as repository:
+        repository.fsck(repair=True)
+        check_whole(repository, plain)
+
+
+def test_a_session_may_store_against_a_base_that_goes(repository: Repository) -> None:
+    """It found the base before gc made what needed it whole."""
+    plain = line_of_differences(repository, 0.5)
+    base = random_bytes(40_000, 0)
+    session = repository.session()
+    assert session.lookup_many([chunk_id(base)]) == [True]
+    report = repository.gc()
+    assert report.chunks_condemned > 0
+    other = changed(base, 77, 0.3)
+    put_against(session, other, base, chunk_id(base))
+    tree = Tree((Entry(b"f", "f", 0o644, 0, 0, 0, size=len(other), content=chunk_id(other)),))
+    with session:
+        session.commit_snapshot(session.put_object(FrameKind.TREE, encode_tree(tree)), branch="other")
+    repository.gc()
+    check_whole(repository, [*plain, other])
+
+
+def test_a_difference_that_is_damaged_keeps_its_base(repository: Repository) -> None:
+    plain = line_of_differences(repository, 0.5)
+    path, offset = frame_of(repository, chunk_id(plain[3]))
+    damage(path, offset + HEADER_SIZE + 60)
+    repository.gc()
+    rest = [piece for piece in plain if piece is not plain[3]]
+    assert [bytes(one) for one in chunks(repository, list(map(chunk_id, rest)))] == rest
+    info = repository.store.chunk_info([chunk_id(plain[3]), chunk_id(random_bytes(40_000, 3))])
+    assert all(one is not None for one in info), "the base may serve to bring it back"
+
+
+def test_a_program_that_changes_and_is_pruned_takes_a_bounded_share_of_disk(tmp_path: Path) -> None:
+    """Real images: a third of the lines of half the pages change at each of 12 saves; only the newest stays."""
+    choose = random.Random(3)
+    memory = bytearray(choose.randbytes(400 * 4096))
+    with Repository.init(tmp_path / "r") as repository:
+        head: Snapshot | None = None
+        for _ in range(12):
+            with repository.begin([head.id] if head else []) as writer:
+                writer.add_images("images", image_set({7: {0x7F00_0000_0000: bytes(memory)}}))
+                new = writer.commit(branch="main")
+            if head:
+                repository.remove(head.id)
+            head = new
+            repository.gc()
+            # Chunks of which a snapshot has a part are whole on disk, hence not 1.
+            assert in_packs(repository) < 3.5 * len(memory)
+            for page in choose.sample(range(400), 200):
+                at = page * 4096 + choose.randrange(2800)
+                memory[at : at + 1200] = choose.randbytes(1200)
+        assert repository.fsck().clean

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
+from ijfs_engine.maintenance import flatten
 from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
@@ -137,6 +138,8 @@ class _Collector:
 
     def _mark_and_sweep(self, roots: Roots) -> _Swept:
         kept = self._walk(roots.keep)
+        if flatten.carry_out(self._repository, flatten.plan(self._repository, kept), self._progress):
+            kept.look_for_bases_again()
         removed = self._removed_lately()
         stale = self._stale(removed, kept)
         swept = _Swept(0, 0, 0)
@@ -176,22 +179,24 @@ class _Collector:
         self._learn_parents(listed)
         roots = self._divide(frozenset(listed), heads)
         kept = self._walk(roots.keep)
+        flat = flatten.plan(self._repository, kept)
         counts = {CHUNKS: 0, OBJECTS: 0}
         for table, keys, _ in self._unreached(kept, _ALL):
             counts[table] += len(keys)
 
         def dead() -> Iterator[bytes]:
+            yield b"".join(row for _, row in [*flat.chunks, *flat.bases])
             for _, _, values in self._unreached(kept, _ALL):
                 yield b"".join(values)
             for _, values in self._far_sidecars(roots):
                 yield b"".join(values)
 
         found = Repacker(self._repository, self._progress).estimate(dead)
-        freed = found.freed + sum(orphan.size for orphan in orphans(self._repository))
+        freed = found.freed - flat.size + sum(orphan.size for orphan in orphans(self._repository))
         return GcReport(
             dry_run=True,
             snapshots_removed=len(roots.drop),
-            chunks_removed=counts[CHUNKS],
+            chunks_removed=counts[CHUNKS] + len(flat.bases),
             objects_removed=counts[OBJECTS],
             chunks_condemned=0,
             packs_removed=0,

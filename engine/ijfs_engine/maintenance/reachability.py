@@ -134,7 +134,8 @@ def walk(
 
 
 class ReachableSet:
-    """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set.
+    """Everything that the snapshots added so far reach. `objects` are exact, `chunks` a compact set, and so are
+    `bases`: what chunks are stored against, whether or not a snapshot has it itself.
 
     With `exclude`, what that one reaches, and so all that is below it, is left out; without `leaves`, leaves are not
     read: their chunks are then missing.
@@ -151,6 +152,7 @@ class ReachableSet:
     ) -> None:
         self.objects: set[ObjectId] = set()
         self.chunks = IdSet()
+        self.bases = IdSet()
         self._index = index
         self._walker = TreeWalker(store, index)
         self._on_error = on_error
@@ -159,8 +161,18 @@ class ReachableSet:
 
     def has(self, ids: Sequence[bytes]) -> list[bool]:
         """For each id of a chunk or an object: is it reached?"""
-        chunks = self.chunks.has(b"".join(ids))
-        return [bool(chunk) or ident in self.objects for chunk, ident in zip(chunks, ids, strict=True)]
+        joined = b"".join(ids)
+        found = zip(self.chunks.has(joined), self.bases.has(joined), ids, strict=True)
+        return [bool(chunk or base) or ident in self.objects for chunk, base, ident in found]
+
+    def is_direct(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each chunk id: does a snapshot have it itself?"""
+        return [bool(chunk) for chunk in self.chunks.has(b"".join(ids))]
+
+    def look_for_bases_again(self) -> None:
+        """Chunks were stored whole: forget what they were stored against."""
+        self.bases = IdSet()
+        self._mark_bases()
 
     def add(self, snapshots: Iterable[ObjectId]) -> None:
         """Walk snapshots too. CorruptError for what cannot be read, unless there is an `on_error`."""
@@ -177,11 +189,12 @@ class ReachableSet:
         """A base is needed wherever what is stored against it is. Chains are short, so a few looks at all of the table
         are quicker than one for each chunk: 0.3 µs a row against 2."""
         before = -1
-        while len(self.chunks) != before:
-            before = len(self.chunks)
+        while len(self.bases) != before:
+            before = len(self.bases)
             for rows in self._index.scan(BASES):
-                needed = self.chunks.has(b"".join(rows.keys))
-                self.chunks.add(b"".join(compress(rows.values, needed)))
+                keys = b"".join(rows.keys)
+                needed = map(max, self.chunks.has(keys), self.bases.has(keys))
+                self.bases.add(b"".join(compress(rows.values, needed)))
 
 
 def split(ids: bytes) -> Iterator[bytes]:
