@@ -29,9 +29,9 @@ from ijfs_engine.storage.index import (
     is_whole,
     mark_whole,
 )
-from ijfs_engine.storage.journal import Journal
+from ijfs_engine.storage.journal import StaleIndexError
 from ijfs_engine.storage.locks import live_files
-from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.storage.open_repository import OpenRepository, open_journal
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Repository(OpenRepository):
         index = Index.open(directory.index, reserve=directory.reserve)
         try:
             with disk.storage_errors(f"making a repository at {path}"):
-                Journal(directory.journal, directory.id).create()
+                open_journal(directory).create()
             directory.secret()
             index.write(mark_whole)
             directory.seal()
@@ -70,18 +70,34 @@ class Repository(OpenRepository):
         One that can only be read is opened to be read: whatever would change it is a StorageError then. With `damaged`
         it opens without an index too, so that fsck can check and repair.
         """
-        directory = RepositoryDirectory.find(Path(path))
+        directory = RepositoryDirectory.find(Path(path), damaged=damaged)
         directory.make_missing()
         if damaged and directory.read_only_reason is None:
-            index = _open_damaged(directory)
-        else:
-            index = Index.open(directory.index, read_only_reason=directory.read_only_reason, reserve=directory.reserve)
-        with index.read() as view:
+            return cls(directory, _open_damaged(directory))
+        repository = cls(directory, _open_index(directory))
+        try:
+            repository._check_index(damaged=damaged)
+        except BaseException:
+            repository.close()
+            raise
+        return repository
+
+    def _check_index(self, *, damaged: bool) -> None:
+        """That there is an index, and that it is not older than the journal: what a crash kept from it is put in."""
+        with self.index.read() as view:
             whole = is_whole(view)
+            behind = whole and self.journal.is_longer(view)
         if not whole and not damaged:
-            index.close()
-            raise CorruptError(f"the index of {path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
-        return cls(directory, index)
+            raise CorruptError(
+                f"the index of {self.path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs"
+            )
+        if behind and self.directory.read_only_reason is None:
+            try:
+                self.index.write(self.journal.settle)
+            except StaleIndexError:
+                raise
+            except CorruptError:
+                pass  # it is the journal that is damaged: fsck says so, and whoever wants to write
 
     @property
     def path(self) -> Path:
@@ -231,21 +247,21 @@ def _delay_s() -> float:
     return int(text) / 1000
 
 
+def _open_index(directory: RepositoryDirectory) -> Index:
+    return Index.open(directory.index, read_only_reason=directory.read_only_reason, reserve=directory.reserve)
+
+
 def _open_damaged(directory: RepositoryDirectory) -> Index:
-    """The index, or an empty one in its place if it cannot be read to its end: the old one is kept beside it.
+    """The index, or an empty one in its place where LMDB cannot even open it: the old one is kept beside it.
 
     LockedError while a save runs: it would write into the old one.
     """
-    index = None
     try:
-        index = Index.open(directory.index, reserve=directory.reserve)
-        index.check()
-        return index
-    except StorageError:
-        if index is not None:
-            index.close()
+        return _open_index(directory)
+    except (CorruptError, StorageError):
+        pass
     with disk.storage_errors("setting the damaged index aside"):
         if any(True for _ in live_files(directory.sessions)):
             raise LockedError("the index is damaged, and a save is running", hint="wait until it ends, or stop it")
         directory.index.rename(directory.path / f"index.damaged-{time.time_ns()}")
-    return Index.open(directory.index, reserve=directory.reserve)
+    return _open_index(directory)

@@ -223,8 +223,9 @@ def test_a_row_that_mistakes_its_frame_is_found_and_mended(repository: Repositor
     for ident, place in zip(ids, moved, strict=True):
         repository.index.write(lambda update, ident=ident, place=place: update.put(CHUNKS, ident, place.encode()))  # type: ignore[misc]
     damage = repository.fsck(repair=True).damage
-    assert {(one.id, one.message) for one in damage} == {
-        (ident, "no such frame is where the index says") for ident in ids
+    assert {(one.what, one.id, one.message) for one in damage} == {
+        ("frame", ids[0], "no such frame is where the index says"),
+        ("index", ids[1], "the index says of a frame what is not so"),
     }
     assert contents(repository, snapshot.id) == {"f": data[:4000], "g": other}
     assert repository.fsck().clean

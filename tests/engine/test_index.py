@@ -16,7 +16,7 @@ from waiting import patient
 
 from ijfs_engine import Repository
 from ijfs_engine.storage.index import META, U64, Index
-from ijfs_engine.storage.index_file import newest_meta, shortfall
+from ijfs_engine.storage.index_file import doubt, newest_meta
 
 HELD_S = patient(1.5)
 
@@ -93,8 +93,14 @@ def test_the_meta_pages_say_what_lmdb_says(tmp_path: Path) -> None:
                     txn.put(b"%d" % (1000 * number + key), bytes(100))
             head = (tmp_path / "index" / "data.mdb").read_bytes()
             info = env.info()
-            assert newest_meta(head) == (env.stat()["psize"], info["last_pgno"], info["last_txnid"])
-            assert shortfall(tmp_path / "index" / "data.mdb") == 0
+            meta = newest_meta(head)
+            assert meta is not None
+            assert meta[:3] == (env.stat()["psize"], info["last_pgno"], info["last_txnid"])
+            stat = env.stat()
+            assert meta.main[:5] == tuple(
+                stat[name] for name in ("depth", "branch_pages", "leaf_pages", "overflow_pages", "entries")
+            )
+            assert doubt(head) is None
 
 
 def test_meta_pages_of_another_format_are_not_read(tmp_path: Path) -> None:

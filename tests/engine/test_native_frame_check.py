@@ -24,6 +24,7 @@ from ijfs_engine.format.frames import (
 )
 from ijfs_engine.storage.frame_scan import Scanned, scan_frames, scan_stretches
 from ijfs_engine.storage.object_store import verify_object
+from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.storage.session import compress
 
 RNG = random.Random(11)
@@ -54,7 +55,7 @@ FRAMES = frames()
 WHOLE = b"".join(FRAMES)
 
 
-def expected(data: bytes) -> list[tuple[int, int, int, bytes, bool]]:
+def expected(data: bytes) -> list[tuple[int, int, int, bytes, bool, bytes]]:
     """What format/frames.py and chunk_codec.py say of as many frames as stand there."""
     found, at = [], 0
     while at < len(data):
@@ -64,7 +65,8 @@ def expected(data: bytes) -> list[tuple[int, int, int, bytes, bool]]:
             break
         if at + header.span > len(data) or at + 64 + 40 * header.n_bases > len(data):
             break
-        found.append((at, header.span, header.kind, header.id, right(data[at : at + header.span])))
+        row = place_of(1, at, header).encode()[8:]
+        found.append((at, header.span, header.kind, header.id, right(data[at : at + header.span]), row))
         at += header.span + padding(header.span)
     return found
 
@@ -78,7 +80,7 @@ def right(data: bytes) -> bool:
         chunk_codec.decode(chunk, lambda ids: [b""])
     except CorruptError:
         return False
-    return not header.n_bases
+    return not header.n_bases and not header.depth
 
 
 def test_sound_frames_are_walked_and_checked() -> None:
@@ -123,7 +125,7 @@ def test_stretches_are_the_frames_that_a_scan_finds(
                 walked.append((found.offset, found.header.id if found.header else None))
             else:
                 offsets.append(found.offset)
-                walked += [(found.offset + at, ident) for at, _, _, ident, _ in FrameCheck().check(found.data)]
+                walked += [(found.offset + at, ident) for at, _, _, ident, *_ in FrameCheck().check(found.data)]
         scanned = scan_frames(path, end=end)
         assert walked == [(one.offset, one.header.id if one.header else None) for one in scanned]
         assert offsets or window < 500 or end == 64 + len(FRAMES[0])

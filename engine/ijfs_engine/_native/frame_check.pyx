@@ -18,6 +18,7 @@ cdef enum:
     HEADER = 64
     KIND_AT = 4
     CODEC_AT = 5
+    DEPTH_AT = 6
     BASES_AT = 7
     STORED_AT = 8
     PLAIN_AT = 12
@@ -98,6 +99,16 @@ def stretch(const uint8_t[::1] data not None, Py_ssize_t most):
     return at
 
 
+cdef bytes row_of(const uint8_t* frame, uint32_t span):
+    """What the index should say of a frame, behind its place."""
+    cdef char row[10]
+    memcpy(row, &span, 4)
+    memcpy(row + 4, frame + PLAIN_AT, 4)
+    row[8] = <char>(frame[CODEC_AT] if frame[KIND_AT] == CHUNK else frame[KIND_AT])
+    row[9] = <char>frame[DEPTH_AT]
+    return PyBytes_FromStringAndSize(row, 10)
+
+
 cdef class FrameCheck:
     """What one checking thread needs. Not for two threads at once."""
 
@@ -114,9 +125,10 @@ cdef class FrameCheck:
         free(self.plain)
 
     def check(self, const uint8_t[::1] data not None):
-        """[(offset, span, kind, id, whether it is surely right)] of the frames of a `stretch`.
+        """[(offset, span, kind, id, whether it is surely right, row)] of the frames of a `stretch`.
 
-        Surely right is a chunk without bases whose checksums hold and whose plain bytes have its id.
+        Surely right is a chunk without bases whose checksums hold and whose plain bytes have its id. The row is what the
+        index should say of the frame behind its place: span, plain size, tag, depth (format/place.py).
         """
         cdef uint64_t at = 0, size = data.shape[0], span
         cdef const uint8_t* frame
@@ -130,14 +142,14 @@ cdef class FrameCheck:
             if span == 0:
                 break
             ident = PyBytes_FromStringAndSize(<const char*>frame + ID_AT, ID)
-            found.append((at, span, frame[KIND_AT], ident, right))
+            found.append((at, span, frame[KIND_AT], ident, right, row_of(frame, <uint32_t>span)))
             at += (span + ALIGN - 1) & ~<uint64_t>(ALIGN - 1)
         return found
 
     cdef bint is_right(self, const uint8_t* frame) noexcept nogil:
         cdef const uint8_t* payload = frame + HEADER
         cdef uint32_t stored = word_at(frame, STORED_AT), plain = word_at(frame, PLAIN_AT)
-        if frame[KIND_AT] != CHUNK or frame[BASES_AT] != 0 or stored > MAX_PLAIN:
+        if frame[KIND_AT] != CHUNK or frame[BASES_AT] != 0 or frame[DEPTH_AT] != 0 or stored > MAX_PLAIN:
             return False
         if frame[CODEC_AT] == RAW:
             # The sum is the beginning of the same hash as the id.

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import compress
+from typing import Final
 
 import msgspec
 
 from ijfs_engine._native.idset import ChunkTable
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId
 from ijfs_engine.maintenance.damage_report import Impact
-from ijfs_engine.maintenance.pack_check import Finding, PackCheck
+from ijfs_engine.maintenance.index_check import check_index
+from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, Finding, PackCheck
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.repair import Repairer
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.directory import id_of_packs
 from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, SNAPSHOTS, is_whole
-from ijfs_engine.storage.journal import Transaction, replay
+from ijfs_engine.storage.journal import StaleIndexError, Transaction, replay
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import pack_path
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files, pack_path
 from ijfs_engine.util.progress import Progress
+
+_LOST: Final = "the index is lost"
 
 
 def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
@@ -34,22 +39,40 @@ def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Pro
         exclusive(repository.directory.gc_lock, "gc or fsck --repair", looking=not repair),
     ):
         checker = Checker(repository, data=data, progress=progress)
+        unusable = _unusable(repository)
+        if not unusable:
+            return _check_all(checker, Repairer(repository) if repair else None)
+        if not repair:
+            return checker.report(unusable)
+        # Nothing that needs the index was asked yet: of a damaged one no row is to be believed.
         repairer = Repairer(repository)
+        repairer.rebuild(keep=unusable[0].message != _LOST)
+        report = _check_all(checker, repairer)
+        damage = [*checker.report(unusable).damage, *report.damage]
+        return msgspec.structs.replace(report, damage=damage, repaired=repairer.done)
+
+
+def _unusable(repository: OpenRepository) -> list[Finding]:
+    """Why the index is not to be used at all."""
+    faults = check_index(repository.index)
+    if not faults:
         with repository.index.read() as view:
-            whole = is_whole(view)
-        if not whole:
-            lost = Finding("index", None, "index", "the index is lost")
-            if not repair:
-                return checker.report([lost], [])
-            repairer.rebuild()
-            findings = [lost, *checker.run()]
-        else:
-            findings = checker.run()
-        # What needs it is asked first: the repair drops damaged frames from the index.
-        report = checker.report(findings, [])
-        if repair and findings:
-            repairer.repair(findings)
-        return checker.with_repairs(report, repairer.done)
+            faults = [] if is_whole(view) else [_LOST]
+    return [Finding("index", None, "index", fault) for fault in faults]
+
+
+def _check_all(checker: Checker, repairer: Repairer | None) -> FsckReport:
+    """Check what a usable index says, and with a repairer put it right."""
+    findings = checker.run()
+    # What needs it is asked first: the repair drops damaged frames from the index.
+    report = checker.report(findings)
+    if repairer is None or not findings:
+        return report
+    repairer.rescue(findings)
+    if any(one.what == "index" or one.message == NO_FRAME for one in findings) or checker.is_another_index(findings):
+        repairer.rebuild(keep=True)
+    repairer.repair(checker.run())
+    return msgspec.structs.replace(report, repaired=repairer.done)
 
 
 class Checker:
@@ -59,21 +82,37 @@ class Checker:
         self._repository = repository
         self._index = repository.index
         self._store = repository.store
-        self._packs = PackCheck(repository, progress) if data else None
+        self._data = data
+        self._progress = progress
+        self._bytes_read = 0
         self._counts = dict.fromkeys((SNAPSHOTS, OBJECTS, CHUNKS, PACKS), 0)
 
     def run(self) -> list[Finding]:
         """Everything that is wrong."""
         with self._index.read() as view:
             self._counts = {table: view.count(table) for table in self._counts}
-        findings = self._packs.run() if self._packs else list(self._pack_sizes())
+        if self._data:
+            packs = PackCheck(self._repository, self._progress)
+            findings = packs.run()
+            self._bytes_read = packs.bytes_read
+        else:
+            findings = list(self._pack_sizes())
+        findings += self._format()
         findings += self._journal()
         findings += self._refs()
         found = {finding.id for finding in findings}
         findings += [one for one in self._references() if one.id not in found]
         return findings
 
-    def report(self, findings: list[Finding], repaired: list[str]) -> FsckReport:
+    def is_another_index(self, findings: list[Finding]) -> bool:
+        """Whether the index misses packs and does not know others that are there: it is from before some gc."""
+        if not any(one.message == MISSING_PACK for one in findings):
+            return False
+        with self._index.read() as view:
+            known = {PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)}
+        return any(number not in known for number, _ in pack_files(self._repository.directory.packs))
+
+    def report(self, findings: list[Finding]) -> FsckReport:
         """With the snapshots and files that each finding hurts."""
         impact = Impact(self._repository, {one.id for one in findings if one.id is not None})
         damage = []
@@ -94,15 +133,10 @@ class Checker:
             objects=self._counts[OBJECTS],
             chunks=self._counts[CHUNKS],
             packs=self._counts[PACKS],
-            bytes_read=self._packs.bytes_read if self._packs else 0,
+            bytes_read=self._bytes_read,
             damage=damage,
-            repaired=repaired,
+            repaired=[],
         )
-
-    @staticmethod
-    def with_repairs(report: FsckReport, repaired: list[str]) -> FsckReport:
-        """The same report, with what was done."""
-        return msgspec.structs.replace(report, repaired=repaired)
 
     # --- without reading packs
 
@@ -113,31 +147,69 @@ class Checker:
             (number,), (_, size) = PACK_KEY.unpack(key), PACK_ROW.unpack(row)
             path = pack_path(self._repository.directory.packs, number)
             if not path.exists():
-                yield Finding("pack", None, path.name, "the pack is missing")
+                yield Finding("pack", None, path.name, MISSING_PACK)
             elif path.stat().st_size < size:
                 yield Finding("pack", None, path.name, f"the pack is shorter than its {size} bytes")
 
     # --- names
+
+    def _format(self) -> Iterator[Finding]:
+        own = self._repository.directory
+        if not own.is_sealed() or id_of_packs(own.path) not in (own.id, None):
+            yield Finding("format", None, "format", "the file `format` is lost or not that of these packs")
 
     def _journal(self) -> Iterator[Finding]:
         with self._index.read() as view:
             end, _ = self._repository.journal.position(view)
             listed = {ident for ident, _ in view.items(SNAPSHOTS)}
             refs = {key.decode(): value for key, value in view.items(REFS)}
+        path = self._repository.directory.journal
         try:
-            entries = [
-                entry
-                for at, entry in self._repository.journal.transactions()
-                if (at < end if isinstance(entry, str) else at <= end)
-            ]
+            with path.open("rb") as file:
+                _, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
+            if owner != self._repository.directory.id:
+                yield Finding("journal", None, "journal", "the journal is that of another repository")
         except FileNotFoundError:
             yield Finding("journal", None, "journal", "the journal is missing")
             return
+        except (CorruptError, UnknownFormatError) as error:
+            yield Finding("journal", None, "journal", str(error))
+        if behind := self._behind():
+            yield behind
+            return
+        if path.stat().st_size < end:
+            yield Finding(
+                "journal", None, "journal", f"the journal is shorter than the {end} bytes that the index counts"
+            )
+        entries = [
+            entry
+            for at, entry in self._repository.journal.transactions()
+            if (at < end if isinstance(entry, str) else at <= end)
+        ]
         broken = [entry for entry in entries if isinstance(entry, str)]
         yield from (Finding("journal", None, "journal", message) for message in broken)
         state = replay(entry for entry in entries if isinstance(entry, Transaction))
         if not broken and (state.listed != listed or state.refs != refs):
             yield Finding("journal", None, "journal", "the journal and the index disagree on what is listed")
+
+    def _behind(self) -> Finding | None:
+        """The index, if the journal has whole transactions that it does not know; one that a save is just writing is
+        none, and so it is looked for where no other can write."""
+        journal = self._repository.journal
+        with self._index.read() as view:
+            if not journal.is_longer(view):
+                return None
+        if self._repository.directory.read_only_reason is not None:
+            return None
+        try:
+            lacking = len(self._index.write(journal.tail))
+        except StaleIndexError as error:
+            return Finding("index", None, "index", str(error))
+        except CorruptError:
+            return None  # the journal itself: its damage is named below
+        if not lacking:
+            return None
+        return Finding("index", None, "index", f"the index lacks {lacking} changes that the journal has")
 
     def _refs(self) -> Iterator[Finding]:
         with self._index.read() as view:

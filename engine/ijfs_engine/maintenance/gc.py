@@ -37,6 +37,7 @@ from ijfs_engine.storage.index import (
     View,
 )
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
+from ijfs_engine.storage.journal_tail import missing_packs
 from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
@@ -110,7 +111,8 @@ class _Collector:
 
     def run(self) -> GcReport:
         """Mark, condemn, sweep, repack."""
-        self._index.write(self._repository.journal.trim)
+        self._index.write(self._repository.journal.settle)
+        self._check_packs()
         remove_orphans(self._repository)
         for of_the_dead in (self._repository.directory.sessions, self._repository.directory.pins):
             clear_dead(of_the_dead)
@@ -135,6 +137,17 @@ class _Collector:
             packs_kept=tuple(repacker.kept),
             held=tuple(holders(self._repository.directory)),
         )
+
+    def _check_packs(self) -> None:
+        """An index that knows packs which are not there may be an old one: the packs that it does not know, and gc
+        would remove, may hold what was in them."""
+        with self._index.read() as view:
+            gone = missing_packs(view, self._repository.directory.packs)
+        if gone:
+            raise CorruptError(
+                f"{len(gone)} packs that the index knows are gone: gc cannot tell what is needed",
+                hint="`ijfs fsck --repair`, then gc can go on",
+            )
 
     def _mark_and_sweep(self, roots: Roots) -> _Swept:
         kept = self._walk(roots.keep)

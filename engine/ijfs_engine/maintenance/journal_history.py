@@ -6,43 +6,40 @@
 from __future__ import annotations
 
 from ijfs_engine.maintenance.reachability import split
-from ijfs_engine.storage.index import REFLOG, REFS, REMOVED, SNAPSHOTS, U64, Update
+from ijfs_engine.storage.index import REFLOG, REFS, REMOVED, SNAPSHOTS, U64, Index, View
 from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.refs import whoami
 
 
-def rewrite_journal(repository: OpenRepository) -> None:
-    """Replace the journal by one that leads to what the index says. StorageError."""
+def rewrite_journal(repository: OpenRepository, index: Index) -> None:
+    """Replace the journal by one that leads to what an index says. StorageError."""
 
-    def change(update: Update) -> None:
-        transactions = history(update)
-        end = repository.journal.rewrite(transactions)
-        repository.journal.set_position(update, end, transactions[-1].sequence)
-
-    repository.index.write(change)
+    with index.read() as view:
+        transactions = history(view, repository.journal.position(view)[1])
+    repository.journal.rewrite(index, transactions)
 
 
-def history(update: Update) -> list[Transaction]:
-    """The transactions of a journal that leads to what the index says."""
+def history(view: View, known: int) -> list[Transaction]:
+    """The transactions of a journal that leads to what the index says; the last has a sequence beyond `known`."""
     transactions: list[Transaction] = []
-    for key, row in update.items(REFLOG):
+    for key, row in view.items(REFLOG):
         time_ns, record = decode_record(row)
         sequence = int.from_bytes(key[:8], "big")
         transactions.append(Transaction(sequence, time_ns, (record,)))
     last = transactions[-1] if transactions else Transaction(0, 0, ())
-    records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in update.items(REMOVED)]
-    records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in update.items(SNAPSHOTS)]
-    records += _corrections(update, transactions)
-    return [*transactions, Transaction(last.sequence + 1, last.time_ns, tuple(records))]
+    records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in view.items(REMOVED)]
+    records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in view.items(SNAPSHOTS)]
+    records += _corrections(view, transactions)
+    return [*transactions, Transaction(max(last.sequence, known) + 1, last.time_ns, tuple(records))]
 
 
-def _corrections(update: Update, transactions: list[Transaction]) -> list[RefMoved]:
+def _corrections(view: View, transactions: list[Transaction]) -> list[RefMoved]:
     """Where the log of refs does not end where the refs are."""
     ends: dict[str, bytes | None] = {}
     for transaction in transactions:
         ends.update({one.name: one.new for one in transaction.records if isinstance(one, RefMoved)})
-    refs = {key.decode(): value for key, value in update.items(REFS)}
+    refs = {key.decode(): value for key, value in view.items(REFS)}
     return [
         RefMoved(name, ends.get(name), refs.get(name), "fsck --repair", whoami())
         for name in sorted(ends.keys() | refs.keys())

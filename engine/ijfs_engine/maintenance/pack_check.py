@@ -18,13 +18,14 @@ from ijfs_engine._native.idset import IdSet
 from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format import chunk_codec
-from ijfs_engine.format.frames import EncodedChunk, FrameKind, decode_frame, padding
+from ijfs_engine.format.frames import EncodedChunk, FrameKind, base_ids, decode_frame, padding
 from ijfs_engine.format.place import Place, encode_where
 from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
-from ijfs_engine.storage.index import CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS
+from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_path
+from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.util.pipeline import cores, thread_pool
 from ijfs_engine.util.progress import Progress
@@ -42,10 +43,15 @@ _ENTRY: Final = 400
 """What an entry of the cache takes besides, by Python's own count."""
 
 
-_TABLES: Final = (CHUNKS, OBJECTS)
+MISSING_PACK: Final = "the pack is missing"
+NO_FRAME: Final = "no such frame is where the index says"
 
-Frame: TypeAlias = tuple[int, int, int, bytes, bool]
-"""As `FrameCheck.check` gives it: offset, span, kind, id, whether it is surely right."""
+_TABLES: Final = (CHUNKS, OBJECTS)
+_ROW_AT: Final = 8
+"""Where a row goes on behind the place."""
+
+Frame: TypeAlias = tuple[int, int, int, bytes, bool, bytes]
+"""As `FrameCheck.check` gives it: offset, span, kind, id, whether it is surely right, its row but for the place."""
 
 
 class Finding(NamedTuple):
@@ -58,11 +64,16 @@ class Finding(NamedTuple):
 
 
 class _Wrong(NamedTuple):
-    """A live frame that is damaged."""
+    """A live frame that is damaged, or (`what` is "index") of which the index says what is not so."""
 
+    what: str
     id: bytes
     where: str
     message: str
+
+
+_DEAD, _LIVE, _MISTOLD = 0, 1, 2
+"""Of a frame: the index does not mean it; means it; means it, and says of it what is not so."""
 
 
 class _Checked(NamedTuple):
@@ -102,8 +113,9 @@ class PackCheck:
         total = sum(size for _, _, size in rows)
         for number, kind, size in rows:
             if kind == SIDECAR_PACK:
+                findings += self._head(number, kind)
                 continue
-            findings += self._pack(number, size)
+            findings += self._head(number, kind) + self._pack(number, size)
             self.bytes_read += size
             if self._progress is not None:
                 self._progress("fsck: packs", self.bytes_read, total)
@@ -111,28 +123,35 @@ class PackCheck:
         self._cache.clear()  # what follows in fsck has tables of its own
         return findings
 
+    def _head(self, number: int, kind: int) -> list[Finding]:
+        """What is wrong with the beginning of a pack."""
+        path = pack_path(self._repository.directory.packs, number)
+        try:
+            with path.open("rb") as file:
+                named, own, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
+        except (CorruptError, UnknownFormatError, OSError) as error:
+            if kind == SIDECAR_PACK:
+                return []  # it was not synced, and nobody counts on it
+            gone = isinstance(error, FileNotFoundError)
+            return [Finding("pack", None, path.name, MISSING_PACK if gone else str(error))]
+        if named != number or owner != self._repository.directory.id:
+            return [Finding("pack", None, path.name, f"{path.name} is pack {named} of another repository or place")]
+        if own != kind:
+            return [Finding("index", None, path.name, "the index has the pack for one of another kind")]
+        return []
+
     def _pack(self, number: int, size: int) -> list[Finding]:
         path = pack_path(self._repository.directory.packs, number)
         findings: list[Finding] = []
         try:
-            self._header(path, number)
-        except FileNotFoundError:
-            return [Finding("pack", None, path.name, "the pack is missing")]
-        except (CorruptError, UnknownFormatError, OSError) as error:
-            findings.append(Finding("pack", None, path.name, str(error)))
-        try:
             for checked in self._frames(path, number, size):
                 self._met[number] = self._met.get(number, 0) + checked.weight
-                findings += [Finding("frame", wrong.id, wrong.where, wrong.message) for wrong in checked.wrong]
+                findings += [Finding(*wrong) for wrong in checked.wrong]
+        except FileNotFoundError:
+            pass  # `_head` has said so
         except OSError as error:
             findings.append(Finding("pack", None, path.name, f"cannot be read: {error.strerror}"))
         return findings
-
-    def _header(self, path: Path, number: int) -> None:
-        with path.open("rb") as file:
-            named, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
-        if named != number or owner != self._repository.directory.id:
-            raise CorruptError(f"{path.name} is pack {named} of another repository or place")
 
     def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
         workers = cores()
@@ -150,47 +169,62 @@ class PackCheck:
 
     def _check(self, number: int, stretch: Stretch) -> _Checked:
         frames = _tools.check.check(stretch.data)
-        live = list(compress(frames, self._live(number, stretch.offset, frames)))
+        states = self._states(number, stretch.offset, frames)
+        live = list(compress(frames, states))
         wrong: list[_Wrong] = []
-        for at, span, kind, ident, right in live:
+        for (at, span, kind, ident, right, _), state in zip(live, filter(None, states), strict=True):
+            if state == _MISTOLD:
+                wrong.append(_mistold(ident, number, stretch.offset + at))
             if not right:
                 wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
-        weight = sum(span + padding(span) for _, span, _, _, _ in live)
-        return _Checked([ident for _, _, _, ident, _ in live], weight, wrong)
+        weight = sum(frame[1] + padding(frame[1]) for frame in live)
+        return _Checked([frame[3] for frame in live], weight, wrong)
 
     def _check_one(self, number: int, scanned: Scanned) -> _Checked:
         """A frame that stands where damage is, or one that is longer than a window."""
         if scanned.error is not None:
             self._torn[number, scanned.offset] = scanned.error
         header = scanned.header
-        if header is None or not all(
-            self._live(number, scanned.offset, [(0, header.span, header.kind, header.id, True)])
-        ):
+        if header is None:
             return _Checked([], 0, [])
+        row = place_of(number, scanned.offset, header).encode()[_ROW_AT:]
+        frame = (0, header.span, header.kind, header.id, True, row)
+        (state,) = self._states(number, scanned.offset, [frame])
+        if state == _DEAD:
+            return _Checked([], 0, [])
+        wrong = [_mistold(header.id, number, scanned.offset)] if state == _MISTOLD else []
         error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
-        wrong = [_Wrong(header.id, _where(number, scanned.offset), error)] if error else []
+        if error:
+            wrong.append(_Wrong("frame", header.id, _where(number, scanned.offset), error))
         return _Checked([header.id], header.span + padding(header.span), wrong)
 
-    def _live(self, number: int, start: int, frames: Sequence[Frame]) -> list[bool]:
+    def _states(self, number: int, start: int, frames: Sequence[Frame]) -> list[int]:
         """Which frames the index means, at their places from `start` on; the others are left from before some gc."""
-        live = [False] * len(frames)
+        states = [_DEAD] * len(frames)
         with self._index.read() as view:
             for table in (CHUNKS, OBJECTS):
-                own = [at for at, (_, _, kind, _, _) in enumerate(frames) if _table_of(kind) == table]
+                own = [at for at, frame in enumerate(frames) if _table_of(frame[2]) == table]
                 for at, row in zip(own, view.get_many(table, [frames[at][3] for at in own]), strict=True):
-                    where = encode_where(number, start + frames[at][0]) + frames[at][1].to_bytes(4, "little")
-                    live[at] = row is not None and row.startswith(where)
-        return live
+                    if row is not None and row[:_ROW_AT] == encode_where(number, start + frames[at][0]):
+                        states[at] = _LIVE if row[_ROW_AT:] == frames[at][5] else _MISTOLD
+        return states
 
     def _look(self, kind: int, ident: bytes, offset: int, number: int, data: memoryview) -> Iterator[_Wrong]:
         """A frame that is an object, a difference, or not right."""
         where = _where(number, offset)
         try:
-            error = self._fault(kind, decode_frame(data, where)[1])
+            frame = decode_frame(data, where)[1]
+            error = self._fault(kind, frame)
         except CorruptError as wrong:
             error = str(wrong)
         if error is not None:
-            yield _Wrong(ident, where, error)
+            yield _Wrong("frame", ident, where, error)
+        elif frame.bases and self._bases_row(ident) != b"".join(sorted(base_ids(frame.bases))):
+            yield _mistold(ident, number, offset)
+
+    def _bases_row(self, ident: bytes) -> bytes | None:
+        with self._index.read() as view:
+            return view.get(BASES, ident)
 
     def _fault(self, kind: int, frame: EncodedChunk) -> str | None:
         try:
@@ -240,7 +274,8 @@ class PackCheck:
                     # A pack that came after the list was made is its session's business.
                     lost = place.pack in suspects if place.pack in packs else not self._exists(place.pack)
                     if lost and not known:
-                        why = self._torn.get((place.pack, place.offset), "no such frame is where the index says")
+                        there = self._exists(place.pack)
+                        why = self._torn.get((place.pack, place.offset), NO_FRAME if there else "its pack is missing")
                         yield Finding("frame", key, _where(place.pack, place.offset), why)
 
     def _met_again(self, packs: dict[int, int]) -> IdSet:
@@ -260,6 +295,11 @@ class PackCheck:
 def _where(number: int, offset: int) -> str:
     """As every message names it."""
     return f"{number:08x}.pack at {offset}"
+
+
+def _mistold(ident: bytes, number: int, offset: int) -> _Wrong:
+    where = _where(number, offset)
+    return _Wrong("index", ident, where, "the index says of a frame what is not so")
 
 
 def _table_of(kind: int) -> bytes:

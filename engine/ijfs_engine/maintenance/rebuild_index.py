@@ -1,65 +1,64 @@
-"""The index from nothing but the packs and the journal: fsck --repair when the index is lost.
+"""The index from nothing but the packs and the journal: fsck --repair when the index is lost, damaged, or too old.
 
-Packs say what every frame is, the journal says what is listed and where the refs are. What gc had already let go, but
-was still in some pack, comes back as garbage and goes with the next gc.
+It is built beside the old one and takes its place when it is complete. Packs say what every frame is, the journal says
+what is listed and where the refs are; where the journal is damaged, what can still be read of the old index fills in.
+What gc had already let go, but was still in some pack, comes back as garbage and goes with the next gc.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+import shutil
+import time
+from functools import partial
+from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError, LockedError, UnknownFormatError
-from ijfs_engine.format.frames import FrameKind, base_ids
-from ijfs_engine.format.place import Place
-from ijfs_engine.format.records import ObjectId, decode_snapshot
+from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.records import ObjectId
+from ijfs_engine.maintenance.index_check import Rows, salvage
 from ijfs_engine.maintenance.journal_history import rewrite_journal
-from ijfs_engine.storage.frame_scan import Scanned, scan_frames
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.chunk_rows import put_based
 from ijfs_engine.storage.index import (
-    BASES,
     CHUNKS,
+    META,
     OBJECTS,
     PACK_KEY,
     PACK_ROW,
     PACKS,
+    REFLOG,
     REFS,
     REMOVED,
     SIDECARS,
     SNAPSHOTS,
-    TABLES,
     U64,
+    Index,
     Update,
     mark_whole,
 )
 from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, replay
 from ijfs_engine.storage.locks import live_files
-from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_files
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
+from ijfs_engine.storage.pack_contents import Based, PackContents, Recorded, read_pack
 from ijfs_engine.storage.refs import branch_key, log_records, log_transaction, move_ref
 from ijfs_engine.storage.revisions import removed_row
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_BESIDE: Final = "index.new-"
+_DAMAGED: Final = "index.damaged-"
 
 
-_OBJECTS: Final = frozenset((FrameKind.LEAF, FrameKind.FILE, FrameKind.LAYOUT, FrameKind.TREE, FrameKind.SNAPSHOT))
+class _History(NamedTuple):
+    """What the journal holds, where it ends, and whether nothing of it is missing."""
 
+    transactions: list[Transaction]
+    end: int
+    whole: bool
 
-class _Based(NamedTuple):
-    """A chunk stored against others: it goes in once they are in."""
-
-    depth: int
-    id: bytes
-    place: Place
-    bases: bytes
-
-
-class _Found(NamedTuple):
-    """What one pack holds."""
-
-    chunks: dict[bytes, bytes]
-    objects: dict[bytes, bytes]
-    sidecars: dict[bytes, bytes]
+    @property
+    def last(self) -> int:
+        """The sequence of the last transaction."""
+        return self.transactions[-1].sequence if self.transactions else 0
 
 
 class Rebuilder:
@@ -67,170 +66,163 @@ class Rebuilder:
 
     def __init__(self, repository: OpenRepository) -> None:
         self._repository = repository
-        self._index = repository.index
-        self._based: list[_Based] = []
-        self._snapshots: dict[ObjectId, tuple[int, tuple[ObjectId, ...]]] = {}
+        self._based: list[Based] = []
+        self._snapshots: dict[ObjectId, Recorded] = {}
 
-    def run(self) -> list[str]:
-        """Fill the empty index; what was done, in sentences. StorageError, LockedError."""
-        if any(True for _ in live_files(self._repository.directory.sessions)):
+    def run(self, *, keep: bool) -> list[str]:
+        """Build an index and put it in the place of the old one; what was done, in sentences.
+
+        With `keep` the old one stays beside it under another name, in place of any from an earlier repair.
+
+        StorageError, and LockedError while sessions run, which would go on with the old one."""
+        directory = self._repository.directory
+        if any(True for _ in live_files(directory.sessions)):
             raise LockedError("a save is running, and it does not know that the index is lost")
-        self._index.write(_clear)
+        for left in directory.path.glob(_BESIDE + "*"):
+            shutil.rmtree(left)
+        beside = directory.path / f"{_BESIDE}{time.time_ns()}"
+        index = Index.open(beside, reserve=directory.reserve)
+        try:
+            done = self._fill(index)
+        except BaseException:
+            index.close()
+            shutil.rmtree(beside)
+            raise
+        index.close()
+        with disk.storage_errors("putting the new index in place"):
+            disk.exchange(beside, directory.index)
+            if keep:
+                beside.rename(directory.path / f"{_DAMAGED}{time.time_ns()}")
+            else:
+                shutil.rmtree(beside)
+            for old in sorted(directory.path.glob(_DAMAGED + "*"))[:-1]:
+                shutil.rmtree(old)
+            disk.fsync_dir(directory.path)
+        return done
+
+    def _fill(self, index: Index) -> list[str]:
+        index.write(mark_whole)
         for number, path in pack_files(self._repository.directory.packs):
-            self._pack(number, path)
-        self._index.write(self._put_based)
-        done = self._names()
-        self._index.write(mark_whole)
-        with self._index.read() as view:
+            contents = read_pack(number, path)
+            self._based += contents.based
+            self._snapshots.update(contents.snapshots)
+            index.write(partial(_put_pack, number=number, contents=contents))
+        index.write(lambda update: put_based(update, self._based))
+        done = self._names(index)
+        with index.read() as view:
             counts = [view.count(table) for table in (PACKS, CHUNKS, OBJECTS)]
         return ["rebuilt the index: {} packs, {} chunks, {} objects".format(*counts), *done]
 
-    # --- packs
-
-    def _pack(self, number: int, path: Path) -> None:
-        found = _Found({}, {}, {})
-        kind = _kind(path)
-        for scanned in scan_frames(path):
-            if scanned.header is None or scanned.frame is None:
-                continue
-            # Behind damage a scan may find bytes of a program that look like a frame. What is checked against
-            # its id can do no harm wherever it stands; fingerprints are not, and count only in their own packs.
-            if (scanned.header.kind == FrameKind.SIDECAR) == (kind == SIDECAR_PACK):
-                self._frame(number, scanned, found)
-        size = path.stat().st_size
-
-        def change(update: Update) -> None:
-            update.put(PACKS, PACK_KEY.pack(number), PACK_ROW.pack(kind, size))
-            for table, rows in ((CHUNKS, found.chunks), (OBJECTS, found.objects), (SIDECARS, found.sidecars)):
-                update.put_many(table, sorted(rows.items()))
-            update.set_number(b"next_pack", max(update.number(b"next_pack"), number))
-
-        self._index.write(change)
-
-    def _frame(self, number: int, scanned: Scanned, found: _Found) -> None:
-        header, frame = scanned.header, scanned.frame
-        assert header is not None
-        assert frame is not None
-        place = place_of(number, scanned)
-        if header.kind == FrameKind.CHUNK and frame.bases:
-            self._based.append(_Based(frame.depth, frame.id, place, b"".join(sorted(base_ids(frame.bases)))))
-        elif header.kind == FrameKind.CHUNK:
-            found.chunks[frame.id] = place.encode()
-        elif header.kind == FrameKind.SIDECAR:
-            found.sidecars[frame.id] = place.encode()
-        elif header.kind in _OBJECTS:
-            self._object(scanned, place, found)
-
-    def _object(self, scanned: Scanned, place: Place, found: _Found) -> None:
-        header, frame = scanned.header, scanned.frame
-        assert header is not None
-        assert frame is not None
-        try:
-            plain = verify_object(header.kind, frame)
-            if header.kind == FrameKind.SNAPSHOT:
-                snapshot = decode_snapshot(frame.id, plain)
-                self._snapshots[frame.id] = (snapshot.created_ns, snapshot.parents)
-        except CorruptError:
-            return
-        found.objects[frame.id] = place.encode()
-
-    def _put_based(self, update: Update) -> None:
-        """Put chunks with bases, shallow ones first, so that bases come before. One whose bases are gone stays out."""
-        for based in sorted(self._based):
-            if update.get(CHUNKS, based.id) is not None:
-                continue
-            ids = [based.bases[at : at + 32] for at in range(0, len(based.bases), 32)]
-            if all(update.get(CHUNKS, base) is not None for base in ids):
-                update.put(CHUNKS, based.id, based.place.encode())
-                update.put(BASES, based.id, based.bases)
-
     # --- names
 
-    def _names(self) -> list[str]:
-        transactions, whole = self._journal()
-        state = replay(transactions)
+    def _names(self, index: Index) -> list[str]:
+        history = self._journal()
+        state = replay(history.transactions)
+        old = self._old_names()
+        whole = history.whole and not _is_newer(old, history)
+        if not whole:
+            self._fill_in(state, old)
         lost = [ident for ident in state.listed if ident not in self._snapshots]
         found = [] if whole else [one for one in self._snapshots if one not in state.listed | state.removed.keys()]
-        self._index.write(lambda update: self._put_names(update, transactions, state))
+        index.write(lambda update: self._put_names(update, history, state, {} if whole else old.get(REFLOG, {})))
         done = []
         if lost:
             done.append(f"{len(lost)} snapshots of the journal are in no pack any more")
         if not whole:
             done.append("the journal is damaged, too: it was written anew")
-            rewrite_journal(self._repository)
-            done += self._adopt(found)
+            rewrite_journal(self._repository, index)
+            done += self._adopt(index, found)
         return done
 
-    def _journal(self) -> tuple[list[Transaction], bool]:
-        """What the journal holds, and whether it is whole."""
+    def _journal(self) -> _History:
+        path = self._repository.directory.journal
         try:
             entries = list(self._repository.journal.transactions())
-            with self._repository.directory.journal.open("rb") as file:
-                decode_pack_header(file.read(PACK_HEADER_SIZE), self._repository.directory.journal)
-        except (FileNotFoundError, CorruptError):
-            return [], False
+            with path.open("rb") as file:
+                decode_pack_header(file.read(PACK_HEADER_SIZE), path)
+        except (FileNotFoundError, CorruptError, UnknownFormatError):
+            return _History([], PACK_HEADER_SIZE, whole=False)
         sound = [(end, entry) for end, entry in entries if isinstance(entry, Transaction)]
         damage = [at for at, entry in entries if isinstance(entry, str)]
         end = max((end for end, _ in sound), default=PACK_HEADER_SIZE)
+        transactions = [entry for _, entry in sound]
         # A torn last entry was never acknowledged: it is cut off like any tail.
-        whole = not [at for at in damage if at < end]
-        last = sound[-1][1].sequence if sound else 0
-        self._index.write(lambda update: self._repository.journal.set_position(update, end, last))
-        return [entry for _, entry in sound], whole
+        in_order = [one.sequence for one in transactions] == list(range(1, len(transactions) + 1))
+        return _History(transactions, end, in_order and not [at for at in damage if at < end])
 
-    def _put_names(self, update: Update, transactions: list[Transaction], state: Replayed) -> None:
-        for ident in state.listed & self._snapshots.keys():
-            update.put(SNAPSHOTS, ident, U64.pack(self._snapshots[ident][0]))
+    def _old_names(self) -> Rows:
+        """What can be read of the old index, or of the one that was set aside because it did not open."""
+        directory = self._repository.directory
+        aside = sorted(directory.path.glob(_DAMAGED + "*"), key=lambda path: path.name)
+        for path in [directory.index, *aside[-1:]]:
+            found = salvage(path / "data.mdb")
+            if found[META]:
+                return found
+        return found
+
+    def _fill_in(self, state: Replayed, old: Rows) -> None:
+        """Complete what a damaged journal says by what the index said of snapshots that are there."""
+        removed, listed = old.get(REMOVED, {}), old.get(SNAPSHOTS, {})
+        for ident, row in removed.items():
+            state.listed.discard(ident)
+            state.removed[ident] = tuple(row[at : at + ID_SIZE] for at in range(1, len(row), ID_SIZE))
+        for ident in listed.keys() & self._snapshots.keys():
+            state.listed.add(ident)
+            state.removed.pop(ident, None)
+        for key, value in old.get(REFS, {}).items():
+            if value in self._snapshots:
+                state.refs[key.decode()] = value
+
+    def _put_names(self, update: Update, history: _History, state: Replayed, log: dict[bytes, bytes]) -> None:
+        for ident in state.listed:
+            # One whose record is gone is listed all the same: fsck names it, and a save that brings it heals it.
+            known = self._snapshots.get(ident)
+            created = known.created_ns if known is not None else state.created.get(ident, 0)
+            update.put(SNAPSHOTS, ident, U64.pack(created))
         for ident, parents in state.removed.items():
             update.put(REMOVED, ident, removed_row(parents))
         for name, ident in state.refs.items():
             update.put(REFS, name.encode(), ident)
-        for transaction in transactions:
+        for transaction in history.transactions:
             log_transaction(update, transaction)
+        for key, row in log.items():
+            update.put(REFLOG, key, row)
+        self._repository.journal.set_position(update, history.end, history.last)
 
-    def _adopt(self, found: list[ObjectId]) -> list[str]:
+    def _adopt(self, index: Index, found: list[ObjectId]) -> list[str]:
         """List snapshots that only the packs know of, with a branch at each that is nobody's parent."""
         if not found:
             return []
-        parents = {parent for _, those in self._snapshots.values() for parent in those}
+        parents = {parent for one in self._snapshots.values() for parent in one.parents}
+        journal = self._repository.journal
 
         def change(update: Update) -> None:
             for ident in found:
-                created = self._snapshots[ident][0]
+                created = self._snapshots[ident].created_ns
                 update.put(SNAPSHOTS, ident, U64.pack(created))
                 records = [SnapshotAdded(ident, created)]
                 if ident not in parents:
                     key = branch_key(f"recovered-{ident.hex()[:12]}")
-                    log_records(
-                        update,
-                        self._repository.journal,
-                        [*records, move_ref(update, key, None, ident, "fsck --repair")],
-                    )
+                    log_records(update, journal, [*records, move_ref(update, key, None, ident, "fsck --repair")])
                 else:
-                    log_records(update, self._repository.journal, records)
+                    log_records(update, journal, records)
 
-        self._index.write(change)
+        index.write(change)
         return [f"found {len(found)} snapshots that no name led to: see the branches recovered-…"]
 
 
-def place_of(number: int, scanned: Scanned) -> Place:
-    """The index row of a frame that a scan found."""
-    assert scanned.header is not None
-    header = scanned.header
-    tag = header.codec if header.kind == FrameKind.CHUNK else header.kind
-    return Place(number, scanned.offset, header.span, header.plain, tag, header.depth)
+def _put_pack(update: Update, number: int, contents: PackContents) -> None:
+    update.put(PACKS, PACK_KEY.pack(number), PACK_ROW.pack(contents.kind, contents.size))
+    rows = ((CHUNKS, contents.chunks), (OBJECTS, contents.objects), (SIDECARS, contents.sidecars))
+    for table, found in rows:
+        update.put_many(table, sorted(found.items()))
+    update.set_number(b"next_pack", max(update.number(b"next_pack"), number))
 
 
-def _kind(path: Path) -> int:
-    """The kind of a pack; one with a damaged header is taken for a data pack."""
-    try:
-        with path.open("rb") as file:
-            _, kind, _ = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
-    except (CorruptError, UnknownFormatError):
-        return DATA_PACK
-    return SIDECAR_PACK if kind == SIDECAR_PACK else DATA_PACK
-
-
-def _clear(update: Update) -> None:
-    for table in TABLES:
-        update.clear(table)
+def _is_newer(old: Rows, history: _History) -> bool:
+    """Whether an index knew more than the journal says; both of its numbers say so, or one of them is damaged."""
+    row = old.get(META, {}).get(b"journal", b"")
+    if len(row) != 16:
+        return False
+    end, sequence = U64.unpack(row[:8])[0], U64.unpack(row[8:])[0]
+    return bool(end > history.end and sequence > history.last)

@@ -1,8 +1,9 @@
 """fsck --repair: put right what can be put right, and lose nothing that could be kept.
 
-A damaged frame is replaced by another sound copy where some pack has one; otherwise the index lets go of it, so that
-the next save that brings the same bytes stores them again and the snapshots that need them heal. Lost names are found
-through the journal; a lost journal is written anew from the index; a lost index is built from both
+What a reader still gets out of a damaged frame is stored anew (`rescue.py`). What it does not is replaced by another
+sound copy where some pack has one; otherwise the index lets go of it, so that the next save that brings the same bytes
+stores them again and the snapshots that need them heal. Lost names are found through the journal; a lost journal is
+written anew from the index; an index that is lost, damaged, or not what packs and journal say is built from both
 (`rebuild_index.py`).
 """
 
@@ -18,7 +19,9 @@ from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.maintenance.pack_check import Finding
 from ijfs_engine.maintenance.reachability import split
-from ijfs_engine.maintenance.rebuild_index import Rebuilder, place_of
+from ijfs_engine.maintenance.rebuild_index import Rebuilder
+from ijfs_engine.maintenance.rescue import rescue
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.index import (
     BASES,
@@ -36,7 +39,8 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import SnapshotAdded
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
+from ijfs_engine.storage.pack import DATA_PACK, mend_pack_header, pack_files, pack_path
+from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.storage.refs import log_records, move_ref
 from ijfs_engine.storage.revisions import nearest
 
@@ -56,14 +60,22 @@ class Repairer:
         self._index = repository.index
         self.done: list[str] = []
 
-    def rebuild(self) -> None:
-        """Build the index from packs and journal. StorageError, LockedError while sessions run."""
-        self.done += Rebuilder(self._repository).run()
+    def rebuild(self, *, keep: bool) -> None:
+        """Build the index from packs and journal; with `keep`, the old one is kept under another name. StorageError,
+        LockedError while sessions run."""
+        self.done += Rebuilder(self._repository).run(keep=keep)
+
+    def rescue(self, findings: list[Finding]) -> None:
+        """Store anew what can be read in spite of its damage. StorageError."""
+        saved = rescue(self._repository, _damaged(findings))
+        if saved:
+            self.done.append(f"stored {saved} damaged frames anew, whose bytes could still be read")
 
     def repair(self, findings: list[Finding]) -> None:
         """Put right what `Checker` found. StorageError."""
+        self._repair_format([one for one in findings if one.what == "format"])
         self._repair_packs([one for one in findings if one.what == "pack"])
-        self._repair_frames({one.id for one in findings if one.what in ("frame", "missing") and one.id is not None})
+        self._repair_frames(_damaged(findings))
         self._repair_journal([one for one in findings if one.what == "journal"])
         self._repair_refs([one for one in findings if one.what == "ref"])
 
@@ -95,7 +107,7 @@ class Repairer:
                 if scanned.header.kind == FrameKind.SIDECAR or not self._sound(scanned.header.kind, scanned.frame):
                     continue
                 table = CHUNKS if scanned.header.kind == FrameKind.CHUNK else OBJECTS
-                found[scanned.frame.id] = _Copy(table, place_of(number, scanned))
+                found[scanned.frame.id] = _Copy(table, place_of(number, scanned.offset, scanned.header))
         return found
 
     def _sound(self, kind: int, frame: EncodedChunk) -> bool:
@@ -118,26 +130,38 @@ class Repairer:
             path = pack_path(self._repository.directory.packs, copy.place.pack)
             update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA_PACK, path.stat().st_size))
 
-    # --- packs
+    # --- packs, and the format file
+
+    def _repair_format(self, findings: list[Finding]) -> None:
+        if findings:
+            self._repository.directory.seal()
+            self.done.append("wrote the file `format` anew: packs and journal have the repository's id")
 
     def _repair_packs(self, findings: list[Finding]) -> None:
-        """A pack that is gone is forgotten; its frames are reported, and let go, one by one."""
-        gone: list[bytes] = []
+        """A pack that is gone is forgotten; its frames are reported, and let go, one by one. A damaged header is
+        written anew: it says nothing that is not known."""
+        if not findings:
+            return
         with self._index.read() as view:
-            keys = [key for key, _ in view.items(PACKS)]
-        for key in keys:
-            if not pack_path(self._repository.directory.packs, PACK_KEY.unpack(key)[0]).exists():
-                gone.append(key)
-        if findings and gone:
-            self._index.write(lambda update: update.delete_many(PACKS, gone))
+            kinds = {PACK_KEY.unpack(key)[0]: PACK_ROW.unpack(row)[0] for key, row in view.items(PACKS)}
+        gone = [n for n in kinds if not pack_path(self._repository.directory.packs, n).exists()]
+        if gone:
+            keys = [PACK_KEY.pack(number) for number in gone]
+            self._index.write(lambda update: update.delete_many(PACKS, keys))
             self.done.append(f"forgot {len(gone)} packs whose files are gone")
+        named = {one.where for one in findings}
+        for number in kinds.keys() - set(gone):
+            path = pack_path(self._repository.directory.packs, number)
+            with disk.storage_errors(f"writing the header of {path.name}"):
+                if path.name in named and mend_pack_header(path, kinds[number], self._repository.directory.id):
+                    self.done.append(f"wrote the header of {path.name} anew")
 
     # --- names
 
     def _repair_journal(self, findings: list[Finding]) -> None:
         if not findings:
             return
-        rewrite_journal(self._repository)
+        rewrite_journal(self._repository, self._index)
         self.done.append("wrote the journal anew from the index")
 
     def _repair_refs(self, findings: list[Finding]) -> None:
@@ -168,6 +192,11 @@ class Repairer:
         if heir is None:
             return f"deleted {name}: nothing is left of the snapshot {target.hex()[:12]}"
         return f"moved {name} to {heir.hex()[:12]}, the nearest that is left"
+
+
+def _damaged(findings: list[Finding]) -> set[bytes]:
+    """The ids of what cannot be had."""
+    return {one.id for one in findings if one.what in ("frame", "missing") and one.id is not None}
 
 
 def _no_bases(ids: object) -> list[bytes]:

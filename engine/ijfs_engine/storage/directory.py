@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownFormatError
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
 
 FORMAT_VERSION: Final = 1
@@ -51,12 +54,30 @@ class RepositoryDirectory:
             disk.write_file(self.path / "format", text.encode())
 
     @classmethod
-    def find(cls, path: Path) -> RepositoryDirectory:
-        """Recognise a repository. NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
-        ident = _read_format(path)
+    def find(cls, path: Path, *, damaged: bool = False) -> RepositoryDirectory:
+        """Recognise a repository; with `damaged`, also by its packs where the file `format` is lost or damaged.
+
+        NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
+        try:
+            ident = _read_format(path)
+        except (NoRepositoryError, CorruptError):
+            found = id_of_packs(path) if damaged else None
+            if found is None:
+                raise
+            ident = found
         if not os.access(path, os.R_OK | os.X_OK):
             raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
+        if damaged:
+            # One damaged digit of the id in `format` is no reason to call all packs those of another repository.
+            ident = id_of_packs(path) or ident
         return cls(path.resolve(), ident, _read_only_reason(path))
+
+    def is_sealed(self) -> bool:
+        """Whether the file `format` is there and says what it should. StorageError."""
+        try:
+            return _read_format(self.path) == self.id
+        except (NoRepositoryError, CorruptError):
+            return False
 
     def make_missing(self) -> None:
         """Make the directories that are missing, unless the repository can only be read. StorageError."""
@@ -135,6 +156,20 @@ def _read_format(path: Path) -> bytes:
     if whole is None:
         raise CorruptError(f"{file} is damaged")
     return bytes.fromhex(whole[2].decode())
+
+
+def id_of_packs(path: Path) -> bytes | None:
+    """The repository's id as the journal and all its packs have it; None where there is none or they differ.
+
+    One that is damaged has no say."""
+    found: Counter[bytes] = Counter()
+    files = [path / "journal"]
+    with contextlib.suppress(OSError):
+        files += [file for _, file in pack_files(path / "packs")]
+    for file in files:
+        with contextlib.suppress(OSError, CorruptError, UnknownFormatError), file.open("rb") as data:
+            found[decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2]] += 1
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _read_only_reason(path: Path) -> StorageError | None:

@@ -21,7 +21,7 @@ from ijfs_engine.errors import StorageError
 class Step(NamedTuple):
     """A change that is about to be made.
 
-    `op` is create, write, fsync, fsync_dir, truncate, allocate, rename, unlink or commit."""
+    `op` is create, write, fsync, fsync_dir, truncate, allocate, rename, exchange, unlink or commit."""
 
     op: str
     path: str
@@ -32,6 +32,9 @@ class Step(NamedTuple):
 
 observer: Callable[[Step], None] | None = None
 """Called before each step. Only tests set it."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 _HINTS = {
     errno.ENOSPC: "free some space (`ijfs gc` gives back what nothing needs) and try again; nothing was changed",
@@ -140,8 +143,28 @@ def unlink(path: Path) -> None:
         path.unlink()
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names of one filesystem in one step; in two, past a moment without `other`, where the kernel or the
+    filesystem has no such step. OSError."""
+    import ctypes
+
+    note("exchange", other)
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    aside = one.with_name(f"{one.name}.old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put a small file in place, whole or not at all, durably."""
+    put_in_place(write_beside(path, data, mode), path)
+
+
+def write_beside(path: Path, data: bytes, mode: int = 0o600) -> Path:
+    """The first half of `write_file`: all but the name; where the bytes are."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     unlink(temporary)
     fd = create(temporary, mode=mode)
@@ -150,6 +173,11 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         fsync(fd, temporary)
     finally:
         os.close(fd)
+    return temporary
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """The second half of `write_file`."""
     note("rename", path)
     temporary.rename(path)
     fsync_dir(path.parent)

@@ -19,8 +19,10 @@ from typing import ClassVar, Final, NamedTuple, TypeVar, cast
 
 import lmdb
 
-from ijfs_engine.errors import StorageError
+from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.storage import disk, index_file
+from ijfs_engine.storage.index_file import newest_meta
+from ijfs_engine.storage.index_pages import HEAD, Pages, look_over
 from ijfs_engine.storage.reserve import Reserve
 
 T = TypeVar("T")
@@ -62,6 +64,8 @@ _LARGE: Final = 64 << 20
 """Bytes of index from which on the pages that were looked at are released (index_file.py)…"""
 _LOOKS: Final = 1024
 """…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
+_META_TRIES: Final = 100
+"""Looks at the meta pages until one is of the transaction that was just begun: a writer may commit in between."""
 _READERS: Final = 1024
 """Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
 
@@ -178,17 +182,14 @@ class Update(View):
 
 
 class Index:
-    """The environment: many processes and threads read it while one at a time writes.
+    """The tables, for one user: many processes and threads read them while one at a time writes.
 
-    LMDB allows one environment per process and directory; `Index.open` shares it. A map that another process grew is
-    adopted, one that is full is grown and the transaction repeated.
+    LMDB allows one environment per process and directory, so users share it (`_Environment`). One that a repair put
+    another in the place of is left for that: whoever has the repository open goes on with the new one.
 
     Where the repository can only be read there is no reader slot to take, so that a writer (who has it writable
     elsewhere) may reuse the pages of a view that is still open: `read` notices, and says so.
     """
-
-    _shared: ClassVar[dict[tuple[int, int, int, bool], Index]] = {}
-    _shared_lock: ClassVar[Lock] = Lock()
 
     def __init__(
         self,
@@ -201,48 +202,12 @@ class Index:
         self.path = path
         self._reserve = reserve
         self._read_only_reason = read_only_reason
+        self._map_size = map_size
         self._data = path / "data.mdb"
         self._looked = 0
-        self._gate = _Gate()
-        self._inside = local()
-        self._users = 1
-        with disk.storage_errors(f"the index {path} does not open"):
-            if read_only_reason is None:
-                self._open(map_size)
-            else:
-                self._open_to_read(map_size)
-
-    def _open(self, map_size: int) -> None:
-        if self._data.exists():
-            index_file.fill_up(self._data)
-        self._allocate_locks()
-        self._env = lmdb.open(
-            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600
-        )
-        self._env.reader_check()
-        # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
-        # with the interpreter's lock in its hand (py-lmdb 3.0).
-        with self._env.begin(write=True) as txn:
-            self._tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
-
-    def _allocate_locks(self) -> None:
-        """LMDB writes to its lock file through a map: a hole in it would be a signal on a full disk, not an error."""
-        file = self.path / "lock.mdb"
-        try:
-            index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
-        except OSError as error:
-            if not disk.is_full(error) or self._reserve is None or not self._reserve.give_up():
-                raise
-            index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
-
-    def _open_to_read(self, map_size: int) -> None:
-        if index_file.shortfall(self._data):
-            # A look behind its end would end the process.
-            raise StorageError(f"the index {self.path} was cut short", hint="`ijfs fsck --repair`, on a copy")
-        self._env = lmdb.open(
-            os.fspath(self.path), map_size=map_size, max_dbs=len(TABLES), readonly=True, lock=False, create=False
-        )
-        self._tables = {name: self._env.open_db(name, create=False) for name in TABLES}
+        self._changing = Lock()
+        self._closed = False
+        self._environment = self._share()
 
     @classmethod
     def open(
@@ -253,49 +218,54 @@ class Index:
         read_only_reason: StorageError | None = None,
         reserve: Reserve | None = None,
     ) -> Index:
-        """The process's index of that directory, opened if it is not yet; with a `read_only_reason` it can only be
-        read, and every `write` raises that. `reserve` is given up when the disk is full. StorageError."""
-        with disk.storage_errors(f"the index {path} does not open"):
-            if read_only_reason is None:
-                path.mkdir(mode=0o700, exist_ok=True)
-            status = path.stat()
-        # The pid keeps a forked child from using its parent's environment, which LMDB forbids.
-        key = (os.getpid(), status.st_dev, status.st_ino, read_only_reason is None)
-        with cls._shared_lock:
-            index = cls._shared.get(key)
-            if index is None:
-                index = cls(path, map_size=map_size, read_only_reason=read_only_reason, reserve=reserve)
-                cls._shared[key] = index
-                index._key = key
-            else:
-                index._users += 1
-            return index
+        """The index in that directory; with a `read_only_reason` it can only be read, and every `write` raises that.
+        `reserve` is given up when the disk is full.
 
-    _key: tuple[int, int, int, bool] = (0, 0, 0, True)
+        CorruptError for one that LMDB could not even open without harm, StorageError."""
+        if read_only_reason is None:
+            with disk.storage_errors(f"the index {path} does not open"):
+                path.mkdir(mode=0o700, exist_ok=True)
+        return cls(path, map_size=map_size, read_only_reason=read_only_reason, reserve=reserve)
 
     def close(self) -> None:
-        """Let go; the last user closes the environment."""
-        with self._shared_lock:
-            self._users -= 1
-            if self._users == 0:
-                self._shared.pop(self._key, None)
-                if self._key[0] in (0, os.getpid()):
-                    self._env.close()
+        """Let go; the last user of the process closes the environment. Safe to call twice."""
+        with self._changing:
+            if not self._closed:
+                self._closed = True
+                self._environment.release()
+
+    def _share(self) -> _Environment:
+        with disk.storage_errors(f"the index {self.path} does not open"):
+            return _Environment.share(
+                self.path, self._map_size, self._reserve, read_only=self._read_only_reason is not None
+            )
+
+    def _current(self) -> _Environment:
+        """The environment, the new one where another was put in its place."""
+        found = self._environment
+        if found.is_replaced():
+            with self._changing:
+                if self._environment is found and not self._closed:
+                    self._environment = self._share()
+                    found.release()
+                found = self._environment
+        return found
 
     @contextlib.contextmanager
     def read(self) -> Iterator[View]:
         """A consistent view for the block. Never waits for a writer. StorageError."""
-        with disk.storage_errors("reading the index"), self._transaction(write=False) as txn:
+        environment = self._current()
+        with disk.storage_errors("reading the index"), environment.transaction(write=False) as txn:
             try:
-                yield View(txn, self._tables, self._count)
+                yield View(txn, environment.tables, self._count)
             finally:
                 if self._read_only_reason is not None:
-                    self._check_undisturbed(txn)
+                    self._check_undisturbed(environment, txn)
 
-    def _check_undisturbed(self, txn: lmdb.Transaction) -> None:
+    def _check_undisturbed(self, environment: _Environment, txn: lmdb.Transaction) -> None:
         """Nobody can have written into pages of this view. What the next commit sets free, the third begins to reuse
         (LMDB's `mdb_page_alloc`: pages freed before the last commit but one), and writes when it commits."""
-        if self._env.info()["last_txnid"] > txn.id() + 1:
+        if environment.last_transaction() > txn.id() + 1:
             raise StorageError(
                 f"somebody writes into {self.path} while it is read here without locks",
                 hint="try again when they are done, or where the repository is writable",
@@ -319,11 +289,18 @@ class Index:
                 return
             start = rows[-1][0] + b"\0"
 
-    def check(self) -> None:
-        """Look at every row. StorageError where LMDB finds one of its pages damaged."""
-        for table in TABLES:
-            for _ in self.scan(table):
-                pass
+    @contextlib.contextmanager
+    def pages(self) -> Iterator[Pages]:
+        """The pages of one consistent state, to be looked at without LMDB; writers go on meanwhile. StorageError."""
+        with disk.storage_errors("reading the index"):
+            for _ in range(_META_TRIES):
+                with self._current().transaction(write=False) as txn, self._data.open("rb", buffering=0) as data:
+                    meta = newest_meta(os.pread(data.fileno(), HEAD, 0))
+                    # The transaction keeps the pages of its own state from reuse, and of no other.
+                    if meta is not None and meta.transaction == txn.id():
+                        yield Pages(data.fileno(), meta)
+                        return
+        raise StorageError("the index changes too fast to be looked at", hint="try again")
 
     def write(self, change: Callable[[Update], T], *, last_room: bool = True) -> T:
         """Run `change` in a write transaction, commit it durably, and return what it returned.
@@ -337,42 +314,43 @@ class Index:
         with disk.storage_errors("writing the index"):
             attempt = 0
             while True:
+                environment = self._current()
                 try:
-                    return self._write_once(change)
+                    return self._write_once(environment, change)
                 except lmdb.MapFullError:
-                    self._grow()
+                    environment.grow()
                 except (OSError, lmdb.Error) as error:
                     if attempt == _ATTEMPTS or not _may_be_full(error):
                         raise
-                    self._make_room(_ROOM << 2 * attempt, last_room=last_room)
+                    self._make_room(environment, _ROOM << 2 * attempt, last_room=last_room)
                     attempt += 1
 
-    def _write_once(self, change: Callable[[Update], T]) -> T:
-        with self._transaction(write=True) as txn:
-            result = change(Update(txn, self._tables, self._count))
+    def _write_once(self, environment: _Environment, change: Callable[[Update], T]) -> T:
+        with environment.transaction(write=True) as txn:
+            result = change(Update(txn, environment.tables, self._count))
             disk.note("commit", self.path)
         self._count(_LOOKS)
         return result
 
-    def _make_room(self, length: int, *, last_room: bool) -> None:
+    def _make_room(self, environment: _Environment, length: int, *, last_room: bool) -> None:
         """Have the disk promise room for a transaction: so many bytes behind what the index has. If it has none, the
         reserve goes, and what that leaves is for whoever needs it. OSError where there is none either."""
-        with self._transaction(write=True) as txn:
+        with environment.transaction(write=True) as txn:
             # As the only writer: `disk.allocate` wants that.
             try:
-                self._lengthen(length)
+                self._lengthen(environment, length)
             except OSError as error:
                 given = disk.is_full(error) and last_room and self._reserve is not None and self._reserve.give_up()
                 if not given:
                     raise
                 with contextlib.suppress(OSError):
-                    self._lengthen(length)
+                    self._lengthen(environment, length)
             txn.abort()
 
-    def _lengthen(self, length: int) -> None:
+    def _lengthen(self, environment: _Environment, length: int) -> None:
         fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
         try:
-            used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            used = (environment.last_page() + 1) * environment.page_size
             disk.allocate(fd, self._data, max(os.fstat(fd).st_size, used + length))
         finally:
             os.close(fd)
@@ -382,20 +360,115 @@ class Index:
         self._looked += looked
         if self._looked >= _LOOKS:
             self._looked = 0
-            if self._env.info()["last_pgno"] > _LARGE // mmap.PAGESIZE:
+            if self._environment.last_page() > _LARGE // mmap.PAGESIZE:
                 index_file.release_pages(self._data)
 
     @property
     def map_size(self) -> int:
         """Bytes of address space that the index may fill before it grows again."""
-        return int(self._env.info()["map_size"])
+        return self._environment.map_size
 
     def size_on_disk(self) -> int:
         """Bytes the index takes on disk."""
         return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
 
+
+class _Environment:
+    """LMDB's environment of one directory, shared by all users of the process.
+
+    A map that another process grew is adopted, one that is full is grown and the transaction repeated.
+    """
+
+    _shared: ClassVar[dict[tuple[int, int, int, bool], _Environment]] = {}
+    _shared_lock: ClassVar[Lock] = Lock()
+
+    def __init__(self, path: Path, map_size: int, reserve: Reserve | None, key: tuple[int, int, int, bool]) -> None:
+        self._key = key
+        self._data = os.fspath(path / "data.mdb")
+        self._gate = _Gate()
+        self._inside = local()
+        self._users = 0
+        if os.path.exists(self._data) and os.path.getsize(self._data):
+            wrong = look_over(path / "data.mdb")
+            if wrong is not None:
+                raise CorruptError(
+                    f"the index {path} is damaged: {wrong}", hint="`ijfs fsck --repair` rebuilds it from the packs"
+                )
+        if key[3]:
+            self._open_to_read(path, map_size)
+        else:
+            _allocate_locks(path / "lock.mdb", reserve)
+            self._open(path, map_size)
+        status = os.stat(self._data)
+        self._file = (status.st_dev, status.st_ino)
+
+    def _open(self, path: Path, map_size: int) -> None:
+        self._env = lmdb.open(os.fspath(path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600)
+        self._env.reader_check()
+        # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
+        # with the interpreter's lock in its hand (py-lmdb 3.0).
+        with self._env.begin(write=True) as txn:
+            self.tables = {name: self._env.open_db(name, txn=txn) for name in TABLES}
+
+    def _open_to_read(self, path: Path, map_size: int) -> None:
+        self._env = lmdb.open(
+            os.fspath(path), map_size=map_size, max_dbs=len(TABLES), readonly=True, lock=False, create=False
+        )
+        self.tables = {name: self._env.open_db(name, create=False) for name in TABLES}
+
+    @classmethod
+    def share(cls, path: Path, map_size: int, reserve: Reserve | None, *, read_only: bool) -> _Environment:
+        """The process's environment of that directory, opened if it is not yet. OSError, CorruptError."""
+        status = path.stat()
+        # The pid keeps a forked child from using its parent's environment, which LMDB forbids.
+        key = (os.getpid(), status.st_dev, status.st_ino, read_only)
+        with cls._shared_lock:
+            found = cls._shared.get(key)
+            if found is None:
+                found = cls._shared[key] = cls(path, map_size, reserve, key)
+            found._users += 1
+            return found
+
+    def release(self) -> None:
+        """One user less; the last closes it."""
+        with self._shared_lock:
+            self._users -= 1
+            if self._users:
+                return
+            self._shared.pop(self._key, None)
+        if self._key[0] == os.getpid():
+            with self._gate.alone():
+                self._env.close()
+
+    def is_replaced(self) -> bool:
+        """Whether another file stands where this one was opened; one that is gone is in use until there is."""
+        try:
+            status = os.stat(self._data)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) != self._file
+
+    def last_transaction(self) -> int:
+        """The number of the newest one."""
+        return int(self._env.info()["last_txnid"])
+
+    def last_page(self) -> int:
+        """The number of the last page in use."""
+        return int(self._env.info()["last_pgno"])
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return int(self._env.stat()["psize"])
+
+    @property
+    def map_size(self) -> int:
+        """Bytes of address space that may be filled."""
+        return int(self._env.info()["map_size"])
+
     @contextlib.contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        """One transaction; RuntimeError inside another one of the same thread."""
         if getattr(self._inside, "busy", False):
             raise RuntimeError("a transaction of the index inside another one of the same thread")
         with self._begin(write=write) as txn:
@@ -420,7 +493,8 @@ class Index:
             with self._gate.alone():
                 self._env.set_mapsize(0)
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
+        """Double the map. StorageError."""
         with self._gate.alone():
             size = self.map_size
             grown = size + min(size, MAX_GROWTH)
@@ -438,6 +512,16 @@ def _may_be_full(error: OSError | lmdb.Error) -> bool:
     if isinstance(error, OSError):
         return disk.is_full(error)
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO))
+
+
+def _allocate_locks(file: Path, reserve: Reserve | None) -> None:
+    """LMDB writes to its lock file through a map: a hole in it would be a signal on a full disk, not an error."""
+    try:
+        index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
+    except OSError as error:
+        if not disk.is_full(error) or reserve is None or not reserve.give_up():
+            raise
+        index_file.allocate_mapped(file, _READERS * index_file.READER_SIZE)
 
 
 class _Gate:

@@ -1,12 +1,12 @@
-"""The index's file as the kernel maps it: `Index` keeps it whole enough to be looked at, and lets its pages go.
+"""The index's file: what its meta pages say, and letting go of pages that the kernel mapped.
 
 LMDB maps the index. A page that was once looked at stays with the process until the kernel is short of memory: gc of 10
 million chunks would show 840 MB more, and a container's limit takes it at its word. And a look behind the end of a file
 that was cut short is no error that could be caught: it ends the process.
 
 Risk: py-lmdb does not say how long a file should be before it maps it, so the meta pages are read here by their offsets
-in LMDB 0.9 (`MDB_meta` in its mdb.c). Another version of the format is left alone; a test compares what is read here
-with what py-lmdb says of the same file, so that a new LMDB shows.
+in LMDB 0.9 (`MDB_meta` in its mdb.c). A test compares them with what py-lmdb says of the same file, so that
+a new LMDB shows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,42 @@ from typing import Final, NamedTuple
 from ijfs_engine.storage.disk import note
 
 _DONTNEED: Final = 4
-_META: Final = struct.Struct("<16xII8x8xI")
-"""LMDB's file begins with two meta pages: magic, version, (address, size of the map,) size of a page…"""
-_META_LAST: Final = struct.Struct("<136xQQ")
+_PAGE_HEAD: Final = struct.Struct("<Q2xH4x")
+"""A page's number and flags."""
+_META: Final = struct.Struct("<16xII8xQ")
+"""LMDB's file begins with two meta pages: magic, version, (address,) size of the map…"""
+_TREE: Final = struct.Struct("<IHHQQQQQ")
+"""…then two trees: (of the first) size of a page, flags, depth, pages of branches, leaves, long values, rows, root…"""
+_TREES_AT: Final = 40
+_LAST: Final = struct.Struct("<136xQQ")
 """…and the last page in use, and the transaction that said so."""
 _MAGIC: Final = 0xBEEFC0DE
 _VERSION: Final = 1
-"""Of the data format of LMDB 0.9. With another one the file is left as it is, and a cut one may end the process."""
+"""Of the data format of LMDB 0.9."""
+_META_PAGE: Final = 8
+_NO_PAGE: Final = (1 << 64) - 1
+_NUMBER_KEYS: Final = 8
+"""Flag of a tree whose keys are numbers: the list of free pages."""
+
+
+class Tree(NamedTuple):
+    """A B+tree of LMDB; `root` is None where it has no rows."""
+
+    depth: int
+    branch_pages: int
+    leaf_pages: int
+    long_pages: int
+    entries: int
+    root: int | None
+    flags: int
+
+    @classmethod
+    def parse(cls, data: bytes) -> Tree | None:
+        """From its 48 bytes, None for anything else."""
+        if len(data) != _TREE.size:
+            return None
+        _, flags, depth, branches, leaves, long, entries, root = _TREE.unpack(data)
+        return cls(depth, branches, leaves, long, entries, root if root != _NO_PAGE else None, flags)
 
 
 READER_SIZE: Final = 64
@@ -38,11 +67,13 @@ _LOCK_HEAD: Final = 4096
 
 
 class Meta(NamedTuple):
-    """What the newer of the two meta pages says."""
+    """What a meta page says."""
 
     page_size: int
     last_page: int
     transaction: int
+    free: Tree
+    main: Tree
 
 
 def release_pages(file: Path) -> None:
@@ -93,33 +124,51 @@ def _madvise() -> Callable[[int, int, int], int]:
     return function
 
 
-def shortfall(file: Path) -> int:
-    """Bytes that an index counts beyond its end: more than none if it was cut short. OSError."""
-    with file.open("rb", buffering=0) as data:
-        return max(0, _counted(os.pread(data.fileno(), 2 << 16, 0)) - os.fstat(data.fileno()).st_size)
-
-
-def fill_up(file: Path) -> None:
-    """Lengthen an index that was cut short to the pages it counts: LMDB then says that they are damaged. OSError."""
-    missing = shortfall(file)
-    if missing:
-        with file.open("r+b", buffering=0) as data:
-            # Takes nothing away if another process is just writing there.
-            os.posix_fallocate(data.fileno(), os.fstat(data.fileno()).st_size, missing)
-
-
 def newest_meta(head: bytes) -> Meta | None:
     """The newer meta page of a file that begins with these bytes; None where that cannot be told."""
-    if len(head) < 4096:
+    first = _meta(head, 0)
+    second = _meta(head, first.page_size) if first is not None else None
+    if first is None or second is None or first.page_size != second.page_size:
         return None
-    magic, version, page = _META.unpack_from(head)
-    if (magic, version) != (_MAGIC, _VERSION) or not 4096 <= page <= 1 << 16 or len(head) < page + 4096:
-        return None
-    last_page, transaction = max((_META_LAST.unpack_from(head, at) for at in (0, page)), key=lambda meta: meta[1])
-    return Meta(page, last_page, transaction)
+    return max(first, second, key=lambda meta: meta.transaction)
 
 
-def _counted(head: bytes) -> int:
-    """Bytes that the newer meta page counts; 0 where that is not to be read."""
-    meta = newest_meta(head)
-    return (meta.last_page + 1) * meta.page_size if meta is not None else 0
+def doubt(head: bytes) -> str | None:
+    """What cannot be about the two meta pages, in words; None if all is as LMDB leaves it.
+
+    LMDB writes the pages in turn and takes the one of the later transaction: a flipped bit there has yesterday's state
+    come back. It never writes them so that this says anything.
+    """
+    first = _meta(head, 0)
+    second = _meta(head, first.page_size) if first is not None else None
+    if first is None or second is None or first.page_size != second.page_size:
+        return "its meta pages are damaged"
+    older, newer = sorted((first, second), key=lambda meta: meta.transaction)
+    if older.transaction or newer.transaction:
+        in_turn = first.transaction % 2 == 0 and second.transaction % 2 == 1
+        if not in_turn or newer.transaction != older.transaction + 1:
+            return "its meta pages are not of two transactions that follow one another"
+    if newer.last_page < older.last_page:
+        return "it has become shorter"
+    for tree, flags in ((newer.free, _NUMBER_KEYS), (newer.main, 0)):
+        if tree.flags != flags or (tree.root is not None and not 2 <= tree.root <= newer.last_page):
+            return "its meta pages lead nowhere"
+    return None
+
+
+def _meta(head: bytes, at: int) -> Meta | None:
+    page = head[at : at + 4096]
+    if len(page) < 4096:
+        return None
+    number, flags = _PAGE_HEAD.unpack_from(page)
+    magic, version, _ = _META.unpack_from(page)
+    size = _TREE.unpack_from(page, _TREES_AT)[0]
+    if (magic, version, flags) != (_MAGIC, _VERSION, _META_PAGE) or not 4096 <= size <= 1 << 16 or size & (size - 1):
+        return None
+    if number * size != at:
+        return None
+    free, main = (Tree.parse(page[start : start + _TREE.size]) for start in (_TREES_AT, _TREES_AT + _TREE.size))
+    assert free is not None
+    assert main is not None
+    last_page, transaction = _LAST.unpack_from(page)
+    return Meta(size, last_page, transaction, free, main)

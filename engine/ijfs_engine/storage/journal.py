@@ -1,7 +1,8 @@
 """The journal: every change of refs and of the list of snapshots, in order. Packs and journal rebuild the index.
 
 One frame per transaction. It is written and synced inside the index's write transaction, at the place where the index
-says the journal ends: what lies behind was never acknowledged, and the next writer cuts it off.
+says the journal ends. What lies behind is from a crash between the two, or the index is an old one: a whole transaction
+there that is the next is taken into the index (`journal_tail.py`), and only what a crash tore is cut off.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -19,7 +20,7 @@ from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header, object_id, padding
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
-from ijfs_engine.storage.index import META, Update, View
+from ijfs_engine.storage.index import META, Index, Update, View, is_whole
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, encode_pack_header
 
 JOURNAL: Final = 3
@@ -67,12 +68,25 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder(Transaction)
 
 
+class StaleIndexError(CorruptError):
+    """The journal knows more than the index, and the index cannot be led on to it."""
+
+    default_hint = "`ijfs fsck --repair` rebuilds the index from packs and journal"
+
+
+TakeIn = Callable[[Update, Sequence[Transaction]], None]
+"""Puts transactions into the index that it does not know. CorruptError where it cannot."""
+
+
 class Journal:
     """The journal of one repository. Only ever changed inside an index write transaction."""
 
-    def __init__(self, path: Path, repository: bytes) -> None:
+    def __init__(self, path: Path, repository: bytes, take_in: TakeIn) -> None:
         self.path = path
         self._repository = repository
+        self._take_in = take_in
+        self._written = -1
+        """Where this object last wrote: if the index still says that the journal ends there, that was in vain."""
 
     def create(self) -> None:
         """An empty one. OSError."""
@@ -86,13 +100,14 @@ class Journal:
 
     def append(self, update: Update, records: Sequence[Record]) -> Transaction:
         """Write one transaction durably, and its position into the index. CorruptError, OSError."""
+        self.settle(update)
         end, sequence = self.position(update)
         transaction = Transaction(sequence + 1, time.time_ns(), tuple(records))
         frame = encode_transaction(transaction)
         # Opened anew each time: a repair in another process may have put a new file in its place.
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self._written = end
         try:
-            self._cut(fd, end)
             disk.write(fd, self.path, frame, end)
             disk.fsync(fd, self.path)
         finally:
@@ -104,23 +119,79 @@ class Journal:
         """Say where the journal ends."""
         update.put(META, _KEY, _POSITION.pack(end, sequence))
 
-    def trim(self, update: Update) -> None:
-        """Cut off what was never acknowledged. gc does so before it removes packs that such a tail may name."""
+    def is_longer(self, view: View) -> bool:
+        """Whether there is more than the index knows: a writer is just writing it, or a crash left it. OSError."""
+        return self.path.exists() and self.path.stat().st_size > self.position(view)[0]
+
+    def settle(self, update: Update) -> None:
+        """Make the journal end where the index says: take in what is whole behind, and cut off what is not.
+
+        What was written by itself and did not come to pass, because the index's transaction failed, is cut off, too. gc
+        settles before it removes packs that a tail may name. CorruptError where neither may be done, OSError.
+        """
+        if not is_whole(update):
+            raise CorruptError("the index is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
         end, _ = self.position(update)
+        size = self.path.stat().st_size
+        if size < end:
+            raise CorruptError(
+                f"the journal has {size} bytes where the index counts {end}",
+                hint="`ijfs fsck --repair` writes it anew from the index",
+            )
+        if size == end:
+            return
+        transactions = self.tail(update) if self._written != end else []
+        if transactions:
+            self._take_in(update, [transaction for _, transaction in transactions])
+            end, last = transactions[-1]
+            self.set_position(update, end, last.sequence)
+        self._cut(end)
+
+    def tail(self, view: View) -> list[tuple[int, Transaction]]:
+        """(end offset, transaction) of what is whole and next behind the journal's end.
+
+        StaleIndexError where there is more, and the way to it is damaged; CorruptError where the journal is; OSError.
+        """
+        end, sequence = self.position(view)
+        met, newest = end == PACK_HEADER_SIZE, sequence
+        found: list[tuple[int, Transaction]] = []
+        for at, entry in self.transactions():
+            if isinstance(entry, str):
+                continue
+            newest = max(newest, entry.sequence)
+            if at <= end:
+                met = met or (at == end and entry.sequence == sequence)
+            elif met and entry.sequence == sequence + len(found) + 1:
+                found.append((at, entry))
+        if newest > sequence + len(found):
+            raise StaleIndexError("the index is older than the journal")
+        if not met:
+            raise CorruptError("the journal is damaged", hint="`ijfs fsck --repair` writes it anew from the index")
+        return found
+
+    def _cut(self, end: int) -> None:
+        if self.path.stat().st_size == end:
+            return
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._cut(fd, end)
+            disk.truncate(fd, self.path, end)
             disk.fsync(fd, self.path)
         finally:
             os.close(fd)
 
-    def rewrite(self, transactions: Sequence[Transaction]) -> int:
-        """Replace the whole file, durably; its new end. For repair only."""
+    def rewrite(self, index: Index, transactions: Sequence[Transaction]) -> None:
+        """Replace the whole file, durably. For repair only. StorageError.
+
+        The index is told first: a crash in between leaves a journal that does not fit it, and no writer cuts that.
+        """
         parts = [encode_pack_header(0, JOURNAL, self._repository)]
         parts += [encode_transaction(transaction) for transaction in transactions]
         data = b"".join(parts)
-        disk.write_file(self.path, data)
-        return len(data)
+        with disk.storage_errors("writing the journal anew"):
+            temporary = disk.write_beside(self.path, data)
+            last = transactions[-1].sequence if transactions else 0
+            index.write(lambda update: self.set_position(update, len(data), last))
+            disk.put_in_place(temporary, self.path)
 
     def transactions(self) -> Iterator[tuple[int, Transaction | str]]:
         """(end offset, transaction) in file order, or (offset, what is damaged there). OSError."""
@@ -135,16 +206,6 @@ class Journal:
                 yield scanned.offset, str(error)
                 continue
             yield scanned.offset + span + padding(span), transaction
-
-    def _cut(self, fd: int, end: int) -> None:
-        size = os.fstat(fd).st_size
-        if size < end:
-            raise CorruptError(
-                f"the journal has {size} bytes where the index counts {end}",
-                hint="`ijfs fsck --repair` writes it anew from the index",
-            )
-        if size > end:
-            disk.truncate(fd, self.path, end)
 
 
 def encode_transaction(transaction: Transaction) -> bytes:

@@ -73,6 +73,15 @@ def try_take(path: Path) -> int | None:
     return None
 
 
+def is_free(path: Path) -> bool:
+    """Whether a file is there that nobody holds. OSError."""
+    fd = try_take(path)
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
 def live_files(directory: Path) -> list[tuple[Path, bytes]]:
     """The lock files whose holders live, with their content. Changes nothing. OSError."""
     found: list[tuple[Path, bytes]] = []

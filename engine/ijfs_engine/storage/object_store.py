@@ -269,10 +269,11 @@ class Store:
 def _frame(table: bytes, data: memoryview, place: Place, ident: bytes, name: str) -> EncodedChunk:
     """One frame. What is used is checked against its id later, except a sidecar: that has nothing but its checksum."""
     if table != SIDECARS and len(data) == place.span:
-        magic, _, codec, depth, n_bases, stored, plain, _, own, _ = HEADER.unpack_from(data)
+        magic, kind, codec, depth, n_bases, stored, plain, _, own, _ = HEADER.unpack_from(data)
         start = HEADER_SIZE + n_bases * BASE_SIZE
-        same = (magic, own, plain, depth, start + stored) == (
-            FRAME_MAGIC, ident, place.plain, place.depth, place.span,
+        meant = FrameKind.CHUNK if table == CHUNKS else place.tag
+        same = (magic, kind, own, plain, depth, start + stored) == (
+            FRAME_MAGIC, meant, ident, place.plain, place.depth, place.span,
         )  # fmt: skip
         if same:
             bases = bytes(data[HEADER_SIZE:start]) if n_bases else b""

@@ -6,9 +6,12 @@ them needs the facade that calls it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import Index
-from ijfs_engine.storage.journal import Journal
+from ijfs_engine.storage.index import Index, Update
+from ijfs_engine.storage.journal import Journal, Transaction
+from ijfs_engine.storage.journal_tail import take_in
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.refs import Refs
 from ijfs_engine.storage.session import Session
@@ -21,7 +24,7 @@ class OpenRepository:
         """Takes over the index: `close` closes it."""
         self.directory = directory
         self.index = index
-        self.journal = Journal(directory.journal, directory.id)
+        self.journal = open_journal(directory)
         self.store = Store(directory, index)
         self.refs = Refs(index, self.journal)
         self._closed = False
@@ -41,3 +44,12 @@ class OpenRepository:
             self._closed = True
             self.store.close()
             self.index.close()
+
+
+def open_journal(directory: RepositoryDirectory) -> Journal:
+    """The journal, and how its tail is taken in."""
+
+    def take(update: Update, transactions: Sequence[Transaction]) -> None:
+        take_in(update, directory.packs, transactions)
+
+    return Journal(directory.journal, directory.id, take)

@@ -86,6 +86,28 @@ def decode_pack_header(data: bytes, path: Path) -> tuple[int, int, bytes]:
     return number, kind, repository
 
 
+def mend_pack_header(path: Path, kind: int, repository: bytes) -> bool:
+    """Write the header of a pack anew if it is damaged, with the time of now; whether it was. OSError."""
+    number = pack_number(path)
+    assert number is not None
+    with path.open("rb") as file:
+        old = file.read(PACK_HEADER_SIZE)
+    try:
+        if decode_pack_header(old, path) == (number, kind, repository):
+            return False
+    except UnknownFormatError:
+        return False
+    except CorruptError:
+        pass
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        disk.write(fd, path, encode_pack_header(number, kind, repository), 0)
+        disk.fsync(fd, path)
+    finally:
+        os.close(fd)
+    return True
+
+
 class PackWriter:
     """Appends frames to one new pack through two aligned buffers: one fills while the other is written.
 

@@ -109,6 +109,15 @@ def tag_key(name: str) -> bytes:
     return b"tag/" + _checked(name, "tag")
 
 
+def is_ref_key(key: bytes) -> bool:
+    """Whether the bytes can be a REFS key."""
+    kind, _, name = key.partition(b"/")
+    try:
+        return kind in (b"branch", b"tag") and _checked(name.decode(), "name") == name
+    except (UnicodeDecodeError, IjfsError):
+        return False
+
+
 def move_ref(update: Update, key: bytes, old: ObjectId | None, new: ObjectId | None, why: str) -> RefMoved:
     """Change the row; the record for the journal."""
     if new is None:

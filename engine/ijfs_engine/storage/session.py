@@ -18,13 +18,13 @@ import msgspec
 import zstandard
 
 from ijfs_engine.errors import IjfsError, StorageError
-from ijfs_engine.format.frames import ID_SIZE, Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
+from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.chunk_rows import put_chunks
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import (
-    BASES,
     CHUNKS,
     CONDEMNED,
     OBJECTS,
@@ -99,38 +99,6 @@ class _PendingRows:
         if update.count(CONDEMNED):
             update.delete_many(CONDEMNED, self.chunks)
             update.delete_many(CONDEMNED, self.objects)
-
-
-def put_chunks(update: Update, rows: dict[bytes, bytes], bases: dict[bytes, bytes]) -> None:
-    """Put chunk rows. One that is there already stays, unless it is condemned and this one is no deeper.
-
-    Other chunks may have the old frame as their base and count on its depth; that a row never gets deeper keeps every
-    chunk deeper than its bases, and so free of circles. A condemned row that stays takes its bases back to life; one
-    whose bases were swept is replaced whatever its depth, since nothing readable can depend on it.
-    """
-    doomed = bool(update.count(CONDEMNED))
-    wins: list[bytes] = []
-    for ident, old in zip(rows, update.get_many(CHUNKS, rows), strict=True):
-        if old is None or (doomed and _replaces(update, ident, Place.decode(old), Place.decode(rows[ident]))):
-            wins.append(ident)
-    update.put_many(CHUNKS, sorted((ident, rows[ident]) for ident in wins))
-    update.delete_many(BASES, wins)
-    update.put_many(BASES, sorted((ident, bases[ident]) for ident in wins if ident in bases))
-
-
-def _replaces(update: Update, ident: bytes, old: Place, new: Place) -> bool:
-    if update.get(CONDEMNED, ident) is None or old.depth == 0:
-        return False
-    if new.depth <= old.depth:
-        return True
-    chain = [ident]
-    for link in chain:
-        row = update.get(BASES, link) or b""
-        chain += [row[at : at + ID_SIZE] for at in range(0, len(row), ID_SIZE)]
-    if any(update.get(CHUNKS, link) is None for link in chain):
-        return True
-    update.delete_many(CONDEMNED, chain)
-    return False
 
 
 class Session:
@@ -301,7 +269,7 @@ class Session:
         if not writers:
             return
         # A commit that failed may have left a line in the journal that names what is about to vanish.
-        self._index.write(self._journal.trim)
+        self._index.write(self._journal.settle)
         with self._index.read() as view:
             known = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in writers])
         for writer, row in zip(writers, known, strict=True):
