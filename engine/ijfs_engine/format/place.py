@@ -10,8 +10,9 @@ import struct
 from typing import Final, NamedTuple
 
 from ijfs_engine.format.frames import ALIGN
+from ijfs_engine.format.row import RowStruct
 
-_PLACE: Final = struct.Struct("<IIIIBB")
+_PLACE: Final = RowStruct("<IIIIBB")
 _WHERE: Final = struct.Struct("<II")
 NO_PLACE: Final = bytes(_PLACE.size)
 """Stands for no row where rows are end to end."""
@@ -33,7 +34,7 @@ class Place(NamedTuple):
 
     @classmethod
     def decode(cls, row: bytes) -> Place:
-        """The inverse."""
+        """The inverse. CorruptError."""
         pack, units, span, plain, tag, depth = _PLACE.unpack(row)
         return cls(pack, units * ALIGN, span, plain, tag, depth)
 

@@ -148,6 +148,10 @@ class _SnapshotBody(msgspec.Struct, frozen=True, array_like=True):
     added: int | None = None
 
 
+_MODES: Final = 0o7777
+_IDS: Final = (1 << 32) - 2
+"""The highest owner: the number above stands for none."""
+
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _tree_decoder = msgspec.msgpack.Decoder(Tree)
 _file_decoder = msgspec.msgpack.Decoder(FileContent)
@@ -172,8 +176,28 @@ def decode_tree(data: bytes | memoryview) -> Tree:
             raise CorruptError(f"a tree holds the name {entry.name!r} where it may not stand")
         if entry.content is not None and len(entry.content) != ID_SIZE:
             raise CorruptError(f"the tree entry {entry.name!r} points at no id")
+        wrong = _wrong(entry)
+        if wrong is not None:
+            raise CorruptError(f"the tree entry {entry.name!r} has {wrong} that no file can have")
         previous = entry.name
     return tree
+
+
+def _wrong(entry: Entry) -> str | None:
+    """The field of an entry that no kernel would give or take."""
+    if not 0 <= entry.mode <= _MODES:
+        return f"the mode {entry.mode:#o}"
+    if not (0 <= entry.uid <= _IDS and 0 <= entry.gid <= _IDS):
+        return f"an owner, {entry.uid}:{entry.gid},"
+    if entry.size < 0 or entry.rdev < 0 or entry.link < 0:
+        return "a size, device or link below 0"
+    if (entry.content is not None) != (entry.kind == "d") and entry.kind != "f":
+        return "bytes" if entry.content is not None else "no tree,"
+    if entry.kind == "l" and (not entry.target or b"\0" in entry.target):
+        return "a target"
+    if entry.xattrs and any(not name or b"\0" in name for name, _ in entry.xattrs):
+        return "an extended attribute"
+    return None
 
 
 def encode_file(content: FileContent) -> bytes:
@@ -313,7 +337,8 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that fsck found wrong, and whom it hurts."""
 
     what: str
-    """'frame', 'missing', 'index', 'ref', 'journal', 'pack', 'secret'."""
+    """'frame' (stored bytes), 'missing', 'content' (a record that is whole and cannot be), 'index', 'ref', 'journal',
+    'pack', 'format'."""
     id: ObjectId | None
     where: str
     """The pack and offset, or the name, where it is."""

@@ -121,7 +121,7 @@ class _Counter:
         edge = chunks
         while edge:
             with self._index.read() as view:
-                rows = view.get_many(BASES, edge)
+                rows = view.bases(edge)
             edge = [
                 base
                 for ident, row in zip(edge, rows, strict=True)

@@ -14,11 +14,13 @@ import msgspec
 
 from ijfs_engine._native.idset import ChunkTable
 from ijfs_engine.errors import CorruptError, UnknownFormatError
+from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, Finding, PackCheck
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
+from ijfs_engine.maintenance.record_check import RecordCheck
 from ijfs_engine.maintenance.repair import Repairer
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import id_of_packs
@@ -232,18 +234,31 @@ class Checker:
         unreadable: list[Finding] = []
 
         def broken(ident: ObjectId, kind: int, error: CorruptError) -> None:
-            unreadable.append(_missing(ident, str(error)))
+            what = "content" if self._is_sound(ident) else "missing"
+            unreadable.append(Finding(what, ident, ident.hex(), str(error)))
 
         found: dict[ObjectId, Finding] = {}
+        records = RecordCheck(self._store, chunks)
         for _, ident, children in walk(TreeWalker(self._store, self._index), listed, set(), on_error=broken):
-            what = "a chunk that a leaf names is not there" if children.leaf else "a file's only chunk is not there"
+            of_leaf = isinstance(children.record, Leaf)
+            what = "a chunk that a leaf names is not there" if of_leaf else "a file's only chunk is not there"
             for chunk in _absent(children.chunks, chunks):
                 found.setdefault(chunk, _missing(chunk, what))
-            if children.leaf is not None and not _fits(children.leaf, chunks):
-                found[ident] = _missing(ident, "a leaf names bytes that its chunk does not have")
+            records.take(ident, children)
         yield from unreadable
         yield from found.values()
+        yield from records.findings()
         yield from self._baseless(chunks)
+
+    def _is_sound(self, ident: ObjectId) -> bool:
+        """Whether something has all the bytes that its id stands for, whatever they say."""
+        try:
+            kind = self._store.kind_of(ident)
+            if kind != FrameKind.CHUNK:
+                self._store.get_object(ident, kind)
+        except CorruptError:
+            return False
+        return True
 
     def _baseless(self, chunks: ChunkTable) -> Iterator[Finding]:
         """Needed chunks whose bases are gone. Chains are short: a few scans of the table do, as in `ReachableSet`."""
@@ -265,10 +280,6 @@ def _absent(ids: bytes, table: ChunkTable) -> Iterator[ObjectId]:
     """Those of the chunks that are not there; all of them are needed from now on."""
     there = table.need(ids)
     return compress(split(ids), (not one for one in there)) if b"\0" in there else iter(())
-
-
-def _fits(leaf: Leaf, chunks: ChunkTable) -> bool:
-    return chunks.fits(leaf.ids, leaf.index, leaf.offset, leaf.length)
 
 
 def _missing(ident: ObjectId, message: str) -> Finding:

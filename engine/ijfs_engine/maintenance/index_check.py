@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
+from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH
 from ijfs_engine.format.frames import HEADER_SIZE, ID_SIZE, MAX_CHUNK, MAX_OBJECT, Codec, FrameKind
 from ijfs_engine.format.place import NO_PLACE, Place
@@ -139,7 +138,7 @@ def _ref(key: bytes, value: bytes) -> bool:
 def _log(key: bytes, value: bytes) -> bool:
     try:
         _, record = decode_record(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+    except CorruptError:
         return False
     return len(key) == 10 and isinstance(record, RefMoved)
 

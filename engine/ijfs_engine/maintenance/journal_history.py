@@ -9,7 +9,7 @@ from ijfs_engine.maintenance.reachability import split
 from ijfs_engine.storage.index import REFLOG, REFS, REMOVED, SNAPSHOTS, U64, Index, View
 from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.refs import whoami
+from ijfs_engine.storage.refs import ref_name, whoami
 
 
 def rewrite_journal(repository: OpenRepository, index: Index) -> None:
@@ -39,7 +39,7 @@ def _corrections(view: View, transactions: list[Transaction]) -> list[RefMoved]:
     ends: dict[str, bytes | None] = {}
     for transaction in transactions:
         ends.update({one.name: one.new for one in transaction.records if isinstance(one, RefMoved)})
-    refs = {key.decode(): value for key, value in view.items(REFS)}
+    refs = {ref_name(key): value for key, value in view.items(REFS)}
     return [
         RefMoved(name, ends.get(name), refs.get(name), "fsck --repair", whoami())
         for name in sorted(ends.keys() | refs.keys())

@@ -25,13 +25,13 @@ OnError = Callable[[ObjectId, int, CorruptError], None]
 
 
 class Children(NamedTuple):
-    """What one object points at: (kind, id) of objects, and chunk ids end to end; for a tree its files' sizes, for a
-    leaf itself."""
+    """What one object points at: (kind, id) of objects, and chunk ids end to end; for a tree its files' sizes, and of a
+    tree, file or leaf the record itself."""
 
     objects: list[tuple[int, ObjectId]]
     chunks: bytes
     logical: int = 0
-    leaf: Leaf | None = None
+    record: Tree | FileContent | Leaf | None = None
 
 
 class TreeWalker:
@@ -66,7 +66,7 @@ class TreeWalker:
             with self._index.read() as view:
                 if not view.count(BASES):
                     break
-                rows = view.get_many(BASES, edge)
+                rows = view.bases(edge)
             edge = [base for row in rows if row for base in split(row) if base not in known]
             known.update(dict.fromkeys(edge))
         return b"".join(known)
@@ -218,15 +218,15 @@ def _tree(tree: Tree, kinds: dict[ObjectId, int]) -> Children:
         else:
             objects.append((kind, entry.content))
     logical = sum(entry.size for entry in tree.entries if entry.kind == "f")
-    return Children(objects, b"".join(chunks), logical)
+    return Children(objects, b"".join(chunks), logical, tree)
 
 
 def _file(content: FileContent) -> Children:
     objects: list[tuple[int, ObjectId]] = [(FrameKind.LEAF, leaf) for leaf, _ in content.leaves()]
     if content.layout is not None:
         objects.append((FrameKind.LAYOUT, content.layout))
-    return Children(objects, b"")
+    return Children(objects, b"", record=content)
 
 
 def _leaf(leaf: Leaf) -> Children:
-    return Children([], leaf.ids, leaf=leaf)
+    return Children([], leaf.ids, record=leaf)

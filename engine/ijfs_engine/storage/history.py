@@ -14,7 +14,7 @@ from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, Update
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
-from ijfs_engine.storage.refs import log_records, move_ref
+from ijfs_engine.storage.refs import log_records, move_ref, ref_name
 
 
 def resolve(repository: OpenRepository, spec: str) -> ObjectId:
@@ -111,7 +111,7 @@ def _check_removable(repository: OpenRepository, update: Update, ident: ObjectId
     short = ident.hex()[:12]
     if update.get(SNAPSHOTS, ident) is None:
         raise UnknownNameError(f"there is no snapshot {short}")
-    tags = [key.decode()[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
+    tags = [ref_name(key)[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
     if tags:
         raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint=f"`ijfs tag -d {tags[0]}` first")
     owners = [pin.owner for pin in live_pins(repository.directory.pins).pins if pin.id == ident]

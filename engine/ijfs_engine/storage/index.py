@@ -11,7 +11,6 @@ import errno
 import itertools
 import mmap
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Condition, Lock, local
@@ -20,6 +19,9 @@ from typing import ClassVar, Final, NamedTuple, TypeVar, cast
 import lmdb
 
 from ijfs_engine.errors import CorruptError, StorageError
+from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.place import NO_PLACE
+from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk, index_file
 from ijfs_engine.storage.index_file import newest_meta
 from ijfs_engine.storage.index_pages import HEAD, Pages, look_over
@@ -77,9 +79,13 @@ _ROOM: Final = 256 << 10
 _WHOLE: Final = b"whole"
 """The META row that tells an index from the empty one LMDB makes where there is none."""
 
-U64: Final = struct.Struct("<Q")
-PACK_KEY: Final = struct.Struct(">I")
-PACK_ROW: Final = struct.Struct("<BQ")
+U64: Final = RowStruct("<Q")
+PACK_KEY: Final = RowStruct(">I")
+PACK_ROW: Final = RowStruct("<BQ")
+
+
+_SIZES: Final = {CHUNKS: len(NO_PLACE), OBJECTS: len(NO_PLACE), SIDECARS: len(NO_PLACE), SNAPSHOTS: 8, CONDEMNED: 8}
+"""Of the values in tables by id, where all are of one size: compiled loops take them end to end."""
 
 
 class Rows(NamedTuple):
@@ -87,6 +93,14 @@ class Rows(NamedTuple):
 
     keys: tuple[bytes, ...]
     values: tuple[bytes, ...]
+
+
+def _fits(table: bytes, rows: Rows) -> bool:
+    """Whether rows have sizes that those of the table can have."""
+    if table == BASES:
+        return set(map(len, rows.keys)) == {ID_SIZE} and not any(len(value) % ID_SIZE for value in rows.values)
+    size = _SIZES.get(table)
+    return size is None or (set(map(len, rows.keys)), set(map(len, rows.values))) == ({ID_SIZE}, {size})
 
 
 class View:
@@ -111,6 +125,13 @@ class View:
         while lot := [cast("bytes | None", get(key, db=handle)) for key in itertools.islice(keys, _LOOKS)]:
             found += lot
             self._looked(len(lot))
+        return found
+
+    def bases(self, chunks: Iterable[bytes]) -> list[bytes]:
+        """The ids of the chunks that each of some chunks is stored against, end to end. CorruptError."""
+        found = [row or b"" for row in self.get_many(BASES, chunks)]
+        if any(len(row) % ID_SIZE for row in found):
+            raise misshapen()
         return found
 
     def count(self, table: bytes) -> int:
@@ -272,7 +293,8 @@ class Index:
             )
 
     def scan(self, table: bytes, start: bytes = b"", stop: bytes | None = None) -> Iterator[Rows]:
-        """Every row of a table, or those from `start` on and before `stop`, some thousand at a time. StorageError.
+        """Every row of a table, or those from `start` on and before `stop`, some thousand at a time. CorruptError for
+        one of a wrong size, StorageError.
 
         Each lot has a view of its own, so that none lives long and keeps pages from reuse; rows that come and go
         meanwhile may be seen or not. The process's memory does not grow by what was looked at.
@@ -284,7 +306,10 @@ class Index:
                 rows = list(itertools.islice(wanted, _SCAN))
             self._count(_LOOKS)
             if rows:
-                yield Rows(*zip(*rows, strict=True))
+                found = Rows(*zip(*rows, strict=True))
+                if not _fits(table, found):
+                    raise misshapen()
+                yield found
             if len(rows) < _SCAN:
                 return
             start = rows[-1][0] + b"\0"

@@ -8,7 +8,6 @@ there that is the next is taken into the index (`journal_tail.py`), and only wha
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header, object_id, padding
+from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.index import META, Index, Update, View, is_whole
@@ -25,7 +25,7 @@ from ijfs_engine.storage.pack import PACK_HEADER_SIZE, encode_pack_header
 
 JOURNAL: Final = 3
 """The kind in the file's pack header."""
-_POSITION: Final = struct.Struct("<QQ")
+_POSITION: Final = RowStruct("<QQ")
 _KEY: Final = b"journal"
 
 
@@ -232,9 +232,12 @@ def encode_record(time_ns: int, record: Record) -> bytes:
 
 
 def decode_record(row: bytes) -> tuple[int, Record]:
-    """(time in ns, record) from a row of the REFLOG table."""
-    transaction = _decoder.decode(row)
-    return transaction.time_ns, transaction.records[0]
+    """(time in ns, record) from a row of the REFLOG table. CorruptError."""
+    try:
+        transaction = _decoder.decode(row)
+        return transaction.time_ns, transaction.records[0]
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError) as error:
+        raise misshapen() from error
 
 
 class Replayed(NamedTuple):

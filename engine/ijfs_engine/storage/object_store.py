@@ -25,7 +25,7 @@ from ijfs_engine.format.frames import (
     decode_frame,
     object_id,
 )
-from ijfs_engine.format.place import Place
+from ijfs_engine.format.place import NO_PLACE, Place
 from ijfs_engine.format.records import (
     FileContent,
     Leaf,
@@ -37,6 +37,7 @@ from ijfs_engine.format.records import (
     decode_snapshot,
     decode_tree,
 )
+from ijfs_engine.format.row import misshapen
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index
@@ -111,7 +112,10 @@ class Store:
     def chunk_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
         """The index's rows (`Place.encode`), for `ReadPlan`, which parses them itself; None for no such chunk."""
         with self._index.read() as view:
-            return view.get_many(CHUNKS, ids)
+            rows = view.get_many(CHUNKS, ids)
+        if any(row is not None and len(row) != len(NO_PLACE) for row in rows):
+            raise misshapen()
+        return rows
 
     def advise_reads(self, rows: Iterable[bytes]) -> None:
         """Have the kernel begin to read the frames at these rows: large reads follow, in this order. StorageError."""

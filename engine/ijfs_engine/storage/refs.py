@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
 from ijfs_engine.errors import ConflictError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId
+from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage.index import REFLOG, REFS, SNAPSHOTS, Index, Update
 from ijfs_engine.storage.journal import Journal, Record, RefMoved, Transaction, decode_record, encode_record
 
-_LOG_KEY: Final = struct.Struct(">QH")
+_LOG_KEY: Final = RowStruct(">QH")
 _MAX_NAME: Final = 200
 _PUNCTUATION: Final = "._-+@="
 
@@ -83,7 +83,7 @@ class Refs:
     def _named(self, prefix: str) -> dict[str, ObjectId]:
         with self._index.read() as view:
             rows = list(view.prefixed(REFS, prefix.encode()))
-        return {key.decode()[len(prefix) :]: value for key, value in rows}
+        return {ref_name(key)[len(prefix) :]: value for key, value in rows}
 
     def _move(self, key: bytes, new: ObjectId | None, expect: ObjectId | _Any | None, why: str) -> None:
         def change(update: Update) -> None:
@@ -109,6 +109,14 @@ def tag_key(name: str) -> bytes:
     return b"tag/" + _checked(name, "tag")
 
 
+def ref_name(key: bytes) -> str:
+    """A REFS key as text. CorruptError."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        raise misshapen() from error
+
+
 def is_ref_key(key: bytes) -> bool:
     """Whether the bytes can be a REFS key."""
     kind, _, name = key.partition(b"/")
@@ -124,7 +132,7 @@ def move_ref(update: Update, key: bytes, old: ObjectId | None, new: ObjectId | N
         update.delete(REFS, key)
     else:
         update.put(REFS, key, new)
-    return RefMoved(key.decode(), old, new, why, whoami())
+    return RefMoved(ref_name(key), old, new, why, whoami())
 
 
 def log_records(update: Update, journal: Journal, records: Sequence[Record]) -> None:
@@ -170,7 +178,7 @@ def _check_expected(key: bytes, old: ObjectId | None, expect: ObjectId | _Any | 
 
 
 def _shown(key: bytes) -> str:
-    kind, _, name = key.decode().partition("/")
+    kind, _, name = ref_name(key).partition("/")
     return f"{kind} {name}"
 
 
