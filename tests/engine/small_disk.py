@@ -25,7 +25,7 @@ import lmdb
 from storekit import contents, save
 
 from ijfs_engine import Repository
-from ijfs_engine.storage.index import Index
+from ijfs_engine.storage.index import _Environment
 from ijfs_engine.storage.refs import ANY
 
 SIZE: Final = 40 << 20
@@ -182,7 +182,7 @@ def check_whole(path: Path, verb: str, where: str) -> None:
         assert report.clean, (where, report.damage)
         assert contents(repository, repository.resolve("main")) == KEPT, where
         assert repository.snapshots(), where
-    assert not Index._shared
+    assert not _Environment._shared
 
 
 def campaign(kinds: list[str], verbs: list[str], step: int) -> None:
