@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -65,3 +65,26 @@ class Message(_StringType):
 
 
 MESSAGE = Message()
+
+
+if TYPE_CHECKING:
+    _SecondsType = click.ParamType[float]
+else:
+    _SecondsType = click.ParamType
+
+
+class Age(_SecondsType):
+    """A length of time, as `90s`, `30m`, `12h`, `7d`, `2w`; in seconds."""
+
+    name = "age"
+    _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        number, unit = str(value)[:-1], self._UNITS.get(str(value)[-1:])
+        if unit is None or not number.isdecimal() or not number.isascii():
+            self.fail(f"{str(value)!r} is no length of time: 90s, 30m, 12h, 7d or 2w", param, ctx)
+        return float(int(number) * unit)
+
+
+AGE = Age()

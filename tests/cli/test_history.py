@@ -19,6 +19,8 @@ from calls import COMMAND, Ijfs
 from json_page import check
 from waiting import eventually
 
+from ijfs_engine import Repository
+
 PAGE = 4096
 
 
@@ -313,6 +315,19 @@ def test_a_history_with_a_snapshot_removed_in_its_middle_stays_one_tree(ijfs: Ij
     assert rows == [f"● {history.first[:10]}", f"├─● {history.side[:10]}", f"● {history.third[:10]}"]
     assert ijfs("log", "main", "--json").json["snapshots"][0]["parents"] == [history.first]
     assert [s["id"] for s in ijfs("log", "main", "--json").json["snapshots"]] == [history.third, history.first]
+
+
+def test_prune_drops_branches_that_nobody_named(ijfs: Ijfs, history: History, repo: Path) -> None:
+    with Repository.open(repo) as repository:
+        kept = repository.refs.set_aside("main", repository.resolve("main"))
+    planned = ijfs("prune", "--unnamed-older-than", "0s", "-n", "--json").json
+    check(planned, "prune")
+    assert [one["name"] for one in planned["branches"]] == [kept]
+    assert f"drop    branch {kept}" in ijfs("prune", "--unnamed-older-than", "0s", "-n").out
+    assert ijfs("prune", "--unnamed-older-than", "2w", "--json").json["branches"] == []
+    assert ijfs("prune", "--unnamed-older-than", "0s", "--json").json["branches"] == planned["branches"]
+    assert kept not in ijfs("branch", "--json").json["branches"]
+    assert ijfs("prune", "--unnamed-older-than", "soon").code == 2
 
 
 def test_prune_says_first_what_it_would_remove_and_why_the_rest_stays(ijfs: Ijfs, history: History) -> None:

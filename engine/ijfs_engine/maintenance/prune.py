@@ -6,14 +6,16 @@ snapshot that any line keeps stays. Heads, tagged and pinned snapshots always st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import ConflictError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
+from ijfs_engine.maintenance.unnamed_branches import unnamed
 from ijfs_engine.storage import disk, history
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
@@ -22,7 +24,7 @@ from ijfs_engine.storage.pins import live_pins
 class PrunePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How many to keep of each branch: the newest ones, and the newest of each hour, day… of local time that has any.
 
-    -1 keeps all of a kind. At least one number is not 0.
+    -1 keeps all of a kind. At least one number is not 0, or `unnamed_older_than_s` is given.
     """
 
     last: int = 0
@@ -31,6 +33,9 @@ class PrunePolicy(msgspec.Struct, frozen=True, kw_only=True):
     weekly: int = 0
     monthly: int = 0
     yearly: int = 0
+    unnamed_older_than_s: float | None = None
+    """Drop branches that nobody named and nothing lives on (unnamed_branches.py), made so many seconds ago or more, and
+    the snapshots that only they lead to. Alone, it thins nothing out."""
 
 
 class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +44,11 @@ class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
     kept: list[tuple[ObjectId, tuple[str, ...]]]
     removed: list[ObjectId]
+    branches: list[tuple[str, ObjectId]] = []
+    """Branches that nobody named, with their heads, which are dropped."""
 
+
+_NUMBERS: Final = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime], tuple[int, ...]]], ...]] = (
     ("hourly", lambda at: (at.year, at.month, at.day, at.hour)),
@@ -52,24 +61,96 @@ _PERIODS: Final[tuple[tuple[str, Callable[[datetime], tuple[int, ...]]], ...]] =
 
 def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> PruneReport:
     """Apply a policy to every branch. IjfsError for a policy that keeps nothing."""
-    if not any(getattr(policy, field) for field in policy.__struct_fields__):
+    if not any(getattr(policy, field) for field in _NUMBERS) and policy.unnamed_older_than_s is None:
         raise IjfsError("this would keep nothing", hint="say what to keep, such as --keep-last 10")
     snapshots = {one.id: one for one in history.snapshots(repository)}
+    held = list(_held(repository))
+    dropped = _dropped(repository, policy, snapshots, {ident for ident, _ in held})
+    if not dry_run:
+        dropped = {name: head for name, head in dropped.items() if _delete(repository, name, head)}
+    reasons, removed = _thinned(repository, policy, snapshots, dropped, held)
+    if dropped:
+        named = [head for name, head in repository.refs.branches().items() if name not in dropped]
+        needed = _ancestry(repository, snapshots, [*named, *(ident for ident, _ in held)])
+        gone = {one.id for head in dropped.values() for one in _line(repository, snapshots, head)} - needed
+        removed = [ident for ident in snapshots if ident in gone or ident in removed]
+    if not dry_run:
+        history.remove(repository, removed)
+    taken = set(removed)
+    kept = [(ident, tuple(reasons.get(ident, ["in no branch's line"]))) for ident in snapshots if ident not in taken]
+    return PruneReport(dry_run=dry_run, kept=kept, removed=removed, branches=sorted(dropped.items()))
+
+
+def _thinned(
+    repository: OpenRepository,
+    policy: PrunePolicy,
+    snapshots: Mapping[ObjectId, Snapshot],
+    dropped: Mapping[str, ObjectId],
+    held: Iterable[tuple[ObjectId, str]],
+) -> tuple[dict[ObjectId, list[str]], list[ObjectId]]:
+    """Why snapshots stay, and those of the branches' lines that do not."""
+    everything = not any(getattr(policy, field) for field in _NUMBERS)
     reasons: dict[ObjectId, list[str]] = {}
     in_lines: set[ObjectId] = set()
     for name, head in repository.refs.branches().items():
+        if name in dropped:
+            continue
         line = _line(repository, snapshots, head)
         in_lines.update(one.id for one in line)
-        for ident, reason in [(head, f"head of {name}"), *select(line, policy)]:
+        rest = [(one.id, "no rule thins out") for one in line[1:]] if everything else select(line, policy)
+        for ident, reason in [(head, f"head of {name}"), *rest]:
             reasons.setdefault(ident, []).append(reason)
-    for ident, reason in _held(repository):
+    for ident, reason in held:
         reasons.setdefault(ident, []).append(reason)
     # What is in no branch's line (another parent of a merge, something without a name) is not this policy's business.
-    removed = [ident for ident in snapshots if ident in in_lines and ident not in reasons]
-    if not dry_run:
-        history.remove(repository, removed)
-    kept = [(ident, tuple(reasons.get(ident, ["in no branch's line"]))) for ident in snapshots if ident not in removed]
-    return PruneReport(dry_run=dry_run, kept=kept, removed=removed)
+    return reasons, [ident for ident in snapshots if ident in in_lines and ident not in reasons]
+
+
+def _dropped(
+    repository: OpenRepository,
+    policy: PrunePolicy,
+    snapshots: Mapping[ObjectId, Snapshot],
+    held: Set[ObjectId],
+) -> dict[str, ObjectId]:
+    """Branches that nobody named, that are old enough, and on which nothing lives and nothing is tagged."""
+    if policy.unnamed_older_than_s is None:
+        return {}
+    before_ns = time.time_ns() - int(policy.unnamed_older_than_s * 1e9)
+    found = unnamed(repository, before_ns)
+    named = [head for name, head in repository.refs.branches().items() if name not in found]
+    shared = _ancestry(repository, snapshots, named)
+    return {
+        name: head
+        for name, head in found.items()
+        if not any(one.id in held and one.id not in shared for one in _line(repository, snapshots, head))
+    }
+
+
+def _delete(repository: OpenRepository, name: str, head: ObjectId) -> bool:
+    """Drop a branch unless it has moved meanwhile: then somebody goes on with it."""
+    try:
+        repository.refs.delete_branch(name, expect=head, why="prune: nobody named it")
+    except (ConflictError, UnknownNameError):
+        return False
+    return True
+
+
+def _ancestry(
+    repository: OpenRepository, snapshots: Mapping[ObjectId, Snapshot], heads: Iterable[ObjectId]
+) -> set[ObjectId]:
+    """Snapshots that these reach, through all parents and past removed ones."""
+    seen: set[ObjectId] = set()
+    edge = list(heads)
+    while edge:
+        ident = edge.pop()
+        if ident in seen:
+            continue
+        seen.add(ident)
+        for parent in snapshots[ident].parents if ident in snapshots else ():
+            near = parent if parent in snapshots else history.nearest(repository, [parent])
+            if near is not None:
+                edge.append(near)
+    return seen
 
 
 def select(line: Sequence[Snapshot], policy: PrunePolicy) -> list[tuple[ObjectId, str]]:

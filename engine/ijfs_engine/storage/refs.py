@@ -41,6 +41,11 @@ class RefChange(NamedTuple):
     who: str
 
 
+def set_aside_why(branch: str) -> str:
+    """What the log says of a branch that `Refs.set_aside` made."""
+    return f"{branch} went back"
+
+
 class Refs:
     """The branches and tags of one repository."""
 
@@ -71,6 +76,14 @@ class Refs:
     def delete_tag(self, name: str, *, expect: ObjectId | _Any = ANY, why: str = "") -> None:
         """Drop a tag. UnknownNameError, ConflictError."""
         self._move(tag_key(name), None, expect, why or "delete")
+
+    def set_aside(self, branch: str, head: ObjectId) -> str:
+        """Give what a branch leaves behind a branch of its own, whose name nobody chose: `NAME.1`, `NAME.2`, …; that
+        name. ConflictError, UnknownNameError."""
+        names = self.branches()
+        number = next(n for n in range(1, len(names) + 2) if f"{branch}.{n}" not in names)
+        self.set_branch(f"{branch}.{number}", head, expect=None, why=set_aside_why(branch))
+        return f"{branch}.{number}"
 
     def log(self, name: str | None = None) -> list[RefChange]:
         """Every change, newest first; of one `branch/NAME` or `tag/NAME`, or of a bare name of either kind."""

@@ -158,9 +158,7 @@ class SnapshotStore:
         branches = self.repository.refs.branches()
         if any(ident == head for name, ident in branches.items() if name != branch):
             return []
-        number = next(n for n in range(1, len(branches) + 2) if f"{branch}.{n}" not in branches)
-        kept = f"{branch}.{number}"
-        self.repository.refs.set_branch(kept, head, expect=None, why=f"{branch} went back")
+        kept = self.repository.refs.set_aside(branch, head)
         return [f"`{branch}` went back and goes on from there; what it had before is now the branch `{kept}`"]
 
     def _ancestry(self, ident: ObjectId) -> set[ObjectId]:
