@@ -16,6 +16,12 @@ class CriuError(IjfsError):
     """CRIU refused or failed; the message holds CRIU's own error line."""
 
 
+class ProgramRefusedError(CriuError):
+    """The program has something that cannot be saved, or its snapshot something that cannot be restored."""
+
+    exit_code = 12
+
+
 class CriuMissingError(IjfsError):
     """No usable CRIU was found."""
 

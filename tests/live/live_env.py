@@ -20,6 +20,7 @@ from typing import Any
 from jupyter_client import BlockingKernelClient
 from waiting import eventually, patient
 
+from ijfs.live.checkpoint.restore import KEPT_LOG
 from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu
 from ijfs.live.errors import CriuMissingError
@@ -176,7 +177,7 @@ class LiveEnv:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         live = self.repo / "live"
-        left += [f"directory {path}" for path in (live.iterdir() if live.is_dir() else ())]
+        left += [f"directory {path}" for path in (live.iterdir() if live.is_dir() else ()) if path.name != KEPT_LOG]
         return left
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from ijfs.live.criu import command as criu
 from ijfs.live.criu import eager_pages
 from ijfs.live.criu.log import error_lines, explain
-from ijfs.live.errors import CriuMissingError
+from ijfs.live.errors import CriuMissingError, ProgramRefusedError, describe, rebuild
 from ijfs.live.sandbox import volumes
 
 LOG = """Warn  (criu/config.c:1063): --network-lock will be ignored in restore command
@@ -134,3 +135,44 @@ def test_what_a_program_cannot_do_without_is_shown_where_tmp_would_hide_it(tmp_p
     root = "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
     found, _ = volumes.choose(str(inside), Path("/repo"), root, [environment, elsewhere, Path("/tmp")])
     assert [volume.path for volume in found] == [str(environment)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("(00.1) Error (criu/namespaces.c:1): Can't dump nested pid namespace for 1", "namespace of its own"),
+        ("(00.1) Error (criu/cr-restore.c:1): Can't restore sub-task in NS (cflags 40000000)", "namespace of its own"),
+        ("(00.1) Error (criu/files-reg.c:1): Unknown shit 100600 (/secretmem (deleted))", "secret memory"),
+        ("(00.1) Error (criu/cr-dump.c:1): Can't get rlimit 0: Operation not permitted", "CAP_SYS_RESOURCE"),
+        ("(00.1) Error (criu/pipes.c:1): OOM storing pipe", "1024 pipes"),
+        ("(00.1) Error (criu/files.c:1): Can't lookup mount=189 for fd=3 path=/ijq", "/ijq"),
+        (
+            "(00.1) Error (criu/files.c:1): Can't dump file 3 of that type [600] (anon anon_inode:[userfaultfd])",
+            "has [userfaultfd] open (file descriptor 3)",
+        ),
+        ("(00.1) Error (criu/files.c:1): Can't dump file 11 of that type [20666] (chr 195:255)", "chr 195:255"),
+        ("(00.1) Error (criu/parasite-syscall.c:1): Unseizable non-zombie 1 found, state S, err -1/10", "traces it"),
+    ],
+)
+def test_what_the_program_has_is_said_to_be_its_own_with_exit_code_12(line: str, words: str, tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text(line + "\n")
+    error = explain("dump", log, "", 1)
+    assert isinstance(error, ProgramRefusedError)
+    assert error.exit_code == 12
+    assert words in str(error)
+    assert type(rebuild(describe(error))) is ProgramRefusedError, "also across a keeper's socket"
+
+
+def test_lines_of_the_code_that_criu_runs_inside_the_program_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "restore.log"
+    log.write_text("(00.051) pie: 2: Error (criu/pie/restorer.c:1): Can't create posix timer - 0: -22\n")
+    assert error_lines(log) == ["Can't create posix timer - 0: -22"]
+    assert "timer" in str(explain("restore", log, "", 1))
+
+
+def test_a_process_is_called_by_its_name_while_it_lives(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text(f"(00.1) Error (criu/namespaces.c:1): Can't dump nested uts namespace for {os.getpid()}\n")
+    name = Path("/proc/self/comm").read_text().strip()
+    assert f"process {os.getpid()} ({name}) runs in a uts namespace" in str(explain("dump", log, "", 1))

@@ -10,7 +10,10 @@ import pytest
 from live_env import LiveEnv
 from waiting import eventually
 
+from ijfs.live.checkpoint import restore
+from ijfs.live.checks import blockers
 from ijfs.live.client import api as client
+from ijfs.live.errors import CriuError, ProgramRefusedError
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.silence import Silence
 
@@ -138,3 +141,32 @@ def test_a_silent_network_swallows_everything_and_is_as_before_after_it() -> Non
     silence.end()
     silence.end()
     assert arrives(network_fd)
+
+
+@pytest.mark.parametrize("kind", ["net", "pid", "uts"])
+def test_a_nested_sandbox_is_refused_before_the_freeze_and_runs_on(live_env: LiveEnv, kind: str) -> None:
+    live_env.command("outer", f"unshare --{kind} --fork sh -c 'echo inside; exec sleep 1000' & wait")
+    assert eventually(lambda: "inside" in log_lines(live_env, "outer"))
+    with pytest.raises(
+        ProgramRefusedError, match=r"process \d+ \((sleep|unshare|sh)\) runs in a .* of its own"
+    ) as caught:
+        live_env.save("outer")
+    assert caught.value.exit_code == 12
+    pid = client.describe(live_env.repo, "outer").pid
+    assert pid is not None
+    assert any("of its own" in found.evidence for found in blockers.of_program(pid)), "doctor says it before"
+    assert live_env.exec("outer", "true") == 0
+
+
+def test_the_log_of_a_restore_that_failed_can_be_looked_at(live_env: LiveEnv) -> None:
+    library = live_env.work / "library"
+    library.write_text("as it was saved")
+    script = "import time; kept = open('library'); print('open', flush=True); time.sleep(1000)"
+    live_env.python("holder", script, cwd=str(live_env.work))
+    assert eventually(lambda: "open" in log_lines(live_env, "holder"))
+    saved = live_env.save("holder")
+    library.write_text("upgraded since")
+    with pytest.raises(CriuError, match="library is not as it was"):
+        live_env.restore(saved.snapshot, "again")
+    assert "bad size" in (live_env.repo / "live" / restore.KEPT_LOG).read_text()
+    assert not (live_env.repo / "live" / "again").exists()

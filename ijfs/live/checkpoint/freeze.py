@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from ijfs.live.checkpoint.arena_pool import ArenaPool
 from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, mapped_in, writable_layers
-from ijfs.live.checks import blockers
+from ijfs.live.checks import blockers, nested
+from ijfs.live.checks.result import refused
 from ijfs.live.criu import command as criu
 from ijfs.live.criu import kernel_features
 from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
-from ijfs.live.errors import CriuError, InstanceExitedError
+from ijfs.live.errors import CriuError, InstanceExitedError, ProgramRefusedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import rootfs
@@ -90,8 +91,10 @@ class Frozen:
 def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: GpuPart | None = None) -> Prepared:
     """Measure the program and fault in memory for as much, while it runs and its clients reach it.
 
-    StorageError when there is no memory for it, InstanceExitedError when it ended.
+    StorageError when there is no memory for it, InstanceExitedError when it ended, ProgramRefusedError where it is
+    known that what CRIU would save could not be restored.
     """
+    _require_restorable(sandbox)
     kernel_features.mount_cache()
     try:
         # A directory of its own: the save before may still be reading what it staged.
@@ -103,6 +106,14 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
     except (OSError, IjfsError) as error:
         raise _explained(error, sandbox) from None
     return Prepared(walker, arena)
+
+
+def _require_restorable(sandbox: Sandbox) -> None:
+    """CRIU saves a process in a network namespace of its own and never restores it; other namespaces it refuses."""
+    found = nested.of_program(sandbox.pid)
+    if found:
+        text = "; ".join(verdict.evidence for verdict in found)
+        raise ProgramRefusedError(f"the program cannot be saved: {text}; it runs on", hint=found[0].remedy)
 
 
 def freeze(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool, gpu: GpuPart | None = None) -> Frozen:
@@ -186,11 +197,13 @@ def _explained(error: BaseException, sandbox: Sandbox) -> BaseException:
     if isinstance(error, OSError):
         return StorageError(f"the program's files cannot be read: {error}; it runs on")
     if isinstance(error, CriuError):
-        found = [verdict for verdict in blockers.of_program(sandbox.pid) if verdict.outcome == "refuse"]
+        found = refused(blockers.of_program(sandbox.pid))
         if found:
             text = "; ".join(verdict.evidence for verdict in found)
-            return CriuError(f"{error}; the program runs on. Blocker: {text}", hint=found[0].remedy or error.hint)
-        return CriuError(f"{error}; the program runs on", hint=error.hint)
+            return ProgramRefusedError(
+                f"{error}; the program runs on. Blocker: {text}", hint=found[0].remedy or error.hint
+            )
+        return type(error)(f"{error}; the program runs on", hint=error.hint)
     return error
 
 

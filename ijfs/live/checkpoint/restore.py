@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ijfs.live.checkpoint.workspace import put_back, upper_directories
 from ijfs.live.criu import command as criu
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.criu.image_format import parse_unsent_bytes
-from ijfs.live.errors import SandboxError
+from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
@@ -43,6 +44,9 @@ RESUME_LIMIT_S = 60.0
 # Of siblings that come up at once, the memory that nobody waits for leaves the processors to those that start: on 2
 # cores 8 kernels of 300 MB had answered a cell after 1.5 s and not 1.85 (4 rounds).
 CROWD_S = 1.5
+
+# In a repository's live/: what CRIU wrote about the last restore that failed.
+KEPT_LOG = ".restore.log"
 
 # How long a GPU program's memory may take to come in: 140 GB from a slow disk.
 MEMORY_LIMIT_S = 1800.0
@@ -147,6 +151,10 @@ class _Restore:
             self._wait_until_resumed()
             self._give_gpu(sandbox)
             self._clock.end()
+        except CriuError as error:
+            kept = self._keep_log(error)
+            self._undo()
+            raise kept from None
         except BaseException:
             self._undo()
             raise
@@ -277,6 +285,15 @@ class _Restore:
         gpu.restore(sandbox.pid, self._gpu_record, self._request.gpus)
         self._clock.end()
         self._clock.split("gpu", gpu.phases, ("gpu_restore", "gpu_unlock"))
+
+    def _keep_log(self, error: CriuError) -> CriuError:
+        """The error, with a hint at CRIU's log that outlives this restore's directory: one a repository, the last."""
+        log, kept = self._request.paths.criu / "restore.log", self._store.path / "live" / KEPT_LOG
+        with contextlib.suppress(OSError):
+            shutil.copyfile(log, kept)
+            hint = (error.hint or f"its log is {kept}").replace(os.fspath(log), os.fspath(kept))
+            return type(error)(str(error), hint=hint)
+        return error
 
     def _undo(self) -> None:
         """End and remove whatever was made."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ijfs.live.checks import nested
 from ijfs.live.checks.result import CheckResult
 from ijfs.live.process import procfs
 
@@ -21,7 +22,6 @@ _IO_URING = (
 _UNSUPPORTED = {
     "anon_inode:[io_uring]": ("io_uring", _IO_URING),
     "anon_inode:[userfaultfd]": ("userfaultfd", "wait until its memory is in (`ijfs ps`), or close it in the program"),
-    "anon_inode:[fanotify]": ("fanotify", "stop watching in the program; inotify can be saved"),
     "anon_inode:[perf_event]": ("perf events", "end the profiler"),
     "anon_inode:bpf-prog": ("BPF programs", "unload them in the program"),
     "anon_inode:kvm-vm": ("virtual machines (KVM)", "a virtual machine cannot be saved from outside"),
@@ -38,7 +38,8 @@ def of_program(pid: int) -> list[CheckResult]:
     inode = procfs.namespace_id(pid, "pid")
     if inode == procfs.namespace_id("self", "pid"):
         return of_process(pid)
-    return [result for member in procfs.processes_in("pid", inode) for result in of_process(member)]
+    found = [result for member in procfs.processes_in("pid", inode) for result in of_process(member)]
+    return [*found, *nested.of_program(pid)]
 
 
 def of_process(pid: int) -> list[CheckResult]:

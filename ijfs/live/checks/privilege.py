@@ -27,10 +27,22 @@ CAPABILITIES = {
 _ALL_IDS = ["0", "0", "4294967295"]
 
 
+# CRIU asks for the limits of processes of another user with this one (prlimit(2)).
+_SYS_RESOURCE = 24
+
+
 def missing() -> list[str]:
     """The capabilities that this process would need and has not."""
-    effective = int(_status("CapEff"), 16)
-    return [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    return [name for name, bit in CAPABILITIES.items() if not _has(bit)]
+
+
+def may_save_other_users() -> bool:
+    """Whether a program of whose processes some belong to another user than root can be saved."""
+    return _has(_SYS_RESOURCE)
+
+
+def _has(bit: int) -> bool:
+    return bool(int(_status("CapEff"), 16) >> bit & 1)
 
 
 def is_filtered() -> bool:

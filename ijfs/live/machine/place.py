@@ -42,6 +42,12 @@ def user() -> Iterator[CheckResult]:
         )
     if not missing:
         yield CheckResult(check="capabilities", outcome="ok", evidence="root with all that is needed")
+    if not privilege.may_save_other_users():
+        evidence = (
+            "root here lacks CAP_SYS_RESOURCE: processes of other users cannot be saved (postgres, nginx as it comes)"
+        )
+        remedy = privilege.how_to_give(["SYS_RESOURCE"])
+        yield CheckResult(check="capabilities", outcome="warn", evidence=evidence, remedy=remedy)
     if privilege.is_filtered():
         evidence = "a filter is on this process: programs are lost as they are saved"
         yield CheckResult(check="seccomp", outcome="refuse", evidence=evidence, remedy=privilege.SECCOMP_REMEDY)

@@ -7,6 +7,7 @@ Read here and not by psutil, whose import takes 5 of the 60 ms of `ijfs ps` and 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from pathlib import Path
 
@@ -133,3 +134,16 @@ def processes_in(kind: str, inode: int) -> list[int]:
         except OSError:
             continue
     return sorted(found)
+
+
+def descendants(pid: int) -> list[int]:
+    """The pids of all processes below a process, whatever namespaces they are in, itself left out."""
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        for task in glob.glob(f"/proc/{pending.pop()}/task/*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(word) for word in Path(task).read_text().split()]
+                found += children
+                pending += children
+    return found
