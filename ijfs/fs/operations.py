@@ -184,7 +184,7 @@ class NodeOperations(pyfuse3.Operations):
             node = self._node(inode)
             if not isinstance(node, FileNode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            in_bulk = bool(flags & os.O_DIRECT) or _is_criu(ctx.pid)
+            in_bulk = node.may_be_in_bulk and (bool(flags & os.O_DIRECT) or _is_criu(ctx.pid))
             return self._opened(await self._call(node.open_ready, _open, node, in_bulk))
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -12,17 +12,20 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from trees import MANY, UNDECODABLE, make_tree, save
 
 from ijfs.fs import mountpoint as mounting
-from ijfs.fs.nodes import CHANGING_S
+from ijfs.fs.nodes import CHANGING_S, DirectoryNode, FileNode, Node
+from ijfs.fs.vfs import repository_root
 from ijfs_engine import Entry, Repository, Snapshot, Tree
-from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.frames import EncodedChunk, FrameKind
 from ijfs_engine.format.records import encode_tree
+from ijfs_engine.storage.object_store import Store
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -106,6 +109,48 @@ def test_hard_links_are_one_inode_and_all_others_are_their_own(files: Path) -> N
     assert shown["large"].st_ino == shown["deep/er/" + "long" * 50 + "/hard link"].st_ino
     numbers = [entry.st_ino for entry in shown.values()]
     assert len(numbers) - len(set(numbers)) == 1
+
+
+def test_small_files_that_are_read_in_order_come_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    noise = random.Random(8)
+    wanted = {f"{number:04}": noise.randbytes(500 + number) for number in range(600)}
+    for name, data in wanted.items():
+        (tree / name).write_bytes(data)
+    asked: list[int] = []
+    get_chunks = Store.get_chunks
+
+    def counted(store: Store, ids: Sequence[bytes]) -> list[EncodedChunk]:
+        asked.append(len(ids))
+        return get_chunks(store, ids)
+
+    with Repository.init(tmp_path / "repo") as opened, closing(opened.reader()) as reader:
+        saved = save(opened, tree)
+        monkeypatch.setattr(Store, "get_chunks", counted)
+        node: Node = repository_root(opened, reader)
+        for part in (b"snapshots", saved.id.hex().encode(), b"files"):
+            assert isinstance(node, DirectoryNode)
+            node = node.lookup(part)
+        assert isinstance(node, DirectoryNode)
+
+        def read(name: str) -> bytes:
+            found = node.lookup(name.encode())
+            assert isinstance(found, FileNode)
+            file = found.open()
+            return bytes(file.read(0, 100)) + bytes(file.read(100, 10_000)) + bytes(file.read(100_000, 10))
+
+        in_order = sorted(wanted)
+        for name in in_order:
+            assert read(name) == wanted[name]
+        assert sum(asked) == 600
+        assert len(asked) < 100
+        # Who does not read in order gets no more than he asks for.
+        del asked[:]
+        reader.close()
+        for name in random.Random(9).sample(in_order, 40):
+            assert read(name) == wanted[name]
+        assert sum(asked) <= 60
 
 
 def test_large_holes_take_no_blocks(repository: Repository, mount: Path, tmp_path: Path) -> None:
