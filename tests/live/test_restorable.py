@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,12 @@ while True:
     assert libc.mprotect(reserved + 4096, 4096, 3) == 0
     print("rings" if rung > before + 2 else "silent", flush=True)
 """
+
+
+MAKE_DEVICE = (
+    "ip link add own0 type veth peer name own1 && ip addr add 10.8.0.1/24 dev own0 && "
+    "ip link set own0 up && ip link set own1 up"
+)
 
 
 def log_lines(env: LiveEnv, name: str) -> list[str]:
@@ -170,3 +177,59 @@ def test_the_log_of_a_restore_that_failed_can_be_looked_at(live_env: LiveEnv) ->
         live_env.restore(saved.snapshot, "again")
     assert "bad size" in (live_env.repo / "live" / restore.KEPT_LOG).read_text()
     assert not (live_env.repo / "live" / "again").exists()
+
+
+def test_a_save_that_is_to_be_proven_says_whether_it_can_be_restored(live_env: LiveEnv) -> None:
+    counter = "import time\nfor n in range(10**6): print(n, flush=True); time.sleep(0.02)"
+    live_env.python("counter", counter)
+    assert eventually(lambda: len(log_lines(live_env, "counter")) > 3)
+    proven = live_env.save("counter", verify=True)
+    assert proven.verified is True
+    assert live_env.save("counter").verified is None
+    assert [path.name for path in (live_env.repo / "live/counter").glob("box-*")] == ["box-1"]
+    live_env.restore(proven.snapshot, "again")
+    count = len(log_lines(live_env, "again"))
+    assert eventually(lambda: len(log_lines(live_env, "again")) > count)
+
+
+def test_a_program_whose_snapshot_cannot_be_restored_is_not_ended_by_its_save(live_env: LiveEnv) -> None:
+    """It listens at an address of a network device of its own, which no snapshot has."""
+    live_env.command("server", f"{MAKE_DEVICE} && exec {sys.executable} -u -m http.server -b 10.8.0.1 8000")
+    assert eventually(lambda: any("Serving" in line for line in log_lines(live_env, "server")))
+    saved = live_env.save("server", verify=True, stop=True)
+    assert saved.verified is False
+    assert not saved.stopped
+    assert any("network devices" in warning for warning in saved.warnings)
+    assert any("cannot be restored here" in warning for warning in saved.warnings)
+    assert live_env.exec("server", "true") == 0
+    assert [path.name for path in (live_env.repo / "live/server").glob("box-*")] == ["box-1"]
+
+
+def test_a_network_set_up_inside_is_there_again(live_env: LiveEnv, eager: bool) -> None:
+    setup = "ip addr add 10.1.2.3/24 dev lo && ip route add 224.0.0.0/4 dev lo && ip rule add from 10.1.2.3 table 7"
+    setting = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    server = f"exec {sys.executable} -u -m http.server -b 10.1.2.3 8000"
+    live_env.command("server", f"{setup} && echo 80 > {setting} && {server}")
+    assert eventually(lambda: any("Serving" in line for line in log_lines(live_env, "server")))
+    saved = live_env.save("server")
+    live_env.restore(saved.snapshot, "again", eager=eager)
+    look = "import urllib.request as r; assert r.urlopen('http://10.1.2.3:8000/').status == 200"
+    assert live_env.exec("again", sys.executable, "-c", look) == 0
+    for command in (f"grep -qx 80 {setting}", "ip route | grep -q ^224", "ip rule | grep -q 10.1.2.3"):
+        assert live_env.exec("again", "sh", "-c", command) == 0, command
+    assert live_env.save("again", verify=True).verified
+
+
+def test_what_lies_in_dev_is_there_again(live_env: LiveEnv, eager: bool) -> None:
+    inside = (
+        "mkdir /dev/own; echo kept > /dev/own/file; ln -s own/file /dev/link; mkfifo /dev/fifo; exec 5<>/dev/own/file"
+    )
+    live_env.command(
+        "files", f"{inside}; mount -t tmpfs none /dev/own2 2>/dev/null; echo made; while :; do sleep 1; done"
+    )
+    assert eventually(lambda: "made" in log_lines(live_env, "files"))
+    saved = live_env.save("files")
+    live_env.restore(saved.snapshot, "again", eager=eager)
+    for command in ("grep -q kept /dev/link", "test -p /dev/fifo", "test -c /dev/null", "test -d /dev/pts"):
+        assert live_env.exec("again", "sh", "-c", command) == 0, command
+    assert live_env.exec("again", "sh", "-c", "cat /dev/null > /dev/own/file && ! test -s /dev/link") == 0

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ijfs.live.client.api import SaveResult
 
 
+# What was asked for is there, and of no use here: as for anything that preflight refuses.
+UNRESTORABLE = 12
+
+
 @verb("save")
 @click.argument("name", type=INSTANCE)
 @click.option("-m", "--message", type=MESSAGE, default="", help="What this moment is.")
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep this notebook document in the snapshot.",
 )
+@click.option("--verify", is_flag=True, help="Try whether it can be restored: into a sandbox that never runs.")
 @click.option("--no-wait", is_flag=True, help="Return when the program runs again; storing goes on.")
 @click.option("--force", is_flag=True, help="Save a GPU program in spite of what preflight refuses: it may be lost.")
 @click.option("--gpu-timeout", type=float, metavar="S", help="How long running GPU kernels get to end.")
@@ -37,6 +42,7 @@ def save(
     stop: bool,
     branch: str | None,
     notebook: Path | None,
+    verify: bool,
     no_wait: bool,
     force: bool,
     gpu_timeout: float | None,
@@ -52,6 +58,8 @@ def save(
 
     if no_wait and stop:
         raise click.UsageError("--stop ends the program when its snapshot is safe: it cannot go with --no-wait")
+    if no_wait and verify:
+        raise click.UsageError("--verify waits for the snapshot: it cannot go with --no-wait")
     app.repository()
     document = notebook.read_bytes() if notebook else None
     progress = app.progress(f"save {name}")
@@ -64,12 +72,14 @@ def save(
             force=force,
             gpu_timeout_s=gpu_timeout,
             wait=not no_wait,
+            verify=verify,
         )
     for warning in result.warnings:
         app.warn(warning)
 
     data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None}
-    return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0))
+    exit_code = UNRESTORABLE if result.verified is False else 0
+    return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0), exit_code)
 
 
 def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
@@ -86,6 +96,8 @@ def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
     if result.durable_s is not None:
         parts.append(f"saved in {text.seconds(result.durable_s)}")
     parts.append(f"{text.size(result.image_bytes)} of memory, {text.size(result.workspace_bytes)} of files")
+    if result.verified is not None:
+        parts.append("can be restored" if result.verified else "cannot be restored")
     if result.stored_bytes is not None:
         parts.append(f"{text.size(result.stored_bytes)} stored")
     out.line(("  " + " · ".join(parts), "dim"))

@@ -29,11 +29,12 @@ from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import rootfs
+from ijfs.live.sandbox import network_state, rootfs
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
 from ijfs_engine import Snapshot
+from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord
@@ -120,6 +121,16 @@ def restore_snapshot(
     return _Restore(request, store, Clock(on_phase), pager).run(on_running)
 
 
+def try_restore(request: RestoreRequest, store: SnapshotStore) -> IjfsError | None:
+    """Restore a snapshot up to the moment at which its program would run, and take all of it away again; None, or why
+    it could not be restored here. Not one instruction of the program is executed, and no GPU is touched."""
+    return _Restore(request, store, Clock(lambda name: None), None).attempt()
+
+
+class _TrialOverError(Exception):
+    """Everything of the program was there: CRIU is told to give up."""
+
+
 class _Restore:
     """One restore on its way, and what it has made so far."""
 
@@ -159,6 +170,26 @@ class _Restore:
             self._undo()
             raise
         return Restored(sandbox, self._pager, began_ns, self._read_ahead, self._clock.phases)
+
+    def attempt(self) -> IjfsError | None:
+        """The steps up to the moment at which the program would run, and the way back."""
+
+        def over() -> None:
+            raise _TrialOverError
+
+        try:
+            sandbox = self._make_sandbox()
+            self._start_pager()
+            self._put_files_back(sandbox)
+            with self._staged_images() as (directory, small_images):
+                self._run_criu(sandbox, directory, small_images, lambda: None, over)
+        except _TrialOverError:
+            return None
+        except IjfsError as error:
+            return error
+        finally:
+            self._undo()
+        return None
 
     def _require_gpu_room(self) -> None:
         """PreflightError, before anything is made."""
@@ -205,7 +236,7 @@ class _Restore:
         return CROWD_S if crowded and self._gpu_record is None else 0.0
 
     def _put_files_back(self, sandbox: Sandbox) -> None:
-        """The writable layers as they were, mounted; the way out, where the program had one."""
+        """The writable layers as they were, mounted; the way out, where the program had one; the network as it was."""
         snapshot, spec, paths = self._request.snapshot, self._request.meta.spec, sandbox.paths
         put_back(
             lambda path, target: self._store.export(snapshot, path, target),
@@ -213,10 +244,12 @@ class _Restore:
             upper_directories(paths, sandbox.volumes),
             same_lower=self._request.meta.base == sandbox.lower.base,
         )
-        sandbox.mount(gpu=spec.gpu)
+        sandbox.mount(gpu=spec.gpu, fill_dev=lambda dev: self._store.export(snapshot, "dev", dev))
         self._store.export(snapshot, "shm", paths.shm)
         if spec.network == "slirp4netns":
             sandbox.connect_outwards()
+        if self._request.meta.network is not None:
+            network_state.put_back(sandbox.network_fd, self._request.meta.network)
 
     @contextlib.contextmanager
     def _staged_images(self) -> Iterator[tuple[Path, dict[str, bytes]]]:
@@ -239,9 +272,15 @@ class _Restore:
             ns.umount(target)
 
     def _run_criu(
-        self, sandbox: Sandbox, directory: Path, small_images: Mapping[str, bytes], on_running: Callable[[], None]
+        self,
+        sandbox: Sandbox,
+        directory: Path,
+        small_images: Mapping[str, bytes],
+        on_running: Callable[[], None],
+        when_there: Callable[[], None] | None = None,
     ) -> None:
-        """The program comes up. What was read ahead is added up while CRIU works."""
+        """The program comes up. What was read ahead is added up while CRIU works; `when_there` is called when
+        everything is there and nothing runs yet."""
         kernel_features.mount_cache()
         request = criu.Restore(
             images=directory,
@@ -258,7 +297,7 @@ class _Restore:
 
         silence = Silence(sandbox.network_fd) if self._unsent_bytes(directory) else None
         try:
-            sandbox.own(criu.restore(request, at_work, silence.end if silence is not None else None))
+            sandbox.own(criu.restore(request, at_work, when_there or (silence.end if silence is not None else None)))
         finally:
             if silence is not None:
                 silence.end()

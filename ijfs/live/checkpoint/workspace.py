@@ -2,8 +2,9 @@
 restore.py; keeper/state.py keeps the StatCache between saves.
 
 What is saved are the writable layers: the root overlay's upper, each volume's upper at the volume's path (both in
-`files/` of the snapshot), and /dev/shm (in `shm/`). Whiteouts (character devices 0/0) and the overlay's own attributes
-(trusted.overlay.*) are files and attributes like all others, so that what was deleted stays deleted.
+`files/` of the snapshot), /dev/shm (in `shm/`), and what a program put into /dev (in `dev/`, where there is any).
+Whiteouts (character devices 0/0) and the overlay's own attributes (trusted.overlay.*) are files and attributes like all
+others, so that what was deleted stays deleted.
 
 While the program stands still, only what changed since the last save is read, into memory that was faulted in before
 (or copied to a staging directory where it is too large for that). Unchanged is what has the same inode, size, mode,
@@ -27,6 +28,7 @@ from typing import NamedTuple
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
+from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Arena, Descent, Entry, EntryKind, Segments
 from ijfs_engine.errors import StorageError
@@ -95,6 +97,8 @@ class WritableLayer(NamedTuple):
     outside: Path
     at: str
     inside: str
+    without: frozenset[str] = frozenset()
+    """Names at its top that every sandbox has, and no snapshot. Where there are only those, the layer is left out."""
 
 
 def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None) -> list[WritableLayer]:
@@ -110,8 +114,15 @@ def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | N
 
 def writable_layers(sandbox: Sandbox) -> list[WritableLayer]:
     """The writable layers of a sandbox whose program runs."""
-    shm = Path(f"/proc/{sandbox.pid}/root/dev/shm")
-    return layers_of(sandbox.paths.upper, upper_directories(sandbox.paths, sandbox.volumes), shm)
+    dev = Path(f"/proc/{sandbox.pid}/root/dev")
+    layers = layers_of(sandbox.paths.upper, upper_directories(sandbox.paths, sandbox.volumes), dev / "shm")
+    return [*layers, WritableLayer(dev, "dev", "/dev", own_devices(dev))]
+
+
+def own_devices(dev: Path) -> frozenset[str]:
+    """What a sandbox's /dev holds of itself: made anew by each restore, with the numbers of its machine."""
+    nvidia = [name for name in os.listdir(dev) if name.startswith("nvidia")]
+    return frozenset((*rootfs.DEVICES, *rootfs.LINKS, *rootfs.OTHER_NAMES, *nvidia))
 
 
 def upper_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> list[tuple[Volume, Path]]:
@@ -327,13 +338,20 @@ def _forget_origin(root: Path) -> None:
 def _walk(layer: WritableLayer) -> Iterator[tuple[str, str, os.stat_result]]:
     """(path in the snapshot's tree, path outside, lstat) of the layer's root and everything in it, parents first."""
     root = os.fspath(layer.outside)
-    yield layer.at, root, os.lstat(root)
+    if layer.without and layer.without.issuperset(os.listdir(root)):
+        return
+    top = os.lstat(root)
+    yield layer.at, root, top
     pending = [(layer.at, root)]
     while pending:
         at, directory = pending.pop()
         with os.scandir(directory) as entries:
             for entry in entries:
+                if directory == root and entry.name in layer.without:
+                    continue
                 status = entry.stat(follow_symlinks=False)
+                if status.st_dev != top.st_dev:  # something is mounted there
+                    continue
                 inner = f"{at}/{entry.name}"
                 yield inner, entry.path, status
                 if stat.S_ISDIR(status.st_mode):

@@ -74,6 +74,7 @@ class KeeperClient:
         force: bool = False,
         gpu_timeout_s: float | None = None,
         wait: bool = True,
+        verify: bool = False,
     ) -> SaveResult:
         """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
 
@@ -83,7 +84,8 @@ class KeeperClient:
         The snapshot goes onto `branch` (default: the branch of the instance's name). `stop` ends the program in the
         frozen state, so that nothing it does later is lost. A second save may be taken while the first is being stored,
         a third waits; they are stored in order, each the parent of the next. For a GPU program, `force` saves in spite
-        of what preflight refuses, and `gpu_timeout_s` is how long running kernels get.
+        of what preflight refuses, and `gpu_timeout_s` is how long running kernels get. `verify` restores the snapshot
+        into a sandbox that is thrown away before the program in it runs; the result says whether CRIU accepts it.
         """
         arguments = protocol.SaveArguments(
             message=message,
@@ -93,6 +95,7 @@ class KeeperClient:
             force=force,
             gpu_timeout_s=gpu_timeout_s,
             wait=wait,
+            verify=verify,
         )
         return self.request(arguments)
 

@@ -9,6 +9,7 @@
     queue       what was taken is put together and waits for its turn (save_queue.py)               `_queued`
     ingest      into the repository, in the order of the freezes                                    `_store`
     commit      the snapshot exists, and the instance stands on it
+    verify      where that was asked for: restored as far as to the program's first instruction (checkpoint/restore.py)
 
 The pause is from hold to release. With `stop` the program stays stopped until the commit and ends then.
 """
@@ -28,6 +29,7 @@ import trio
 from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
 from ijfs.live.checkpoint.freeze import Frozen, GpuPart, Prepared, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
+from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, environment
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu
@@ -36,13 +38,19 @@ from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.guest_protocol import HookEvent
-from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, SaveArguments
+from ijfs.live.model.paths import SandboxPaths
+from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, RestoreArguments, SaveArguments
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.sandbox import network_state
 from ijfs_engine import Arena
+from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
     from ijfs.live.sandbox.sandbox import Sandbox
+
+# The directory of a sandbox in which a snapshot is tried; swept with others of the instance (sandbox/cleanup.py).
+TRIAL = "box-trial"
 
 # Progress events a second; more are noise on a terminal and work for the loop.
 PROGRESS_S = 0.1
@@ -172,6 +180,10 @@ class Saver:
         except BaseException:
             await self._wake(self._state.live_sandbox())
             raise
+        if result.verified is False:  # ending it would leave nothing that can go on
+            await self._wake(self._state.live_sandbox())
+            warnings = (*result.warnings, "so the program was not ended: it runs on")
+            return msgspec.structs.replace(result, stopped=False, warnings=warnings)
         await self._state.kill(f"saved as {result.snapshot[:12]} and stopped")
         return result
 
@@ -198,7 +210,26 @@ class Saver:
         state.was_saved_as(outcome.snapshot, stat_cache)
         if contents.meta.auto:
             await in_thread(thin, state.snapshots.repository, state.name)
-        return _result(save, frozen, contents, number, outcome)
+        result = _result(save, frozen, contents, number, outcome)
+        return await self._verified(save, result) if save.arguments.verify else result
+
+    async def _verified(self, save: _Save, result: SaveResult) -> SaveResult:
+        """What came of trying to restore the snapshot, in a sandbox beside the program's."""
+        save.clock.begin("verify")
+        store, paths = self._state.snapshots, SandboxPaths(self._state.paths.root / TRIAL)
+
+        def tried() -> IjfsError | None:
+            return try_restore(RestoreRequest.of(RestoreArguments(snapshot=result.snapshot), store, paths), store)
+
+        refusal: IjfsError | None = await in_thread(tried)
+        save.clock.end()
+        why = [f"this snapshot cannot be restored here: {refusal}"] if refusal is not None else []
+        return msgspec.structs.replace(
+            result,
+            verified=refusal is None,
+            warnings=(*result.warnings, *why),
+            phases=dict(save.clock.phases),
+        )
 
     async def _let_go(self, frozen: Frozen) -> None:
         """Nobody reads any more what a freeze brought."""
@@ -221,6 +252,7 @@ def _contents(
 ) -> SaveContents:
     """What goes into the repository. In a thread, right after the thaw."""
     arguments = save.arguments
+    network, devices = network_state.capture(sandbox.network_fd)
     meta = LiveMeta(
         spec=record.spec,
         volumes=sandbox.volumes,
@@ -232,6 +264,7 @@ def _contents(
         frozen_s=frozen.frozen_s,
         auto=arguments.auto,
         base=sandbox.lower.base,
+        network=network,
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(
@@ -241,7 +274,7 @@ def _contents(
         meta=meta,
         message=arguments.message,
         branch=arguments.branch or record.branch or record.spec.name,
-        notes=(*_spilled(frozen), *_warnings(sandbox), *lost),
+        notes=(*_spilled(frozen), *_warnings(sandbox), *_not_saved(devices), *lost),
     )
 
 
@@ -289,6 +322,17 @@ def _warnings(sandbox: Sandbox) -> list[str]:
         return []
     found = (verdict for verdict in blockers.of_program(sandbox.pid) if verdict.outcome == "warn")
     return [f"{verdict.evidence}: {verdict.remedy}" for verdict in found]
+
+
+def _not_saved(devices: Sequence[str]) -> list[str]:
+    """What of the network a restored program will lack."""
+    if not devices:
+        return []
+    names = ", ".join(devices[:5]) + (", …" if len(devices) > 5 else "")
+    return [
+        f"network devices that the program made are not saved ({names}): "
+        "without them it cannot be restored if it uses their addresses"
+    ]
 
 
 def _spilled(frozen: Frozen) -> list[str]:

@@ -66,7 +66,8 @@ class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
     """Save the program. Without `wait` the answer comes at the thaw, else when the snapshot is durable.
 
     `branch`: None is the instance's own. `stop`: end the program in the frozen state. `notebook`: the document as it
-    is in an editor; None takes the file that the kernel belongs to. `force`, `gpu_timeout_s`: for a GPU program.
+    is in an editor; None takes the file that the kernel belongs to. `verify`: try whether it can be restored. `force`,
+    `gpu_timeout_s`: for a GPU program.
     What the keeper asks of itself: `nonce` is the program's own request, `auto` a save after a cell.
     """
 
@@ -77,6 +78,7 @@ class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
     force: bool = False
     gpu_timeout_s: float | None = None
     wait: bool = True
+    verify: bool = False
     nonce: str | None = None
     auto: bool = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ijfs.live.errors import SandboxError
@@ -40,6 +40,7 @@ DEVICES = {
     "urandom": (0o666, 1, 9),
     "tty": (0o666, 5, 0),
 }
+OTHER_NAMES = ("ptmx", "pts", "shm")
 LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 
 
@@ -74,15 +75,20 @@ def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: S
 
 
 def mount_root(
-    paths: SandboxPaths, volumes: Sequence[Volume] = (), *, gpu: bool = False, lower: Path = Path("/")
+    paths: SandboxPaths,
+    volumes: Sequence[Volume] = (),
+    *,
+    gpu: bool = False,
+    lower: Path = Path("/"),
+    fill_dev: Callable[[Path], None] = lambda dev: None,
 ) -> None:
     """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace. `lower` is the root
-    that it stands on."""
+    that it stands on; `fill_dev` puts into /dev what a program had there."""
     try:
         mount_overlay(lower, paths.upper, paths.work, paths.mountpoint)
         for volume in volumes:
             _mount_volume(paths, volume)
-        mount_devices(paths, gpu=gpu)
+        mount_devices(paths, gpu=gpu, fill=fill_dev)
     except OSError as error:
         unmount_root(paths)
         raise SandboxError(f"the sandbox's files cannot be mounted: {error.strerror}", hint=_HINT) from error
@@ -129,9 +135,10 @@ def external_outside(paths: SandboxPaths, volumes: Sequence[Volume]) -> dict[str
     return {**own, **{volume.key: paths.volume(volume.key).mountpoint for volume in volumes}}
 
 
-def mount_devices(paths: SandboxPaths, *, gpu: bool) -> None:
-    """The sandbox's /dev (a tmpfs with the usual nodes) and /dev/shm."""
+def mount_devices(paths: SandboxPaths, *, gpu: bool, fill: Callable[[Path], None] = lambda dev: None) -> None:
+    """The sandbox's /dev (a tmpfs with the usual nodes, and what `fill` puts there before) and /dev/shm."""
     ns.mount("ijfs-dev", paths.dev, "tmpfs", ns.MS_NOSUID, "mode=755,size=1m")
+    fill(paths.dev)
     old = os.umask(0)
     try:
         for name, (mode, major, minor) in DEVICES.items():

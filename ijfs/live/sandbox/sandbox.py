@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -62,10 +62,11 @@ class Sandbox:
         if self.program is None or self.pidfd is None:
             raise InstanceExitedError("the program ended as soon as it ran")
 
-    def mount(self, *, gpu: bool = False) -> None:
-        """Mount its files in the calling process's mount namespace. SandboxError."""
+    def mount(self, *, gpu: bool = False, fill_dev: Callable[[Path], None] = lambda dev: None) -> None:
+        """Mount its files in the calling process's mount namespace; `fill_dev` puts into /dev what a program had there.
+        SandboxError."""
         self.mounted = True  # a mount that fails in the middle is taken away by `dispose`
-        rootfs.mount_root(self.paths, self.volumes, gpu=gpu, lower=self.lower.root)
+        rootfs.mount_root(self.paths, self.volumes, gpu=gpu, lower=self.lower.root, fill_dev=fill_dev)
 
     def connect_outwards(self) -> None:
         """Let the program make connections through the host (slirp4netns). SandboxError."""

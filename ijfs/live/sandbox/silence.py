@@ -16,16 +16,17 @@ import socket
 import struct
 
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox import netlink
 
-# <linux/rtnetlink.h>, <linux/netlink.h>, <linux/pkt_sched.h>
+# <linux/rtnetlink.h>, <linux/pkt_sched.h>
 _RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
-_REQUEST, _ACK, _REPLACE, _CREATE = 0x1, 0x4, 0x100, 0x400
 _TCA_KIND = 1
 _ROOT = 0xFFFFFFFF
 
-_HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=BxxxiIII")
-_KIND = b"blackhole\0"
+_BLACKHOLE = netlink.attribute(_TCA_KIND, b"blackhole\0")
+# A kernel without queueing disciplines, or without this one.
+_UNKNOWN = (errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL)
 
 
 class Silence:
@@ -37,7 +38,7 @@ class Silence:
         self._devices: list[int] = []
         with ns.in_network(network_fd):
             for index, _ in socket.if_nameindex():
-                if _ask(_RTM_NEWQDISC, _CREATE | _REPLACE, index, _KIND):
+                if _swallow(index):
                     self._devices.append(index)
         self.holds = bool(self._devices)
 
@@ -48,20 +49,19 @@ class Silence:
             with ns.in_network(self._network_fd):
                 for index in devices:
                     with contextlib.suppress(FileNotFoundError):
-                        _ask(_RTM_DELQDISC, 0, index, b"")
+                        netlink.ask(_RTM_DELQDISC, 0, _of(index))
 
 
-def _ask(kind: int, flags: int, device: int, qdisc: bytes) -> bool:
-    """One request to the kernel about a device's root queue; False where this kernel cannot do it. OSError."""
-    attribute = struct.pack("=HH", 4 + len(qdisc), _TCA_KIND) + qdisc + bytes(-len(qdisc) % 4) if qdisc else b""
-    body = _TCMSG.pack(socket.AF_UNSPEC, device, 0, _ROOT, 0) + attribute
-    message = _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST | _ACK, 1, 0) + body
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-        sock.sendall(message)
-        answer = sock.recv(4096)
-    code = -struct.unpack_from("=i", answer, _HEADER.size)[0]
-    if code in (errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL) and kind == _RTM_NEWQDISC:
-        return False
-    if code:
-        raise OSError(code, f"the queue of network device {device}")
+def _swallow(device: int) -> bool:
+    """Whether the device swallows what is sent from now on. OSError."""
+    try:
+        netlink.ask(_RTM_NEWQDISC, netlink.CREATE | netlink.REPLACE, _of(device) + _BLACKHOLE)
+    except OSError as error:
+        if error.errno in _UNKNOWN:
+            return False
+        raise
     return True
+
+
+def _of(device: int) -> bytes:
+    return _TCMSG.pack(socket.AF_UNSPEC, device, 0, _ROOT, 0)
