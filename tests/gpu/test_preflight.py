@@ -60,6 +60,23 @@ def test_two_nccl_ranks_need_the_restorable_settings() -> None:
     assert refused([safe[0], ranks[1]], TWO) == {"nccl"}
 
 
+def test_symmetric_memory_between_ranks_is_refused_since_nothing_else_shows_it() -> None:
+    environ = {**SAFE, "VLLM_ALLREDUCE_USE_SYMM_MEM": "1"}
+    ranks = [GpuEvidence(pid=pid, nccl_threads=("pt_nccl_watchdg",), environ=environ) for pid in (1, 2)]
+    [verdict] = [verdict for verdict in check_program(ranks, TWO) if verdict.outcome == "refuse"]
+    assert "was started without VLLM_ALLREDUCE_USE_SYMM_MEM=0" in verdict.evidence
+
+
+def test_an_environment_that_was_written_over_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    for pid in (5, 6):
+        write_proc(tmp_path, pid, maps=PLAIN_MAPS, comm="pt_nccl_watchdg")
+        (tmp_path / str(pid) / "environ").write_bytes(bytes(1500))
+    ranks = [read_evidence(pid, tmp_path) for pid in (5, 6)]
+    [verdict] = [verdict for verdict in check_program(ranks, TWO) if verdict.outcome == "refuse"]
+    assert "process 5 was started with cannot be read" in verdict.evidence
+    assert "SPT_NOENV=1" in verdict.evidence
+
+
 def test_one_rank_alone_has_no_peer_unless_it_spans_gpus() -> None:
     rank = GpuEvidence(pid=1, nccl_threads=("pt_nccl_watchdg",))
     assert refused([rank]) == set()
@@ -190,6 +207,7 @@ def test_the_launch_environment_overwrites_nothing() -> None:
     assert environ["UV_USE_IO_URING"] == "0"
     assert environ["NCCL_P2P_DISABLE"] == "1"
     assert environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert (environ["SPT_NOENV"], environ["VLLM_ALLREDUCE_USE_SYMM_MEM"]) == ("1", "0")
     assert "VLLM_HOST_IP" not in environ
 
 

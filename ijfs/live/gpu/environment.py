@@ -39,6 +39,11 @@ GPU_SETTINGS = (
         "spawn",
         "an engine that is forked inherits files of the GPU, which neither the driver nor CRIU can save",
     ),
+    Setting(
+        "SPT_NOENV",
+        "1",
+        "setproctitle (vLLM's workers) would write over the environment in /proc, by which preflight judges NCCL",
+    ),
 )
 
 OFFLINE_SETTINGS = (
@@ -58,6 +63,11 @@ NCCL_SETTINGS = (
     Setting("NCCL_CUMEM_ENABLE", "0", "CUMEM allocations are exported to peers and are lost at restore"),
     Setting("NCCL_CUMEM_HOST_ENABLE", "0", "the same for NCCL's host buffers"),
     Setting("NCCL_NVLS_ENABLE", "0", "NVLink multicast objects cannot be checkpointed"),
+    Setting(
+        "VLLM_ALLREDUCE_USE_SYMM_MEM",
+        "0",
+        "torch's symmetric memory is exported to peers as CUMEM allocations are, and leaves no mark either",
+    ),
 )
 
 

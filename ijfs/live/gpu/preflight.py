@@ -106,6 +106,7 @@ def _ipc(process: GpuEvidence) -> CheckResult:
     if process.ipc_segments:
         evidence = f"process {process.pid} shares GPU memory with another by CUDA IPC ({process.ipc_segments[0]})"
         remedy = "end the sharing process, or pass tensors between processes through host memory"
+        remedy += " (vLLM with several GPUs: --disable-custom-all-reduce)"
         return CheckResult(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
     return CheckResult(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
 
@@ -142,6 +143,10 @@ def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult
         missing = ", ".join(f"{item.name}={item.value}" for item in unsafe_nccl_settings(unsafe[0].environ))
         evidence = f"{len(ranks)} NCCL rank(s), process {unsafe[0].pid} was started without {missing}: a checkpoint"
         evidence += " would succeed and its restore fail, and the program be lost"
+        if not unsafe[0].environ:
+            evidence = f"{len(ranks)} NCCL rank(s), and what process {unsafe[0].pid} was started with cannot be read"
+            evidence += " (setproctitle writes over it, unless SPT_NOENV=1): with other settings than the restorable"
+            evidence += " ones its restore would fail, and the program be lost"
         return CheckResult(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
     if suspects:
         return CheckResult(check="nccl", outcome="ok", evidence=f"{len(ranks)} ranks, all with restorable settings")
