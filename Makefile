@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-mutants test-full-disk bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test check check-native check-mutants test-full-disk test-kills bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check-mutants: setup ## whether tests notice changes to the engine; 10 minutes. 
 
 test-full-disk: setup ## every verb on small disks at every level of free space; as root, 2 minutes. ARGS=--kind ext4 gc
 	$(BIN)/python tests/engine/small_disk.py $(ARGS)
+
+test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 minutes. ARGS=--kills 100 --seed 2
+	$(BIN)/python tests/engine/kill_campaign.py $(ARGS)
 
 bench: bench-store bench-live ## both benchmarks
 

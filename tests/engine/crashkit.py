@@ -18,10 +18,13 @@ import sys
 from pathlib import Path
 
 from criu_images import image_set
-from storekit import save
+from storekit import put, put_against, save
 
 from ijfs_engine import Repository, Snapshot
+from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.records import Entry, Tree, encode_tree
 from ijfs_engine.storage import disk, session
+from ijfs_engine.storage.session import Session
 
 KEEP = {"kept": random.Random(1).randbytes(30_000), "also": random.Random(2).randbytes(5000)}
 NEXT = {"kept": KEEP["kept"], "new": random.Random(3).randbytes(60_000)}
@@ -71,6 +74,16 @@ class Fuse:
         self.path.with_suffix(".unsynced").write_text(json.dumps(state))
 
 
+def lose_power(path: Path) -> None:
+    """Cut every file back to what was synced, and drop names that were not."""
+    state = json.loads(path.with_suffix(".unsynced").read_text())
+    for name, size in state["durable"].items():
+        if os.path.exists(name) and os.path.isfile(name) and os.path.getsize(name) > size:
+            os.truncate(name, size)
+    for name in state["unnamed"]:
+        Path(name).unlink(missing_ok=True)
+
+
 def temporary_of(path: str) -> str:
     """Where `disk.write_file` writes first."""
     whole = Path(path)
@@ -89,7 +102,29 @@ def prepare(path: Path, operation: str) -> tuple[Snapshot, Snapshot]:
         repository.remove_many([big.id, mixed.id])
         if operation == "import":
             bring(repository, BEFORE, [], "before")
+        if operation == "gc":
+            make_heavy(repository)
     return first, second
+
+
+def make_heavy(repository: Repository) -> None:
+    """For gc: a pack of large frames that is half dead, and a difference whose base only it needs."""
+    large = [random.Random(20 + number).randbytes(200_000) for number in range(4)]
+    base, change = large[3], random.Random(30).randbytes(100_000)
+    with repository.session() as session:
+        ids = [put(session, one) for one in large]
+        before = commit_chunks(session, ids, "heavy")
+    with repository.session() as session:
+        ids[3] = put_against(session, change + base[100_000:], base, ids[3])
+        commit_chunks(session, ids[2:], "heavy")
+    repository.remove(before.id)
+
+
+def commit_chunks(session: Session, ids: list[bytes], branch: str) -> Snapshot:
+    """A snapshot of files that are a chunk of 200,000 bytes each."""
+    entries = [Entry(b"%d" % at, "f", 0o644, 0, 0, 0, size=200_000, content=one) for at, one in enumerate(ids)]
+    root = session.put_object(FrameKind.TREE, encode_tree(Tree(tuple(entries))))
+    return session.commit_snapshot(root, branch=branch)
 
 
 def bring(repository: Repository, images: dict[str, bytes], parents: list[bytes], message: str) -> Snapshot:

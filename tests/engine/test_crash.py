@@ -7,7 +7,6 @@ cutting files back to what was synced (LMDB's own commits are taken as it gives 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import crashkit
 import pytest
+from crashkit import lose_power
 from storekit import contents, save
 
 from ijfs_engine import Repository, UnknownNameError
@@ -40,16 +40,6 @@ def fresh(template: Path, path: Path, operation: str) -> Path:
     if operation == "mend":
         (path / "journal").write_bytes(b"not a journal any more")
     return path
-
-
-def lose_power(path: Path) -> None:
-    """Cut every file back to what was synced, and drop names that were not."""
-    state = json.loads(path.with_suffix(".unsynced").read_text())
-    for name, size in state["durable"].items():
-        if os.path.exists(name) and os.path.isfile(name) and os.path.getsize(name) > size:
-            os.truncate(name, size)
-    for name in state["unnamed"]:
-        Path(name).unlink(missing_ok=True)
 
 
 def check(path: Path, operation: str, first: bytes, second: bytes, *, done: bool = False) -> bool:
