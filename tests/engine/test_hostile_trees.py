@@ -115,7 +115,7 @@ _numbers = st.sampled_from([0, 0, 1, 2])
 _odd = st.sampled_from([0, 1, -1, 1 << 40, 0o7777])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_tree_changes_anything_outside_the_target(
     data: st.DataObject, repository: Repository, tmp_path_factory: pytest.TempPathFactory

@@ -96,7 +96,7 @@ def test_what_was_saved_while_the_clock_was_ahead_is_not_the_latest_of_all_branc
     assert repository.resolve("latest") == alone.id
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(clocks=st.lists(st.integers(-3, 3), min_size=2, max_size=7), data=st.data())
 def test_no_child_stands_below_its_parent_whatever_the_clock_did(
     clocks: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
