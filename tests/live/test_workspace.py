@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import shutil
 import socket
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +188,65 @@ def test_a_symlink_on_the_way_to_a_volume_leads_nowhere(upper: Path, tmp_path: P
 def test_a_volume_that_could_not_have_been_is_refused(stored: dict[str, str]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(stored, Volume)
+
+
+def test_paths_longer_than_the_system_takes_are_saved_and_come_back(
+    repository: Repository, upper: Path, tmp_path: Path
+) -> None:
+    here = os.open(upper, os.O_RDONLY)
+    for number in range(50):
+        os.mkdir("d" * 200, dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+        for name in ("a", "b"):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o640, dir_fd=here)
+            os.write(fd, b"%d" % number)
+            os.close(fd)
+        os.symlink("a", "link", dir_fd=here)
+    os.close(here)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    walker = LayerWalker([WritableLayer(upper, "files", "")], {}, tmp_path / "stage")
+    assert walker.measure() == 2 * (10 + 2 * 40)
+    found = walker.capture(Arena(64 << 20), frozenset())
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with repository.begin() as writer:
+        writer.add_entries((item.at, item.entry, item.source) for item in found.items)
+        snapshot = writer.commit()
+    reader = repository.reader()
+    target = tmp_path / "target"
+    export_tree(reader, reader.lookup(snapshot.root, "files").content, target)
+
+    def listed(top: Path) -> list[str]:
+        command = ["find", ".", "-mindepth", "1", "-printf", "%M %s %T@ %l %f\\n"]
+        return sorted(subprocess.run(command, cwd=top, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    assert listed(target) == listed(upper)
+    for top in (upper, target):
+        subprocess.run(["rm", "-rf", str(top)], check=True)
+
+
+def test_what_a_running_program_removes_is_not_measured_and_no_error(
+    upper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kept", "gone"):
+        (upper / name).write_bytes(b"1234")
+        (upper / f"{name}-directory").mkdir()
+        (upper / f"{name}-directory" / "in it").write_bytes(b"12")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def remove_after(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            listed = list(entries)
+        if path == os.fspath(upper):
+            (upper / "gone").unlink()
+            shutil.rmtree(upper / "gone-directory")
+        yield iter(listed)
+
+    walker = LayerWalker([WritableLayer(upper, "files", "")], {}, tmp_path / "stage")
+    monkeypatch.setattr("ijfs.live.checkpoint.workspace.os.scandir", remove_after)
+    assert walker.measure() == 6
 
 
 def test_only_what_changed_is_read_again(upper: Path, tmp_path: Path) -> None:

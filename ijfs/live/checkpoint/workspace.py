@@ -40,6 +40,9 @@ RACY_NS = 20_000_000
 # A file larger than this is copied to the staging directory instead of into memory.
 LARGEST_IN_MEMORY = 256 << 20
 
+# A path of at most so many bytes can take one more name (255) and stay below what the system takes (PATH_MAX, 4096).
+_LONG_PATH = 3_500
+
 _KINDS: dict[int, EntryKind] = {
     stat.S_IFREG: "f",
     stat.S_IFDIR: "d",
@@ -144,7 +147,7 @@ class LayerWalker:
         """Bytes that a capture would read now: what to fault in beforehand."""
         total = 0
         for layer in self._layers:
-            for at, _, status in _walk(layer):
+            for at, _, status in _walk(layer, running=True):
                 readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
                 if readable and self._stat_cache.get(at) != key_of(status):
                     total += status.st_size
@@ -335,27 +338,61 @@ def _forget_origin(root: Path) -> None:
             os.removexattr(root, name)
 
 
-def _walk(layer: WritableLayer) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(path in the snapshot's tree, path outside, lstat) of the layer's root and everything in it, parents first."""
+def _walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, str, os.stat_result]]:
+    """(path in the snapshot's tree, path outside, lstat) of the layer's root and everything in it, parents first.
+
+    A path outside holds until the next one is asked for. While the program is `running`, what it removes meanwhile is
+    left out.
+    """
     root = os.fspath(layer.outside)
     if layer.without and layer.without.issuperset(os.listdir(root)):
         return
     top = os.lstat(root)
     yield layer.at, root, top
-    pending = [(layer.at, root)]
+    pending = [_Directory(layer.at, root, None)]
+    gone = (FileNotFoundError, NotADirectoryError) if running else ()
     while pending:
-        at, directory = pending.pop()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if directory == root and entry.name in layer.without:
+        with contextlib.suppress(*gone):
+            here = pending.pop().shortened()
+            with os.scandir(here.outside) as entries:
+                listed = list(entries)
+            for entry in listed:
+                if here.outside == root and entry.name in layer.without:
                     continue
-                status = entry.stat(follow_symlinks=False)
-                if status.st_dev != top.st_dev:  # something is mounted there
-                    continue
-                inner = f"{at}/{entry.name}"
-                yield inner, entry.path, status
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append((inner, entry.path))
+                with contextlib.suppress(*gone):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_dev != top.st_dev:  # something is mounted there
+                        continue
+                    inner = f"{here.at}/{entry.name}"
+                    yield inner, entry.path, status
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append(_Directory(inner, entry.path, here.held))
+
+
+class _Held:
+    """A descriptor that is closed with the last who needs it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class _Directory(NamedTuple):
+    """A directory that a walk has to look into; `held` is what its path outside goes through."""
+
+    at: str
+    outside: str
+    held: _Held | None
+
+    def shortened(self) -> _Directory:
+        """The same by a path to which names can be added: a program may have made a longer one than the system takes in
+        one piece. OSError."""
+        if len(os.fsencode(self.outside)) <= _LONG_PATH:
+            return self
+        held = _Held(os.open(self.outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        return _Directory(self.at, f"/proc/self/fd/{held.fd}", held)
 
 
 def _inside(layer: WritableLayer, at: str) -> str:
