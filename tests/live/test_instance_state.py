@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from ijfs.live.checkpoint.restore import RestoreRequest
 from ijfs.live.checkpoint.snapshot_io import LiveMeta
 from ijfs.live.checkpoint.workspace import StatKey
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.model.record_file import read_record
-from ijfs.live.model.records import InstanceSpec
+from ijfs.live.model.records import InstanceSpec, Process
+from ijfs.live.pager.account import AccountBook, create
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Repository, Snapshot, UnknownNameError
-from ijfs_engine.errors import StorageError
+from ijfs_engine.errors import PreflightError, StorageError
 
 OLDER = {"files/a": StatKey(1, 1, 0o100644, 1, 1)}
 NEWER = {"files/a": StatKey(1, 2, 0o100644, 2, 2)}
@@ -73,12 +77,26 @@ def test_what_cannot_be_written_down_may_still_be_noted(state: InstanceState) ->
     assert state.record.save_error == "lost"
 
 
+def test_memory_that_could_not_be_had_is_never_saved_and_stays_known(state: InstanceState) -> None:
+    """What an earlier keeper's pager has left, which finished and could not read two pages."""
+    workdir = state.paths.sandbox(1).criu
+    workdir.mkdir(parents=True)
+    book = AccountBook(create(workdir))
+    state.note(pager=Process(os.getppid(), 0))
+    book.note(complete=True, pages=10, arrived=10, poisoned=2)
+    for _ in range(2):
+        with pytest.raises(PreflightError, match="8 KiB of it could not be read"):
+            trio.run(state.wait_for_memory)
+    assert state.info().memory == 1.0
+    assert read_record(state.paths).damage == "8 KiB of it could not be read from the repository"
+
+
 def test_a_restore_request_has_all_that_the_verb_was_asked_for(state: InstanceState) -> None:
     with state.snapshots.repository.begin() as writer:
         meta = {"spec": {"name": "one", "argv": ["true"]}}
         snapshot = writer.commit(branch="main", meta=meta)
     paths = state.paths.sandbox(3)
-    args = {"snapshot": "main", "gpus": ["1"], "siblings": 4}
+    args = RestoreArguments(snapshot="main", gpus=("1",), siblings=4)
     found = RestoreRequest.of(args, state.snapshots, paths)
     assert found == RestoreRequest(
         snapshot, LiveMeta(spec=InstanceSpec(name="one", argv=("true",))), paths, siblings=4, gpus=("1",)

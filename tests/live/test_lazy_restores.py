@@ -17,7 +17,8 @@ from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.pager import working_set
-from ijfs_engine import Repository
+from ijfs.live.process import procfs
+from ijfs_engine import PreflightError, Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -104,6 +105,38 @@ def test_a_killed_keeper_leaves_the_pager_at_work_and_the_next_keeper_waits_for_
     shared_env.restore(again.snapshot, "kept-again")
     assert memory_is_right(shared_env, "kept-again")
     shared_env.stop("kept-again", timeout_s=0)
+
+
+def test_a_pager_killed_while_nobody_watches_it_costs_the_memory_and_no_save_takes_zeros(
+    shared_env: LiveEnv, snapshot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next keeper must tell a killed pager from one that has finished."""
+    monkeypatch.setenv("IJFS_FETCH_DELAY_MS", "200")
+    info = shared_env.restore(snapshot, "robbed")
+    record = record_of(shared_env, "robbed")
+    assert info.pid
+    assert record.keeper
+    assert record.pager
+    for pid in procfs.processes_in("pid", procfs.namespace_id(info.pid, "pid")):
+        os.kill(pid, signal.SIGSTOP)  # it would not outlive the zeros
+    os.kill(record.keeper.pid, signal.SIGKILL)
+    assert eventually(lambda: not procfs.is_alive(record.keeper))
+    with client.connect(shared_env.repo, "robbed") as keeper:
+        adopted = keeper.status()
+        assert adopted.memory < 1
+        assert not adopted.damage
+        os.kill(record.pager.pid, signal.SIGKILL)
+        assert eventually(lambda: keeper.status().damage)
+        with pytest.raises(PreflightError, match="reads as zeros"):
+            keeper.wait_memory()
+    with pytest.raises(PreflightError, match="memory of `robbed` is not whole"):
+        shared_env.save("robbed")
+    monkeypatch.delenv("IJFS_FETCH_DELAY_MS")
+    back = shared_env.restore(snapshot, "robbed", replace=True)
+    assert not back.damage
+    assert memory_is_right(shared_env, "robbed")
+    shared_env.save("robbed")
+    shared_env.stop("robbed", timeout_s=0)
 
 
 def test_a_program_stopped_in_the_middle_takes_its_pager_along(shared_env: LiveEnv, snapshot: str) -> None:

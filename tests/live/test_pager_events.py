@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ import pytest
 from pagerlab import BASE, PAGE, Program, write_images
 from waiting import eventually, patient
 
+from ijfs.live.model.records import Process
+from ijfs.live.pager.account import Progress, progress_of, read
 from ijfs.live.pager.api import Pager
+from ijfs.live.process import procfs
+from ijfs_engine.errors import TargetDiedError
 
 pytestmark = pytest.mark.root
 
@@ -182,6 +187,10 @@ def test_bytes_that_cannot_be_had_raise_sigbus_on_their_pages_only(start: Start,
     os.truncate(tmp_path / "images" / "pages-1.img", (STORED_PAGES - 1) * PAGE)
     status = pager.wait(20)
     assert status.poisoned == 1
+    assert status.damage == "4 KiB of it could not be read from the repository"
+    account = read(tmp_path)
+    assert account is not None
+    assert (account.complete, account.poisoned, account.share, account.damage) == (True, 1, 1.0, status.damage)
     assert program.run(f"wrong({SECOND + 800 * PAGE}, {PAGES - 801})") == []
     assert program.run(f"forked('wrong({last}, 1)')") == f"status {signal.SIGBUS.value}"
     assert program.run(f"wrong({BASE}, {PAGES})") == []
@@ -206,8 +215,47 @@ def test_a_keeper_that_dies_leaves_the_program_paged(tmp_path: Path) -> None:
         assert all_right(program)
         wait_until_gone(pager)
         assert all_right(program)
+    assert progress_of(tmp_path, Process(pager, 0)) == Progress(1.0, complete=True, damage="")
     os.close(ours)
     os.close(theirs)
+
+
+def test_a_pager_killed_after_its_keeper_is_no_pager_that_has_finished(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", MAPPINGS, STORED)
+    ours, theirs = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        keeper_pager = Pager(tmp_path, {"images": str(images), "delay_s": 0.5})
+        os.write(theirs, str(keeper_pager.pid).encode())
+        time.sleep(60)
+        os._exit(1)
+    pager = procfs.identify(int(os.read(ours, 20)))
+    assert pager is not None
+    with Program(tmp_path, MAPPINGS):
+        os.kill(keeper, signal.SIGKILL)
+        os.waitpid(keeper, 0)
+        progress = progress_of(tmp_path, pager)
+        assert progress.share < 1
+        assert not progress.complete
+        assert not progress.damage
+        os.kill(pager.pid, signal.SIGKILL)
+        wait_until_gone(pager.pid)
+        progress = progress_of(tmp_path, pager)
+        assert progress.share < 1
+        assert not progress.complete
+        assert "zeros" in progress.damage
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_who_waits_for_memory_is_told_when_it_is_not_brought_any_more(start: Start) -> None:
+    pager, _ = start(5.0)
+    waiting = ThreadPoolExecutor(1)
+    answer = waiting.submit(pager.wait, 60)
+    pager.close()
+    with pytest.raises(TargetDiedError, match="not brought in any more"):
+        answer.result(10)
+    waiting.shutdown()
 
 
 def wait_until_gone(pid: int) -> None:

@@ -30,6 +30,8 @@ def ps(app: App) -> Answer:
         else:
             out.line(("nothing is live: `ijfs run` or `ijfs kernel start` begins", "dim"))
         for info in found:
+            if info.damage:
+                out.line((f"{info.name}: its memory is not what was saved: {info.damage}", "red"))
             if info.save_error:
                 out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
             if info.note:

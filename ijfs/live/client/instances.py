@@ -16,6 +16,7 @@ from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
 from ijfs.live.model.record_file import info_of, read_record
 from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo
+from ijfs.live.pager.account import progress_of
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import LockedError
@@ -51,7 +52,11 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
         record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
     if record.saving and not procfs.is_alive(record.keeper):
         record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)
-    return info_of(paths, record, keeper_running=procfs.is_alive(record.keeper))
+    keeper_running = procfs.is_alive(record.keeper)
+    if record.status == "running" and record.pager is not None:
+        progress = progress_of(paths.sandbox(record.generation).criu, record.pager)
+        return info_of(paths, record, keeper_running=keeper_running, memory=progress.share, damage=progress.damage)
+    return info_of(paths, record, keeper_running=keeper_running)
 
 
 def base_before(repo: RepoPath, name: str) -> Base | None:

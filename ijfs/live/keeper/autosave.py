@@ -125,7 +125,7 @@ class Autosaver:
                 await self._queue.settled()
             elif state.busy.locked() or state.record.pager is not None:
                 async with state.busy:
-                    await state.memory_in()
+                    await state.wait_for_memory()
             else:
                 return
 

@@ -140,7 +140,14 @@ class Lifecycle:
         ports, moved = state.relay.open_again(record.relay)
         state.guest.set_hooks(record.hook_ports)
         keeper = procfs.identify(os.getpid())
-        state.moved_into(sandbox, earlier_pager=record.pager, keeper=keeper, relay=ports, **_lost_saves(record))
+        state.moved_into(
+            sandbox,
+            earlier_pager=record.pager,
+            damage=record.damage,
+            keeper=keeper,
+            relay=ports,
+            **_lost_saves(record),
+        )
         info = self._let_clients_in(again=True)
         state.open_guest_port(sandbox)
         text = f"the keeper of `{state.name}` had been killed; a new one took the running program over"

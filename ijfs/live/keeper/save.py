@@ -115,7 +115,7 @@ class Saver:
         """Freeze and thaw the program, and queue what that brought; returns the queued save, and its result as far as
         it is known by then."""
         sandbox = self._state.live_sandbox()
-        await self._state.memory_in()
+        await self._state.wait_for_memory()
         await self._autosaver.before_freeze(sandbox)
         frozen = await self._freeze(save, sandbox)
         self._autosaver.after_freeze(frozen.frozen_s, frozen.image_bytes)

@@ -221,7 +221,7 @@ class Keeper:
         return self._state.info()
 
     async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:
-        await self._state.memory_in()
+        await self._state.wait_for_memory()
         return self._state.info()
 
 

@@ -25,11 +25,12 @@ from ijfs.live.keeper.guest_port import Answer, GuestPort
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import info_of, write_record
 from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, Process
+from ijfs.live.pager import account
 from ijfs.live.process import procfs
 from ijfs.live.relay.relay import Relay
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Snapshot
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import IjfsError, PreflightError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
@@ -108,7 +109,8 @@ class InstanceState:
 
     def info(self) -> InstanceInfo:
         """The instance as callers are shown it."""
-        return info_of(self.paths, self.record, memory=self.memory())
+        memory, damage = self._memory()
+        return info_of(self.paths, self.record, memory=memory, damage=damage)
 
     # -- the program and its sandbox ------------------------------------------------------------------------------
 
@@ -135,9 +137,9 @@ class InstanceState:
         StorageError, UnknownNameError when the snapshot was removed meanwhile.
         """
         pin = self._pin_of(snapshot) if snapshot is not None else None
-        bringing = procfs.identify(pager.pid) if pager is not None else earlier_pager
+        bringing = _identified(pager.pid) if pager is not None else earlier_pager
         files = {"volumes": sandbox.volumes, "base": sandbox.lower.base}
-        changes = {"program": sandbox.program, **files, "pager": bringing, **changes}
+        changes = {"program": sandbox.program, **files, "pager": bringing, "damage": "", **changes}
         if snapshot is not None:
             changes["snapshot"] = snapshot.id.hex()
         try:
@@ -235,20 +237,70 @@ class InstanceState:
 
     # -- the memory of a lazy restore -----------------------------------------------------------------------------
 
-    async def memory_in(self) -> None:
-        """Wait until a lazy restore is complete: what is not in yet cannot be saved."""
-        if (pager := self.pager) is not None:
-            await in_thread(pager.wait, MEMORY_LIMIT_S)
-            await in_thread(pager.close)
-            if self.pager is pager:  # else the instance went back meanwhile
-                self.pager = None
-                self.note(pager=None)
-        while self.record.pager is not None:  # a pager that an earlier keeper started
-            if not procfs.is_alive(self.record.pager):
-                self.note(pager=None)
-                return
-            await trio.sleep(0.05)
+    async def wait_for_memory(self) -> None:
+        """Wait until a lazy restore is complete: what is not in yet cannot be saved.
+
+        PreflightError where the memory is not, and will not be, what was saved: a save would keep zeros for it.
+        TargetDiedError where the program waits for memory that nobody brings.
+        """
+        while self.pager is not None or self.record.pager is not None:
+            if self.pager is not None:
+                await self._follow(self.pager)
+            elif self.record.pager is not None:
+                await self._follow_earlier(self.record.pager)
+        if self.record.damage:
+            raise self._not_whole(self.record.damage)
 
     def memory(self) -> float:
         """The share of the memory that is in."""
-        return self.pager.status.share if self.pager is not None else 1.0
+        return self._memory()[0]
+
+    async def _follow(self, pager: Pager) -> None:
+        try:
+            status = await in_thread(pager.wait, MEMORY_LIMIT_S)
+        except IjfsError:
+            if self.pager is pager:
+                raise
+            return  # the instance went back meanwhile
+        if self.pager is pager:
+            self.pager = None
+            self.note(pager=None, damage=status.damage)
+            await in_thread(pager.close)
+
+    async def _follow_earlier(self, pager: Process) -> None:
+        """A look at a pager that an earlier keeper started, and a moment's wait where it is still at work."""
+        progress = await in_thread(account.progress_of, self._criu_directory, pager)
+        if self.record.pager is not pager:
+            return  # the instance went back meanwhile
+        if progress.complete:
+            self.note(pager=None, damage=progress.damage)
+        elif progress.damage:
+            raise self._not_whole(progress.damage)
+        else:
+            await trio.sleep(0.05)
+
+    def _memory(self) -> tuple[float, str]:
+        """The share of the memory that is in, and why it is not what was saved."""
+        if self.pager is not None:
+            status = self.pager.status
+            return status.share, status.damage
+        if self.record.pager is not None:
+            progress = account.progress_of(self._criu_directory, self.record.pager)
+            return progress.share, progress.damage
+        return 1.0, self.record.damage
+
+    @property
+    def _criu_directory(self) -> Path:
+        return self.paths.sandbox(self.record.generation).criu
+
+    def _not_whole(self, damage: str) -> PreflightError:
+        back = f"ijfs restore {(self.record.snapshot or '')[:12]} --replace --name {self.name}"
+        return PreflightError(
+            f"the memory of `{self.name}` is not whole and would not be saved as it was: {damage}",
+            hint=f"the snapshot it came from is unharmed: `{back}`",
+        )
+
+
+def _identified(pid: int) -> Process:
+    """The process; one that is gone already counts as dead, not as none."""
+    return procfs.identify(pid) or Process(pid, 0)

@@ -72,7 +72,7 @@ def info_of(
     *,
     keeper_running: bool = True,
     memory: float = 1.0,
-    phases: dict[str, float] | None = None,
+    damage: str = "",
 ) -> InstanceInfo:
     """What callers are shown of a record."""
     kernel = record.spec.kind == "kernel"
@@ -95,8 +95,8 @@ def info_of(
         keeper_running=keeper_running,
         memory=memory,
         note=record.note,
-        phases=phases or {},
         saving=record.saving,
         save_error=record.save_error,
         base=record.base.name if record.base is not None else None,
+        damage=damage or record.damage,
     )

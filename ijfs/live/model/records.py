@@ -110,6 +110,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     saving: int = 0
     save_error: str = ""
     base: Base | None = None
+    damage: str = ""
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +125,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
     `saving`: saves whose freeze is over and which are not durable yet. `save_error`: why the last save that nobody
     waited for came to nothing; "" again after the next one that is durable. `base`: the name of the base that its files
-    come from; None where they are the machine's own.
+    come from; None where they are the machine's own. `damage`: why its memory is not what was saved, "" where it is: it
+    cannot be saved then.
     """
 
     name: str
@@ -150,6 +152,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     saving: int = 0
     save_error: str = ""
     base: str | None = None
+    damage: str = ""
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ pager long before the keeper knows:
     order      file with an order to replay instead; record: file to record one in instead
     bulk       true where all memory is wanted before anything else (a GPU's driver is about to read the whole of it)
     rest_after_s   seconds, from the resume, in which only what faults and what was recorded is brought in
+    account    the file of `account`, which is there already
     delay_s    seconds to wait before each fetch (tests and benchmarks)
     adopt      true for a replacement; the things held follow as messages
     and, as file descriptor, the listening lazy-pages.socket where CRIU has not connected yet
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ijfs.live.pager import supervisor, working_set
+from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.engine_source import EngineFiles
 from ijfs.live.pager.server import Keep, Server
@@ -68,6 +70,7 @@ def _work(
         channel,
         socket.socket(fileno=fds[0]) if fds and not successor else None,
         fd_table=fd_table,
+        book=AccountBook(Path(config["account"])),
         touched=touched,
         record=record,
         bulk=bool(config.get("bulk")),

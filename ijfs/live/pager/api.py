@@ -12,6 +12,7 @@ pager at once. Everything here blocks or returns at once; from trio, wait with `
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
+from ijfs.live.pager import account
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.process import forkserver
@@ -37,6 +39,8 @@ _HELLO_S: Final = 2.0
 _MAX_DEATHS: Final = 5
 """Pagers that may die within _DEATHS_S before the guardian stops starting new ones."""
 _DEATHS_S: Final = 10.0
+
+_log = logging.getLogger("ijfs.keeper")
 
 
 class PagerStatus(NamedTuple):
@@ -55,6 +59,8 @@ class PagerStatus(NamedTuple):
     """Not copied because they are zero or were given up by the program."""
     poisoned: int = 0
     """Could not be had: a touch raises SIGBUS."""
+    lost: int = 0
+    """Forked children whose missing memory nobody brings any more."""
     faults: int = 0
     spaces: int = 0
     """Address spaces (processes) that are being paged."""
@@ -67,6 +73,11 @@ class PagerStatus(NamedTuple):
     def share(self) -> float:
         """0.0 … 1.0 of the memory is in."""
         return (self.pages_in + self.zero + self.poisoned) / self.pages if self.pages else float(self.complete)
+
+    @property
+    def damage(self) -> str:
+        """Why the program's memory is not what was saved; empty where it is."""
+        return self.failed or account.damage(self.poisoned, self.lost)
 
 
 def serve_stranger(fd: int) -> int:
@@ -156,7 +167,7 @@ class Pager:
         snapshot; delay_s). `on_event` is called in the guardian's thread with each message of `channel`. `process` is
         a pager started earlier, which this one then owns.
         """
-        self._config = dict(source)
+        self._config = {**source, "account": str(account.create(workdir))}
         if order is not None:
             self._config["order"] = str(order)
         if record is not None:
@@ -166,6 +177,7 @@ class Pager:
         self._held: dict[int, tuple[str, list[int]]] = {}
         self._deaths: list[float] = []
         self._status = PagerStatus()
+        self._said = ""
         self._changed = threading.Condition()
         self._closing = False
         self._listener = _listen(workdir)
@@ -190,12 +202,15 @@ class Pager:
         return self._wait(lambda status: status.resumed, timeout_s)
 
     def wait(self, timeout_s: float) -> PagerStatus:
-        """Wait until all memory is in and the pager has left."""
+        """Wait until all memory is in and the pager has left. TargetDiedError where it never will be, also when `close`
+        comes first."""
         return self._wait(lambda status: status.complete, timeout_s)
 
     def close(self) -> None:
         """End paging, after `wait` or for a program that is dead: what is not in yet would read as zeros."""
-        self._closing = True
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         if self._process.poll() is None and not self.status.complete:
             self._process.kill()
         self._guardian.join()
@@ -215,11 +230,15 @@ class Pager:
 
     def _wait(self, reached: Callable[[PagerStatus], bool], timeout_s: float) -> PagerStatus:
         with self._changed:
-            self._changed.wait_for(lambda: reached(self._status) or self._status.failed is not None, timeout_s)
+            self._changed.wait_for(
+                lambda: reached(self._status) or self._status.failed is not None or self._closing, timeout_s
+            )
             if reached(self._status):
                 return self._status
             if self._status.failed is not None:
                 raise TargetDiedError(self._status.failed)
+            if self._closing:
+                raise TargetDiedError("its memory is not brought in any more")
         raise IjfsError(f"the memory did not come in within {timeout_s:g} s", hint="`ijfs ps` shows the share")
 
     # -- the guardian -------------------------------------------------------------------------------------------
@@ -256,11 +275,28 @@ class Pager:
             self._update(**details)
         elif event == "failed":
             self._update(failed=details["message"])
+        elif event == "lost":
+            self._update(lost=self._status.lost + 1)
+        self._log_trouble(event, details)
         if event == "complete":
             self._let_go()
             self._channel.send("released")
         if self._on_event is not None and event not in ("hold", "release"):
             self._on_event(event, details)
+
+    def _log_trouble(self, event: str, details: dict[str, Any]) -> None:
+        """Once for all pages that cannot be had for the same reason."""
+        if event == "poisoned":
+            text = f"memory of process {details['pid']} cannot be had: {details['reason']}"
+        elif event == "stalled":
+            text = f"memory does not come: {details['reason']}"
+        elif event == "lost":
+            text = f"a process forked by {details['pid']} has lost its memory that was missing"
+        else:
+            return
+        if text != self._said:
+            _log.warning("%s", text)
+        self._said = text
 
     def _succeed(self) -> bool:
         """The pager's end of the channel is closed: it left, or it died. True when another took its place."""

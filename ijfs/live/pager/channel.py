@@ -14,7 +14,7 @@ pager → keeper
 keeper → pager
     begin    {…} + fd of the listening socket: see `__main__`
     adopt    {"id", "kind"} + fds   once per thing held, to a replacement
-    adopted  {}                     that was all of them
+    adopted  {"resumed"}            that was all of them; whether the program runs
     released {}                     the answer to `complete`
 """
 

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager import working_set
+from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.conversation import CriuConversation
 from ijfs.live.pager.deliveries import AGAIN_S, Deliveries
@@ -62,6 +63,7 @@ class Server:
         listener: socket.socket | None,
         *,
         fd_table: FdTable,
+        book: AccountBook,
         touched: Iterable[working_set.Touched] = (),
         record: Keep | None = None,
         bulk: bool = False,
@@ -69,11 +71,12 @@ class Server:
         shared: SharedBlocks | None = None,
     ) -> None:
         self._channel = channel
+        self._book = book
         self._touched = list(touched)
         self._record = record
         self._recorder = working_set.Recorder()
         self._epoll = select.epoll()
-        self._spaces = Spaces(channel, fd_table, self._epoll)
+        self._spaces = Spaces(channel, fd_table, book, self._epoll)
         throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched)
         times = ReadTimes()
         scheduler = Scheduler(_Demand(self._spaces, throttle, times))
@@ -130,7 +133,7 @@ class Server:
             return 1
         for space in self._spaces:
             space.unregister()
-        self._channel.send("complete", **self._progress())
+        self._channel.send("complete", **self._noted_progress(complete=True))
         deadline = time.monotonic() + _RELEASE_S
         while not self._released and self._channel.alive and time.monotonic() < deadline:
             self._listen(0.05)
@@ -186,13 +189,24 @@ class Server:
             "seconds": round(time.monotonic() - (self._spaces.resumed or self._began), 4),
         }
 
+    def _noted_progress(self, *, complete: bool) -> dict[str, Any]:
+        """The progress, which the account has by then."""
+        progress = self._progress()
+        self._book.note(
+            complete=complete,
+            pages=progress["pages"],
+            arrived=progress["pages_in"] + progress["zero"] + progress["poisoned"],
+            poisoned=progress["poisoned"],
+        )
+        return progress
+
     def _report_progress(self) -> None:
         for reason in self._deliveries.stalls():
             self._channel.send("stalled", reason=reason)
         now = time.monotonic()
         if self._spaces.resumed is not None and now - self._last_progress >= _PROGRESS_S:
             self._last_progress = now
-            self._channel.send("progress", **self._progress())
+            self._channel.send("progress", **self._noted_progress(complete=False))
 
     def _report_poison(self, task: Task) -> None:
         for page in sorted(task.bad):

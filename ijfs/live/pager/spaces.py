@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from ijfs.live.criu.image_format import PAGE
+from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import AddressSpace, MemoryImage
@@ -24,11 +25,12 @@ from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Uffd
 class Spaces:
     """Every address space of one restore, by its userfaultfd."""
 
-    def __init__(self, channel: Channel, fd_table: FdTable, epoll: select.epoll) -> None:
+    def __init__(self, channel: Channel, fd_table: FdTable, book: AccountBook, epoll: select.epoll) -> None:
         self.resumed: float | None = None
         """Since when the programs run, by the monotonic clock."""
         self._channel = channel
         self._fd_table = fd_table
+        self._book = book
         self._epoll = epoll
         self._spaces: dict[int, Space] = {}
         self._numbers = 0
@@ -112,6 +114,7 @@ class Spaces:
             elif event == EVENT_FORK:
                 child = a & 0xFFFFFFFF
                 if after_crash and not same_table:
+                    self._book.add_lost()
                     self._channel.send("lost", pid=space.image.pid)
                 elif child not in self._spaces:
                     self._fork(space, child)
