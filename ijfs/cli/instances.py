@@ -63,13 +63,13 @@ def spare(out: Printer, waiting: ForkServerInfo | None) -> None:
 
 
 def status(info: InstanceInfo) -> Span:
-    """One word and its colour: running, starting, lost, or how it ended; and whether a save is not durable yet."""
+    """One word and its colour: running, or how it ended; and whether a save is not durable yet."""
     saving = " (saving)" if info.saving else ""
     if info.status == "running":
         return (f"{info.status}{saving if info.keeper_running else ' (no keeper)'}", "green")
     if info.status == "exited" and info.exit_status is not None:
         return (f"exited {info.exit_status}{saving}", "dim" if info.exit_status == 0 else "red")
-    return (info.status, "red" if info.status == "lost" else "dim")
+    return (info.status, "dim")
 
 
 def program(info: InstanceInfo) -> str:

@@ -7,9 +7,9 @@
 
 CRIU then reads a pages file once, straight out of the packs, and nothing holds a second copy of it.
 
-The process that serves the mount waits for itself if it touches it while the loop stands: no blocking `open`, `stat`
-or `listdir` in the loop's thread, and in no thread a `subprocess` with its `cwd` in the mount (until its child has
-changed there, vfork keeps the interpreter from everyone). pyfuse3 knows one mount per process.
+The keeper serves this mount from its event loop. If the loop's thread touches the mount it deadlocks: no blocking
+`open`, `stat` or `listdir` in the loop's thread, and in no thread a `subprocess` with its `cwd` in the mount (until its
+child has changed there, vfork keeps the interpreter from everyone). pyfuse3 knows one mount per process.
 """
 
 from __future__ import annotations

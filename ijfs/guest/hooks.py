@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -22,6 +23,11 @@ Hook = TypeVar("Hook", bound=Callable[[], object])
 
 BARRIER_WAIT_S = 9.0
 """How long a save waits for barriers to be left: less than the 10 s that the keeper waits for an answer."""
+
+ANNOUNCE_S = 60.0
+"""How long a keeper that does not answer is told again of the listener."""
+
+ANNOUNCE_AGAIN_S = 0.1
 
 SAVE_WAIT_S = 30.0
 """How long a barrier waits for a save to end. Longer means that the keeper died before it said so."""
@@ -133,9 +139,16 @@ def _listen() -> None:
         if _listener is None:
             _listener = _Listener()
             _listener.start()
-    # A keeper that does not answer now is told again by the next call.
-    with contextlib.suppress(port.GuestError):
-        port.ask({"verb": "hooks", "port": _listener.port})
+    if not _listener.announce():
+        threading.Thread(target=_announce_later, args=[_listener], name="ijfs-announce", daemon=True).start()
+
+
+def _announce_later(listener: _Listener) -> None:
+    """The keeper listens a moment after the program's start, and not during a freeze: a hook must not be lost by
+    that."""
+    until = time.monotonic() + ANNOUNCE_S
+    while time.monotonic() < until and listener is _listener and not listener.announce():
+        time.sleep(ANNOUNCE_AGAIN_S)
 
 
 class _Listener(threading.Thread):
@@ -145,6 +158,16 @@ class _Listener(threading.Thread):
         super().__init__(name="ijfs-hooks", daemon=True)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
+
+    def announce(self) -> bool:
+        """Tell the keeper the port; whether it has heard. A refusal is an answer: asking again would not change it."""
+        try:
+            port.ask({"verb": "hooks", "port": self.port})
+        except port.NoAnswer:
+            return False
+        except port.GuestError:
+            return True
+        return True
 
     def run(self) -> None:
         while True:

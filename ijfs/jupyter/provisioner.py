@@ -205,7 +205,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             info = client.describe(self._repository, self._instance)
         except NoInstanceError:
             return UNKNOWN_EXIT_STATUS
-        if info.status in ("starting", "running"):
+        if info.status == "running":
             return None
         return UNKNOWN_EXIT_STATUS if info.exit_status is None else info.exit_status
 

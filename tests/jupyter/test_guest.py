@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from guest_peer import PENDING, RESUMED, SAVED, Peer, settles
-from waiting import patient
+from waiting import eventually, patient
 
 import ijfs
 from ijfs import guest
@@ -120,6 +120,17 @@ def hooked(keeper: Peer) -> Iterator[subprocess.Popen[bytes]]:
         yield process
         if process.poll() is None:
             process.kill()
+
+
+def test_a_hook_given_before_the_keeper_listens_is_not_lost(keeper: Peer) -> None:
+    keeper.answer = settles(None, None, {"ok": {}})
+    once = "import ijfs; ijfs.before_save(lambda: None); input()"
+    with subprocess.Popen([sys.executable, "-c", once], stdin=subprocess.PIPE) as process:
+        assert eventually(lambda: len(keeper.requests) == 3, 20)
+        assert {request["port"] for request in keeper.requests} == {keeper.requests[0]["port"]}
+        time.sleep(3 * hooks.ANNOUNCE_AGAIN_S)
+        process.communicate(b"\n")
+    assert len(keeper.requests) == 3
 
 
 def tell(port: int, event: str) -> Any:

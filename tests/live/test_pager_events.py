@@ -225,7 +225,7 @@ def test_a_pager_killed_after_its_keeper_is_no_pager_that_has_finished(tmp_path:
     ours, theirs = os.pipe()
     keeper = os.fork()
     if keeper == 0:
-        keeper_pager = Pager(tmp_path, {"images": str(images), "delay_s": 0.5})
+        keeper_pager = Pager(tmp_path, {"images": str(images), "delay_s": 30})
         os.write(theirs, str(keeper_pager.pid).encode())
         time.sleep(60)
         os._exit(1)

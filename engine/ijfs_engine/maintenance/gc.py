@@ -317,7 +317,8 @@ class _Collector:
     def _stale(self, removed: list[ObjectId], kept: ReachableSet) -> ReachableSet | None:
         """What lately removed snapshots reach and `kept` does not; None when that cannot be told.
 
-        A session may have taken it over from one of them, so a mark on it may be older than the session and stale."""
+        A session may have reused such a chunk. A mark older than that session must not condemn it, so it gets a fresh
+        one."""
         reach = ReachableSet(self._repository.store, self._index, exclude=kept)
         try:
             reach.add(removed)

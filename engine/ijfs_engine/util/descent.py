@@ -48,7 +48,8 @@ def _pieces(path: bytes) -> list[bytes]:
 
 
 def by_descriptor(directory: int, name: bytes) -> bytes:
-    """A path for system calls that take no descriptor of a directory. `name` is not followed unless they follow it."""
+    """A path for system calls that take no descriptor of a directory. Whether a symbolic link at `name` is followed
+    is up to the system call."""
     return b"/proc/self/fd/%d/%b" % (directory, name)
 
 

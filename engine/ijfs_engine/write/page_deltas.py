@@ -42,7 +42,8 @@ class PageDeltas:
     def __init__(
         self, parent: ParentPages, data: memoryview, theirs: memoryview, likely: memoryview, sources: list[ExtentSource]
     ) -> None:
-        """Of each page of `data`: the parent's page under it (i64, -1: none) and whether the hints agree.
+        """`theirs`: for each page of `data` the parent's page under it (i64; -1: none). `likely`: whether their hints
+        agree.
 
         `sources` are the parent's leaves (`ParentPages.beneath`). CorruptError.
         """

@@ -1,8 +1,8 @@
 """Storing a process's pages against its parent's: compare by address, refer to what is the same, store the rest.
 
-A few leaves at a time: one pass over the memory fingerprints their pages; groups of pages with the parent's fingerprint
-are the same, the pages of others are where the parent's bytes say so, and only what is left is hashed, compressed and
-written, as one region over all of these leaves. Called by file_writer.py, from many threads.
+A few leaves at a time: one pass over the memory fingerprints their pages. A group with the parent's fingerprint is
+unchanged. In other groups the pages are compared byte by byte. Only what differs is hashed, compressed and written, as
+one region over all of these leaves. Called by file_writer.py, from many threads.
 """
 
 from __future__ import annotations

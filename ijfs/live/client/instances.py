@@ -48,7 +48,7 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
             return keeper.status()
         record = read_record(paths)  # it may have ended just now, and its keeper said how
     alive = procfs.is_alive(record.program)
-    if record.status in ("running", "starting") and not alive:
+    if record.status == "running" and not alive:
         record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
     if record.saving and not procfs.is_alive(record.keeper):
         record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)

@@ -159,9 +159,9 @@ def restore(
 
 
 def _with_its_keeper() -> list[str]:
-    """What has the kernel end a process with the thread that starts it: a CRIU whose keeper and pager are killed in the
-    middle of a lazy restore may wait for its processes, and they for it, for ever, deaf to SIGTERM. Never for a dump:
-    the program may be lost if its CRIU is killed, and CRIU ends by itself there."""
+    """A command prefix: the kernel kills CRIU when the thread that started it ends. Otherwise a CRIU whose keeper and
+    pager were killed in the middle of a lazy restore may hang for ever. Never for a dump: the program may be lost if
+    its CRIU is killed, and CRIU ends by itself there."""
     setpriv = shutil.which("setpriv")  # of util-linux; Python could only do it between fork and exec
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 

@@ -27,7 +27,9 @@ _TOGETHER = 32 << 20
 
 
 def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> dict[str, bytes]:
-    """Write a snapshot's images into an empty directory (a tmpfs); of a lazy restore, what eager_pages.reasons reads.
+    """Write a snapshot's images into an empty directory (a tmpfs).
+
+    Returns, for a lazy restore, the images that eager_pages.reasons reads; otherwise nothing.
 
     `pages` is a directory (of a mount) where an eager restore finds the memory; without it, it is written here whole.
     """

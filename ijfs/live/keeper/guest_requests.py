@@ -30,8 +30,8 @@ class GuestRequests:
         self._nonces: dict[str, dict[str, Any]] = {}
 
     def resumes(self, snapshot: Snapshot) -> None:
-        """The program was restored from that snapshot. If it had asked for it, it learns so, also where this very
-        keeper (going back in place) said before that it was saved."""
+        """The program was restored from that snapshot. If the program itself asked for that snapshot, its next request
+        is answered with `resumed`, even where this keeper has answered `saved`."""
         nonce = (snapshot.meta.get("guest") or {}).get("nonce")
         if nonce:
             self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}

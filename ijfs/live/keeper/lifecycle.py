@@ -234,7 +234,8 @@ class Lifecycle:
         with contextlib.suppress(IjfsError):
             found, meta = self._state.snapshots.load(snapshot)
             self._state.stands_on(found)
-            # One that another instance made was restored here: if it was the program that asked for it, it still asks.
+            # If another instance made the snapshot, the program was restored from it and may still be waiting in
+            # `ijfs.save()`.
             if meta.spec.name != self._state.name:
                 self._requests.resumes(found)
 

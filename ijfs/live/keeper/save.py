@@ -11,7 +11,9 @@
     commit      the snapshot exists, and the instance stands on it
     verify      where that was asked for: restored as far as to the program's first instruction (checkpoint/restore.py)
 
-The pause is from hold to release. With `stop` the program stays stopped until the commit and ends then.
+The program stands still from freeze to thaw, a GPU program from the GPU's lock to its return; clients wait from hold to
+release. A save has the instance for itself from its wait for memory until it is in the queue. With `stop` the program
+stays stopped until the commit and ends then.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ class _Save:
         if not self._answered:
             self._emit(event)
 
-    def is_answered(self) -> None:
-        """What happens from now on is nobody's event any more."""
+    def mark_answered(self) -> None:
+        """The client has its answer: send it no more events."""
         self._answered = True
 
 
@@ -90,7 +92,7 @@ class Saver:
     async def save(self, arguments: SaveArguments, emit: Emit) -> SaveResult:
         """The verb. Whatever fails, the program runs on and the repository is as before.
 
-        Only until the thaw does it need the instance for itself; with `stop` until the commit. Without `wait` it
+        It has the instance for itself until it is in the queue; with `stop` until the commit. Without `wait` it
         returns at the thaw, and what is not known then is not in the result.
         """
         save = _Save(arguments, emit)
@@ -130,7 +132,7 @@ class Saver:
         store = partial(self._store, save, frozen, contents)
         queued = self._queue.put(store, waited_for=save.waited_for, auto=contents.meta.auto)
         if not save.waited_for:
-            save.is_answered()
+            save.mark_answered()
         return queued, _result(save, frozen, contents, queued.number)
 
     async def _freeze(self, save: _Save, sandbox: Sandbox) -> Frozen:

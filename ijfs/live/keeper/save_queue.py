@@ -123,7 +123,8 @@ class SaveQueue:
             del self._by_number[number]
 
     async def settled(self) -> list[QueuedSave]:
-        """Wait until all saves are done that have begun; those a person asked for, did not wait for, and lost."""
+        """Wait for all saves under way. Returns those that failed, that a person asked for, and that nobody waited
+        for."""
         failed: list[QueuedSave] = []
         while self._waiting:
             save = self._waiting[0]

@@ -133,8 +133,8 @@ class Keeper:
                 self._state.ended.set()
 
     async def _watch_directory(self) -> None:
-        """When the instance's directory is deleted (with the repository, say), nobody can reach the keeper any more: it
-        ends, and the program, whose files were in there, with it."""
+        """When the instance's directory is deleted (with the repository, say), nobody can reach the keeper any more.
+        So keeper and program both end; the program's files are gone anyway."""
         directory = os.open(self._state.paths.root, os.O_PATH | os.O_DIRECTORY)
         try:
             while not os.readlink(f"/proc/self/fd/{directory}").endswith(" (deleted)"):

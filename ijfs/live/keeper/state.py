@@ -3,7 +3,8 @@
 The verbs (lifecycle.py, save.py, autosave.py, guest_requests.py) read it, and change it only by its methods. It belongs
 to the keeper's loop: threads get what they need as arguments.
 
-One verb that changes the program (a save until its thaw, a restore, a stop) runs at a time; others wait for `busy`.
+One verb that changes the program (a save until it is in the queue, a restore, a stop) runs at a time; others wait for
+`busy`.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class InstanceState:
         earlier_pager: Process | None = None,
         **changes: Any,
     ) -> None:
-        """The program runs in this sandbox from now on, which is watched and relayed; in the place of one before it.
+        """From now on the program is the one in this sandbox, instead of any earlier one. Watch it, and relay to it.
 
         `snapshot`: it was restored from that one. `pager` brings its memory in; `earlier_pager`, one that an earlier
         keeper started. `changes`: what else the record says from now on. What fails leaves everything as it was:

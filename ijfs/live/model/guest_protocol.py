@@ -34,8 +34,8 @@ class GuestLog(msgspec.Struct, frozen=True):
 class GuestCell(msgspec.Struct, frozen=True):
     """A cell has ended: save me where that is worth it. `dry`: only say whether the numbers will do.
 
-    It is worth it `every_s` seconds after the last save of any kind, or when `changed` of the memory (0 to 1) is not
-    as it was then; never where the program would stand still for more than `limit_s` seconds.
+    Save when `every_s` seconds have passed since the last save of any kind, or when the share `changed` (0 to 1) of
+    memory differs; never where the program would stand still for more than `limit_s` seconds.
     """
 
     message: str = ""

@@ -11,7 +11,7 @@ import msgspec
 
 Network = Literal["none", "slirp4netns"]
 InstanceKind = Literal["command", "kernel"]
-Status = Literal["starting", "running", "exited", "lost"]
+Status = Literal["running", "exited"]
 
 # What is said of a save whose keeper was killed too early.
 LOST_WITH_KEEPER = "the keeper was killed before it was durable"
@@ -93,7 +93,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int = RECORD_VERSION
     spec: InstanceSpec
-    status: Status = "starting"
+    status: Status = "running"
     boot_id: str = ""
     program: Process | None = None
     keeper: Process | None = None
@@ -116,17 +116,16 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One instance as `list_instances`, `start`, `restore` and `status` show it.
 
-    `status`: running; exited (its program ended: `exit_status` as a shell has it, None where nobody saw it); lost (the
-    program runs but cannot be reached: `note` says why). `snapshot`: the snapshot it stands on (hex), None before the
-    first save. `pid`: the program's first process, as the host numbers it. `connection`: a kernel's connection file
-    (relay ports). `memory`: share of the memory that is in after a lazy restore, 1.0 when all of it is. `read_ahead`:
-    bytes of memory that a lazy restore had to read before the program ran, by why: `shared` (shared memory, memfds),
-    `private` (locked or huge pages, changed pages of mapped files, stacks, all that CRIU never pages lazily). `phases`:
-    seconds of the verb that returned this. `keeper_running`: False where the next verb starts a new keeper.
-    `saving`: saves whose freeze is over and which are not durable yet. `save_error`: why the last save that nobody
-    waited for came to nothing; "" again after the next one that is durable. `base`: the name of the base that its files
-    come from; None where they are the machine's own. `damage`: why its memory is not what was saved, "" where it is: it
-    cannot be saved then.
+    `status`: running; exited (its program ended: `exit_status` as a shell has it, None where nobody saw it).
+    `snapshot`: the snapshot it stands on (hex), None before the first save. `pid`: the program's first process, as the
+    host numbers it. `connection`: a kernel's connection file (relay ports). `memory`: share of the memory that is in
+    after a lazy restore, 1.0 when all of it is. `read_ahead`: bytes of memory that a lazy restore had to read before
+    the program ran, by why: `shared` (shared memory, memfds), `private` (locked or huge pages, changed pages of mapped
+    files, stacks, all that CRIU never pages lazily). `phases`: seconds of the verb that returned this.
+    `keeper_running`: False where the next verb starts a new keeper. `saving`: saves whose freeze is over and which are
+    not durable yet. `save_error`: why the last save that nobody waited for came to nothing; "" again after the next one
+    that is durable. `base`: the name of the base that its files come from; None where they are the machine's own.
+    `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then.
     """
 
     name: str

@@ -17,8 +17,8 @@ from ijfs.live.pager.uffd import RangeOutcome
 from ijfs.live.pager.working_set import Recorder
 
 _SLOW_BLOCK_S: Final = 0.003
-"""A fault in a block that is being read waits for that block, unless decoding one takes longer than this: the way to
-the bytes is as long for the fault's own 64 KiB."""
+"""If the block of a fault is already being read, the fault waits for it: fetching its own 64 KiB would take as long.
+Where decoding a block takes longer than this, it is fetched by itself."""
 
 
 class Faults:
