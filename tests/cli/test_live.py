@@ -230,3 +230,13 @@ def test_a_log_that_is_followed_is_no_json(ijfs: Ijfs, repo: Path) -> None:
     result = ijfs("logs", "-f", "x", "--json")
     assert result.code == 2
     assert "--follow" in result.json["error"]["message"]
+
+
+def test_a_program_that_fails_at_once_is_reported_with_its_last_words(run_ijfs: Ijfs, live: Path) -> None:
+    failed = run_ijfs("run", "--name", "failed", "--json", "--", "sh", "-c", "echo no such thing; exit 7")
+    assert failed.code == 13
+    assert failed.json["instance"]["exit_status"] == 7  # type: ignore[index,call-overload]
+    assert "`failed` has ended already, with exit status 7; its last words: no such thing" in failed.err
+    well = run_ijfs("run", "--name", "well", "--", "true")
+    assert well.code == 0
+    assert "has ended already, with exit status 0" in well.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,16 @@ def test_what_lies_in_dev_is_there_again(live_env: LiveEnv, eager: bool) -> None
     for command in ("grep -q kept /dev/link", "test -p /dev/fifo", "test -c /dev/null", "test -d /dev/pts"):
         assert live_env.exec("again", "sh", "-c", command) == 0, command
     assert live_env.exec("again", "sh", "-c", "cat /dev/null > /dev/own/file && ! test -s /dev/link") == 0
+
+
+# It ends as soon as it sees that more than a second went by: at once, where it is restored later.
+LEAPS = "import time, sys\nlast = now = time.time()\nwhile now - last < 1: last, now = now, time.time()\nsys.exit(3)"
+
+
+def test_a_program_that_ends_as_it_is_restored_is_told_from_a_failed_restore(live_env: LiveEnv, eager: bool) -> None:
+    live_env.python("leaps", LEAPS)
+    saved = live_env.save("leaps")
+    assert eventually(lambda: time.time_ns() > client.describe(live_env.repo, "leaps").created_ns + 2 * 10**9)
+    live_env.restore(saved.snapshot, "again", eager=eager)
+    assert eventually(lambda: client.describe(live_env.repo, "again").status == "exited")
+    assert client.describe(live_env.repo, "again").exit_status == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ijfs.cli import instances, text
+from ijfs.cli import first_moment, instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
@@ -37,16 +37,18 @@ def restore(
         gpus=gpus,
         on_event=progress.event,
     )
-    if wait and info.memory < 1:
+    ended = first_moment.ended(app, info, first_moment.RESTORE_S)
+    if wait and info.memory < 1 and not ended:
         with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
             info = keeper.wait_memory()
 
     def show(out: Printer) -> None:
-        instances.started(out, info, f"runs from {text.short(record.id)}")
-        if info.memory < 1:
+        instances.started(out, info, f"{'ran' if ended else 'runs'} from {text.short(record.id)}")
+        if info.memory < 1 and not ended:
             out.line((f"  {info.memory:.0%} of its memory is in, the rest follows (`ijfs ps`)", "dim"))
 
-    return Answer({"snapshot": record.id.hex(), "instance": instances.instance_json(info)}, show)
+    data = {"snapshot": record.id.hex(), "instance": instances.instance_json(ended or info)}
+    return Answer(data, show, first_moment.exit_code(ended))
 
 
 COMMANDS = {"restore": restore}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli import instances
+from ijfs.cli import first_moment, instances
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 
@@ -43,7 +43,8 @@ def run(
     base: str,
     command: tuple[str, ...],
 ) -> Answer:
-    """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints.
+    """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
+    failed by then.
 
     Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
     not seen outside. Write `--` before COMMAND if it has options that look like these.
@@ -63,12 +64,13 @@ def run(
     )
     progress = app.progress(f"run {spec.name}")
     info = client.start(app.repository_path, spec, on_event=progress.event)
+    ended = first_moment.ended(app, info, first_moment.RUN_S)
 
     def show(out: Printer) -> None:
-        instances.started(out, info, "runs")
+        instances.started(out, info, "ran" if ended else "runs")
         show_ports(out, info, ports)
 
-    return Answer({"instance": instances.instance_json(info)}, show)
+    return Answer({"instance": instances.instance_json(ended or info)}, show, first_moment.exit_code(ended))
 
 
 def show_ports(out: Printer, info: InstanceInfo, ports: tuple[int, ...]) -> None:

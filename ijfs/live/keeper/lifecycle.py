@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
-from ijfs.live.checkpoint.workspace import stat_cache_of, writable_layers
+from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of, writable_layers
 from ijfs.live.errors import InstanceExitedError, KeeperError
 from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.guest_requests import GuestRequests
@@ -351,7 +351,7 @@ class Lifecycle:
         """The program's hooks are where they were, and its files are as in the snapshot."""
         state = self._state
         state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
-        state.has_files(await in_thread(stat_cache_of, writable_layers(restored.sandbox), restored.began_ns))
+        state.has_files(await in_thread(_files_put_back, restored))
         event = HookEvent("after_restore", request.snapshot.id.hex())
         state.spawn(self._greet, restored.sandbox, event)
 
@@ -362,6 +362,14 @@ class Lifecycle:
             if state.sandbox is sandbox:
                 await state.guest.tell(sandbox.network_fd, event)
                 state.open_guest_port(sandbox)
+
+
+def _files_put_back(restored: Restored) -> StatCache:
+    """What a save need not read again. Of a program that ended at once there is nothing to look at."""
+    try:
+        return stat_cache_of(writable_layers(restored.sandbox), restored.began_ns)
+    except OSError:
+        return {}
 
 
 def _end(sandbox: Sandbox, *, keep_files: bool) -> None:
