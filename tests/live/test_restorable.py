@@ -247,3 +247,34 @@ def test_a_program_that_ends_as_it_is_restored_is_told_from_a_failed_restore(liv
     live_env.restore(saved.snapshot, "again", eager=eager)
     assert eventually(lambda: client.describe(live_env.repo, "again").status == "exited")
     assert client.describe(live_env.repo, "again").exit_status == 3
+
+
+SCHEDULED = """
+import ctypes, os, threading, time
+libc = ctypes.CDLL(None)
+x86 = os.uname().machine == "x86_64"
+def show():
+    return sorted(os.sched_getaffinity(0)), libc.prctl(30), libc.syscall(252, 1, 0) if x86 else 0
+def work():
+    time.sleep(10**6)
+thread = threading.Thread(target=work, daemon=True); thread.start()
+os.sched_setaffinity(thread.native_id, [max(os.sched_getaffinity(0))])
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+libc.prctl(29, 123456)
+x86 and libc.syscall(251, 1, 0, 3 << 13)
+wanted = (show(), sorted(os.sched_getaffinity(thread.native_id)))
+while True:
+    now = (show(), sorted(os.sched_getaffinity(thread.native_id)))
+    print("as wanted" if now == wanted else now, flush=True)
+    time.sleep(0.1)
+"""
+
+
+def test_processors_io_priority_and_timer_slack_of_each_thread_come_back(live_env: LiveEnv, eager: bool) -> None:
+    live_env.python("pinned", SCHEDULED)
+    assert eventually(lambda: "as wanted" in log_lines(live_env, "pinned"))
+    saved = live_env.save("pinned")
+    live_env.restore(saved.snapshot, "again", eager=eager)
+    count = len(log_lines(live_env, "again"))
+    assert eventually(lambda: len(log_lines(live_env, "again")) > count + 2)
+    assert log_lines(live_env, "again")[-1] == "as wanted"

@@ -28,6 +28,7 @@ from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
+from ijfs.live.process import scheduling
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import network_state, rootfs
 from ijfs.live.sandbox.lower import HOST, Lower
@@ -298,6 +299,8 @@ class _Restore:
         silence = Silence(sandbox.network_fd) if self._unsent_bytes(directory) else None
         try:
             sandbox.own(criu.restore(request, at_work, when_there or (silence.end if silence is not None else None)))
+            with contextlib.suppress(OSError):  # it may have ended at once
+                scheduling.put_back(sandbox.pid, self._request.meta.scheduling)
         finally:
             if silence is not None:
                 silence.end()

@@ -19,6 +19,7 @@ import msgspec
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.model.records import Base, InstanceSpec, Volume
+from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.sandbox.network_state import NetworkState
 from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
 from ijfs_engine.errors import IjfsError, UnknownNameError
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None.
     `auto`: made after a cell by itself; only those are thinned out by themselves. `base`: what its sandbox stood on,
-    None where that was its machine's own root. `network`: what the program changed in its network."""
+    None where that was its machine's own root. `network`: what the program changed in its network.
+    `scheduling`: threads whose processors, io priority or timer slack are not those of a new program."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -43,6 +45,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     auto: bool = False
     base: Base | None = None
     network: NetworkState | None = None
+    scheduling: tuple[ThreadSchedule, ...] = ()
 
 
 class NotLiveError(IjfsError):

@@ -43,6 +43,7 @@ from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, RestoreArguments, SaveArguments
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.process import scheduling
 from ijfs.live.sandbox import network_state
 from ijfs_engine import Arena
 from ijfs_engine.errors import IjfsError
@@ -267,6 +268,7 @@ def _contents(
         auto=arguments.auto,
         base=sandbox.lower.base,
         network=network,
+        scheduling=scheduling.capture(sandbox.pid) if sandbox.is_alive() else (),
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(

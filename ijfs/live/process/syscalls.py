@@ -1,15 +1,29 @@
-"""Numbers of the system calls that the C library has no function for. Called by pager, sandbox and doctor."""
+"""Numbers of the system calls that the C library has no function for. Called by pager, sandbox, doctor, scheduling."""
 
 from __future__ import annotations
 
 import os
 from typing import Final, Literal
 
-Name = Literal["clone", "pivot_root", "seccomp", "userfaultfd"]
+Name = Literal["clone", "ioprio_get", "ioprio_set", "pivot_root", "seccomp", "userfaultfd"]
 
 _NUMBERS: Final[dict[str, dict[Name, int]]] = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "seccomp": 317, "userfaultfd": 323},
-    "aarch64": {"clone": 220, "pivot_root": 41, "seccomp": 277, "userfaultfd": 282},
+    "x86_64": {
+        "clone": 56,
+        "ioprio_get": 252,
+        "ioprio_set": 251,
+        "pivot_root": 155,
+        "seccomp": 317,
+        "userfaultfd": 323,
+    },
+    "aarch64": {
+        "clone": 220,
+        "ioprio_get": 31,
+        "ioprio_set": 30,
+        "pivot_root": 41,
+        "seccomp": 277,
+        "userfaultfd": 282,
+    },
 }
 
 MACHINES: Final = frozenset(_NUMBERS)
