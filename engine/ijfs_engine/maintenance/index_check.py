@@ -6,7 +6,6 @@ damaged one what a rebuild cannot have from the packs: the names, where the jour
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -33,7 +32,7 @@ from ijfs_engine.storage.index import (
     Index,
 )
 from ijfs_engine.storage.index_file import newest_meta
-from ijfs_engine.storage.index_pages import HEAD, Pages
+from ijfs_engine.storage.index_pages import Pages, read_head
 from ijfs_engine.storage.journal import RefMoved, decode_record
 from ijfs_engine.storage.pack import DATA_PACK, SIDECAR_PACK
 from ijfs_engine.storage.refs import is_ref_key
@@ -62,7 +61,7 @@ def salvage(file: Path) -> Rows:
     found: Rows = {table: {} for table in _NAMES}
     try:
         with file.open("rb", buffering=0) as data:
-            meta = newest_meta(os.pread(data.fileno(), HEAD, 0))
+            meta = newest_meta(read_head(data.fileno()))
             if meta is None:
                 return found
             pages = Pages(data.fileno(), meta)

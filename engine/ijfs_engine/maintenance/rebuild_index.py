@@ -117,11 +117,9 @@ class Rebuilder:
 
     def _names(self, index: Index) -> list[str]:
         history = self._journal()
-        state = replay(history.transactions)
         old = self._old_names()
         whole = history.whole and not _is_newer(old, history)
-        if not whole:
-            self._fill_in(state, old)
+        state = replay(history.transactions) if whole else self._pieced(history, old)
         lost = [ident for ident in state.listed if ident not in self._snapshots]
         found = [] if whole else [one for one in self._snapshots if one not in state.listed | state.removed.keys()]
         index.write(lambda update: self._put_names(update, history, state, {} if whole else old.get(REFLOG, {})))
@@ -160,8 +158,15 @@ class Rebuilder:
                 return found
         return found
 
+    def _pieced(self, history: _History, old: Rows) -> Replayed:
+        """What a damaged journal says, completed by the index as far as that knew it."""
+        _, known = _position(old)
+        state = replay(one for one in history.transactions if one.sequence <= known)
+        self._fill_in(state, old)
+        return replay((one for one in history.transactions if one.sequence > known), onto=state)
+
     def _fill_in(self, state: Replayed, old: Rows) -> None:
-        """Complete what a damaged journal says by what the index said of snapshots that are there."""
+        """Add what the index said of snapshots that are there."""
         removed, listed = old.get(REMOVED, {}), old.get(SNAPSHOTS, {})
         for ident, row in removed.items():
             state.listed.discard(ident)
@@ -221,8 +226,11 @@ def _put_pack(update: Update, number: int, contents: PackContents) -> None:
 
 def _is_newer(old: Rows, history: _History) -> bool:
     """Whether an index knew more than the journal says; both of its numbers say so, or one of them is damaged."""
+    end, sequence = _position(old)
+    return end > history.end and sequence > history.last
+
+
+def _position(old: Rows) -> tuple[int, int]:
+    """Where an index had the journal end, and the sequence of the last transaction that it knew."""
     row = old.get(META, {}).get(b"journal", b"")
-    if len(row) != 16:
-        return False
-    end, sequence = U64.unpack(row[:8])[0], U64.unpack(row[8:])[0]
-    return bool(end > history.end and sequence > history.last)
+    return (U64.unpack(row[:8])[0], U64.unpack(row[8:])[0]) if len(row) == 16 else (0, 0)

@@ -1,12 +1,13 @@
 """Reading a file of frames from front to back, past any damage: fsck, the rebuild and the journal.
 
 Where a header is broken the scan looks for the next place on a multiple of 8 where a frame begins; where only a payload
-is, the header says where to go on.
+is, the header says where to go on. Sectors that the disk does not give are zeros to the scan, and so damage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from ijfs_engine.format.frames import (
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE
 
 _WINDOW: Final = 8 << 20
+_BLOCK: Final = 4096
+"""What is given up at a time where the disk reports an error: the kernel reads no less."""
 
 
 class Scanned(NamedTuple):
@@ -160,10 +163,31 @@ def _header(window: _Window, offset: int, where: str) -> FrameHeader:
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
-    data = os.pread(fd, length, offset)
+    data = _read(fd, length, offset)
     while len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
+        more = _read(fd, length - len(data), offset + len(data))
         if not more:
             break
         data += more
     return data
+
+
+def _read(fd: int, length: int, offset: int) -> bytes:
+    """As `os.pread`; what the disk does not give is zeros, block by block. OSError but for EIO."""
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    length = min(length, os.fstat(fd).st_size - offset)
+    data = bytearray()
+    while len(data) < length:
+        at = offset + len(data)
+        size = min(length - len(data), _BLOCK - at % _BLOCK)
+        try:
+            data += os.pread(fd, size, at) or bytes(size)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data += bytes(size)
+    return bytes(data)

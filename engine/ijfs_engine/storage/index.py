@@ -24,7 +24,7 @@ from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk, index_file
 from ijfs_engine.storage.index_file import newest_meta
-from ijfs_engine.storage.index_pages import HEAD, Pages, look_over
+from ijfs_engine.storage.index_pages import Pages, look_over, read_head
 from ijfs_engine.storage.reserve import Reserve
 
 T = TypeVar("T")
@@ -320,7 +320,7 @@ class Index:
         with disk.storage_errors("reading the index"):
             for _ in range(_META_TRIES):
                 with self._current().transaction(write=False) as txn, self._data.open("rb", buffering=0) as data:
-                    meta = newest_meta(os.pread(data.fileno(), HEAD, 0))
+                    meta = newest_meta(read_head(data.fileno()))
                     # The transaction keeps the pages of its own state from reuse, and of no other.
                     if meta is not None and meta.transaction == txn.id():
                         yield Pages(data.fileno(), meta)
@@ -414,7 +414,7 @@ class _Environment:
         self._inside = local()
         self._users = 0
         if os.path.exists(self._data) and os.path.getsize(self._data):
-            wrong = look_over(path / "data.mdb")
+            wrong = look_over(path / "data.mdb", TABLES)
             if wrong is not None:
                 raise CorruptError(
                     f"the index {path} is damaged: {wrong}", hint="`ijfs fsck --repair` rebuilds it from the packs"

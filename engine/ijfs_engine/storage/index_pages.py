@@ -14,7 +14,7 @@ import itertools
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -238,31 +238,42 @@ def _children(nodes: list[Row], branch: Branch) -> list[Branch]:
     return [Branch(*fields) for fields in zip(numbers, lows, highs, strict=True)]
 
 
-HEAD: Final = 2 << 16
-"""Bytes that hold both meta pages, whatever the size of a page."""
+_LEAST, _MOST = 4096, 1 << 16
+"""Bytes of a page."""
+_SIZE_AT: Final = 40
+"""Where a meta page has them."""
 _FEW: Final = 256
 """Pages that an open looks through: 1 MiB, 10,000 rows, 3 ms at most."""
 _TRIES: Final = 5
 _PAUSE_S: Final = 0.01
 
 
-def look_over(file: Path) -> str | None:
+def read_head(fd: int) -> bytes:
+    """The beginning of an index with both meta pages, and no more: the next page may be in a bad sector. OSError."""
+    head = os.pread(fd, 2 * _LEAST, 0)
+    size = int.from_bytes(head[_SIZE_AT : _SIZE_AT + 4], "little")
+    return os.pread(fd, size + _LEAST, 0) if _LEAST < size <= _MOST else head
+
+
+def look_over(file: Path, names: Collection[bytes]) -> str | None:
     """What is wrong with an index as far as its meta pages and its list of tables show it, in words; None: nothing.
+
+    `names` are those that a table may have: LMDB would make an empty one in the place of another that is misspelt.
 
     A few reads of a page, for every open (0.2 ms): with these pages sound LMDB opens the file and begins a transaction
     without harm. A small index is looked through. OSError.
     """
     for _ in range(_TRIES):
-        wrong = _look(file)
+        wrong = _look(file, names)
         if wrong is None:
             break
         time.sleep(_PAUSE_S)  # a writer may have been writing the very page
     return wrong
 
 
-def _look(file: Path) -> str | None:
+def _look(file: Path, names: Collection[bytes]) -> str | None:
     with file.open("rb", buffering=0) as data:
-        head = os.pread(data.fileno(), HEAD, 0)
+        head = read_head(data.fileno())
         wrong = doubt(head)
         meta = newest_meta(head)
         if wrong is not None or meta is None:
@@ -270,6 +281,8 @@ def _look(file: Path) -> str | None:
         pages = Pages(data.fileno(), meta)
         tables = pages.tables()
         for name, tree in tables.items():
+            if name not in names:
+                return f"it has a table {name!r}"
             if tree.flags or (tree.root is not None and not 2 <= tree.root <= meta.last_page):
                 return f"its table {name.decode(errors='replace')} leads nowhere"
         short = (meta.last_page + 1) * meta.page_size > os.fstat(data.fileno()).st_size

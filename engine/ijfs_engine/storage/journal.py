@@ -249,9 +249,9 @@ class Replayed(NamedTuple):
     refs: dict[str, bytes]
 
 
-def replay(transactions: Iterable[Transaction]) -> Replayed:
-    """The state after these transactions, applied in order."""
-    state = Replayed(set(), {}, {}, {})
+def replay(transactions: Iterable[Transaction], onto: Replayed | None = None) -> Replayed:
+    """The state after these transactions, applied in order, to nothing or to a state that this changes."""
+    state = onto if onto is not None else Replayed(set(), {}, {}, {})
     for transaction in transactions:
         for record in transaction.records:
             match record:

@@ -6,6 +6,7 @@ bytes here. Nothing here decodes a chunk: `chunk_codec.decode` does, with `get_c
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -261,6 +262,11 @@ class Store:
                 data = self._packs.read(first.pack, first.offset, last.offset + last.span - first.offset)
             except FileNotFoundError:
                 name = f"{name} (which is missing)"
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._read_around(table, batch, found, failed)
+                return
         view = memoryview(data)
         for place, ident in batch:
             at = place.offset - first.offset
@@ -268,6 +274,28 @@ class Store:
                 found[ident] = _frame(table, view[at : at + place.span], place, ident, name)
             except CorruptError as error:
                 failed[ident] = _Failed(place, error)
+
+    def _read_around(
+        self,
+        table: bytes,
+        batch: Sequence[tuple[Place, bytes]],
+        found: dict[bytes, EncodedChunk],
+        failed: dict[bytes, _Failed],
+    ) -> None:
+        """Read frames one by one: a sector that the disk does not give costs those that lie in it. StorageError."""
+        for place, ident in batch:
+            where = f"pack {place.pack:08x} at {place.offset}"
+            try:
+                data = self._packs.read(place.pack, place.offset, place.span)
+                found[ident] = _frame(table, memoryview(data), place, ident, f"pack {place.pack:08x}")
+            except CorruptError as error:
+                failed[ident] = _Failed(place, error)
+            except FileNotFoundError:
+                failed[ident] = _Failed(place, CorruptError(f"{where}: the pack is missing"))
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                failed[ident] = _Failed(place, CorruptError(f"{where}: the disk does not give it: {error.strerror}"))
 
 
 def _frame(table: bytes, data: memoryview, place: Place, ident: bytes, name: str) -> EncodedChunk:
