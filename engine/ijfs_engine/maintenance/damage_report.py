@@ -12,11 +12,13 @@ from typing import Final
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import ObjectId
-from ijfs_engine.maintenance.reachability import TreeWalker, split
+from ijfs_engine.maintenance.reachability import Children, TreeWalker, split
 from ijfs_engine.storage.index import SNAPSHOTS
 from ijfs_engine.storage.open_repository import OpenRepository
 
 _MOST_FILES: Final = 20
+_MOST_TREES: Final = 100_000
+"""Directories of a snapshot that are looked into for names: a few kB can hold more paths than anyone waits for."""
 _NONE: Final[frozenset[bytes]] = frozenset()
 
 
@@ -52,25 +54,36 @@ class Impact:
             root = self._repository.store.snapshot(snapshot).root
         except CorruptError:
             return
-        for path, content in self._files_below(root, b""):
+        unnamed = set(self._reached(FrameKind.TREE, root))
+        for path, content in self._files_below(root):
             for ident in self._reached(self._kind(content), content):
                 if len(self._files[ident]) < _MOST_FILES:
                     self._files[ident].append(f"{snapshot.hex()}:{os.fsdecode(path)}")
+                else:
+                    unnamed.discard(ident)
+            if not unnamed:
+                return
 
-    def _files_below(self, tree: ObjectId, path: bytes) -> Iterator[tuple[bytes, ObjectId]]:
-        if not self._reached(FrameKind.TREE, tree):
-            return
-        try:
-            entries = self._repository.store.tree(tree).entries
-        except CorruptError:
-            return
-        for entry in entries:
-            if entry.content is None:
+    def _files_below(self, top: ObjectId) -> Iterator[tuple[bytes, ObjectId]]:
+        """Files with damage, or in the way to none: only trees that reach some are looked into, and so many at most."""
+        todo = [(b"", top)]
+        for _ in range(_MOST_TREES):
+            if not todo:
+                return
+            path, tree = todo.pop()
+            if not self._reached(FrameKind.TREE, tree):
                 continue
-            if entry.kind == "d":
-                yield from self._files_below(entry.content, path + entry.name + b"/")
-            else:
-                yield path + entry.name, entry.content
+            try:
+                entries = self._repository.store.tree(tree).entries
+            except CorruptError:
+                continue
+            for entry in entries:
+                if entry.content is None:
+                    continue
+                if entry.kind == "d":
+                    todo.append((path + entry.name + b"/", entry.content))
+                else:
+                    yield path + entry.name, entry.content
 
     def _kind(self, content: ObjectId) -> int:
         try:
@@ -80,20 +93,36 @@ class Impact:
 
     def _reached(self, kind: int, ident: ObjectId) -> frozenset[ObjectId]:
         """The bad ids that an object reaches, itself among them."""
-        known = self._below.get(ident)
-        if known is None:
-            known = self._below[ident] = self._look(kind, ident)
-        return known
+        waiting: dict[ObjectId, Children] = {}
+        stack = [(kind, ident)]
+        while stack:
+            at_kind, at = stack[-1]
+            if at not in self._below and at not in waiting:
+                children = self._children(at_kind, at)
+                if children is not None:
+                    waiting[at] = children
+                    stack += [child for child in children.objects if child[1] not in self._below]
+                    continue
+                self._below[at] = self._own(at_kind, at)
+            stack.pop()
+            if at not in self._below:
+                children = waiting.pop(at)
+                found = set(self._own(at_kind, at)) | self._bad_chunks(children.chunks)
+                found.update(*(self._below[child] for _, child in children.objects))
+                self._below[at] = frozenset(found) if found else _NONE
+        return self._below[ident]
 
-    def _look(self, kind: int, ident: ObjectId) -> frozenset[ObjectId]:
-        own = frozenset((ident,)) & self._bad
+    def _children(self, kind: int, ident: ObjectId) -> Children | None:
+        """What an object points at; None for a chunk, and for what cannot be read."""
         if kind == FrameKind.CHUNK:
-            return own | (frozenset(split(self._walker.with_bases(ident))) & self._bad)
+            return None
         expanded = self._walker.expand(kind, [ident], lambda *_: None)
-        if not expanded:
-            return own
-        children = expanded[0][1]
-        found = set(own) | (set(split(self._walker.with_bases(children.chunks))) & self._bad)
-        for child_kind, child in children.objects:
-            found |= self._reached(child_kind, child)
-        return frozenset(found) if found else _NONE
+        return expanded[0][1] if expanded else None
+
+    def _own(self, kind: int, ident: ObjectId) -> frozenset[ObjectId]:
+        """The bad ones of itself and, for a chunk, of what it is stored against."""
+        own = frozenset((ident,)) & self._bad
+        return own | self._bad_chunks(ident) if kind == FrameKind.CHUNK else own
+
+    def _bad_chunks(self, ids: bytes) -> frozenset[ObjectId]:
+        return frozenset(split(self._walker.with_bases(ids))) & self._bad

@@ -101,6 +101,8 @@ class PackCheck:
         self._progress = progress
         self._met: dict[int, int] = {}
         """What the live frames that were found in each pack take."""
+        self._mistold: set[int] = set()
+        """Packs with a frame that claims another length than its row: it may hide others, and weigh as much as they."""
         self._torn: dict[tuple[int, int], str] = {}
         self._cache: ByteLru[chunk_codec.Plain] = ByteLru(_CACHE)
         self.bytes_read = 0
@@ -174,6 +176,7 @@ class PackCheck:
         wrong: list[_Wrong] = []
         for (at, span, kind, ident, right, _), state in zip(live, filter(None, states), strict=True):
             if state == _MISTOLD:
+                self._mistold.add(number)
                 wrong.append(_mistold(ident, number, stretch.offset + at))
             if not right:
                 wrong.extend(self._look(kind, ident, stretch.offset + at, number, stretch.data[at : at + span]))
@@ -193,6 +196,7 @@ class PackCheck:
         if state == _DEAD:
             return _Checked([], 0, [])
         wrong = [_mistold(header.id, number, scanned.offset)] if state == _MISTOLD else []
+        self._mistold.update([number] if wrong else [])
         error = scanned.error or (scanned.frame and self._fault(header.kind, scanned.frame))
         if error:
             wrong.append(_Wrong("frame", header.id, _where(number, scanned.offset), error))
@@ -263,7 +267,7 @@ class PackCheck:
         rows_of = PackRows(numbers)
         others = sum(rows_of.weigh(b"".join(rows.values)) for table in _TABLES for rows in self._index.scan(table))
         weights = zip(numbers, rows_of.weights(), strict=True)
-        suspects = {number for number, weight in weights if weight != self._met.get(number, 0)}
+        suspects = {number for number, weight in weights if weight != self._met.get(number, 0)} | self._mistold
         if not suspects and not others:
             return
         met = self._met_again({number: packs[number] for number in suspects})

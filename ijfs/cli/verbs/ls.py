@@ -13,6 +13,7 @@ from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import SNAPSHOT
+from ijfs_engine.errors import PartialError
 
 if TYPE_CHECKING:
     from ijfs_engine import Entry, Reader
@@ -28,6 +29,10 @@ _FORMATS = {
     "b": stat.S_IFBLK,
 }
 STYLES = {"d": "bold blue", "l": "cyan", "p": "yellow", "s": "magenta", "c": "yellow", "b": "yellow"}
+MOST = 1_000_000
+"""Entries that are listed: 300 MB of memory."""
+MOST_TEXT = 256 << 20
+"""Characters of their paths together."""
 LONG = [Column("MODE"), Column("OWNER"), Column("SIZE", right=True), Column("MODIFIED"), Column("NAME")]
 
 
@@ -45,9 +50,23 @@ def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool) -
     spec, where = views.split_spec(snapshot, path)
     record = repository.snapshot(repository.resolve(spec))
     reader = repository.reader()
-    found = list(_listed(reader, record.root, where, recursive=recursive))
+    found, stopped = _bounded(_listed(reader, record.root, where, recursive=recursive))
+    if stopped:
+        app.warn(f"stopped after {len(found):,} entries, at '{found[-1][0][-200:]}': name a directory to see the rest")
     data = {"snapshot": record.id.hex(), "path": where, "entries": [entry_json(p, e) for p, e in found]}
-    return Answer(data, lambda out: (_long if long else _names)(out, found))
+    return Answer(data, lambda out: (_long if long else _names)(out, found), PartialError.exit_code if stopped else 0)
+
+
+def _bounded(entries: Iterator[tuple[str, Entry]]) -> tuple[list[tuple[str, Entry]], bool]:
+    """The entries, and whether there are more than fit: a few kB of trees can hold more paths than any memory does."""
+    found: list[tuple[str, Entry]] = []
+    room = MOST_TEXT
+    for path, entry in entries:
+        if len(found) == MOST or room < 0:
+            return found, True
+        found.append((path, entry))
+        room -= len(path)
+    return found, False
 
 
 def _listed(reader: Reader, root: bytes, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:

@@ -97,9 +97,32 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
 def _parts(reader: Reader, root: bytes) -> Iterator[ShownPart]:
     for entry in reader.tree(root).entries:
         name = ls.decoded(entry.name)
-        below = ls.walk(reader, ls.tree_id(entry)) if entry.kind == "d" else iter([(name, entry)])
-        sizes = [e.size for _, e in below if e.kind == "f"]
-        yield ShownPart(name, len(sizes), sum(sizes))
+        if entry.kind == "d":
+            yield ShownPart(name, *_totals(reader, ls.tree_id(entry)))
+        else:
+            yield ShownPart(name, *((1, entry.size) if entry.kind == "f" else (0, 0)))
+
+
+def _totals(reader: Reader, top: bytes) -> tuple[int, int]:
+    """Files below a tree, and their bytes. Each tree is read once, however many paths lead to it."""
+    totals: dict[bytes, tuple[int, int]] = {}
+    known: dict[bytes, tuple[int, int, list[bytes]]] = {}
+    stack = [top]
+    while stack:
+        tree = stack[-1]
+        if tree not in totals and tree not in known:
+            entries = reader.tree(tree).entries
+            sizes = [entry.size for entry in entries if entry.kind == "f"]
+            below = [ls.tree_id(entry) for entry in entries if entry.kind == "d"]
+            known[tree] = (len(sizes), sum(sizes), below)
+            stack += [child for child in below if child not in totals]
+            continue
+        stack.pop()
+        if tree not in totals:
+            files, size, below = known.pop(tree)
+            parts = [totals[child] for child in below]
+            totals[tree] = (files + sum(part[0] for part in parts), size + sum(part[1] for part in parts))
+    return totals[top]
 
 
 def _plain(meta: dict[str, Any]) -> dict[str, Any]:
