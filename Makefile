@@ -3,11 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test check check-native check-mutants test-full-disk test-kills bench bench-store bench-live bench-scale setup-bench lock pictures clean
-=======
-.PHONY: fuzz help setup demo test check check-native check-mutants test-full-disk bench bench-store bench-live bench-scale setup-bench lock pictures clean
->>>>>>> 4e0475c (Bound show, ls -R and fsck's naming of files where few kB of trees hold more paths than anyone waits for; a minute of the campaign in make test, an hour in make fuzz)
+.PHONY: help setup demo test check check-native check-mutants test-full-disk test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -273,7 +273,7 @@ def test_a_ref_that_leads_nowhere_is_mended(repository: Repository) -> None:
     second = save(repository, {"f": b"2"}, parents=[first.id], branch="main")
     repository.index.write(lambda update: update.delete(SNAPSHOTS, second.id))
     repository.index.write(lambda update: update.put(REFS, b"branch/bad", bytes(32)))
-    assert {finding.what for finding in repository.fsck().damage} == {"ref", "journal"}
+    assert {finding.what for finding in repository.fsck().damage} == {"ref", "index"}
     repository.fsck(repair=True)
     assert repository.refs.branches() == {"main": second.id}
     assert repository.fsck().clean

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from ijfs_engine.maintenance.reachability import split
 from ijfs_engine.storage.index import REFLOG, REFS, REMOVED, SNAPSHOTS, U64, Index, View
 from ijfs_engine.storage.journal import Record, RefMoved, SnapshotAdded, SnapshotRemoved, Transaction, decode_record
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.refs import ref_name, whoami
+from ijfs_engine.storage.refs import log_transaction, ref_name, whoami
 
 
 def rewrite_journal(repository: OpenRepository, index: Index) -> None:
@@ -17,16 +19,15 @@ def rewrite_journal(repository: OpenRepository, index: Index) -> None:
 
     with index.read() as view:
         transactions = history(view, repository.journal.position(view)[1])
-    repository.journal.rewrite(index, transactions)
+    repository.journal.rewrite(index, transactions, lambda update: log_transaction(update, transactions[-1]))
 
 
 def history(view: View, known: int) -> list[Transaction]:
     """The transactions of a journal that leads to what the index says; the last has a sequence beyond `known`."""
     transactions: list[Transaction] = []
-    for key, row in view.items(REFLOG):
-        time_ns, record = decode_record(row)
-        sequence = int.from_bytes(key[:8], "big")
-        transactions.append(Transaction(sequence, time_ns, (record,)))
+    for sequence, rows in groupby(view.items(REFLOG), key=lambda item: int.from_bytes(item[0][:8], "big")):
+        decoded = [decode_record(row) for _, row in rows]
+        transactions.append(Transaction(sequence, decoded[0][0], tuple(record for _, record in decoded)))
     last = transactions[-1] if transactions else Transaction(0, 0, ())
     records: list[Record] = [SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in view.items(REMOVED)]
     records += [SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in view.items(SNAPSHOTS)]

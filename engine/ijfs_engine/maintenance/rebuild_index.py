@@ -145,8 +145,8 @@ class Rebuilder:
         end = max((end for end, _ in sound), default=PACK_HEADER_SIZE)
         transactions = [entry for _, entry in sound]
         # A torn last entry was never acknowledged: it is cut off like any tail.
-        in_order = [one.sequence for one in transactions] == list(range(1, len(transactions) + 1))
-        return _History(transactions, end, in_order and not [at for at in damage if at < end])
+        sequences = [one.sequence for one in transactions]
+        return _History(transactions, end, sequences == sorted(sequences) and not [at for at in damage if at < end])
 
     def _old_names(self) -> Rows:
         """What can be read of the old index, or of the one that was set aside because it did not open."""

@@ -179,10 +179,11 @@ class Journal:
         finally:
             os.close(fd)
 
-    def rewrite(self, index: Index, transactions: Sequence[Transaction]) -> None:
+    def rewrite(self, index: Index, transactions: Sequence[Transaction], publish: Callable[[Update], object]) -> None:
         """Replace the whole file, durably. For repair only. StorageError.
 
-        The index is told first: a crash in between leaves a journal that does not fit it, and no writer cuts that.
+        The index is told first, with what `publish` has to say: a crash in between leaves a journal that does not fit
+        it, and no writer cuts that.
         """
         parts = [encode_pack_header(0, JOURNAL, self._repository)]
         parts += [encode_transaction(transaction) for transaction in transactions]
@@ -190,7 +191,12 @@ class Journal:
         with disk.storage_errors("writing the journal anew"):
             temporary = disk.write_beside(self.path, data)
             last = transactions[-1].sequence if transactions else 0
-            index.write(lambda update: self.set_position(update, len(data), last))
+
+            def tell(update: Update) -> None:
+                self.set_position(update, len(data), last)
+                publish(update)
+
+            index.write(tell)
             disk.put_in_place(temporary, self.path)
 
     def transactions(self) -> Iterator[tuple[int, Transaction | str]]:
