@@ -1,0 +1,45 @@
+"""A snapshot with more paths than anyone waits for: verbs end, and say where they stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from calls import Ijfs
+
+from ijfs.cli.verbs import ls
+from ijfs_engine import Entry, Repository
+from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.records import Tree, encode_tree
+
+LEVELS, WIDTH = 9, 20
+
+
+@pytest.fixture
+def endless(repo: Path) -> Path:
+    """20^9 empty directories in some kB of trees."""
+    with Repository.open(repo) as repository, repository.session() as session:
+        cell = session.put_object(FrameKind.TREE, encode_tree(Tree(())))
+        for _ in range(LEVELS):
+            entries = (Entry(b"%02d" % number, "d", 0o755, 0, 0, 0, content=cell) for number in range(WIDTH))
+            cell = session.put_object(FrameKind.TREE, encode_tree(Tree(tuple(entries))))
+        session.commit_snapshot(cell, branch="main")
+    return repo
+
+
+def test_show_and_du_count_without_walking(endless: Path, ijfs: Ijfs) -> None:
+    assert ijfs("show", "main").code == 0
+    assert ijfs("du").code == 0
+    assert ijfs("fsck").code == 0
+
+
+def test_a_list_stops_and_says_where(endless: Path, ijfs: Ijfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ls, "MOST", 100)
+    answer = ijfs("ls", "-R", "main")
+    assert answer.code == 3
+    assert len(answer.out.splitlines()) == 100
+    last = answer.out.splitlines()[-1].rstrip("/")
+    assert f"stopped after 100 entries, at '{last}'" in answer.err
+    monkeypatch.setattr(ls, "MOST_TEXT", 50)
+    assert 1 < len(ijfs("ls", "-R", "main").out.splitlines()) < 50
+    assert ijfs("ls", "main").code == 0
