@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-native check-mutants test-full-disk test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ test: setup ## every test that this machine can run; ARGS go to pytest
 
 fuzz: setup ## damaged repositories against what the store promises, an hour. ARGS=--seed 2 --seconds 600
 	$(BIN)/python tests/engine/fuzz_store.py $(ARGS)
+
+test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
+	@tools/setup-places
+	IJFS_TEST_PLACES=1 $(BIN)/pytest tests/places $(ARGS)
 
 check: setup ## format, lint, types, import contracts, shell scripts; before each commit
 	$(BIN)/ruff format --check

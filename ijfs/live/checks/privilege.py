@@ -11,7 +11,8 @@ from pathlib import Path
 from ijfs_engine.errors import PreflightError
 
 # <linux/capability.h>. With these and nothing else a program was started, saved, restored and forked, and without any
-# one of them it was not: the first four are needed by every sandbox, the others by CRIU, most of them only to restore.
+# one of them it was not: the first four are needed by every sandbox, the next four by CRIU, most of them only to
+# restore; without the last four, files cannot be put back with their owners, modes and capabilities.
 CAPABILITIES = {
     "SYS_ADMIN": 21,
     "NET_ADMIN": 12,
@@ -21,6 +22,10 @@ CAPABILITIES = {
     "SETPCAP": 8,
     "SYS_CHROOT": 18,
     "SYS_TIME": 25,
+    "CHOWN": 0,
+    "FOWNER": 3,
+    "FSETID": 4,
+    "SETFCAP": 31,
 }
 
 # The whole range of user ids, as the first namespace maps it to itself (user_namespaces(7)).
