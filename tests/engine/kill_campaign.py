@@ -145,10 +145,10 @@ class Campaign:
             self.done[kind] += 1
         else:
             self.killed[kind] += 1
-            if sum(self.killed.values()) % 2:
+            if self.killed.total() % 2:
                 lose_power(self.path)
         after(answer[1] if code == 0 else None)
-        self._check(full=sum(self.killed.values()) % 20 == 0)
+        self._check(full=self.killed.total() % 20 == 0)
 
     # --- operations: what a child does, and what is to hold after
 
@@ -305,9 +305,12 @@ def main() -> None:
     where = Path(tempfile.mkdtemp(prefix="ijfs-kill-"))
     try:
         Repository.init(where / "r").close()
-        campaign = Campaign(where / "r", asked.seed)
-        while sum(campaign.killed.values()) < asked.kills:
+        campaign, told = Campaign(where / "r", asked.seed), 0
+        while campaign.killed.total() < asked.kills:
             campaign.turn()
+            if campaign.killed.total() % 100 == 0 and campaign.killed.total() > told:
+                told = campaign.killed.total()
+                print(f"{told} killed, {campaign.rewritten} packs rewritten", flush=True)
     finally:
         shutil.rmtree(where, ignore_errors=True)
     print(f"killed: {dict(sorted(campaign.killed.items()))}")
