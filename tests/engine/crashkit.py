@@ -45,10 +45,12 @@ class Fuse:
         self.count = 0
         self.durable: dict[str, int] = {}
         self.unnamed: set[str] = set()
+        self.died = ""
 
     def __call__(self, step: disk.Step) -> None:
         self.count += 1
         if self.count == self.step:
+            self.died = f"{step.op} {Path(step.path).suffix or Path(step.path).name}"
             if step.op == "write" and step.data is not None and len(step.data) >= 8192:
                 # Half of it: whole blocks, as O_DIRECT wants.
                 os.pwrite(step.fd, step.data[: len(step.data) // 2 & ~4095], step.offset)
@@ -70,7 +72,7 @@ class Fuse:
 
     def tell(self) -> None:
         """Write down what is not durable."""
-        state = {"durable": self.durable, "unnamed": sorted(self.unnamed)}
+        state = {"durable": self.durable, "unnamed": sorted(self.unnamed), "died": self.died}
         self.path.with_suffix(".unsynced").write_text(json.dumps(state))
 
 

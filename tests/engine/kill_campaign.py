@@ -38,6 +38,9 @@ from ijfs_engine.storage import disk
 _BRANCHES: Final = ("one", "two", "three")
 _SIZES: Final = (300, 5000, 65_464, 65_536, 90_000, 200_000, MAX_CHUNK)
 
+_REACH: Final = (8, 25, 80)
+"""How far an operation gets at most: gc has 4 steps where there is nothing to do, and 60 where it copies packs."""
+
 
 class Piece(NamedTuple):
     """A chunk by what it is made from: of random bytes or of text; or another one with every eighth stretch changed."""
@@ -116,9 +119,9 @@ class Campaign:
         self.path = path
         self.choose = random.Random(seed)
         self.model = Model()
-        self.steps: dict[str, int] = {}
         self.killed: collections.Counter[str] = collections.Counter()
         self.done: collections.Counter[str] = collections.Counter()
+        self.gc_died: collections.Counter[str] = collections.Counter()
         self.seed = 0
         self.rewritten = 0
         """Packs that a gc which was not killed wrote anew."""
@@ -134,17 +137,18 @@ class Campaign:
 
     def turn(self) -> None:
         """One operation that may die, and the look at what it left."""
-        kinds = ["save"] * 6 + ["gc"] * 6 + ["rm", "prune", "tag", "repair"]
+        kinds = ["save"] * 6 + ["gc"] * 6 + ["prune"] * 3 + ["rm", "rm", "tag", "repair"]
         kind = self.choose.choice(kinds) if self.model.heads else "save"
         work, after = getattr(self, f"_{kind}")()
-        step = self.choose.randrange(1, self.steps.get(kind, 40) + 2)
+        step = self.choose.randint(1, self.choose.choice(_REACH))
         code, answer = in_child(self.opened(work), step, self.path)
         assert code in (0, -signal.SIGKILL), f"{kind} ended with {code}"
         if code == 0:
-            self.steps[kind] = answer[0]
             self.done[kind] += 1
         else:
             self.killed[kind] += 1
+            if kind == "gc":
+                self.gc_died[json.loads(self.path.with_suffix(".unsynced").read_text())["died"]] += 1
             if self.killed.total() % 2:
                 lose_power(self.path)
         after(answer[1] if code == 0 else None)
@@ -195,7 +199,7 @@ class Campaign:
 
     def _prune(self) -> tuple[Callable[[Repository], Any], Callable[[Any], None]]:
         def work(repository: Repository) -> list[str]:
-            return [one.hex() for one in repository.prune(PrunePolicy(last=2)).removed]
+            return [one.hex() for one in repository.prune(PrunePolicy(last=1)).removed]
 
         return work, lambda removed: self._gone(removed if removed is not None else list(self.model.snapshots))
 
@@ -310,10 +314,11 @@ def main() -> None:
             campaign.turn()
             if campaign.killed.total() % 100 == 0 and campaign.killed.total() > told:
                 told = campaign.killed.total()
-                print(f"{told} killed, {campaign.rewritten} packs rewritten", flush=True)
+                print(f"{told} killed; gc at {dict(campaign.gc_died)}", flush=True)
     finally:
         shutil.rmtree(where, ignore_errors=True)
     print(f"killed: {dict(sorted(campaign.killed.items()))}")
+    print(f"gc died at: {dict(campaign.gc_died.most_common())}")
     print(f"ended: {dict(sorted(campaign.done.items()))}; {campaign.rewritten} packs rewritten")
     print(f"{time.monotonic() - began:.0f} s")
     print("1 passed, 0 failed")

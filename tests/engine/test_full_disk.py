@@ -42,7 +42,7 @@ def test_a_disk_without_a_free_byte(small: tuple[Path, Path], verb: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("verb", "left"), [("tag", 0), ("gc", 16), ("import", 100), ("import", 200), ("lost index", 0)]
+    ("verb", "left"), [("tag", 0), ("rm", 4), ("gc", 16), ("import", 100), ("import", 200), ("lost index", 0)]
 )
 def test_a_full_disk_without_a_reserve_is_told(small: tuple[Path, Path], verb: str, left: int) -> None:
     disk, template = small

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -226,3 +227,43 @@ def test_the_foreground_serves_until_it_is_interrupted(repository: Path, mountpo
         process.communicate()
     assert process.returncode == 0
     assert mountinfo.find_mount(mountpoint) is None
+
+
+SERVE = """
+import sys
+from pathlib import Path
+import trio
+from ijfs.fs import daemon
+daemon.REMOVED_S = 0.1
+trio.run(lambda: daemon.serve(Path(sys.argv[1]), Path(sys.argv[2]), ready=lambda: print("ready", flush=True)))
+"""
+
+
+def test_a_mount_that_nobody_reads_lets_go_of_packs_that_gc_removed(
+    repository: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tree" / "file").write_bytes(os.urandom(300_000))
+    with Repository.open(repository) as opened:
+        gone = save(opened, tmp_path / "tree", branch="gone")
+        command = [sys.executable, "-c", SERVE, str(repository), str(mountpoint)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+            try:
+                assert daemon.stdout is not None
+                assert daemon.stdout.readline() == "ready\n"
+                assert len((mountpoint / "branches" / "gone" / "files" / "file").read_bytes()) == 300_000
+                assert any(name.endswith(".pack") for name in open_files(daemon.pid))
+                opened.remove(gone.id)
+                opened.gc()
+                assert eventually(lambda: not any(name.endswith(".pack (deleted)") for name in open_files(daemon.pid)))
+                assert opened.gc().held == ()
+            finally:
+                daemon.send_signal(signal.SIGTERM)
+
+
+def open_files(pid: int) -> list[str]:
+    """What a process has open, by its links in /proc."""
+    links = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(descriptor))
+    return links

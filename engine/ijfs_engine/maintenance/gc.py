@@ -41,7 +41,7 @@ from ijfs_engine.storage.journal_tail import missing_packs
 from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
-from ijfs_engine.storage.refs import log_records
+from ijfs_engine.storage.refs import log_records, write_logged
 from ijfs_engine.storage.revisions import nearest_ancestors, removed_row
 from ijfs_engine.util.progress import Progress
 
@@ -226,7 +226,7 @@ class _Collector:
         """Take the unreachable snapshots off the list, in one transaction with the look at refs and pins."""
         while True:
             self._learn_parents(self._listed())
-            roots = self._index.write(self._unlist)
+            roots = write_logged(self._index, self._repository.journal, self._unlist)
             if roots is not None:
                 return roots
 

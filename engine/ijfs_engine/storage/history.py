@@ -14,7 +14,7 @@ from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, Update
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
-from ijfs_engine.storage.refs import log_records, move_ref, ref_name
+from ijfs_engine.storage.refs import log_records, move_ref, ref_name, write_logged
 
 
 def resolve(repository: OpenRepository, spec: str) -> ObjectId:
@@ -96,7 +96,7 @@ def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
         log_records(update, repository.journal, records)
 
     if recorded:
-        repository.index.write(change)
+        write_logged(repository.index, repository.journal, change)
 
 
 def _recorded_parents(repository: OpenRepository, ident: ObjectId) -> tuple[ObjectId, ...]:

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from ijfs_engine.errors import ConflictError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage.index import REFLOG, REFS, SNAPSHOTS, Index, Update
 from ijfs_engine.storage.journal import Journal, Record, RefMoved, Transaction, decode_record, encode_record
+
+T = TypeVar("T")
 
 _LOG_KEY: Final = RowStruct(">QH")
 _MAX_NAME: Final = 200
@@ -109,7 +112,7 @@ class Refs:
             if new != old:
                 log_records(update, self._journal, [move_ref(update, key, old, new, why)])
 
-        self._index.write(change)
+        write_logged(self._index, self._journal, change)
 
 
 def branch_key(name: str) -> bytes:
@@ -151,6 +154,17 @@ def move_ref(update: Update, key: bytes, old: ObjectId | None, new: ObjectId | N
 def log_records(update: Update, journal: Journal, records: Sequence[Record]) -> None:
     """Write records to the journal, and those about refs to the log as well."""
     log_transaction(update, journal.append(update, records))
+
+
+def write_logged(index: Index, journal: Journal, change: Callable[[Update], T]) -> T:
+    """`Index.write` for a change that logs records. If it fails, as on a full disk, its line goes from the journal at
+    once: who writes next would take it for what a crash left, and do what was said not to have been done."""
+    try:
+        return index.write(change)
+    except BaseException:
+        with contextlib.suppress(IjfsError, OSError):
+            index.write(journal.settle)
+        raise
 
 
 def log_transaction(update: Update, transaction: Transaction) -> None:
