@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 from bench import common
 from ijfs.live.pager.api import Pager, PagerProcess
+from ijfs.live.pager.messages import Source
 from ijfs_engine import Repository
 
 CRIU = Path(__file__).resolve().parents[1] / ".prefix" / "bin" / "criu"
@@ -95,7 +97,7 @@ class Subject:
         self.bytes = sum(path.stat().st_size for path in self.images.glob("pages-*.img"))
         self.stored = common.disk_size(self.repository / "packs").apparent
 
-    def restore(self, source: Mapping[str, Any] | None, *, touch: bool = False, **options: Any) -> Restored:
+    def restore(self, source: Source | None, *, touch: bool = False) -> Restored:
         """Bring it back once, from `source` through a pager or else by CRIU alone, and end it."""
         for name in ("go", "alive", "touch", "touched"):
             (self.where / name).unlink(missing_ok=True)
@@ -105,7 +107,7 @@ class Subject:
         process = PagerProcess.started() if source is not None else None
         time.sleep(0.5)  # a keeper starts its pager's process early: loading it is not part of a restore
         began = time.time()  # not the monotonic clock: CRIU gives the program a time namespace in which that goes on
-        pager = Pager(self.workdir, source, process=process, **options) if source is not None else None
+        pager = Pager(self.workdir, source, process=process) if source is not None else None
         lazy = ["--lazy-pages"] if pager else []
         argv = [CRIU, "restore", "-v1", "-d", *lazy, "-D", self.images, "-W", self.workdir]
         subprocess.run(argv, check=True, capture_output=True)
@@ -142,10 +144,10 @@ def middle(rounds: list[Restored], what: Callable[[Restored], float | None]) -> 
 
 def compare(subject: Subject, rounds: int) -> dict[str, list[Restored]]:
     """Every way in turn, `rounds` times."""
-    ways: dict[str, Mapping[str, Any] | None] = {
+    ways: dict[str, Source | None] = {
         EAGER: None,
-        "pager, from tmpfs": {"images": str(subject.images)},
-        "pager, from the repository": {"repo": str(subject.repository), "snapshot": subject.snapshot},
+        "pager, from tmpfs": Source(images=str(subject.images)),
+        "pager, from the repository": Source(repo=str(subject.repository), snapshot=subject.snapshot),
     }
     found: dict[str, list[Restored]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -158,11 +160,12 @@ def compare(subject: Subject, rounds: int) -> dict[str, list[Restored]]:
 
 def slow(subject: Subject, delay_s: float) -> dict[str, Restored]:
     """With a wait before each fetch: touching 64 MiB unrecorded (which records it), then recorded."""
-    order = subject.where / "order"
-    source = {"repo": str(subject.repository), "snapshot": subject.snapshot}
-    unrecorded = subject.restore({**source, "delay_s": delay_s}, touch=True)
-    subject.restore(source, touch=True, record=order)
-    recorded = subject.restore({**source, "delay_s": delay_s}, touch=True, order=order)
+    order = str(subject.where / "order")
+    source = Source(repo=str(subject.repository), snapshot=subject.snapshot)
+    delayed = replace(source, delay_s=delay_s)
+    unrecorded = subject.restore(delayed, touch=True)
+    subject.restore(replace(source, record=order), touch=True)
+    recorded = subject.restore(replace(delayed, order=order), touch=True)
     return {"order not known": unrecorded, "order recorded": recorded}
 
 

@@ -18,6 +18,7 @@ from pager_restored import content
 from waiting import eventually
 
 from ijfs.live.pager.api import Pager
+from ijfs.live.pager.messages import Source
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -109,7 +110,7 @@ def kept(namespace: Namespace) -> tuple[Path, str]:
 
 
 def paged(namespace: Namespace, delay_s: float = 0.0, **options: Any) -> Pager:
-    return Pager(namespace.workdir, {"images": str(namespace.images), "delay_s": delay_s}, **options)
+    return Pager(namespace.workdir, Source(images=str(namespace.images), delay_s=delay_s, **options))
 
 
 def test_a_restored_program_finds_all_its_memory(namespace: Namespace) -> None:
@@ -171,7 +172,7 @@ def test_a_program_that_ends_while_it_is_paged_ends_the_pager(namespace: Namespa
 def test_the_engine_gives_the_bytes_and_zero_pages_are_not_copied(namespace: Namespace, bulk: bool) -> None:
     namespace.dump(64, zeros=32)
     repository, snapshot = kept(namespace)
-    with Pager(namespace.workdir, {"repo": str(repository), "snapshot": snapshot, "bulk": bulk}) as pager:
+    with Pager(namespace.workdir, Source(repo=str(repository), snapshot=snapshot, bulk=bulk)) as pager:
         namespace.restore()
         pager.wait_resumed(10)
         assert namespace.ask("world.bad()") == []
@@ -197,7 +198,7 @@ def test_a_damaged_chunk_costs_its_pages_and_no_wrong_byte(namespace: Namespace)
     namespace.dump(32)
     repository, snapshot = kept(namespace)
     damage(repository, content(0, 12)[1 << 19 :][:256])  # random bytes are stored as they are
-    with Pager(namespace.workdir, {"repo": str(repository), "snapshot": snapshot}) as pager:
+    with Pager(namespace.workdir, Source(repo=str(repository), snapshot=snapshot)) as pager:
         namespace.restore()
         pager.wait_resumed(10)
         status = pager.wait(30)
@@ -211,14 +212,14 @@ def test_a_recorded_order_is_kept_and_used(namespace: Namespace) -> None:
     namespace.dump(96)
     order = namespace.where / "order"
     touched = "world.scatter(256)"
-    with paged(namespace, 0.0, record=order) as pager:
+    with paged(namespace, 0.0, record=str(order)) as pager:
         namespace.restore()
         first = namespace.ask(touched)
         faults = pager.wait(30).faults
     assert faults > 200
     assert order.exists()
     namespace.call("kill", str(namespace.pid))
-    with paged(namespace, 0.001, order=order) as pager:
+    with paged(namespace, 0.001, order=str(order)) as pager:
         namespace.restore()
         assert namespace.ask(touched) == first
         assert pager.wait(30).faults < faults / 2

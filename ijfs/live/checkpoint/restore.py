@@ -28,6 +28,7 @@ from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.pager.api import Pager, PagerProcess
+from ijfs.live.pager.messages import Source
 from ijfs.live.process import scheduling
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import network_state, rootfs
@@ -221,12 +222,12 @@ class _Restore:
         """Tell the pager what there is, and have it listen for CRIU."""
         if self._request.eager:
             return
-        source = {
-            "repo": str(self._store.path),
-            "snapshot": self._request.snapshot.id.hex(),
-            "bulk": self._gpu_record is not None,
-            "rest_after_s": self._rest_after_s(),
-        }
+        source = Source(
+            repo=str(self._store.path),
+            snapshot=self._request.snapshot.id.hex(),
+            bulk=self._gpu_record is not None,
+            rest_after_s=self._rest_after_s(),
+        )
         process, self._pager_process = self._pager_process, None
         with (self._request.paths.criu / "pager.log").open("ab") as log:
             self._pager = Pager(self._request.paths.criu, source, log=log.fileno(), process=process)

@@ -1,6 +1,6 @@
 """What the keeper calls: start a pager, follow it, keep its userfaultfds alive, put another in its place if it dies.
 
-    with Pager(workdir, {"images": "/…/images"}) as pager:      # or {"repo": …, "snapshot": …}
+    with Pager(workdir, Source(images="/…/images")) as pager:      # or repo=…, snapshot=…
         … run `criu restore --lazy-pages -W workdir …` at any time: the socket listens already …
         pager.wait_resumed(timeout_s=30)
         pager.wait(timeout_s=600)
@@ -19,15 +19,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from ijfs.live.pager import account
 from ijfs.live.pager.channel import Channel
+from ijfs.live.pager.messages import (
+    Adopt,
+    Adopted,
+    Begin,
+    Complete,
+    Failed,
+    Hello,
+    Hold,
+    Lost,
+    Message,
+    Poisoned,
+    Progress,
+    Release,
+    Released,
+    Resumed,
+    Source,
+    Stalled,
+)
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.process import forkserver
 from ijfs.live.process.child import ForkedChild, UnrelatedProcess, name_process
@@ -85,7 +103,7 @@ def serve_stranger(fd: int) -> int:
     from ijfs.live.pager.__main__ import main
 
     end = socket.socket(fileno=fd)
-    Channel(end).send("hello", pid=os.getpid())
+    Channel(end).send(Hello(pid=os.getpid()))
     return main(end.detach())
 
 
@@ -138,8 +156,8 @@ class PagerProcess:
             asked = forkserver.ask(instance.parent / forkserver.SOCKET_NAME, request, [theirs.fileno()])
         introduced = channel.receive(_HELLO_S) if asked else None
         with contextlib.suppress(OSError):
-            if introduced is not None:
-                return cls(UnrelatedProcess(int(introduced[0]["pid"])), channel)
+            if introduced is not None and isinstance(introduced[0], Hello):
+                return cls(UnrelatedProcess(introduced[0].pid), channel)
         channel.close()
         return None
 
@@ -155,26 +173,16 @@ class Pager:
     def __init__(
         self,
         workdir: Path,
-        source: Mapping[str, Any],
+        source: Source,
         *,
-        order: Path | None = None,
-        record: Path | None = None,
         log: IO[bytes] | int | None = None,
-        on_event: Callable[[str, dict[str, Any]], None] | None = None,
         process: PagerProcess | None = None,
     ) -> None:
-        """`workdir` is what criu gets as -W; `source` names the bytes (keys of `__main__`: images, or repo and
-        snapshot; delay_s). `on_event` is called in the guardian's thread with each message of `channel`. `process` is
-        a pager started earlier, which this one then owns.
-        """
-        self._config = {**source, "account": str(account.create(workdir))}
-        if order is not None:
-            self._config["order"] = str(order)
-        if record is not None:
-            self._config["record"] = str(record)
+        """`workdir` is what criu gets as -W. `process` is a pager started earlier, which this one then owns."""
+        self._source = source
+        self._account = account.create(workdir)
         self._log = os.dup(log if isinstance(log, int) else log.fileno()) if log is not None else None
-        self._on_event = on_event
-        self._held: dict[int, tuple[str, list[int]]] = {}
+        self._held: dict[int, tuple[Literal["space", "criu"], list[int]]] = {}
         self._deaths: list[float] = []
         self._status = PagerStatus()
         self._said = ""
@@ -248,11 +256,11 @@ class Pager:
         self._channel = process.channel
         connected = self._status.resumed or any(kind == "criu" for kind, _ in self._held.values())
         fds = [] if connected else [self._listener.fileno()]
-        self._channel.send("begin", fds, **self._config, adopt=replacement)
+        self._channel.send(Begin(source=self._source, account=str(self._account), adopt=replacement), fds)
         if replacement:
             for number, (kind, held) in self._held.items():
-                self._channel.send("adopt", held, id=number, kind=kind)
-            self._channel.send("adopted", resumed=self._status.resumed)
+                self._channel.send(Adopt(id=number, kind=kind), held)
+            self._channel.send(Adopted(resumed=self._status.resumed))
 
     def _guard(self) -> None:
         while True:
@@ -262,41 +270,38 @@ class Pager:
             elif not self._channel.alive and not self._succeed():
                 return
 
-    def _on_message(self, details: dict[str, Any], fds: list[int]) -> None:
-        event = details.pop("event")
-        if event == "hold":
-            _close_all(self._held.get(details["id"], ("", []))[1])  # a new worker may send what the old one had sent
-            self._held[details["id"]] = (details["kind"], fds)
-        elif event == "release":
-            _close_all(self._held.pop(details["id"], ("", []))[1])
-        elif event == "resumed":
-            self._update(resumed=True)
-        elif event in ("progress", "complete"):
-            self._update(**details)
-        elif event == "failed":
-            self._update(failed=details["message"])
-        elif event == "lost":
-            self._update(lost=self._status.lost + 1)
-        self._log_trouble(event, details)
-        if event == "complete":
+    def _on_message(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case Hold(id=number, kind=kind):
+                self._release(number)  # a new worker may send what the old one had sent
+                self._held[number] = (kind, fds)
+            case Release(id=number):
+                self._release(number)
+            case Resumed():
+                self._update(resumed=True)
+            case Progress():  # Complete too
+                self._update(**msgspec.structs.asdict(message), complete=isinstance(message, Complete))
+            case Failed(message=text):
+                self._update(failed=text)
+            case Lost(pid=pid):
+                self._update(lost=self._status.lost + 1)
+                self._log_once(f"a process forked by {pid} has lost its memory that was missing")
+            case Poisoned(pid=pid, vaddr=vaddr, reason=reason):
+                self._log_once(reason, f"memory of process {pid} at {vaddr:#x} cannot be had: ")
+            case Stalled(reason=reason):
+                self._log_once(reason, "memory does not come: ")
+        if isinstance(message, Complete):
             self._let_go()
-            self._channel.send("released")
-        if self._on_event is not None and event not in ("hold", "release"):
-            self._on_event(event, details)
+            self._channel.send(Released())
 
-    def _log_trouble(self, event: str, details: dict[str, Any]) -> None:
-        """Once for all pages that cannot be had for the same reason."""
-        if event == "poisoned":
-            text = f"memory of process {details['pid']} cannot be had: {details['reason']}"
-        elif event == "stalled":
-            text = f"memory does not come: {details['reason']}"
-        elif event == "lost":
-            text = f"a process forked by {details['pid']} has lost its memory that was missing"
-        else:
-            return
-        if text != self._said:
-            _log.warning("%s", text)
-        self._said = text
+    def _release(self, number: int) -> None:
+        _close_all(self._held.pop(number, ("space", []))[1])
+
+    def _log_once(self, reason: str, about: str = "") -> None:
+        """Say it, but the same reason once: a damaged chunk spoils many pages."""
+        if reason != self._said:
+            _log.warning("%s%s", about, reason)
+        self._said = reason
 
     def _succeed(self) -> bool:
         """The pager's end of the channel is closed: it left, or it died. True when another took its place."""

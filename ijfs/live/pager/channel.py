@@ -1,35 +1,21 @@
-"""The socketpair between a pager and its keeper: JSON objects, one a packet, some with file descriptors.
-
-pager → keeper
-    hello    {"pid"}                first, from a pager that another process forked
-    hold     {"id", "kind": "space" | "criu"} + fds: keep these until `release`, hand them to a replacement
-    release  {"id"}
-    resumed  {}                     CRIU says that the restore is complete: the program runs
-    progress {"pages", "pages_in", "zero", "poisoned", "faults", "spaces", "seconds"}
-    poisoned {"pid", "vaddr", "pages", "reason"}
-    stalled  {"reason"}             a place that should give bytes does not answer; tried again
-    complete {…as progress}         everything is in; let go of what is held
-    lost     {"pid"}                a forked child's userfaultfd went down with supervisor and worker
-    failed   {"message"}            the pager gives up before the restore is complete
-keeper → pager
-    begin    {…} + fd of the listening socket: see `__main__`
-    adopt    {"id", "kind"} + fds   once per thing held, to a replacement
-    adopted  {"resumed"}            that was all of them; whether the program runs
-    released {}                     the answer to `complete`
-"""
+"""The socketpair between a pager and its keeper: one of `messages` a packet, some with file descriptors."""
 
 from __future__ import annotations
 
 import array
-import json
 import select
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
+
+import msgspec
+
+from ijfs.live.pager.messages import Message
 
 _MAX_PACKET: Final = 64 << 10
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * 4)
+_DECODER: Final = msgspec.json.Decoder(Message)
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
@@ -49,9 +35,9 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, event: str, fds: Sequence[int] = (), /, **details: Any) -> bool:
-        """Send one object; False when it could not be delivered."""
-        packet = json.dumps({"event": event, **details}).encode() + b"\n"
+    def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
+        """Send one message; False when it could not be delivered."""
+        packet = msgspec.json.encode(message) + b"\n"
         try:
             socket.send_fds(self._socket, [packet], list(fds), socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
@@ -61,8 +47,8 @@ class Channel:
             return False
         return True
 
-    def receive(self, timeout_s: float | None = 0.0) -> tuple[dict[str, Any], list[int]] | None:
-        """The next object and its file descriptors; None when none came in time, or ever will (`alive` is False).
+    def receive(self, timeout_s: float | None = 0.0) -> tuple[Message, list[int]] | None:
+        """The next message and its file descriptors; None when none came in time, or ever will (`alive` is False).
 
         A `timeout_s` of None waits for ever.
         """
@@ -77,7 +63,7 @@ class Channel:
         if not packet:
             self.alive = False
             return None
-        return json.loads(packet), received_fds(ancillary)
+        return _DECODER.decode(packet), received_fds(ancillary)
 
     def close(self) -> None:
         self.alive = False

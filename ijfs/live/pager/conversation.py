@@ -15,6 +15,7 @@ from typing import Final
 
 from ijfs.live.pager.channel import Channel, received_fds
 from ijfs.live.pager.images import Images
+from ijfs.live.pager.messages import Hold, Release, Resumed
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdTable
 
@@ -84,7 +85,7 @@ class CriuConversation:
         """CRIU is through: the programs run."""
         self._spaces.resume()
         self._enroll()
-        self._channel.send("resumed")
+        self._channel.send(Resumed())
 
     def _accept(self, listener: socket.socket) -> None:
         connection = listener.accept()[0]
@@ -92,7 +93,7 @@ class CriuConversation:
         self._listener = None
         self.attach(connection, self._spaces.next_number())
         listener.close()
-        self._channel.send("hold", [connection.fileno()], id=self._number, kind="criu")
+        self._channel.send(Hold(id=self._number, kind="criu"), [connection.fileno()])
 
     def _hear(self, connection: socket.socket) -> None:
         data, ancillary, _, _ = connection.recvmsg(
@@ -117,7 +118,7 @@ class CriuConversation:
         self._enroll()
         self._epoll.unregister(connection.fileno())
         connection.close()
-        self._channel.send("release", id=self._number)
+        self._channel.send(Release(id=self._number))
 
     def _enroll(self) -> None:
         """Note for a successor where the conversation stands."""

@@ -13,6 +13,7 @@ from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.conversation import CriuConversation
 from ijfs.live.pager.images import Images
 from ijfs.live.pager.ledger import Ledger
+from ijfs.live.pager.messages import Adopt, Adopted
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdRow, FdTable
 
@@ -35,14 +36,14 @@ class Recovery:
             message = self._channel.receive(None)
             if message is None:
                 continue
-            details, fds = message
-            if details["event"] == "adopted":
-                self._catch_up(resumed=details["resumed"], same_table=False)
-                return
-            if details["kind"] == "criu":
-                self._conversation.attach(socket.socket(fileno=fds[0]), details["id"])
-            else:
-                self._adopt_space(FdRow(details["id"], *fds), held=True)
+            match message:
+                case Adopted(resumed=resumed), _:
+                    self._catch_up(resumed=resumed, same_table=False)
+                    return
+                case Adopt(kind="criu", id=number), fds:
+                    self._conversation.attach(socket.socket(fileno=fds[0]), number)
+                case Adopt(id=number), fds:
+                    self._adopt_space(FdRow(number, *fds), held=True)
 
     def succeed(self) -> None:
         """Take over from a worker that died, with its descriptors in place."""

@@ -23,7 +23,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager import working_set
@@ -34,6 +34,7 @@ from ijfs.live.pager.deliveries import AGAIN_S, Deliveries
 from ijfs.live.pager.faults import Faults
 from ijfs.live.pager.fetch import Fetcher, ReadTimes, raise_priority
 from ijfs.live.pager.images import Images
+from ijfs.live.pager.messages import Complete, Failed, Poisoned, Progress, Released, Stalled
 from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.recovery import Recovery
 from ijfs.live.pager.scheduler import Scheduler
@@ -129,11 +130,11 @@ class Server:
     def _leave(self) -> int:
         """Hand the address spaces back to the kernel. Faults are answered until nobody can hold them up any more."""
         if self._conversation.failed:
-            self._channel.send("failed", message="the restore ended before its programs ran")
+            self._channel.send(Failed(message="the restore ended before its programs ran"))
             return 1
         for space in self._spaces:
             space.unregister()
-        self._channel.send("complete", **self._noted_progress(complete=True))
+        self._channel.send(self._noted(self._progress(Complete)))
         deadline = time.monotonic() + _RELEASE_S
         while not self._released and self._channel.alive and time.monotonic() < deadline:
             self._listen(0.05)
@@ -161,7 +162,7 @@ class Server:
     def _on_keeper(self) -> None:
         message = self._channel.receive()
         if message is not None:
-            self._released = message[0]["event"] == "released"
+            self._released = isinstance(message[0], Released)
         if not self._channel.alive:  # the keeper died: the program goes on, without a guardian
             self._epoll.unregister(self._channel.fileno())
             self._conversation.on_keeper_gone()
@@ -176,43 +177,42 @@ class Server:
 
     # -- telling ------------------------------------------------------------------------------------------------
 
-    def _progress(self) -> dict[str, Any]:
+    def _progress(self, kind: type[Progress]) -> Progress:
         every = [space.counts() for space in self._spaces]
         _, brought, zero, poisoned = (sum(state) for state in zip(*every, strict=True)) if every else (0, 0, 0, 0)
-        return {
-            "pages": sum(space.image.pages for space in self._spaces),
-            "pages_in": brought,
-            "zero": zero,
-            "poisoned": poisoned,
-            "faults": self._faults.count,
-            "spaces": len(self._spaces),
-            "seconds": round(time.monotonic() - (self._spaces.resumed or self._began), 4),
-        }
+        return kind(
+            pages=sum(space.image.pages for space in self._spaces),
+            pages_in=brought,
+            zero=zero,
+            poisoned=poisoned,
+            faults=self._faults.count,
+            spaces=len(self._spaces),
+            seconds=round(time.monotonic() - (self._spaces.resumed or self._began), 4),
+        )
 
-    def _noted_progress(self, *, complete: bool) -> dict[str, Any]:
+    def _noted(self, progress: Progress) -> Progress:
         """The progress, which the account has by then."""
-        progress = self._progress()
         self._book.note(
-            complete=complete,
-            pages=progress["pages"],
-            arrived=progress["pages_in"] + progress["zero"] + progress["poisoned"],
-            poisoned=progress["poisoned"],
+            complete=isinstance(progress, Complete),
+            pages=progress.pages,
+            arrived=progress.pages_in + progress.zero + progress.poisoned,
+            poisoned=progress.poisoned,
         )
         return progress
 
     def _report_progress(self) -> None:
         for reason in self._deliveries.stalls():
-            self._channel.send("stalled", reason=reason)
+            self._channel.send(Stalled(reason=reason))
         now = time.monotonic()
         if self._spaces.resumed is not None and now - self._last_progress >= _PROGRESS_S:
             self._last_progress = now
-            self._channel.send("progress", **self._noted_progress(complete=False))
+            self._channel.send(self._noted(self._progress(Progress)))
 
     def _report_poison(self, task: Task) -> None:
         for page in sorted(task.bad):
             run, inside, _ = next(task.image.pieces(page, 1))
             vaddr = run.vaddr + inside * PAGE
-            self._channel.send("poisoned", pid=task.image.pid, vaddr=vaddr, pages=1, reason=task.reason)
+            self._channel.send(Poisoned(pid=task.image.pid, vaddr=vaddr, pages=1, reason=task.reason))
 
     def _keep_record(self) -> None:
         """Keep the first touches for the next restore; a full disk is no reason to have failed."""

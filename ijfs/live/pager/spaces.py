@@ -15,6 +15,7 @@ from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
+from ijfs.live.pager.messages import Hold, Lost, Release
 from ijfs.live.pager.plan import AddressSpace, MemoryImage
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.supervisor import FdRow, FdTable
@@ -93,7 +94,7 @@ class Spaces:
         self._epoll.unregister(space.uffd.fd)
         del self._spaces[space.uffd.fd]
         space.close()
-        self._channel.send("release", id=space.number)
+        self._channel.send(Release(id=space.number))
 
     def read_events(self, space: Space) -> list[int]:
         """Read what the kernel has to say of one and follow it; the faults among it, as addresses."""
@@ -115,7 +116,7 @@ class Spaces:
                 child = a & 0xFFFFFFFF
                 if after_crash and not same_table:
                     self._book.add_lost()
-                    self._channel.send("lost", pid=space.image.pid)
+                    self._channel.send(Lost(pid=space.image.pid))
                 elif child not in self._spaces:
                     self._fork(space, child)
             else:
@@ -133,4 +134,4 @@ class Spaces:
         self._spaces[space.uffd.fd] = space
         self._epoll.register(space.uffd.fd, select.EPOLLIN)
         if not held:
-            self._channel.send("hold", [space.uffd.fd, space.ledger.fd], id=space.number, kind="space")
+            self._channel.send(Hold(id=space.number, kind="space"), [space.uffd.fd, space.ledger.fd])
