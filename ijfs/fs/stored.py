@@ -3,8 +3,9 @@
 `ijfs.fs.vfs` puts these under snapshots/<id>; a keeper shows `image_directory` to the CRIU that restores. Nothing here
 ever changes, so the kernel may keep all of it.
 
-- Inode numbers are derived from the snapshot's id and the path in it (from the link number for hard links), so they are
-  the same at every mount, without a table: 62 bits of a hash, a collision among a million files has odds of 1 in 10^7.
+- Inode numbers are derived from the snapshot's id and the path in it (for hard links from the whole entry without its
+  name, `inode_part`), so they are the same at every mount, without a table: 62 bits of a hash, a collision among a
+  million files has odds of 1 in 10^7.
 - A directory's link count is 1, which btrfs too means as "not counted": counting would read every child's tree.
 - What gc took from a snapshot that was removed answers ESTALE; damaged bytes answer EIO. Wrong bytes are never an
   answer: the engine checks each chunk against its id.
