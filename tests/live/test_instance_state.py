@@ -52,20 +52,20 @@ def snapshot_of(state: InstanceState, branch: str) -> Snapshot:
 def test_a_save_that_nobody_can_pin_leaves_files_compared_with_the_parent(state: InstanceState) -> None:
     """Otherwise a file that changed since the parent would be stored as the parent has it."""
     parent, gone = snapshot_of(state, "parent"), snapshot_of(state, "gone")
-    state.was_saved_as(parent, OLDER)
+    state.record_save(parent, OLDER)
     state.snapshots.repository.remove(gone.id)
     with pytest.raises(UnknownNameError):
-        state.was_saved_as(gone, NEWER)
+        state.record_save(gone, NEWER)
     assert (state.snapshot, state.stat_cache, state.record.snapshot) == (parent, OLDER, parent.id.hex())
 
 
 def test_a_sandbox_that_cannot_be_written_down_is_not_moved_into(state: InstanceState) -> None:
     parent, other = snapshot_of(state, "parent"), snapshot_of(state, "other")
-    state.was_saved_as(parent, OLDER)
+    state.record_save(parent, OLDER)
     (state.paths.root / "instance.json.new").mkdir()
     restored = Sandbox(state.paths.sandbox(2), -1)
     with pytest.raises(StorageError):
-        state.moved_into(restored, snapshot=other, generation=2)
+        state.move_into(restored, snapshot=other, changes={"generation": 2})
     assert (state.sandbox, state.snapshot, state.record.generation) == (None, parent, 1)
     assert read_record(state.paths).snapshot == parent.id.hex()
     assert [pin.id for pin in state.snapshots.repository.pins()] == [parent.id]

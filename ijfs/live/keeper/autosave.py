@@ -17,9 +17,9 @@ import trio
 
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.keeper import dirty_sample
-from ijfs.live.keeper.control_socket import in_thread
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model.guest_protocol import GuestCell
 from ijfs.live.model.protocol import Emit, SaveArguments
 from ijfs.live.model.records import SaveResult
@@ -144,7 +144,7 @@ class Autosaver:
         if self._sample is None:
             self._sample = await in_thread(dirty_sample.take, pids)
             return False
-        share: float | None = await in_thread(dirty_sample.changed_share, self._sample, pids)
+        share = await in_thread(dirty_sample.changed_share, self._sample, pids)
         return share is not None and share >= cell.changed
 
     def _expected_freeze_s(self, pids: list[int]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import socket
@@ -16,7 +15,7 @@ import trio
 
 from ijfs.live.errors import KeeperError, ProtocolError, describe
 from ijfs.live.model import protocol
-from ijfs.live.model.protocol import Arguments, Emit, PhaseBegan, Request
+from ijfs.live.model.protocol import Arguments, Emit, Request
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs_engine.errors import IjfsError
 
@@ -24,16 +23,6 @@ Dispatch = Callable[[Arguments[Any], Emit], Awaitable[InstanceInfo | SaveResult 
 """Does what a request asks for, its events to `Emit`, and returns the reply."""
 
 _log = logging.getLogger("ijfs.keeper")
-
-
-def phase_events(emit: Emit) -> Callable[[str], None]:
-    """Events that say which phase of a verb begins, from what is told its name."""
-    return lambda name: emit(PhaseBegan(name))
-
-
-async def in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run what blocks in a thread; it is never abandoned, since it holds processes and mounts."""
-    return await trio.to_thread.run_sync(functools.partial(function, *args, **kwargs))
 
 
 def listen(path: Path) -> trio.SocketListener:

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -24,10 +24,10 @@ import trio
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
 from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of, writable_layers
 from ijfs.live.errors import InstanceExitedError, KeeperError
-from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.save_queue import SaveQueue
-from ijfs.live.keeper.state import InstanceState
+from ijfs.live.keeper.state import InstanceState, RecordChanges
+from ijfs.live.keeper.threads import in_thread, phase_events
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
@@ -83,7 +83,7 @@ class Lifecycle:
         try:
             if before and before.snapshot is not None:
                 self._stand_again_on(before.snapshot)
-            self._state.moved_into(sandbox)
+            self._state.move_into(sandbox)
         except BaseException:
             await in_thread(_end, sandbox, keep_files=before is not None)
             raise
@@ -140,13 +140,10 @@ class Lifecycle:
         ports, moved = state.relay.open_again(record.relay)
         state.guest.set_hooks(record.hook_ports)
         keeper = procfs.identify(os.getpid())
-        state.moved_into(
+        state.move_into(
             sandbox,
             earlier_pager=record.pager,
-            damage=record.damage,
-            keeper=keeper,
-            relay=ports,
-            **_lost_saves(record),
+            changes={"damage": record.damage, "keeper": keeper, "relay": ports, **_lost_saves(record)},
         )
         info = self._let_clients_in(again=True)
         state.open_guest_port(sandbox)
@@ -197,8 +194,7 @@ class Lifecycle:
         paths = state.paths.sandbox(state.record.generation)
         kept = before.volumes if before else None
         lower = await in_thread(self._lower, arguments, paths, before)
-        launched: Sandbox = await in_thread(launch, paths, spec, state.repo, inside, kept=kept, lower=lower)
-        return launched
+        return await in_thread(launch, paths, spec, state.repo, inside, kept=kept, lower=lower)
 
     def _lower(self, arguments: StartArguments, paths: SandboxPaths, before: InstanceRecord | None) -> Lower:
         """In a thread: what the program's files come from. One that begins anew may stand on a newer version of its
@@ -233,7 +229,7 @@ class Lifecycle:
         """Go on from the snapshot that an earlier keeper of this instance stood on, where it was not removed since."""
         with contextlib.suppress(IjfsError):
             found, meta = self._state.snapshots.load(snapshot)
-            self._state.stands_on(found)
+            self._state.stand_on(found)
             # If another instance made the snapshot, the program was restored from it and may still be waiting in
             # `ijfs.save()`.
             if meta.spec.name != self._state.name:
@@ -245,10 +241,9 @@ class Lifecycle:
         """What is to be restored: as the restore that is under way has it, or as the arguments say."""
         state = self._state
         begun = await in_thread(self._early.request) if self._early is not None else None
-        request: RestoreRequest = begun or await in_thread(
-            RestoreRequest.of, arguments, state.snapshots, state.paths.sandbox(generation)
-        )
-        return request
+        if begun is not None:
+            return begun
+        return await in_thread(RestoreRequest.of, arguments, state.snapshots, state.paths.sandbox(generation))
 
     async def _restored(self, request: RestoreRequest, emit: Emit) -> Restored:
         """The snapshot's program, running again."""
@@ -271,8 +266,7 @@ class Lifecycle:
     async def _pager_process(self, early: EarlyRestore | None) -> PagerProcess | None:
         """A pager's process that is there already, or that the spare forks; None: one has to be started."""
         ready = early.take_pager() if early is not None else None
-        asked: PagerProcess | None = ready or await in_thread(PagerProcess.asked, self._state.paths.root)
-        return asked
+        return ready or await in_thread(PagerProcess.asked, self._state.paths.root)
 
     @contextlib.asynccontextmanager
     async def _mounted_pages(self, request: RestoreRequest) -> AsyncIterator[Path | None]:
@@ -296,10 +290,12 @@ class Lifecycle:
                 return
             yield pages
 
-    async def _move_into(self, restored: Restored, request: RestoreRequest, **changes: Any) -> None:
+    async def _move_into(
+        self, restored: Restored, request: RestoreRequest, changes: RecordChanges | None = None
+    ) -> None:
         """The restored program is the instance's; where that cannot be, it ends."""
         try:
-            self._state.moved_into(restored.sandbox, snapshot=request.snapshot, pager=restored.pager, **changes)
+            self._state.move_into(restored.sandbox, snapshot=request.snapshot, pager=restored.pager, changes=changes)
         except BaseException:
             await in_thread(restored.abandon)
             raise
@@ -309,7 +305,7 @@ class Lifecycle:
         """The restored program takes the place of the old one, which ends; clients have to connect again."""
         state = self._state
         old_pager = state.pager
-        await self._move_into(restored, request, generation=generation)
+        await self._move_into(restored, request, {"generation": generation})
         state.relay.bar()
         connected = state.relay.drop()
         state.guest.close()
@@ -351,7 +347,7 @@ class Lifecycle:
         """The program's hooks are where they were, and its files are as in the snapshot."""
         state = self._state
         state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
-        state.has_files(await in_thread(_files_put_back, restored))
+        state.set_files(await in_thread(_files_put_back, restored))
         event = HookEvent("after_restore", request.snapshot.id.hex())
         state.spawn(self._greet, restored.sandbox, event)
 
@@ -378,7 +374,7 @@ def _end(sandbox: Sandbox, *, keep_files: bool) -> None:
     sandbox.dispose(keep_files=keep_files)
 
 
-def _lost_saves(record: InstanceRecord) -> dict[str, Any]:
+def _lost_saves(record: InstanceRecord) -> RecordChanges:
     """What a new keeper writes of saves that the killed one had not stored."""
     if not record.saving:
         return {}

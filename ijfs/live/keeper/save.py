@@ -29,16 +29,16 @@ import msgspec
 import trio
 
 from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
-from ijfs.live.checkpoint.freeze import Frozen, GpuPart, Prepared, freeze, prepare, wake_stopped
+from ijfs.live.checkpoint.freeze import Frozen, GpuPart, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, environment
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu
 from ijfs.live.keeper.autosave import Autosaver, thin
-from ijfs.live.keeper.control_socket import in_thread, phase_events
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.keeper.threads import in_thread, phase_events
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, RestoreArguments, SaveArguments
@@ -124,7 +124,7 @@ class Saver:
         self._autosaver.after_freeze(frozen.frozen_s, frozen.image_bytes)
         try:
             hooks = list(self._state.guest.hook_ports)
-            contents: SaveContents = await in_thread(_contents, save, frozen, sandbox, self._state.record, hooks)
+            contents = await in_thread(_contents, save, frozen, sandbox, self._state.record, hooks)
         except BaseException:
             await self._let_go(frozen)
             if frozen.stopped:
@@ -144,10 +144,10 @@ class Saver:
             save.clock.begin("hooks", silent=True)
             await self._state.guest.tell(sandbox.network_fd, HookEvent("before_save"))
             save.clock.begin("prepare")
-            prepared: Prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
+            prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
             try:
                 with self._held(save, sandbox):
-                    frozen: Frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
+                    frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
             except BaseException:
                 await self._release_arena(prepared.arena)
                 raise
@@ -206,11 +206,11 @@ class Saver:
         parent = state.snapshot.id if state.snapshot is not None else None
         progress = _progress_events(save.emit)
         try:
-            outcome: SaveOutcome = await in_thread(state.snapshots.store, contents, parent, progress, save.clock.begin)
+            outcome = await in_thread(state.snapshots.store, contents, parent, progress, save.clock.begin)
             save.clock.end()
         finally:
             await self._let_go(frozen)
-        state.was_saved_as(outcome.snapshot, stat_cache)
+        state.record_save(outcome.snapshot, stat_cache)
         if contents.meta.auto:
             await in_thread(thin, state.snapshots.repository, state.name)
         result = _result(save, frozen, contents, number, outcome)
@@ -224,7 +224,7 @@ class Saver:
         def tried() -> IjfsError | None:
             return try_restore(RestoreRequest.of(RestoreArguments(snapshot=result.snapshot), store, paths), store)
 
-        refusal: IjfsError | None = await in_thread(tried)
+        refusal = await in_thread(tried)
         save.clock.end()
         why = [f"this snapshot cannot be restored here: {refusal}"] if refusal is not None else []
         return msgspec.structs.replace(

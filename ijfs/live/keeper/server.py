@@ -28,12 +28,12 @@ import trio
 from ijfs.live.errors import InstanceExitedError, ProtocolError
 from ijfs.live.keeper import control_socket
 from ijfs.live.keeper.autosave import Autosaver
-from ijfs.live.keeper.control_socket import in_thread
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.lifecycle import Lifecycle
 from ijfs.live.keeper.save import Saver
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model import protocol
 from ijfs.live.model.guest_protocol import GuestRequest
 from ijfs.live.model.protocol import (

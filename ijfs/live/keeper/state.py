@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 import trio
@@ -21,11 +21,20 @@ import trio
 from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 from ijfs.live.checkpoint.workspace import StatCache
 from ijfs.live.errors import InstanceExitedError
-from ijfs.live.keeper.control_socket import in_thread
 from ijfs.live.keeper.guest_port import Answer, GuestPort
+from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import info_of, write_record
-from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, Process
+from ijfs.live.model.records import (
+    Base,
+    InstanceInfo,
+    InstanceRecord,
+    InstanceSpec,
+    Process,
+    RelayPort,
+    Status,
+    Volume,
+)
 from ijfs.live.pager import account
 from ijfs.live.process import procfs
 from ijfs.live.relay.relay import Relay
@@ -42,6 +51,26 @@ if TYPE_CHECKING:
 MEMORY_LIMIT_S = 86400.0
 
 _log = logging.getLogger("ijfs.keeper")
+
+
+class RecordChanges(TypedDict, total=False):
+    """Fields of an InstanceRecord that change while it lives."""
+
+    status: Status
+    program: Process | None
+    keeper: Process | None
+    pager: Process | None
+    snapshot: str | None
+    relay: tuple[RelayPort, ...]
+    volumes: tuple[Volume, ...]
+    generation: int
+    exit_status: int | None
+    note: str
+    hook_ports: tuple[int, ...]
+    saving: int
+    save_error: str
+    base: Base | None
+    damage: str
 
 
 class InstanceState:
@@ -94,13 +123,13 @@ class InstanceState:
         """The record of an instance whose program is about to run; it goes to disk when the program runs."""
         self.record = record
 
-    def write(self, **changes: Any) -> None:
+    def write(self, **changes: Unpack[RecordChanges]) -> None:
         """Change the record, on disk too. StorageError; nothing is changed then."""
         record = msgspec.structs.replace(self.record, **changes)
         write_record(self.paths, record)
         self.record = record
 
-    def note(self, **changes: Any) -> None:
+    def note(self, **changes: Unpack[RecordChanges]) -> None:
         """Change the record where a directory that is gone or full must stop nothing."""
         try:
             self.write(**changes)
@@ -122,14 +151,14 @@ class InstanceState:
 
             self.gpu = GpuProgram()
 
-    def moved_into(
+    def move_into(
         self,
         sandbox: Sandbox,
         *,
         snapshot: Snapshot | None = None,
         pager: Pager | None = None,
         earlier_pager: Process | None = None,
-        **changes: Any,
+        changes: RecordChanges | None = None,
     ) -> None:
         """From now on the program is the one in this sandbox, instead of any earlier one. Watch it, and relay to it.
 
@@ -139,12 +168,19 @@ class InstanceState:
         """
         pin = self._pin_of(snapshot) if snapshot is not None else None
         bringing = _identified(pager.pid) if pager is not None else earlier_pager
-        files = {"volumes": sandbox.volumes, "base": sandbox.lower.base}
-        changes = {"program": sandbox.program, **files, "pager": bringing, "damage": "", **changes}
+        changed: RecordChanges = {
+            "status": "running",
+            "program": sandbox.program,
+            "volumes": sandbox.volumes,
+            "base": sandbox.lower.base,
+            "pager": bringing,
+            "damage": "",
+            **(changes or RecordChanges()),
+        }
         if snapshot is not None:
-            changes["snapshot"] = snapshot.id.hex()
+            changed["snapshot"] = snapshot.id.hex()
         try:
-            self.write(status="running", **changes)
+            self.write(**changed)
         except BaseException:
             if pin is not None:
                 pin.close()
@@ -211,20 +247,20 @@ class InstanceState:
 
     # -- the snapshot it stands on --------------------------------------------------------------------------------
 
-    def stands_on(self, snapshot: Snapshot) -> None:
-        """The program continues that snapshot: it is the parent of the next save, and nobody may remove it.
+    def stand_on(self, snapshot: Snapshot) -> None:
+        """Go on from that snapshot: it is the parent of the next save, and nobody may remove it.
         UnknownNameError when somebody has."""
         self._continue(snapshot, self._pin_of(snapshot))
 
-    def was_saved_as(self, snapshot: Snapshot, stat_cache: StatCache) -> None:
-        """The instance stands on a new snapshot, which is durable whether or not this can be written down."""
-        self.stands_on(snapshot)
+    def record_save(self, snapshot: Snapshot, stat_cache: StatCache) -> None:
+        """Stand on a new snapshot, which is durable whether or not this can be written down."""
+        self.stand_on(snapshot)
         # Files are compared with the parent of the next save, never with another snapshot.
         self.stat_cache = stat_cache
         self.note(snapshot=snapshot.id.hex(), save_error="")
 
-    def has_files(self, stat_cache: StatCache) -> None:
-        """The program's files that are as in the snapshot it stands on."""
+    def set_files(self, stat_cache: StatCache) -> None:
+        """Set which of the program's files are as in the snapshot it stands on."""
         self.stat_cache = stat_cache
 
     def _pin_of(self, snapshot: Snapshot) -> Pin:
