@@ -242,8 +242,8 @@ _LEAST, _MOST = 4096, 1 << 16
 """Bytes of a page."""
 _SIZE_AT: Final = 40
 """Where a meta page has them."""
-_FEW: Final = 256
-"""Pages that an open looks through: 1 MiB, 10,000 rows, 3 ms at most."""
+_FEW: Final = 64
+"""Pages that an open looks through: 256 KiB, 2,500 rows, 1 ms at most."""
 _TRIES: Final = 5
 _PAUSE_S: Final = 0.01
 
