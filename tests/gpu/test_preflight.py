@@ -67,6 +67,25 @@ def test_symmetric_memory_between_ranks_is_refused_since_nothing_else_shows_it()
     assert "was started without VLLM_ALLREDUCE_USE_SYMM_MEM=0" in verdict.evidence
 
 
+def test_the_all_reduce_of_vllm_is_refused_unless_its_server_was_told_to_leave_it(tmp_path: Path) -> None:
+    """On two H200s its save took 10 s, the driver refused to restore it, and the server was lost."""
+    loaded = "7f00003000-7f00004000 r-xp 00000000 fe:00 1 /opt/lib/vllm/_C.abi3.so\n"
+    environ = b"\0".join(f"{name}={value}".encode() for name, value in SAFE.items())
+    for pid in (5, 6):
+        write_proc(tmp_path, pid, maps=PLAIN_MAPS + loaded, comm="pt_nccl_watchdg", environ=environ)
+    write_proc(tmp_path, 4, maps=PLAIN_MAPS)
+    (tmp_path / "4/cmdline").write_bytes(b"python3\0-m\0vllm\0--tensor-parallel-size\x002\0")
+    [verdict] = [found for found in check_program(_all(tmp_path), TWO) if found.outcome == "refuse"]
+    assert "no --disable-custom-all-reduce" in verdict.evidence
+    for spelling in (b"--disable-custom-all-reduce", b"--disable_custom_all_reduce"):
+        (tmp_path / "4/cmdline").write_bytes(b"python3\0-m\0vllm\0" + spelling + b"\0")
+        assert refused(_all(tmp_path), TWO) == set()
+
+
+def _all(proc: Path) -> list[GpuEvidence]:
+    return [read_evidence(pid, proc) for pid in (4, 5, 6)]
+
+
 def test_an_environment_that_was_written_over_is_refused_as_what_it_is(tmp_path: Path) -> None:
     for pid in (5, 6):
         write_proc(tmp_path, pid, maps=PLAIN_MAPS, comm="pt_nccl_watchdg")

@@ -10,6 +10,8 @@ The marks were read off an H200 machine (driver 580.159, torch 2.11), each again
   do no harm: the driver answers its checkpoint with NOT_SUPPORTED, which is undone;
 - a process that exports *and* one that imports CUDA IPC memory map `/dev/shm/cuda.shm.<uid>.<pid>.<n>`; a handle
   that nobody opened leaves no mark and does no harm;
+- vLLM's custom all-reduce opens memory of the other ranks by CUDA IPC and maps no such file: two H200s, vLLM 0.24.0,
+  lost at the driver's restore. Only that vLLM's compiled part is mapped, and its command line, can be seen;
 - torch's NCCL process groups run threads named `pt_nccl_watchdg` and `pt_nccl_heartbt`. NCCL peer-to-peer over
   the CUMEM allocator leaves nothing else to see.
 """
@@ -42,6 +44,10 @@ class GpuEvidence(msgspec.Struct, frozen=True, kw_only=True):
     ipc_segments: tuple[str, ...] = ()
     nccl_threads: tuple[str, ...] = ()
     nccl_without_torch: bool = False
+    vllm: bool = False
+    """It has vLLM's compiled operations loaded."""
+    arguments: tuple[str, ...] = ()
+    """Its command line, as far as it did not write over it."""
     io_uring: bool = False
     environ: dict[str, str] = {}
 
@@ -66,6 +72,8 @@ def read_evidence(pid: int, proc: Path = Path("/proc")) -> GpuEvidence:
         ipc_segments=tuple(sorted(name for name in names if name.startswith("/dev/shm/cuda.shm."))),
         nccl_threads=tuple(comm for comm in comms if comm.startswith(NCCL_THREADS)),
         nccl_without_torch=_maps(names, "/libnccl.so") and not _maps(names, "/libtorch_cuda.so"),
+        vllm=_maps(names, "/vllm/_C"),
+        arguments=_arguments(base),
         io_uring=any("[io_uring]" in target for target in targets),
         environ=_environ(base),
     )
@@ -99,6 +107,13 @@ def _descriptors(base: Path) -> Iterator[str]:
             yield os.readlink(entry)
         except (FileNotFoundError, ProcessLookupError):
             continue
+
+
+def _arguments(base: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(os.fsdecode, (base / "cmdline").read_bytes().split(b"\0")))
+    except OSError:
+        return ()
 
 
 def _environ(base: Path) -> dict[str, str]:

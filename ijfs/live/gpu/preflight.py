@@ -148,10 +148,22 @@ def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult
             evidence += " (setproctitle writes over it, unless SPT_NOENV=1): with other settings than the restorable"
             evidence += " ones its restore would fail, and the program be lost"
         return CheckResult(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
+    if suspects and _custom_all_reduce(processes):
+        evidence = f"{len(ranks)} NCCL rank(s) of vLLM, and no --disable-custom-all-reduce on a command line: its own"
+        evidence += " all-reduce shares GPU memory by CUDA IPC, the restore would fail, and the program be lost"
+        remedy = "start vLLM with --disable-custom-all-reduce, too; after `LLM(disable_custom_all_reduce=True)`, which"
+        remedy += " cannot be seen from outside, save with --force"
+        return CheckResult(check="nccl", outcome="refuse", evidence=evidence, remedy=remedy)
     if suspects:
         return CheckResult(check="nccl", outcome="ok", evidence=f"{len(ranks)} ranks, all with restorable settings")
     evidence = "one rank, without a peer" if ranks else "no communicator seen"
     return CheckResult(check="nccl", outcome="ok", evidence=evidence)
+
+
+def _custom_all_reduce(processes: Sequence[GpuEvidence]) -> bool:
+    """Whether vLLM may use it: its workers show what they have loaded, its server what it was told."""
+    told = {argument.replace("_", "-") for process in processes for argument in process.arguments}
+    return any(process.vllm for process in processes) and "--disable-custom-all-reduce" not in told
 
 
 def _spans_gpus(processes: Sequence[GpuEvidence], inventory: Inventory) -> bool:
