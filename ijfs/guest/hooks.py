@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ijfs.guest import port
+from ijfs.guest import port, randomness
 
 Hook = TypeVar("Hook", bound=Callable[[], object])
 
@@ -177,19 +177,25 @@ class _Listener(threading.Thread):
                 return
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(port.TIMEOUT_S)
-                answer = handle(port.decode(port.read_line(connection)).get("event"))
+                told = port.decode(port.read_line(connection))
+                answer = handle(told.get("event"), beside=told.get("beside") is True)
                 connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def handle(event: object) -> dict[str, Any]:
-    """Run what an event of the keeper asks for; returns the answer to send. Unknown events are taken for done."""
+def handle(event: object, *, beside: bool = False) -> dict[str, Any]:
+    """Run what an event of the keeper asks for; returns the answer to send. Unknown events are taken for done.
+
+    `beside`: this is a copy, and others of the same snapshot may run.
+    """
     if event == "before_save":
         if not _gate.close():
             message = f"the program is inside ijfs.barrier() for more than {BARRIER_WAIT_S:g} s"
             return {**_error("BarrierError", message), "refuse": True}
         return _outcome([free_torch_cache, end_compile_workers, *_before])
     _gate.open()
-    return _outcome(_after_restore if event == "after_restore" else [])
+    if event != "after_restore":
+        return _outcome([])
+    return _outcome([randomness.reseed, *_after_restore] if beside else _after_restore)
 
 
 def _outcome(hooks: list[Callable[[], object]]) -> dict[str, Any]:

@@ -278,3 +278,41 @@ def test_processors_io_priority_and_timer_slack_of_each_thread_come_back(live_en
     count = len(log_lines(live_env, "again"))
     assert eventually(lambda: len(log_lines(live_env, "again")) > count + 2)
     assert log_lines(live_env, "again")[-1] == "as wanted"
+
+
+DRAWS = """
+import os, random, ssl, time
+import ijfs
+random.seed(7); ssl.RAND_bytes(8)
+own = random.Random(7)
+state = own.getstate()
+def draw():
+    own.setstate(state)
+    with open("/tmp/drawn", "w") as file:
+        file.write(f"{random.getrandbits(64)} {ssl.RAND_bytes(8).hex()} {own.getrandbits(64)}")
+    os.rename("/tmp/drawn", "/tmp/numbers")
+ijfs.after_restore(draw)
+print("ready", flush=True)
+time.sleep(10**6)
+"""
+
+
+def test_copies_draw_random_numbers_of_their_own_unless_they_shall_not(live_env: LiveEnv) -> None:
+    live_env.python("draws", DRAWS)
+    assert eventually(lambda: "ready" in log_lines(live_env, "draws"))
+    saved = live_env.save("draws")
+
+    def drawn(name: str) -> list[str]:
+        path = live_env.upper(name) / "tmp/numbers"
+        assert eventually(path.exists)
+        return path.read_text().split()
+
+    for name in ("one", "two"):
+        live_env.restore(saved.snapshot, name)
+    for name in ("same", "alike"):
+        live_env.restore(saved.snapshot, name, same_random=True)
+    assert drawn("same") == drawn("alike")
+    ours, theirs, kept = drawn("one"), drawn("two"), drawn("same")
+    for number in (0, 1):
+        assert len({ours[number], theirs[number], kept[number]}) == 3
+    assert ours[2] == theirs[2] == kept[2], "a generator that the program made itself goes on as it was"

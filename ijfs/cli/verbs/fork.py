@@ -19,8 +19,16 @@ from ijfs.cli.params import ANY, MESSAGE
 )
 @click.option("--eager", is_flag=True, help="Read all memory first.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
+@click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
-    app: App, source: str, count: int | None, names: str | None, message: str, eager: bool, gpus: tuple[str, ...]
+    app: App,
+    source: str,
+    count: int | None,
+    names: str | None,
+    message: str,
+    eager: bool,
+    gpus: tuple[str, ...],
+    same_random: bool,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
 
@@ -40,6 +48,7 @@ def fork(
         eager=eager,
         message=message,
         gpus=gpus,
+        same_random=same_random,
         on_event=progress.event,
     )
 

@@ -17,8 +17,16 @@ from ijfs.cli.params import INSTANCE, SNAPSHOT
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
 @click.option("--wait", is_flag=True, help="Return when all its memory is in.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
+@click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
-    app: App, snapshot: str, name: str | None, eager: bool, replace: bool, wait: bool, gpus: tuple[str, ...]
+    app: App,
+    snapshot: str,
+    name: str | None,
+    eager: bool,
+    replace: bool,
+    wait: bool,
+    gpus: tuple[str, ...],
+    same_random: bool,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live."""
     from ijfs.live.client import api as client
@@ -35,6 +43,7 @@ def restore(
         eager=eager,
         replace=replace,
         gpus=gpus,
+        same_random=same_random,
         on_event=progress.event,
     )
     ended = first_moment.ended(app, info, first_moment.RESTORE_S)

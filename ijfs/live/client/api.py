@@ -64,6 +64,7 @@ def restore(
     eager: bool = False,
     replace: bool = False,
     gpus: Sequence[str] = (),
+    same_random: bool = False,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -72,12 +73,14 @@ def restore(
     on with the same ports and key; when the restore fails it runs on as before. An ended instance of that name leaves
     its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
     GPUs of a program that held some, in the order in which it held them; by default the same ones.
+    A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
+    `same_random` is set.
     """
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus)
     paths = claim(repo, name, again=replace)
-    wanted = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace)
+    wanted = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace, same_random=same_random)
     return spawned(paths, wanted, on_event)
 
 
@@ -90,6 +93,7 @@ def fork(
     eager: bool = False,
     message: str = "",
     gpus: Sequence[str] = (),
+    same_random: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
@@ -99,7 +103,17 @@ def fork(
     """
     from ijfs.live.client.fork import fork as fork_siblings
 
-    return fork_siblings(repo, source, names, count=count, eager=eager, message=message, gpus=gpus, on_event=on_event)
+    return fork_siblings(
+        repo,
+        source,
+        names,
+        count=count,
+        eager=eager,
+        message=message,
+        gpus=gpus,
+        same_random=same_random,
+        on_event=on_event,
+    )
 
 
 def exec_command(

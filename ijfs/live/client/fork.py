@@ -30,6 +30,7 @@ def fork(
     eager: bool,
     message: str,
     gpus: Sequence[str],
+    same_random: bool,
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Save `source` where it is live, claim the siblings' names, restore them all at once; as api.fork says."""
@@ -43,7 +44,9 @@ def fork(
         except IjfsError as error:
             outcomes[name] = error
     sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
-    first = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), siblings=len(claimed))
+    first = RestoreArguments(
+        snapshot=snapshot, eager=eager, gpus=tuple(gpus), siblings=len(claimed), same_random=same_random
+    )
 
     def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
         try:

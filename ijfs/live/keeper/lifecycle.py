@@ -107,7 +107,7 @@ class Lifecycle:
         info = self._let_clients_in(again=before is not None)
         if before:
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
-        await self._resume_guest(restored, request)
+        await self._resume_guest(restored, request, beside=not (arguments.same_random or arguments.again))
         return self._with_restore(info, restored)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -121,7 +121,7 @@ class Lifecycle:
             restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation)
-            await self._resume_guest(restored, request)
+            await self._resume_guest(restored, request, beside=False)
             return self._with_restore(state.info(), restored)
 
     async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
@@ -343,12 +343,13 @@ class Lifecycle:
                 await trio.sleep(SUBSCRIBING_S)
         relay.admit()
 
-    async def _resume_guest(self, restored: Restored, request: RestoreRequest) -> None:
-        """The program's hooks are where they were, and its files are as in the snapshot."""
+    async def _resume_guest(self, restored: Restored, request: RestoreRequest, *, beside: bool) -> None:
+        """The program's hooks are where they were, and its files are as in the snapshot. `beside`: others like it may
+        run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
         state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
         state.set_files(await in_thread(_files_put_back, restored))
-        event = HookEvent("after_restore", request.snapshot.id.hex())
+        event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET)
         state.spawn(self._greet, restored.sandbox, event)
 
     async def _greet(self, sandbox: Sandbox, event: HookEvent) -> None:

@@ -63,10 +63,12 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
 
 
 class HookEvent(msgspec.Struct, frozen=True):
-    """What a hook is told. `snapshot`: where the program came from, after a restore."""
+    """What a hook is told. `snapshot`: where the program came from, after a restore. `beside`: it is a copy that shall
+    draw random numbers of its own; left out where it goes on in the place of what was saved."""
 
     event: Literal["before_save", "after_save", "after_restore"]
     snapshot: str | msgspec.UnsetType | None = msgspec.UNSET
+    beside: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class HookAnswer(msgspec.Struct, frozen=True):

@@ -45,6 +45,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
     `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
+    `same_random`: it draws the same random numbers as every other copy.
     """
 
     snapshot: str
@@ -52,6 +53,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     again: bool = False
     siblings: int = 1
+    same_random: bool = False
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
