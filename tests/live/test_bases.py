@@ -19,7 +19,7 @@ from ijfs.live.bases import cache, delta, versions
 from ijfs.live.bases.comparison import compare
 from ijfs.live.bases.importing import import_base
 from ijfs.live.bases.records import TAGS
-from ijfs.live.bases.root_walk import FILES
+from ijfs.live.bases.root_walk import FILES, Item, Walk
 from ijfs.live.bases.versions import BaseNeededError
 from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError, SandboxError
@@ -127,6 +127,37 @@ def test_a_diff_names_what_came_went_and_changed(root: Path, repository: Reposit
     (root / "opt/new/file").write_text("x")
     found = [(change.what, change.path) for change in compare(repository, "small", None)]
     assert found == [("changed", "/etc/motd"), ("removed", "/etc/os-release"), ("added", "/opt/new")]
+
+
+def test_a_version_that_somebody_is_about_to_stand_on_stays_until_the_next_gc(
+    root: Path, repository: Repository
+) -> None:
+    first = import_base(repository, root, "small").snapshot
+    with cache.in_use(repository.path):  # a start that has chosen it, whose instance has no record yet
+        (root / "etc/motd").write_text("two\n")
+        import_base(repository, root, "small")
+        assert repository.snapshot(first.id).id == first.id
+    versions.sweep(repository)
+    with pytest.raises(UnknownNameError):
+        repository.snapshot(first.id)
+
+
+def test_a_file_that_vanishes_while_it_is_imported_is_left_out(
+    root: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "opt/fleeting").write_text("x")
+    items = Walk.items
+
+    def gone_after(self: Walk, now_ns: int) -> list[Item]:
+        found = list(items(self, now_ns))
+        (root / "opt/fleeting").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Walk, "items", gone_after)
+    snapshot = import_base(repository, root, "small").snapshot
+    reader = repository.reader()
+    with pytest.raises(UnknownNameError):
+        reader.lookup(snapshot.root, f"{FILES}/opt/fleeting")
 
 
 # -- killed, full, two at once

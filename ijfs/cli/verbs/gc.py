@@ -22,8 +22,8 @@ def gc(app: App, dry_run: bool) -> Answer:
 
     repository = app.repository()
     progress = app.progress("gc")
-    found = repository.gc(dry_run=dry_run, progress=progress)
     swept = [] if dry_run else _sweep_bases(repository)
+    found = repository.gc(dry_run=dry_run, progress=progress)
 
     def show(out: Printer) -> None:
         verb_ = "would free" if dry_run else "freed"

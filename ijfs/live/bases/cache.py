@@ -89,6 +89,19 @@ def in_use(repo: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def alone(repo: Path) -> Iterator[bool]:
+    """Whether nobody is choosing a base, and nobody can while this is held: what no record names yet may be about to be
+    named. Does not wait."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(bases_directory(repo) / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
 def importing(repo: Path) -> Iterator[None]:
     """One at a time reads this machine's root: who waited finds what the other one made."""
     with _locked(bases_directory(repo) / "import.lock", fcntl.LOCK_EX):
@@ -236,20 +249,19 @@ def sweep(repo: Path, keep: Callable[[], set[str]]) -> list[str]:
     directory = bases_directory(repo)
     if not directory.is_dir():
         return []
-    try:
-        with _locked(directory / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            kept = keep()
-            gone = []
-            for path in directory.iterdir():
-                if path.is_dir() and path.name not in kept:
-                    if _is_free(BaseDirectory(path)):
-                        _remove(path)
-                        gone.append(path.name)
-                elif path.is_dir():
-                    _sweep_unfinished(BaseDirectory(path))
-            return gone
-    except BlockingIOError:
-        return []
+    with alone(repo) as nobody_chooses:
+        return _sweep(directory, keep()) if nobody_chooses else []
+
+
+def _sweep(directory: Path, kept: set[str]) -> list[str]:
+    gone = []
+    for path in filter(Path.is_dir, directory.iterdir()):
+        if path.name in kept:
+            _sweep_unfinished(BaseDirectory(path))
+        elif _is_free(BaseDirectory(path)):
+            _remove(path)
+            gone.append(path.name)
+    return gone
 
 
 def _is_free(place: BaseDirectory) -> bool:

@@ -170,7 +170,13 @@ def _name(repository: Repository, name: str, snapshot: Snapshot) -> None:
 
 
 def drop_unneeded(repository: Repository, name: str) -> list[ObjectId]:
-    """Let go of the versions of a base that are neither its newest nor needed; gc then frees them. The ids."""
+    """Let go of the versions of a base that are neither its newest nor needed; gc then frees them. The ids. Nothing is
+    done while a base is being chosen: another time, or `ijfs gc`, finds them."""
+    with cache.alone(repository.path) as nobody_chooses:
+        return _dropped(repository, name) if nobody_chooses else []
+
+
+def _dropped(repository: Repository, name: str) -> list[ObjectId]:
     tags = repository.refs.tags()
     newest = tags.get(head_tag(name))
     needed = needs.who_needs(repository)

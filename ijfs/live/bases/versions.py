@@ -77,8 +77,13 @@ def remove(repository: Repository, name: str) -> list[str]:
 
 
 def sweep(repository: Repository) -> list[str]:
-    """Remove the directories of bases that are no more, or of which neither a snapshot nor an instance needs that
-    version and a newer one is there. The ids of what went."""
+    """Let go of the versions that are neither the newest of their base nor needed, and remove the directories of all
+    that is no base (any more). The ids of what went from `bases/`."""
+    from ijfs.live.bases.importing import drop_unneeded
+
+    for tag in list(repository.refs.tags()):
+        if tag.startswith(TAGS) and "@" not in tag.removeprefix(TAGS):
+            drop_unneeded(repository, tag.removeprefix(TAGS))
 
     def kept() -> set[str]:
         tagged = {ident.hex() for tag, ident in repository.refs.tags().items() if tag.startswith(TAGS)}
