@@ -182,8 +182,9 @@ class LiveEnv:
 
 
 def is_gone(pid: int | None) -> bool:
-    """Whether a process has ended; a zombie that its parent did not reap yet counts as gone."""
-    return pid is None or procfs.state(pid) in ("", "Z", "X")
+    """Whether a process has ended; a zombie that its parent did not reap yet counts as gone. One of which only the
+    first thread has ended does not: the others hold its files and locks (those of a killed keeper, for some ms)."""
+    return pid is None or not procfs.is_alive(procfs.identify(pid))
 
 
 def command_line(pid: int) -> str:

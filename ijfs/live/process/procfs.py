@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ijfs.live.model.records import Process
@@ -41,17 +42,30 @@ def identify(pid: int) -> Process | None:
 
 
 def is_alive(process: Process | None) -> bool:
-    """Whether exactly this process still runs (a zombie does not)."""
+    """Whether exactly this process still runs. A zombie does not, unless only its first thread has ended: the others
+    may hold its files, locks and mounts still (a killed keeper's do for some ms)."""
     if process is None:
         return False
     fields = _stat_fields(process.pid)
-    return fields is not None and int(fields[19]) == process.start_ticks and fields[0] not in "ZX"
+    return fields is not None and int(fields[19]) == process.start_ticks and not _has_ended(fields)
+
+
+def _has_ended(fields: Sequence[str]) -> bool:
+    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
 
 
 def state(pid: int) -> str:
     """The state letter of a process (R, S, D, T, Z, …), "" when there is none."""
     fields = _stat_fields(pid)
     return fields[0] if fields else ""
+
+
+def name_of(pid: int) -> str:
+    """What a process or thread calls itself, "?" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "?"
 
 
 def parent_of(pid: int) -> int | None:
