@@ -1,4 +1,5 @@
-"""Compile the hot loops of the storage engine and of the pager; everything else about the package is in pyproject.toml.
+"""Compile the hot loops of the storage engine and of the pager, and what is loaded into CRIU; everything else about the
+package is in pyproject.toml.
 
 Every .pyx in SOURCES becomes an extension module beside it, so adding one needs no change here.
 Called by pip (install), by tools/setup (rebuild in place) and by tools/check-native (a build with AddressSanitizer).
@@ -17,6 +18,9 @@ SOURCES = {"ijfs_engine._native": NATIVE, "ijfs.live.pager": Path("ijfs/live/pag
 OPTIMISED = ["-O3", "-g1"]
 # -O1 keeps the line numbers of a report right; frame pointers give it a call stack.
 SANITISED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+
+# What CRIU loads is no module of Python's, and CRIU may have a C library of its own: it is linked with nothing.
+FREESTANDING = ["-O2", "-ffreestanding", "-fno-stack-protector", "-U_FORTIFY_SOURCE", "-fcf-protection=none", "-Wall"]
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
 
@@ -39,9 +43,19 @@ def extensions() -> list[Extension]:
     ]
 
 
+def restart_calls() -> Extension:
+    """The one piece of C that CRIU loads (ijfs/live/criu/command.py)."""
+    name = "ijfs.live.criu.restart_calls"
+    source = f"{name.replace('.', '/')}.c"
+    return Extension(name, [source], extra_compile_args=FREESTANDING, extra_link_args=["-nostdlib"])
+
+
 CORES = len(os.sched_getaffinity(0))
 # The generated C goes under build/, so that a reader of the engine sees only what people wrote.
 setup(
-    ext_modules=cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES, nthreads=CORES),
+    ext_modules=[
+        *cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES, nthreads=CORES),
+        restart_calls(),
+    ],
     options={"build_ext": {"parallel": CORES}},
 )

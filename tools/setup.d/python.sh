@@ -108,7 +108,7 @@ ensure_bytecode() {
 }
 
 extension_sources() {
-    find engine/ijfs_engine ijfs/live/pager -name '*.pyx' -o -name '*.pxd' -o -name '*.h' | sort
+    find engine/ijfs_engine ijfs/live -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' | sort
 }
 
 pip_install() {

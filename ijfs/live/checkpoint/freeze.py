@@ -29,6 +29,7 @@ from ijfs.live.criu import command as criu
 from ijfs.live.criu import kernel_features
 from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
+from ijfs.live.criu.log import cut_short
 from ijfs.live.errors import CriuError, InstanceExitedError, ProgramRefusedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.process import procfs
@@ -58,10 +59,12 @@ class GpuPart:
 
 
 class Prepared(NamedTuple):
-    """What a freeze works with: the reader of the program's files, and memory that was faulted in."""
+    """What a freeze works with: the reader of the program's files, memory that was faulted in, and which processes
+    the user has stopped."""
 
     walker: LayerWalker
     arena: Arena
+    stopped: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class Frozen:
     spilled_bytes: int = 0
     stopped: bool = False
     gpu: GpuRecord | None = None
+    cut_short: tuple[str, ...] = ()
+    """Threads ("NAME (process N)") whose system call ended with EINTR because of the save."""
 
     @property
     def image_bytes(self) -> int:
@@ -96,6 +101,7 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
     """
     _require_restorable(sandbox)
     kernel_features.mount_cache()
+    stopped = frozenset(_stopped(sandbox))
     try:
         # A directory of its own: the save before may still be reading what it staged.
         staging = sandbox.paths.root / f"stage-{time.monotonic_ns()}"
@@ -104,8 +110,8 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
         files = walker.measure()
         arena = arenas.acquire(memory + files, 2 * memory + files + SLACK, sandbox.paths.root)
     except (OSError, IjfsError) as error:
-        raise _explained(error, sandbox) from None
-    return Prepared(walker, arena)
+        raise _explained(error, sandbox, stopped) from None
+    return Prepared(walker, arena, stopped)
 
 
 def _require_restorable(sandbox: Sandbox) -> None:
@@ -168,11 +174,18 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             clock.end()
             clock.divide("dump", "freeze", freezing_seconds(sandbox.paths.criu))
             images = stream.finish(left_running=not stop)
+            cut_short = _cut_short(sandbox)
         except BaseException as error:
             for capture in captured:
                 capture.discard()
-            raise _explained(stream.error or error, sandbox) from None
-    return Frozen(images, captured[0], frozen_s, prepared.arena, prepared.arena.spilled, stop)
+            raise _explained(stream.error or error, sandbox, prepared.stopped) from None
+    spilled = prepared.arena.spilled
+    return Frozen(images, captured[0], frozen_s, prepared.arena, spilled, stop, cut_short=cut_short)
+
+
+def _cut_short(sandbox: Sandbox) -> tuple[str, ...]:
+    threads = cut_short(sandbox.paths.criu / "dump.log")
+    return tuple(f"{procfs.name_of(thread)} (process {thread})" for thread in threads)
 
 
 def _dump_request(sandbox: Sandbox, directory: Path, *, stop: bool) -> criu.Dump:
@@ -187,13 +200,13 @@ def _dump_request(sandbox: Sandbox, directory: Path, *, stop: bool) -> criu.Dump
     )
 
 
-def _explained(error: BaseException, sandbox: Sandbox) -> BaseException:
+def _explained(error: BaseException, sandbox: Sandbox, stopped: frozenset[int]) -> BaseException:
     """The same error, or what it means: a program that ended is not CRIU's fault; known blockers are named."""
     if not isinstance(error, IjfsError | OSError):
         return error
     if sandbox.wait(DEATH_S):
         return InstanceExitedError("the program ended while it was being saved; nothing was stored")
-    wake_stopped(sandbox)
+    wake_stopped(sandbox, but=stopped)
     if isinstance(error, OSError):
         return StorageError(f"the program's files cannot be read: {error}; it runs on")
     if isinstance(error, CriuError):
@@ -207,13 +220,21 @@ def _explained(error: BaseException, sandbox: Sandbox) -> BaseException:
     return error
 
 
-def wake_stopped(sandbox: Sandbox) -> None:
-    """Let every process of the sandbox run on that is stopped: by a save with `stop`, or by a CRIU that was killed."""
+def wake_stopped(sandbox: Sandbox, *, but: frozenset[int]) -> None:
+    """Let every process of the sandbox run on that a save has stopped: one with `stop`, or a CRIU that was killed. Not
+    those that were stopped before (`but`), and not those that somebody traces."""
+    for pid in _stopped(sandbox):
+        if pid not in but:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _stopped(sandbox: Sandbox) -> list[int]:
+    """The processes of the sandbox that a signal has stopped."""
     with contextlib.suppress(OSError, InstanceExitedError):
-        for pid in procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid")):
-            if procfs.state(pid) in ("T", "t"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+        members = procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
+        return [pid for pid in members if procfs.state(pid) == "T"]
+    return []
 
 
 def memory_bytes(pid: int) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.machinery
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2
 # A dump of 13 GB took 8 s; a CRIU that hangs has to end some day, and nothing it waits for takes minutes.
 # IJFS_CRIU_LIMIT_S sets another limit, in seconds, for machines where it does.
 LIMIT_S = 120.0
+
+RESTART_CALLS = Path(__file__).with_name(f"restart_calls{importlib.machinery.EXTENSION_SUFFIXES[0]}")
+"""What CRIU loads at a dump, so that the program's system calls do not end with EINTR (restart_calls.c)."""
 
 COMMON = (
     "--manage-cgroups=ignore",
@@ -182,12 +186,14 @@ def _run(
     log.unlink(missing_ok=True)
     limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
     deadline = time.monotonic() + limit_s
-    with ns.in_network(network_fd):
+    with ns.in_network(network_fd), _loaded_into(verb) as (environment, fds):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=fds,
             start_new_session=True,
         )
     try:
@@ -206,6 +212,24 @@ def _run(
         raise hook.error
     if process.returncode != 0:
         raise explain(verb, log, complaint.decode(errors="replace"), process.returncode)
+
+
+@contextlib.contextmanager
+def _loaded_into(verb: str) -> Iterator[tuple[dict[str, str], Sequence[int]]]:
+    """(environment, descriptors) for a CRIU: with restart_calls.c for a dump. It is named by a descriptor, because
+    LD_PRELOAD takes a blank in a path for its end. Where it was not built, or CRIU takes no such thing (it is static or
+    has file capabilities), CRIU's log names the calls that end early, and the save says so."""
+    environment = dict(os.environ)
+    if verb != "dump" or not RESTART_CALLS.exists():
+        yield environment, ()
+        return
+    fd = os.open(RESTART_CALLS, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        others = environment.get("LD_PRELOAD")
+        environment["LD_PRELOAD"] = ":".join([f"/proc/self/fd/{fd}", *([others] if others else [])])
+        yield environment, (fd,)
+    finally:
+        os.close(fd)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

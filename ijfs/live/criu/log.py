@@ -12,6 +12,8 @@ from ijfs.live.errors import CriuError, ProgramRefusedError
 # A line of the code that CRIU runs inside the program begins with `pie: `, its process's number.
 _ERROR = re.compile(r"(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?\s*Error \(([^)]*)\):\s*(.*)")
 
+_CUT_SHORT = re.compile(r"Will restore (\d+) with interrupted system call")
+
 # What follows from an earlier error and explains nothing.
 _EMPTY = re.compile(
     r"rlimit: Can.t setup|tun: Unable to create tun|"
@@ -28,6 +30,13 @@ def error_lines(log: Path) -> list[str]:
         return []
     found = [match[2].strip() for line in text.splitlines() if (match := _ERROR.match(line.strip()))]
     return [line for line in found if line and not _EMPTY.search(line)]
+
+
+def cut_short(log: Path) -> list[int]:
+    """The threads of which CRIU says that their system call ends with EINTR: those that restart_calls.c left so."""
+    with contextlib.suppress(OSError):
+        return [int(thread) for thread in _CUT_SHORT.findall(log.read_text(errors="replace"))]
+    return []
 
 
 def explain(verb: str, log: Path, complaint: str, status: int) -> CriuError:

@@ -59,6 +59,10 @@ TRIAL = "box-trial"
 PROGRESS_S = 0.1
 
 
+# Of threads that a warning names.
+MOST_NAMES = 5
+
+
 class _Save:
     """One save under way: what was asked, who is told, and how long each step takes."""
 
@@ -68,6 +72,8 @@ class _Save:
         self.clock = Clock(phase_events(self.emit))
         self.stop = arguments.stop
         self.waited_for = arguments.stop or arguments.wait
+        self.stopped_before: frozenset[int] = frozenset()
+        """Processes that the user had stopped."""
         self._emit = emit
         self._answered = False
 
@@ -106,7 +112,7 @@ class Saver:
             async with self._state.busy:
                 queued, at_thaw = await self._queued(save)
                 if save.stop:
-                    return await self._end_when_durable(queued)
+                    return await self._end_when_durable(save, queued)
         finally:
             if queued is None:
                 self._queue.cancel()
@@ -128,7 +134,7 @@ class Saver:
         except BaseException:
             await self._let_go(frozen)
             if frozen.stopped:
-                await self._wake(sandbox)
+                await self._wake(save, sandbox)
             raise
         store = partial(self._store, save, frozen, contents)
         queued = self._queue.put(store, waited_for=save.waited_for, auto=contents.meta.auto)
@@ -145,6 +151,7 @@ class Saver:
             await self._state.guest.tell(sandbox.network_fd, HookEvent("before_save"))
             save.clock.begin("prepare")
             prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
+            save.stopped_before = prepared.stopped
             try:
                 with self._held(save, sandbox):
                     frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
@@ -176,23 +183,23 @@ class Saver:
 
     # -- with `stop` ----------------------------------------------------------------------------------------------
 
-    async def _end_when_durable(self, queued: QueuedSave) -> SaveResult:
+    async def _end_when_durable(self, save: _Save, queued: QueuedSave) -> SaveResult:
         """The program ends when its snapshot is durable, and is woken up when it cannot be."""
         try:
             result = await queued.outcome()
         except BaseException:
-            await self._wake(self._state.live_sandbox())
+            await self._wake(save, self._state.live_sandbox())
             raise
         if result.verified is False:  # ending it would leave nothing that can go on
-            await self._wake(self._state.live_sandbox())
+            await self._wake(save, self._state.live_sandbox())
             warnings = (*result.warnings, "so the program was not ended: it runs on")
             return msgspec.structs.replace(result, stopped=False, warnings=warnings)
         await self._state.kill(f"saved as {result.snapshot[:12]} and stopped")
         return result
 
-    async def _wake(self, sandbox: Sandbox) -> None:
+    async def _wake(self, save: _Save, sandbox: Sandbox) -> None:
         """Let a program that `stop` left stopped run on."""
-        wake_stopped(sandbox)
+        wake_stopped(sandbox, but=save.stopped_before)
         if self._state.gpu is not None:
             await in_thread(self._state.gpu.resume)
         await self._tell_after(sandbox)
@@ -278,7 +285,7 @@ def _contents(
         meta=meta,
         message=arguments.message,
         branch=arguments.branch or record.branch or record.spec.name,
-        notes=(*_spilled(frozen), *_warnings(sandbox), *_not_saved(devices), *lost),
+        notes=(*_spilled(frozen), *_cut_short(frozen), *_warnings(sandbox), *_not_saved(devices), *lost),
     )
 
 
@@ -346,6 +353,14 @@ def _spilled(frozen: Frozen) -> list[str]:
     there = f"the {frozen.arena.limit >> 20} MiB of memory for saves"
     text = f"{frozen.spilled_bytes >> 20} MiB of the image did not fit into {there}"
     return [f"{text} and went to disk while the program stood still; IJFS_SAVE_MEMORY sets how much it may be"]
+
+
+def _cut_short(frozen: Frozen) -> list[str]:
+    """What the program noticed of the save."""
+    if not frozen.cut_short:
+        return []
+    text = "a system call with a time-out ended early, with EINTR, here and in every copy"
+    return [f"{text}: {', '.join(frozen.cut_short[:MOST_NAMES])}{' …' if frozen.cut_short[MOST_NAMES:] else ''}"]
 
 
 def _notebook(arguments: SaveArguments, spec: InstanceSpec) -> bytes | None:

@@ -1,0 +1,270 @@
+/* Loaded into `criu dump` (LD_PRELOAD, by command.py): no system call of the program sees that it was saved.
+
+   CRIU stops every thread by ptrace. One that waited in a system call has an error number of the kernel in its register
+   then. Some numbers tell CRIU to set the thread back to before the call, in the image and in the running program. Two
+   do not, and the call would end with EINTR:
+
+   - ERESTART_RESTARTBLOCK: poll, nanosleep, futex and others with a relative time-out. The kernel has the rest of the
+     time, but not after the parasite of CRIU has run in the thread.
+   - EINTR from calls that the kernel never restarts: epoll_wait, semtimedop, sockets with a time-out and others.
+
+   So CRIU's question for the registers (PTRACE_GETREGSET) is answered with ERESTARTNOHAND, which it knows how to treat.
+   When it lets a thread go (PTRACE_DETACH), the thread gets its number back: the kernel begins the call again, or
+   ends it with EINTR, where a signal with a handler came meanwhile, as without a save. (Set back to before `pause`, it
+   would wait for a second signal.) The time-out of a call begins anew.
+
+   In the image there is no such number. A call of a thread that has a signal to handle ends with EINTR there, all other
+   calls begin again. A call whose own number is lost, because it was continued once before (restart_syscall), ends with
+   EINTR everywhere; CRIU warns of it, and the save says so.
+
+   CRIU may have a C library of its own, so nothing is linked but what it has loaded itself. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/elf.h>
+#include <linux/ptrace.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+
+#define ERESTARTSYS 512 /* linux/errno.h of the kernel; user space never sees them */
+#define ERESTARTNOINTR 513
+#define ERESTARTNOHAND 514
+#define ERESTART_RESTARTBLOCK 516
+#define SYSCALL_BYTES 2 /* of the instruction `syscall` */
+#define CODE_SEGMENT_64 0x33
+#define SLOTS (1u << 16) /* threads that can be remembered; 1 MiB of address space, touched where it is used */
+
+typedef struct user_regs_struct Registers;
+
+/* Threads whose calls were interrupted: where they were after it, and what the kernel restarts it by. */
+static struct {
+    int thread; /* 0: free, -1: freed */
+    unsigned long ip;
+    long number;
+} slots[SLOTS];
+
+static long call(long number, long a, long b, long c, long d) {
+    long result;
+    register long fourth __asm__("r10") = d;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static long trace(long request, int thread, long address, void *data) {
+    return call(SYS_ptrace, request, thread, address, (long)data);
+}
+
+static bool get_registers(int thread, Registers *registers) {
+    struct iovec whole = {registers, sizeof *registers};
+    return trace(PTRACE_GETREGSET, thread, NT_PRSTATUS, &whole) == 0 && whole.iov_len == sizeof *registers;
+}
+
+static void set_registers(int thread, Registers *registers) {
+    struct iovec whole = {registers, sizeof *registers};
+    trace(PTRACE_SETREGSET, thread, NT_PRSTATUS, &whole);
+}
+
+/* -- signals */
+
+static size_t put_text(char *to, const char *text) {
+    size_t length = 0;
+    for (; text[length]; length++)
+        to[length] = text[length];
+    return length;
+}
+
+static size_t put_number(char *to, int number) {
+    char digits[12];
+    size_t count = 0;
+    do
+        digits[count++] = '0' + number % 10;
+    while (number /= 10);
+    for (size_t at = 0; at < count; at++)
+        to[at] = digits[count - 1 - at];
+    return count;
+}
+
+/* The number behind a name in the text of /proc/PID/status; 0 where there is none. */
+static unsigned long number_of(const char *text, const char *name, unsigned base) {
+    for (const char *at = text; *at; at++) {
+        size_t length = 0;
+        while (name[length] && at[length] == name[length])
+            length++;
+        if (name[length])
+            continue;
+        unsigned long number = 0;
+        for (at += length; *at == '\t'; at++)
+            ;
+        for (; *at && *at != '\n'; at++)
+            number = number * base + (unsigned long)(*at <= '9' ? *at - '0' : *at - 'a' + 10);
+        return number;
+    }
+    return 0;
+}
+
+static bool has_queued(int thread, unsigned flags) {
+    char info[128]; /* siginfo_t */
+    struct ptrace_peeksiginfo_args first = {0, flags, 1};
+    return trace(PTRACE_PEEKSIGINFO, thread, (long)&first, info) != 0;
+}
+
+/* Whether a signal waits for the thread that a handler is going to get. One that was sent to the process is its first
+   thread's, as it is by the kernel where that one does not block it. */
+static bool has_signal(int thread) {
+    if (!has_queued(thread, 0) && !has_queued(thread, PTRACE_PEEKSIGINFO_SHARED))
+        return false;
+    char path[40], text[4096];
+    size_t end = put_text(path, "/proc/");
+    end += put_number(path + end, thread);
+    end += put_text(path + end, "/status");
+    path[end] = 0;
+    long file = call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
+    if (file < 0)
+        return true;
+    long length = call(SYS_read, file, (long)text, sizeof text - 1, 0);
+    call(SYS_close, file, 0, 0, 0);
+    if (length < 0)
+        return true;
+    text[length] = 0;
+    unsigned long pending = number_of(text, "SigPnd:", 16);
+    if (number_of(text, "Tgid:", 10) == (unsigned long)thread)
+        pending |= number_of(text, "ShdPnd:", 16);
+    return pending & ~number_of(text, "SigBlk:", 16) & number_of(text, "SigCgt:", 16);
+}
+
+/* -- calls */
+
+/* Calls that end with EINTR when their thread is stopped, by the kernel's own hand (signal(7)). Each has done nothing
+   by then and may be begun again. */
+static bool ends_when_stopped(unsigned long number) {
+    switch (number) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_rt_sigtimedwait:
+    case SYS_io_getevents:
+    case SYS_read: /* of an inotify; of a socket with a time-out, as all below */
+    case SYS_readv:
+    case SYS_write:
+    case SYS_writev:
+    case SYS_connect:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The error number by which the kernel restarts the call that these registers are in, negative; 0 where it is none that
+   was interrupted by the save. */
+static long restarting_number(const Registers *registers) {
+    long result = (long)registers->rax;
+    if (registers->cs != CODE_SEGMENT_64 || (long)registers->orig_rax < 0)
+        return 0;
+    switch (result) {
+    case -ERESTARTSYS:
+    case -ERESTARTNOINTR:
+    case -ERESTARTNOHAND:
+        return result;
+    case -ERESTART_RESTARTBLOCK:
+        return registers->orig_rax != SYS_restart_syscall ? -ERESTARTNOHAND : 0;
+    case -EINTR:
+        return ends_when_stopped(registers->orig_rax) ? -ERESTARTNOHAND : 0;
+    default:
+        return 0;
+    }
+}
+
+static void remember(int thread, unsigned long ip, long number) {
+    for (unsigned step = 0, at = (unsigned)thread % SLOTS; step < SLOTS; step++, at = (at + 1) % SLOTS) {
+        if (slots[at].thread == thread)
+            return;
+        if (slots[at].thread <= 0) {
+            slots[at].thread = thread;
+            slots[at].ip = ip;
+            slots[at].number = number;
+            return;
+        }
+    }
+}
+
+/* Whether a thread is remembered, and as what; it is forgotten. */
+static bool take(int thread, unsigned long *ip, long *number) {
+    unsigned at = (unsigned)thread % SLOTS;
+    for (unsigned step = 0; step < SLOTS && slots[at].thread; step++, at = (at + 1) % SLOTS)
+        if (slots[at].thread == thread) {
+            slots[at].thread = -1;
+            *ip = slots[at].ip;
+            *number = slots[at].number;
+            return true;
+        }
+    return false;
+}
+
+/* CRIU has read a thread's registers. */
+static void have_it_restarted(int thread, const struct iovec *answer) {
+    Registers *registers = answer->iov_base;
+    long number = answer->iov_len == sizeof *registers ? restarting_number(registers) : 0;
+    if (!number)
+        return;
+    registers->rax = number == -ERESTARTNOHAND && has_signal(thread) ? -EINTR : number;
+    remember(thread, registers->rip, number);
+}
+
+/* CRIU lets a thread go. One that it gave up before it read the registers may have been interrupted, too. */
+static void let_kernel_restart(int thread) {
+    Registers registers;
+    unsigned long ip = 0;
+    long number = 0;
+    bool known = take(thread, &ip, &number);
+    if (!get_registers(thread, &registers))
+        return;
+    if (known && registers.rip == ip - SYSCALL_BYTES && registers.rax == registers.orig_rax)
+        registers.rip = ip;
+    else if ((long)registers.rax != -EINTR)
+        return;
+    else if (!known || registers.rip != ip)
+        number = restarting_number(&registers);
+    if (number) {
+        registers.rax = number;
+        set_registers(thread, &registers);
+    }
+}
+
+/* -- in the C library's place */
+
+extern int *__errno_location(void);
+
+long ptrace(int request, int thread, void *address, void *data) {
+    long word;
+    bool peeks = request >= PTRACE_PEEKTEXT && request <= PTRACE_PEEKUSR;
+    if (request == PTRACE_DETACH)
+        let_kernel_restart(thread);
+    long result = trace(request, thread, (long)address, peeks ? &word : data);
+    if (result < 0) {
+        *__errno_location() = (int)-result;
+        return -1;
+    }
+    if (peeks) {
+        *__errno_location() = 0;
+        return word;
+    }
+    if (request == PTRACE_GETREGSET && (long)address == NT_PRSTATUS)
+        have_it_restarted(thread, data);
+    return result;
+}
