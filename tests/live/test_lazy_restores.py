@@ -18,6 +18,7 @@ from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.pager import working_set
 from ijfs.live.process import procfs
+from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine import PreflightError, Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -120,7 +121,7 @@ def test_a_pager_killed_while_nobody_watches_it_costs_the_memory_and_no_save_tak
     for pid in procfs.processes_in("pid", procfs.namespace_id(info.pid, "pid")):
         os.kill(pid, signal.SIGSTOP)  # it would not outlive the zeros
     os.kill(record.keeper.pid, signal.SIGKILL)
-    assert eventually(lambda: not procfs.is_alive(record.keeper))
+    assert keeper_ended(InstancePaths.of(shared_env.repo, "robbed"))
     with client.connect(shared_env.repo, "robbed") as keeper:
         adopted = keeper.status()
         assert adopted.memory < 1
