@@ -486,5 +486,6 @@ def test_a_keeper_killed_while_it_goes_back_leaves_the_old_program_and_the_way_b
 def test_remains_of_a_keeper_that_nobody_waited_for_are_swept_away_by_the_next_of_that_name(live_env: LiveEnv) -> None:
     remains = live_env.repo / "live" / "remains"
     (remains / "box-1" / "upper").mkdir(parents=True)
+    (remains / "keeper.lock").touch()
     live_env.command("remains", COUNTING)
     assert goes_on(live_env, "remains")
