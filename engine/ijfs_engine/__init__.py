@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     )
     from ijfs_engine.format.page_layout import PageLayout, PageRun
     from ijfs_engine.format.records import (
+        KINDS,
         LEAF_SPAN,
+        TYPE_BITS,
         Damage,
         DiskUsage,
         Entry,
@@ -63,8 +65,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "KINDS",
     "LEAF_SPAN",
     "MAX_PAGEMAP",
+    "TYPE_BITS",
     "AmbiguousNameError",
     "Arena",
     "ArenaFile",
@@ -127,7 +131,9 @@ _MODULES = {
     "_native.pagemaps": ("pagemap_entries", "pagemap_head"),
     "format.page_layout": ("PageLayout", "PageRun"),
     "format.records": (
+        "KINDS",
         "LEAF_SPAN",
+        "TYPE_BITS",
         "Damage",
         "DiskUsage",
         "Entry",

@@ -27,18 +27,8 @@ from operator import attrgetter
 import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
-from ijfs_engine import LEAF_SPAN, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
+from ijfs_engine import LEAF_SPAN, TYPE_BITS, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
-
-_TYPE_BITS = {
-    "f": stat.S_IFREG,
-    "d": stat.S_IFDIR,
-    "l": stat.S_IFLNK,
-    "p": stat.S_IFIFO,
-    "s": stat.S_IFSOCK,
-    "c": stat.S_IFCHR,
-    "b": stat.S_IFBLK,
-}
 
 # How far ahead of a sequential reader chunks are decoded, and in which steps it is asked for.
 READ_AHEAD_BYTES = 8 << 20
@@ -193,16 +183,6 @@ class OpenBytes(OpenFile):
         return self._data[offset : offset + length]
 
 
-def is_linked(entry: Entry) -> bool:
-    """Whether an entry may be one of several names of one file; a directory has one, whatever its entry says."""
-    return entry.link > 0 and entry.kind != "d"
-
-
-def inode_part(entry: Entry) -> Entry:
-    """What all names of one file have in common. Entries of the same link number that differ in it are no links."""
-    return msgspec.structs.replace(entry, name=b"")
-
-
 class _SnapshotWorld:
     """What the nodes of one snapshot share."""
 
@@ -224,8 +204,8 @@ class _SnapshotWorld:
             for entry in self.tree(left.pop()).entries:
                 if entry.kind == "d" and entry.content is not None:
                     left.append(entry.content)
-                elif is_linked(entry):
-                    counts[inode_part(entry)] += 1
+                elif entry.is_linked:
+                    counts[entry.inode_part] += 1
         return counts
 
 
@@ -260,8 +240,8 @@ class _StoredTree:
         entry = self._entries.find(name)
         if entry is None:
             raise no_entry(name)
-        if is_linked(entry):
-            key = key_of(b"hard link", self._world.snapshot.id, msgspec.msgpack.encode(inode_part(entry)))
+        if entry.is_linked:
+            key = key_of(b"hard link", self._world.snapshot.id, msgspec.msgpack.encode(entry.inode_part))
         else:
             key = key_of(b"entry", self._key, name)
         if entry.kind == "f":
@@ -280,16 +260,16 @@ class _StoredNode(Node):
 
     @property
     def ready(self) -> bool:
-        return not is_linked(self._entry) or "links" in self._world.__dict__
+        return not self._entry.is_linked or "links" in self._world.__dict__
 
     def attributes(self) -> Attributes:
         entry = self._entry
         return Attributes(
             ino=self.ino,
-            mode=_TYPE_BITS[entry.kind] | stat.S_IMODE(entry.mode),
+            mode=TYPE_BITS[entry.kind] | stat.S_IMODE(entry.mode),
             size=entry.size,
             holes=self._holes(),
-            nlink=self._world.links[inode_part(entry)] if is_linked(entry) else 1,
+            nlink=self._world.links[entry.inode_part] if entry.is_linked else 1,
             uid=entry.uid,
             gid=entry.gid,
             rdev=entry.rdev,

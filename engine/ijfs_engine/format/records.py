@@ -7,6 +7,7 @@ an object's id is the hash of them; docs/format.md lists the fields by number.
 from __future__ import annotations
 
 import itertools
+import stat
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,20 @@ ObjectId: TypeAlias = bytes
 _T = TypeVar("_T")
 
 EntryKind: TypeAlias = Literal["f", "d", "l", "p", "s", "c", "b"]
+
+TYPE_BITS: Final[dict[EntryKind, int]] = {
+    "f": stat.S_IFREG,
+    "d": stat.S_IFDIR,
+    "l": stat.S_IFLNK,
+    "p": stat.S_IFIFO,
+    "s": stat.S_IFSOCK,
+    "c": stat.S_IFCHR,
+    "b": stat.S_IFBLK,
+}
+"""The type bits of a mode (`stat.S_IFMT`), by kind."""
+
+KINDS: Final[dict[int, EntryKind]] = {bits: kind for kind, bits in TYPE_BITS.items()}
+"""The kind of what has these type bits."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -49,7 +64,17 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     """Extended attributes, sorted by name."""
     link: int = 0
-    """Entries of one snapshot with the same number above 0 are hard links to one inode."""
+    """Entries of one snapshot with the same number above 0, and the same in all but the name, are names of one file."""
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it may be one of several names of one file; a directory has one, whatever its entry says."""
+        return self.link > 0 and self.kind != "d"
+
+    @property
+    def inode_part(self) -> Entry:
+        """What all names of one file have in common. Entries of the same link number that differ in it are no links."""
+        return msgspec.structs.replace(self, name=b"")
 
 
 class Tree(msgspec.Struct, frozen=True, array_like=True):

@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.chunk_codec import Plain
-from ijfs_engine.format.records import LEAF_SPAN, Entry, ObjectId
+from ijfs_engine.format.records import LEAF_SPAN, TYPE_BITS, Entry, ObjectId
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.descent import Descent, by_descriptor, descend
@@ -37,7 +34,6 @@ _MOST_OPEN: Final = 64
 # Files of one chunk that are no longer than this are fetched together, so many of a directory at a time.
 _SMALL: Final = 64 << 10
 _TOGETHER: Final = 256
-_NODE_KINDS: Final = {"p": stat.S_IFIFO, "s": stat.S_IFSOCK, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
 class Exported(NamedTuple):
@@ -266,7 +262,7 @@ class _Export:
         if entry.link:
             first = self._links.setdefault(entry.link, _FirstName(entry, tuple(walk.names)))
             # What shares a number and is something else was no link of it when it was stored: it is made by itself.
-            if first.entry is not entry and _same_file(first.entry, entry):
+            if first.entry is not entry and first.entry.inode_part == entry.inode_part:
                 self._link(first, entry.name, walk)
                 return
         if entry.kind == "f":
@@ -281,7 +277,7 @@ class _Export:
         elif entry.kind in "cb" and not self._rights.devices:
             self._left_out += 1
         else:
-            os.mknod(entry.name, _NODE_KINDS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
+            os.mknod(entry.name, TYPE_BITS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
             _set_node_metadata(walk.here, entry, self._rights)
 
     def _link(self, first: _FirstName, name: bytes, walk: Descent) -> None:
@@ -355,11 +351,6 @@ class _Export:
 
     def _shown(self, walk: Descent, name: bytes) -> str:
         return f"{self._target}/{os.fsdecode(walk.path(name))}"
-
-
-def _same_file(one: Entry, other: Entry) -> bool:
-    """Whether two entries differ in nothing but their name."""
-    return msgspec.structs.replace(one, name=b"") == msgspec.structs.replace(other, name=b"")
 
 
 def _check_free(name: bytes, directory: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from ijfs_engine.errors import IjfsError, StorageError
 from ijfs_engine.format.frames import FrameKind
-from ijfs_engine.format.records import Entry, EntryKind, ObjectId, Tree, encode_tree
+from ijfs_engine.format.records import KINDS, Entry, EntryKind, ObjectId, Tree, encode_tree
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util import inode_flags
 from ijfs_engine.util.descent import Descent, by_descriptor
@@ -124,15 +124,6 @@ class OnDisk(NamedTuple):
     size: int
     inode: tuple[int, int] | None
     """(device, inode) if it has several links."""
-
-
-_KINDS: Final[dict[int, EntryKind]] = {
-    stat.S_IFLNK: "l",
-    stat.S_IFIFO: "p",
-    stat.S_IFSOCK: "s",
-    stat.S_IFCHR: "c",
-    stat.S_IFBLK: "b",
-}
 
 
 class Listing(NamedTuple):
@@ -258,7 +249,7 @@ def blank_file(name: bytes, attrs: Attrs) -> Entry:
 
 
 def _special(directory: int, name: bytes, attrs: Attrs, info: os.stat_result) -> Entry:
-    kind = _KINDS[stat.S_IFMT(info.st_mode)]
+    kind = KINDS[stat.S_IFMT(info.st_mode)]
     entry = _entry(name, kind, attrs, content=None)
     if kind == "l":
         target = os.readlink(name, dir_fd=directory)

@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from ijfs_engine import Entry, Reader
 
 TYPES = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket", "c": "char", "b": "block"}
-_FORMATS = {
-    "f": stat.S_IFREG,
-    "d": stat.S_IFDIR,
-    "l": stat.S_IFLNK,
-    "p": stat.S_IFIFO,
-    "s": stat.S_IFSOCK,
-    "c": stat.S_IFCHR,
-    "b": stat.S_IFBLK,
-}
 STYLES = {"d": "bold blue", "l": "cyan", "p": "yellow", "s": "magenta", "c": "yellow", "b": "yellow"}
 MOST = 1_000_000
 """Entries that are listed: 300 MB of memory."""
@@ -128,11 +119,13 @@ def _names(out: Printer, found: list[tuple[str, Entry]]) -> None:
 
 
 def _long(out: Printer, found: list[tuple[str, Entry]]) -> None:
+    from ijfs_engine import TYPE_BITS
+
     out.table(
         LONG,
         (
             [
-                stat.filemode(_FORMATS[e.kind] | (e.mode & 0o7777)),
+                stat.filemode(TYPE_BITS[e.kind] | (e.mode & 0o7777)),
                 f"{e.uid}:{e.gid}",
                 text.size(e.size) if e.kind == "f" else "",
                 text.moment(e.mtime_ns)[:16],

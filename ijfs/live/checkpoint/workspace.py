@@ -30,7 +30,7 @@ from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
-from ijfs_engine import Arena, Descent, Entry, EntryKind, Segments
+from ijfs_engine import KINDS, Arena, Descent, Entry, EntryKind, Segments
 from ijfs_engine.errors import StorageError
 
 # A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
@@ -42,16 +42,6 @@ LARGEST_IN_MEMORY = 256 << 20
 
 # A path of at most so many bytes can take one more name (255) and stay below what the system takes (PATH_MAX, 4096).
 _LONG_PATH = 3_500
-
-_KINDS: dict[int, EntryKind] = {
-    stat.S_IFREG: "f",
-    stat.S_IFDIR: "d",
-    stat.S_IFLNK: "l",
-    stat.S_IFIFO: "p",
-    stat.S_IFSOCK: "s",
-    stat.S_IFCHR: "c",
-    stat.S_IFBLK: "b",
-}
 
 
 class StatKey(NamedTuple):
@@ -168,7 +158,7 @@ class LayerWalker:
         return capture
 
     def _item(self, at: str, path: str, status: os.stat_result, arena: Arena, capture: Capture) -> Item:
-        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        kind = KINDS[stat.S_IFMT(status.st_mode)]
         item = Item(at, self._entry(path, status, kind))
         if kind != "f":
             return item
