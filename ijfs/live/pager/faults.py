@@ -52,7 +52,7 @@ class Faults:
         """The program touched a page that is not there."""
         self.count += 1
         page = space.plan.page_at(vaddr)
-        if page is not None and space.plan.states[page] == MISSING and not self._images.is_foreseen(space.image, page):
+        if page is not None and space.state_of(page) == MISSING and not self._images.is_foreseen(space.image, page):
             self._throttle.stray()
             if self._recorder is not None:
                 self._recorder.add(space.image, page)
@@ -63,7 +63,7 @@ class Faults:
         asked, self._open = self._open, []
         for space, vaddr in asked:
             page = space.plan.page_at(vaddr)
-            if page is None or space.plan.states[page] != IN:  # who waited for a copy was woken by it
+            if page is None or space.state_of(page) != IN:  # who waited for a copy was woken by it
                 self._answer(space, vaddr)
 
     def try_deferred(self) -> None:
@@ -76,7 +76,7 @@ class Faults:
         if space.dead:
             return
         page = space.plan.page_at(vaddr)
-        if page is None or space.plan.states[page] != MISSING:
+        if page is None or space.state_of(page) != MISSING:
             if space.answer_with_zeros(vaddr) in (RangeOutcome.CHANGING, RangeOutcome.NO_MEMORY):
                 self._deferred.append((space, vaddr))
             return

@@ -46,6 +46,10 @@ class Space:
         """How many pages there are in each state of `plan`, by its number."""
         return self._filler.counts()
 
+    def state_of(self, page: int) -> int:
+        """The state of a page, one of `plan`'s; for the listening thread."""
+        return self.plan.states[page]
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nothing is filled meanwhile: to read events, to change the plan, to close. A fill in progress stops early."""
