@@ -107,10 +107,8 @@ def fill(upper: Path) -> None:
         file.write(b"in the middle")
     os.setxattr(upper / "empty", "user.note", b"noted")
     os.utime(upper / "dir" / "file", ns=(OLD, OLD + 7))
-    with socket.socket(socket.AF_UNIX) as sock:
-        os.chdir(upper)
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(upper):  # a socket's path is short
         sock.bind("sock")
-        os.chdir("/")
 
 
 @pytest.mark.root
