@@ -298,8 +298,9 @@ def test_an_interrupted_export_leaves_whole_files_only(
     _, contents = _stored(repository, tmp_path)
     repository.close()
     code = """
-import os, sys
+import os, signal, sys
 from ijfs.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves run in the background
 pwrite = os.pwrite
 def slow(fd, data, offset):
     os.write(2, b"writing\\n") if offset else None
