@@ -309,7 +309,7 @@ def test_a_program_on_a_base_comes_back_on_it_whatever_the_machine_has_by_then(l
     info = live_env.restore(saved, "old")
     assert info.base == "small"
     assert eventually(lambda: int(written(live_env, "old", "count") or 0) > 3)
-    assert written(live_env, "old", "motd") == "one"
+    assert eventually(lambda: written(live_env, "old", "motd") == "one")
     live_env.command("new", COUNTER, base="small")
     assert eventually(lambda: written(live_env, "new", "motd") == "two")
     live_env.stop("old")
