@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pagerlab import BASE, PAGE
 
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import IN, MISSING, ZERO, AddressSpace, Mapping, MemoryImage, Run
+from ijfs.live.pager.plan import IN, MISSING, ZERO, Mapping, MemoryImage, Plan, Run
 from ijfs.live.pager.uffd import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP
 
 RUNS = [Run(BASE, 10, 0), Run(BASE + 10 * PAGE, 6, 10 * PAGE), Run(BASE + 24 * PAGE, 8, 16 * PAGE)]
@@ -52,7 +52,7 @@ class Model:
         return {(vaddr, number) for vaddr, number in self.where.items() if number in self.missing}
 
 
-def targets(space: AddressSpace, first: int = 0, count: int = 24) -> set[tuple[int, int]]:
+def targets(space: Plan, first: int = 0, count: int = 24) -> set[tuple[int, int]]:
     found = [
         (vaddr + at * PAGE, page + at)
         for vaddr, page, pages in space.places(first, count)
@@ -63,7 +63,7 @@ def targets(space: AddressSpace, first: int = 0, count: int = 24) -> set[tuple[i
     return set(found)
 
 
-def agrees(space: AddressSpace, model: Model) -> None:
+def agrees(space: Plan, model: Model) -> None:
     assert targets(space) == model.targets()
     assert sum(pages for _, pages in space.missing_runs(0, 24)) == len(model.missing)
     for at in range(70):
@@ -77,7 +77,7 @@ def agrees(space: AddressSpace, model: Model) -> None:
 @given(operations)
 def test_the_plan_is_right_after_any_history_and_survives_any_crash(history: list[tuple[object, ...]]) -> None:
     ledger = Ledger.create(7, 24)
-    space, model = AddressSpace(IMAGE, ledger.states), Model()
+    space, model = Plan(IMAGE, ledger.states), Model()
     for name, *arguments in history:
         if name == "drop":
             ((at, pages),) = arguments
@@ -109,7 +109,7 @@ def test_the_plan_is_right_after_any_history_and_survives_any_crash(history: lis
 
 def test_a_mapping_event_that_is_seen_twice_changes_nothing_the_second_time() -> None:
     ledger = Ledger.create(7, 24)
-    space = AddressSpace(IMAGE, ledger.states)
+    space = Plan(IMAGE, ledger.states)
     far = BASE + 1000 * PAGE
     for event, a, b, c in [
         (EVENT_REMAP, BASE, far, 4 * PAGE),
@@ -145,7 +145,7 @@ def test_messages_are_kept_until_each_is_settled() -> None:
 
 
 def test_states_say_which_pages_are_missing() -> None:
-    space = AddressSpace(IMAGE, bytearray(24))
+    space = Plan(IMAGE, bytearray(24))
     space.mark(4, 2, ZERO)
     space.mark(3, 4, IN)
     assert list(space.missing_runs(0, 24)) == [(0, 3), (7, 17)]

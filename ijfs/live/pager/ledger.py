@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ijfs.live.criu.image_format import PAGE
-from ijfs.live.pager.plan import AddressSpace, MemoryImage
+from ijfs.live.pager.plan import MemoryImage, Plan
 from ijfs.live.pager.uffd import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP, MESSAGE
 
 _MAGIC: Final = b"ijfspgr1"
@@ -90,25 +90,25 @@ class Ledger:
         """This message was dealt with. Each is settled before the next is begun: only one can be seen twice."""
         self._inbox[slot * MESSAGE.size : (slot + 1) * MESSAGE.size] = _EMPTY
 
-    def apply(self, space: AddressSpace, event: int, a: int, b: int, c: int) -> None:
+    def apply(self, plan: Plan, event: int, a: int, b: int, c: int) -> None:
         """Bring the plan and the shared state in line with a mapping event. Doing it twice does no harm.
 
         A move is remembered before it is made. One that equals the last remembered is that same event, seen again
         after a crash: moving the same pages there a second time takes another move, back, in between.
         """
         if event in (EVENT_REMOVE, EVENT_UNMAP):
-            space.drop(a, b)
-        elif event == EVENT_REMAP and space.overlaps(a, a + c):
+            plan.drop(a, b)
+        elif event == EVENT_REMAP and plan.overlaps(a, a + c):
             if self._last_move() != (a, b, c):
                 self._append_move((a, b, c))
-            space.move(a, b, c)
+            plan.move(a, b, c)
 
-    def restore(self, image: MemoryImage) -> AddressSpace:
+    def restore(self, image: MemoryImage) -> Plan:
         """The plan as the predecessor left it."""
-        space = AddressSpace(image, self.states)
+        plan = Plan(image, self.states)
         for source, destination, length in self.moves():
-            space.move(source, destination, length)
-        return space
+            plan.move(source, destination, length)
+        return plan
 
     def moves(self) -> Iterator[tuple[int, int, int]]:
         data = os.pread(self.fd, self._moves * _MOVE.size, self._moves_offset)

@@ -1,7 +1,7 @@
 """What is still missing where: the bookkeeping of one paged address space, without any I/O.
 
 A process image's lazy pages are numbered 0, 1, 2… in the order of their addresses (`MemoryImage`); that number never
-changes. An `AddressSpace` says where each of them is to go *now*: the program (and its forked children, each with a
+changes. A `Plan` says where each of them is to go *now*: the program (and its forked children, each with a
 space of its own) may have moved, unmapped or dropped mappings since. Used by `server`; pure, so that a property test
 can drive it against a naive model (tests/live/test_pager_plan.py).
 """
@@ -185,7 +185,7 @@ class _Extents:
         return iter(self._by_vaddr)
 
 
-class AddressSpace:
+class Plan:
     """Where the pages of one image go in one address space, and which of them are still missing.
 
     `states` is kept by the caller (it may be shared memory with a predecessor's marks in it) and holds one of MISSING,
@@ -199,9 +199,9 @@ class AddressSpace:
         for run, first in zip(image.runs, image.firsts, strict=True):
             self._extents.add(_Extent(run.vaddr, first, run.pages))
 
-    def fork(self, states: States) -> AddressSpace:
+    def fork(self, states: States) -> Plan:
         """The child of a fork. `states` has to be a copy of this space's, to be kept by the child alone."""
-        child = AddressSpace.__new__(AddressSpace)
+        child = Plan.__new__(Plan)
         child.image, child.states = self.image, states
         child._extents = self._extents.copy()
         for first, count in self.image.wiped_on_fork():

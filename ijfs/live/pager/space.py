@@ -13,7 +13,7 @@ from typing import Final
 from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import AddressSpace, MemoryImage
+from ijfs.live.pager.plan import MemoryImage, Plan
 from ijfs.live.pager.task import Task
 from ijfs.live.pager.uffd import RangeOutcome, Uffd
 
@@ -23,7 +23,7 @@ _EVERYWHERE: Final = (1 << 47) - 3 * PAGE
 class Space:
     """An address space with everything that belongs to it. `dead` once the kernel says that it is gone."""
 
-    def __init__(self, number: int, uffd: Uffd, ledger: Ledger, plan: AddressSpace) -> None:
+    def __init__(self, number: int, uffd: Uffd, ledger: Ledger, plan: Plan) -> None:
         self.number = number
         self.uffd = uffd
         self.ledger = ledger

@@ -16,7 +16,7 @@ from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.messages import Hold, Lost, Release
-from ijfs.live.pager.plan import AddressSpace, MemoryImage
+from ijfs.live.pager.plan import MemoryImage, Plan
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.supervisor import FdRow, FdTable
 from ijfs.live.pager.task import PageRange
@@ -80,7 +80,7 @@ class Spaces:
     def add(self, image: MemoryImage, fd: int) -> None:
         """The userfaultfd of a process that CRIU has made."""
         ledger = Ledger.create(image.pid, image.pages)
-        self._enter(Space(self.next_number(), Uffd(fd), ledger, AddressSpace(image, ledger.states)))
+        self._enter(Space(self.next_number(), Uffd(fd), ledger, Plan(image, ledger.states)))
 
     def adopt(self, row: FdRow, ledger: Ledger, image: MemoryImage, *, held: bool) -> None:
         """A predecessor's address space. `held`: the keeper has it already."""
