@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import common
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu.action_script import PostDumpHook
 from ijfs.live.criu.image_stream import StreamCapture
 from ijfs_engine import Arena
@@ -64,7 +64,18 @@ def program(gib: float) -> Iterator[int]:
 def dump(pid: int, images: Path, *options: str, while_frozen: Callable[[], None] | None = None) -> float:
     """One `criu dump` that leaves the program running; seconds it was frozen."""
     with tempfile.TemporaryDirectory() as work, PostDumpHook(Path(work), while_frozen) as window:
-        command = [os.fspath(criu.find()), "dump", "-t", str(pid), "-D", os.fspath(images), "-W", work, "-o", "log"]
+        command = [
+            os.fspath(criu_command.find()),
+            "dump",
+            "-t",
+            str(pid),
+            "-D",
+            os.fspath(images),
+            "-W",
+            work,
+            "-o",
+            "log",
+        ]
         command += ["--leave-running", "--shell-job", "--action-script", os.fspath(window.script), *options]
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         window.serve(running, time.monotonic() + 120)
@@ -178,7 +189,7 @@ def main() -> None:
         sys.exit("run it as root: CRIU needs it")
     options.disk.mkdir(exist_ok=True)
     machine = common.machine(options.disk)
-    versions = {**common.versions(("ijfs",)), "criu": ".".join(map(str, criu.version(criu.find())))}
+    versions = {**common.versions(("ijfs",)), "criu": ".".join(map(str, criu_command.version(criu_command.find())))}
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")
     load = [os.getloadavg()[0]]
     with program(options.gib) as pid:

@@ -25,7 +25,7 @@ from bench.live_kernels import boxed, keeper_cost, prepare_siblings, sandbox_cos
 from bench.live_programs import Boxed, Plain, Restored, restore
 from bench.live_targets import Target, targets
 from ijfs.fs import mountpoint
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.process import forkserver
 from ijfs_engine import Repository
 
@@ -115,7 +115,7 @@ class Run:
             self._keep(name, 1, lambda: self._criu_lazy(plain, images))
 
     def _criu_lazy(self, plain: Plain, images: Path) -> Restored:
-        words = [str(criu.find()), "lazy-pages", "-D", str(images), "-W", str(plain.work)]
+        words = [str(criu_command.find()), "lazy-pages", "-D", str(images), "-W", str(plain.work)]
         return plain.restore(images, lazy=words, touch=True)
 
     @contextlib.contextmanager
@@ -327,7 +327,7 @@ def main() -> None:
 
 
 def criu_version() -> str:
-    return ".".join(map(str, criu.version(criu.find())))
+    return ".".join(map(str, criu_command.version(criu_command.find())))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ijfs.live.client import api as client
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu.dump_stats import frozen_seconds
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 
@@ -180,7 +180,7 @@ class Plain:
 
     @staticmethod
     def _criu(*words: str) -> None:
-        done = subprocess.run([str(criu.find()), *words, "-v1"], capture_output=True, text=True, check=False)
+        done = subprocess.run([str(criu_command.find()), *words, "-v1"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"criu {words[0]}: {done.stdout}{done.stderr}")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import common
 from bench.dump_targets import CACHE, dump
 from ijfs.fs import mountpoint as mounting
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs_engine import Repository
 
 MIB = 1 << 20
@@ -103,7 +103,7 @@ def restored_s(images: Path) -> float:
     """Seconds from starting `criu restore` until the program runs."""
     with tempfile.TemporaryDirectory() as work:
         pid_file = Path(work) / "pid"
-        command = [os.fspath(criu.find()), "restore", "-d", "-D", os.fspath(images), "-W", work, "-o", "log"]
+        command = [os.fspath(criu_command.find()), "restore", "-d", "-D", os.fspath(images), "-W", work, "-o", "log"]
         began = time.perf_counter()
         done = subprocess.run([*command, "--shell-job", "--pidfile", os.fspath(pid_file)], check=False)
         seconds = time.perf_counter() - began
@@ -187,7 +187,10 @@ def main() -> None:
     # What CRIU restores becomes a child of ours, to be waited for.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     machine = common.machine(options.work)
-    versions = {**common.versions(("ijfs", "pyfuse3", "trio")), "criu": ".".join(map(str, criu.version(criu.find())))}
+    versions = {
+        **common.versions(("ijfs", "pyfuse3", "trio")),
+        "criu": ".".join(map(str, criu_command.version(criu_command.find()))),
+    }
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")
     load = [os.getloadavg()[0]]
     with (

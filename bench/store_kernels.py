@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, LOG_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec
 from ijfs.live.sandbox import namespaces as ns
@@ -77,14 +77,14 @@ class Kernel:
         sandbox = self._sandbox
         into.images.mkdir(parents=True)
         sandbox.paths.criu.mkdir(exist_ok=True)
-        request = criu.Dump(
+        request = criu_command.Dump(
             pid=sandbox.pid,
             images=into.images,
             work=sandbox.paths.criu,
             network_fd=sandbox.network_fd,
             external_mounts=rootfs.external_inside(sandbox.volumes),
         )
-        return criu.dump(request, lambda: _copy_tree(sandbox.paths.upper, into.upper))
+        return criu_command.dump(request, lambda: _copy_tree(sandbox.paths.upper, into.upper))
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def restored(directory: Path, saved: Saved) -> Iterator[Kernel]:
         rootfs.make_directories(paths, ())
         sandbox.mount()
         outside = rootfs.external_outside(paths, ())
-        request = criu.Restore(saved.images, paths.criu, paths.mountpoint, sandbox.network_fd, outside)
-        sandbox.own(criu.restore(request))
+        request = criu_command.Restore(saved.images, paths.criu, paths.mountpoint, sandbox.network_fd, outside)
+        sandbox.own(criu_command.restore(request))
         yield Kernel(sandbox)
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from ijfs.live.checks import blockers, privilege
 from ijfs.live.checks.result import CheckOutcome, CheckResult
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.machine import place
 from ijfs.live.model.paths import InstancePaths
@@ -117,16 +117,16 @@ def _kernel() -> Iterator[CheckResult]:
 
 def _criu() -> Iterator[CheckResult]:
     try:
-        found = criu.find()
+        found = criu_command.find()
     except CriuMissingError as error:
         yield CheckResult(check="CRIU", outcome="refuse", evidence=str(error), remedy=error.hint or "")
         return
-    version = criu.version(found)
+    version = criu_command.version(found)
     shown = ".".join(map(str, version)) or "of an unknown version"
-    new_enough = version >= criu.MINIMUM
-    wanted = ".".join(map(str, criu.MINIMUM))
+    new_enough = version >= criu_command.MINIMUM
+    wanted = ".".join(map(str, criu_command.MINIMUM))
     yield _result("CRIU", new_enough, f"{found} {shown}", f"{wanted} or newer: `tools/setup` in a checkout brings one")
-    complaint = criu.check(found)
+    complaint = criu_command.check(found)
     remedy = "a newer CRIU (`tools/setup`), or a kernel with what is named there"
     yield _result("criu check", complaint is None, complaint or "looks good", remedy)
 

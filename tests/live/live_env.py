@@ -22,7 +22,7 @@ from waiting import eventually, patient
 
 from ijfs.live.checkpoint.restore import KEPT_LOG
 from ijfs.live.client import api as client
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs.live.process import forkserver, procfs
@@ -37,10 +37,10 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "needs root (namespaces, mounts, CRIU)"
     try:
-        found = criu.find()
+        found = criu_command.find()
     except CriuMissingError as error:
         return str(error)
-    complaint = criu.check(found)
+    complaint = criu_command.check(found)
     return f"{found} does not pass `criu check`: {complaint}" if complaint else None
 
 

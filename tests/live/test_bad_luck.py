@@ -17,7 +17,7 @@ from live_env import MARK, LiveEnv, command_line, is_gone, open_env
 from waiting import eventually
 
 from ijfs.live.client import api as client
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import (
     CommandError,
     CriuError,
@@ -417,7 +417,7 @@ def test_a_keeper_killed_in_the_middle_of_a_restore_leaves_its_name_free_and_not
     live_env.command("whole", COUNTING)
     snapshot = live_env.save("whole").snapshot
     slow = tmp_path / "criu"
-    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && sleep 0.3\nexec {criu.find()} "$@"\n')
+    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && sleep 0.3\nexec {criu_command.find()} "$@"\n')
     slow.chmod(0o755)
     monkeypatch.setenv("IJFS_CRIU", str(slow))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages
 from ijfs.live.criu.log import error_lines, explain
 from ijfs.live.errors import CriuMissingError, ProgramRefusedError, describe, rebuild
@@ -64,11 +64,11 @@ def test_ijfs_criu_names_the_program_or_nothing_is_found(tmp_path: Path, monkeyp
     program.write_text("#!/bin/sh\necho Version: 4.2.1\n")
     program.chmod(0o755)
     monkeypatch.setenv("IJFS_CRIU", str(program))
-    assert criu.find() == program
-    assert criu.version(program) == (4, 2, 1)
+    assert criu_command.find() == program
+    assert criu_command.version(program) == (4, 2, 1)
     monkeypatch.setenv("IJFS_CRIU", str(tmp_path / "none"))
     with pytest.raises(CriuMissingError):
-        criu.find()
+        criu_command.find()
 
 
 entries = st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 2, 4, 6])), max_size=12)

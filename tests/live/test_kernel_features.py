@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.criu]
 SCRIPT = """
 import os, subprocess, sys
 from pathlib import Path
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import kernel_features
 from ijfs.live.sandbox import namespaces
 namespaces.private_mounts()
@@ -23,7 +23,7 @@ namespaces.bind(sys.argv[1], "/run")
 if kernel_features._is_tmpfs(Path("/run")):
     sys.exit("a tmpfs")
 def log():
-    subprocess.run([criu.find(), "check", "-v4", "-o", sys.argv[2]], capture_output=True)
+    subprocess.run([criu_command.find(), "check", "-v4", "-o", sys.argv[2]], capture_output=True)
     return Path(sys.argv[2]).read_text()
 assert kernel_features.needs_cache()
 kernel_features.mount_cache()

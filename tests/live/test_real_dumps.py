@@ -19,7 +19,7 @@ import pytest
 from waiting import eventually
 
 from ijfs.fs import mountpoint as mounting
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu.image_stream import StreamCapture, StreamError
 from ijfs_engine import Repository
 from ijfs_engine.write.arena import Arena, Segments
@@ -102,7 +102,7 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run_criu(*arguments: str | Path, work: Path, env: Mapping[str, str] | None = None) -> None:
     """CRIU with the log in `work`; fails the test with its last words."""
-    command = [criu.find(), *arguments, "-W", work, "-o", "criu.log", "-v2"]
+    command = [criu_command.find(), *arguments, "-W", work, "-o", "criu.log", "-v2"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **(env or {})}
     )
@@ -190,7 +190,7 @@ def restored(images: Path, tmp_path: Path) -> Iterator[int]:
     work = tmp_path / "restore"
     work.mkdir()
     pid_file = work / "pid"
-    command = [criu.find(), "restore", "-D", images, "-W", work, "-o", "criu.log", "-v2", "--pidfile", pid_file]
+    command = [criu_command.find(), "restore", "-D", images, "-W", work, "-o", "criu.log", "-v2", "--pidfile", pid_file]
     waiting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pid = 0
     try:

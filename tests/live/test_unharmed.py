@@ -17,7 +17,7 @@ from live_env import LiveEnv, command_line
 from waiting import eventually, patient
 
 from ijfs.live.client import api as client
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuError
 from ijfs.live.model.records import InstanceSpec
 from ijfs.live.process import procfs
@@ -154,6 +154,8 @@ def test_what_the_user_has_stopped_stays_stopped(beside: str, live_env: LiveEnv)
 
 def test_what_criu_loads_needs_no_c_library_and_stands_where_criu_finds_it() -> None:
     """CRIU may have a C library of its own, older or newer than this one."""
-    text = subprocess.run(["readelf", "-d", criu.RESTART_CALLS], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["readelf", "-d", criu_command.RESTART_CALLS], capture_output=True, text=True, check=True
+    ).stdout
     assert "(SYMTAB)" in text
     assert "(NEEDED)" not in text

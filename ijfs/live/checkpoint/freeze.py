@@ -25,7 +25,7 @@ from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, mapped_in, writable_layers
 from ijfs.live.checks import blockers, nested
 from ijfs.live.checks.result import refused
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import kernel_features
 from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
@@ -170,7 +170,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             clock.begin("thaw")
 
         try:
-            frozen_s = criu.dump(_dump_request(sandbox, directory, stop=stop), while_frozen)
+            frozen_s = criu_command.dump(_dump_request(sandbox, directory, stop=stop), while_frozen)
             clock.end()
             clock.divide("dump", "freeze", freezing_seconds(sandbox.paths.criu))
             images = stream.finish(left_running=not stop)
@@ -188,8 +188,8 @@ def _cut_short(sandbox: Sandbox) -> tuple[str, ...]:
     return tuple(f"{procfs.name_of(thread)} (process {thread})" for thread in threads)
 
 
-def _dump_request(sandbox: Sandbox, directory: Path, *, stop: bool) -> criu.Dump:
-    return criu.Dump(
+def _dump_request(sandbox: Sandbox, directory: Path, *, stop: bool) -> criu_command.Dump:
+    return criu_command.Dump(
         pid=sandbox.pid,
         images=directory,
         work=sandbox.paths.criu,

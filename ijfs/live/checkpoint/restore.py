@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
 from ijfs.live.checkpoint.workspace import put_back, upper_directories
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.criu.image_format import parse_unsent_bytes
 from ijfs.live.errors import CriuError, SandboxError
@@ -284,7 +284,7 @@ class _Restore:
         """The program comes up. What was read ahead is added up while CRIU works; `when_there` is called when
         everything is there and nothing runs yet."""
         kernel_features.mount_cache()
-        request = criu.Restore(
+        request = criu_command.Restore(
             images=directory,
             work=sandbox.paths.criu,
             root=sandbox.paths.mountpoint,
@@ -299,7 +299,9 @@ class _Restore:
 
         silence = Silence(sandbox.network_fd) if self._unsent_bytes(directory) else None
         try:
-            sandbox.own(criu.restore(request, at_work, when_there or (silence.end if silence is not None else None)))
+            sandbox.own(
+                criu_command.restore(request, at_work, when_there or (silence.end if silence is not None else None))
+            )
             with contextlib.suppress(OSError):  # it may have ended at once
                 scheduling.put_back(sandbox.pid, self._request.meta.scheduling)
         finally:

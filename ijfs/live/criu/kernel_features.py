@@ -15,7 +15,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces as ns
@@ -65,7 +65,9 @@ def build_cache() -> None:
     directory = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ns.private_mounts()
     ns.mount("ijfs-run", PLACE.parent, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=700,size=1m")
-    subprocess.run([criu.find(), "check"], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False)
+    subprocess.run(
+        [criu_command.find(), "check"], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False
+    )
     data = PLACE.read_bytes()
     partial = f"{cache.name}.{os.getpid()}"
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
@@ -79,7 +81,7 @@ def _cache_file() -> Path | None:
     if _is_tmpfs(PLACE.parent):
         return None
     try:
-        program = criu.find().resolve()
+        program = criu_command.find().resolve()
         status = program.stat()
     except (CriuMissingError, OSError):
         return None

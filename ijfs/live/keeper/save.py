@@ -34,7 +34,7 @@ from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, environment
 from ijfs.live.checks import blockers
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.keeper.autosave import Autosaver, thin
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
@@ -266,7 +266,7 @@ def _contents(
     meta = LiveMeta(
         spec=record.spec,
         volumes=sandbox.volumes,
-        environment=environment(criu.version(criu.find())),
+        environment=environment(criu_command.version(criu_command.find())),
         guest={"nonce": arguments.nonce, "hook_ports": list(hook_ports)},
         gpu=msgspec.to_builtins(frozen.gpu, str_keys=True),
         image_bytes=frozen.image_bytes,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.criu import command as criu
+from ijfs.live.criu import command as criu_command
 from ijfs.live.model.paths import InstancePaths, SandboxPaths
 from ijfs.live.sandbox import init, proc_sys, rootfs
 from ijfs.live.sandbox import namespaces as ns
@@ -99,8 +99,8 @@ class _Trial:
         with self._sandbox("box-1", lower) as sandbox:
             self._start(sandbox)
             self.step = "save"
-            criu.dump(
-                criu.Dump(
+            criu_command.dump(
+                criu_command.Dump(
                     sandbox.pid,
                     images,
                     sandbox.paths.criu,
@@ -113,8 +113,10 @@ class _Trial:
             sandbox.paths.program_log.touch(0o644)  # what it writes to; it has written nothing
             sandbox.mount()
             outside = rootfs.external_outside(sandbox.paths, ())
-            request = criu.Restore(images, sandbox.paths.criu, sandbox.paths.mountpoint, sandbox.network_fd, outside)
-            sandbox.own(criu.restore(request))
+            request = criu_command.Restore(
+                images, sandbox.paths.criu, sandbox.paths.mountpoint, sandbox.network_fd, outside
+            )
+            sandbox.own(criu_command.restore(request))
 
     @contextlib.contextmanager
     def _sandbox(self, name: str, lower: Lower) -> Iterator[Sandbox]:
