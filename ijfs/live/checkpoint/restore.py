@@ -52,7 +52,7 @@ CROWD_S = 1.5
 KEPT_LOG = ".restore.log"
 
 # How long a GPU program's memory may take to come in: 140 GB from a slow disk.
-MEMORY_LIMIT_S = 1800.0
+GPU_MEMORY_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ class _Restore:
             return
         if self._pager is not None:
             self._clock.begin("memory")
-            self._pager.wait(MEMORY_LIMIT_S)
+            self._pager.wait(GPU_MEMORY_LIMIT_S)
         self._clock.begin("gpu")
         gpu.restore(sandbox.pid, self._gpu_record, self._request.gpus)
         self._clock.end()

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ijfs_engine import Pin
 
 # How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
-MEMORY_LIMIT_S = 86400.0
+SAVE_WAIT_S = 86400.0
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -294,7 +294,7 @@ class InstanceState:
 
     async def _follow(self, pager: Pager) -> None:
         try:
-            status = await in_thread(pager.wait, MEMORY_LIMIT_S)
+            status = await in_thread(pager.wait, SAVE_WAIT_S)
         except IjfsError:
             if self.pager is pager:
                 raise
