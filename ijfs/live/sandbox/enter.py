@@ -34,7 +34,7 @@ def main() -> int:
     request = msgspec.json.decode(sys.argv[1], type=EnterRequest)
     pid = request.program.pid
     try:
-        environment = {**program_environment(pid), **request.env}
+        environment = {**environment_of(pid), **request.env}
         cwd = request.cwd or os.readlink(f"/proc/{pid}/cwd")
         _join(request.program)
         return _run(request.argv, cwd, environment)
@@ -43,7 +43,7 @@ def main() -> int:
         return 127 if isinstance(error, FileNotFoundError) else 126
 
 
-def program_environment(pid: int) -> dict[str, str]:
+def environment_of(pid: int) -> dict[str, str]:
     """The environment a process was started with."""
     pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return {os.fsdecode(name): os.fsdecode(value) for name, found, value in (p.partition(b"=") for p in pairs) if found}
