@@ -29,7 +29,7 @@ _LAST: Final = 64 << 10
 """Read behind the beginning of the last frame; what is longer is read again."""
 
 
-class Frame(NamedTuple):
+class SoundFrame(NamedTuple):
     """A frame of a pack, its checksums right."""
 
     id: bytes
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
     data: memoryview
 
 
-Use: TypeAlias = Callable[[Sequence[Frame], Sequence[bytes]], None]
+Use: TypeAlias = Callable[[Sequence[SoundFrame], Sequence[bytes]], None]
 """Called with frames and, for each, what the index says of it."""
 
 
@@ -73,7 +73,7 @@ class PackSource:
             self._reader.forget(number)
         return True
 
-    def _rows(self, frames: Sequence[Frame]) -> list[bytes | None]:
+    def _rows(self, frames: Sequence[SoundFrame]) -> list[bytes | None]:
         """What the index says of frames, by the ids they have."""
         found: dict[int, bytes | None] = {}
         with self._index.read() as view:
@@ -102,7 +102,7 @@ def live_frames(index: Index, numbers: Sequence[int]) -> PackRows:
     return live
 
 
-def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterator[list[Frame]]:
+def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterator[list[SoundFrame]]:
     """The frames that begin at these offsets, those that lie together in one read. CorruptError, OSError."""
     first = 0
     while first < len(offsets):
@@ -114,7 +114,7 @@ def _windows(reader: PackReader, number: int, offsets: Sequence[int]) -> Iterato
         first = end
 
 
-def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> Frame:
+def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> SoundFrame:
     """The frame at the beginning of `data`. Only the last one of a read may be longer than that."""
     where = _where(number, offset)
     if len(data) <= _LAST:
@@ -122,7 +122,7 @@ def _frame(reader: PackReader, number: int, offset: int, data: memoryview) -> Fr
         data = data if span <= len(data) else memoryview(_read(reader, number, offset, span))
     header, _ = decode_frame(data, where)
     table = {FrameKind.CHUNK: CHUNKS, FrameKind.SIDECAR: SIDECARS}.get(header.kind, OBJECTS)
-    return Frame(header.id, table, offset, data[: header.span])
+    return SoundFrame(header.id, table, offset, data[: header.span])
 
 
 def _read(reader: PackReader, number: int, offset: int, length: int) -> bytes:

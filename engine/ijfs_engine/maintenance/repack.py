@@ -19,7 +19,7 @@ from ijfs_engine._native.pack_rows import PackRows
 from ijfs_engine.errors import CorruptError, StorageError, UnknownFormatError
 from ijfs_engine.format.place import encode_where
 from ijfs_engine.format.records import KeptPack
-from ijfs_engine.maintenance.pack_source import TABLES, Frame, PackSource, live_frames
+from ijfs_engine.maintenance.pack_source import TABLES, PackSource, SoundFrame, live_frames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
@@ -313,7 +313,7 @@ class _Mover:
                 disk.unlink(writer.path)
         self.renew()
 
-    def _copy(self, frames: Sequence[Frame], rows: Sequence[bytes]) -> None:
+    def _copy(self, frames: Sequence[SoundFrame], rows: Sequence[bytes]) -> None:
         if not frames:
             return
         writer = self._writer()
