@@ -2,7 +2,7 @@
 
 An image is a u32 magic common to all, a u32 magic of its kind, and records: each a u32 length and a protobuf message
 (images/*.proto in CRIU's tree; the magics are in criu/include/magic.h). This module is the live layer's only parser of
-them, called by pager/source.py, eager_pages.py, mending.py and dump_stats.py. Images come out of a repository that
+them, called by pager/image_files.py, eager_pages.py, mending.py and dump_stats.py. Images come out of a repository that
 anybody may have written: whatever the bytes are, a parser ends, and raises CorruptError where they make no sense.
 
 (The engine reads pagemaps, too, as hints for storing: ijfs_engine.write.criu_pagemap. It knows nothing of ijfs.)

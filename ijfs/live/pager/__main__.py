@@ -18,11 +18,11 @@ from pathlib import Path
 from ijfs.live.pager import supervisor, working_set
 from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
-from ijfs.live.pager.engine_source import EngineFiles
+from ijfs.live.pager.engine_files import EngineFiles
+from ijfs.live.pager.image_files import CriuImages, DirectoryFiles
 from ijfs.live.pager.messages import Begin, Source
 from ijfs.live.pager.server import Keep, Server
 from ijfs.live.pager.shared import SharedBlocks
-from ijfs.live.pager.source import CriuImages, DirectoryFiles
 from ijfs.live.pager.supervisor import FdTable
 from ijfs.live.pager.working_set import Touched
 from ijfs_engine.errors import IjfsError

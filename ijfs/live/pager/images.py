@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ijfs.live.pager import working_set
+from ijfs.live.pager.image_files import PageSource
 from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.scheduler import Scheduler
-from ijfs.live.pager.source import PageSource
 
 
 class Images:

@@ -33,13 +33,13 @@ from ijfs.live.pager.conversation import CriuConversation
 from ijfs.live.pager.deliveries import AGAIN_S, Deliveries
 from ijfs.live.pager.faults import Faults
 from ijfs.live.pager.fetch import Fetcher, ReadTimes, raise_priority
+from ijfs.live.pager.image_files import PageSource
 from ijfs.live.pager.images import Images
 from ijfs.live.pager.messages import Complete, Failed, Poisoned, Progress, Released, Stalled
 from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.recovery import Recovery
 from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.shared import SharedBlocks
-from ijfs.live.pager.source import PageSource
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdTable
 from ijfs.live.pager.task import PageRange, Task

@@ -1,7 +1,7 @@
 """Where a process's bytes come from: CRIU's images, in a directory or in the engine, seen as numbered lazy pages.
 
 `CriuImages` reads `pagemap-<pid>.img`, `mm-<pid>.img` and `pages-<n>.img` through a small `Files` protocol;
-`DirectoryFiles` is a plain directory, `engine_source.EngineFiles` the storage engine. Called by `server`.
+`DirectoryFiles` is a plain directory, `engine_files.EngineFiles` the storage engine. Called by `server`.
 
 Which pages are lazy is CRIU's decision and has to be repeated exactly, or a page is restored by nobody: a pagemap
 entry with PE_LAZY was left out by `criu restore --lazy-pages` (criu/mem.c, restore_priv_vma_content), every other one

@@ -24,8 +24,8 @@ from pagerlab import BASE, PAGE, PID, mm, page_bytes, write_images
 
 from ijfs.live.criu.image_format import parse_pagemap_entries
 from ijfs.live.pager import working_set
+from ijfs.live.pager.image_files import CriuImages, DirectoryFiles, parse_mappings
 from ijfs.live.pager.plan import Mapping, MemoryImage, Run
-from ijfs.live.pager.source import CriuImages, DirectoryFiles, parse_mappings
 from ijfs_engine.errors import CorruptError
 
 PARENT, LAZY, PRESENT = 1, 2, 4

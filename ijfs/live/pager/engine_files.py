@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ijfs.live.pager import working_set
-from ijfs.live.pager.source import pids_of
+from ijfs.live.pager.image_files import pids_of
 from ijfs.live.pager.working_set import Touched
 from ijfs_engine import ObjectId, Repository, StoredFile
 
