@@ -1,4 +1,4 @@
-"""A lazy restore that begins before its keeper is loaded: process.py starts it in a thread, lifecycle.py takes it over.
+"""A lazy restore that begins before its keeper is loaded: main.py starts it in a thread, lifecycle.py takes it over.
 
 What a keeper serves clients with (trio, relay, guest port) takes 0.1 s to load, and a restore needs none of it. So it
 runs at once, and the rest of the keeper is loaded while CRIU, another process, is at work. Nothing of that rest is

@@ -82,7 +82,7 @@ def load(*, for_restore: bool = False) -> None:
     """All that a keeper and a pager need; `for_restore` only what a lazy restore begins with: CRIU can be at work
     while the rest is loaded."""
     from ijfs.live.checkpoint import restore  # noqa: F401
-    from ijfs.live.keeper import early_restore, process  # noqa: F401
+    from ijfs.live.keeper import early_restore, main  # noqa: F401
     from ijfs.live.pager import __main__, api  # noqa: F401
     from ijfs_engine import Repository, export_tree  # noqa: F401
 
@@ -114,7 +114,7 @@ def _fork(request: ForkRequest, sockets: list[int]) -> Become | None:
 
 def _become_keeper(request: ForkRequest, directory: Path, first: int, shared: SharedBlocks | None) -> None:
     """Become a keeper, as one that the client itself had started."""
-    from ijfs.live.keeper.process import keep
+    from ijfs.live.keeper.main import keep
 
     name_process(f"ijfs-keeper {directory}")
     _inherit(request)

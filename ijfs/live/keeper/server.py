@@ -1,4 +1,4 @@
-"""One keeper at work: it makes the parts of an instance and joins them, dispatches verbs, and ends. Run by process.py.
+"""One keeper at work: it makes the parts of an instance and joins them, dispatches verbs, and ends. Run by main.py.
 
     state.py            what the instance is: record, sandbox, pager, relay, the snapshot it stands on
     lifecycle.py        how its program comes to run: start, restore, going back, adopt

@@ -1,4 +1,4 @@
-"""Whether a keeper holds an instance: it has `keeper.lock` there locked for as long as it lives (keeper/process.py).
+"""Whether a keeper holds an instance: it has `keeper.lock` there locked for as long as it lives (keeper/main.py).
 
 Asked by clients before they claim a directory, and by who sweeps up what killed keepers left (sandbox/cleanup.py).
 """
