@@ -20,8 +20,8 @@ from pathlib import Path
 
 import trio
 
-from ijfs.fs.mount import mounted
 from ijfs.fs.operations import NodeOperations
+from ijfs.fs.serve import mounted
 from ijfs.fs.vfs import repository_root
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pyfuse3
 
-from ijfs.fs.mount import mounted
 from ijfs.fs.nodes import Attributes, DirectoryNode, Node, no_entry
 from ijfs.fs.operations import NodeOperations
+from ijfs.fs.serve import mounted
 
 IMAGES = b"images"
 

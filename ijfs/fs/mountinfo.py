@@ -1,5 +1,5 @@
 """What /proc/self/mountinfo says about our mounts; read without ever touching a mount point, as a dead one would hang
-or fail. Used by `ijfs.fs.mount` and `ijfs.fs.mountpoint`."""
+or fail. Used by `ijfs.fs.serve` and `ijfs.fs.mountpoint`."""
 
 from __future__ import annotations
 

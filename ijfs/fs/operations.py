@@ -1,6 +1,6 @@
-"""pyfuse3's request handlers over a tree of nodes: the only module, with `mount`, that speaks FUSE.
+"""pyfuse3's request handlers over a tree of nodes: the only module, with `serve`, that speaks FUSE.
 
-`ijfs.fs.mount` serves the snapshot tree with it, and the keeper's own mount (`ijfs.fs.image_mount`). Thin on purpose:
+`ijfs.fs.serve` serves the snapshot tree with it, and the keeper's own mount (`ijfs.fs.image_mount`). Thin on purpose:
 it maps inode numbers to nodes, errors to errno, and decides what runs on the event loop and what in a worker thread.
 """
 
