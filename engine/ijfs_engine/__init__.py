@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnknownFormatError,
         UnknownNameError,
     )
+    from ijfs_engine.format.page_images import PAGE, is_pages, pages_name
     from ijfs_engine.format.page_layout import PageLayout, PageRun
     from ijfs_engine.format.records import (
         KINDS,
@@ -68,6 +69,7 @@ __all__ = [
     "KINDS",
     "LEAF_SPAN",
     "MAX_PAGEMAP",
+    "PAGE",
     "TYPE_BITS",
     "AmbiguousNameError",
     "Arena",
@@ -121,14 +123,17 @@ __all__ = [
     "export_tree",
     "import_directory",
     "io_waited_s",
+    "is_pages",
     "pagemap_entries",
     "pagemap_head",
+    "pages_name",
     "parse_pagemap",
     "simulate_latency",
 ]
 
 _MODULES = {
     "_native.pagemaps": ("pagemap_entries", "pagemap_head"),
+    "format.page_images": ("PAGE", "is_pages", "pages_name"),
     "format.page_layout": ("PageLayout", "PageRun"),
     "format.records": (
         "KINDS",

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ijfs_engine import PAGE
+
 if TYPE_CHECKING:
     from ijfs_engine import Entry, Reader, StoredFile
 
-PAGE = 4096
 BLOCK_PAGES = 256
 """Pages compared at once: a MiB that is equal costs one comparison, one that is not costs 256 more."""
 

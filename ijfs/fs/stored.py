@@ -27,7 +27,7 @@ from operator import attrgetter
 import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
-from ijfs_engine import LEAF_SPAN, TYPE_BITS, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree
+from ijfs_engine import LEAF_SPAN, TYPE_BITS, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree, is_pages
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
 # How far ahead of a sequential reader chunks are decoded, and in which steps it is asked for.
@@ -340,7 +340,7 @@ class FileOfSnapshot(_StoredNode, FileNode):
 
     @property
     def may_be_in_bulk(self) -> bool:
-        return _is_pages(self._entry.name)
+        return is_pages(self._entry.name)
 
     def open(self, *, in_bulk: bool = False) -> OpenFile:
         world = self._world
@@ -418,10 +418,6 @@ class OpenStoredFile(OpenFile):
 
 def _is_small(entry: Entry) -> bool:
     return entry.kind == "f" and entry.size <= SMALL_BYTES
-
-
-def _is_pages(name: bytes) -> bool:
-    return name.startswith(b"pages-") and name.endswith(b".img")
 
 
 _NODES: dict[str, Callable[[_SnapshotWorld, NodeKey, Entry], Node]] = {

@@ -10,7 +10,9 @@ from criu_images import PAGE, PE_LAZY, PE_PARENT, PE_PRESENT, message, pagemap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijfs_engine import CorruptError, PageLayout, PageRun
+import ijfs_engine
+from ijfs_engine import CorruptError, PageLayout, PageRun, is_pages, pages_name
+from ijfs_engine._native import page_scan
 from ijfs_engine._native.page_scan import KEY_BYTES
 from ijfs_engine.format.page_layout import LEAF_PAGES
 from ijfs_engine.write import fingerprints
@@ -107,6 +109,18 @@ def test_damaged_layouts_give_an_error_or_a_sound_layout(layout: PageLayout, dat
     except CorruptError:
         return
     assert sum(run.pages for run in found.runs) == found.pages
+
+
+def test_pages_files_are_known_by_their_names() -> None:
+    assert ijfs_engine.PAGE == page_scan.PAGE
+    assert pages_name(3) == "pages-3.img"
+    for name, holds in {
+        "pages-3.img": True,
+        "pagemap-3.img": False,
+        "pages-3.txt": False,
+        "my-pages-3.img": False,
+    }.items():
+        assert is_pages(name) is is_pages(name.encode()) is holds
 
 
 def test_a_pagemap_gives_the_pages_that_its_file_holds() -> None:

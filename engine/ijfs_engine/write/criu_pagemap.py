@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine._native.pagemaps import pagemap_head, pagemap_runs
 from ijfs_engine.errors import IjfsError
+from ijfs_engine.format import page_images
 from ijfs_engine.format.page_layout import PageLayout, PageRun
 
 MAX_PAGEMAP: Final = 16 << 20
@@ -40,7 +41,7 @@ class Pagemap(NamedTuple):
     @property
     def pages_name(self) -> str:
         """Name of the file that holds the pages."""
-        return f"pages-{self.pages_id}.img"
+        return page_images.pages_name(self.pages_id)
 
 
 def is_pagemap(name: str) -> bool:
@@ -58,9 +59,9 @@ def parse_pagemap(data: bytes | memoryview) -> Pagemap:
     return Pagemap(pages_id, [PageRun(*run) for run in runs])
 
 
-def pages_name(data: bytes | memoryview) -> str:
+def pages_name_in(data: bytes | memoryview) -> str:
     """Name of the pages file that a pagemap image speaks of; the start of the image is enough. PagemapError."""
-    return Pagemap(_head(data)[0], []).pages_name
+    return page_images.pages_name(_head(data)[0])
 
 
 def _head(data: bytes | memoryview) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import IjfsError
+from ijfs_engine.format.page_images import is_pages
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import Entry, Tree
 from ijfs_engine.read.reader import Reader
@@ -74,7 +75,7 @@ def _named(reader: Reader, tree: Tree, pagemap: str) -> StoredFile | None:
     if entry is None or entry.kind != "f" or entry.size > criu_pagemap.MAX_PAGEMAP:
         return None
     try:
-        pages = criu_pagemap.pages_name(reader.open(entry).read(0, min(entry.size, criu_pagemap.HEAD_BYTES)))
+        pages = criu_pagemap.pages_name_in(reader.open(entry).read(0, min(entry.size, criu_pagemap.HEAD_BYTES)))
         found = tree.find(pages.encode())
         return reader.open(found) if found is not None and found.kind == "f" else None
     except criu_pagemap.PagemapError:
@@ -92,7 +93,7 @@ def _nearest(reader: Reader, tree: Tree, layout: PageLayout) -> StoredFile | Non
 
 def _pages_files(reader: Reader, entries: tuple[Entry, ...]) -> Iterator[StoredFile]:
     for entry in entries:
-        if entry.kind == "f" and entry.name.startswith(b"pages-") and entry.size >= _SMALL:
+        if entry.kind == "f" and is_pages(entry.name) and entry.size >= _SMALL:
             try:
                 file = reader.open(entry)
             except IjfsError:

@@ -8,9 +8,10 @@ import click
 
 from ijfs.cli import comparison, processes, text
 from ijfs.cli.app import App, verb
-from ijfs.cli.comparison import PAGE, FileChange, MemoryChange
+from ijfs.cli.comparison import FileChange, MemoryChange
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import SNAPSHOT
+from ijfs_engine import PAGE
 
 if TYPE_CHECKING:
     from ijfs.cli.comparison import OnProgress

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from ijfs.live.criu.image_format import (
     MAP_HUGETLB,
     MAP_LOCKED,
-    PAGE,
     PE_LAZY,
     PE_PRESENT,
     Area,
@@ -24,6 +23,7 @@ from ijfs.live.criu.image_format import (
     parse_memfds,
     parse_pagemap_entries,
 )
+from ijfs_engine import PAGE
 from ijfs_engine.errors import CorruptError
 
 SHARED, MEMFD, HUGETLB, LOCKED, PRIVATE = "shared", "memfd", "hugetlb", "locked", "private"

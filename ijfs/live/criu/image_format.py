@@ -14,11 +14,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from ijfs_engine import pagemap_entries, pagemap_head
+from ijfs_engine import PAGE, pagemap_entries, pagemap_head
 from ijfs_engine.errors import CorruptError
-
-PAGE: Final = 4096
-"""Bytes of a page, in images and in memory: the live layer runs on x86-64."""
 
 HEAD: Final = 8
 """Bytes before the first record."""

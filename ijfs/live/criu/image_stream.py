@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ijfs_engine import Arena, ArenaFile, Segments
+from ijfs_engine import Arena, ArenaFile, Segments, is_pages
 from ijfs_engine.errors import IjfsError, StorageError
 
 SOCKET_NAME = "streamer-capture.sock"
@@ -294,17 +294,17 @@ class _Receiver:
         if name in self.files:
             raise StreamError(f"the image {name} came twice")
         pipe = _receive_fd(self._connection)
-        is_pages = name.startswith("pages-")
-        if is_pages:
+        of_memory = is_pages(name)
+        if of_memory:
             _enlarge(pipe)
         self.files[name] = file = self._arena.new_file()
-        self._pipes[pipe] = _Incoming(pipe, file, is_pages)
+        self._pipes[pipe] = _Incoming(pipe, file, of_memory)
         self._selector.register(pipe, selectors.EVENT_READ)
         self.drained = False
 
     def _receive(self, incoming: _Incoming, own: _OwnPipe) -> list[memoryview] | None:
         file = incoming.file
-        if incoming.is_pages:
+        if incoming.of_memory:
             length = os.splice(incoming.pipe, own.write_end, PIPE_BYTES)
         else:
             length = os.readv(incoming.pipe, [file.tail(max(SMALL_BYTES, file.size))])
@@ -313,7 +313,7 @@ class _Receiver:
             self._selector.unregister(incoming.pipe)
             del self._pipes[incoming.pipe]
             os.close(incoming.pipe)
-        if length == 0 or not incoming.is_pages:
+        if length == 0 or not incoming.of_memory:
             return None
         self._copying.up()
         return _reserve(file, length)
@@ -333,7 +333,7 @@ class _Incoming(NamedTuple):
 
     pipe: int
     file: ArenaFile
-    is_pages: bool
+    of_memory: bool
 
 
 class _OwnPipe:

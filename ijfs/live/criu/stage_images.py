@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ijfs.live.criu.eager_pages import Range, eager_ranges
 from ijfs.live.criu.mending import mended
-from ijfs_engine import Entry, ObjectId, Reader, StoredFile
+from ijfs_engine import Entry, ObjectId, Reader, StoredFile, is_pages, pages_name
 from ijfs_engine.errors import CorruptError
 
 # One request. An ordinary program needs less than one, 2 MiB with numpy loaded, and then no thread is worth its start.
@@ -45,7 +45,7 @@ def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: 
             told[name] = data
         if lazy and name.startswith("pagemap-"):
             number, ranges = eager_ranges(name, data)
-            wanted.setdefault(f"pages-{number}.img", []).extend(ranges)
+            wanted.setdefault(pages_name(number), []).extend(ranges)
     if pages is not None and not lazy:
         for name in memory:
             # Relative: CRIU opens it when its root is the sandbox already, but from this directory's descriptor.
@@ -62,11 +62,6 @@ def _read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
     ids = {piece.id: piece.length for file in files for piece in file.slices(0, file.size) if piece.id is not None}
     if sum(ids.values()) <= _TOGETHER:
         reader.chunks(list(ids))
-
-
-def is_pages(name: str) -> bool:
-    """Whether an image holds memory itself (and not where it goes)."""
-    return name.startswith("pages-") and name.endswith(".img")
 
 
 def _write_ranges(reader: Reader, entry: Entry, path: Path, ranges: list[Range]) -> None:

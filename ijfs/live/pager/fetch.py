@@ -17,13 +17,12 @@ import time
 from collections import deque
 from typing import Final, Protocol
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.image_files import PageSource
 from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.scheduler import AROUND_PAGES, SWEEP_PAGES, Scheduler
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.task import PageRange, Task
-from ijfs_engine import io_waited_s
+from ijfs_engine import PAGE, io_waited_s
 from ijfs_engine.errors import CorruptError, IjfsError
 
 URGENT_THREADS: Final = 2

@@ -22,7 +22,6 @@ from ijfs.live.criu.image_format import (
     MAP_HUGETLB,
     MAP_LOCKED,
     MAP_PRIVATE,
-    PAGE,
     PE_LAZY,
     PE_PARENT,
     PE_PRESENT,
@@ -31,7 +30,7 @@ from ijfs.live.criu.image_format import (
     parse_pagemap_entries,
 )
 from ijfs.live.pager.plan import Mapping, MemoryImage, Run
-from ijfs_engine import simulate_latency
+from ijfs_engine import PAGE, is_pages, pages_name, simulate_latency
 from ijfs_engine.errors import CorruptError
 
 _LAZY_MASK: Final = MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_HUGETLB
@@ -99,12 +98,12 @@ class CriuImages:
         pages_id, entries = parse_pagemap_entries(name, pagemap.read(0, pagemap.size))
         image = MemoryImage(pid, list(_runs(name, entries, mappings)), mappings)
         if image.pages:
-            pages_name = f"pages-{pages_id}.img"
-            pages = self._files.open(pages_name)
-            self._pages[pid] = pages_name, pages
+            file_name = pages_name(pages_id)
+            pages = self._files.open(file_name)
+            self._pages[pid] = file_name, pages
             end = max(run.offset + run.pages * PAGE for run in image.runs)
             if end > pages.size:
-                raise CorruptError(f"{pages_name} has {pages.size} bytes, its pagemap needs {end}")
+                raise CorruptError(f"{file_name} has {pages.size} bytes, its pagemap needs {end}")
         return image
 
     def locate(self) -> None:
@@ -201,7 +200,7 @@ class DirectoryFiles:
         self._delay_s = delay_s
 
     def open(self, name: str) -> DirectoryFile:
-        return DirectoryFile(self._path / name, self._delay_s if name.startswith("pages-") else 0.0)
+        return DirectoryFile(self._path / name, self._delay_s if is_pages(name) else 0.0)
 
     def pids(self) -> list[int]:
         return pids_of(os.listdir(self._path))

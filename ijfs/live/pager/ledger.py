@@ -24,9 +24,9 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.plan import MemoryImage, Plan
 from ijfs.live.pager.uffd import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP, MESSAGE
+from ijfs_engine import PAGE
 
 _MAGIC: Final = b"ijfspgr1"
 _HEAD: Final = struct.Struct("<8sIIQQ")

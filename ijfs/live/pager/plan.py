@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, overload
 
-from ijfs.live.criu.image_format import PAGE
+from ijfs_engine import PAGE
 
 MISSING: Final = 0
 """The image's bytes have to be copied there."""

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager import working_set
 from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
@@ -44,6 +43,7 @@ from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdTable
 from ijfs.live.pager.task import PageRange, Task
 from ijfs.live.pager.throttle import Pace, Throttle
+from ijfs_engine import PAGE
 from ijfs_engine.errors import IjfsError
 
 Keep = Callable[[Iterable[working_set.Touched]], None]

@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.task import Task
+from ijfs_engine import PAGE
 
 _HEAD: Final = struct.Struct("<16sI")
 _RANGE: Final = struct.Struct("<II")

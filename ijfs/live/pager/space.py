@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.plan import MemoryImage, Plan
 from ijfs.live.pager.task import Task
 from ijfs.live.pager.uffd import RangeOutcome, Uffd
+from ijfs_engine import PAGE
 
 _EVERYWHERE: Final = (1 << 47) - 3 * PAGE
 

@@ -11,7 +11,6 @@ import select
 import time
 from collections.abc import Iterator
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
@@ -21,6 +20,7 @@ from ijfs.live.pager.space import Space
 from ijfs.live.pager.supervisor import FdRow, FdTable
 from ijfs.live.pager.task import PageRange
 from ijfs.live.pager.uffd import EVENT_FORK, EVENT_PAGEFAULT, Uffd
+from ijfs_engine import PAGE
 
 
 class Spaces:

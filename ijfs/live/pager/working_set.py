@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ijfs.live.criu.image_format import PAGE
 from ijfs.live.pager.plan import MemoryImage
 from ijfs.live.pager.scheduler import AROUND_PAGES, BLOCK_PAGES
 from ijfs.live.pager.task import PageRange
+from ijfs_engine import PAGE
 
 _MAGIC: Final = b"ijfsord1"
 _RECORD: Final = struct.Struct("<IIQ")
