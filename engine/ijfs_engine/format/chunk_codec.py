@@ -7,7 +7,6 @@ can show as wrong bytes.
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
@@ -15,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 from ijfs_engine._native import byte_planes, compress, numeric_codec, unpack
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
+from ijfs_engine.util.per_thread import PerThread
 
 MAX_DEPTH: Final = 4
 """Longest chain of XOR chunks: a read decodes at most this many chunks besides the one it wants."""
@@ -45,13 +45,8 @@ class Base(NamedTuple):
     """Whether it is known to pay, so that nothing else needs to be tried."""
 
 
-class _Tools(threading.local):
-    def __init__(self) -> None:
-        self.packer = numeric_codec.Packer()
-        self.unpacker = unpack.Unpacker()
-
-
-_tools = _Tools()
+_packer = PerThread(numeric_codec.Packer)
+_unpacker = PerThread(unpack.Unpacker)
 
 
 def encode(plain: memoryview, ident: bytes, base: Base | None = None) -> EncodedChunk:
@@ -88,7 +83,7 @@ def _encode_batch(data: memoryview, batch: Sequence[Fresh]) -> list[EncodedChunk
     bounds = array("Q", [bound for fresh in batch for bound in (fresh.start, fresh.end)])
     bases = [fresh.base if fresh.base and fresh.base.depth < MAX_DEPTH else None for fresh in batch]
     sure = bytes(base is not None and base.sure for base in bases)
-    forms = compress.pack(_tools.packer, data, bounds, [base and base.plain for base in bases], sure)
+    forms = compress.pack(_packer.value, data, bounds, [base and base.plain for base in bases], sure)
     done = []
     for (ident, start, end, _), base, (codec, payload) in zip(batch, bases, forms, strict=True):
         stored = data[start:end] if payload is None else payload
@@ -122,7 +117,7 @@ def _decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} has the unknown codec {codec}")
     if codec == Codec.RAW:
         return chunk.payload
-    plain = unpack.unpack_payload(_tools.unpacker, codec, chunk.payload, chunk.plain_size)
+    plain = unpack.unpack_payload(_unpacker.value, codec, chunk.payload, chunk.plain_size)
     if plain is None:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} cannot be unpacked to the {chunk.plain_size} bytes it claims")
     if codec not in _XOR:

@@ -5,7 +5,6 @@ The part of fsck that costs time, so frames are decoded on all cores while the n
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_path
 from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.util.byte_lru import ByteLru
+from ijfs_engine.util.per_thread import PerThread
 from ijfs_engine.util.pipeline import cores, thread_pool
 from ijfs_engine.util.progress import Progress
 
@@ -84,12 +84,7 @@ class _Checked(NamedTuple):
     wrong: list[_Wrong]
 
 
-class _Tools(threading.local):
-    def __init__(self) -> None:
-        self.check = FrameCheck()
-
-
-_tools = _Tools()
+_frame_check = PerThread(FrameCheck)
 
 
 class PackCheck:
@@ -170,7 +165,7 @@ class PackCheck:
                 yield waiting.popleft().result()
 
     def _check(self, number: int, stretch: Stretch) -> _Checked:
-        frames = _tools.check.check(stretch.data)
+        frames = _frame_check.value.check(stretch.data)
         states = self._states(number, stretch.offset, frames)
         live = list(compress(frames, states))
         wrong: list[_Wrong] = []

@@ -7,7 +7,6 @@ _native/read_plan.pyx and _native/bulk.pyx.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -19,6 +18,7 @@ from ijfs_engine.format.chunk_codec import MAX_DEPTH, Plain
 from ijfs_engine.storage.object_store import READ_GAP, Store
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.util.io_wait import simulate_latency
+from ijfs_engine.util.per_thread import PerThread
 
 _LONGEST: Final = 1 << 20
 """One read: what it unpacks to is checked and copied while it is in the cache of the core. The store's own limit, which
@@ -30,17 +30,12 @@ FetchOne = Callable[[bytes], Plain]
 """Plain bytes of one chunk, or the CorruptError that says what is wrong with it."""
 
 
-class _Tools(threading.local):
-    def __init__(self) -> None:
-        self.unpacker = Unpacker()
-
-
-_tools = _Tools()
+_unpacker = PerThread(Unpacker)
 
 
 def new_read() -> BulkRead:
     """An empty request, for this thread alone."""
-    return BulkRead(_tools.unpacker)
+    return BulkRead(_unpacker.value)
 
 
 def fill(

@@ -7,7 +7,6 @@ bytes here. Nothing here decodes a chunk: `chunk_codec.decode` does, with `get_c
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -44,6 +43,7 @@ from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index
 from ijfs_engine.storage.pack import PackReader
 from ijfs_engine.util.io_wait import add_io_wait
+from ijfs_engine.util.per_thread import PerThread
 
 if TYPE_CHECKING:
     from ijfs_engine._native.bulk import BulkRead
@@ -333,12 +333,7 @@ def _batches(wanted: list[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, by
         yield batch
 
 
-class _Tools(threading.local):
-    def __init__(self) -> None:
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_tools = _Tools()
+_decompressor = PerThread(zstandard.ZstdDecompressor)
 
 
 def expand(frame: EncodedChunk) -> bytes:
@@ -351,7 +346,7 @@ def expand(frame: EncodedChunk) -> bytes:
             claimed = zstandard.frame_content_size(frame.payload)
             if claimed not in (frame.plain_size, -1):
                 raise CorruptError(f"the object {frame.id.hex()[:12]} claims two different sizes")
-            plain = _tools.decompressor.decompress(
+            plain = _decompressor.value.decompress(
                 frame.payload, max_output_size=frame.plain_size, allow_extra_data=False
             )
         except zstandard.ZstdError as error:

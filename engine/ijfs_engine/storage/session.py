@@ -8,7 +8,6 @@ session finds in `lookup_many` cannot be taken by gc before it commits.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Sequence
 from threading import RLock
@@ -43,6 +42,7 @@ from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
 from ijfs_engine.storage.locks import LockFile
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
+from ijfs_engine.util.per_thread import PerThread
 
 _CLUSTER: Final = 1 << 20
 """Objects are held back until so many bytes are together: a tree walk then reads a few large stretches of the pack
@@ -342,18 +342,13 @@ class Session:
         self._registration.close()
 
 
-class _Tools(threading.local):
-    def __init__(self) -> None:
-        # To make one takes longer than to pack a leaf.
-        self.compressor = zstandard.ZstdCompressor(level=1)
-
-
-_tools = _Tools()
+# To make one takes longer than to pack a leaf.
+_compressor = PerThread(lambda: zstandard.ZstdCompressor(level=1))
 
 
 def compress(ident: bytes, plain: bytes) -> EncodedChunk:
     """An object's stored form: zstd where that is smaller."""
-    packed = _tools.compressor.compress(plain)
+    packed = _compressor.value.compress(plain)
     if len(packed) < len(plain):
         return EncodedChunk(ident, Codec.ZSTD, len(plain), packed)
     return EncodedChunk(ident, Codec.RAW, len(plain), plain)
