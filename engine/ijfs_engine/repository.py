@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
-from ijfs_engine.storage import disk, history, working_sets
+from ijfs_engine.storage import disk, listed, working_sets
 from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory
 from ijfs_engine.storage.index import (
     CHUNKS,
@@ -145,23 +145,23 @@ class Repository(OpenRepository):
 
         UnknownNameError, AmbiguousNameError (which lists the candidates).
         """
-        return history.resolve(self, spec)
+        return listed.resolve(self, spec)
 
     def snapshot(self, ident: ObjectId) -> Snapshot:
         """The record of a snapshot that is listed. UnknownNameError."""
-        return history.snapshot(self, ident)
+        return listed.snapshot(self, ident)
 
     def snapshots(self, newest: int | None = None) -> list[Snapshot]:
         """All, or so many, newest first, without those whose record cannot be read; fsck names these."""
-        return history.snapshots(self, newest)
+        return listed.snapshots(self, newest)
 
     def parents(self, ident: ObjectId) -> list[ObjectId]:
         """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
-        return history.parents(self, ident)
+        return listed.parents(self, ident)
 
     def nearest(self, candidates: Sequence[ObjectId]) -> ObjectId | None:
         """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
-        return history.nearest(self, candidates)
+        return listed.nearest(self, candidates)
 
     def remove(self, ident: ObjectId) -> None:
         """Take a snapshot out of the tree; gc frees its bytes, those that no other snapshot has.
@@ -169,11 +169,11 @@ class Repository(OpenRepository):
         Branches at it move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds
         it: IjfsError, LockedError. Its children stay whole.
         """
-        history.remove(self, [ident])
+        listed.remove(self, [ident])
 
     def remove_many(self, ids: Sequence[ObjectId]) -> None:
         """The same for several in one transaction: all of them or none."""
-        history.remove(self, ids)
+        listed.remove(self, ids)
 
     def pin(self, ident: ObjectId, owner: str) -> Pin:
         """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""

@@ -17,7 +17,7 @@ from ijfs_engine._native.usage_graph import UsageGraph
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import DiskUsage, ObjectId, Usage
 from ijfs_engine.maintenance.reachability import Children, TreeWalker, split
-from ijfs_engine.storage import history
+from ijfs_engine.storage import listed
 from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, SNAPSHOTS
 from ijfs_engine.storage.open_repository import OpenRepository
 
@@ -30,7 +30,7 @@ looked up."""
 def disk_usage(repository: OpenRepository, ids: Sequence[ObjectId]) -> DiskUsage:
     """Usage of each snapshot against the others of `ids`, and of all as one. UnknownNameError, CorruptError."""
     for ident in ids:
-        history.snapshot(repository, ident)
+        listed.snapshot(repository, ident)
     counter = _Counter(repository)
     counter.load(ids)
     logical = [counter.logical(ident) for ident in ids]

@@ -39,10 +39,10 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.journal_tail import missing_packs
 from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
+from ijfs_engine.storage.names import nearest_ancestors, removed_row
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import log_records, write_logged
-from ijfs_engine.storage.revisions import nearest_ancestors, removed_row
 from ijfs_engine.util.progress import Progress
 
 _FULL: Final = "nothing that is needed was lost; free some space elsewhere on this disk, then run gc again"

@@ -16,7 +16,7 @@ import msgspec
 from ijfs_engine.errors import ConflictError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.maintenance.unnamed_branches import unnamed
-from ijfs_engine.storage import disk, history
+from ijfs_engine.storage import disk, listed
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 
@@ -63,7 +63,7 @@ def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> 
     """Apply a policy to every branch. IjfsError for a policy that keeps nothing."""
     if not any(getattr(policy, field) for field in _NUMBERS) and policy.unnamed_older_than_s is None:
         raise IjfsError("this would keep nothing", hint="say what to keep, such as --keep-last 10")
-    snapshots = {one.id: one for one in history.snapshots(repository)}
+    snapshots = {one.id: one for one in listed.snapshots(repository)}
     held = list(_held(repository))
     dropped = _dropped(repository, policy, snapshots, {ident for ident, _ in held})
     if not dry_run:
@@ -75,7 +75,7 @@ def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> 
         gone = {one.id for head in dropped.values() for one in _line(repository, snapshots, head)} - needed
         removed = [ident for ident in snapshots if ident in gone or ident in removed]
     if not dry_run:
-        history.remove(repository, removed)
+        listed.remove(repository, removed)
     taken = set(removed)
     kept = [(ident, tuple(reasons.get(ident, ["in no branch's line"]))) for ident in snapshots if ident not in taken]
     return PruneReport(dry_run=dry_run, kept=kept, removed=removed, branches=sorted(dropped.items()))
@@ -147,7 +147,7 @@ def _ancestry(
             continue
         seen.add(ident)
         for parent in snapshots[ident].parents if ident in snapshots else ():
-            near = parent if parent in snapshots else history.nearest(repository, [parent])
+            near = parent if parent in snapshots else listed.nearest(repository, [parent])
             if near is not None:
                 edge.append(near)
     return seen
@@ -173,7 +173,7 @@ def _line(repository: OpenRepository, snapshots: Mapping[ObjectId, Snapshot], he
     ident: ObjectId | None = head
     while ident is not None and ident in snapshots:
         line.append(snapshots[ident])
-        ident = history.nearest(repository, snapshots[ident].parents[:1])
+        ident = listed.nearest(repository, snapshots[ident].parents[:1])
     return line
 
 

@@ -38,11 +38,11 @@ from ijfs_engine.storage.index import (
 )
 from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, replay
 from ijfs_engine.storage.locks import live_files
+from ijfs_engine.storage.names import removed_row
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, Recorded, read_pack
 from ijfs_engine.storage.refs import branch_key, log_records, log_transaction, move_ref
-from ijfs_engine.storage.revisions import removed_row
 
 _BESIDE: Final = "index.new-"
 _DAMAGED: Final = "index.damaged-"

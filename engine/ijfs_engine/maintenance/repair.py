@@ -37,12 +37,12 @@ from ijfs_engine.storage.index import (
     Update,
 )
 from ijfs_engine.storage.journal import SnapshotAdded
+from ijfs_engine.storage.names import nearest
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA_PACK, mend_pack_header, pack_files, pack_path
 from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.storage.refs import log_records, move_ref
-from ijfs_engine.storage.revisions import nearest
 
 
 class _Copy(NamedTuple):

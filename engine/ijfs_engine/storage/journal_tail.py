@@ -34,10 +34,10 @@ from ijfs_engine.storage.journal import (
     replay,
 )
 from ijfs_engine.storage.locks import is_free
+from ijfs_engine.storage.names import removed_row
 from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
 from ijfs_engine.storage.refs import log_transaction
-from ijfs_engine.storage.revisions import removed_row
 
 
 def take_in(update: Update, packs: Path, transactions: Sequence[Transaction]) -> None:

@@ -1,6 +1,6 @@
 """In which order snapshots were made: by ancestry first, then by their times, which a wrong clock may have given.
 
-`history.snapshots` and `latest` ask here. A child is always newer than its parents, whatever the clock said. A time
+`listed.snapshots` and `latest` ask here. A child is always newer than its parents, whatever the clock said. A time
 that has not come yet is not believed: the log of refs, in the order of what happened, says what came after it.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ijfs_engine.format.records import ObjectId, Snapshot
-from ijfs_engine.storage import revisions
+from ijfs_engine.storage import names
 from ijfs_engine.storage.index import REFLOG, REFS, SNAPSHOTS, U64, View
 from ijfs_engine.storage.journal import RefMoved, decode_record
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -67,7 +67,7 @@ def _listed(view: View, parents: Sequence[ObjectId]) -> list[ObjectId]:
     """The nearest listed ancestors."""
     if all(view.get(SNAPSHOTS, parent) is not None for parent in parents):
         return list(parents)
-    return [found for parent in parents for found in revisions.nearest_ancestors(view, parent)]
+    return [found for parent in parents for found in names.nearest_ancestors(view, parent)]
 
 
 def _children_first(ranked: Sequence[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]) -> list[ObjectId]:

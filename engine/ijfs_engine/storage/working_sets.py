@@ -12,7 +12,7 @@ from typing import Final
 
 from ijfs_engine.errors import UnknownNameError
 from ijfs_engine.format.records import ObjectId
-from ijfs_engine.storage import history
+from ijfs_engine.storage import listed
 from ijfs_engine.storage.open_repository import OpenRepository
 
 MAX_BYTES: Final = 1 << 20
@@ -25,7 +25,7 @@ def put(repository: OpenRepository, ident: ObjectId, data: bytes) -> None:
     """Keep `data` as the working set of a snapshot; the latest one wins. UnknownNameError, StorageError, ValueError."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"a working set has at most {MAX_BYTES} bytes, not {len(data)}")
-    history.snapshot(repository, ident)
+    listed.snapshot(repository, ident)
     with repository.session() as session:
         session.put_sidecar(ident, data)
         session.publish()
@@ -49,6 +49,6 @@ def _parents(repository: OpenRepository, generation: list[ObjectId], seen: set[O
     found: list[ObjectId] = []
     for ident in generation:
         with contextlib.suppress(UnknownNameError):  # removed since
-            found += [parent for parent in history.parents(repository, ident) if parent not in seen]
+            found += [parent for parent in listed.parents(repository, ident) if parent not in seen]
             seen.update(found)
     return found

@@ -17,7 +17,7 @@ import msgspec
 from ijfs_engine.errors import IjfsError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
 from ijfs_engine.read.reader import Reader
-from ijfs_engine.storage import history
+from ijfs_engine.storage import listed
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
@@ -213,7 +213,7 @@ def begin(
     # The session first: from then on gc takes nothing that the parents reach.
     session = repository.session()
     try:
-        snapshots = tuple(history.snapshot(repository, parent) for parent in parents)
+        snapshots = tuple(listed.snapshot(repository, parent) for parent in parents)
         return SnapshotWriter(repository.store, session, snapshots, progress=progress)
     except BaseException:
         session.abort()

@@ -1,4 +1,4 @@
-"""The history: which snapshots are listed, what their parents are now, and how one is taken out.
+"""Which snapshots are listed, what their parents are now, and how one is taken out.
 
 `Repository` has each of these as a verb; prune, working sets and the snapshot writer call them here.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
-from ijfs_engine.storage import ordering, revisions
+from ijfs_engine.storage import names, ordering
 from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, Update
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -22,12 +22,12 @@ def resolve(repository: OpenRepository, spec: str) -> ObjectId:
 
     UnknownNameError, AmbiguousNameError (which lists the candidates).
     """
-    name, generations = revisions.parse(spec)
+    name, generations = names.parse(spec)
     if name == "latest":
         ident = _latest(repository)
     else:
         with repository.index.read() as view:
-            ident = revisions.named(view, name)
+            ident = names.named(view, name)
     for done in range(generations):
         parent = nearest(repository, repository.store.snapshot(ident).parents)
         if parent is None:
@@ -53,7 +53,7 @@ def snapshots(repository: OpenRepository, newest: int | None = None) -> list[Sna
 
 def _latest(repository: OpenRepository) -> ObjectId:
     with repository.index.read() as view:
-        aside = revisions.set_aside(view)
+        aside = names.set_aside(view)
     for ident in ordering.newest_first(repository, 1 + len(aside)):
         if ident not in aside:
             return ident
@@ -64,14 +64,14 @@ def parents(repository: OpenRepository, ident: ObjectId) -> list[ObjectId]:
     """The parents of a snapshot as they are listed now: for one that was removed, its own nearest ones."""
     recorded = snapshot(repository, ident).parents
     with repository.index.read() as view:
-        found = [revisions.nearest(view, [parent]) for parent in recorded]
+        found = [names.nearest(view, [parent]) for parent in recorded]
     return list(dict.fromkeys(parent for parent in found if parent is not None))
 
 
 def nearest(repository: OpenRepository, candidates: Sequence[ObjectId]) -> ObjectId | None:
     """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
     with repository.index.read() as view:
-        return revisions.nearest(view, candidates)
+        return names.nearest(view, candidates)
 
 
 def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
@@ -87,11 +87,11 @@ def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
         for ident, above in recorded.items():
             _check_removable(repository, update, ident)
             update.delete(SNAPSHOTS, ident)
-            update.put(REMOVED, ident, revisions.removed_row(above))
+            update.put(REMOVED, ident, names.removed_row(above))
             records.append(SnapshotRemoved(ident, above))
         for key, head in list(update.prefixed(REFS, b"branch/")):
             if head in recorded:
-                heir = revisions.nearest(update, recorded[head])
+                heir = names.nearest(update, recorded[head])
                 records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
         log_records(update, repository.journal, records)
 
