@@ -26,7 +26,7 @@ from bench.live_programs import Boxed, Plain, Restored, restore
 from bench.live_targets import Target, targets
 from ijfs.fs import mountpoint
 from ijfs.live.criu import command as criu_command
-from ijfs.live.process import forkserver
+from ijfs.live.process import fork_request
 from ijfs_engine import Repository
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -99,7 +99,7 @@ class Run:
             self._forget_packs()
             self._keep("ijfs, lazy, from disk", number, lambda: restore(self.repo, snapshot))
             self._keep("ijfs, lazy, from the page cache", number, lambda: restore(self.repo, snapshot))
-            with setting(forkserver.SETTING, "0"):
+            with setting(fork_request.SETTING, "0"):
                 self._keep("ijfs, lazy, from the page cache, no spare", number, lambda: restore(self.repo, snapshot))
         self._keep("ijfs, eager", 1, lambda: restore(self.repo, snapshot, eager=True))
 

@@ -15,7 +15,7 @@ from ijfs.cli.output import Column, Printer, Span
 if TYPE_CHECKING:
     from ijfs.cli.app import App
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.process.forkserver import ForkServerInfo
+    from ijfs.live.process.fork_request import ForkServerInfo
     from ijfs_engine import Snapshot
 
 COLUMNS = [

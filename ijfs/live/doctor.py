@@ -25,7 +25,7 @@ from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.machine import place
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
-from ijfs.live.process import forkserver, procfs, syscalls
+from ijfs.live.process import fork_request, procfs, syscalls
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs.live.sandbox.volumes import is_layered, kind_at
@@ -203,7 +203,7 @@ def _space(repo: Path) -> Iterator[CheckResult]:
 
 def _spare(repo: Path) -> Iterator[CheckResult]:
     """Nothing to refuse. Said, because it is the one process of ijfs that runs while nothing is live."""
-    found = forkserver.describe(repo)
+    found = fork_request.forkserver_info(repo)
     evidence = "none waits: the next start or restore loads what it needs first"
     if found is not None:
         minutes = (time.time_ns() - found.since_ns) // 60_000_000_000

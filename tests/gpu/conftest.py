@@ -17,7 +17,7 @@ from waiting import patient
 from ijfs.live.client import api as client
 from ijfs.live.gpu.nvml import inventory
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
-from ijfs.live.process import forkserver
+from ijfs.live.process import fork_request
 from ijfs_engine import Repository
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -86,7 +86,7 @@ class Lab:
             print(f"--- {info.name}: {info.status}", *self.logs(info.name), sep="\n")  # pytest shows it on failure
             if info.status == "running":
                 self.kill(info)
-        forkserver.dismiss(self.path)
+        fork_request.dismiss(self.path)
 
 
 def ask(info: InstanceInfo, *words: str, quiet: bool = False) -> str:

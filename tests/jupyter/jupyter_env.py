@@ -14,7 +14,7 @@ from waiting import patient
 
 from ijfs.jupyter import kernelspec
 from ijfs.live.client import api as client
-from ijfs.live.process import forkserver
+from ijfs.live.process import fork_request
 
 KERNEL = "ijfs-python3"
 ANSWER_TIMEOUT_S = patient(60)
@@ -30,7 +30,7 @@ class JupyterEnv:
         for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
             patch.setenv(name, str(root / name.lower()))
         patch.setenv("IJFS_REPO", str(self.repo))
-        patch.setenv(forkserver.SETTING, "0")  # tests look whether an instance left any process behind
+        patch.setenv(fork_request.SETTING, "0")  # tests look whether an instance left any process behind
         patch.setenv("PYTHONWARNINGS", "ignore")  # Jupyter's own programs, run as they are
         kernelspec.install()
 

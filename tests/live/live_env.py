@@ -25,7 +25,7 @@ from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
-from ijfs.live.process import forkserver, procfs
+from ijfs.live.process import fork_request, procfs
 from ijfs_engine import IjfsError, Repository
 
 MARK = "IJFS_TEST_ENV"
@@ -170,7 +170,7 @@ class LiveEnv:
                 self.stop(info.name, timeout_s=0)
             with contextlib.suppress(IjfsError):
                 client.remove(self.repo, info.name)
-        forkserver.dismiss(self.repo)
+        fork_request.dismiss(self.repo)
         eventually(lambda: not self.processes(), 5)
         left = [f"process {pid}: {command_line(pid)}" for pid in self.processes()]
         for pid in self.processes():

@@ -21,7 +21,7 @@ from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.pager.api import PagerProcess
-from ijfs.live.process import forkserver, procfs
+from ijfs.live.process import fork_request, procfs
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -42,8 +42,8 @@ def parent_of(pid: int) -> int:
 
 
 def the_forkserver(live_env: LiveEnv) -> int:
-    assert eventually(lambda: forkserver.running(live_env.repo) is not None)
-    pid = forkserver.running(live_env.repo)
+    assert eventually(lambda: fork_request.forkserver_pid(live_env.repo) is not None)
+    pid = fork_request.forkserver_pid(live_env.repo)
     assert pid is not None
     return pid
 
@@ -69,7 +69,7 @@ def test_the_next_keeper_is_forked_off_the_forkserver_with_the_environment_and_u
     assert "ONLY_NOW=a\nb é\n" in environment
     assert "ONLY_BEFORE" not in environment
     assert said(live_env, "second", "umask").strip() == "0027"
-    assert forkserver.running(live_env.repo) == waiting
+    assert fork_request.forkserver_pid(live_env.repo) == waiting
 
 
 def test_a_restore_off_the_forkserver_is_a_keeper_and_a_pager_of_their_own(live_env: LiveEnv) -> None:
@@ -132,11 +132,11 @@ def test_only_a_keeper_that_it_forked_gets_a_pager_of_it(live_env: LiveEnv) -> N
 
 
 def test_what_people_are_shown_of_it_is_so(live_env: LiveEnv) -> None:
-    assert forkserver.describe(live_env.repo) is None
+    assert fork_request.forkserver_info(live_env.repo) is None
     began = time.time_ns()
     start(live_env, "a")
     pid = the_forkserver(live_env)
-    shown = forkserver.describe(live_env.repo)
+    shown = fork_request.forkserver_info(live_env.repo)
     assert shown is not None
     assert shown.pid == pid
     assert began - 50_000_000 < shown.since_ns < time.time_ns()
@@ -151,7 +151,7 @@ def test_it_has_one_thread_and_no_file_of_the_repository_but_its_socket(live_env
     assert len(os.listdir(f"/proc/{waiting}/task")) == 1
     opened = [os.readlink(f"/proc/{waiting}/fd/{fd}") for fd in os.listdir(f"/proc/{waiting}/fd")]
     assert not [path for path in opened if path.startswith(str(live_env.repo))]
-    assert stat.S_IMODE(forkserver.address(live_env.repo).stat().st_mode) == 0o600
+    assert stat.S_IMODE(fork_request.address(live_env.repo).stat().st_mode) == 0o600
 
 
 def resident(pid: int) -> int:
@@ -170,19 +170,19 @@ def test_without_an_answer_of_the_forkserver_another_does_its_work(live_env: Liv
 
 
 def test_it_ends_when_nobody_asks_and_leaves_nothing(live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(forkserver.SETTING, "0.5")
+    monkeypatch.setenv(fork_request.SETTING, "0.5")
     start(live_env, "first")
     waiting = the_forkserver(live_env)
     assert eventually(lambda: is_gone(waiting))
-    assert not forkserver.address(live_env.repo).exists()
+    assert not fork_request.address(live_env.repo).exists()
 
 
 def test_none_is_left_where_the_setting_is_zero(live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(forkserver.SETTING, "0")
+    monkeypatch.setenv(fork_request.SETTING, "0")
     start(live_env, "first")
     time.sleep(0.3)
-    assert forkserver.running(live_env.repo) is None
-    assert not forkserver.address(live_env.repo).exists()
+    assert fork_request.forkserver_pid(live_env.repo) is None
+    assert not fork_request.address(live_env.repo).exists()
 
 
 def test_it_ends_when_a_file_it_was_loaded_from_changes(
@@ -223,23 +223,23 @@ def test_a_client_of_another_standing_is_not_served(live_env: LiveEnv) -> None:
 def test_another_user_is_not_served_even_where_the_socket_lets_him_in(live_env: LiveEnv) -> None:
     start(live_env, "first")
     waiting = the_forkserver(live_env)
-    path = forkserver.address(live_env.repo)
+    path = fork_request.address(live_env.repo)
     path.chmod(0o666)
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from ijfs.live.process import forkserver
+        from ijfs.live.process import fork_request
         path = pathlib.Path(sys.argv[1])
         directory = os.open(path.parent, os.O_PATH)
         os.setuid(65534)
         os.geteuid = lambda: 0  # a client that does not look whose socket it is
-        print(forkserver.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
-        forkserver.ForkRequest()))
+        print(fork_request.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
+        fork_request.ForkRequest()))
         """
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert forkserver.running(live_env.repo) == waiting, "nor did it end, as he had asked"
+    assert fork_request.forkserver_pid(live_env.repo) == waiting, "nor did it end, as he had asked"
 
 
 def test_a_socket_of_another_user_gets_nothing(live_env: LiveEnv, tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_a_socket_of_another_user_gets_nothing(live_env: LiveEnv, tmp_path: Path
     directory.chmod(0o777)
     for parent in list(directory.parents)[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
-    path = directory / forkserver.SOCKET_NAME
+    path = directory / fork_request.SOCKET_NAME
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as theirs:
         assert theirs.stdout is not None
         assert theirs.stdout.readline() == "ready\n"
-        assert not forkserver.ask(path, forkserver.request_for([tmp_path], lazy=False))
+        assert not fork_request.ask(path, fork_request.request_for([tmp_path], lazy=False))
         assert theirs.stdout.readline() == "0\n"

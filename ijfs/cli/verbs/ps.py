@@ -17,12 +17,12 @@ def ps(app: App) -> Answer:
     import msgspec
 
     from ijfs.live.client.api import list_instances
-    from ijfs.live.process import forkserver
+    from ijfs.live.process import fork_request
 
     app.repository()
     found = sorted(list_instances(app.repository_path), key=lambda i: (i.status == "exited", i.name))
 
-    waiting = forkserver.describe(app.repository_path)
+    waiting = fork_request.forkserver_info(app.repository_path)
 
     def show(out: Printer) -> None:
         if found:

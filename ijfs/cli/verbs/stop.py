@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for."""
     from ijfs.live.client import api as client
-    from ijfs.live.process import forkserver
+    from ijfs.live.process import fork_request
 
     app.repository()
     if bool(names) == every:
@@ -34,7 +34,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
         info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
     if every:
-        forkserver.dismiss(app.repository_path)
+        fork_request.dismiss(app.repository_path)
 
     def show(out: Printer) -> None:
         for item in done:

@@ -1,7 +1,7 @@
 """From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
 
 Called by api.py and instances.py, and by fork.py for several instances at once. Keepers are forked off a process that
-has loaded everything (process/forkserver.py), because loading takes longer than restoring.
+has loaded everything (process/fork_request.py), because loading takes longer than restoring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ijfs.live.model.paths import InstancePaths, check_name
 from ijfs.live.model.protocol import AdoptArguments, Arguments
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
-from ijfs.live.process import forkserver, procfs
+from ijfs.live.process import fork_request, procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs.live.sandbox.cleanup import is_remains, sweep, sweep_old
 from ijfs_engine.errors import IjfsError
@@ -60,24 +60,24 @@ def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[soc
     """Have a keeper forked for each claimed directory. Returns a connection to each, as its first client. `lazy`: the
     first request to each will be a lazy restore."""
     sockets: list[socket.socket] = []
-    for at in range(0, len(instances), forkserver.MOST_INSTANCES):
-        sockets += _spawn(instances[at : at + forkserver.MOST_INSTANCES], lazy=lazy)
+    for at in range(0, len(instances), fork_request.MOST_INSTANCES):
+        sockets += _spawn(instances[at : at + fork_request.MOST_INSTANCES], lazy=lazy)
     return sockets
 
 
 def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
     """Fork them off the repository's forkserver, or start one, which then may stay."""
-    request = forkserver.request_for([paths.root for paths in instances], lazy=lazy)
+    request = fork_request.request_for([paths.root for paths in instances], lazy=lazy)
     with contextlib.ExitStack() as theirs:
         ends = [socket.socketpair() for _ in instances]
         fds = [theirs.enter_context(other).fileno() for _, other in ends]
-        at = instances[0].root.parent / forkserver.SOCKET_NAME
-        if request.idle_s == 0 or not forkserver.ask(at, request, fds):
+        at = instances[0].root.parent / fork_request.SOCKET_NAME
+        if request.idle_s == 0 or not fork_request.ask(at, request, fds):
             _start_forkserver(instances[0].keeper_log, request, fds)
     return [ours for ours, _ in ends]
 
 
-def _start_forkserver(log: Path, request: forkserver.ForkRequest, fds: Sequence[int]) -> None:
+def _start_forkserver(log: Path, request: fork_request.ForkRequest, fds: Sequence[int]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as complaints:
         starting = subprocess.Popen(
@@ -91,7 +91,7 @@ def _start_forkserver(log: Path, request: forkserver.ForkRequest, fds: Sequence[
         )
         theirs.close()
         with contextlib.suppress(BrokenPipeError):  # it ended already: the first request to the keeper will say so
-            forkserver.send(ours, request, fds)
+            fork_request.send(ours, request, fds)
         starting.wait()  # it forks: a forkserver is nobody's child, so that no client keeps a zombie of it
 
 

@@ -1,6 +1,6 @@
 """The process that keepers are forked off: `python -m ijfs.live.keeper.forkserver FD`. Started by client/spawn.py.
 
-FD is a socket with the first request (a ForkRequest of process/forkserver.py). The forkserver loads what keepers need,
+FD is a socket with the first request (process/fork_request.py). The forkserver loads what keepers need,
 forks one for each instance of the request, and stays for the repository's later requests: until nobody has asked for a
 while, another forkserver took its place, the repository went, or a file that it was loaded from changed. It never has a
 second thread or an open repository, because it could not be forked safely then. It holds nothing of a client's but the
@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 from ijfs.live.criu import kernel_features
 from ijfs.live.model.environment import unpacked
 from ijfs.live.model.paths import short_path
-from ijfs.live.process import forkserver
+from ijfs.live.process import fork_request
 from ijfs.live.process.child import name_process
-from ijfs.live.process.forkserver import ForkRequest
+from ijfs.live.process.fork_request import ForkRequest
 from ijfs.live.process.procfs import parent_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _serve_all(first: socket.socket) -> Become | None:
     it is to do, in the forkserver when that ends (None)."""
     first.set_inheritable(False)
     with first:
-        request, sockets = forkserver.receive(first)
+        request, sockets = fork_request.receive(first)
         load(for_restore=request.lazy and len(sockets) == 1)
         become = _fork(request, sockets)
     if become is not None:
@@ -173,7 +173,7 @@ class ForkServer:
     """Waits for a repository's further requests, after the first one was served."""
 
     def __init__(self, request: ForkRequest) -> None:
-        self._path = Path(request.instances[0]).parent / forkserver.SOCKET_NAME
+        self._path = Path(request.instances[0]).parent / fork_request.SOCKET_NAME
         self._standing = request.standing
         self._idle_s = request.idle_s
         self._asked_at = time.monotonic()
@@ -228,15 +228,15 @@ class ForkServer:
         connection, _ = listener.accept()
         with connection, suppress(OSError):
             connection.settimeout(1.0)
-            pid, user = forkserver.peer(connection)
+            pid, user = fork_request.peer(connection)
             if user != os.geteuid():
                 return None
-            request, sockets = forkserver.receive(connection)
+            request, sockets = fork_request.receive(connection)
             if not request.instances:
                 self._idle_s = 0.0
-                forkserver.accept(connection)
+                fork_request.accept(connection)
             elif self._may_ask(request, pid) and not self._is_outdated():
-                forkserver.accept(connection)
+                fork_request.accept(connection)
                 self._asked_at, self._idle_s = time.monotonic(), request.idle_s
                 return _fork(request, sockets)
             else:

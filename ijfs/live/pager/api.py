@@ -47,7 +47,7 @@ from ijfs.live.pager.messages import (
     Stalled,
 )
 from ijfs.live.pager.shared import SharedBlocks
-from ijfs.live.process import forkserver
+from ijfs.live.process import fork_request
 from ijfs.live.process.child import ForkedChild, UnrelatedProcess, name_process
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
@@ -152,8 +152,8 @@ class PagerProcess:
         ours, theirs = Channel.pair()
         channel = Channel(ours)
         with theirs:
-            request = msgspec.structs.replace(forkserver.request_for([instance], lazy=False), pager=True)
-            asked = forkserver.ask(instance.parent / forkserver.SOCKET_NAME, request, [theirs.fileno()])
+            request = msgspec.structs.replace(fork_request.request_for([instance], lazy=False), pager=True)
+            asked = fork_request.ask(instance.parent / fork_request.SOCKET_NAME, request, [theirs.fileno()])
         introduced = channel.receive(_HELLO_S) if asked else None
         with contextlib.suppress(OSError):
             if introduced is not None and isinstance(introduced[0], Hello):

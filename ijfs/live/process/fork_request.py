@@ -107,7 +107,7 @@ def ask(path: Path, request: ForkRequest, fds: Sequence[int] = ()) -> bool:
         return False
 
 
-def running(repo: str | os.PathLike[str]) -> int | None:
+def forkserver_pid(repo: str | os.PathLike[str]) -> int | None:
     """The pid of a repository's forkserver; None where none listens (for this user)."""
     try:
         with contextlib.closing(_connected(address(repo))) as sock:
@@ -117,9 +117,9 @@ def running(repo: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def describe(repo: str | os.PathLike[str]) -> ForkServerInfo | None:
+def forkserver_info(repo: str | os.PathLike[str]) -> ForkServerInfo | None:
     """What is known of a repository's forkserver; None where none listens (for this user)."""
-    pid = running(repo)
+    pid = forkserver_pid(repo)
     ticks = procfs.start_ticks(pid) if pid is not None else None
     if pid is None or ticks is None:
         return None
