@@ -1,6 +1,6 @@
 """The live layer's errors, and how an error crosses a keeper's socket; used by every module of ijfs.live.
 
-The keeper sends `describe(error)`, the client raises `rebuild(...)`: a caller of ijfs.live.client.api sees the same
+The keeper sends `error_fields(error)`, the client raises `rebuild(...)`: a caller of ijfs.live.client.api sees the same
 class, sentence, hint and exit code as if the work had been done in its own process.
 """
 
@@ -78,7 +78,7 @@ def _classes() -> dict[str, type[IjfsError]]:
     return known
 
 
-def describe(error: IjfsError) -> dict[str, Any]:
+def error_fields(error: IjfsError) -> dict[str, Any]:
     """The error as the protocol's JSON object."""
     return {
         "type": type(error).__name__,

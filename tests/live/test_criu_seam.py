@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages
 from ijfs.live.criu.log import error_lines, explain
-from ijfs.live.errors import CriuMissingError, ProgramRefusedError, describe, rebuild
+from ijfs.live.errors import CriuMissingError, ProgramRefusedError, error_fields, rebuild
 from ijfs.live.sandbox import volumes
 
 LOG = """Warn  (criu/config.c:1063): --network-lock will be ignored in restore command
@@ -161,7 +161,7 @@ def test_what_the_program_has_is_said_to_be_its_own_with_exit_code_12(line: str,
     assert isinstance(error, ProgramRefusedError)
     assert error.exit_code == 12
     assert words in str(error)
-    assert type(rebuild(describe(error))) is ProgramRefusedError, "also across a keeper's socket"
+    assert type(rebuild(error_fields(error))) is ProgramRefusedError, "also across a keeper's socket"
 
 
 def test_lines_of_the_code_that_criu_runs_inside_the_program_are_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ijfs.live.errors import ProtocolError, describe
+from ijfs.live.errors import ProtocolError, error_fields
 from ijfs.live.model import guest_protocol, protocol
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, SaveResult
 from ijfs_engine.errors import IjfsError
@@ -89,25 +89,25 @@ def test_a_request_of_another_shape_is_refused_with_a_sentence(line: bytes, says
 def test_events_say_what_kind_they_are(event: protocol.Event, wire: dict[str, Any]) -> None:
     line = protocol.encode_event(4, event)
     assert json.loads(line) == {"id": 4, "event": wire}
-    assert protocol.decode_answer(line).known_event() == event
+    assert protocol.decode_keeper_line(line).known_event() == event
 
 
 def test_an_event_that_only_a_newer_keeper_knows_is_passed_over() -> None:
-    answer = protocol.decode_answer(b'{"id":4,"event":{"kind":"weather","text":"rain"}}')
+    answer = protocol.decode_keeper_line(b'{"id":4,"event":{"kind":"weather","text":"rain"}}')
     assert answer.known_event() is None
     assert not answer.is_reply
 
 
 def test_replies_and_errors_come_back_as_what_they_were() -> None:
     info = InstanceInfo(name="n", kind="command", status="running", argv=("true",), cwd="/")
-    answer = protocol.decode_answer(protocol.encode_reply(2, info))
+    answer = protocol.decode_keeper_line(protocol.encode_reply(2, info))
     assert answer.is_reply
     assert protocol.decode_reply(protocol.StatusArguments(), answer.ok) == info
     nothing = protocol.encode_reply(3, None)
     assert json.loads(nothing) == {"id": 3, "ok": {}}
-    assert protocol.decode_reply(protocol.SignalArguments(number=1), protocol.decode_answer(nothing).ok) is None
-    error = describe(IjfsError("no", hint="try"))
-    assert protocol.decode_answer(protocol.encode_error(None, error)).error == error
+    assert protocol.decode_reply(protocol.SignalArguments(number=1), protocol.decode_keeper_line(nothing).ok) is None
+    error = error_fields(IjfsError("no", hint="try"))
+    assert protocol.decode_keeper_line(protocol.encode_error(None, error)).error == error
 
 
 def test_a_reply_to_something_else_is_refused() -> None:

@@ -144,10 +144,10 @@ class KeeperClient:
                 self._on_event(event)
         raise self._broken()
 
-    def _answers(self, number: int) -> Iterator[protocol.Answer]:
+    def _answers(self, number: int) -> Iterator[protocol.KeeperLine]:
         while True:
             while self._ready:
-                answer = protocol.decode_answer(self._ready.pop(0))
+                answer = protocol.decode_keeper_line(self._ready.pop(0))
                 if answer.id != number:
                     raise ProtocolError(f"the keeper answered request {answer.id}, not {number}")
                 yield answer

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from ijfs.live.errors import KeeperError, ProtocolError, describe
+from ijfs.live.errors import KeeperError, ProtocolError, error_fields
 from ijfs.live.model import protocol
 from ijfs.live.model.protocol import Arguments, Emit, Request
 from ijfs.live.model.records import InstanceInfo, SaveResult
@@ -78,7 +78,7 @@ async def serve_request(stream: trio.SocketStream, line: bytes, dispatch: Dispat
     try:
         request = protocol.decode_request(line)
     except ProtocolError as error:
-        await _send(stream, protocol.encode_error(None, describe(error)))
+        await _send(stream, protocol.encode_error(None, error_fields(error)))
         return False
     sender, receiver = trio.open_memory_channel[bytes](float("inf"))
     token = trio.lowlevel.current_trio_token()
@@ -102,12 +102,12 @@ async def _answer(request: Request, dispatch: Dispatch, emit: Emit) -> tuple[boo
         return True, protocol.encode_reply(request.id, await dispatch(request.arguments(), emit))
     except IjfsError as error:
         _log.info("%s refused: %s", request.verb, error)
-        return False, protocol.encode_error(request.id, describe(error))
+        return False, protocol.encode_error(request.id, error_fields(error))
     except Exception as error:
         _log.exception("%s met an unknown error", request.verb)
         text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
         unknown = KeeperError(text, hint="keeper.log in the instance's directory has the details")
-        return False, protocol.encode_error(request.id, describe(unknown))
+        return False, protocol.encode_error(request.id, error_fields(unknown))
 
 
 async def _forward(receiver: trio.MemoryReceiveChannel[bytes], stream: trio.SocketStream) -> None:

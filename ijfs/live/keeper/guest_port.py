@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from ijfs.guest import GUEST_PORT
-from ijfs.live.errors import ProtocolError, describe
+from ijfs.live.errors import ProtocolError, error_fields
 from ijfs.live.model.guest_protocol import (
     GuestHooks,
     GuestRequest,
@@ -29,7 +29,7 @@ from ijfs.live.relay.relay import connect_inside
 from ijfs.live.sandbox import namespaces as ns
 from ijfs_engine.errors import IjfsError, PreflightError
 
-Answer = Callable[[GuestRequest], Awaitable[dict[str, Any]]]
+AnswerGuest = Callable[[GuestRequest], Awaitable[dict[str, Any]]]
 
 REQUEST_LIMIT_S = 5.0
 MAX_REQUEST = 1 << 20
@@ -51,7 +51,7 @@ _log = logging.getLogger("ijfs.keeper")
 class GuestPort:
     """The listener inside, and the hooks the program gave; `on_hooks` is told when those change."""
 
-    def __init__(self, answer: Answer, on_hooks: Callable[[tuple[int, ...]], None]) -> None:
+    def __init__(self, answer: AnswerGuest, on_hooks: Callable[[tuple[int, ...]], None]) -> None:
         self._answer = answer
         self._on_hooks = on_hooks
         self._listener: trio.SocketListener | None = None
@@ -113,7 +113,7 @@ class GuestPort:
                 return {"ok": {}}
             return {"ok": await self._answer(request)}
         except IjfsError as error:
-            return {"error": describe(error)}
+            return {"error": error_fields(error)}
 
     def _add_hook(self, port: int) -> None:
         if port not in self.hook_ports:

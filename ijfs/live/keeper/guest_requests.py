@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ijfs.live.errors import ProtocolError, describe, rebuild
+from ijfs.live.errors import ProtocolError, error_fields, rebuild
 from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.guest_protocol import GuestCell, GuestLog, GuestRequest, GuestSave, GuestStatus
@@ -70,10 +70,10 @@ class GuestRequests:
         try:
             result = await self._save_verb(arguments, lambda event: None)
         except IjfsError as error:
-            self._nonces[nonce] = {"error": describe(error)}
+            self._nonces[nonce] = {"error": error_fields(error)}
         except Exception as error:
             _log.exception("save for the program failed")
-            self._nonces[nonce] = {"error": describe(IjfsError(f"the save failed: {error}"))}
+            self._nonces[nonce] = {"error": error_fields(IjfsError(f"the save failed: {error}"))}
         else:
             self._nonces[nonce] = {"ok": self._settled("saved" if result.snapshot else "thawed", result.snapshot)}
 

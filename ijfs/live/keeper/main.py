@@ -77,10 +77,10 @@ def _begin_restore(directory: Path, first: socket.socket, pager: PagerProcess) -
 
 def _refuse(first: socket.socket, name: str) -> None:
     """Another keeper was quicker."""
-    from ijfs.live.errors import describe
+    from ijfs.live.errors import error_fields
     from ijfs.live.model import protocol
     from ijfs_engine.errors import LockedError
 
     request = protocol.decode_request(first.makefile("rb").readline())
     error = LockedError(f"`{name}` has a keeper already")
-    first.sendall(protocol.encode_error(request.id, describe(error)))
+    first.sendall(protocol.encode_error(request.id, error_fields(error)))

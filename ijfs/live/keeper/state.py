@@ -21,7 +21,7 @@ import trio
 from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 from ijfs.live.checkpoint.workspace import StatCache
 from ijfs.live.errors import InstanceExitedError
-from ijfs.live.keeper.guest_port import Answer, GuestPort
+from ijfs.live.keeper.guest_port import AnswerGuest, GuestPort
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import info_of, write_record
@@ -76,7 +76,7 @@ class RecordChanges(TypedDict, total=False):
 class InstanceState:
     """One instance as its keeper has it. `answer` answers what the program asks at the guest port."""
 
-    def __init__(self, directory: Path, snapshots: SnapshotStore | None, answer: Answer) -> None:
+    def __init__(self, directory: Path, snapshots: SnapshotStore | None, answer: AnswerGuest) -> None:
         self.name = directory.name
         self.repo = directory.parent.parent
         self.paths = InstancePaths(directory)

@@ -1,7 +1,7 @@
 """The keeper's protocol: one JSON object a line. Its ends are client/connection.py and keeper/control_socket.py.
 
 A request is `{"id": 1, "verb": "save", "args": {…}}`. Its answers carry the same id: any number of
-`{"id": 1, "event": {"kind": …, …}}`, then one `{"id": 1, "ok": {…}}` or `{"id": 1, "error": {…}}` (errors.describe).
+`{"id": 1, "event": {"kind": …, …}}`, then one `{"id": 1, "ok": {…}}` or `{"id": 1, "error": {…}}` (error_fields).
 Bytes (a notebook document) travel as base64 in JSON, as msgspec does it.
 
 Each verb's arguments are a class here, each event too; `VERBS` says which verb has which, and what its answer holds.
@@ -180,8 +180,8 @@ class Request(msgspec.Struct, frozen=True):
         return found
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line from a keeper: an event, the reply, or an error as errors.describe has it."""
+class KeeperLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line from a keeper: an event, the reply, or an error as errors.error_fields has it."""
 
     id: int | None
     event: msgspec.Raw = _ABSENT
@@ -216,17 +216,17 @@ def encode_request(number: int, arguments: Arguments[Any]) -> bytes:
 
 def encode_event(number: int | None, event: Event) -> bytes:
     """The line of an event of a request."""
-    return _line(Answer(id=number, event=msgspec.Raw(msgspec.json.encode(event))))
+    return _line(KeeperLine(id=number, event=msgspec.Raw(msgspec.json.encode(event))))
 
 
 def encode_reply(number: int | None, reply: msgspec.Struct | None) -> bytes:
     """The line that answers a request."""
-    return _line(Answer(id=number, ok=msgspec.Raw(msgspec.json.encode({} if reply is None else reply))))
+    return _line(KeeperLine(id=number, ok=msgspec.Raw(msgspec.json.encode({} if reply is None else reply))))
 
 
 def encode_error(number: int | None, error: dict[str, Any]) -> bytes:
-    """The line that refuses a request; `error` as errors.describe has it."""
-    return _line(Answer(id=number, error=error))
+    """The line that refuses a request; `error` as errors.error_fields has it."""
+    return _line(KeeperLine(id=number, error=error))
 
 
 def decode_request(line: bytes) -> Request:
@@ -237,10 +237,10 @@ def decode_request(line: bytes) -> Request:
         raise ProtocolError(f"a line on the control socket is no request: {error}") from error
 
 
-def decode_answer(line: bytes) -> Answer:
+def decode_keeper_line(line: bytes) -> KeeperLine:
     """ProtocolError for what is no answer."""
     try:
-        return msgspec.json.decode(line, type=Answer)
+        return msgspec.json.decode(line, type=KeeperLine)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a line on the control socket is no answer: {error}") from error
 
