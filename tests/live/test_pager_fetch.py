@@ -11,7 +11,7 @@ import pytest
 from pagerlab import BASE
 
 from ijfs.live.pager.fetch import Fetcher, ReadTimes
-from ijfs.live.pager.plan import MemoryImage, Run
+from ijfs.live.pager.plan import ProcessMemory, Run
 from ijfs.live.pager.scheduler import SWEEP_PAGES, Scheduler
 from ijfs.live.pager.task import PageRange, Task
 from ijfs.live.pager.throttle import Pace
@@ -24,27 +24,27 @@ class Place:
     """A `PageSource` whose reads take as long as `passing` does; in every other block the first page is zero."""
 
     def __init__(self, passing: Callable[[], None]) -> None:
-        self.image = MemoryImage(7, [Run(BASE, BLOCKS * SWEEP_PAGES, 0)], [])
+        self.image = ProcessMemory(7, [Run(BASE, BLOCKS * SWEEP_PAGES, 0)], [])
         self._passing = passing
         self.located = threading.Event()
 
-    def memory(self, pid: int) -> MemoryImage:
+    def memory(self, pid: int) -> ProcessMemory:
         return self.image
 
-    def zero_pages(self, image: MemoryImage, ranges: Iterable[PageRange]) -> Iterable[PageRange]:
+    def zero_pages(self, image: ProcessMemory, ranges: Iterable[PageRange]) -> Iterable[PageRange]:
         return [(first, 1) for first, _ in ranges if first // SWEEP_PAGES % 2]
 
     def locate(self) -> None:
         self.located.set()
 
-    def read(self, image: MemoryImage, ranges: Iterable[PageRange], buffer: memoryview) -> None:
+    def read(self, image: ProcessMemory, ranges: Iterable[PageRange], buffer: memoryview) -> None:
         self._passing()
 
 
 class Everything:
     """A `Demand` for all there is, at once."""
 
-    def missing(self, image: MemoryImage, first: int, count: int) -> Iterable[PageRange]:
+    def missing(self, image: ProcessMemory, first: int, count: int) -> Iterable[PageRange]:
         return [(first, count)]
 
     def pace(self) -> Pace:
@@ -54,7 +54,7 @@ class Everything:
 class Copies:
     """A `Receiver` that counts what comes; `through` once every page has."""
 
-    def __init__(self, scheduler: Scheduler, image: MemoryImage) -> None:
+    def __init__(self, scheduler: Scheduler, image: ProcessMemory) -> None:
         self.pages: Counter[int] = Counter()
         self.zeros: list[PageRange] = []
         self.through = threading.Event()
@@ -81,7 +81,7 @@ def brought(passing: Callable[[], None]) -> tuple[Counter[int], int, int]:
     scheduler = Scheduler(Everything())
     copies = Copies(scheduler, place.image)
     fetcher = Fetcher(place, scheduler, copies, ReadTimes())
-    scheduler.add_image(place.image)
+    scheduler.add_memory(place.image)
     fetcher.start()
     assert copies.through.wait(20)
     assert place.located.wait(20)

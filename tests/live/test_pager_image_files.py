@@ -25,7 +25,7 @@ from pagerlab import BASE, PAGE, PID, mm, page_bytes, write_images
 from ijfs.live.criu.image_format import parse_pagemap_entries
 from ijfs.live.pager import working_set
 from ijfs.live.pager.image_files import CriuImages, DirectoryFiles, parse_mappings
-from ijfs.live.pager.plan import Mapping, MemoryImage, Run
+from ijfs.live.pager.plan import Mapping, ProcessMemory, Run
 from ijfs_engine.errors import CorruptError
 
 PARENT, LAZY, PRESENT = 1, 2, 4
@@ -185,7 +185,7 @@ def test_a_damaged_order_is_as_good_as_none(data: bytes) -> None:
 
 
 def test_an_order_is_replayed_in_blocks_by_address_of_what_the_image_has() -> None:
-    image = MemoryImage(7, [Run(BASE, 300, 0), Run(BASE + 400 * PAGE, 50, 300 * PAGE)], [])
+    image = ProcessMemory(7, [Run(BASE, 300, 0), Run(BASE + 400 * PAGE, 50, 300 * PAGE)], [])
     touched = [
         working_set.Touched(7, BASE + 290 * PAGE, 120),
         working_set.Touched(8, BASE, 4),

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from pagerlab import BASE, PAGE
 
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import IN, MISSING, ZERO, Mapping, MemoryImage, Plan, Run
+from ijfs.live.pager.plan import IN, MISSING, ZERO, Mapping, Plan, ProcessMemory, Run
 from ijfs.live.pager.uffd import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP
 
 RUNS = [Run(BASE, 10, 0), Run(BASE + 10 * PAGE, 6, 10 * PAGE), Run(BASE + 24 * PAGE, 8, 16 * PAGE)]
 MAPPINGS = [Mapping(BASE, BASE + 10 * PAGE, wiped_on_fork=True), Mapping(BASE + 10 * PAGE, BASE + 64 * PAGE)]
-IMAGE = MemoryImage(7, RUNS, MAPPINGS)
+IMAGE = ProcessMemory(7, RUNS, MAPPINGS)
 
 spans = st.tuples(st.integers(0, 40), st.integers(1, 20))
 operations = st.lists(

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from ijfs.live.pager import shared
-from ijfs.live.pager.plan import Mapping, MemoryImage, Run
+from ijfs.live.pager.plan import Mapping, ProcessMemory, Run
 from ijfs.live.pager.shared import Fill, SharedBlocks
 from ijfs.live.pager.task import PageRange, Task
 from ijfs_engine import PAGE
 
 PAGES = 64
-IMAGE = MemoryImage(7, [Run(PAGE, PAGES, 0)], [Mapping(PAGE, PAGE * (PAGES + 1), False)])
+IMAGE = ProcessMemory(7, [Run(PAGE, PAGES, 0)], [Mapping(PAGE, PAGE * (PAGES + 1), False)])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import struct
 from typing import Final
 
 from ijfs.live.pager.channel import Channel, received_fds
-from ijfs.live.pager.images import Images
+from ijfs.live.pager.memories import ProcessMemories
 from ijfs.live.pager.messages import Hold, Release, Resumed
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdTable
@@ -32,7 +32,7 @@ class CriuConversation:
         fd_table: FdTable,
         epoll: select.epoll,
         spaces: Spaces,
-        images: Images,
+        memories: ProcessMemories,
     ) -> None:
         self.failed = False
         """The restore ended before its programs ran."""
@@ -46,7 +46,7 @@ class CriuConversation:
         self._fd_table = fd_table
         self._epoll = epoll
         self._spaces = spaces
-        self._images = images
+        self._memories = memories
 
     def begin(self) -> None:
         """Listen, where CRIU has not come yet."""
@@ -103,7 +103,7 @@ class CriuConversation:
             self.failed = self._spaces.resumed is None
             self._hang_up(connection)
         elif self._pid is not None:
-            self._spaces.add(self._images.of_process(self._pid), received_fds(ancillary)[0])
+            self._spaces.add(self._memories.of_process(self._pid), received_fds(ancillary)[0])
             self._pid = None
         else:
             (number,) = struct.unpack("<i", data)

@@ -63,7 +63,7 @@ class Deliveries:
         return early and self._spaces.resumed is None and not task.urgent
 
     def _spaces_of(self, task: Task) -> list[Space]:
-        return self._spaces.of_image(task.image)
+        return self._spaces.of_memory(task.memory)
 
     # -- called by the listening thread -------------------------------------------------------------------------
 

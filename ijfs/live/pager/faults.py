@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from ijfs.live.pager.fetch import ReadTimes
-from ijfs.live.pager.images import Images
+from ijfs.live.pager.memories import ProcessMemories
 from ijfs.live.pager.plan import IN, MISSING
 from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.space import Space
@@ -25,12 +25,17 @@ class Faults:
     """Which faults wait, and for what."""
 
     def __init__(
-        self, scheduler: Scheduler, images: Images, throttle: Throttle, times: ReadTimes, recorder: Recorder | None
+        self,
+        scheduler: Scheduler,
+        memories: ProcessMemories,
+        throttle: Throttle,
+        times: ReadTimes,
+        recorder: Recorder | None,
     ) -> None:
         """`recorder` takes down what no recorded order had foreseen."""
         self.count = 0
         self._scheduler = scheduler
-        self._images = images
+        self._memories = memories
         self._throttle = throttle
         self._times = times
         self._recorder = recorder
@@ -52,10 +57,10 @@ class Faults:
         """The program touched a page that is not there."""
         self.count += 1
         page = space.plan.page_at(vaddr)
-        if page is not None and space.state_of(page) == MISSING and not self._images.is_foreseen(space.image, page):
+        if page is not None and space.state_of(page) == MISSING and not self._memories.is_foreseen(space.memory, page):
             self._throttle.stray()
             if self._recorder is not None:
-                self._recorder.add(space.image, page)
+                self._recorder.add(space.memory, page)
         self._answer(space, vaddr)
 
     def after_deliveries(self) -> None:
@@ -81,5 +86,5 @@ class Faults:
                 self._deferred.append((space, vaddr))
             return
         self._open.append((space, vaddr))
-        if self._times.work_s >= _SLOW_BLOCK_S or not self._scheduler.is_taken(space.image, page):
-            self._scheduler.want_now(space.image, page)
+        if self._times.work_s >= _SLOW_BLOCK_S or not self._scheduler.is_taken(space.memory, page):
+            self._scheduler.want_now(space.memory, page)

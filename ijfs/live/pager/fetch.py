@@ -18,7 +18,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from ijfs.live.pager.image_files import PageSource
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.scheduler import AROUND_PAGES, SWEEP_PAGES, Scheduler
 from ijfs.live.pager.shared import SharedBlocks
 from ijfs.live.pager.task import PageRange, Task
@@ -144,9 +144,9 @@ class Fetcher:
         """
         deadline = time.monotonic() + PATIENCE_S
         try:
-            task.zeros = list(self._source.zero_pages(task.image, task.ranges))
+            task.zeros = list(self._source.zero_pages(task.memory, task.ranges))
             if sum(count for _, count in task.zeros) < task.pages:
-                self._read(task.image, task.ranges, buffer[: task.pages * PAGE], deadline)
+                self._read(task.memory, task.ranges, buffer[: task.pages * PAGE], deadline)
         except Exception:
             at = 0
             for first, count in task.ranges:
@@ -155,7 +155,7 @@ class Fetcher:
 
     def _fill_range(self, task: Task, first: int, count: int, buffer: memoryview, deadline: float) -> None:
         try:
-            self._read(task.image, [(first, count)], buffer, deadline)
+            self._read(task.memory, [(first, count)], buffer, deadline)
         except Exception as error:
             if count == 1:
                 task.bad.add(first)
@@ -165,12 +165,12 @@ class Fetcher:
             self._fill_range(task, first, half, buffer[: half * PAGE], deadline)
             self._fill_range(task, first + half, count - half, buffer[half * PAGE :], deadline)
 
-    def _read(self, image: MemoryImage, ranges: list[PageRange], buffer: memoryview, deadline: float) -> None:
+    def _read(self, memory: ProcessMemory, ranges: list[PageRange], buffer: memoryview, deadline: float) -> None:
         """One read; an answer that does not come (not: a wrong one) is asked for again until the deadline."""
         wait_s = 0.05
         while True:
             try:
-                return self._source.read(image, ranges, buffer)
+                return self._source.read(memory, ranges, buffer)
             except CorruptError:
                 raise
             except Exception as error:

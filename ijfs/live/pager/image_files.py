@@ -29,7 +29,7 @@ from ijfs.live.criu.image_format import (
     parse_areas,
     parse_pagemap_entries,
 )
-from ijfs.live.pager.plan import Mapping, MemoryImage, Run
+from ijfs.live.pager.plan import Mapping, ProcessMemory, Run
 from ijfs_engine import PAGE, is_pages, pages_name, simulate_latency
 from ijfs_engine.errors import CorruptError
 
@@ -64,16 +64,16 @@ class Files(Protocol):
 class PageSource(Protocol):
     """What the server needs of the place where the bytes are."""
 
-    def memory(self, pid: int) -> MemoryImage: ...
+    def memory(self, pid: int) -> ProcessMemory: ...
     def locate(self) -> None:
         """Find out where the pages of the images asked for are, ahead of reading them. Errors as of `read`."""
         ...
 
-    def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    def zero_pages(self, memory: ProcessMemory, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
         """Those of these pages that are known to be all zero, as (first, count) in the same order."""
         ...
 
-    def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
+    def read(self, memory: ProcessMemory, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
         """Fill `buffer` with the pages of these (first, count), one range after the other.
 
         CorruptError, StorageError, OSError; never wrong bytes.
@@ -88,7 +88,7 @@ class CriuImages:
         self._files = files
         self._pages: dict[int, tuple[str, PagesFile]] = {}
 
-    def memory(self, pid: int) -> MemoryImage:
+    def memory(self, pid: int) -> ProcessMemory:
         """The lazy pages and registered mappings of one process. CorruptError for images that make no sense."""
         name = f"pagemap-{pid}.img"
         pagemap = self._files.open(name)
@@ -96,43 +96,43 @@ class CriuImages:
         mm = self._files.open(mm_name)
         mappings = list(parse_mappings(mm_name, mm.read(0, mm.size)))
         pages_id, entries = parse_pagemap_entries(name, pagemap.read(0, pagemap.size))
-        image = MemoryImage(pid, list(_runs(name, entries, mappings)), mappings)
-        if image.pages:
+        memory = ProcessMemory(pid, list(_runs(name, entries, mappings)), mappings)
+        if memory.pages:
             file_name = pages_name(pages_id)
             pages = self._files.open(file_name)
             self._pages[pid] = file_name, pages
-            end = max(run.offset + run.pages * PAGE for run in image.runs)
+            end = max(run.offset + run.pages * PAGE for run in memory.runs)
             if end > pages.size:
                 raise CorruptError(f"{file_name} has {pages.size} bytes, its pagemap needs {end}")
-        return image
+        return memory
 
     def locate(self) -> None:
         for _, pages in list(self._pages.values()):
             pages.locate()
 
-    def zero_pages(self, image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        _, pages = self._pages[image.pid]
+    def zero_pages(self, memory: ProcessMemory, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        _, pages = self._pages[memory.pid]
         ranges = list(ranges)
         stretches = (
             (-(-(at + start - offset) // PAGE), (at + start - offset + size) // PAGE)
-            for offset, at, length in _segments(image, ranges)
+            for offset, at, length in _segments(memory, ranges)
             for start, size in pages.zeros(offset, length)
         )
         return _numbered(ranges, stretches)
 
-    def read(self, image: MemoryImage, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
-        name, pages = self._pages[image.pid]
-        wanted = [(offset, buffer[at : at + length]) for offset, at, length in _segments(image, ranges)]
+    def read(self, memory: ProcessMemory, ranges: Iterable[tuple[int, int]], buffer: memoryview) -> None:
+        name, pages = self._pages[memory.pid]
+        wanted = [(offset, buffer[at : at + length]) for offset, at, length in _segments(memory, ranges)]
         got = pages.read_many(wanted)
         if got != (needed := sum(len(view) for _, view in wanted)):
             raise CorruptError(f"{name} gave {got} bytes where {needed} were to be read")
 
 
-def _segments(image: MemoryImage, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+def _segments(memory: ProcessMemory, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     """Reads for pages (first, count)…: (file offset, offset in the buffer, bytes), neighbours in the file merged."""
     start = at = length = 0
     for first, count in ranges:
-        for run, inside, pages in image.pieces(first, count):
+        for run, inside, pages in memory.pieces(first, count):
             offset = run.offset + inside * PAGE
             if length and offset == start + length:
                 length += pages * PAGE

@@ -24,7 +24,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from ijfs.live.pager.plan import MemoryImage, Plan
+from ijfs.live.pager.plan import Plan, ProcessMemory
 from ijfs.live.pager.uffd import EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP, MESSAGE
 from ijfs_engine import PAGE
 
@@ -103,9 +103,9 @@ class Ledger:
                 self._append_move((a, b, c))
             plan.move(a, b, c)
 
-    def restore(self, image: MemoryImage) -> Plan:
+    def restore(self, memory: ProcessMemory) -> Plan:
         """The plan as the predecessor left it."""
-        plan = Plan(image, self.states)
+        plan = Plan(memory, self.states)
         for source, destination, length in self.moves():
             plan.move(source, destination, length)
         return plan

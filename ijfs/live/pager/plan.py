@@ -1,6 +1,6 @@
 """What is still missing where: the bookkeeping of one paged address space, without any I/O.
 
-A process image's lazy pages are numbered 0, 1, 2… in the order of their addresses (`MemoryImage`); that number never
+A process image's lazy pages are numbered 0, 1, 2… in the order of their addresses (`ProcessMemory`); that number never
 changes. A `Plan` says where each of them is to go *now*: the program (and its forked children, each with a
 space of its own) may have moved, unmapped or dropped mappings since. Used by `server`; pure, so that a property test
 can drive it against a naive model (tests/live/test_pager_plan.py).
@@ -45,7 +45,7 @@ class Mapping(NamedTuple):
     """MADV_WIPEONFORK: a forked child sees zeros there."""
 
 
-class MemoryImage:
+class ProcessMemory:
     """One process's lazy pages as its image has them, numbered in address order."""
 
     def __init__(self, pid: int, runs: Sequence[Run], mappings: Sequence[Mapping]) -> None:
@@ -192,19 +192,19 @@ class Plan:
     IN, ZERO, POISONED per page number. Addresses and lengths are in bytes, whole pages.
     """
 
-    def __init__(self, image: MemoryImage, states: States) -> None:
-        self.image = image
+    def __init__(self, memory: ProcessMemory, states: States) -> None:
+        self.memory = memory
         self.states = states
         self._extents = _Extents()
-        for run, first in zip(image.runs, image.firsts, strict=True):
+        for run, first in zip(memory.runs, memory.firsts, strict=True):
             self._extents.add(_Extent(run.vaddr, first, run.pages))
 
     def fork(self, states: States) -> Plan:
         """The child of a fork. `states` has to be a copy of this space's, to be kept by the child alone."""
         child = Plan.__new__(Plan)
-        child.image, child.states = self.image, states
+        child.memory, child.states = self.memory, states
         child._extents = self._extents.copy()
-        for first, count in self.image.wiped_on_fork():
+        for first, count in self.memory.wiped_on_fork():
             child.mark(first, count, ZERO)
         return child
 

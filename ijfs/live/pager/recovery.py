@@ -11,8 +11,8 @@ import socket
 
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.conversation import CriuConversation
-from ijfs.live.pager.images import Images
 from ijfs.live.pager.ledger import Ledger
+from ijfs.live.pager.memories import ProcessMemories
 from ijfs.live.pager.messages import Adopt, Adopted
 from ijfs.live.pager.spaces import Spaces
 from ijfs.live.pager.supervisor import FdRow, FdTable
@@ -22,13 +22,18 @@ class Recovery:
     """One takeover; afterwards the conversation and the spaces are as if this pager had begun them."""
 
     def __init__(
-        self, channel: Channel, fd_table: FdTable, conversation: CriuConversation, spaces: Spaces, images: Images
+        self,
+        channel: Channel,
+        fd_table: FdTable,
+        conversation: CriuConversation,
+        spaces: Spaces,
+        memories: ProcessMemories,
     ) -> None:
         self._channel = channel
         self._fd_table = fd_table
         self._conversation = conversation
         self._spaces = spaces
-        self._images = images
+        self._memories = memories
 
     def adopt(self) -> None:
         """Take over from a pager that died with its supervisor: everything that its keeper held."""
@@ -57,7 +62,7 @@ class Recovery:
 
     def _adopt_space(self, row: FdRow, *, held: bool) -> None:
         ledger = Ledger(row.ledger)
-        self._spaces.adopt(row, ledger, self._images.of_process(ledger.pid), held=held)
+        self._spaces.adopt(row, ledger, self._memories.of_process(ledger.pid), held=held)
 
     def _catch_up(self, *, resumed: bool, same_table: bool) -> None:
         """Finish what the predecessor had read, then let every thread that waits for it ask again."""

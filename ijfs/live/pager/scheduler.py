@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.task import PageRange, Task
 from ijfs.live.pager.throttle import Pace
 
@@ -31,7 +31,7 @@ _FREE, _TAKEN, _SETTLED = 0, 1, 2
 class Demand(Protocol):
     """What may be read besides faults. Asked by the fetching threads."""
 
-    def missing(self, image: MemoryImage, first: int, count: int) -> Iterable[PageRange]:
+    def missing(self, memory: ProcessMemory, first: int, count: int) -> Iterable[PageRange]:
         """Those of these pages that any address space still misses."""
         ...
 
@@ -51,48 +51,48 @@ class Scheduler:
         self._demand = demand
         self._changed = threading.Condition()
         self._claims: dict[int, bytearray] = {}
-        self._images: list[MemoryImage] = []
+        self._memories: list[ProcessMemory] = []
         self._cursors: dict[int, int] = {}
         self._urgent: deque[Task] = deque()
         self._pending: set[tuple[int, int]] = set()
-        self._near: deque[tuple[MemoryImage, int]] = deque(maxlen=4)
+        self._near: deque[tuple[ProcessMemory, int]] = deque(maxlen=4)
         self._asked: deque[tuple[int, int]] = deque(maxlen=32)
-        self._recorded: Iterator[tuple[int, tuple[MemoryImage, list[PageRange]]]] = enumerate(())
+        self._recorded: Iterator[tuple[int, tuple[ProcessMemory, list[PageRange]]]] = enumerate(())
         self._closed = False
 
-    def add_image(self, image: MemoryImage) -> None:
+    def add_memory(self, memory: ProcessMemory) -> None:
         with self._changed:
-            self._claims[image.pid] = bytearray(image.pages)
-            self._images.append(image)
-            self._cursors[image.pid] = 0
+            self._claims[memory.pid] = bytearray(memory.pages)
+            self._memories.append(memory)
+            self._cursors[memory.pid] = 0
             self._changed.notify_all()
 
-    def set_order(self, order: Iterable[tuple[MemoryImage, list[PageRange]]]) -> None:
+    def set_order(self, order: Iterable[tuple[ProcessMemory, list[PageRange]]]) -> None:
         """The order in which pages were needed at an earlier restore, in blocks of at most BLOCK_PAGES."""
         with self._changed:
             self._recorded = enumerate(order)
             self._changed.notify_all()
 
-    def want_now(self, image: MemoryImage, page: int) -> PageRange | None:
+    def want_now(self, memory: ProcessMemory, page: int) -> PageRange | None:
         """A fault needs this page: read what lies around it before all else. None: that is under way already."""
         first = page // AROUND_PAGES * AROUND_PAGES
-        count = min(AROUND_PAGES, image.pages - first)
+        count = min(AROUND_PAGES, memory.pages - first)
         with self._changed:
-            if (image.pid, first) in self._pending:
+            if (memory.pid, first) in self._pending:
                 return None
-            self._pending.add((image.pid, first))
-            self._urgent.append(Task(image, [(first, count)], urgent=True))
+            self._pending.add((memory.pid, first))
+            self._urgent.append(Task(memory, [(first, count)], urgent=True))
             # Only for faults that walk: around scattered ones, a mebibyte each would be read for nothing.
-            neighbours = {(image.pid, first - AROUND_PAGES), (image.pid, first + AROUND_PAGES)}
+            neighbours = {(memory.pid, first - AROUND_PAGES), (memory.pid, first + AROUND_PAGES)}
             if neighbours & set(self._asked):
-                self._near.append((image, page))
-            self._asked.append((image.pid, first))
+                self._near.append((memory, page))
+            self._asked.append((memory.pid, first))
             self._changed.notify_all()
         return first, count
 
-    def is_taken(self, image: MemoryImage, page: int) -> bool:
+    def is_taken(self, memory: ProcessMemory, page: int) -> bool:
         """Whether a block that is being read, or waits to be copied, holds this page."""
-        return self._claims[image.pid][page] == _TAKEN
+        return self._claims[memory.pid][page] == _TAKEN
 
     @property
     def closed(self) -> bool:
@@ -115,15 +115,15 @@ class Scheduler:
     def settle(self, task: Task, missing: Iterable[PageRange]) -> None:
         """A task is through; what is still `missing` of it may be handed out again."""
         with self._changed:
-            claims = self._claims[task.image.pid]
+            claims = self._claims[task.memory.pid]
             for first, count in task.ranges:
                 claims[first : first + count] = bytes((_SETTLED,)) * count
             for first, count in missing:
                 claims[first : first + count] = bytes((_FREE,)) * count
-                self._cursors[task.image.pid] = min(self._cursors[task.image.pid], first)
+                self._cursors[task.memory.pid] = min(self._cursors[task.memory.pid], first)
                 self._changed.notify_all()
             if task.urgent:
-                self._pending.discard((task.image.pid, task.ranges[0][0]))
+                self._pending.discard((task.memory.pid, task.ranges[0][0]))
 
     def close(self) -> None:
         with self._changed:
@@ -132,34 +132,34 @@ class Scheduler:
 
     def _next_block(self, pace: Pace) -> Task | None:
         while self._near and pace >= Pace.NEAR:
-            image, page = self._near.popleft()
+            memory, page = self._near.popleft()
             first = page // BLOCK_PAGES * BLOCK_PAGES
-            if task := self._claim(image, [(first, min(BLOCK_PAGES, image.pages - first))]):
+            if task := self._claim(memory, [(first, min(BLOCK_PAGES, memory.pages - first))]):
                 task.near = True
                 return task
-        for number, (image, ranges) in self._recorded:
-            if task := self._claim(image, ranges):
+        for number, (memory, ranges) in self._recorded:
+            if task := self._claim(memory, ranges):
                 task.block = number
                 task.ranges = ranges  # whole, as each of several siblings has it; what is there already is passed over
                 return task
-        for image in self._images if pace is Pace.ALL else ():
-            while (first := self._claims[image.pid].find(_FREE, self._cursors[image.pid])) >= 0:
-                count = min(SWEEP_PAGES, image.pages - first)
-                self._cursors[image.pid] = first + count
-                if task := self._claim(image, [(first, count)]):
+        for memory in self._memories if pace is Pace.ALL else ():
+            while (first := self._claims[memory.pid].find(_FREE, self._cursors[memory.pid])) >= 0:
+                count = min(SWEEP_PAGES, memory.pages - first)
+                self._cursors[memory.pid] = first + count
+                if task := self._claim(memory, [(first, count)]):
                     return task
         return None
 
-    def _claim(self, image: MemoryImage, ranges: list[PageRange]) -> Task | None:
+    def _claim(self, memory: ProcessMemory, ranges: list[PageRange]) -> Task | None:
         """A task for what is free and wanted in these ranges."""
-        claims = self._claims[image.pid]
+        claims = self._claims[memory.pid]
         chosen: list[PageRange] = []
         for first, count in ranges:
-            for begin, pages in self._demand.missing(image, first, count):
+            for begin, pages in self._demand.missing(memory, first, count):
                 chosen.extend(_free_runs(claims, begin, pages))
         for first, count in chosen:
             claims[first : first + count] = bytes((_TAKEN,)) * count
-        return Task(image, chosen) if chosen else None
+        return Task(memory, chosen) if chosen else None
 
 
 def _free_runs(claims: bytearray, first: int, count: int) -> Iterator[PageRange]:

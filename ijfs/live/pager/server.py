@@ -8,7 +8,7 @@ happens in `fetch`'s threads.
     CriuConversation    the listening socket, the connection to CRIU            this thread
     Recovery            nothing: it hands a dead pager's things to the others   this thread
     Spaces              address spaces, since when the programs run             this thread; looked at by all
-    Images              memory images, the recorded order                       this thread
+    ProcessMemories     lazy pages, the recorded order                          this thread
     Faults              faults that wait                                        this thread; `are_open` is looked at
     Deliveries          queues from the fetching threads to this one            fetching threads fill, this one empties
     Scheduler           what is read, what is to be read next                   all, under its lock
@@ -33,9 +33,9 @@ from ijfs.live.pager.deliveries import AGAIN_S, Deliveries
 from ijfs.live.pager.faults import Faults
 from ijfs.live.pager.fetch import Fetcher, ReadTimes, raise_priority
 from ijfs.live.pager.image_files import PageSource
-from ijfs.live.pager.images import Images
+from ijfs.live.pager.memories import ProcessMemories
 from ijfs.live.pager.messages import Complete, Failed, Poisoned, Progress, Released, Stalled
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.recovery import Recovery
 from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.shared import SharedBlocks
@@ -81,13 +81,13 @@ class Server:
         throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched)
         times = ReadTimes()
         scheduler = Scheduler(_Demand(self._spaces, throttle, times))
-        self._images = Images(source, scheduler, self._touched)
+        self._memories = ProcessMemories(source, scheduler, self._touched)
         recorder = self._recorder if record is not None else None
-        self._faults = Faults(scheduler, self._images, throttle, times, recorder)
+        self._faults = Faults(scheduler, self._memories, throttle, times, recorder)
         self._deliveries = Deliveries(self._spaces, scheduler, self._faults)
         self._fetcher = Fetcher(source, scheduler, self._deliveries, times, shared)
-        self._conversation = CriuConversation(listener, channel, fd_table, self._epoll, self._spaces, self._images)
-        self._recovery = Recovery(channel, fd_table, self._conversation, self._spaces, self._images)
+        self._conversation = CriuConversation(listener, channel, fd_table, self._epoll, self._spaces, self._memories)
+        self._recovery = Recovery(channel, fd_table, self._conversation, self._spaces, self._memories)
         self._released = False
         """The keeper has let go of the userfaultfds."""
         self._began = time.monotonic()
@@ -95,7 +95,7 @@ class Server:
 
     def prepare(self, pids: Iterable[int]) -> None:
         """Read these processes' page maps and begin to fetch, before CRIU has even made them."""
-        self._images.prepare(pids)
+        self._memories.prepare(pids)
 
     def adopt(self) -> None:
         """Take over from a pager that died with its supervisor."""
@@ -181,7 +181,7 @@ class Server:
         every = [space.counts() for space in self._spaces]
         _, brought, zero, poisoned = (sum(state) for state in zip(*every, strict=True)) if every else (0, 0, 0, 0)
         return kind(
-            pages=sum(space.image.pages for space in self._spaces),
+            pages=sum(space.memory.pages for space in self._spaces),
             pages_in=brought,
             zero=zero,
             poisoned=poisoned,
@@ -210,9 +210,9 @@ class Server:
 
     def _report_poison(self, task: Task) -> None:
         for page in sorted(task.bad):
-            run, inside, _ = next(task.image.pieces(page, 1))
+            run, inside, _ = next(task.memory.pieces(page, 1))
             vaddr = run.vaddr + inside * PAGE
-            self._channel.send(Poisoned(pid=task.image.pid, vaddr=vaddr, pages=1, reason=task.reason))
+            self._channel.send(Poisoned(pid=task.memory.pid, vaddr=vaddr, pages=1, reason=task.reason))
 
     def _keep_record(self) -> None:
         """Keep the first touches for the next restore; a full disk is no reason to have failed."""
@@ -230,8 +230,8 @@ class _Demand:
         self._throttle = throttle
         self._times = times
 
-    def missing(self, image: MemoryImage, first: int, count: int) -> Iterable[PageRange]:
-        return self._spaces.missing(image, first, count)
+    def missing(self, memory: ProcessMemory, first: int, count: int) -> Iterable[PageRange]:
+        return self._spaces.missing(memory, first, count)
 
     def pace(self) -> Pace:
         return self._throttle.now(self._spaces.resumed, self._times.waiting)

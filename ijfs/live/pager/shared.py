@@ -103,4 +103,4 @@ class SharedBlocks:
 
 
 def _name(task: Task) -> bytes:
-    return hashlib.blake2b(repr((task.image.pid, task.ranges)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(repr((task.memory.pid, task.ranges)).encode(), digest_size=16).digest()

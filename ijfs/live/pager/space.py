@@ -12,7 +12,7 @@ from typing import Final
 
 from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.ledger import Ledger
-from ijfs.live.pager.plan import MemoryImage, Plan
+from ijfs.live.pager.plan import Plan, ProcessMemory
 from ijfs.live.pager.task import Task
 from ijfs.live.pager.uffd import RangeOutcome, Uffd
 from ijfs_engine import PAGE
@@ -34,8 +34,8 @@ class Space:
         self._filler = Filler(uffd.fd, ledger.states)
 
     @property
-    def image(self) -> MemoryImage:
-        return self.plan.image
+    def memory(self) -> ProcessMemory:
+        return self.plan.memory
 
     @property
     def complete(self) -> bool:
@@ -117,7 +117,7 @@ class Space:
 
     def unregister(self) -> None:
         """Hand every range back to the kernel, also those that another holder of the userfaultfd keeps open."""
-        for mapping in self.image.mappings:
+        for mapping in self.memory.mappings:
             self.uffd.unregister(mapping.start, mapping.end - mapping.start)
         for _, destination, length in self.ledger.moves():
             self.uffd.unregister(destination, length)

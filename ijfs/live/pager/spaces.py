@@ -15,7 +15,7 @@ from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.messages import Hold, Lost, Release
-from ijfs.live.pager.plan import MemoryImage, Plan
+from ijfs.live.pager.plan import Plan, ProcessMemory
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.supervisor import FdRow, FdTable
 from ijfs.live.pager.task import PageRange
@@ -38,15 +38,15 @@ class Spaces:
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
-    def of_image(self, image: MemoryImage) -> list[Space]:
+    def of_memory(self, memory: ProcessMemory) -> list[Space]:
         """Those that live and that pages of this image go to: a process and what it forked."""
-        return [space for space in list(self._spaces.values()) if space.image is image and not space.dead]
+        return [space for space in list(self._spaces.values()) if space.memory is memory and not space.dead]
 
-    def missing(self, image: MemoryImage, first: int, count: int) -> list[PageRange]:
+    def missing(self, memory: ProcessMemory, first: int, count: int) -> list[PageRange]:
         """What of these pages any address space still misses. Before the programs run, all: spaces are yet to come."""
         if self.resumed is None:
             return [(first, count)]
-        spaces = self.of_image(image)
+        spaces = self.of_memory(memory)
         if len(spaces) == 1:
             return spaces[0].missing_runs(first, count)
         return [(first, count)] if any(space.missing_runs(first, count) for space in spaces) else []
@@ -77,14 +77,14 @@ class Spaces:
             space.settled = True
         self.resumed = time.monotonic()
 
-    def add(self, image: MemoryImage, fd: int) -> None:
+    def add(self, memory: ProcessMemory, fd: int) -> None:
         """The userfaultfd of a process that CRIU has made."""
-        ledger = Ledger.create(image.pid, image.pages)
-        self._enter(Space(self.next_number(), Uffd(fd), ledger, Plan(image, ledger.states)))
+        ledger = Ledger.create(memory.pid, memory.pages)
+        self._enter(Space(self.next_number(), Uffd(fd), ledger, Plan(memory, ledger.states)))
 
-    def adopt(self, row: FdRow, ledger: Ledger, image: MemoryImage, *, held: bool) -> None:
+    def adopt(self, row: FdRow, ledger: Ledger, memory: ProcessMemory, *, held: bool) -> None:
         """A predecessor's address space. `held`: the keeper has it already."""
-        space = Space(row.number, Uffd(row.uffd), ledger, ledger.restore(image))
+        space = Space(row.number, Uffd(row.uffd), ledger, ledger.restore(memory))
         self.skip_number(row.number)
         self._enter(space, held=held)
 
@@ -116,7 +116,7 @@ class Spaces:
                 child = a & 0xFFFFFFFF
                 if after_crash and not same_table:
                     self._book.add_lost()
-                    self._channel.send(Lost(pid=space.image.pid))
+                    self._channel.send(Lost(pid=space.memory.pid))
                 elif child not in self._spaces:
                     self._fork(space, child)
             else:

@@ -5,7 +5,7 @@ Made by `scheduler`, filled by `fetch`, copied by `space`, shared among siblings
 
 from __future__ import annotations
 
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 
 PageRange = tuple[int, int]
 """(first page number, pages)"""
@@ -14,12 +14,12 @@ PageRange = tuple[int, int]
 class Task:
     """Pages of one image that are read together. One thread has it at a time."""
 
-    __slots__ = ("bad", "block", "image", "near", "ranges", "reason", "urgent", "zeros")
+    __slots__ = ("bad", "block", "memory", "near", "ranges", "reason", "urgent", "zeros")
 
     def __init__(
-        self, image: MemoryImage, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
+        self, memory: ProcessMemory, ranges: list[PageRange], *, urgent: bool = False, near: bool = False
     ) -> None:
-        self.image = image
+        self.memory = memory
         self.ranges = ranges
         """The bytes of one follow those of the one before."""
         self.zeros: list[PageRange] = []

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.scheduler import AROUND_PAGES, BLOCK_PAGES
 from ijfs.live.pager.task import PageRange
 from ijfs_engine import PAGE
@@ -43,20 +43,20 @@ class Recorder:
         self._touched: list[Touched] = []
         self._seen: set[tuple[int, int]] = set()
 
-    def add(self, image: MemoryImage, page: int) -> None:
+    def add(self, memory: ProcessMemory, page: int) -> None:
         """A fault needed this page: what is brought with it (AROUND_PAGES) counts as touched, once."""
         first = page // AROUND_PAGES * AROUND_PAGES
-        if (image.pid, first) in self._seen:
+        if (memory.pid, first) in self._seen:
             return
-        self._seen.add((image.pid, first))
-        count = min(AROUND_PAGES, image.pages - first)
-        for run, inside, pages in image.pieces(first, count):
+        self._seen.add((memory.pid, first))
+        count = min(AROUND_PAGES, memory.pages - first)
+        for run, inside, pages in memory.pieces(first, count):
             vaddr = run.vaddr + inside * PAGE
             last = self._touched[-1] if self._touched else None
-            if last and last.pid == image.pid and last.vaddr + last.pages * PAGE == vaddr:
+            if last and last.pid == memory.pid and last.vaddr + last.pages * PAGE == vaddr:
                 self._touched[-1] = last._replace(pages=last.pages + pages)
             elif len(self._touched) < _MAX_RECORDS:
-                self._touched.append(Touched(image.pid, vaddr, pages))
+                self._touched.append(Touched(memory.pid, vaddr, pages))
 
     @property
     def touched(self) -> list[Touched]:
@@ -98,23 +98,23 @@ def decode(data: bytes) -> list[Touched]:
 
 
 def blocks(
-    touched: Iterable[Touched], images: Mapping[int, MemoryImage]
-) -> Iterator[tuple[MemoryImage, list[PageRange]]]:
+    touched: Iterable[Touched], memories: Mapping[int, ProcessMemory]
+) -> Iterator[tuple[ProcessMemory, list[PageRange]]]:
     """The recorded order as reads of at most BLOCK_PAGES, of what these images have; several places per read, by
     address: neighbours share chunks."""
-    current: MemoryImage | None = None
+    current: ProcessMemory | None = None
     ranges: list[PageRange] = []
     room = BLOCK_PAGES
     for item in touched:
-        image = images.get(item.pid)
-        if image is None:
+        memory = memories.get(item.pid)
+        if memory is None:
             continue
-        for first, count in _known(image, item):
+        for first, count in _known(memory, item):
             while count:
-                if current is not image or not room:
+                if current is not memory or not room:
                     if current is not None and ranges:
                         yield current, sorted(ranges)
-                    current, ranges, room = image, [], BLOCK_PAGES
+                    current, ranges, room = memory, [], BLOCK_PAGES
                 taken = min(count, room)
                 ranges.append((first, taken))
                 first, count, room = first + taken, count - taken, room - taken
@@ -122,24 +122,24 @@ def blocks(
         yield current, sorted(ranges)
 
 
-def pages_of(touched: Iterable[Touched], image: MemoryImage) -> bytearray:
+def pages_of(touched: Iterable[Touched], memory: ProcessMemory) -> bytearray:
     """A byte per page of this image: 1 where the order has it."""
-    found = bytearray(image.pages)
+    found = bytearray(memory.pages)
     for item in touched:
-        for first, count in _known(image, item) if item.pid == image.pid else ():
+        for first, count in _known(memory, item) if item.pid == memory.pid else ():
             found[first : first + count] = b"\1" * count
     return found
 
 
-def _known(image: MemoryImage, item: Touched) -> Iterator[PageRange]:
+def _known(memory: ProcessMemory, item: Touched) -> Iterator[PageRange]:
     """The page numbers that this image has for recorded addresses, run by run."""
-    vaddr, end = item.vaddr, item.vaddr + min(item.pages, image.pages) * PAGE
+    vaddr, end = item.vaddr, item.vaddr + min(item.pages, memory.pages) * PAGE
     while vaddr < end:
-        page = image.index_of(vaddr)
+        page = memory.index_of(vaddr)
         if page is None:
             vaddr += PAGE
             continue
-        run, inside, _ = next(image.pieces(page, 1))
+        run, inside, _ = next(memory.pieces(page, 1))
         pages = min(run.pages - inside, (end - vaddr) // PAGE)
         yield page, pages
         vaddr += pages * PAGE

@@ -1,4 +1,4 @@
-"""The memory images of a restore's processes, and what of them an earlier restore needed first. Used by `server`."""
+"""The lazy pages of a restore's processes, and what of them an earlier restore needed first. Used by `server`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from collections.abc import Iterable
 
 from ijfs.live.pager import working_set
 from ijfs.live.pager.image_files import PageSource
-from ijfs.live.pager.plan import MemoryImage
+from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.scheduler import Scheduler
 
 
-class Images:
-    """Each process's image, read once and then known to the scheduler. For the listening thread."""
+class ProcessMemories:
+    """Each process's, read once and then known to the scheduler. For the listening thread."""
 
     def __init__(self, source: PageSource, scheduler: Scheduler, touched: Iterable[working_set.Touched]) -> None:
         """`touched`: what an earlier restore needed first, in its order."""
         self._source = source
         self._scheduler = scheduler
         self._touched = list(touched)
-        self._images: dict[int, MemoryImage] = {}
+        self._memories: dict[int, ProcessMemory] = {}
         self._foreseen: dict[int, bytearray] = {}
 
     def prepare(self, pids: Iterable[int]) -> None:
         """Read these processes' page maps and begin to fetch, before CRIU has even made them."""
         for pid in pids:
             self.of_process(pid)
-        self._scheduler.set_order(working_set.blocks(self._touched, self._images))
+        self._scheduler.set_order(working_set.blocks(self._touched, self._memories))
 
-    def of_process(self, pid: int) -> MemoryImage:
+    def of_process(self, pid: int) -> ProcessMemory:
         """By the pid that the image has. Errors as of `PageSource.memory`."""
-        image = self._images.get(pid)
-        if image is None:
-            image = self._images[pid] = self._source.memory(pid)
-            self._scheduler.add_image(image)
-            self._foreseen[pid] = working_set.pages_of(self._touched, image)
-        return image
+        memory = self._memories.get(pid)
+        if memory is None:
+            memory = self._memories[pid] = self._source.memory(pid)
+            self._scheduler.add_memory(memory)
+            self._foreseen[pid] = working_set.pages_of(self._touched, memory)
+        return memory
 
-    def is_foreseen(self, image: MemoryImage, page: int) -> bool:
+    def is_foreseen(self, memory: ProcessMemory, page: int) -> bool:
         """Whether the recorded order has this page."""
-        return bool(self._foreseen[image.pid][page])
+        return bool(self._foreseen[memory.pid][page])
