@@ -56,7 +56,7 @@ class Group(NamedTuple):
     pages: int
 
 
-class Shape(NamedTuple):
+class LeafShape(NamedTuple):
     """How the pages of a leaf lie in blocks; most leaves of an image have one and the same."""
 
     groups: tuple[Group, ...]
@@ -64,7 +64,7 @@ class Shape(NamedTuple):
     """16 bytes that name the places of all pages in their blocks."""
 
 
-def shape_of(pieces: Sequence[tuple[int, int]]) -> Shape:
+def shape_of(pieces: Sequence[tuple[int, int]]) -> LeafShape:
     """Of a leaf whose pages are these (first page number, pages), in order."""
     start = first_block(pieces) * GROUP
     return _shape(tuple((number - start, count) for number, count in pieces))
@@ -76,7 +76,7 @@ def first_block(pieces: Sequence[tuple[int, int]]) -> int:
 
 
 @lru_cache(maxsize=512)
-def _shape(pieces: tuple[tuple[int, int], ...]) -> Shape:
+def _shape(pieces: tuple[tuple[int, int], ...]) -> LeafShape:
     found: list[Group] = []
     at = 0
     for number, count in pieces:
@@ -91,15 +91,15 @@ def _shape(pieces: tuple[tuple[int, int], ...]) -> Shape:
                 found.append(Group(block, mask, at, step))
             number, count, at = number + step, count - step, at + step
     masks = b"".join(group.mask.to_bytes(2, "little") for group in found)
-    return Shape(tuple(found), blake3(masks).digest(length=16))
+    return LeafShape(tuple(found), blake3(masks).digest(length=16))
 
 
-def encode(prints: Fingerprints, shape: Shape) -> bytes:
+def encode(prints: Fingerprints, shape: LeafShape) -> bytes:
     """The attachment of a leaf of this shape."""
     return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, shape.digest) + prints.hints + prints.groups
 
 
-def parse(data: bytes, pages: int, shape: Shape) -> Fingerprints | None:
+def parse(data: bytes, pages: int, shape: LeafShape) -> Fingerprints | None:
     """What `encode` made for a leaf of this shape with so many pages; None for anything else.
 
     A leaf may stand at other addresses than when its attachment was made. Its groups then have other places in their

@@ -72,7 +72,7 @@ class _Leaf:
         return [match._replace(own=self.first + match.own) for match in found]
 
     @cached_property
-    def shape(self) -> fingerprints.Shape:
+    def shape(self) -> fingerprints.LeafShape:
         """How its pages lie in blocks."""
         return fingerprints.shape_of(self.pieces)
 

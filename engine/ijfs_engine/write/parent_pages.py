@@ -19,7 +19,7 @@ from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.write import fingerprints
-from ijfs_engine.write.fingerprints import Fingerprints, Shape
+from ijfs_engine.write.fingerprints import Fingerprints, LeafShape
 
 # Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
 # tasks are kept. A leaf has 3 KiB of fingerprints, and seldom a shape of its own.
@@ -40,7 +40,7 @@ class KnownPages(NamedTuple):
     """A leaf of the parent: where its groups begin, their shape, its fingerprints."""
 
     block: int
-    shape: Shape
+    shape: LeafShape
     prints: Fingerprints
 
 
