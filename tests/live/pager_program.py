@@ -14,7 +14,9 @@ import struct
 import sys
 from array import array
 
-from ijfs.live.pager.uffd import Uffd, open_userfaultfd
+from userfaultfd import open_userfaultfd
+
+from ijfs.live.pager.uffd import Uffd
 
 PAGE = 4096
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 from pagerlab import PAGE
+from userfaultfd import open_userfaultfd
 
 from ijfs.live.pager.filling import Filler
 from ijfs.live.pager.plan import IN, MISSING, POISONED, ZERO
-from ijfs.live.pager.uffd import RangeOutcome, Uffd, open_userfaultfd
+from ijfs.live.pager.uffd import RangeOutcome, Uffd
 
 pytestmark = pytest.mark.root
 

@@ -16,23 +16,12 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-from ijfs.live.process import syscalls
-
 # linux/userfaultfd.h: _IOC(dir, 0xAA, nr, size)
-_UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WAKE: Final = 0x8010AA02
 _UFFDIO_ZEROPAGE: Final = 0xC020AA04
-_UFFD_API: Final = 0xAA
 _REGISTER_MODE_MISSING: Final = 1
-
-FEATURE_EVENT_FORK: Final = 1 << 1
-FEATURE_EVENT_REMAP: Final = 1 << 2
-FEATURE_EVENT_REMOVE: Final = 1 << 3
-FEATURE_EVENT_UNMAP: Final = 1 << 6
-# What criu/uffd.c asks for (NEED_UFFD_API_FEATURES) before it hands a userfaultfd over.
-CRIU_FEATURES: Final = FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP
 
 EVENT_PAGEFAULT: Final = 0x12
 EVENT_FORK: Final = 0x13
@@ -82,20 +71,6 @@ class _Arguments(ctypes.Structure):
     """Five words: enough for every ioctl here; which word means what is beside each call."""
 
     _fields_ = (("w", ctypes.c_int64 * 5),)
-
-
-def open_userfaultfd(features: int = CRIU_FEATURES) -> int:
-    """A new non-blocking userfaultfd of the calling process, as CRIU opens one in a task it restores."""
-    fd: int = _libc.syscall(syscalls.number("userfaultfd"), os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0:
-        raise _os_error("userfaultfd")
-    arguments = struct.pack("<QQQ", _UFFD_API, features, 0)
-    buffer = ctypes.create_string_buffer(arguments, 24)
-    if _ioctl(fd, _UFFDIO_API, ctypes.addressof(buffer)):
-        error = _os_error("UFFDIO_API")
-        os.close(fd)
-        raise error
-    return fd
 
 
 class Uffd:
