@@ -22,7 +22,8 @@ from pathlib import Path
 
 from bench import common
 from ijfs.live.criu import command as criu_command
-from ijfs.live.criu.action_script import PostDumpHook
+from ijfs.live.criu.action_script import ActionHook
+from ijfs.live.criu.dump_stats import frozen_seconds
 from ijfs.live.criu.image_stream import StreamCapture
 from ijfs_engine import Arena
 
@@ -63,7 +64,7 @@ def program(gib: float) -> Iterator[int]:
 
 def dump(pid: int, images: Path, *options: str, while_frozen: Callable[[], None] | None = None) -> float:
     """One `criu dump` that leaves the program running; seconds it was frozen."""
-    with tempfile.TemporaryDirectory() as work, PostDumpHook(Path(work), while_frozen) as window:
+    with tempfile.TemporaryDirectory() as work, ActionHook(Path(work), "post-dump", while_frozen) as hook:
         command = [
             os.fspath(criu_command.find()),
             "dump",
@@ -76,48 +77,12 @@ def dump(pid: int, images: Path, *options: str, while_frozen: Callable[[], None]
             "-o",
             "log",
         ]
-        command += ["--leave-running", "--shell-job", "--action-script", os.fspath(window.script), *options]
+        command += ["--leave-running", "--shell-job", "--action-script", os.fspath(hook.script), *options]
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        window.serve(running, time.monotonic() + 120)
+        hook.serve(running, time.monotonic() + 120)
         if running.wait() != 0:
             raise SystemExit((Path(work) / "log").read_text()[-2000:])
-        return frozen_s(Path(work) / "stats-dump")
-
-
-def frozen_s(stats: Path) -> float:
-    """`frozen_time` (microseconds, field 2) of the `dump` message (field 1) in CRIU's stats image (stats.proto)."""
-    message = stats.read_bytes()[12:]  # two magic numbers and the message's length
-    times = _fields(message)[1]
-    assert isinstance(times, bytes)
-    frozen = _fields(times)[2]
-    assert isinstance(frozen, int)
-    return frozen / 1e6
-
-
-def _fields(message: bytes) -> dict[int, bytes | int]:
-    """The fields of a protobuf message that has only numbers and messages in it."""
-    fields: dict[int, bytes | int] = {}
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        value, at = _varint(message, at)
-        if key & 7 == 2:
-            fields[key >> 3] = message[at : at + value]
-            at += value
-        else:
-            fields[key >> 3] = value
-    return fields
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A varint and where it ends."""
-    value = shift = 0
-    while True:
-        value |= (message[at] & 0x7F) << shift
-        shift += 7
-        at += 1
-        if message[at - 1] < 0x80:
-            return value, at
+        return frozen_seconds(Path(work))
 
 
 def into_directory(pid: int, arena: Arena, *, where: Path) -> float:
