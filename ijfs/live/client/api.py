@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.bases.settle import settled
 from ijfs.live.checks import privilege
 from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.client.instances import (
@@ -50,6 +49,8 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
         )
     privilege.require()
     before = base_before(repo, spec.name) if again else None
+    from ijfs.live.bases.settle import settled  # only a start needs it: `ijfs ps` loads this module, too
+
     with settled(Path(repo), spec.base, spec.cwd, on_event, before=before) as base:
         paths = claim(repo, spec.name, again=again)
         wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta)
