@@ -1,0 +1,105 @@
+"""What the pages have their readers type works, and prints what they show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transcripts import Reader, Step, shape, steps
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TYPED = ["docs/guide.md"]
+"""Pages that are typed from top to bottom, each in a home directory and a repository of its own."""
+
+PAGE = """\
+<!-- file: ~/x.txt -->
+
+    one
+      two
+
+Text.
+
+    $ cat x.txt   # a comment
+    one
+      two
+    $ echo 12.5 MB in 3 s, 0123456789ab
+    1.1 kB in 44 s, cafe012345
+    $ echo a; \\
+    > echo b
+    a
+    b
+
+<!-- run -->
+    echo quiet
+    false || true
+
+More text.
+
+    not run: nobody says so
+"""
+
+
+def test_a_page_is_read_as_its_reader_reads_it(tmp_path: Path) -> None:
+    found = list(steps(PAGE))
+    assert found[0] == Step("file", "one\n  two\n", "~/x.txt")
+    assert [step.text for step in found[1:]] == [
+        "cat x.txt   # a comment",
+        "echo 12.5 MB in 3 s, 0123456789ab",
+        "echo a; \\\necho b",
+        "echo quiet",
+        "false || true",
+    ]
+    reader = Reader(tmp_path, "", {})
+    try:
+        for step in found:
+            printed = reader.do(step)
+            assert step.output is None or shape(printed) == shape(step.output), printed
+        with pytest.raises(AssertionError, match="exit code 1"):
+            reader.do(Step("command", "false"))
+    finally:
+        reader.close()
+
+
+def test_only_what_differs_from_run_to_run_is_no_matter() -> None:
+    assert shape("lab runs in 12 ms  pid 7\n") == shape("lab runs in 1.5 s  pid 12345\n")
+    assert shape("saved 3 files\n") != shape("saved 3 flies\n")
+    assert shape("  50% of its memory is in, the rest follows (`ijfs ps`)\n") == []
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Not below /tmp: that is a volume of its own in a sandbox."""
+    with tempfile.TemporaryDirectory(prefix="ijfs-docs-", dir="/var/tmp") as made:
+        yield Path(made)
+
+
+@pytest.mark.root
+@pytest.mark.criu
+@pytest.mark.fuse
+@pytest.mark.parametrize("page", TYPED)
+def test_what_a_page_shows_can_be_typed(page: str, home: Path) -> None:
+    environment = {"IJFS_SPARE_S": "0", "COLUMNS": "100", "XDG_DATA_HOME": str(home / ".local/share")}
+    environment |= {
+        "XDG_STATE_HOME": str(home / ".local/state"),
+        "JUPYTER_DATA_DIR": str(home / ".local/share/jupyter"),
+    }
+    bin_directory = Path(sys.executable).parent
+    reader = Reader(home, str(bin_directory), {**environment, "IJFS_REPO": ""})
+    try:
+        for step in steps((ROOT / page).read_text()):
+            printed = reader.do(step)
+            if step.output is not None:
+                assert shape(printed) == shape(step.output), f"$ {step.text}\nprints now\n{printed}"
+    finally:
+        reader.close()
+        subprocess.run(
+            [bin_directory / "ijfs", "stop", "--all", "--rm"],
+            env={**os.environ, **environment, "HOME": str(home)},
+            capture_output=True,
+            check=False,
+        )
