@@ -185,6 +185,43 @@ def test_dropped_fingerprints_cost_time_but_no_bytes(repository: Repository, mon
     assert more < 10_000
 
 
+def leaf_of(repository: Repository, snapshot: Snapshot) -> bytes:
+    """The one leaf of the image of process 7."""
+    reader = repository.reader()
+    ((leaf, _),) = reader.open(reader.lookup(snapshot.root, "images/pages-1.img")).leaves()
+    return leaf
+
+
+def attach(repository: Repository, leaf: bytes, fingerprints: bytes) -> None:
+    """What somebody can do who writes packs, and their checksums, but does not know the secret."""
+    with repository.session() as session:
+        session.put_sidecar(leaf, fingerprints)
+        session.publish()
+
+
+def test_the_fingerprints_of_another_leaf_deceive_nobody(repository: Repository) -> None:
+    old, new = (image_set({7: {BASE: noise(MIB, seed)}}) for seed in (40, 41))
+    first, second = save(repository, old), save(repository, new)
+    forged = repository.store.sidecars([leaf_of(repository, second)])[0]
+    assert forged is not None
+    attach(repository, leaf_of(repository, first), forged)
+    check(repository, save(repository, new, first), new)
+
+
+def test_fingerprints_without_a_seal_are_made_anew(repository: Repository) -> None:
+    files = image_set({7: {BASE: noise(MIB, 42)}})
+    first = save(repository, files)
+    leaf = leaf_of(repository, first)
+    sealed = repository.store.sidecars([leaf])[0]
+    assert sealed is not None
+    attach(repository, leaf, b"\1" + sealed[1:])
+    more, second = grown(repository, files, first)
+    assert leaf_of(repository, second) == leaf
+    assert repository.store.sidecars([leaf]) == [sealed]
+    assert more < MIB // PAGE * 3 + 2000, "the fingerprints alone"
+    assert repository.fsck().clean
+
+
 def test_images_are_read_the_same_from_memory_arena_and_disk(repository: Repository, tmp_path: Path) -> None:
     files = image_set({7: {BASE: noise(2 * MIB, 20) + bytes(MIB) + noise(3 * MIB, 21)}})
     for name, data in files.items():

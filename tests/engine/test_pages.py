@@ -20,6 +20,7 @@ from ijfs_engine.write.criu_pagemap import PagemapError, layout_for, parse_pagem
 
 MAGIC = pagemap(1, [])[:8]
 KEY = random.Random(1).randbytes(KEY_BYTES)
+LEAF = random.Random(2).randbytes(32)
 
 # Runs with gaps of at least a page, in any file order.
 layouts = (
@@ -206,29 +207,35 @@ def test_kept_fingerprints_come_back_for_a_leaf_that_stands_the_same(pieces: lis
     pages = sum(count for _, count in pieces)
     made = fingerprints.fold(random.Random(1).randbytes(16 * pages), pieces, KEY)
     shape = fingerprints.shape_of(pieces)
-    data = fingerprints.encode(made, shape)
-    assert fingerprints.parse(data, pages, shape) == made
+    data = fingerprints.encode(made, shape, LEAF, KEY)
+    assert fingerprints.parse(data, pages, shape, LEAF, KEY) == made
+    assert fingerprints.parse(data, pages, shape, bytes(32), KEY) is None, "those of another leaf"
+    assert fingerprints.parse(data, pages, shape, LEAF, KEY[::-1]) is None, "those of another repository"
     assert len(data) == 24 + 2 * pages + 16 * len(shape.groups)
     if pieces and by:
         assert (
-            fingerprints.parse(data, pages, fingerprints.shape_of([(first + by, count) for first, count in pieces]))
+            fingerprints.parse(
+                data, pages, fingerprints.shape_of([(first + by, count) for first, count in pieces]), LEAF, KEY
+            )
             is None
         )
         assert (
-            fingerprints.parse(data, pages, fingerprints.shape_of([(first + 16, count) for first, count in pieces]))
+            fingerprints.parse(
+                data, pages, fingerprints.shape_of([(first + 16, count) for first, count in pieces]), LEAF, KEY
+            )
             == made
         )
 
 
 @settings(max_examples=300)
 @given(st.data())
-def test_damaged_heads_and_lengths_are_none(data: st.DataObject) -> None:
+def test_a_changed_byte_or_length_is_none(data: st.DataObject) -> None:
     pieces = [(5, 40), (100, 3)]
     shape = fingerprints.shape_of(pieces)
-    good = fingerprints.encode(fingerprints.fold(bytes(16 * 43), pieces, KEY), shape)
+    good = fingerprints.encode(fingerprints.fold(bytes(16 * 43), pieces, KEY), shape, LEAF, KEY)
     raw = bytearray(good)
-    at, byte = data.draw(st.tuples(st.integers(0, 23), st.integers(0, 255)))
+    at, byte = data.draw(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)))
     raw[at] = byte
     cut = data.draw(st.integers(0, len(raw)) | st.just(len(raw)))
     if bytes(raw[:cut]) != good:
-        assert fingerprints.parse(bytes(raw[:cut]), 43, shape) is None
+        assert fingerprints.parse(bytes(raw[:cut]), 43, shape, LEAF, KEY) is None

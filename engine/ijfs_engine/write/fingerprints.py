@@ -4,6 +4,9 @@ A whole fingerprint per page is 0.4% of an image, and 1% of what is stored of it
 where a group is the same, its pages are; where it is not, two bytes per page hint at which of them still are, and their
 bytes are compared. That is 0.07%. page_writer.py makes them, parent_pages.py reads those of the parent. Droppable: what
 is missing is made anew from the leaf's bytes. docs/format.md ("Fingerprints of a leaf") has the bytes.
+
+They carry a seal under the repository's secret, because pages are taken for unchanged by their word alone: whoever can
+write packs, but does not have the secret, cannot give a leaf the fingerprints of another.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from blake3 import blake3
 
 from ijfs_engine._native import page_scan
 from ijfs_engine._native.page_scan import GROUP
+from ijfs_engine.format.records import ObjectId
 
 _KEY_CONTEXT: Final = b"ijfs 2026-11 page fingerprint key"
+_SEAL_CONTEXT: Final = "ijfs 2026-11 page fingerprint seal"
 _HEAD: Final = struct.Struct("<BBHI16s")
-_VERSION: Final = 1
+_VERSION: Final = 2
+"""1 had no seal: such an attachment is made anew when it is needed."""
 
 
 def expand_key(secret: bytes) -> bytes:
@@ -94,19 +100,31 @@ def _shape(pieces: tuple[tuple[int, int], ...]) -> LeafShape:
     return LeafShape(tuple(found), blake3(masks).digest(length=16))
 
 
-def encode(prints: Fingerprints, shape: LeafShape) -> bytes:
-    """The attachment of a leaf of this shape."""
-    return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, shape.digest) + prints.hints + prints.groups
+def encode(prints: Fingerprints, shape: LeafShape, leaf: ObjectId, key: bytes) -> bytes:
+    """The attachment of a leaf of this shape, sealed for this leaf alone."""
+    body = prints.hints + prints.groups
+    return _HEAD.pack(_VERSION, 0, 0, len(prints.hints) // 2, _seal(leaf, shape, body, key)) + body
 
 
-def parse(data: bytes, pages: int, shape: LeafShape) -> Fingerprints | None:
-    """What `encode` made for a leaf of this shape with so many pages; None for anything else.
+def parse(data: bytes, pages: int, shape: LeafShape, leaf: ObjectId, key: bytes) -> Fingerprints | None:
+    """What `encode` made for this leaf, of this shape, with so many pages, under this key; None for anything else.
 
     A leaf may stand at other addresses than when its attachment was made. Its groups then have other places in their
     blocks, and their fingerprints would say nothing, or worse: that pages are the same as their neighbours.
     """
     if len(data) != _HEAD.size + 2 * pages + 16 * len(shape.groups):
         return None
-    if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, shape.digest):
+    body = data[_HEAD.size :]
+    if _HEAD.unpack_from(data) != (_VERSION, 0, 0, pages, _seal(leaf, shape, body, key)):
         return None
-    return Fingerprints(data[_HEAD.size : _HEAD.size + 2 * pages], data[_HEAD.size + 2 * pages :])
+    return Fingerprints(body[: 2 * pages], body[2 * pages :])
+
+
+def _seal(leaf: ObjectId, shape: LeafShape, body: bytes, key: bytes) -> bytes:
+    """16 bytes that only who has the key can make. How long hints and groups are follows from leaf and shape."""
+    return blake3(leaf + shape.digest + body, key=_seal_key(key)).digest(length=16)
+
+
+@lru_cache(maxsize=4)
+def _seal_key(key: bytes) -> bytes:
+    return blake3(key, derive_key_context=_SEAL_CONTEXT).digest()

@@ -119,7 +119,7 @@ class _Task:
             theirs = parent.groups(leaf.matches)
             block = fingerprints.first_block(leaf.pieces)
             beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
-        elif parent.attached(leaf.twin) == fingerprints.encode(own, leaf.shape):
+        elif parent.attached(leaf.twin) == self._sealed(leaf, parent.leaf_id(leaf.twin)):
             leaf.same = parent.leaf_id(leaf.twin)
             self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
             return
@@ -145,8 +145,12 @@ class _Task:
         assembly = Assembly()
         assembly.pages(kinds, leaf.first, same, own)
         ident = self._file.session.put_object(FrameKind.LEAF, encode_leaf(leaf_from(assembly)))
-        self._file.session.put_sidecar(ident, fingerprints.encode(self._fold(leaf), leaf.shape))
+        self._file.session.put_sidecar(ident, self._sealed(leaf, ident))
         return ident
+
+    def _sealed(self, leaf: _Leaf, ident: ObjectId) -> bytes:
+        """The fingerprints of a leaf as they would be attached to the leaf of this id."""
+        return fingerprints.encode(self._fold(leaf), leaf.shape, ident, self._file.key)
 
     def _store(self, runs: Runs) -> list[ExtentSource]:
         """Store these pages and say where they are. Those that turn out to be the parent's are classed as SAME."""

@@ -175,7 +175,8 @@ class ParentPages:
         start, count = self._starts[at], self._starts[at + 1] - self._starts[at]
         pieces = self._pieces_of(at)
         shape = fingerprints.shape_of(pieces)
-        prints = fingerprints.parse(attached, count, shape) or self._made_anew(start, count, pieces)
+        known = fingerprints.parse(attached, count, shape, self.leaf_id(at), self._key)
+        prints = known or self._made_anew(start, count, pieces)
         return KnownPages(fingerprints.first_block(pieces), shape, prints)
 
     def _made_anew(self, start: int, count: int, pieces: list[tuple[int, int]]) -> Fingerprints:
