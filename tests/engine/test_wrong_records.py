@@ -10,7 +10,7 @@ import pytest
 from storekit import contents, save
 
 from ijfs_engine import CorruptError, Entry, IjfsError, Repository, export_tree
-from ijfs_engine.format.frames import FrameKind
+from ijfs_engine.format.frames import FrameKind, object_id
 from ijfs_engine.format.records import Tree, encode_tree
 
 Change = Callable[[Entry, Entry], tuple[Entry, Entry]]
@@ -84,6 +84,52 @@ def test_a_file_whose_leaves_are_longer_is_found(repository: Repository) -> None
         root = session.put_object(FrameKind.TREE, encode_tree(lie))
         session.commit_snapshot(root, branch="two")
     assert {one.what for one in repository.fsck().damage} == {"content"}
+
+
+EMPTY_TREE = object_id(FrameKind.TREE, encode_tree(Tree(())))
+LINKS: dict[str, Callable[[Entry], Entry]] = {
+    "another time": lambda entry: replace(entry, mtime_ns=5),
+    "another kind": lambda entry: replace(entry, kind="p", content=None, size=0),
+    "other bytes": lambda entry: replace(entry, content=None, size=0),
+    "a directory": lambda entry: replace(entry, kind="d", content=EMPTY_TREE, size=0),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_links_between_unequal_names_are_found_across_directories(repository: Repository, what: str) -> None:
+    made = save(repository, {"a": b"linked"}, branch="one")
+    entry = replace(repository.store.tree(made.root).entries[0], link=7)
+
+    def snapshot(branch: str, other: Entry) -> bytes:
+        with repository.session() as session:
+            session.put_object(FrameKind.TREE, encode_tree(Tree(())))
+            inner = session.put_object(FrameKind.TREE, encode_tree(Tree((replace(other, name=b"b"),))))
+            sub = Entry(b"sub", "d", 0o755, 0, 0, 0, content=inner)
+            return session.commit_snapshot(
+                session.put_object(FrameKind.TREE, encode_tree(Tree((entry, sub)))), branch=branch
+            ).id
+
+    snapshot("good", entry)
+    assert repository.fsck().clean
+    wrong = snapshot("wrong", LINKS[what](entry))
+    (damage,) = repository.fsck(data=False).damage
+    assert (damage.what, damage.snapshots) == ("content", (wrong,))
+    assert "link number" in damage.message
+
+
+def test_what_is_saved_as_linked_is_linked(repository: Repository) -> None:
+    """Entries that a walk of files in use took for one file, and that changed between its two looks."""
+    one = Entry(b"", "f", 0o644, 0, 0, 5, link=1)
+    with repository.begin() as writer:
+        entries = [("a", one, b"x"), ("b", one, b"x"), ("d/c", one, b"other"), ("d/d", one, b"other"), ("e", one, b"")]
+        writer.add_entries(entries)
+        made = writer.commit()
+    reader = repository.reader()
+    links = {name: reader.lookup(made.root, name).link for name, *_ in entries}
+    assert links["a"] == links["b"] != 0
+    assert links["d/c"] == links["d/d"] != 0
+    assert len({links["a"], links["d/c"], links["e"]}) == 3
+    assert repository.fsck().clean
 
 
 def test_more_paths_than_anyone_waits_for(repository: Repository) -> None:

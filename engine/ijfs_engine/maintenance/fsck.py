@@ -15,9 +15,10 @@ import msgspec
 from ijfs_engine._native.idset import ChunkTable
 from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format.frames import FrameKind
-from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId
+from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId, Tree
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
+from ijfs_engine.maintenance.link_check import LinkCheck
 from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, Finding, PackCheck
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
@@ -284,16 +285,19 @@ class Checker:
             unreadable.append(Finding(what, ident, ident.hex(), str(error)))
 
         found: dict[ObjectId, Finding] = {}
-        records = RecordCheck(self._store, chunks)
+        records, links = RecordCheck(self._store, chunks), LinkCheck(self._store)
         for _, ident, children in walk(TreeWalker(self._store, self._index), listed, set(), on_error=broken):
             of_leaf = isinstance(children.record, Leaf)
             what = "a chunk that a leaf names is not there" if of_leaf else "a file's only chunk is not there"
             for chunk in _absent(children.chunks, chunks):
                 found.setdefault(chunk, _missing(chunk, what))
             records.take(ident, children)
+            if isinstance(children.record, Tree):
+                links.take(ident, children.record)
         yield from unreadable
         yield from found.values()
         yield from records.findings()
+        yield from links.findings(listed)
         yield from self._baseless(chunks)
 
     def _is_sound(self, ident: ObjectId) -> bool:

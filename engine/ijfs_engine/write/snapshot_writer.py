@@ -141,6 +141,7 @@ class SnapshotWriter:
     ) -> Snapshot:
         """Make it durable, then visible; the branch, if one is named, moves to it in the same transaction."""
         size = self._root.size(self._reader.tree)
+        self._root.settle_links()
         root = self._root.store(self._session)
         parents = [parent.id for parent in self._parents]
         snapshot = self._session.commit_snapshot(

@@ -67,6 +67,25 @@ class TreeDirectory:
                     total += child.size
         return total
 
+    def settle_links(self) -> None:
+        """Have entries share a link number only where they are names of one file: whoever looked at files in use may
+        have met one file in two states. What was taken over unread is left as it is."""
+        numbers: dict[Entry, int] = {}
+        given: set[int] = set()
+        todo, new = [self], 0
+        while todo:
+            here = todo.pop()
+            for name, child in here.children.items():
+                if isinstance(child, TreeDirectory):
+                    todo.append(child)
+                elif child.link:
+                    number = child.link
+                    while number in given and number != numbers.get(child.inode_part):
+                        number = numbers.get(child.inode_part, new := new + 1)
+                    given.add(number)
+                    numbers[child.inode_part] = number
+                    here.children[name] = msgspec.structs.replace(child, link=number)
+
     def store(self, session: Session) -> ObjectId:
         """Put this directory and all below, the lowest first; the id of its Tree."""
         todo: list[tuple[TreeDirectory, Iterator[tuple[bytes, TreeDirectory]]]] = [(self, _below(self))]
