@@ -157,7 +157,7 @@ def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: A
         raise SystemExit(answer.exit_code)
 
 
-def verb(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None]], Verb]:
+def verb(name: str, *, kind: type[Verb] = Verb, **settings: Any) -> Callable[[Callable[..., Answer | None]], Verb]:
     """Make a function a verb: `@verb("log")` above its click options. Its docstring is the help."""
 
     def wrap(function: Callable[..., Answer | None]) -> Verb:
@@ -167,7 +167,7 @@ def verb(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None]],
         def call(*args: Any, **kwargs: Any) -> None:
             run_verb(function, name, *args, **kwargs)
 
-        command = click.command(name.rsplit(" ", 1)[-1], cls=Verb, **settings)(call)
+        command = click.command(name.rsplit(" ", 1)[-1], cls=kind, **settings)(call)
         assert isinstance(command, Verb)
         return command
 

@@ -82,7 +82,8 @@ def explain(error: BaseException) -> Failure:
             return Failure("Interrupted", str(error) or "interrupted; nothing was left half done", None, INTERRUPTED)
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "ijfs"
-            return Failure("UsageError", _lower(error.format_message()), f"`{command} --help` shows how", 2)
+            hint = getattr(error, "next_step", f"`{command} --help` shows how")
+            return Failure("UsageError", _lower(error.format_message()), hint, 2)
         case click.ClickException():
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
         case BaseExceptionGroup() if error.exceptions:

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from ijfs.live.process.fork_request import ForkServerInfo
     from ijfs_engine import Snapshot
 
+STOPPED = "stopped"
+"""The note of what `ijfs stop` ended: its exit status is that of the signal, and no fault."""
+
 COLUMNS = [
     Column("NAME", style="bold green"),
-    Column("STATUS"),
-    Column("PID", right=True),
-    Column("AGE", right=True),
-    Column("SNAPSHOT", style="yellow"),
-    Column("MEMORY IN", right=True),
-    Column("PROGRAM", flex=True),
+    Column("STATUS", optional=True),
+    Column("UP", right=True),
+    Column("SNAPSHOT", style="yellow", drop=2),
+    Column("PORTS", optional=True),
+    Column("PID", right=True, drop=3),
+    Column("PROGRAM", flex=True, drop=1),
 ]
 
 
@@ -38,20 +41,25 @@ def instance_json(info: InstanceInfo) -> dict[str, Any]:
 
 def table(out: Printer, infos: Iterable[InstanceInfo]) -> None:
     """What `ijfs ps` prints."""
-    out.table(COLUMNS, (_row(info) for info in infos))
+    out.table(COLUMNS, (_row(info, "→" if out.unicode else "->") for info in infos))
 
 
-def _row(info: InstanceInfo) -> list[Span]:
+def _row(info: InstanceInfo, arrow: str) -> list[Span]:
     live = info.status == "running"
     return [
         (info.name, "bold green" if live else "dim"),
         status(info),
-        str(info.pid or ""),
         (text.age(info.created_ns), "dim"),
         (info.snapshot or "")[: text.SHORT_ID],
-        f"{info.memory:.0%}" if live else "",
+        ", ".join(ports(info, arrow)) if live else "",
+        str(info.pid or ""),
         program(info),
     ]
+
+
+def ports(info: InstanceInfo, arrow: str = "→") -> list[str]:
+    """Which port here leads to which inside, of those that were asked for: a kernel's own go to its front end."""
+    return [f"{port.host}{arrow}{port.inside}" for port in info.relay if port.name.startswith("tcp")]
 
 
 def spare(out: Printer, waiting: ForkServerInfo | None) -> None:
@@ -63,13 +71,15 @@ def spare(out: Printer, waiting: ForkServerInfo | None) -> None:
 
 
 def status(info: InstanceInfo) -> Span:
-    """One word and its colour: running, or how it ended; and whether a save is not durable yet."""
-    saving = " (saving)" if info.saving else ""
+    """What is not as usual: how it ended, what is still on its way, or nothing of a program that just runs."""
     if info.status == "running":
-        return (f"{info.status}{saving if info.keeper_running else ' (no keeper)'}", "green")
-    if info.status == "exited" and info.exit_status is not None:
-        return (f"exited {info.exit_status}{saving}", "dim" if info.exit_status == 0 else "red")
-    return (info.status, "dim")
+        parts = [f"{info.memory:.0%} in"] if info.memory < 1 else []
+        parts += ["saving"] if info.saving else []
+        parts += [] if info.keeper_running else ["no keeper"]
+        return (", ".join(parts), "yellow")
+    how = info.note if info.note == STOPPED or info.exit_status is None else f"exited {info.exit_status}"
+    saving = ", saving" if info.saving else ""
+    return (f"{how or info.status}{saving}", "red" if info.exit_status and info.note != STOPPED else "dim")
 
 
 def program(info: InstanceInfo) -> str:
@@ -78,6 +88,11 @@ def program(info: InstanceInfo) -> str:
         kernel = info.connection.get("kernel_name") if info.connection else ""
         return f"kernel {kernel}".rstrip()
     return shlex.join(info.argv)
+
+
+def by_name(infos: Iterable[InstanceInfo]) -> list[InstanceInfo]:
+    """Live ones first, agent-2 before agent-10."""
+    return sorted(infos, key=lambda info: (info.status == "exited", text.natural(info.name)))
 
 
 def free_name(app: App, wish: str) -> str:

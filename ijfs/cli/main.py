@@ -80,6 +80,14 @@ _YOUNG = 50_000
 VERBS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
+class UnknownVerbError(click.UsageError):
+    """A word that is no verb, with what to type instead where somebody can tell."""
+
+    def __init__(self, word: str, advice: str, ctx: click.Context) -> None:
+        super().__init__(f"there is no verb '{word}'" + (f": {advice}" if advice else ""), ctx)
+        self.next_step = "`ijfs --help` lists the verbs"
+
+
 class LazyGroup(click.Group):
     """Knows its verbs by name only; imports the one that is called."""
 
@@ -97,13 +105,26 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            guess = f"did you mean `ijfs {near[0]}`?" if near else "`ijfs --help` lists the verbs"
-            raise click.UsageError(f"there is no verb '{args[0]}'; {guess}", ctx)
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            args = self._understood(ctx, args)
         return super().resolve_command(ctx, args)
+
+    def _understood(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The words with a verb in front that there is. UsageError with what to type where it is not plain."""
+        from ijfs.cli import synonyms
+
+        words = synonyms.rewritten(args)
+        if words in (["--help"], ["--version"]):
+            click.echo(ctx.get_help() if words == ["--help"] else _version_line())
+            ctx.exit()
+        verb = synonyms.DONE_AS.get(words[0].lower())
+        if verb is not None:
+            ctx.ensure_object(App).note(f"this is `ijfs {verb}`")
+            return [*verb.split(), *words[1:]]
+        if words[0] not in VERBS:
+            advice = synonyms.advice(words[0], VERBS)
+            raise UnknownVerbError(words[0], advice, ctx)
+        return words
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in SECTIONS.items():
@@ -113,10 +134,14 @@ class LazyGroup(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"ijfs {version('ijfs')}")
+        click.echo(_version_line())
         ctx.exit()
+
+
+def _version_line() -> str:
+    from importlib.metadata import version
+
+    return f"ijfs {version('ijfs')}"
 
 
 cli = LazyGroup(

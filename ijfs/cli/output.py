@@ -18,6 +18,9 @@ from ijfs.cli import text
 JSON_VERSION = 1
 """The `"ijfs"` field of every JSON object. New fields keep the number, a new meaning raises it."""
 
+MIN_FLEX = 24
+"""Columns of a cut text that are worth more than another column."""
+
 Span = str | tuple[str, str]
 """A piece of a line: text, or text with a rich style."""
 
@@ -33,12 +36,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: heading, alignment, style; a `flex` column gives way on a narrow terminal."""
+    """A column of a table: heading, alignment, style. On a narrow terminal the column with the highest `drop` goes
+    first, one after the other (0: none does), then a `flex` column is cut. An `optional` one is left out if empty."""
 
     title: str
     right: bool = False
     style: str = ""
     flex: bool = False
+    drop: int = 0
+    optional: bool = False
 
 
 @dataclass
@@ -91,10 +97,29 @@ class Printer:
             max([text.cells(c.title), *(sum(text.cells(s[0]) for s in row[i]) for row in body)])
             for i, c in enumerate(columns)
         ]
+        kept = self._shown(columns, widths, body, len(indent))
+        columns, widths = [columns[i] for i in kept], [widths[i] for i in kept]
+        body = [[row[i] for i in kept] for row in body]
         self._squeeze(columns, widths, len(indent))
         self.line(indent, *_row([[(c.title, "dim")] for c in columns], columns, widths))
         for row in body:
             self.line(indent, *_row(row, columns, widths))
+
+    def _shown(
+        self,
+        columns: Sequence[Column],
+        widths: Sequence[int],
+        body: Sequence[Sequence[list[tuple[str, str]]]],
+        taken: int,
+    ) -> list[int]:
+        """The columns that say something and have room, by number."""
+        kept = [i for i, c in enumerate(columns) if not c.optional or any(s for row in body for s, _ in row[i])]
+        going = sorted((i for i in kept if columns[i].drop), key=lambda i: -columns[i].drop)
+        for i in going if self.width is not None else ():
+            needed = taken + sum(min(widths[k], MIN_FLEX) if columns[k].flex else widths[k] for k in kept)
+            if needed + 2 * (len(kept) - 1) > (self.width or 0):
+                kept.remove(i)
+        return kept
 
     def _squeeze(self, columns: Sequence[Column], widths: list[int], taken: int) -> None:
         if self.width is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -53,6 +53,24 @@ SNAPSHOT = Name("snapshot", snapshots=True, refs=True)
 REF = Name("name", refs=True)
 INSTANCE = Name("name", live=True)
 ANY = Name("name", snapshots=True, refs=True, live=True)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def needless(*names: str) -> Callable[[_F], _F]:
+    """An option of a like tool that asks for what is done here anyway: taken, and nothing more."""
+    return click.option(*names, is_flag=True, hidden=True, expose_value=False)
+
+
+def elsewhere(*names: str, said: str) -> Callable[[_F], _F]:
+    """An option of a like tool for what is done in another way here: a usage error that says how."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            raise click.UsageError(f"there is no {names[0]}: {said}", ctx)
+
+    return click.option(*names, is_flag=True, hidden=True, expose_value=False, callback=refuse, is_eager=True)
 
 
 class Message(_StringType):

@@ -81,6 +81,13 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """What to sort names by, so that agent-2 comes before agent-10."""
+    return [
+        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name) if part
+    ]
+
+
 def listing(words: Iterable[str]) -> str:
     """a; a and b; a, b and c."""
     items = list(words)

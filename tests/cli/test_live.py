@@ -66,10 +66,11 @@ def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs:
         ("count", "running"),
     ]
     out = ijfs("ps").out
-    assert out.splitlines()[0].split() == ["NAME", "STATUS", "PID", "AGE", "SNAPSHOT", "MEMORY", "IN", "PROGRAM"]
+    assert set(out.splitlines()[0].split()) - {"STATUS"} == {"NAME", "UP", "SNAPSHOT", "PID", "PROGRAM"}
 
     os.kill(next(i["pid"] for i in listed if i["name"] == "a"), 9)  # type: ignore[attr-defined]
-    until(ijfs, "ps", holds="exited 137")
+    until(ijfs, "ps", "-a", holds="exited 137")
+    assert "ended: a; `ijfs ps -a`" in ijfs("ps").out
     assert ijfs("exec", "a", "--", "true").code == 13
     assert ijfs("save", "a").code == 13
     restored = ok(ijfs("restore", "latest", "--name", "a", "--wait", "--json"), "restore")
@@ -194,11 +195,11 @@ def test_the_spare_is_shown_and_ended(ijfs: Ijfs, live: Path, monkeypatch: pytes
     assert ok(ijfs("ps", "--json"), "ps")["spare"] is None
     monkeypatch.setenv("IJFS_SPARE_S", "60")
     assert ijfs("run", "--name", "s", "--", "sleep", "600").code == 0
-    assert "`ijfs stop --all` ends it" in until(ijfs, "ps", holds="a spare waits")
+    assert "`ijfs stop --all` ends it" in until(ijfs, "ps", "-v", holds="a spare waits")
     assert "`ijfs stop --all` ends it" in ijfs("doctor").out
     assert ok(ijfs("ps", "--json"), "ps")["spare"]
     assert ijfs("stop", "--all").code == 0
-    assert "spare" not in ijfs("ps").out
+    assert "spare" not in ijfs("ps", "-v").out
 
 
 def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:

@@ -40,7 +40,7 @@ class Reader(ChunkReader):
                 return entry
             tree = entry.content if entry.kind == "d" else None
         shown = b"/".join(parts[: number + 1]).decode(errors="backslashreplace")
-        raise UnknownNameError(f"there is no '{shown}' in this snapshot", hint="`ijfs ls` shows what there is")
+        raise UnknownNameError(f"there is no '{shown}' in this snapshot", hint="`ijfs ls SNAPSHOT` shows what there is")
 
     # --- Files
 

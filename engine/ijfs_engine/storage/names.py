@@ -1,4 +1,4 @@
-"""From what a person types to a snapshot's id: prefixes, branches, tags, `name~2`, `latest`.
+"""From what a person types to a snapshot's id: prefixes, branches, tags, `name~2`, `name^`, `latest`.
 
 `Repository.resolve` calls it; rm uses `nearest` to move branches past what it takes out.
 """
@@ -15,9 +15,12 @@ from ijfs_engine.format.records import ObjectId
 from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, View
 
 MIN_PREFIX: Final = 4
-_SPEC: Final = re.compile(r"([^~]+)((?:~\d*)*)")
+_SPEC: Final = re.compile(r"([^~^]+)((?:~\d*|\^)*)")
 _ASIDE: Final = b"tag/base@"
 """Tags of what programs stand on: made by the way, such a snapshot is nobody's latest."""
+_NO_HEAD: Final = (
+    "each program has a branch of its name: `lab` is its last snapshot, `lab~1` the one before; `latest` is of all"
+)
 _HEX: Final = re.compile(r"[0-9a-f]+")
 
 
@@ -26,7 +29,7 @@ def parse(spec: str) -> tuple[str, int]:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise UnknownNameError(f"{spec!r} names no snapshot")
-    steps = [int(step or 1) for step in match[2].split("~")[1:]]
+    steps = [int(step[1:] or 1) for step in re.findall(r"~\d*|\^", match[2])]
     return match[1], sum(steps)
 
 
@@ -72,6 +75,8 @@ def set_aside(view: View) -> set[ObjectId]:
 
 
 def _by_prefix(view: View, name: str) -> ObjectId:
+    if name in ("HEAD", "@"):
+        raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}", hint=_NO_HEAD)
     lower = name.lower()
     if not _HEX.fullmatch(lower) or len(lower) > 2 * ID_SIZE:
         raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}")

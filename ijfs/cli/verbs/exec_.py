@@ -8,20 +8,42 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli.app import App, verb
+from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE
+from ijfs.cli.params import INSTANCE, elsewhere, needless
 
 if TYPE_CHECKING:
     from ijfs.jupyter.cells import CellResult
     from ijfs.live.client.api import InstanceInfo
 
 
-@verb("exec")
+class ExecVerb(Verb):
+    """`exec NAME CMD -c …`, as with docker: what follows a command is the command's, `--` or not."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the `--` in where it was left out."""
+        takes_value = {
+            o
+            for p in self.get_params(ctx)
+            if isinstance(p, click.Option) and not p.is_flag and not p.count
+            for o in p.opts
+        }
+        at = 0
+        while at < len(args) and args[at].startswith("-"):
+            at += 2 if args[at] in takes_value else 1
+        if "--" not in args[:at] and at + 1 < len(args) and not args[at + 1].startswith("-"):
+            args = [*args[: at + 1], "--", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@verb("exec", kind=ExecVerb)
 @click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-c", "--code", metavar="CODE", help="Run this as a cell of a kernel.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up on a cell after S seconds.")
+@needless("-i", "--interactive")
+@needless("-t", "--tty")
+@elsewhere("-d", "--detach", said="write `… &` in a shell: `ijfs exec NAME -- sh -c 'COMMAND &'`")
 def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeout: float | None) -> Answer | None:
     """Run something inside the live program NAME.
 

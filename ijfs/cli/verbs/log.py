@@ -9,7 +9,7 @@ import click
 from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Column, Printer
-from ijfs.cli.params import SNAPSHOT
+from ijfs.cli.params import SNAPSHOT, elsewhere, needless
 
 if TYPE_CHECKING:
     from ijfs_engine import Snapshot
@@ -20,6 +20,12 @@ COLUMNS = [Column("SNAPSHOT", style="yellow"), Column("AGE", right=True), Column
 @verb("log")
 @click.argument("snapshot", required=False, type=SNAPSHOT)
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="K", help="At most K snapshots.")
+@needless("--oneline")
+@needless("-a", "--all")
+@elsewhere("--graph", said="`ijfs tree` draws it")
+@elsewhere("-p", "--patch", said="`ijfs diff OLD NEW` says what differs")
+@elsewhere("--stat", said="`ijfs diff OLD NEW` says what differs")
+@elsewhere("-f", "--follow", said="`ijfs logs -f NAME` follows what a program prints")
 def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
     """List snapshots with [branches] and (tags), newest first: all, or SNAPSHOT and its ancestors.
 

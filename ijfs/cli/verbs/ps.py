@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from ijfs.cli import instances
+from typing import TYPE_CHECKING
+
+import click
+
+from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 
+if TYPE_CHECKING:
+    from ijfs.live.client.api import InstanceInfo
+
 
 @verb("ps")
-def ps(app: App) -> Answer:
-    """List live programs, and ended ones whose files are still there (`ijfs stop --rm` forgets them).
+@click.option("-a", "--all", "every", is_flag=True, help="Ended ones too, whose files are still there.")
+def ps(app: App, every: bool) -> Answer:
+    """List live programs. `--json` has the ended ones always.
 
-    MEMORY IN is the share of a lazily restored program's memory that has arrived. A spare is a loaded process off which
-    the next start is forked; it ends by itself.
+    PORTS: the port on this machine, and the one inside that it leads to. STATUS is shown where there is something to
+    say: how much of a restored program's memory is in, a save that is being stored, how a program ended. -v adds the
+    process that waits for the next start.
     """
     import msgspec
 
@@ -20,26 +29,38 @@ def ps(app: App) -> Answer:
     from ijfs.live.process import fork_request
 
     app.repository()
-    found = sorted(list_instances(app.repository_path), key=lambda i: (i.status == "exited", i.name))
-
+    found = instances.by_name(list_instances(app.repository_path))
     waiting = fork_request.forkserver_info(app.repository_path)
+    ended = [info for info in found if info.status == "exited"]
 
     def show(out: Printer) -> None:
-        if found:
-            instances.table(out, found)
+        listed = found if every else [info for info in found if info.status != "exited"]
+        if listed:
+            instances.table(out, listed)
         else:
             out.line(("nothing is live: `ijfs run` or `ijfs kernel start` begins", "dim"))
-        for info in found:
-            if info.damage:
-                out.line((f"{info.name}: its memory is not what was saved: {info.damage}", "red"))
-            if info.save_error:
-                out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
-            if info.note:
-                out.line((f"{info.name}: {info.note}", "dim"))
-        instances.spare(out, waiting)
+        for info in listed:
+            _remarks(out, info)
+        if ended and not every:
+            names = (
+                text.listing(info.name for info in ended[:3]) if len(ended) <= 3 else text.count(len(ended), "program")
+            )
+            out.line((f"ended: {names}; `ijfs ps -a` shows ended ones, `ijfs stop --rm NAME` forgets one", "dim"))
+        if app.verbose:
+            instances.spare(out, waiting)
 
     data = {"instances": [instances.instance_json(info) for info in found], "spare": msgspec.to_builtins(waiting)}
     return Answer(data, show)
+
+
+def _remarks(out: Printer, info: InstanceInfo) -> None:
+    """What a person has to know about a program."""
+    if info.damage:
+        out.line((f"{info.name}: its memory is not what was saved: {info.damage}", "red"))
+    if info.save_error:
+        out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
+    if info.note and not (info.status == "exited" and info.note == instances.STOPPED):
+        out.line((f"{info.name}: {info.note}", "dim"))
 
 
 COMMANDS = {"ps": ps}

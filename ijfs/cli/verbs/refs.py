@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from ijfs.cli import text, views
+from ijfs.cli import globs, text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Column, Printer
-from ijfs.cli.params import REF, SNAPSHOT
+from ijfs.cli.params import REF, SNAPSHOT, needless
 
 if TYPE_CHECKING:
     from ijfs.fs.mountpoint import OpenSnapshot
@@ -23,8 +23,10 @@ COLUMNS = [Column("NAME", style="bold green"), Column("SNAPSHOT", style="yellow"
 @verb("branch")
 @click.argument("name", required=False, type=REF)
 @click.argument("snapshot", required=False, type=SNAPSHOT)
-@click.option("-d", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
+@click.option("-d", "-D", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
 @click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
+@needless("-l", "--list")
+@needless("-a", "--all")
 def branch(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
     """List branches, or make branch NAME at SNAPSHOT (default: latest)."""
     return _refs(app, "branch", name, snapshot, delete=delete, force=force)
@@ -33,8 +35,10 @@ def branch(app: App, name: str | None, snapshot: str | None, delete: bool, force
 @verb("tag")
 @click.argument("name", required=False, type=REF)
 @click.argument("snapshot", required=False, type=SNAPSHOT)
-@click.option("-d", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
+@click.option("-d", "-D", "--delete", is_flag=True, help="Delete NAME; its snapshots stay until gc.")
 @click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
+@needless("-l", "--list")
+@needless("-a", "--all")
 def tag(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
     """List tags, or make tag NAME at SNAPSHOT (default: latest)."""
     return _refs(app, "tag", name, snapshot, delete=delete, force=force)
@@ -50,8 +54,9 @@ def _refs(
         return _list(repository, kind)
     if delete:
         if snapshot is not None:
-            raise click.UsageError("-d takes a NAME only")
-        return _removed(repository, [(kind, name)], dry_run=False)
+            raise click.UsageError(f"-d takes one NAME; `ijfs rm` takes several, and patterns such as '{name}*'")
+        chosen = globs.expanded([name], lambda: _table(repository, kind))
+        return _removed(repository, [(kind, each) for each in chosen], dry_run=False)
     return _make(repository, kind, name, snapshot or "latest", force=force)
 
 
@@ -65,7 +70,7 @@ def _list(repository: Repository, kind: Literal["branch", "tag"]) -> Answer:
     data = {"branches" if kind == "branch" else "tags": {name: at.hex() for name, at in sorted(table.items())}}
 
     def show(out: Printer) -> None:
-        rows = [(n, text.short(at), snapshots.get(at)) for n, at in sorted(table.items())]
+        rows = [(n, text.short(at), snapshots.get(at)) for n, at in sorted(table.items(), key=_naturally)]
         if not rows:
             out.line((f"no {kind} yet", "dim"))
             return
@@ -79,6 +84,10 @@ def _list(repository: Repository, kind: Literal["branch", "tag"]) -> Answer:
         )
 
     return Answer(data, show)
+
+
+def _naturally(row: tuple[str, bytes]) -> list[tuple[bool, int, str]]:
+    return text.natural(row[0])
 
 
 def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force: bool) -> Answer:
@@ -122,13 +131,22 @@ def _check_not_an_id(repository: Repository, kind: RefKind, name: str) -> None:
 @verb("rm")
 @click.argument("names", nargs=-1, required=True, type=SNAPSHOT)
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would become unreachable.")
+@needless("-f", "--force")
 def rm(app: App, names: tuple[str, ...], dry_run: bool) -> Answer:
     """Remove branches, tags or snapshots, and say what nothing keeps any more.
 
-    A NAME is taken as a branch or tag if there is one, else as a snapshot. Space comes back at `ijfs gc`.
+    A NAME is taken as a branch or tag if there is one, else as a snapshot; `'agent-*'` is every branch and tag that it
+    fits. Space comes back at `ijfs gc`.
     """
     repository = app.repository()
-    return _removed(repository, [(_kind(repository, name), name) for name in dict.fromkeys(names)], dry_run=dry_run)
+    chosen = globs.expanded(names, lambda: _removable(repository))
+    return _removed(repository, [(_kind(repository, name), name) for name in chosen], dry_run=dry_run)
+
+
+def _removable(repository: Repository) -> list[str]:
+    """What a pattern may mean: not the tags that keep bases, which `ijfs base rm` removes."""
+    names = [*repository.refs.branches(), *repository.refs.tags()]
+    return [name for name in names if not name.startswith("base@")]
 
 
 def _kind(repository: Repository, name: str) -> RefKind:

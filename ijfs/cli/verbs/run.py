@@ -10,6 +10,7 @@ import click
 from ijfs.cli import first_moment, instances
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
+from ijfs.cli.params import elsewhere, needless
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -20,6 +21,8 @@ port_option = click.option(
 )
 NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
 
+IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
+NO_VOLUMES = "a program sees this machine's files at their places; what it writes stays its own"
 BASE_HELP = (
     "The base its files come from (default: this machine's files; in a container their base; `none`: its files)."
 )
@@ -32,6 +35,11 @@ BASE_HELP = (
 @click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @click.option("--base", default="", metavar="NAME", help=BASE_HELP)
+@needless("-d", "--detach")
+@elsewhere("-i", "--interactive", said=IN_BACKGROUND)
+@elsewhere("-t", "--tty", said=IN_BACKGROUND)
+@elsewhere("--rm", said="`ijfs stop --rm NAME` forgets a program with its files")
+@elsewhere("--volume", "--mount", said=NO_VOLUMES)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,
@@ -52,6 +60,8 @@ def run(
     from ijfs.live.client import api as client
 
     app.repository()
+    if app.verbose and command[0].startswith("/") and ":" in command[0]:
+        raise click.UsageError(f"there is no -v for volumes: {NO_VOLUMES}")
     spec = client.InstanceSpec(
         name=name or instances.free_name(app, command[0]),
         argv=command,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ijfs.cli import globs
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
-    """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for."""
-    from ijfs.live.client import api as client
+    """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for.
+
+    A NAME may be a pattern: `ijfs stop --rm 'agent-*'`.
+    """
     from ijfs.live.process import fork_request
 
     app.repository()
     if bool(names) == every:
         raise click.UsageError("say which: NAMES or --all")
     if every:
-        names = tuple(i.name for i in client.list_instances(app.repository_path) if forget or i.status != "exited")
+        names = tuple(_stoppable(app, ended=forget))
     done: list[dict[str, Any]] = []
-    for name in dict.fromkeys(names):
+    for name in globs.expanded(names, lambda: _stoppable(app, ended=forget)):
         info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
     if every:
@@ -43,6 +46,13 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
             out.line(("nothing is live", "dim"))
 
     return Answer({"stopped": done}, show)
+
+
+def _stoppable(app: App, *, ended: bool) -> list[str]:
+    """What `--all` and patterns may mean: all that is live; to be forgotten, what has ended, too."""
+    from ijfs.live.client.api import list_instances
+
+    return [i.name for i in list_instances(app.repository_path) if ended or i.status != "exited"]
 
 
 def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:

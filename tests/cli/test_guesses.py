@@ -1,0 +1,168 @@
+"""What a newcomer types by guess: words and options of git, docker and restic find their way, or are told it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from calls import Ijfs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ijfs.cli import synonyms
+from ijfs.cli.main import VERBS
+
+# Typed by newcomers who had not read the help.
+TYPED = (
+    "status commit checkout switch attach inspect version help clone pull push backup snapshots snapshot images "
+    "kill load checkpoint merge history check info shell connect console delete forget add undo blame upgrade "
+    "uninstall install jupyter list start pause create dump reset revert stash top rename resume reflog kernels"
+)
+NEVER = {
+    "top": "stop",
+    "pause": "prune",
+    "forget": "fork",
+    "push": "ps",
+    "status": "stats",
+    "reset": "tree",
+    "list": "ls",
+}
+
+
+@pytest.mark.parametrize("word", TYPED.split())
+def test_every_word_of_other_tools_is_done_or_answered_with_what_to_type(ijfs: Ijfs, repo: Path, word: str) -> None:
+    result = ijfs(word)
+    understood = word in VERBS or word in synonyms.DONE_AS or word in ("help", "version")
+    assert (
+        understood
+        or "`ijfs " in result.err.splitlines()[0]
+        or "`cp -a`" in result.err
+        or "whole" in result.err
+        or "pip install" in result.err
+    )
+    assert "did you mean" not in result.err
+    assert "no verb" in result.err or understood
+
+
+@pytest.mark.parametrize("word", sorted(NEVER))
+def test_a_word_of_another_meaning_is_never_taken_for_one_that_is_spelt_like_it(
+    ijfs: Ijfs, repo: Path, word: str
+) -> None:
+    result = ijfs(word)
+    assert f"`ijfs {NEVER[word]}`" not in result.err
+
+
+def test_what_is_answered_names_verbs_that_there_are() -> None:
+    assert {verb.split()[0] for verb in synonyms.DONE_AS.values()} <= set(VERBS)
+    assert not set(synonyms.DONE_AS) & set(VERBS)
+    assert not set(synonyms.SAID) & {*VERBS, *synonyms.DONE_AS}
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("lgo", "log"), ("sve", "save"), ("restroe", "restore"), ("tre", "tree")])
+def test_a_slip_of_the_fingers_is_guessed(ijfs: Ijfs, typed: str, meant: str) -> None:
+    result = ijfs(typed)
+    assert result.code == 2
+    assert f"did you mean `ijfs {meant}`?" in result.err
+
+
+def test_a_word_that_nobody_can_tell_gets_no_guess(ijfs: Ijfs) -> None:
+    result = ijfs("xyzzy")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "ijfs: there is no verb 'xyzzy'\nhint: `ijfs --help` lists the verbs\n"
+
+
+def test_help_and_version_are_done_however_they_are_asked_for(ijfs: Ijfs) -> None:
+    assert ijfs("help").out == ijfs("--help").out
+    assert ijfs("help", "save").out == ijfs("save", "--help").out
+    assert ijfs("help", "kernel", "start").out == ijfs("kernel", "start", "--help").out
+    assert ijfs("version").out == ijfs("--version").out
+
+
+def test_a_word_that_only_looks_is_done_under_the_verbs_own_name(ijfs: Ijfs, repo: Path) -> None:
+    assert ijfs("status", "--json").json["verb"] == "ps"
+    assert ijfs("snapshots").err == "this is `ijfs log`\n"
+    assert ijfs("snapshots", "--json").err == ""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["ps", "-a"], ["log", "--oneline"], ["log", "--all"], ["branch", "-a"], ["branch", "--list"], ["tag", "-l"]],
+)
+def test_options_that_ask_for_what_is_done_anyway_are_taken(ijfs: Ijfs, repo: Path, argv: list[str]) -> None:
+    assert ijfs(*argv).code == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["log", "--graph"], "`ijfs tree`"),
+        (["run", "-it", "bash"], "`ijfs exec NAME -- bash`"),
+        (["run", "--rm", "bash"], "`ijfs stop --rm NAME`"),
+        (["run", "-v", "/data:/data", "bash"], "sees this machine's files"),
+        (["show", "HEAD~1"], "`lab~1` the one before"),
+    ],
+)
+def test_options_for_what_is_done_in_another_way_are_told_how(
+    ijfs: Ijfs, repo: Path, argv: list[str], said: str
+) -> None:
+    result = ijfs(*argv)
+    assert result.code in (1, 2)
+    assert said in result.err
+
+
+def test_a_command_of_exec_needs_no_double_dash(ijfs: Ijfs, repo: Path) -> None:
+    for argv in (
+        ["-it", "lab", "python", "-c", "1"],
+        ["lab", "sh", "-c", "1"],
+        ["--timeout", "5", "lab", "x"],
+    ):
+        result = ijfs("exec", *argv)
+        assert (result.code, "there is no instance `lab`" in result.err) == (1, True), argv
+    assert "not a kernel" not in ijfs("exec", "lab", "-c", "1").err
+
+
+@given(st.text("abcde", max_size=7), st.text("abcde", max_size=7))
+def test_the_distance_of_two_words_is_a_distance(left: str, right: str) -> None:
+    found = synonyms.distance(left, right)
+    assert found == synonyms.distance(right, left)
+    assert (found == 0) == (left == right)
+    assert abs(len(left) - len(right)) <= found <= max(len(left), len(right))
+
+
+@pytest.fixture
+def many(ijfs: Ijfs, repo: Path, tmp_path: Path) -> Path:
+    """A repository with the branches agent-1 to agent-11, and others."""
+    (tmp_path / "d").mkdir()
+    assert ijfs("import", tmp_path / "d", "-m", "empty").code == 0
+    for name in (*(f"agent-{i}" for i in range(11, 0, -1)), "other"):
+        assert ijfs("branch", name, "main").code == 0
+    assert ijfs("tag", "agent-tag", "main").code == 0
+    return repo
+
+
+def test_a_pattern_stands_for_every_name_it_fits(ijfs: Ijfs, many: Path) -> None:
+    removed = ijfs("rm", "agent-?", "agent-1*", "--dry-run", "--json").json["removed"]
+    assert [item["name"] for item in removed] == [f"agent-{i}" for i in range(1, 12)]
+    assert ijfs("rm", "-f", "agent-*").code == 0
+    assert set(ijfs("branch", "--json").json["branches"]) == {"main", "other"}
+    assert ijfs("tag", "--json").json["tags"] == {}
+
+
+def test_a_pattern_that_fits_nothing_is_an_error_and_nothing_is_removed(ijfs: Ijfs, many: Path) -> None:
+    result = ijfs("rm", "other", "robot-*")
+    assert (result.code, "no name fits the pattern 'robot-*'" in result.err) == (1, True)
+    assert "other" in ijfs("branch", "--json").json["branches"]
+    assert ijfs("stop", "--rm", "agent-*").code == 1
+
+
+def test_names_with_numbers_are_listed_in_the_order_of_the_numbers(ijfs: Ijfs, many: Path) -> None:
+    names = [line.split()[0] for line in ijfs("branch").out.splitlines()[1:]]
+    assert names == [*(f"agent-{i}" for i in range(1, 12)), "main", "other"]
+
+
+def test_a_caret_is_a_step_back(ijfs: Ijfs, many: Path, tmp_path: Path) -> None:
+    (tmp_path / "d" / "f").touch()
+    assert ijfs("import", tmp_path / "d").code == 0
+    back = ijfs("show", "main^", "--json").json
+    assert back["id"] == ijfs("show", "main~1", "--json").json["id"] == ijfs("show", "other", "--json").json["id"]
+    assert ijfs("show", "main^^").code == 1
