@@ -399,8 +399,8 @@ def test_a_chunk_is_never_stored_against_what_is_stored_against_it(repository: R
     assert repository.fsck().clean
 
 
-def test_a_condemned_difference_is_replaced_by_what_a_session_stores_whole(repository: Repository) -> None:
-    """Its base is condemned, too, and goes while that session still runs."""
+def condemned_pair(repository: Repository) -> tuple[bytes, bytes, Session]:
+    """A chunk and another that is a difference to it, both condemned; while the session runs, neither goes."""
     one = noise(4096)
     two = bytes([one[0] ^ 1]) + one[1:]
     with repository.session() as session:
@@ -409,6 +409,12 @@ def test_a_condemned_difference_is_replaced_by_what_a_session_stores_whole(repos
     blocker = repository.session()
     repository.remove(old.id)
     repository.gc()
+    return one, two, blocker
+
+
+def test_a_condemned_difference_is_replaced_by_what_a_session_stores_whole(repository: Repository) -> None:
+    """Its base is condemned, too, and goes while that session still runs."""
+    one, two, blocker = condemned_pair(repository)
     later = repository.session()
     assert later.lookup_many([chunk_id(one), chunk_id(two)]) == [False, False]
     put(later, two)
@@ -422,14 +428,7 @@ def test_a_condemned_difference_is_replaced_by_what_a_session_stores_whole(repos
 
 def test_a_condemned_base_and_its_difference_never_form_a_circle(repository: Repository) -> None:
     """Both are condemned; a later session stores them again, the other way round."""
-    one = noise(4096)
-    two = bytes([one[0] ^ 1]) + one[1:]
-    with repository.session() as session:
-        put_against(session, two, one, put(session, one))
-        old = save(repository, {"two": two}, branch="old", session=session)
-    blocker = repository.session()
-    repository.remove(old.id)
-    repository.gc()
+    one, two, blocker = condemned_pair(repository)
     with repository.session() as later:
         assert later.lookup_many([chunk_id(one), chunk_id(two)]) == [False, False]
         first = put(later, two)
