@@ -18,7 +18,7 @@ test: setup ## every test that this machine can run; ARGS go to pytest
 	$(BIN)/pytest $(ARGS)
 
 fuzz: setup ## damaged repositories against what the store promises, an hour. ARGS=--seed 2 --seconds 600
-	$(BIN)/python tests/engine/fuzz_store.py $(ARGS)
+	$(BIN)/python tests/engine/fuzz_store.py --workers $$(nproc) $(ARGS)
 
 test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
 	@tools/setup-places

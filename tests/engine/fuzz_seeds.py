@@ -5,17 +5,18 @@ Between the steps of its making a seed keeps copies of the files that change in 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from blake3 import blake3
 from criu_images import image_set
 
-from ijfs_engine import IjfsError, Reader, Repository
+from ijfs_engine import Entry, IjfsError, Reader, Repository, export_tree
 
 OLD = "old"
 """Directory beside a seed with its earlier files: OLD/<number>/index, OLD/<number>/journal."""
@@ -24,6 +25,8 @@ _READ = 1 << 20
 Names = tuple[object, ...]
 Contents = dict[str, dict[str, str]]
 """By snapshot and path: what is there, in one line; a file's line has the hash of its bytes."""
+_Read = dict[tuple[bytes | None, int], str | None]
+"""What has been read, by content and size: the same in several snapshots is read once in a pass."""
 
 
 class Seed(NamedTuple):
@@ -33,6 +36,8 @@ class Seed(NamedTuple):
     names: Names
     contents: Contents
     kept: frozenset[str]
+    exports: Contents
+    """What an export of each snapshot leaves on a disk, as `exported` has it."""
 
 
 def make_seeds(folder: Path) -> list[Seed]:
@@ -53,19 +58,47 @@ def contents_of(repository: Repository, snapshots: list[str]) -> Contents:
     """What can be read of some snapshots, as a mount and an export would: around damage, file by file."""
     found: Contents = {}
     reader = repository.reader(cache_bytes=4 << 20)
+    read: _Read = {}
     for ident in snapshots:
         found[ident] = {}
         try:
             root = repository.snapshot(bytes.fromhex(ident)).root
         except IjfsError:
             continue
-        for path, line in _lines(reader, root):
+        for path, line in _lines(reader, root, read):
             found[ident][path] = line
     reader.close()
     return found
 
 
-def _lines(reader: Reader, root: bytes) -> Iterator[tuple[str, str]]:
+def exported(repository: Repository, ident: str, target: Path) -> dict[str, Any]:
+    """What an export of a snapshot leaves on a disk: every path with its metadata and bytes, and why it ended early."""
+    shutil.rmtree(target, ignore_errors=True)
+    found: dict[str, Any] = {}
+    reader = repository.reader(cache_bytes=4 << 20)
+    try:
+        export_tree(reader, repository.snapshot(bytes.fromhex(ident)).root, target)
+    except IjfsError as error:
+        found["error"] = f"{type(error).__name__}: {error}"[:200]
+    finally:
+        reader.close()
+    paths = sorted(target.rglob("*")) if target.is_dir() else []
+    found["paths"] = {f"/{path.relative_to(target)}": _on_disk(path) for path in paths}
+    shutil.rmtree(target, ignore_errors=True)
+    return found
+
+
+def _on_disk(path: Path) -> str:
+    info = path.lstat()
+    line = f"{info.st_mode:o} {info.st_uid} {info.st_gid} {info.st_mtime_ns} {info.st_nlink}"
+    if stat.S_ISLNK(info.st_mode):
+        return f"{line} {path.readlink()}"
+    if stat.S_ISREG(info.st_mode):
+        return f"{line} {info.st_size} {blake3(path.read_bytes()).hexdigest(16)}"
+    return line
+
+
+def _lines(reader: Reader, root: bytes, read: _Read) -> Iterator[tuple[str, str]]:
     todo = [("", root)]
     while todo:
         above, tree = todo.pop()
@@ -82,15 +115,25 @@ def _lines(reader: Reader, root: bytes) -> Iterator[tuple[str, str]]:
             if entry.kind == "d" and entry.content is not None:
                 todo.append((path, entry.content))
             elif entry.kind == "f":
-                try:
-                    stored = reader.open(entry)
-                    digest = hashlib.blake2b(digest_size=16)
-                    for at in range(0, stored.size, _READ):
-                        digest.update(stored.read(at, _READ))
-                    line += f" {stored.size} {digest.hexdigest()} {stored.layout and stored.layout.pages}"
-                except IjfsError:
+                key = entry.content, entry.size
+                if key not in read:
+                    read[key] = _bytes_of(reader, entry)
+                found = read[key]
+                if found is None:
                     continue
+                line += found
             yield path, line
+
+
+def _bytes_of(reader: Reader, entry: Entry) -> str | None:
+    try:
+        stored = reader.open(entry)
+        digest = blake3()
+        for at in range(0, stored.size, _READ):
+            digest.update(stored.read(at, _READ))
+    except IjfsError:
+        return None
+    return f" {stored.size} {digest.hexdigest(16)} {stored.layout and stored.layout.pages}"
 
 
 def _finished(path: Path) -> Seed:
@@ -102,8 +145,9 @@ def _finished(path: Path) -> Seed:
         for ident in list(kept):
             kept.update(repository.parents(ident))
         names = names_of(repository)
+        exports = {ident: exported(repository, ident, path.with_suffix(".export"))["paths"] for ident in listed}
     shutil.rmtree(path / "locks")
-    return Seed(path, names, contents, frozenset(ident.hex() for ident in kept))
+    return Seed(path, names, contents, frozenset(ident.hex() for ident in kept), exports)
 
 
 class _Keeper:
@@ -155,8 +199,8 @@ def _small(path: Path) -> Path:
 
 def _make_tree(source: Path, rng: random.Random) -> None:
     (source / "deep" / "er").mkdir(parents=True)
-    for number in range(12):
-        (source / "deep" / f"file{number}").write_bytes(rng.randbytes(rng.choice([0, 10, 900, 5000, 20_000])))
+    for number in range(8):
+        (source / "deep" / f"file{number}").write_bytes(rng.randbytes((0, 10, 900, 5000, 20_000)[number % 5]))
     (source / "deep" / "er" / "text").write_text("the same words again and again\n" * 800)
     (source / "script").write_bytes(b"#!/bin/sh\n")
     (source / "script").chmod(0o755)
@@ -171,17 +215,17 @@ def _make_tree(source: Path, rng: random.Random) -> None:
 def _large(path: Path) -> Path:
     rng = random.Random(2)
     keeper = _Keeper(path)
-    big = rng.randbytes(900_000)
+    big = rng.randbytes(500_000)
     with Repository.init(path) as repository:
         parent: list[bytes] = []
         for number in range(3):
             with repository.begin(parent) as writer:
                 writer.add_file("files/big", big)
-                writer.add_file(f"files/new{number}", rng.randbytes(250_000))
+                writer.add_file(f"files/new{number}", rng.randbytes(150_000))
                 writer.add_file("files/note", b"note %d" % number)
                 snapshot = writer.commit(message=f"large {number}", branch="main")
             parent = [snapshot.id]
-            big = big[:400_000] + rng.randbytes(5000) + big[405_000:]
+            big = big[:200_000] + rng.randbytes(5000) + big[205_000:]
             keeper.keep()
         repository.refs.set_tag("v1", snapshot.id)
         keeper.keep()
