@@ -444,3 +444,14 @@ def test_a_rebuild_drops_what_was_stored_against_something_lost(repository: Repo
         rebuilt.fsck(repair=True)
         snapshot = save(rebuilt, {"near": near}, branch="new")
         assert contents(rebuilt, snapshot.id) == {"near": near}
+
+
+def test_a_lost_pack_of_what_can_be_missed_is_no_damage_to_either_check(repository: Repository) -> None:
+    """An index put back from before a gc names such packs, too."""
+    snapshot = save(repository, {"a": noise(9000)}, branch="main")
+    before = pack_paths(repository)
+    repository.put_working_set(snapshot.id, b"order" * 40)
+    (sidecars,) = set(pack_paths(repository)) - set(before)
+    sidecars.unlink()
+    assert repository.fsck().clean
+    assert repository.fsck(data=False).clean

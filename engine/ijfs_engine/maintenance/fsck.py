@@ -42,7 +42,7 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import Record, RefMoved, StaleIndexError, Transaction, decode_record, replay
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files, pack_path
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_files, pack_path
 from ijfs_engine.storage.refs import ref_name
 from ijfs_engine.util.progress import Progress
 
@@ -189,7 +189,9 @@ class Checker:
         with self._index.read() as view:
             rows = list(view.items(PACKS))
         for key, row in rows:
-            (number,), (_, size) = PACK_KEY.unpack(key), PACK_ROW.unpack(row)
+            (number,), (kind, size) = PACK_KEY.unpack(key), PACK_ROW.unpack(row)
+            if kind == SIDECAR_PACK:
+                continue  # it was not synced, and nobody counts on it
             path = pack_path(self._repository.directory.packs, number)
             if not path.exists():
                 yield Finding("pack", None, path.name, MISSING_PACK)

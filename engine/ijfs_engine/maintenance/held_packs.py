@@ -38,15 +38,15 @@ def holders(repository: RepositoryDirectory) -> list[Holder]:
 
 
 def _removed_packs(device: int, repository: bytes) -> Iterator[_OpenFile]:
-    for process in Path("/proc").iterdir():
-        if not process.name.isdecimal():
-            continue
+    for process in filter(str.isdecimal, os.listdir("/proc")):
         # It may end meanwhile, or be somebody else's.
         with suppress(OSError):
-            for descriptor in (process / "fd").iterdir():
+            # Names as they are: a Path for each took as long as all else, where a machine has thousands.
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
                 with suppress(OSError):
-                    if _REMOVED.search(os.readlink(descriptor)):
-                        yield from _if_of(descriptor, int(process.name), device, repository)
+                    name = f"/proc/{process}/fd/{descriptor}"
+                    if _REMOVED.search(os.readlink(name)):
+                        yield from _if_of(Path(name), int(process), device, repository)
 
 
 def _if_of(descriptor: Path, pid: int, device: int, repository: bytes) -> Iterator[_OpenFile]:

@@ -37,6 +37,8 @@ _GROUP: Final = 512
 """Frames per task: up to 8 MiB of stored bytes, so that handing over costs nothing."""
 _AHEAD: Final = 3
 """Stretches read but not checked yet, per core: 8 MiB windows of the scan stay alive as long as they do."""
+_SMALL: Final = 128 << 10
+"""Bytes of a pack that is checked in half a millisecond: to start a thread for it takes as long."""
 _CACHE: Final = 96 << 20
 """Bytes of decoded bases kept: without it the differences of a tree of 11 kernels cost 3 decodes of each chunk."""
 _ENTRY: Final = 400
@@ -100,6 +102,8 @@ class PackCheck:
         """Packs with a frame that claims another length than its row: it may hide others, and weigh as much as they."""
         self._torn: dict[tuple[int, int], str] = {}
         self._cache: ByteLru[chunk_codec.Plain] = ByteLru(_CACHE)
+        self._workers = cores()
+        self._pool = thread_pool(self._workers, "fsck")
         self.bytes_read = 0
 
     def run(self) -> list[Finding]:
@@ -108,15 +112,16 @@ class PackCheck:
         with self._index.read() as view:
             rows = [(PACK_KEY.unpack(key)[0], *PACK_ROW.unpack(row)) for key, row in view.items(PACKS)]
         total = sum(size for _, _, size in rows)
-        for number, kind, size in rows:
-            if kind == SIDECAR_PACK:
-                findings += self._head(number, kind)
-                continue
-            findings += self._head(number, kind) + self._pack(number, size)
-            self.bytes_read += size
-            if self._progress is not None:
-                self._progress("fsck: packs", self.bytes_read, total)
-        findings += self._unmet({number: size for number, _, size in rows})
+        with self._pool:
+            for number, kind, size in rows:
+                if kind == SIDECAR_PACK:
+                    findings += self._head(number, kind)
+                    continue
+                findings += self._head(number, kind) + self._pack(number, size)
+                self.bytes_read += size
+                if self._progress is not None:
+                    self._progress("fsck: packs", self.bytes_read, total)
+            findings += self._unmet({number: size for number, _, size in rows})
         self._cache.clear()  # what follows in fsck has tables of its own
         return findings
 
@@ -151,18 +156,18 @@ class PackCheck:
         return findings
 
     def _frames(self, path: Path, number: int, size: int) -> Iterator[_Checked]:
-        workers = cores()
         waiting: deque[Future[_Checked]] = deque()
-        with thread_pool(workers, "fsck") as pool:
-            for found in scan_stretches(path, _GROUP, size):
-                if isinstance(found, Scanned):
-                    yield self._check_one(number, found)
-                    continue
-                waiting.append(pool.submit(self._check, number, found))
-                if len(waiting) > workers * _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+        for found in scan_stretches(path, _GROUP, size):
+            if isinstance(found, Scanned):
+                yield self._check_one(number, found)
+            elif size <= _SMALL:
+                yield self._check(number, found)
+            else:
+                waiting.append(self._pool.submit(self._check, number, found))
+            if len(waiting) > self._workers * _AHEAD:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def _check(self, number: int, stretch: Stretch) -> _Checked:
         frames = _frame_check.value.check(stretch.data)
