@@ -29,6 +29,8 @@ DONE_AS = {
     "graph": "tree",
     "df": "du",
     "unmount": "umount",
+    "copy": "cp",
+    "get": "cp",
 }
 """Verbs that change nothing, by other words for them. They are done as if they had been typed by their name."""
 

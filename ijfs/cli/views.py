@@ -1,4 +1,4 @@
-"""A snapshot as verbs show it: the JSON object they share, its labels, the spec `S:PATH`."""
+"""A snapshot as verbs show it: the JSON object they share, its labels, what is at a path."""
 
 from __future__ import annotations
 
@@ -98,13 +98,6 @@ class History:
     def named(self) -> set[bytes]:
         """All that branches and tags keep."""
         return self.ancestors([*self.labels.branches, *self.labels.tags])
-
-
-def split_spec(spec: str, path: str | None) -> tuple[str, str]:
-    """A snapshot and a path from `S PATH` or `S:PATH`; the path without slashes at its ends."""
-    if path is None and ":" in spec:
-        spec, path = spec.split(":", 1)
-    return spec, (path or "").strip("/")
 
 
 def lookup(reader: Reader, root: bytes, path: str) -> Entry:

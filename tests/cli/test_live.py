@@ -108,10 +108,17 @@ def test_what_is_run_inside_uses_the_sandbox_and_its_exit_code_comes_out(
     assert (done.code, done.out) == (7, "in\n")
     assert run_ijfs("exec", "s", "--", "cat", "/tmp/mine").out.strip().isdigit()
     assert not Path("/tmp/mine").exists()
+    assert run_ijfs("cp", "s:/tmp/mine", work).code == 0
+    assert run_ijfs("cp", work / "mine", "s:/var/tmp/given").code == 0
+    assert run_ijfs("exec", "s", "cat", "/var/tmp/given").out == (work / "mine").read_text()
     assert run_ijfs("exec", "s", "--", "readlink", "/proc/self/ns/net").out.strip() != os.readlink("/proc/self/ns/net")
     assert run_ijfs("exec", "s", "--", "no-such-program").code in (126, 127)
     assert run_ijfs("save", "s", "-q").code == 0
-    assert run_ijfs("cat", "s", "files/tmp/mine").out.strip().isdigit()
+    assert run_ijfs("cat", "s", "/tmp/mine").out.strip().isdigit()
+    assert run_ijfs("exec", "s", "sh", "-c", "echo unsaved > /tmp/late").code == 0
+    assert run_ijfs("stop", "s").code == 0
+    assert run_ijfs("cat", "--now", "s", "/tmp/late").out == "unsaved\n"
+    assert run_ijfs("cp", "s:/tmp/late", "-").out == "unsaved\n"
 
 
 def test_a_kernel_is_started_runs_cells_and_goes_back_in_place(

@@ -4,62 +4,47 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli import views
 from ijfs.cli.app import App, verb
-from ijfs.cli.output import Answer, writing_out
-from ijfs.cli.params import SNAPSHOT
-
-if TYPE_CHECKING:
-    from ijfs_engine import StoredFile
-
-BLOCK = 1 << 20
+from ijfs.cli.copying import pipe, source
+from ijfs.cli.output import Answer
+from ijfs.cli.params import ANY
+from ijfs_engine.errors import IjfsError
 
 
 @verb("cat")
-@click.argument("snapshot", type=SNAPSHOT)
+@click.argument("snapshot", metavar="SNAPSHOT|NAME", type=ANY)
 @click.argument("path", required=False)
-def cat(app: App, snapshot: str, path: str | None) -> Answer | None:
-    """Print the file at PATH of SNAPSHOT (also written SNAPSHOT:PATH), byte for byte."""
-    from ijfs_engine.errors import IjfsError
+@click.option("--now", is_flag=True, help="The file of the program NAME as it is now, also if it was never saved.")
+def cat(app: App, snapshot: str, path: str | None, now: bool) -> Answer | None:
+    """Print the file at PATH of SNAPSHOT (also written SNAPSHOT:PATH), byte for byte.
 
-    repository = app.repository()
-    spec, where = views.split_spec(snapshot, path)
+    PATH is one of those that `ijfs ls` shows, or as the program calls it: `out.csv`, `/root/out.csv`. Where there is no
+    snapshot of that name, it is the program NAME, live or ended, that is looked into.
+    """
+    spec, where = source.split(snapshot, path)
     if not where:
         raise click.UsageError("PATH is missing: `ijfs cat SNAPSHOT PATH`")
-    record = repository.snapshot(repository.resolve(spec))
-    reader = repository.reader()
-    entry = views.lookup(reader, record.root, where)
-    if entry.kind != "f":
-        hint = (
-            f"it points to {os.fsdecode(entry.target)}" if entry.kind == "l" else f"`ijfs ls {spec} {where}` shows it"
-        )
-        raise IjfsError(f"{where} is not a file in {spec}", hint=hint)
-    stored = reader.open(entry)
-    if app.json:
-        return Answer({"snapshot": record.id.hex(), "path": where, **_content(stored)})
-    _copy(stored)
+    with source.looked_up(app, spec, where, now=now) as found:
+        node = found.node
+        if node.entry.kind != "f":
+            link = node.entry.kind == "l"
+            hint = f"it points to {os.fsdecode(node.entry.target)}" if link else f"`ijfs ls {spec} {where}` shows it"
+            raise IjfsError(f"{where} is not a file in {spec}", hint=hint)
+        if app.json:
+            return Answer({**found.json, **_content(node)})
+        pipe.write_out(node, where)
     return None
 
 
-def _copy(stored: StoredFile) -> None:
-    for offset in range(0, stored.size, BLOCK):
-        data = stored.read(offset, min(BLOCK, stored.size - offset))
-        with writing_out():
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-
-
-def _content(stored: StoredFile) -> dict[str, object]:
-    data = stored.read(0, stored.size)
+def _content(node: source.Node) -> dict[str, object]:
+    data = b"".join(pipe.whole(node))
     try:
-        return {"size": stored.size, "encoding": "utf-8", "content": data.decode()}
+        return {"size": len(data), "encoding": "utf-8", "content": data.decode()}
     except UnicodeDecodeError:
-        return {"size": stored.size, "encoding": "base64", "content": base64.b64encode(data).decode()}
+        return {"size": len(data), "encoding": "base64", "content": base64.b64encode(data).decode()}
 
 
 COMMANDS = {"cat": cat}

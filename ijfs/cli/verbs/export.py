@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli import text, views
+from ijfs.cli import text
 from ijfs.cli.app import App, verb
+from ijfs.cli.copying import source
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import SNAPSHOT
 from ijfs.cli.verbs import ls
 
 if TYPE_CHECKING:
-    from ijfs_engine import Entry, Exported, Reader
+    from ijfs_engine import Entry, Exported, Reader, Snapshot
 
 
 @verb("export")
@@ -34,10 +35,10 @@ def export(app: App, snapshot: str, directory: Path, unprivileged: bool) -> Answ
     from ijfs_engine import export_tree
 
     repository = app.repository()
-    spec, where = views.split_spec(snapshot, None)
+    spec, where = source.split(snapshot, None)
     record = repository.snapshot(repository.resolve(spec))
     reader = repository.reader()
-    top = _directory(reader, record.root, where)
+    top = _directory(reader, record, where, spec)
     _check_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
     done = export_tree(
@@ -64,11 +65,11 @@ def _show(out: Printer, done: Exported, directory: Path) -> None:
         out.line(f"left out {text.count(done.left_out, 'device node')}")
 
 
-def _directory(reader: Reader, root: bytes, where: str) -> Entry | None:
+def _directory(reader: Reader, record: Snapshot, where: str, spec: str) -> Entry | None:
     """The entry of a directory; None for the snapshot's top, which has none."""
-    if not where:
+    if not where.strip("/"):
         return None
-    entry = views.lookup(reader, root, where)
+    entry = source.find(reader, record, where, spec)
     if entry.kind != "d":
         from ijfs_engine.errors import IjfsError
 

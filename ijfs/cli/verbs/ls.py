@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import text, views
+from ijfs.cli import text
 from ijfs.cli.app import App, verb
+from ijfs.cli.copying import source
 from ijfs.cli.output import Answer, Column, Printer, Span
-from ijfs.cli.params import SNAPSHOT
+from ijfs.cli.params import ANY, needless
 from ijfs_engine.errors import PartialError
 
 if TYPE_CHECKING:
-    from ijfs_engine import Entry, Reader
+    from ijfs_engine import Entry
 
 TYPES = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket", "c": "char", "b": "block"}
 STYLES = {"d": "bold blue", "l": "cyan", "p": "yellow", "s": "magenta", "c": "yellow", "b": "yellow"}
@@ -28,24 +29,30 @@ LONG = [Column("MODE"), Column("OWNER"), Column("SIZE", right=True), Column("MOD
 
 
 @verb("ls")
-@click.argument("snapshot", type=SNAPSHOT)
+@click.argument("snapshot", metavar="SNAPSHOT|NAME", type=ANY)
 @click.argument("path", required=False)
 @click.option("-l", "--long", is_flag=True, help="Modes, owners, sizes and times too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below.")
-def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool) -> Answer:
+@click.option(
+    "--now", is_flag=True, help="The files of the program NAME as they are now, also if they were never saved."
+)
+@needless("-a", "--all")
+def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool, now: bool) -> Answer:
     """List what SNAPSHOT holds at PATH (also written SNAPSHOT:PATH; default: its top).
 
-    `images` has the memory as CRIU's files, `files` what the program wrote.
+    `images` has the memory as CRIU's files, `files` what the program wrote. PATH may also be as the program calls it:
+    `results`, `/root/results`. Where there is no snapshot of that name, it is the program NAME, live or ended, whose
+    working directory is listed.
     """
-    repository = app.repository()
-    spec, where = views.split_spec(snapshot, path)
-    record = repository.snapshot(repository.resolve(spec))
-    reader = repository.reader()
-    found, stopped = _bounded(_listed(reader, record.root, where, recursive=recursive))
+    spec, where = source.split(snapshot, path)
+    with source.looked_up(app, spec, where, now=now) as found:
+        entries, stopped = _bounded(_listed(found.node, where, recursive=recursive))
     if stopped:
-        app.warn(f"stopped after {len(found):,} entries, at '{found[-1][0][-200:]}': name a directory to see the rest")
-    data = {"snapshot": record.id.hex(), "path": where, "entries": [entry_json(p, e) for p, e in found]}
-    return Answer(data, lambda out: (_long if long else _names)(out, found), PartialError.exit_code if stopped else 0)
+        last = entries[-1][0][-200:]
+        app.warn(f"stopped after {len(entries):,} entries, at '{last}': name a directory to see the rest")
+    data = {**found.json, "entries": [entry_json(p, e) for p, e in entries]}
+    code = PartialError.exit_code if stopped else 0
+    return Answer(data, lambda out: (_long if long else _names)(out, entries), code)
 
 
 def _bounded(entries: Iterator[tuple[str, Entry]]) -> tuple[list[tuple[str, Entry]], bool]:
@@ -60,24 +67,32 @@ def _bounded(entries: Iterator[tuple[str, Entry]]) -> tuple[list[tuple[str, Entr
     return found, False
 
 
-def _listed(reader: Reader, root: bytes, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:
-    entry = views.lookup(reader, root, where) if where else None
-    if entry is not None and entry.kind != "d":
-        yield where, entry
+def _listed(node: source.Node, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:
+    if node.entry.kind != "d":
+        yield where, node.entry
         return
-    top = root if entry is None else tree_id(entry)
-    yield from walk(reader, top, recursive=recursive)
+    yield from walk(node, recursive=recursive)
 
 
-def walk(reader: Reader, top: bytes, *, recursive: bool = True) -> Iterator[tuple[str, Entry]]:
-    """Entries below a tree with their paths, in the order of names, directories before what is in them."""
-    todo = [("", entry) for entry in reversed(reader.tree(top).entries)]
+def walk(top: source.Node, *, recursive: bool = True) -> Iterator[tuple[str, Entry]]:
+    """Entries below a directory with their paths, in the order of names, directories before what is in them."""
+    todo = [("", top.children())]
+    opened: list[source.Node] = []
     while todo:
-        prefix, entry = todo.pop()
-        path = f"{prefix}{decoded(entry.name)}"
-        yield path, entry
-        if recursive and entry.kind == "d":
-            todo += [(f"{path}/", child) for child in reversed(reader.tree(tree_id(entry)).entries)]
+        prefix, children = todo[-1]
+        child = next(children, None)
+        if child is None:
+            todo.pop()
+            if opened:
+                opened.pop().close()
+            continue
+        path = f"{prefix}{decoded(child.entry.name)}"
+        yield path, child.entry
+        if recursive and child.entry.kind == "d":
+            todo.append((f"{path}/", child.children()))
+            opened.append(child)
+        else:
+            child.close()
 
 
 def decoded(name: bytes) -> str:

@@ -22,7 +22,10 @@ port_option = click.option(
 NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
 
 IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
-NO_VOLUMES = "a program sees this machine's files at their places; what it writes stays its own"
+NO_VOLUMES = (
+    "a program sees this machine's files at their places; what it writes stays its own, and `ijfs cp NAME:PATH .` "
+    "brings it out"
+)
 BASE_HELP = (
     "The base its files come from (default: this machine's files; in a container their base; `none`: its files)."
 )

@@ -1,17 +1,19 @@
-"""Numbers of the system calls that the C library has no function for. Called by pager, sandbox, doctor, scheduling."""
+"""Numbers of the system calls that the C library has no function for. Called by pager, sandbox, doctor, scheduling,
+root_paths."""
 
 from __future__ import annotations
 
 import os
 from typing import Final, Literal
 
-Name = Literal["clone", "ioprio_get", "ioprio_set", "pivot_root", "seccomp", "userfaultfd"]
+Name = Literal["clone", "ioprio_get", "ioprio_set", "openat2", "pivot_root", "seccomp", "userfaultfd"]
 
 _NUMBERS: Final[dict[str, dict[Name, int]]] = {
     "x86_64": {
         "clone": 56,
         "ioprio_get": 252,
         "ioprio_set": 251,
+        "openat2": 437,
         "pivot_root": 155,
         "seccomp": 317,
         "userfaultfd": 323,
@@ -20,6 +22,7 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
         "clone": 220,
         "ioprio_get": 31,
         "ioprio_set": 30,
+        "openat2": 437,
         "pivot_root": 41,
         "seccomp": 277,
         "userfaultfd": 282,
