@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
@@ -11,13 +12,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import termios
 from pathlib import Path
+from typing import IO
 
 import click
 import pytest
 from calls import COMMAND, Ijfs
 from json_page import check, tables
+from waiting import eventually, patient
 
 from ijfs.cli.main import SECTIONS, VERBS, cli
 from ijfs_engine.errors import IjfsError, LockedError, PartialError, PreflightError, StorageError, TargetDiedError
@@ -246,6 +249,12 @@ def test_other_streams_that_are_closed_change_no_exit_code(repo: Path, redirecti
         assert done.returncode == code, argv
 
 
+def unread(pipe: IO[bytes] | None) -> int:
+    """Bytes that were written into a pipe and that nobody has read yet."""
+    assert pipe is not None
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_verb_ends_with_the_code_shells_expect(
     repo: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -257,9 +266,12 @@ def test_an_interrupted_verb_ends_with_the_code_shells_expect(
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )
-    time.sleep(1.0)
+    assert process.stdin is not None
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    assert eventually(lambda: unread(process.stdin) == 0), "it does not read its standard input"
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=patient(20))
     assert process.returncode == code
     assert out == b""
     assert b"Traceback" not in err

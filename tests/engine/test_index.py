@@ -18,45 +18,37 @@ from ijfs_engine import Repository
 from ijfs_engine.storage.index import META, U64, Index
 from ijfs_engine.storage.index_file import doubt, newest_meta
 
-HELD_S = patient(1.5)
+MOST_S = patient(20)
 
+# Holds on until it is told to let go. Whoever would have to wait for it before he can say so, waits `MOST_S`.
 HOLDER = """
-import sys, time
+import select, sys
 from pathlib import Path
 from ijfs_engine.storage.index import Index
 
+told = []
+
 def hold(update):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    told.extend(select.select([sys.stdin], [], [], float(sys.argv[2]))[0])
 
 index = Index.open(Path(sys.argv[1]))
 index.write(hold)
 index.close()
+sys.exit(0 if told else "nobody said anything")
 """
 
 
 @contextmanager
-def write_lock_held_elsewhere(path: Path) -> Iterator[None]:
-    """Another process is in a write transaction for `HELD_S` from here."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path), str(HELD_S)], stdout=subprocess.PIPE) as holder:
+def write_lock_held_elsewhere(path: Path) -> Iterator[Callable[[], None]]:
+    """Another process is in a write transaction until it is told to let go; after `MOST_S` nobody could."""
+    command = [sys.executable, "-c", HOLDER, str(path), str(MOST_S)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        yield
-        assert holder.wait(30) == 0
-
-
-def longest_pause(work: Callable[[], object]) -> tuple[float, float]:
-    """(the longest that this thread stood still while another did `work`, how long that took)."""
-    began = last = time.monotonic()
-    pause = 0.0
-    worker = threading.Thread(target=work)
-    worker.start()
-    while worker.is_alive():
-        now = time.monotonic()
-        pause, last = max(pause, now - last), now
-        time.sleep(0.005)
-    end = time.monotonic()
-    return max(pause, end - last), end - began
+        yield holder.stdin.close
+        assert holder.wait(MOST_S) == 0
 
 
 @pytest.mark.parametrize("way", ["open", "write"])
@@ -64,24 +56,27 @@ def test_waiting_for_another_process_stops_no_other_thread(tmp_path: Path, way: 
     """A keeper's event loop once stood still as long as another process's transaction took."""
     Index.open(tmp_path / "index").close()
     index = Index.open(tmp_path / "index") if way == "write" else None
-    with write_lock_held_elsewhere(tmp_path / "index"):
+    with write_lock_held_elsewhere(tmp_path / "index") as let_go:
 
         def work() -> None:
             mine = index or Index.open(tmp_path / "index")
             mine.write(lambda update: update.put(META, b"mine", U64.pack(1)))
             mine.close()
 
-        pause, took = longest_pause(work)
-    assert took > HELD_S / 2
-    assert pause < HELD_S / 3
+        worker = threading.Thread(target=work)
+        worker.start()
+        for _ in range(50):  # all this while the other thread is on its way to the lock, and waits for it
+            time.sleep(0.01)
+        assert worker.is_alive()
+        let_go()
+        worker.join()
 
 
 def test_readers_do_not_wait_for_a_write_transaction(repository: Repository) -> None:
-    with write_lock_held_elsewhere(repository.directory.index):
-        began = time.monotonic()
+    with write_lock_held_elsewhere(repository.directory.index) as let_go:
         assert repository.snapshots() == []
         assert repository.stats().chunks == 0
-        assert time.monotonic() - began < HELD_S / 3
+        let_go()
 
 
 def test_the_meta_pages_say_what_lmdb_says(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_asking_for_input_fails_instead_of_waiting(kernel: KernelManager) -> Non
 
 def test_a_cell_that_takes_too_long_is_left_running(kernel: KernelManager) -> None:
     with pytest.raises(CellTimeoutError):
-        run_cell(kernel.connection_file, "import time; time.sleep(1.5); late = True", 0.5)
+        run_cell(kernel.connection_file, "import time; time.sleep(4); late = True", 2)
     assert run_cell(kernel.connection_file, "late", 30).result_text == "True"
 
 

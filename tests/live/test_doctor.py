@@ -131,7 +131,8 @@ while True:
     fresh = sqlite3.connect("/root/limit.db", isolation_level=None)
     line = f"{attempt(connection)} | {attempt(fresh)}"
     fresh.close()
-    open("/tmp/attempt", "w").write(line)
+    with open("/tmp/attempt.new", "w") as file: file.write(line)
+    os.rename("/tmp/attempt.new", "/tmp/attempt")
     time.sleep(0.05)
 """
 

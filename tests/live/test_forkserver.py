@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from live_env import LiveEnv, is_gone
-from waiting import eventually
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
@@ -170,7 +170,7 @@ def test_without_an_answer_of_the_forkserver_another_does_its_work(live_env: Liv
 
 
 def test_it_ends_when_nobody_asks_and_leaves_nothing(live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(fork_request.SETTING, "0.5")
+    monkeypatch.setenv(fork_request.SETTING, str(patient(4)))  # long enough to be seen
     start(live_env, "first")
     waiting = the_forkserver(live_env)
     assert eventually(lambda: is_gone(waiting))

@@ -126,11 +126,11 @@ def test_a_restored_program_finds_all_its_memory(namespace: Namespace) -> None:
 
 def test_it_runs_and_is_right_while_fetching_is_slow_and_the_pager_is_killed(namespace: Namespace) -> None:
     namespace.dump(64)
-    with paged(namespace, 0.2) as pager:
+    with paged(namespace, 0.5) as pager:
         namespace.restore()
         pager.wait_resumed(10)
         namespace.send("world.bad()")
-        time.sleep(0.1)  # half of what the quickest fetch takes: not all can be in
+        time.sleep(0.1)  # a fifth of what the quickest of many fetches takes: not all can be in
         os.kill(pager.pid, signal.SIGKILL)
         assert namespace.answer() == []
         status = pager.wait(30)

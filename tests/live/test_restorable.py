@@ -79,12 +79,12 @@ for thread in (threading.get_native_id(), threading.get_native_id()):
     assert libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) == 0
     assert libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 50_000_000, 0, 50_000_000), None) == 0
 while True:
-    before, end = rung, time.monotonic() + 0.3
-    while time.monotonic() < end:
+    before = rung
+    while rung < before + 3:
         time.sleep(0.01)
     assert ctypes.string_at(reserved, 6) == b"in use"
     assert libc.mprotect(reserved + 4096, 4096, 3) == 0
-    print("rings" if rung > before + 2 else "silent", flush=True)
+    print("rings", flush=True)
 """
 
 

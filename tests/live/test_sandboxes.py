@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from live_env import LiveEnv
-from waiting import eventually
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError
@@ -233,7 +233,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
     first = live_env.python("web", code, ports=(8000,))
 
     def get(port: int) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=patient(20)) as answer:
             return str(answer.read().decode())
 
     assert eventually(lambda: _answers(first.relay[0].host))
@@ -273,9 +273,9 @@ peer.close(); listener.accept()
 @pytest.mark.parametrize(
     ("what", "code", "done"),
     [
-        ("a sleep", "time.sleep(1.2)", "slept"),
-        ("a loop that prints", "for n in range(60): print('line', n, flush=True); time.sleep(0.02)", "line 59"),
-        ("a busy loop", "end = time.monotonic() + 1.2\nwhile time.monotonic() < end: pass", "slept"),
+        ("a sleep", "time.sleep(3)", "slept"),
+        ("a loop that prints", "for n in range(150): print('line', n, flush=True); time.sleep(0.02)", "line 149"),
+        ("a busy loop", "end = time.monotonic() + 3\nwhile time.monotonic() < end: pass", "slept"),
     ],
 )
 def test_a_save_in_the_middle_of(what: str, code: str, done: str, live_env: LiveEnv) -> None:

@@ -18,6 +18,7 @@ from waiting import eventually, patient
 from ijfs.live.client import api as client
 from ijfs.live.client.connection import KeeperClient
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import Event
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
@@ -126,22 +127,20 @@ def test_a_save_that_is_not_waited_for_returns_at_the_thaw_and_is_durable_later(
 def test_a_second_save_freezes_while_the_first_is_stored_and_a_third_waits(live_env: LiveEnv) -> None:
     noisy(live_env, "busy")
     notices: list[str] = []
-    with (
-        client.connect(
-            live_env.repo, "busy", on_event=lambda event: notices.append(getattr(event, "text", ""))
-        ) as keeper,
-        no_commits() as go_on,
-    ):
+
+    def hear(event: Event) -> None:
+        notices.append(getattr(event, "text", ""))
+        if "saves before is durable" in notices[-1]:
+            go_on()
+
+    with client.connect(live_env.repo, "busy", on_event=hear) as keeper, no_commits() as go_on:
         numbers = [keeper.save("one", wait=False).number]
         renew(live_env, "busy")
         numbers.append(keeper.save("two", wait=False).number)
         assert keeper.status().saving == 2
         assert history(live_env) == []
         renew(live_env, "busy")
-        later = threading.Timer(0.5, go_on)
-        later.start()
         numbers.append(keeper.save("three", wait=False).number)
-        later.join()
         assert any("until one of the 2 saves before is durable" in notice for notice in notices)
         results = [keeper.wait_save(number) for number in numbers]
     assert [result.parent for result in results] == [None, results[0].snapshot, results[1].snapshot]
@@ -292,9 +291,8 @@ def test_a_program_stopped_by_its_save_is_not_waited_for_by_hooks(live_env: Live
     live_env.python("hooked", script + "while True: time.sleep(1)")
     assert eventually(lambda: "up" in Path(client.describe(live_env.repo, "hooked").log).read_text())
     upper = live_env.upper("hooked")
-    begin = time.monotonic()
     live_env.save("hooked", stop=True)
-    assert time.monotonic() - begin < 8  # not patient: a program that stands still would be waited for, for 10 s
+    assert "did not answer" not in InstancePaths.of(live_env.repo, "hooked").keeper_log.read_text()
     assert (upper / "tmp/told").read_text() == "x"
 
 
