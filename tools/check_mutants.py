@@ -414,6 +414,7 @@ def main() -> None:
     tests, reasons = record(options.seconds), accepted()
     everything = [mutant for mutant in mutants() if options.only in mutant.file]
     left = [mutant for mutant in everything if mutant.key not in reasons]
+    gone = [] if options.only else sorted(reasons.keys() - {mutant.key for mutant in everything})
     count = min(options.sample or len(left), len(left))
     chosen = random.Random(options.seed).sample(left, count)
     print(
@@ -428,7 +429,9 @@ def main() -> None:
     for one in outcomes:
         if one.what in ("survived", "not run"):
             print(f"{one.what}, {one.mutant.file}:{one.mutant.line}\n    {one.mutant.key}")
-    sys.exit(1 if counts["survived"] or counts["not run"] else 0)
+    for key in gone:
+        print(f"accepted, and not there any more: {key}")
+    sys.exit(1 if counts["survived"] or counts["not run"] or gone else 0)
 
 
 if __name__ == "__main__":
