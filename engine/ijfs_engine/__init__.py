@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError, Segments
     from ijfs_engine.write.criu_pagemap import MAX_PAGEMAP, Pagemap, PagemapError, parse_pagemap
+    from ijfs_engine.write.on_disk import FoundOnDisk, walk_directory
     from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
     from ijfs_engine.write.sources import Source
     from ijfs_engine.write.tree_builder import Attrs
@@ -85,6 +86,7 @@ __all__ = [
     "EntryKind",
     "Exported",
     "Extent",
+    "FoundOnDisk",
     "FsckReport",
     "GcReport",
     "Holder",
@@ -129,6 +131,7 @@ __all__ = [
     "pages_name",
     "parse_pagemap",
     "simulate_latency",
+    "walk_directory",
 ]
 
 _MODULES = {
@@ -165,6 +168,7 @@ _MODULES = {
     "util.progress": ("Progress",),
     "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),
     "write.criu_pagemap": ("MAX_PAGEMAP", "Pagemap", "PagemapError", "parse_pagemap"),
+    "write.on_disk": ("FoundOnDisk", "walk_directory"),
     "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
     "write.sources": ("Source",),
     "write.tree_builder": ("Attrs",),

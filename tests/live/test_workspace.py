@@ -234,17 +234,43 @@ def test_what_a_running_program_removes_is_not_measured_and_no_error(
     scandir = os.scandir
 
     @contextlib.contextmanager
-    def remove_after(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-        with scandir(path) as entries:
+    def remove_after(directory: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(directory) as entries:
             listed = list(entries)
-        if path == os.fspath(upper):
+        if os.path.samestat(os.fstat(directory), upper.stat()):
             (upper / "gone").unlink()
             shutil.rmtree(upper / "gone-directory")
         yield iter(listed)
 
     walker = LayerWalker([WritableLayer(upper, "files", "")], {}, tmp_path / "stage")
-    monkeypatch.setattr("ijfs.live.checkpoint.workspace.os.scandir", remove_after)
+    monkeypatch.setattr(os, "scandir", remove_after)
     assert walker.measure() == 6
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_what_a_running_program_takes_away_around_the_walk_costs_nothing_but_itself(
+    upper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The directory that the walk is in goes: there is no way up from there."""
+    for name in ("a/b/c", "a/z", "z"):
+        (upper / name).mkdir(parents=True)
+        (upper / name / "file").write_bytes(b"1234")
+    (tmp_path / "elsewhere").mkdir()
+    status = (upper / "a/b/c").stat()
+    scandir = os.scandir
+
+    def take_away_after(directory: int) -> Any:
+        if os.path.samestat(os.fstat(directory), status):
+            monkeypatch.setattr(os, "scandir", scandir)
+            if how == "removed":
+                subprocess.run(["rm", "-r", upper / "a/b"], check=True)
+            else:
+                (upper / "a/b/c").rename(tmp_path / "elsewhere/c")
+        return scandir(directory)
+
+    walker = LayerWalker([WritableLayer(upper, "files", "")], {}, tmp_path / "stage")
+    monkeypatch.setattr(os, "scandir", take_away_after)
+    assert walker.measure() == (8 if how == "removed" else 12)
 
 
 def test_only_what_changed_is_read_again(upper: Path, tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
 """Directories on their way into a snapshot: entries as they become known, made into Tree objects at the commit.
 
-Also the other way in: what `lstat` and the extended attributes of a directory on disk say. snapshot_writer.py calls
-it.
+Also the other way in: what a directory on disk holds (on_disk.py). snapshot_writer.py calls it.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,10 +14,10 @@ import msgspec
 
 from ijfs_engine.errors import IjfsError, StorageError
 from ijfs_engine.format.frames import FrameKind
-from ijfs_engine.format.records import KINDS, Entry, EntryKind, ObjectId, Tree, encode_tree
+from ijfs_engine.format.records import Entry, EntryKind, ObjectId, Tree, encode_tree
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util import inode_flags
-from ijfs_engine.util.descent import Descent, by_descriptor
+from ijfs_engine.write.on_disk import FoundOnDisk, walk_directory
 
 
 class Attrs(NamedTuple):
@@ -138,7 +135,7 @@ class OnDisk(NamedTuple):
     below: tuple[bytes, ...]
     """The names from the top of the walk to `into`."""
     entry: Entry
-    """Without size and content."""
+    """Without content."""
     path: Path
     size: int
     inode: tuple[int, int] | None
@@ -163,114 +160,56 @@ def read_directory(top: Path) -> Listing:
     StorageError if something cannot be read. Nothing is followed: not symbolic links, and other filesystems that are
     mounted below are read as what they show. Paths may be of any length.
     """
-    with _reading(top):
-        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with Descent(fd) as walk:
-            return _Walk(top, walk).run()
-    finally:
-        os.close(fd)
-
-
-class _Walk:
-    def __init__(self, top: Path, walk: Descent) -> None:
-        self._top = top
-        self._walk = walk
-        self._files: list[OnDisk] = []
-        self._linked: list[OnDisk] = []
-        self._flags: list[str] = []
-
-    def run(self) -> Listing:
-        with _reading(self._top):
-            found = TreeDirectory(_attrs(self._walk.here, b".", os.fstat(self._walk.here)))
-        todo = [iter(self._list(found))]
-        while todo:
-            below = next(todo[-1], None)
-            if below is not None:
-                with _reading(self._path(below[0])):
-                    self._walk.enter(below[0])
-                todo.append(iter(self._list(below[1])))
-                continue
-            todo.pop()
-            if todo:
-                with _reading(self._path()):
-                    self._walk.leave()
-        return Listing(found, self._files, self._linked, self._flags)
-
-    def _list(self, into: TreeDirectory) -> list[tuple[bytes, TreeDirectory]]:
-        """Take down what is in the directory that the walk is in; the directories in it."""
-        here = self._walk.here
-        below: list[tuple[bytes, TreeDirectory]] = []
-        with _reading(self._path()), os.scandir(here) as listing:
-            listed = sorted((os.fsencode(item.name), item) for item in listing)
-        if flags := inode_flags.of(here):
-            self._flags.append(flags)
-        for name, item in listed:
-            with _reading(self._path(name)):
-                info = item.stat(follow_symlinks=False)
-                attrs = _attrs(here, name, info)
-                if stat.S_ISDIR(info.st_mode):
-                    child = into.children[name] = TreeDirectory(attrs)
-                    below.append((name, child))
-                elif stat.S_ISREG(info.st_mode):
-                    self._files.append(self._found(into, blank_file(name, attrs), info))
-                else:
-                    entry = into.children[name] = _special(here, name, attrs, info)
-                    if info.st_nlink > 1:
-                        self._linked.append(self._found(into, entry, info))
-        return below
-
-    def _found(self, into: TreeDirectory, entry: Entry, info: os.stat_result) -> OnDisk:
-        inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else None
-        return OnDisk(into, tuple(self._walk.names), entry, self._path(entry.name), info.st_size, inode)
-
-    def _path(self, name: bytes = b"") -> Path:
-        return self._top / os.fsdecode(self._walk.path(name))
-
-
-class _reading:  # noqa: N801 - reads as a statement
-    """StorageError with the path for whatever the system says."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _list(top, fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        below = error.filename if isinstance(error.filename, bytes) else b""
+        path = top / os.fsdecode(below)
         if isinstance(error, FileNotFoundError):
             raise StorageError(
-                f"{self._path} vanished while it was read", hint="store a directory that is not being changed"
+                f"{path} vanished while it was read", hint="store a directory that is not being changed"
             ) from error
-        if isinstance(error, OSError):
-            raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _attrs(directory: int, name: bytes, info: os.stat_result) -> Attrs:
-    xattrs = _xattrs(by_descriptor(directory, name))
-    return Attrs(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns, xattrs)
+def _list(top: Path, fd: int) -> Listing:
+    listing = Listing(TreeDirectory(), [], [], [])
+    directories: dict[tuple[bytes, ...], TreeDirectory] = {}
+    for found in walk_directory(fd):
+        entry = found.entry()
+        if entry.kind == "d":
+            _take_directory(found, entry, listing, directories)
+            continue
+        into = directories[found.above]
+        inode = (found.status.st_dev, found.status.st_ino) if found.status.st_nlink > 1 else None
+        on_disk = OnDisk(into, found.above, entry, top / os.fsdecode(found.path), entry.size, inode)
+        if entry.kind == "f":
+            listing.files.append(on_disk)
+            continue
+        into.children[found.name] = entry
+        if inode:
+            listing.linked.append(on_disk)
+    return listing
 
 
-def _xattrs(path: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-        return tuple(sorted((os.fsencode(n), os.getxattr(path, n, follow_symlinks=False)) for n in names))
-    except OSError as error:
-        # No attributes here at all (a filesystem without them), or one that was just taken away.
-        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):
-            return ()
-        raise
+def _take_directory(
+    found: FoundOnDisk, entry: Entry, listing: Listing, directories: dict[tuple[bytes, ...], TreeDirectory]
+) -> None:
+    attrs = Attrs(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
+    if found.name:
+        made = directories[found.above].children[found.name] = TreeDirectory(attrs)
+        directories[*found.above, found.name] = made
+    else:
+        listing.top.attrs = attrs
+        directories[()] = listing.top
+    if flags := inode_flags.of(found.directory):
+        listing.flags.append(flags)
 
 
 def blank_file(name: bytes, attrs: Attrs) -> Entry:
     """A file's entry before its bytes are stored."""
     return _entry(name, "f", attrs, content=None)
-
-
-def _special(directory: int, name: bytes, attrs: Attrs, info: os.stat_result) -> Entry:
-    kind = KINDS[stat.S_IFMT(info.st_mode)]
-    entry = _entry(name, kind, attrs, content=None)
-    if kind == "l":
-        target = os.readlink(name, dir_fd=directory)
-        return msgspec.structs.replace(entry, target=target, size=len(target))
-    return msgspec.structs.replace(entry, rdev=info.st_rdev if kind in "cb" else 0)

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
-from ijfs_engine import KINDS, Arena, Descent, Entry, EntryKind, Segments
+from ijfs_engine import Arena, Descent, Entry, FoundOnDisk, Segments, walk_directory
 from ijfs_engine.errors import StorageError
 
 # A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
@@ -39,9 +41,6 @@ RACY_NS = 20_000_000
 
 # A file larger than this is copied to the staging directory instead of into memory.
 LARGEST_IN_MEMORY = 256 << 20
-
-# A path of at most so many bytes can take one more name (255) and stay below what the system takes (PATH_MAX, 4096).
-_LONG_PATH = 3_500
 
 
 class StatKey(NamedTuple):
@@ -137,7 +136,8 @@ class LayerWalker:
         """Bytes that a capture would read now: what to fault in beforehand."""
         total = 0
         for layer in self._layers:
-            for at, _, status in _walk(layer, running=True):
+            for at, found in _walk(layer, running=True):
+                status = found.status
                 readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
                 if readable and self._stat_cache.get(at) != key_of(status):
                     total += status.st_size
@@ -148,49 +148,38 @@ class LayerWalker:
         capture = Capture()
         now = time.time_ns()
         for layer in self._layers:
-            for at, path, status in _walk(layer):
-                item = self._item(at, path, status, arena, capture)
+            for at, found in _walk(layer):
+                item = self._item(at, found, arena, capture)
                 capture.items.append(item)
                 capture.bytes_total += item.entry.size
-                trusted = status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
+                trusted = found.status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
                 if item.entry.kind == "f" and trusted:
-                    capture.stat_cache[at] = key_of(status)
+                    capture.stat_cache[at] = key_of(found.status)
         return capture
 
-    def _item(self, at: str, path: str, status: os.stat_result, arena: Arena, capture: Capture) -> Item:
-        kind = KINDS[stat.S_IFMT(status.st_mode)]
-        item = Item(at, self._entry(path, status, kind))
-        if kind != "f":
+    def _item(self, at: str, found: FoundOnDisk, arena: Arena, capture: Capture) -> Item:
+        item = Item(at, self._entry(found))
+        if item.entry.kind != "f":
             return item
-        if self._stat_cache.get(at) == key_of(status):
+        if self._stat_cache.get(at) == key_of(found.status):
             item.unchanged = True
             return item
-        item.source = self._read(path, status.st_size, arena, capture)
-        capture.bytes_read += status.st_size
+        item.source = self._read(found, arena, capture)
+        capture.bytes_read += item.entry.size
         return item
 
-    def _entry(self, path: str, status: os.stat_result, kind: EntryKind) -> Entry:
-        link = 0
-        if kind != "d" and status.st_nlink > 1:
-            link = self._links.setdefault((status.st_dev, status.st_ino), len(self._links) + 1)
-        return Entry(
-            name=os.fsencode(os.path.basename(path)),
-            kind=kind,
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-            mtime_ns=status.st_mtime_ns,
-            size=status.st_size if kind in "fl" else 0,
-            target=os.fsencode(os.readlink(path)) if kind == "l" else b"",
-            rdev=status.st_rdev if kind in "cb" else 0,
-            xattrs=_xattrs(path),
-            link=link,
-        )
+    def _entry(self, found: FoundOnDisk) -> Entry:
+        entry, status = found.entry(), found.status
+        if entry.kind == "d" or status.st_nlink < 2:
+            return entry
+        link = self._links.setdefault((status.st_dev, status.st_ino), len(self._links) + 1)
+        return msgspec.structs.replace(entry, link=link)
 
-    def _read(self, path: str, size: int, arena: Arena, capture: Capture) -> bytes | Segments | Path:
+    def _read(self, found: FoundOnDisk, arena: Arena, capture: Capture) -> bytes | Segments | Path:
+        size = found.status.st_size
         if size == 0:
             return b""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
         try:
             if size > LARGEST_IN_MEMORY:
                 capture.staged = self._staging
@@ -199,7 +188,7 @@ class LayerWalker:
             while file.size < size:
                 count = os.readv(fd, [file.tail(size - file.size)])
                 if count == 0:
-                    raise StorageError(f"{path} became shorter while it was read")
+                    raise StorageError(f"{os.fsdecode(found.path)} became shorter while it was read")
                 file.advance(count)
             return file.segments()
         finally:
@@ -229,7 +218,8 @@ def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
     """Keys of files that were put back before `before_ns` (wall clock), when the program did not run yet."""
     stat_cache: StatCache = {}
     for layer in layers:
-        for at, _, status in _walk(layer):
+        for at, found in _walk(layer):
+            status = found.status
             if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
                 stat_cache[at] = key_of(status)
     return stat_cache
@@ -328,70 +318,28 @@ def _forget_origin(root: Path) -> None:
             os.removexattr(root, name)
 
 
-def _walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(path in the snapshot's tree, path outside, lstat) of the layer's root and everything in it, parents first.
-
-    A path outside holds until the next one is asked for. While the program is `running`, what it removes meanwhile is
-    left out.
-    """
-    root = os.fspath(layer.outside)
-    if layer.without and layer.without.issuperset(os.listdir(root)):
-        return
-    top = os.lstat(root)
-    yield layer.at, root, top
-    pending = [_Directory(layer.at, root, None)]
-    gone = (FileNotFoundError, NotADirectoryError) if running else ()
-    while pending:
-        with contextlib.suppress(*gone):
-            here = pending.pop().shortened()
-            with os.scandir(here.outside) as entries:
-                listed = list(entries)
-            for entry in listed:
-                if here.outside == root and entry.name in layer.without:
-                    continue
-                with contextlib.suppress(*gone):
-                    status = entry.stat(follow_symlinks=False)
-                    if status.st_dev != top.st_dev:  # something is mounted there
-                        continue
-                    inner = f"{here.at}/{entry.name}"
-                    yield inner, entry.path, status
-                    if stat.S_ISDIR(status.st_mode):
-                        pending.append(_Directory(inner, entry.path, here.held))
-
-
-class _Held:
-    """A descriptor that is closed with the last who needs it."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-class _Directory(NamedTuple):
-    """A directory that a walk has to look into; `held` is what its path outside goes through."""
-
-    at: str
-    outside: str
-    held: _Held | None
-
-    def shortened(self) -> _Directory:
-        """The same by a path to which names can be added: a program may have made a longer one than the system takes in
-        one piece. OSError."""
-        if len(os.fsencode(self.outside)) <= _LONG_PATH:
-            return self
-        held = _Held(os.open(self.outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
-        return _Directory(self.at, f"/proc/self/fd/{held.fd}", held)
+def _walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, FoundOnDisk]]:
+    """Each thing in the layer, its root too, with its path in the snapshot's tree. While the program is `running`, what
+    it removes meanwhile is left out."""
+    top = os.open(layer.outside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if layer.without and layer.without.issuperset(os.listdir(top)):
+            return
+        without = frozenset(map(os.fsencode, layer.without))
+        path = os.fsencode(layer.outside)
+        above: tuple[bytes, ...] | None = None
+        prefix = ""
+        for found in walk_directory(top, leave_out=without, one_filesystem=True, changing=running, path=path):
+            if found.above is not above:
+                above = found.above
+                prefix = os.fsdecode(b"/".join((os.fsencode(layer.at), *above, b"")))
+            yield (prefix + os.fsdecode(found.name) if found.name else layer.at), found
+    finally:
+        os.close(top)
 
 
 def _inside(layer: WritableLayer, at: str) -> str:
     return layer.inside + at[len(layer.at) :]
-
-
-def _xattrs(path: str) -> tuple[tuple[bytes, bytes], ...]:
-    names = os.listxattr(path, follow_symlinks=False)
-    return tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)) for name in names))
 
 
 def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
