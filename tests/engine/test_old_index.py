@@ -200,10 +200,9 @@ def test_a_page_that_is_free_and_in_use_is_found(repository: Repository) -> None
     data = bytearray(path.read_bytes())
     taken = (1).to_bytes(8, "little") + used.to_bytes(8, "little") + free.value[16:]
     path.write_bytes(data.replace(free.value, taken))
-    wrong = look_over(path, TABLES)
+    with pytest.raises(CorruptError, match="as free that cannot be"):
+        Repository.open(repository.path)
     with Repository.open(repository.path, damaged=True) as opened:
-        faults = [wrong] if wrong else check_index(opened.index)
-        assert any("in use twice" in fault for fault in faults), faults
         opened.fsck(repair=True)
         assert opened.fsck().clean
 

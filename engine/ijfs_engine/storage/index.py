@@ -23,8 +23,9 @@ from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk, index_file
-from ijfs_engine.storage.index_file import newest_meta
-from ijfs_engine.storage.index_pages import Pages, look_over, read_head
+from ijfs_engine.storage.index_file import Meta, newest_meta
+from ijfs_engine.storage.index_pages import Pages, look_over, look_through, read_head
+from ijfs_engine.storage.index_stamp import Stamp
 from ijfs_engine.storage.reserve import Reserve
 
 T = TypeVar("T")
@@ -317,15 +318,12 @@ class Index:
     @contextlib.contextmanager
     def pages(self) -> Iterator[Pages]:
         """The pages of one consistent state, to be looked at without LMDB; writers go on meanwhile. StorageError."""
-        with disk.storage_errors("reading the index"):
-            for _ in range(_META_TRIES):
-                with self._current().transaction(write=False) as txn, self._data.open("rb", buffering=0) as data:
-                    meta = newest_meta(read_head(data.fileno()))
-                    # The transaction keeps the pages of its own state from reuse, and of no other.
-                    if meta is not None and meta.transaction == txn.id():
-                        yield Pages(data.fileno(), meta)
-                        return
-        raise StorageError("the index changes too fast to be looked at", hint="try again")
+        with (
+            disk.storage_errors("reading the index"),
+            self._data.open("rb", buffering=0) as data,
+            self._current().one_state(data.fileno()) as meta,
+        ):
+            yield Pages(data.fileno(), meta)
 
     def write(self, change: Callable[[Update], T], *, last_room: bool = True) -> T:
         """Run `change` in a write transaction, commit it durably, and return what it returned.
@@ -352,8 +350,11 @@ class Index:
 
     def _write_once(self, environment: _Environment, change: Callable[[Update], T]) -> T:
         with environment.transaction(write=True) as txn:
+            sound = environment.stamp.is_fresh()
             result = change(Update(txn, environment.tables, self._count))
             disk.note("commit", self.path)
+        if sound:
+            environment.stamp.renew()
         self._count(_LOOKS)
         return result
 
@@ -414,11 +415,8 @@ class _Environment:
         self._inside = local()
         self._users = 0
         if os.path.exists(self._data) and os.path.getsize(self._data):
-            wrong = look_over(path / "data.mdb", TABLES)
-            if wrong is not None:
-                raise CorruptError(
-                    f"the index {path} is damaged: {wrong}", hint="`ijfs fsck --repair` rebuilds it from the packs"
-                )
+            self._refuse(look_over(path / "data.mdb", TABLES))
+        self.stamp = Stamp(path / "data.mdb")
         if key[3]:
             self._open_to_read(path, map_size)
         else:
@@ -426,10 +424,12 @@ class _Environment:
             self._open(path, map_size)
         status = os.stat(self._data)
         self._file = (status.st_dev, status.st_ino)
+        self.stamp.found_sound(status)
 
     def _open(self, path: Path, map_size: int) -> None:
         self._env = lmdb.open(os.fspath(path), map_size=map_size, max_dbs=len(TABLES), max_readers=_READERS, mode=0o600)
         self._env.reader_check()
+        self._look_through()
         # In a transaction that is given: `open_db` by itself begins one for each, and waits for another process's
         # with the interpreter's lock in its hand (py-lmdb 3.0).
         with self._env.begin(write=True) as txn:
@@ -439,7 +439,41 @@ class _Environment:
         self._env = lmdb.open(
             os.fspath(path), map_size=map_size, max_dbs=len(TABLES), readonly=True, lock=False, create=False
         )
+        self._look_through()
         self.tables = {name: self._env.open_db(name, create=False) for name in TABLES}
+
+    def _look_through(self) -> None:
+        """Look at every page before LMDB believes one, unless a stamp says that it was done. CorruptError."""
+        if self.stamp.is_fresh():
+            return
+        for _ in range(_META_TRIES):
+            with open(self._data, "rb", buffering=0) as data, self.one_state(data.fileno()) as meta:
+                wrong = look_through(data.fileno(), meta) if meta.last_page > 1 else None
+            # Without locks a writer may have used the pages of this state for others meanwhile.
+            if wrong is None or self.last_transaction() <= meta.transaction:
+                break
+        if wrong is not None:
+            self._env.close()
+        self._refuse(wrong)
+
+    def _refuse(self, wrong: str | None) -> None:
+        if wrong is not None:
+            raise CorruptError(
+                f"the index {os.path.dirname(self._data)} is damaged: {wrong}",
+                hint="`ijfs fsck --repair` rebuilds it from the packs",
+            )
+
+    @contextlib.contextmanager
+    def one_state(self, fd: int) -> Iterator[Meta]:
+        """The meta page of a state whose pages stay as they are meanwhile, where there are locks; `fd` is the file."""
+        for _ in range(_META_TRIES):
+            with self.transaction(write=False) as txn:
+                meta = newest_meta(read_head(fd))
+                # The transaction keeps the pages of its own state from reuse, and of no other.
+                if meta is not None and meta.transaction == txn.id():
+                    yield meta
+                    return
+        raise StorageError("the index changes too fast to be looked at", hint="try again")
 
     @classmethod
     def share(cls, path: Path, map_size: int, reserve: Reserve | None, *, read_only: bool) -> _Environment:
