@@ -86,7 +86,7 @@ class Repository(OpenRepository):
         """That there is an index, and that it is not older than the journal: what a crash kept from it is put in."""
         with self.index.read() as view:
             whole = is_whole(view)
-            behind = whole and self.journal.is_longer(view)
+            behind = whole and self.journal.differs(view)
         if not whole and not damaged:
             raise CorruptError(
                 f"the index of {self.path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs"

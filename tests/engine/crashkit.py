@@ -23,6 +23,7 @@ from storekit import put, put_against, save
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import Entry, Tree, encode_tree
+from ijfs_engine.maintenance import compact_journal
 from ijfs_engine.storage import disk, session
 from ijfs_engine.storage.session import Session
 
@@ -106,6 +107,9 @@ def prepare(path: Path, operation: str) -> tuple[Snapshot, Snapshot]:
             bring(repository, BEFORE, [], "before")
         if operation == "gc":
             make_heavy(repository)
+        for _ in range(20) if operation == "compact" else ():
+            repository.refs.set_tag("t", first.id)
+            repository.refs.delete_tag("t")
     return first, second
 
 
@@ -156,6 +160,9 @@ def operate(repository: Repository, operation: str) -> None:
             repository.gc()
         case "tag":
             repository.refs.set_tag("v1", repository.resolve("main"))
+        case "compact":
+            compact_journal.SMALL, compact_journal.NEWEST = 0, 2
+            compact_journal.compact_journal(repository)
         case "rebuild" | "mend":
             repository.fsck(repair=True)
 

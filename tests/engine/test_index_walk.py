@@ -57,7 +57,7 @@ def walked(path: Path) -> str | None:
 
 
 def read(path: Path) -> list[str]:
-    """What the look in Python says, but for what cannot harm LMDB."""
+    """What the look in Python says."""
     with path.open("rb", buffering=0) as data:
         meta = newest_meta(read_head(data.fileno()))
         if meta is None:
@@ -66,7 +66,7 @@ def read(path: Path) -> list[str]:
         for name, tree in pages.tables().items():
             pages.read_through(tree, name.decode(errors="replace"))
         pages.check_free()
-        return [fault for fault in pages.faults if "do not belong there" not in fault]
+        return pages.faults
 
 
 def test_a_sound_index_is_sound(large: Path) -> None:

@@ -89,7 +89,7 @@ cdef class IndexWalk:
         self.branches = self.leaves = self.longs = self.entries = 0
         self.numbers = numbers
         with nogil:
-            fault = self.walk(root, 1, depth)
+            fault = self.walk(root, 1, depth, NULL, NULL)
         if fault:
             raise ValueError(f"page {self.page} {FAULTS[fault]}")
         return self.branches, self.leaves, self.longs, self.entries
@@ -109,21 +109,42 @@ cdef class IndexWalk:
             return NOT_IN_FILE
         return NO_FAULT if u64(into) == number else WRONG_KIND
 
-    cdef int walk(self, uint64_t number, int depth, int deepest) noexcept nogil:
+    cdef int walk(
+        self, uint64_t number, int depth, int deepest, const uint8_t *low, const uint8_t *high
+    ) noexcept nogil:
+        """A page and all below; `low` and `high` are the nodes between whose keys all of its keys lie, or NULL."""
         cdef uint8_t *page = self.room + depth * self.size
         cdef int fault = WRONG_DEPTH if not 1 <= depth <= deepest <= DEEPEST else self.take(number)
         fault = fault or self.load(number, page, self.size) or self.check_page(page, depth == deepest)
+        fault = fault or self.check_bounds(page, low, high)
         if fault:
             return fault
         cdef size_t lower = u16(page + 12), at
+        cdef const uint8_t *node
         if u16(page + 10) == LEAF:
             self.leaves += 1
             return NO_FAULT
         self.branches += 1
         for at in range(HEAD, lower, 2):
-            fault = self.walk(child(page + u16(page + at)), depth + 1, deepest)
+            node = page + u16(page + at)
+            # The first key of a branch stands for all that are lower.
+            fault = self.walk(
+                child(node), depth + 1, deepest,
+                node if at > HEAD else low,
+                page + u16(page + at + 2) if at + 2 < lower else high,
+            )
             if fault:
                 return fault
+        return NO_FAULT
+
+    cdef int check_bounds(self, const uint8_t *page, const uint8_t *low, const uint8_t *high) noexcept nogil:
+        cdef size_t first = HEAD if u16(page + 10) == LEAF else HEAD + 2, lower = u16(page + 12)
+        if first >= lower:
+            return NO_FAULT
+        if low != NULL and self.rises(page + u16(page + first), low):
+            return OUT_OF_ORDER
+        if high != NULL and not self.rises(page + u16(page + lower - 2), high):
+            return OUT_OF_ORDER
         return NO_FAULT
 
     cdef int check_page(self, const uint8_t *page, bint at_the_end) noexcept nogil:
@@ -152,7 +173,6 @@ cdef class IndexWalk:
             if stop > self.size or (self.numbers and key_size != 8 and (flags == LEAF or at > HEAD)):
                 return NO_ROOM
             taken += stop - node + ((stop - node) & 1)
-            # The first key of a branch stands for all that are lower.
             if flags == LEAF or at > HEAD:
                 if before != NULL and not self.rises(before, page + node):
                     return OUT_OF_ORDER

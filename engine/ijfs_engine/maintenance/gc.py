@@ -18,6 +18,7 @@ from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
 from ijfs_engine.maintenance import flatten
+from ijfs_engine.maintenance.compact_journal import compact_journal
 from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
@@ -122,6 +123,7 @@ class _Collector:
         self._index.write(self._tidy_removed)
         repacker = Repacker(self._repository, self._progress)
         repacker.run()
+        compact_journal(self._repository)
         # What this process has open of what is gone would take up room until its end.
         self._repository.store.forget_removed()
         return GcReport(

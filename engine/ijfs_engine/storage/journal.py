@@ -2,7 +2,8 @@
 
 One frame per transaction. It is written and synced inside the index's write transaction, at the place where the index
 says the journal ends. What lies behind is from a crash between the two, or the index is an old one: a whole transaction
-there that is the next is taken into the index (`journal_tail.py`), and only what a crash tore is cut off.
+there that is the next is taken into the index (`journal_tail.py`), and only what a crash tore is cut off. gc writes the
+journal anew where most of it tells of what is gone (`maintenance/compact_journal.py`).
 """
 
 from __future__ import annotations
@@ -76,15 +77,23 @@ class StaleIndexError(CorruptError):
 
 TakeIn = Callable[[Update, Sequence[Transaction]], None]
 """Puts transactions into the index that it does not know. CorruptError where it cannot."""
+SaysTheSame = Callable[[View, Sequence[Transaction]], bool]
+"""Whether these transactions lead to what the index says."""
+Relog = Callable[[Update, Sequence[Transaction]], None]
+"""Has the index's log of refs be that of these transactions."""
 
 
 class Journal:
     """The journal of one repository. Only ever changed inside an index write transaction."""
 
-    def __init__(self, path: Path, repository: bytes, take_in: TakeIn) -> None:
+    def __init__(
+        self, path: Path, repository: bytes, take_in: TakeIn, says_the_same: SaysTheSame, relog: Relog
+    ) -> None:
         self.path = path
         self._repository = repository
         self._take_in = take_in
+        self._says_the_same = says_the_same
+        self._relog = relog
         self._written = -1
         """Where this object last wrote: if the index still says that the journal ends there, that was in vain."""
 
@@ -123,6 +132,10 @@ class Journal:
         """Whether there is more than the index knows: a writer is just writing it, or a crash left it. OSError."""
         return self.path.exists() and self.path.stat().st_size > self.position(view)[0]
 
+    def differs(self, view: View) -> bool:
+        """Whether it ends elsewhere than the index knows: longer, or compacted by one who died of it. OSError."""
+        return self.path.exists() and self.path.stat().st_size != self.position(view)[0]
+
     def settle(self, update: Update) -> None:
         """Make the journal end where the index says: take in what is whole behind, and cut off what is not.
 
@@ -133,6 +146,8 @@ class Journal:
             raise CorruptError("the index is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
         end, _ = self.position(update)
         size = self.path.stat().st_size
+        if size != end and self._realign(update):
+            return
         if size < end:
             raise CorruptError(
                 f"the journal has {size} bytes where the index counts {end}",
@@ -146,6 +161,21 @@ class Journal:
             end, last = transactions[-1]
             self.set_position(update, end, last.sequence)
         self._cut(end)
+
+    def _realign(self, update: Update) -> bool:
+        """Have the index take over a journal that was compacted by somebody who died before its own transaction was
+        through: whole, of the same last sequence, and leading to the same. Whether it was such a one. OSError."""
+        _, sequence = self.position(update)
+        entries = list(self.transactions())
+        sound = [entry for _, entry in entries if isinstance(entry, Transaction)]
+        if len(sound) != len(entries) or not sound or sound[-1].sequence != sequence:
+            return False
+        end = entries[-1][0]
+        if end != self.path.stat().st_size or not self._says_the_same(update, sound):
+            return False
+        self._relog(update, sound)
+        self.set_position(update, end, sequence)
+        return True
 
     def tail(self, view: View) -> list[tuple[int, Transaction]]:
         """(end offset, transaction) of what is whole and next behind the journal's end.
@@ -185,9 +215,7 @@ class Journal:
         The index is told first, with what `publish` has to say: a crash in between leaves a journal that does not fit
         it, and no writer cuts that.
         """
-        parts = [encode_pack_header(0, JOURNAL, self._repository)]
-        parts += [encode_transaction(transaction) for transaction in transactions]
-        data = b"".join(parts)
+        data = encode_journal(transactions, self._repository)
         with disk.storage_errors("writing the journal anew"):
             temporary = disk.write_beside(self.path, data)
             last = transactions[-1].sequence if transactions else 0
@@ -198,6 +226,12 @@ class Journal:
 
             index.write(tell)
             disk.put_in_place(temporary, self.path)
+
+    def replace(self, update: Update, data: bytes, sequence: int) -> None:
+        """Put another file in the journal's place, durably, and its position into the index: one that ends with the
+        same sequence and leads to what the index says. A crash before the commit leaves what `settle` takes over."""
+        disk.put_in_place(disk.write_beside(self.path, data), self.path)
+        self.set_position(update, len(data), sequence)
 
     def transactions(self) -> Iterator[tuple[int, Transaction | str]]:
         """(end offset, transaction) in file order, or (offset, what is damaged there). OSError."""
@@ -212,6 +246,11 @@ class Journal:
                 yield scanned.offset, str(error)
                 continue
             yield scanned.offset + span + padding(span), transaction
+
+
+def encode_journal(transactions: Iterable[Transaction], repository: bytes) -> bytes:
+    """The whole file."""
+    return b"".join([encode_pack_header(0, JOURNAL, repository), *map(encode_transaction, transactions)])
 
 
 def encode_transaction(transaction: Transaction) -> bytes:

@@ -17,6 +17,7 @@ from ijfs_engine.storage.index import (
     PACK_KEY,
     PACK_ROW,
     PACKS,
+    REFLOG,
     REFS,
     REMOVED,
     SIDECARS,
@@ -37,7 +38,7 @@ from ijfs_engine.storage.locks import is_free
 from ijfs_engine.storage.names import removed_row
 from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
-from ijfs_engine.storage.refs import log_transaction
+from ijfs_engine.storage.refs import log_transaction, ref_name
 
 
 def take_in(update: Update, packs: Path, transactions: Sequence[Transaction]) -> None:
@@ -119,3 +120,18 @@ def _apply(update: Update, transaction: Transaction) -> None:
             case RefMoved(name=name, new=new):
                 assert new is not None
                 update.put(REFS, name.encode(), new)
+
+
+def says_the_same(view: View, transactions: Sequence[Transaction]) -> bool:
+    """Whether these transactions list the snapshots, and have the refs where, the index does."""
+    state = replay(transactions)
+    listed = {ident: state.created[ident] for ident in state.listed}
+    refs = {ref_name(key): value for key, value in view.items(REFS)}
+    return refs == state.refs and listed == {ident: U64.unpack(row)[0] for ident, row in view.items(SNAPSHOTS)}
+
+
+def relog(update: Update, transactions: Sequence[Transaction]) -> None:
+    """Have the index's log of refs be that of these transactions."""
+    update.clear(REFLOG)
+    for transaction in transactions:
+        log_transaction(update, transaction)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import Index, Update
 from ijfs_engine.storage.journal import Journal, Transaction
-from ijfs_engine.storage.journal_tail import take_in
+from ijfs_engine.storage.journal_tail import relog, says_the_same, take_in
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.refs import Refs
 from ijfs_engine.storage.session import Session
@@ -52,4 +52,4 @@ def open_journal(directory: RepositoryDirectory) -> Journal:
     def take(update: Update, transactions: Sequence[Transaction]) -> None:
         take_in(update, directory.packs, transactions)
 
-    return Journal(directory.journal, directory.id, take)
+    return Journal(directory.journal, directory.id, take, says_the_same, relog)

@@ -1,0 +1,103 @@
+"""The journal written anew where most of it tells of what is gone. gc calls it, last.
+
+Each save adds a line and each removal another, and none is needed to know what is listed and where the refs are. What
+stays: the newest changes of refs, the last that led a name to a snapshot that is listed, and the last of each such
+name; then one transaction that says what is listed and what was removed. It has the sequence of the last one, so the
+compacted journal is one of version 1 like any other, and the next change follows it. The log of refs is cut alike.
+
+All of it happens in one transaction of the index: the new file is written and synced, takes the old one's name, and the
+index is told. A crash in between leaves a journal that ends elsewhere, with the same last sequence; whoever opens the
+repository next sees that both say the same, and has the index take the journal's (`journal_tail.realign`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from ijfs_engine.maintenance.reachability import split
+from ijfs_engine.storage.index import REFLOG, REMOVED, SNAPSHOTS, U64, Update, View
+from ijfs_engine.storage.journal import (
+    Record,
+    RefMoved,
+    SnapshotAdded,
+    SnapshotRemoved,
+    Transaction,
+    decode_record,
+    encode_journal,
+)
+from ijfs_engine.storage.journal_tail import relog
+from ijfs_engine.storage.open_repository import OpenRepository
+
+SMALL: Final = 64 << 10
+"""Bytes of a journal that is left alone: it is read in a millisecond."""
+_GAIN: Final = 2
+"""What is written anew has to be so many times smaller."""
+NEWEST: Final = 1000
+"""Changes of refs that stay whatever they lead to: what somebody may want to look up."""
+
+
+class _Change(NamedTuple):
+    """A row of the log of refs."""
+
+    sequence: int
+    time_ns: int
+    moved: RefMoved
+
+
+def compact_journal(repository: OpenRepository) -> bool:
+    """Write the journal anew if that makes it much smaller; whether it did. CorruptError, StorageError."""
+    if repository.directory.journal.stat().st_size < SMALL:
+        return False
+    return repository.index.write(lambda update: _compact(repository, update))
+
+
+def _compact(repository: OpenRepository, update: Update) -> bool:
+    journal = repository.journal
+    journal.settle(update)
+    end, sequence = journal.position(update)
+    transactions = compacted(update, sequence)
+    data = encode_journal(transactions, repository.directory.id)
+    if _GAIN * len(data) > end:
+        return False
+    relog(update, transactions)
+    journal.replace(update, data, sequence)
+    return True
+
+
+def compacted(view: View, sequence: int) -> list[Transaction]:
+    """A journal that leads to what the index says, whose last transaction has this sequence."""
+    kept = _kept(view)
+    found = [
+        Transaction(number, changes[0].time_ns, tuple(change.moved for change in changes))
+        for number, changes in ((number, list(lot)) for number, lot in groupby(kept, key=lambda one: one.sequence))
+    ]
+    last = found.pop() if found and found[-1].sequence == sequence else None
+    time_ns = last.time_ns if last is not None else time.time_ns()
+    return [*found, Transaction(sequence, time_ns, (*_state(view), *(last.records if last is not None else ())))]
+
+
+def _state(view: View) -> Iterable[Record]:
+    yield from (SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in view.items(REMOVED))
+    yield from (SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in view.items(SNAPSHOTS))
+
+
+def _kept(view: View) -> list[_Change]:
+    """The changes that stay, in order. Of a name of which one does, the last does: it says where the ref is now."""
+    changes = list(_changes(view))
+    listed = {ident for ident, _ in view.items(SNAPSHOTS)}
+    latest = {(one.moved.name, one.moved.new): at for at, one in enumerate(changes) if one.moved.new in listed}
+    leading = set(latest.values())
+    wanted = [at >= len(changes) - NEWEST or at in leading for at in range(len(changes))]
+    names = {one.moved.name for one, want in zip(changes, wanted, strict=True) if want}
+    last = {one.moved.name: at for at, one in enumerate(changes) if one.moved.name in names}
+    return [one for at, one in enumerate(changes) if wanted[at] or last.get(one.moved.name) == at]
+
+
+def _changes(view: View) -> Iterable[_Change]:
+    for key, row in view.items(REFLOG):
+        time_ns, record = decode_record(row)
+        if isinstance(record, RefMoved):
+            yield _Change(int.from_bytes(key[:8], "big"), time_ns, record)
