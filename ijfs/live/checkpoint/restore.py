@@ -27,6 +27,7 @@ from ijfs.live.criu.image_format import parse_unsent_bytes
 from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
+from ijfs.live.pager import present
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.pager.messages import Source
 from ijfs.live.process import scheduling
@@ -227,6 +228,7 @@ class _Restore:
             snapshot=self._request.snapshot.id.hex(),
             bulk=self._gpu_record is not None,
             rest_after_s=self._rest_after_s(),
+            present=os.fspath(present.place(self._request.paths.criu)),
         )
         process, self._pager_process = self._pager_process, None
         with (self._request.paths.criu / "pager.log").open("ab") as log:
@@ -256,7 +258,7 @@ class _Restore:
     @contextlib.contextmanager
     def _staged_images(self) -> Iterator[tuple[Path, dict[str, bytes]]]:
         """The snapshot's images in a tmpfs of the keeper, for as long as CRIU reads them; and the small ones in memory,
-        which say what of the program's memory CRIU reads itself."""
+        which say what of the program's memory CRIU reads itself. The pager is told what of it that is."""
         snapshot = self._request.snapshot
         target = self._request.paths.criu / "images"
         target.mkdir(exist_ok=True)
@@ -269,7 +271,10 @@ class _Restore:
             if tree is None:
                 raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
             lazy = not self._request.eager
-            yield target, stage_images.stage(self._store.reader, tree, target, lazy=lazy, pages=self._request.pages)
+            staged = stage_images.stage(self._store.reader, tree, target, lazy=lazy, pages=self._request.pages)
+            if staged.present:
+                present.write(self._request.paths.criu, staged.present)
+            yield target, staged.images
         finally:
             ns.umount(target)
 

@@ -16,6 +16,7 @@ from ijfs.live.criu.image_format import (
     MAP_HUGETLB,
     MAP_LOCKED,
     PE_LAZY,
+    PE_PARENT,
     PE_PRESENT,
     Area,
     PagemapEntry,
@@ -26,8 +27,9 @@ from ijfs.live.criu.image_format import (
 from ijfs_engine import PAGE
 from ijfs_engine.errors import CorruptError
 
-SHARED, MEMFD, HUGETLB, LOCKED, PRIVATE = "shared", "memfd", "hugetlb", "locked", "private"
-"""The reasons: shared memory, memfds, huge pages of either kind, locked pages; stacks and changed pages of files."""
+SHARED, MEMFD, HUGETLB, LOCKED, PRIVATE, FORKED = "shared", "memfd", "hugetlb", "locked", "private", "forked"
+"""The reasons: shared memory, memfds, huge pages of either kind, locked pages; stacks and changed pages of files; what
+forked processes share (counted in each of them; it is read once)."""
 
 
 class Range(NamedTuple):
@@ -69,7 +71,7 @@ def _of_process(areas: list[Area], entries: Iterable[PagemapEntry]) -> Iterator[
             number = bisect.bisect_right(starts, at) - 1
             inside = number >= 0 and at < areas[number].end
             stop = min(end, areas[number].end) if inside else end
-            yield _why(areas[number].flags if inside else 0), stop - at
+            yield FORKED if flags & PE_PARENT else _why(areas[number].flags if inside else 0), stop - at
             at = stop
 
 

@@ -37,10 +37,14 @@ PE_PRESENT: Final = 4
 
 MAP_PRIVATE: Final = 0x02  # linux/mman.h
 MAP_ANONYMOUS: Final = 0x20
+MAP_GROWSDOWN: Final = 0x100
 MAP_LOCKED: Final = 0x2000
 MAP_NORESERVE: Final = 0x4000
 MAP_HUGETLB: Final = 0x40000
 MADV_WIPEONFORK: Final = 18
+
+VMA_REGULAR: Final = 1
+"""In an area's status: memory as any, not one of the kernel's own (criu/include/image.h)."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 _NUMBER_BITS: Final = (1 << 64) - 1
@@ -65,13 +69,15 @@ class Field(NamedTuple):
 
 
 class Area(NamedTuple):
-    """One mapping of an mm image: where, its mmap flags, the shared memory it shows (0: none), its madvise bits."""
+    """One mapping of an mm image: where, its mmap flags, the number of the shared memory or file it shows (0: none),
+    its madvise bits, what it is to CRIU."""
 
     start: int
     end: int
     flags: int
     shmid: int
     advice: int
+    status: int = VMA_REGULAR
 
 
 class Memfd(NamedTuple):
@@ -105,7 +111,7 @@ def parse_areas(name: str, data: bytes) -> Iterator[Area]:
     for field in parse_fields(name, data, *record):
         if field.number == 14 and field.nested:
             vma = numbers(parse_fields(name, data, field.begin, field.end))
-            yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0))
+            yield Area(vma.get(1, 0), vma.get(2, 0), vma.get(6, 0), vma.get(4, 0), vma.get(9, 0), vma.get(7, 0))
 
 
 def parse_memfds(name: str, data: bytes) -> Iterator[Memfd]:
@@ -129,6 +135,12 @@ def parse_threads(name: str, data: bytes) -> dict[int, frozenset[int]]:
             packed = [field for field in fields if field.number == 5 and field.nested]
             found[pid] = frozenset(plain.union(*(_packed(name, data, field) for field in packed)))
     return found
+
+
+def parse_parents(name: str, data: bytes) -> dict[int, int]:
+    """The parent of every process by its pid, 0 for the first, parents before children (pstree.proto)."""
+    found = (numbers(parse_fields(name, data, *record)) for record in parse_records(name, data, _PSTREE_MAGIC))
+    return {fields[1]: fields.get(2, 0) for fields in found if 1 in fields}
 
 
 def parse_unsent_bytes(name: str, data: bytes) -> int:
@@ -187,6 +199,17 @@ def parse_fields(name: str, data: bytes, begin: int, end: int) -> Iterator[Field
 def numbers(fields: Iterable[Field]) -> dict[int, int]:
     """The varints among these fields by their numbers. Of a field that comes twice, the last one counts."""
     return {field.number: field.value for field in fields if field.value is not None}
+
+
+def pagemap_image(number: int, entries: Iterable[PagemapEntry]) -> bytes:
+    """A pagemap image with these entries, of the pages file of this number. The count stands where CRIU 4.0 looks for
+    it (field 2) and where newer ones do (5)."""
+    messages = [number_field(1, number)]
+    for vaddr, pages, flags in entries:
+        count = number_field(2, pages & 0xFFFFFFFF) + number_field(4, flags) + number_field(5, pages)
+        messages.append(number_field(1, vaddr) + count)
+    head = struct.pack("<II", _COMMON_MAGIC, _PAGEMAP_MAGIC)
+    return head + b"".join(len(one).to_bytes(4, "little") + one for one in messages)
 
 
 def number_field(number: int, value: int) -> bytes:

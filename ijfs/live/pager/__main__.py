@@ -69,6 +69,7 @@ def _work(
         bulk=source.bulk,
         rest_after_s=source.rest_after_s,
         shared=shared,
+        present_file=source.present,
     )
     server.prepare(files.pids())
     if successor:

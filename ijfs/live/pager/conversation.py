@@ -103,7 +103,8 @@ class CriuConversation:
             self.failed = self._spaces.resumed is None
             self._hang_up(connection)
         elif self._pid is not None:
-            self._spaces.add(self._memories.of_process(self._pid), received_fds(ancillary)[0])
+            memory = self._memories.of_process(self._pid)
+            self._spaces.add(memory, received_fds(ancillary)[0], self._memories.present(memory))
             self._pid = None
         else:
             (number,) = struct.unpack("<i", data)

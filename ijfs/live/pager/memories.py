@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ijfs.live.pager import working_set
+from ijfs.live.pager import present, working_set
 from ijfs.live.pager.image_files import PageSource
 from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.scheduler import Scheduler
@@ -13,11 +13,18 @@ from ijfs.live.pager.scheduler import Scheduler
 class ProcessMemories:
     """Each process's, read once and then known to the scheduler. For the listening thread."""
 
-    def __init__(self, source: PageSource, scheduler: Scheduler, touched: Iterable[working_set.Touched]) -> None:
-        """`touched`: what an earlier restore needed first, in its order."""
+    def __init__(
+        self,
+        source: PageSource,
+        scheduler: Scheduler,
+        touched: Iterable[working_set.Touched],
+        present_file: str | None = None,
+    ) -> None:
+        """`touched`: what an earlier restore needed first, in its order. `present_file`: of `present`."""
         self._source = source
         self._scheduler = scheduler
         self._touched = list(touched)
+        self._present_file = present_file
         self._memories: dict[int, ProcessMemory] = {}
         self._foreseen: dict[int, bytearray] = {}
 
@@ -35,6 +42,11 @@ class ProcessMemories:
             self._scheduler.add_memory(memory)
             self._foreseen[pid] = working_set.pages_of(self._touched, memory)
         return memory
+
+    def present(self, memory: ProcessMemory) -> list[tuple[int, int]]:
+        """The pages (first, count) of a process that CRIU has read itself; known when CRIU hands it over."""
+        spans = present.read(self._present_file, memory.pid)
+        return [found for start, end in spans for found in memory.numbers_in(start, end)]
 
     def is_foreseen(self, memory: ProcessMemory, page: int) -> bool:
         """Whether the recorded order has this page."""

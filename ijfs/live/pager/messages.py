@@ -100,6 +100,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """All memory is wanted before anything else: a GPU's driver is about to read the whole of it."""
     rest_after_s: float = 0.0
     """Seconds, from the resume, in which only what faults and what was recorded is brought in."""
+    present: str | None = None
+    """The file of `present`, which is there by the time CRIU hands its processes over, where there is any."""
     delay_s: float | None = None
     """Seconds to wait before each fetch (tests and benchmarks)."""
 

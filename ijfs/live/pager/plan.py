@@ -67,6 +67,14 @@ class ProcessMemory:
         delta = (vaddr - self.vaddrs[at]) // PAGE
         return self.firsts[at] + delta if delta < self.runs[at].pages else None
 
+    def numbers_in(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The numbers (first, count) of the pages at image addresses [start, end)."""
+        for at in range(max(bisect_right(self.vaddrs, start) - 1, 0), bisect_left(self.vaddrs, end)):
+            run = self.runs[at]
+            low, high = max(start, run.vaddr), min(end, run.vaddr + run.pages * PAGE)
+            if low < high:
+                yield self.firsts[at] + (low - run.vaddr) // PAGE, (high - low) // PAGE
+
     def wiped_on_fork(self) -> Iterator[tuple[int, int]]:
         """Page numbers (first, count) that a forked child sees as zeros, wherever they have been moved."""
         wiped = [mapping for mapping in self.mappings if mapping.wiped_on_fork]

@@ -70,6 +70,7 @@ class Server:
         bulk: bool = False,
         rest_after_s: float = 0.0,
         shared: SharedBlocks | None = None,
+        present_file: str | None = None,
     ) -> None:
         self._channel = channel
         self._book = book
@@ -81,7 +82,7 @@ class Server:
         throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched)
         times = ReadTimes()
         scheduler = Scheduler(_Demand(self._spaces, throttle, times))
-        self._memories = ProcessMemories(source, scheduler, self._touched)
+        self._memories = ProcessMemories(source, scheduler, self._touched, present_file)
         recorder = self._recorder if record is not None else None
         self._faults = Faults(scheduler, self._memories, throttle, times, recorder)
         self._deliveries = Deliveries(self._spaces, scheduler, self._faults)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ijfs.live.pager.account import AccountBook
 from ijfs.live.pager.channel import Channel
 from ijfs.live.pager.ledger import Ledger
 from ijfs.live.pager.messages import Hold, Lost, Release
-from ijfs.live.pager.plan import Plan, ProcessMemory
+from ijfs.live.pager.plan import IN, Plan, ProcessMemory
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.supervisor import FdRow, FdTable
 from ijfs.live.pager.task import PageRange
@@ -77,10 +77,13 @@ class Spaces:
             space.settled = True
         self.resumed = time.monotonic()
 
-    def add(self, memory: ProcessMemory, fd: int) -> None:
-        """The userfaultfd of a process that CRIU has made."""
+    def add(self, memory: ProcessMemory, fd: int, present: Iterable[PageRange] = ()) -> None:
+        """The userfaultfd of a process that CRIU has made; the pages that are `present` it has read itself."""
         ledger = Ledger.create(memory.pid, memory.pages)
-        self._enter(Space(self.next_number(), Uffd(fd), ledger, Plan(memory, ledger.states)))
+        plan = Plan(memory, ledger.states)
+        for first, count in present:
+            plan.mark(first, count, IN)
+        self._enter(Space(self.next_number(), Uffd(fd), ledger, plan))
 
     def adopt(self, row: FdRow, ledger: Ledger, memory: ProcessMemory, *, held: bool) -> None:
         """A predecessor's address space. `held`: the keeper has it already."""
