@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import lmdb
@@ -20,7 +20,7 @@ from ijfs_engine import CorruptError, Repository
 from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.index_check import check_index
-from ijfs_engine.storage.index import BASES, CHUNKS, META, PACK_KEY, PACK_ROW, PACKS, REFS, TABLES, Index
+from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, TABLES, Index
 from ijfs_engine.storage.index_file import doubt, newest_meta
 from ijfs_engine.storage.index_pages import Pages, look_over, read_head
 
@@ -328,3 +328,25 @@ def test_a_meta_page_as_lmdb_writes_it_raises_no_doubt(tmp_path: Path) -> None:
                 index.write(lambda update, number=number: update.put(REFS, b"%d" % number, bytes(32)))  # type: ignore[misc]
                 assert doubt((tmp_path / "index" / "data.mdb").read_bytes()[: 2 * PAGE]) is None
                 assert look_over(tmp_path / "index" / "data.mdb", TABLES) is None
+
+
+@pytest.mark.parametrize("field", Place._fields)
+@pytest.mark.parametrize("value", [0, 63, 64, 1 << 20, (1 << 32) - 8])
+def test_whatever_a_row_says_of_a_frame_a_read_ends_with_the_bytes_or_a_sentence(
+    repository: Repository, field: str, value: int
+) -> None:
+    data = noise(5000)
+    made = save(repository, {"f": data}, branch="main")
+    for table, ident in ((OBJECTS, made.root), (CHUNKS, chunk_id(data[:4096]))):
+        with repository.index.read() as view:
+            row = view.get(table, ident)
+        assert row is not None
+        changed = Place.decode(row)._replace(**{field: value & 0xFF if field in ("tag", "depth") else value}).encode()
+        repository.index.write(lambda update, to=(table, ident, changed): update.put(*to))  # type: ignore[misc]
+        with suppress(CorruptError):
+            assert contents(repository, made.id) == {"f": data}
+        with suppress(CorruptError), closing(repository.reader()) as reader:
+            assert reader.open(reader.lookup(made.root, "f")).read(0, 5000) == data
+        assert Place.decode(changed) == Place.decode(row) or not repository.fsck().clean
+        repository.index.write(lambda update, to=(table, ident, row): update.put(*to))  # type: ignore[misc]
+    assert repository.fsck().clean

@@ -300,7 +300,8 @@ class Store:
 
 def _frame(table: bytes, data: memoryview, place: Place, ident: bytes, name: str) -> EncodedChunk:
     """One frame. What is used is checked against its id later, except a sidecar: that has nothing but its checksum."""
-    if table != SIDECARS and len(data) == place.span:
+    # The span is a row's word: one that was damaged may say 0.
+    if table != SIDECARS and len(data) == place.span >= HEADER_SIZE:
         magic, kind, codec, depth, n_bases, stored, plain, _, own, _ = HEADER.unpack_from(data)
         start = HEADER_SIZE + n_bases * BASE_SIZE
         meant = FrameKind.CHUNK if table == CHUNKS else place.tag
