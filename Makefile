@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ check-mutants: setup ## whether tests notice changes to the engine; 10 minutes. 
 	$(BIN)/python tools/check_mutants.py $(ARGS)
 
 test-full-disk: setup ## every verb on small disks at every level of free space; as root, 2 minutes. ARGS=--kind ext4 gc
-	$(BIN)/python tests/engine/small_disk.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/engine/small_disk.py $(ARGS)
+
+test-full-disk-live: setup ## verbs of live programs on full disks, 10 minutes. ARGS=--kind ext4 save
+	PYTHONPATH=tests $(BIN)/python tests/live/small_disk_live.py $(ARGS)
 
 test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 minutes. ARGS=--kills 100 --seed 2
 	$(BIN)/python tests/engine/kill_campaign.py $(ARGS)

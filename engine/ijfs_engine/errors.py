@@ -6,7 +6,22 @@ Lowest layer, so that every other layer can raise and catch the same family. The
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+import os
+from typing import ClassVar, Final
+
+HINTS: Final = {
+    errno.ENOSPC: "free some space (`ijfs gc` gives back what nothing needs) and try again; nothing was changed",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again; nothing was changed",
+    errno.EACCES: "check who owns the repository and its permissions",
+    errno.EPERM: "check who owns the repository and its permissions",
+    errno.EROFS: "the filesystem is mounted read-only",
+    errno.EIO: "the disk reports an error: look at the kernel's log, then run `ijfs fsck`",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+"""What is advised where the system refused a read or write."""
+
+_OF_A_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class IjfsError(Exception):
@@ -81,6 +96,19 @@ class CorruptError(IjfsError):
 
 class StorageError(IjfsError):
     """The operating system refused a read or write (disk full, permission, I/O error)."""
+
+    @classmethod
+    def of(cls, what: str, error: OSError) -> StorageError:
+        """`what` failed for the system's reason: a sentence that names the file, and a hint."""
+        reason = error.strerror or str(error)
+        if error.filename is not None and os.fsdecode(error.filename) not in what:
+            reason = f"{os.fsdecode(error.filename)}: {reason}"
+        return cls(f"{what}: {reason}", hint=HINTS.get(error.errno or 0))
+
+
+def is_of_a_disk(error: OSError) -> bool:
+    """Whether a disk that is full, broken or read-only is the reason, and so nothing that ijfs did wrong."""
+    return error.errno in _OF_A_DISK
 
 
 class ConflictError(IjfsError):

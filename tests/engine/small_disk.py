@@ -3,13 +3,12 @@
 test_full_disk.py runs a few of them; as a program it goes through every level from none to enough, so that each write
 of each verb is the one that finds no room:
 
-    small_disk.py [--step KIB] [--kind ext4|tmpfs] [VERB …]
+    PYTHONPATH=tests python tests/engine/small_disk.py [--step KIB] [--kind ext4|tmpfs] [VERB …]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import shutil
@@ -17,18 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import lmdb
+from full_disks import SIZE, empty, fill, mounted
 from storekit import contents, save
 
 from ijfs_engine import Repository
 from ijfs_engine.storage.index import _Environment
 from ijfs_engine.storage.refs import ANY
 
-SIZE: Final = 40 << 20
 KEPT: Final = {"kept": random.Random(1).randbytes(90_000), "text": b"some text\n" * 900}
 _ENOUGH: Final = 3
 """Levels in a row at which a verb that needs room found it."""
@@ -51,28 +49,6 @@ VERBS: Final[dict[str, list[str]]] = {
 }
 ALWAYS: Final = {"tag", "branch", "rm", "prune", "gc", "fsck", "repair", "log", "du", "show", "cat", "export"}
 """What works on a disk without a free byte, as long as the reserve is there."""
-
-
-@contextlib.contextmanager
-def mounted(kind: str, where: Path, size: int = SIZE) -> Iterator[Path]:
-    """A filesystem of its own for the block; nothing of it is left."""
-    disk = where / "disk"
-    disk.mkdir()
-    if kind == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "ijfs-test", str(disk)]
-    else:
-        image = where / "image"
-        image.touch()
-        os.truncate(image, size)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image)], check=True)
-        command = ["mount", "-o", "loop", str(image), str(disk)]
-    subprocess.run(command, check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
-        if kind == "ext4":
-            image.unlink()
 
 
 def build(path: Path) -> None:
@@ -110,30 +86,6 @@ def place(template: Path, disk: Path, *, reserve: bool) -> Path:
             repository.directory.reserve.take(repository.index.size_on_disk())
             assert repository.directory.reserve.path.exists()
     return path
-
-
-def fill(disk: Path, left: int) -> None:
-    """Take up all but so many bytes, in whole blocks."""
-    os.sync()
-    number = 0
-    while True:
-        space = os.statvfs(disk)
-        free = space.f_bavail * space.f_frsize
-        if free <= left:
-            return
-        number += 1
-        # Some blocks are the file's own: less at a time towards the end.
-        part = (free - left) if free - left <= 64 << 10 else (free - left) * 9 // 10
-        with (disk / f"filler{number}").open("wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, part)
-        if number > 200:
-            raise RuntimeError(f"{disk} cannot be filled to {left} bytes: {free} are free")
-
-
-def empty(disk: Path) -> None:
-    """Give the room back."""
-    for file in disk.glob("filler*"):
-        file.unlink()
 
 
 def run(path: Path, verb: str, folder: Path, elsewhere: Path) -> subprocess.CompletedProcess[bytes]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_disk import ALWAYS, KEPT, VERBS, empty, fill, mounted, place, prepare, run, trial
+from full_disks import empty, fill, mounted
+from small_disk import ALWAYS, KEPT, VERBS, place, prepare, run, trial
 from storekit import contents, save
 
 from ijfs_engine import Repository, StorageError

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import lmdb
 
-from ijfs_engine.errors import StorageError
+from ijfs_engine.errors import HINTS, StorageError
 
 
 class Step(NamedTuple):
@@ -36,18 +36,7 @@ observer: Callable[[Step], None] | None = None
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
-_HINTS = {
-    errno.ENOSPC: "free some space (`ijfs gc` gives back what nothing needs) and try again; nothing was changed",
-    errno.EDQUOT: "the disk quota is used up; free some space and try again; nothing was changed",
-    errno.EACCES: "check who owns the repository and its permissions",
-    errno.EPERM: "check who owns the repository and its permissions",
-    errno.EROFS: "the filesystem is mounted read-only",
-    errno.EIO: "the disk reports an error: look at the kernel's log, then run `ijfs fsck`",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
-
-
-FULL_HINTS: Final = (_HINTS[errno.ENOSPC], _HINTS[errno.EDQUOT])
+FULL_HINTS: Final = (HINTS[errno.ENOSPC], HINTS[errno.EDQUOT])
 """What is advised on a full disk."""
 
 
@@ -63,12 +52,9 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.filename is not None and os.fsdecode(error.filename) not in what:
-            reason = f"{os.fsdecode(error.filename)}: {reason}"
-        raise StorageError(f"{what}: {reason}", hint=_HINTS.get(error.errno or 0)) from error
+        raise StorageError.of(what, error) from error
     except lmdb.Error as error:
-        hint = _HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"
+        hint = HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"
         raise StorageError(f"{what}: {error}", hint=hint) from error
 
 

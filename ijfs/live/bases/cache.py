@@ -240,7 +240,7 @@ def _storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{what}: {error.strerror}") from error
+        raise StorageError.of(what, error) from error
 
 
 def sweep(repo: Path, keep: Callable[[], set[str]]) -> list[str]:

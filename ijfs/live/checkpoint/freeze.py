@@ -208,7 +208,7 @@ def _explained(error: BaseException, sandbox: Sandbox, stopped: frozenset[int]) 
         return InstanceExitedError("the program ended while it was being saved; nothing was stored")
     wake_stopped(sandbox, but=stopped)
     if isinstance(error, OSError):
-        return StorageError(f"the program's files cannot be read: {error}; it runs on")
+        return StorageError.of("the program runs on, but cannot be saved", error)
     if isinstance(error, CriuError):
         found = refused(blockers.of_program(sandbox.pid))
         if found:

@@ -269,7 +269,7 @@ def put_back(
             try:
                 _separate(top, volume, target)
             except OSError as error:
-                raise StorageError(f"cannot put back {volume.path}: {error.strerror}") from error
+                raise StorageError.of(f"cannot put back {volume.path}", error) from error
     finally:
         os.close(top)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from pathlib import Path
 
 from ijfs.live.criu.sentences import KNOWN
 from ijfs.live.errors import CriuError, ProgramRefusedError
+from ijfs_engine.errors import IjfsError, StorageError
 
 # A line of the code that CRIU runs inside the program begins with `pie: `, its process's number.
 _ERROR = re.compile(r"(?:\(\d+\.\d+\)\s*)?(?:pie:\s*)?(?:\d+:\s*)?\s*Error \(([^)]*)\):\s*(.*)")
 
 _CUT_SHORT = re.compile(r"Will restore (\d+) with interrupted system call")
+
+# A log takes 20 KiB for a small program; with it go a file of statistics and one of a number.
+_LOG = 64 << 10
 
 # What follows from an earlier error and explains nothing.
 _EMPTY = re.compile(
@@ -39,9 +45,14 @@ def cut_short(log: Path) -> list[int]:
     return []
 
 
-def explain(verb: str, log: Path, complaint: str, status: int) -> CriuError:
-    """The error for a CRIU that failed."""
+def explain(verb: str, log: Path, complaint: str, status: int) -> IjfsError:
+    """The error for a CRIU that failed: a CriuError, or a StorageError where its own files found no room."""
     lines = error_lines(log)
+    if _is_full(log.parent):
+        # What decided may not have found room in the log, and what is there may tell of what followed from it.
+        first = f" (CRIU: {lines[0]})" if lines else ""
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(log.parent))
+        return StorageError.of(f"CRIU's {verb} found no room for its files{first}", full)
     if not lines:
         said = complaint.strip().splitlines()
         reason = said[-1] if said else f"it ended with status {status} and gave no reason"
@@ -56,6 +67,12 @@ def explain(verb: str, log: Path, complaint: str, status: int) -> CriuError:
     return CriuError(
         f"CRIU refused the {verb} (CRIU: {lines[0]})", hint=f"its log is {log}; `ijfs doctor` knows more blockers"
     )
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether the disk has no room even for a log: then what CRIU had to say is lost."""
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize < _LOG
 
 
 def _named(text: str, verb: str) -> str:

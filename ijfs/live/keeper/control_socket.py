@@ -17,7 +17,7 @@ from ijfs.live.errors import KeeperError, ProtocolError, error_fields
 from ijfs.live.model import protocol
 from ijfs.live.model.protocol import Arguments, Emit, Request
 from ijfs.live.model.records import InstanceInfo, SaveResult
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import IjfsError, StorageError, is_of_a_disk
 
 Dispatch = Callable[[Arguments[Any], Emit], Awaitable[InstanceInfo | SaveResult | None]]
 """Does what a request asks for, its events to `Emit`, and returns the reply."""
@@ -104,10 +104,16 @@ async def _answer(request: Request, dispatch: Dispatch, emit: Emit) -> tuple[boo
         _log.info("%s refused: %s", request.verb, error)
         return False, protocol.encode_error(request.id, error_fields(error))
     except Exception as error:
-        _log.exception("%s met an unknown error", request.verb)
-        text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
-        unknown = KeeperError(text, hint="keeper.log in the instance's directory has the details")
-        return False, protocol.encode_error(request.id, error_fields(unknown))
+        return False, protocol.encode_error(request.id, error_fields(_explained(request, error)))
+
+
+def _explained(request: Request, error: Exception) -> IjfsError:
+    """What nobody expected, in words: a full disk is no fault of the keeper's."""
+    _log.exception("%s met an error", request.verb)
+    if isinstance(error, OSError) and is_of_a_disk(error):
+        return StorageError.of(f"the keeper cannot do `{request.verb}`", error)
+    text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
+    return KeeperError(text, hint="keeper.log in the instance's directory has the details")
 
 
 async def _forward(receiver: trio.MemoryReceiveChannel[bytes], stream: trio.SocketStream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -42,7 +43,9 @@ def replace_file(path: os.PathLike[str], data: bytes) -> None:
             file.write(data)
         os.rename(temporary, path)
     except OSError as error:
-        raise StorageError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise StorageError.of(f"cannot write {os.fspath(path)}", error) from error
 
 
 def kernel_connection(record: InstanceRecord, *, inside: bool) -> dict[str, Any]:

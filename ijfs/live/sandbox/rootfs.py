@@ -17,6 +17,7 @@ from ijfs.live.errors import SandboxError
 from ijfs.live.model.paths import RUN_INSIDE, SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.sandbox import namespaces as ns
+from ijfs_engine.errors import StorageError, is_of_a_disk
 
 # FACTS of the filesystem layer: without `index` hard links split at copy-up; without `nfs_export` CRIU cannot resolve
 # the file handles of inotify watches; `redirect_dir=nofollow`, because the other two need it.
@@ -91,6 +92,8 @@ def mount_root(
         mount_devices(paths, gpu=gpu, fill=fill_dev)
     except OSError as error:
         unmount_root(paths)
+        if is_of_a_disk(error):
+            raise StorageError.of("the sandbox's files cannot be mounted", error) from error
         raise SandboxError(f"the sandbox's files cannot be mounted: {error.strerror}", hint=_HINT) from error
 
 
