@@ -144,3 +144,40 @@ def test_a_guests_request_of_another_shape_is_refused(line: bytes) -> None:
 def test_a_guests_unknown_verb_is_named() -> None:
     with pytest.raises(IjfsError, match="the guest port knows no verb `dance`"):
         guest_protocol.decode_request(b'{"verb": "dance"}')
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (guest_protocol.SaveAnswer("pending"), {"ok": {"state": "pending"}}),
+        (
+            guest_protocol.SaveAnswer("thawed", "", "lab"),
+            {"ok": {"state": "thawed", "snapshot": "", "instance": "lab"}},
+        ),
+        (
+            guest_protocol.StatusAnswer("lab", "/r/\udcff", None),
+            {"ok": {"instance": "lab", "repository": "/r/\udcff", "snapshot": None}},
+        ),
+        (
+            guest_protocol.LogAnswer((guest_protocol.LoggedSnapshot("ab", ("cd",), 7, "m"),), {"main": "ab"}, {}, "ab"),
+            {
+                "ok": {
+                    "snapshots": [{"id": "ab", "parents": ["cd"], "created_ns": 7, "message": "m"}],
+                    "branches": {"main": "ab"},
+                    "tags": {},
+                    "here": "ab",
+                }
+            },
+        ),
+        (guest_protocol.CellAnswer(), {"ok": {"note": None}}),
+        (guest_protocol.HooksAnswer(), {"ok": {}}),
+        (IjfsError("no", hint="why"), {"error": error_fields(IjfsError("no", hint="why"))}),
+    ],
+)
+def test_an_answer_to_a_program_is_one_line_also_of_a_path_that_is_no_utf_8(
+    answer: guest_protocol.GuestAnswer | IjfsError, said: dict[str, Any]
+) -> None:
+    line = guest_protocol.encode_answer(answer)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == said

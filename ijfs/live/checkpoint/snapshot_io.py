@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
 
 
+class GuestMeta(msgspec.Struct, frozen=True):
+    """What a restored program's keeper has to know of it: the number of its own call of `ijfs.save()`, where it was one
+    that asked, and the ports where its hooks listen (docs/architecture.md, "The guest protocol")."""
+
+    nonce: str | None = None
+    hook_ports: tuple[int, ...] = ()
+
+
 class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """A live snapshot's meta. `guest`: of docs/architecture.md, "The guest protocol". `gpu`: a GpuRecord, or None.
+    """A live snapshot's meta. `gpu`: a GpuRecord, or None.
     `auto`: made after a cell by itself; only those are thinned out by themselves. `base`: what its sandbox stood on,
     None where that was its machine's own root. `network`: what the program changed in its network.
     `scheduling`: threads whose processors, io priority or timer slack are not those of a new program."""
@@ -37,7 +45,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
     environment: dict[str, str] = {}
-    guest: dict[str, Any] = {}
+    guest: GuestMeta = GuestMeta()
     gpu: dict[str, Any] | None = None
     image_bytes: int = 0
     workspace_bytes: int = 0

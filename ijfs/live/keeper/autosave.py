@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import trio
 
@@ -20,7 +19,7 @@ from ijfs.live.keeper import dirty_sample
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.keeper.threads import in_thread
-from ijfs.live.model.guest_protocol import GuestCell
+from ijfs.live.model.guest_protocol import CellAnswer, GuestCell
 from ijfs.live.model.protocol import Emit, SaveArguments
 from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
@@ -77,18 +76,17 @@ class Autosaver:
 
     # -- after a cell
 
-    def cell(self, cell: GuestCell, save: SaveVerb) -> dict[str, Any]:
-        """A cell has ended: consider a save, and answer without waiting for it. `note` in the answer is what the
-        person at the notebook should know, once."""
+    def cell(self, cell: GuestCell, save: SaveVerb) -> CellAnswer:
+        """A cell has ended: consider a save, and answer without waiting for it."""
         _check(cell)
         if cell.dry:  # somebody turns it on and asks whether that will do
-            return {"note": None}
+            return CellAnswer()
         self._used = True
         self._latest = cell
         if not self._considering:
             self._considering = True
             self._state.spawn(self._consider, save)
-        return {"note": self._news() or None}
+        return CellAnswer(self._news() or None)
 
     def _news(self) -> str:
         """What went wrong since the last cell: before the thaw, or afterwards on the way into the repository."""

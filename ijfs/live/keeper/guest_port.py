@@ -6,30 +6,31 @@ asked is answered by guest_requests.py. One short connection a request: none may
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import msgspec
 import trio
 
 from ijfs.guest import GUEST_PORT
-from ijfs.live.errors import ProtocolError, error_fields
+from ijfs.live.errors import ProtocolError
 from ijfs.live.model.guest_protocol import (
+    GuestAnswer,
     GuestHooks,
     GuestRequest,
     HookAnswer,
     HookEvent,
+    HooksAnswer,
     decode_hook_answer,
     decode_request,
+    encode_answer,
 )
 from ijfs.live.relay.relay import connect_inside
 from ijfs.live.sandbox import namespaces as ns
 from ijfs_engine.errors import IjfsError, PreflightError
 
-AnswerGuest = Callable[[GuestRequest], Awaitable[dict[str, Any]]]
+AnswerGuest = Callable[[GuestRequest], Awaitable[GuestAnswer]]
 
 REQUEST_LIMIT_S = 5.0
 MAX_REQUEST = 1 << 20
@@ -100,20 +101,20 @@ class GuestPort:
             try:
                 with trio.fail_after(REQUEST_LIMIT_S):
                     reply = await self._reply(await _read_line(stream))
-                    await stream.send_all(json.dumps(reply).encode() + b"\n")  # msgspec takes no path outside UTF-8
+                    await stream.send_all(encode_answer(reply))
             except _BROKEN as error:
                 _log.info("a guest connection broke: %r", error)
 
-    async def _reply(self, line: bytes) -> dict[str, Any]:
+    async def _reply(self, line: bytes) -> GuestAnswer | IjfsError:
         """The answer to a request. Whatever a program sends is answered: it must not be able to end its keeper."""
         try:
             request = decode_request(line)
             if isinstance(request, GuestHooks):
                 self._add_hook(request.port)
-                return {"ok": {}}
-            return {"ok": await self._answer(request)}
+                return HooksAnswer()
+            return await self._answer(request)
         except IjfsError as error:
-            return {"error": error_fields(error)}
+            return error
 
     def _add_hook(self, port: int) -> None:
         if port not in self.hook_ports:

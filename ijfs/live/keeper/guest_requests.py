@@ -7,12 +7,23 @@ so a save is known by its nonce, for as long as the keeper lives.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from ijfs.live.errors import ProtocolError, error_fields, rebuild
+from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.errors import ProtocolError
 from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
-from ijfs.live.model.guest_protocol import GuestCell, GuestLog, GuestRequest, GuestSave, GuestStatus
+from ijfs.live.model.guest_protocol import (
+    GuestAnswer,
+    GuestCell,
+    GuestLog,
+    GuestRequest,
+    GuestSave,
+    GuestStatus,
+    LogAnswer,
+    LoggedSnapshot,
+    SaveAnswer,
+    StatusAnswer,
+)
 from ijfs.live.model.protocol import SaveArguments
 from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError
@@ -27,16 +38,16 @@ class GuestRequests:
         self._state = state
         self._autosaver = autosaver
         self._save_verb = save
-        self._nonces: dict[str, dict[str, Any]] = {}
+        self._nonces: dict[str, SaveAnswer | IjfsError] = {}
 
     def resumes(self, snapshot: Snapshot) -> None:
         """The program was restored from that snapshot. If the program itself asked for that snapshot, its next request
         is answered with `resumed`, even where this keeper has answered `saved`."""
-        nonce = (snapshot.meta.get("guest") or {}).get("nonce")
+        nonce = live_meta(snapshot).guest.nonce
         if nonce:
-            self._nonces[nonce] = {"ok": self._settled("resumed", snapshot.id.hex())}
+            self._nonces[nonce] = SaveAnswer("resumed", snapshot.id.hex(), self._state.name)
 
-    async def answer(self, request: GuestRequest) -> dict[str, Any]:
+    async def answer(self, request: GuestRequest) -> GuestAnswer:
         """Answer one request at once. (Hooks are the guest port's own.)"""
         match request:
             case GuestSave():
@@ -49,51 +60,46 @@ class GuestRequests:
                 return self._status()
         raise ProtocolError(f"nobody answers a {type(request).__name__}")
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> StatusAnswer:
         state = self._state
-        return {"instance": state.name, "repository": str(state.repo), "snapshot": state.record.snapshot}
+        return StatusAnswer(state.name, str(state.repo), state.record.snapshot)
 
-    def _save(self, request: GuestSave) -> dict[str, Any]:
+    def _save(self, request: GuestSave) -> SaveAnswer:
         nonce = request.nonce
         if not nonce:
             raise IjfsError("a save needs a nonce")
         if nonce not in self._nonces:
-            self._nonces[nonce] = {"ok": {"state": "pending"}}
+            self._nonces[nonce] = SaveAnswer("pending")
             arguments = SaveArguments(message=request.message, nonce=nonce, wait=request.wait)
             self._state.spawn(self._save_for_program, nonce, arguments)
         answer = self._nonces[nonce]
-        if "error" in answer:
-            raise rebuild(answer["error"])
-        return dict(answer["ok"])
+        if isinstance(answer, IjfsError):
+            raise answer.with_traceback(None)  # each time anew: the frames of the last time go
+        return answer
 
     async def _save_for_program(self, nonce: str, arguments: SaveArguments) -> None:
         try:
             result = await self._save_verb(arguments, lambda event: None)
         except IjfsError as error:
-            self._nonces[nonce] = {"error": error_fields(error)}
+            self._nonces[nonce] = error
         except Exception as error:
             _log.exception("save for the program failed")
-            self._nonces[nonce] = {"error": error_fields(IjfsError(f"the save failed: {error}"))}
+            self._nonces[nonce] = IjfsError(f"the save failed: {error}")
         else:
-            self._nonces[nonce] = {"ok": self._settled("saved" if result.snapshot else "thawed", result.snapshot)}
+            self._nonces[nonce] = SaveAnswer(
+                "saved" if result.snapshot else "thawed", result.snapshot, self._state.name
+            )
 
-    def _settled(self, state: str, snapshot: str) -> dict[str, Any]:
-        return {"state": state, "snapshot": snapshot, "instance": self._state.name}
-
-    def _log(self) -> dict[str, Any]:
+    def _log(self) -> LogAnswer:
         repository = self._state.snapshots.repository
-        snapshots = [
-            {
-                "id": snapshot.id.hex(),
-                "parents": [parent.hex() for parent in snapshot.parents],
-                "created_ns": snapshot.created_ns,
-                "message": snapshot.message,
-            }
-            for snapshot in repository.snapshots()
-        ]
-        return {
-            "snapshots": snapshots,
-            "branches": {name: ident.hex() for name, ident in repository.refs.branches().items()},
-            "tags": {name: ident.hex() for name, ident in repository.refs.tags().items()},
-            "here": self._state.record.snapshot,
-        }
+        return LogAnswer(
+            snapshots=tuple(map(_logged, repository.snapshots())),
+            branches={name: ident.hex() for name, ident in repository.refs.branches().items()},
+            tags={name: ident.hex() for name, ident in repository.refs.tags().items()},
+            here=self._state.record.snapshot,
+        )
+
+
+def _logged(snapshot: Snapshot) -> LoggedSnapshot:
+    parents = tuple(parent.hex() for parent in snapshot.parents)
+    return LoggedSnapshot(snapshot.id.hex(), parents, snapshot.created_ns, snapshot.message)

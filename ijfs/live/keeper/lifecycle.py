@@ -347,7 +347,7 @@ class Lifecycle:
         """The program's hooks are where they were, and its files are as in the snapshot. `beside`: others like it may
         run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
-        state.set_hooks([int(port) for port in request.meta.guest.get("hook_ports", ())])
+        state.set_hooks(request.meta.guest.hook_ports)
         state.set_files(await in_thread(_files_put_back, restored))
         event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET)
         state.spawn(self._greet, restored.sandbox, event)

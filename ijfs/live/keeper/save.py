@@ -32,7 +32,7 @@ from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
 from ijfs.live.checkpoint.freeze import Frozen, GpuPart, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
-from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, environment
+from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, SaveOutcome, environment
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu_command
 from ijfs.live.keeper.autosave import Autosaver, thin
@@ -267,7 +267,7 @@ def _contents(
         spec=record.spec,
         volumes=sandbox.volumes,
         environment=environment(criu_command.version(criu_command.find())),
-        guest={"nonce": arguments.nonce, "hook_ports": list(hook_ports)},
+        guest=GuestMeta(arguments.nonce, tuple(hook_ports)),
         gpu=msgspec.to_builtins(frozen.gpu, str_keys=True),
         image_bytes=frozen.image_bytes,
         workspace_bytes=frozen.workspace.bytes_total,

@@ -35,7 +35,7 @@ from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model import protocol
-from ijfs.live.model.guest_protocol import GuestRequest
+from ijfs.live.model.guest_protocol import GuestAnswer, GuestRequest
 from ijfs.live.model.protocol import (
     AdoptArguments,
     Arguments,
@@ -88,7 +88,7 @@ class Keeper:
         self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early)
         self._requests_under_way = 0
 
-    async def _answer_program(self, request: GuestRequest) -> dict[str, Any]:
+    async def _answer_program(self, request: GuestRequest) -> GuestAnswer:
         return await self._requests.answer(request)
 
     # -- life ---------------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ the code of its day along. So a missing field has its default here, and one that
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import msgspec
 
-from ijfs.live.errors import ProtocolError
+from ijfs.live.errors import ProtocolError, error_fields
 from ijfs_engine.errors import IjfsError
 
 
@@ -62,6 +63,54 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
 }
 
 
+class SaveAnswer(msgspec.Struct, frozen=True):
+    """How far a save is. `saved`: durable; `thawed`: the program goes on, and it was not to be waited for; `resumed`:
+    who asks was restored from that snapshot. `instance`: whose answer this is."""
+
+    state: Literal["pending", "thawed", "saved", "resumed"]
+    snapshot: str | msgspec.UnsetType = msgspec.UNSET
+    instance: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class StatusAnswer(msgspec.Struct, frozen=True):
+    """The instance, the path of its repository, the snapshot that it stands on."""
+
+    instance: str
+    repository: str
+    snapshot: str | None
+
+
+class LoggedSnapshot(msgspec.Struct, frozen=True):
+    """A snapshot as `%ijfs log` draws it; ids are in hexadecimal."""
+
+    id: str
+    parents: tuple[str, ...]
+    created_ns: int
+    message: str
+
+
+class LogAnswer(msgspec.Struct, frozen=True):
+    """All snapshots, branches and tags by their names, and the snapshot that the program stands on."""
+
+    snapshots: tuple[LoggedSnapshot, ...]
+    branches: dict[str, str]
+    tags: dict[str, str]
+    here: str | None
+
+
+class CellAnswer(msgspec.Struct, frozen=True):
+    """`note`: what the person at the notebook should know, once."""
+
+    note: str | None = None
+
+
+class HooksAnswer(msgspec.Struct, frozen=True):
+    """The port is known from now on."""
+
+
+GuestAnswer = SaveAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
+
+
 class HookEvent(msgspec.Struct, frozen=True):
     """What a hook is told. `snapshot`: where the program came from, after a restore. `beside`: it is a copy that shall
     draw random numbers of its own; left out where it goes on in the place of what was saved."""
@@ -92,6 +141,13 @@ def decode_request(line: bytes) -> GuestRequest:
         return msgspec.json.decode(line, type=found)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a guest's request is not what the protocol says: {error}") from error
+
+
+def encode_answer(answer: GuestAnswer | IjfsError) -> bytes:
+    """The line of an answer, or of a refusal. By json: msgspec takes no path outside UTF-8."""
+    if isinstance(answer, IjfsError):
+        return json.dumps({"error": error_fields(answer)}).encode() + b"\n"
+    return json.dumps({"ok": msgspec.to_builtins(answer)}).encode() + b"\n"
 
 
 def decode_hook_answer(line: bytes) -> HookAnswer:
