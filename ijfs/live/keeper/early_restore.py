@@ -52,7 +52,7 @@ class EarlyRestore:
         self._criu_works.wait()
 
     def line(self) -> bytes | None:
-        """The first request as it came; None when the client left without one. Blocks."""
+        """The first request as it came; None when the client left without one, or with too long a line. Blocks."""
         self._line_read.wait()
         return self._line
 
@@ -99,8 +99,7 @@ class EarlyRestore:
 
     def _run(self) -> None:
         try:
-            with contextlib.suppress(OSError):
-                self._line = _first_line(self._first)
+            self._line = protocol.first_line(self._first)
             self._line_read.set()
             arguments = _plain_restore(self._line)
             if arguments is not None:
@@ -108,6 +107,7 @@ class EarlyRestore:
         except BaseException as error:
             self._error = error
         finally:
+            self._line_read.set()
             self._criu_works.set()
 
     def _restore(self, arguments: RestoreArguments) -> None:
@@ -133,15 +133,6 @@ class EarlyRestore:
                 self._on_phase(name)
             else:
                 self._phases.append(name)
-
-
-def _first_line(sock: socket.socket) -> bytes | None:
-    lines = protocol.LineBuffer()
-    while data := sock.recv(1 << 16):
-        found = lines.feed(data)
-        if found:
-            return found[0]
-    return None
 
 
 def _plain_restore(line: bytes | None) -> RestoreArguments | None:

@@ -55,8 +55,10 @@ def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None
     import trio
 
     from ijfs.live.keeper.server import Keeper
+    from ijfs.live.model import protocol
 
-    trio.run(Keeper(directory, early).run, client)
+    line = early.line() if early is not None else protocol.first_line(client)
+    trio.run(Keeper(directory, early).run, client, line)
 
 
 def _fork_pager(shared: SharedBlocks | None) -> PagerProcess:

@@ -93,8 +93,9 @@ class Keeper:
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    async def run(self, first: socket.socket) -> None:
-        """Serve the first client's request; when it made the instance, serve everyone until the program ends."""
+    async def run(self, first: socket.socket, line: bytes | None) -> None:
+        """Serve the first client's request (`line`; None when it left without one); when it made the instance, serve
+        everyone until the program ends."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(first))
         async with trio.open_nursery() as nursery:
@@ -102,7 +103,6 @@ class Keeper:
             nursery.start_soon(self._obey_signals)
             # Listening first: who connects as soon as the first answer is out waits in line instead of being refused.
             listener = control_socket.listen(self._state.paths.socket)
-            line = await in_thread(self._early.line) if self._early else await _first_line(stream)
             if line is not None and await control_socket.serve_request(stream, line, self._first_dispatch):
                 nursery.start_soon(control_socket.serve, listener, self._dispatch)
                 nursery.start_soon(control_socket.serve_connection, stream, self._dispatch)
@@ -223,15 +223,6 @@ class Keeper:
     async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:
         await self._state.wait_for_memory()
         return self._state.info()
-
-
-async def _first_line(stream: trio.SocketStream) -> bytes | None:
-    lines = protocol.LineBuffer()
-    while data := await stream.receive_some(1 << 16):
-        found = lines.feed(data)
-        if found:
-            return found[0]
-    return None
 
 
 def _rounded(phases: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,8 @@ and a keeper of neighbouring versions understand each other. Anything else is a 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -257,6 +259,16 @@ def decode_reply(arguments: Arguments[Reply], ok: msgspec.Raw) -> Reply:
 
 def _line(message: Any) -> bytes:
     return msgspec.json.encode(message) + b"\n"
+
+
+def first_line(sock: socket.socket) -> bytes | None:
+    """The first line that comes; None where the other end leaves without one. Blocks; ProtocolError if too long."""
+    lines = LineBuffer()
+    with contextlib.suppress(OSError):
+        while data := sock.recv(1 << 16):
+            if found := lines.feed(data):
+                return found[0]
+    return None
 
 
 class LineBuffer:
