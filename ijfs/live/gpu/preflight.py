@@ -7,7 +7,8 @@ detected is said to be unknown. Called by doctor and before every save.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import psutil
 
@@ -33,6 +34,58 @@ FORKED_REMEDY = (
 """What to do about a process that holds the GPU's files without being a CUDA process."""
 
 
+class _Rule(NamedTuple):
+    """One thing that no process may have."""
+
+    check: str
+    found: Callable[[GpuEvidence], str]
+    """Evidence that this one has it; "" where it has not."""
+    remedy: str
+    otherwise: str
+    """Of a process that has not, with its {pid}."""
+
+    def judge(self, process: GpuEvidence) -> CheckResult:
+        """The result for this process."""
+        if evidence := self.found(process):
+            return CheckResult(check=self.check, outcome="refuse", evidence=evidence, remedy=self.remedy)
+        return CheckResult(check=self.check, outcome="ok", evidence=self.otherwise.format(pid=process.pid))
+
+
+_RULES = (
+    _Rule(
+        "pid",
+        lambda one: f"{one.pid} is a thread: the driver would take it for its process" if one.is_thread else "",
+        "give the process id",
+        "{pid} is a process",
+    ),
+    _Rule(
+        "managed memory",
+        lambda one: (
+            f"process {one.pid} maps {one.managed_bytes >> 20} MiB of managed (UVM) memory" if one.managed_bytes else ""
+        ),
+        "allocate with cudaMalloc, not cudaMallocManaged; the driver refuses to checkpoint managed memory",
+        "process {pid} maps none",
+    ),
+    _Rule(
+        "cuda ipc",
+        lambda one: (
+            f"process {one.pid} shares GPU memory with another by CUDA IPC ({one.ipc_segments[0]})"
+            if one.ipc_segments
+            else ""
+        ),
+        "end the sharing process, or pass tensors between processes through host memory"
+        " (vLLM with several GPUs: --disable-custom-all-reduce)",
+        "process {pid} has no shared segment",
+    ),
+    _Rule(
+        "io_uring",
+        lambda one: f"process {one.pid} has an io_uring open, which CRIU cannot dump" if one.io_uring else "",
+        "start it with UV_USE_IO_URING=0 (`ijfs run --gpu` does), or set kernel.io_uring_disabled=2",
+        "process {pid} has none open",
+    ),
+)
+
+
 def check_program(
     processes: Sequence[GpuEvidence], inventory: Inventory, strangers: Sequence[GpuEvidence] = ()
 ) -> list[CheckResult]:
@@ -42,7 +95,7 @@ def check_program(
         return []
     results = [*check_driver(inventory)]
     for process in processes:
-        results += [_thread(process), _managed(process), _ipc(process), _io_uring(process)]
+        results += [rule.judge(process) for rule in _RULES]
     results += [_stranger(process) for process in strangers]
     results += [_nccl(processes, inventory), _mps(inventory, processes), _host_memory(processes, inventory)]
     return results
@@ -87,30 +140,6 @@ def _compute_mode(inventory: Inventory) -> CheckResult:
     return CheckResult(check="compute mode", outcome="ok", evidence="every GPU takes several processes")
 
 
-def _thread(process: GpuEvidence) -> CheckResult:
-    if process.is_thread:
-        evidence = f"{process.pid} is a thread: the driver would take it for its process"
-        return CheckResult(check="pid", outcome="refuse", evidence=evidence, remedy="give the process id")
-    return CheckResult(check="pid", outcome="ok", evidence=f"{process.pid} is a process")
-
-
-def _managed(process: GpuEvidence) -> CheckResult:
-    if process.managed_bytes:
-        evidence = f"process {process.pid} maps {process.managed_bytes >> 20} MiB of managed (UVM) memory"
-        remedy = "allocate with cudaMalloc, not cudaMallocManaged; the driver refuses to checkpoint managed memory"
-        return CheckResult(check="managed memory", outcome="refuse", evidence=evidence, remedy=remedy)
-    return CheckResult(check="managed memory", outcome="ok", evidence=f"process {process.pid} maps none")
-
-
-def _ipc(process: GpuEvidence) -> CheckResult:
-    if process.ipc_segments:
-        evidence = f"process {process.pid} shares GPU memory with another by CUDA IPC ({process.ipc_segments[0]})"
-        remedy = "end the sharing process, or pass tensors between processes through host memory"
-        remedy += " (vLLM with several GPUs: --disable-custom-all-reduce)"
-        return CheckResult(check="cuda ipc", outcome="refuse", evidence=evidence, remedy=remedy)
-    return CheckResult(check="cuda ipc", outcome="ok", evidence=f"process {process.pid} has no shared segment")
-
-
 def _stranger(process: GpuEvidence) -> CheckResult:
     """The driver lets go of a CUDA process's own files; those that a process inherited or NVML opened stay, and CRIU
     can dump none of them."""
@@ -118,14 +147,6 @@ def _stranger(process: GpuEvidence) -> CheckResult:
     evidence = f"process {process.pid} was forked after CUDA was initialised, or uses NVML alone: it holds the GPU's"
     evidence += f" files ({names}), of which the driver frees CUDA processes only"
     return CheckResult(check="device files", outcome="refuse", evidence=evidence, remedy=FORKED_REMEDY)
-
-
-def _io_uring(process: GpuEvidence) -> CheckResult:
-    if process.io_uring:
-        evidence = f"process {process.pid} has an io_uring open, which CRIU cannot dump"
-        remedy = "start it with UV_USE_IO_URING=0 (`ijfs run --gpu` does), or set kernel.io_uring_disabled=2"
-        return CheckResult(check="io_uring", outcome="refuse", evidence=evidence, remedy=remedy)
-    return CheckResult(check="io_uring", outcome="ok", evidence=f"process {process.pid} has none open")
 
 
 def _nccl(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult:
