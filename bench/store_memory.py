@@ -22,7 +22,7 @@ from typing import Any
 from blake3 import blake3
 
 from bench.common import disk_size
-from ijfs_engine import Arena, ObjectId, Repository, Segments
+from ijfs_engine import Arena, ObjectId, Repository, Segments, is_pages
 from ijfs_engine.format.place import Place
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
 
@@ -91,7 +91,7 @@ def same_share(parent: Mapping[str, Segments], child: Mapping[str, Segments]) ->
     """Share of the child's pages that the parent's image of the same name holds anywhere."""
     total = same = 0
     for name, segments in child.items():
-        if name.startswith("pages-"):
+        if is_pages(name):
             known = set(_pages(parent.get(name, Segments())))
             pages = _pages(segments)
             total += len(pages)

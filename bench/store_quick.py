@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from ijfs_engine import ObjectId, Repository, Snapshot, export_tree
+from ijfs_engine import COMMON_MAGIC, PAGEMAP_MAGIC, ObjectId, Repository, Snapshot, export_tree
 
 PAGE = 4096
 MIB = 1 << 20
@@ -83,7 +83,7 @@ def image_set(image: np.ndarray) -> dict[str, bytes | memoryview]:
                 body.append(part)
         return struct.pack("<I", len(body)) + bytes(body)
 
-    head = struct.pack("<II", 0x54564319, 0x56084025) + message((1, 1))
+    head = struct.pack("<II", COMMON_MAGIC, PAGEMAP_MAGIC) + message((1, 1))
     pagemap = head + message((1, BASE), (2, len(image) // PAGE), (4, 4))
     return {"pagemap-7.img": pagemap, "pages-1.img": memoryview(image), "inventory.img": b"i", "pstree.img": b"p"}
 

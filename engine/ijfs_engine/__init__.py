@@ -59,7 +59,14 @@ if TYPE_CHECKING:
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError, Segments
-    from ijfs_engine.write.criu_pagemap import MAX_PAGEMAP, Pagemap, PagemapError, parse_pagemap
+    from ijfs_engine.write.criu_pagemap import (
+        COMMON_MAGIC,
+        MAX_PAGEMAP,
+        PAGEMAP_MAGIC,
+        Pagemap,
+        PagemapError,
+        parse_pagemap,
+    )
     from ijfs_engine.write.on_disk import FoundOnDisk, walk_directory
     from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
     from ijfs_engine.write.sources import Source
@@ -67,10 +74,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "COMMON_MAGIC",
     "KINDS",
     "LEAF_SPAN",
     "MAX_PAGEMAP",
     "PAGE",
+    "PAGEMAP_MAGIC",
     "TYPE_BITS",
     "AmbiguousNameError",
     "Arena",
@@ -167,7 +176,7 @@ _MODULES = {
     "util.io_wait": ("io_waited_s", "simulate_latency"),
     "util.progress": ("Progress",),
     "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),
-    "write.criu_pagemap": ("MAX_PAGEMAP", "Pagemap", "PagemapError", "parse_pagemap"),
+    "write.criu_pagemap": ("COMMON_MAGIC", "MAX_PAGEMAP", "PAGEMAP_MAGIC", "Pagemap", "PagemapError", "parse_pagemap"),
     "write.on_disk": ("FoundOnDisk", "walk_directory"),
     "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
     "write.sources": ("Source",),

@@ -23,8 +23,9 @@ MAX_PAGEMAP: Final = 16 << 20
 HEAD_BYTES: Final = 1024
 """More than the magic numbers and the first message take."""
 
-_COMMON_MAGIC: Final = 0x54564319
-_PAGEMAP_MAGIC: Final = 0x56084025
+COMMON_MAGIC: Final = 0x54564319
+"""Of every image that describes a program."""
+PAGEMAP_MAGIC: Final = 0x56084025
 _NAME: Final = re.compile(r"pagemap-(?:shmem-)?\d+\.img")
 
 
@@ -66,7 +67,7 @@ def pages_name_in(data: bytes | memoryview) -> str:
 
 def _head(data: bytes | memoryview) -> tuple[int, int]:
     """(number of the pages file, where the entries begin)."""
-    if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON_MAGIC, _PAGEMAP_MAGIC):
+    if len(data) < 8 or struct.unpack_from("<II", data) != (COMMON_MAGIC, PAGEMAP_MAGIC):
         raise PagemapError("no CRIU pagemap: wrong magic numbers")
     try:
         pages_id, at = pagemap_head(data, 8)

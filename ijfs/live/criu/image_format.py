@@ -14,15 +14,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from ijfs_engine import PAGE, pagemap_entries, pagemap_head
+from ijfs_engine import COMMON_MAGIC, PAGE, PAGEMAP_MAGIC, pagemap_entries, pagemap_head
 from ijfs_engine.errors import CorruptError
 
 HEAD: Final = 8
 """Bytes before the first record."""
-_COMMON_MAGIC: Final = 0x54564319
 _SERVICE_MAGIC: Final = 0x55105940
 """In place of the common magic, in files that describe no program."""
-_PAGEMAP_MAGIC: Final = 0x56084025
 MM_MAGIC: Final = 0x57492820
 _MEMFD_MAGIC: Final = 0x48453499
 _STATS_MAGIC: Final = 0x57093306
@@ -93,7 +91,7 @@ class Memfd(NamedTuple):
 
 def parse_pagemap_entries(name: str, data: bytes) -> tuple[int, list[PagemapEntry]]:
     """(number of the pages file, every entry whatever its flags) of a pagemap image (pagemap.proto)."""
-    if not _has_magic(name, data, _PAGEMAP_MAGIC) or len(data) == HEAD:
+    if not _has_magic(name, data, PAGEMAP_MAGIC) or len(data) == HEAD:
         return 0, []
     try:
         pages_id, at = pagemap_head(data, HEAD)
@@ -161,7 +159,7 @@ def parse_dump_stats(name: str, data: bytes) -> dict[int, int]:
 # -- what every image is made of ------------------------------------------------------------------------------------
 
 
-def parse_records(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> Iterator[tuple[int, int]]:
+def parse_records(name: str, data: bytes, magic: int, common: int = COMMON_MAGIC) -> Iterator[tuple[int, int]]:
     """Where the messages of an image of this kind are: (begin, end). Who asks for one only, sees only that one."""
     at = HEAD if _has_magic(name, data, magic, common) else len(data)
     while at < len(data):
@@ -208,7 +206,7 @@ def pagemap_image(number: int, entries: Iterable[PagemapEntry]) -> bytes:
     for vaddr, pages, flags in entries:
         count = number_field(2, pages & 0xFFFFFFFF) + number_field(4, flags) + number_field(5, pages)
         messages.append(number_field(1, vaddr) + count)
-    head = struct.pack("<II", _COMMON_MAGIC, _PAGEMAP_MAGIC)
+    head = struct.pack("<II", COMMON_MAGIC, PAGEMAP_MAGIC)
     return head + b"".join(len(one).to_bytes(4, "little") + one for one in messages)
 
 
@@ -251,7 +249,7 @@ def _packed(name: str, data: bytes, field: Field) -> Iterator[int]:
         yield value
 
 
-def _has_magic(name: str, data: bytes, magic: int, common: int = _COMMON_MAGIC) -> bool:
+def _has_magic(name: str, data: bytes, magic: int, common: int = COMMON_MAGIC) -> bool:
     """Whether there is anything: CRIU leaves an empty file for a task without memory of its own. CorruptError."""
     if data and (len(data) < HEAD or struct.unpack_from("<II", data) != (common, magic)):
         raise CorruptError(f"{name} does not begin as a CRIU image of its kind does")
