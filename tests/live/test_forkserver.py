@@ -234,7 +234,7 @@ def test_another_user_is_not_served_even_where_the_socket_lets_him_in(live_env: 
         os.setuid(65534)
         os.geteuid = lambda: 0  # a client that does not look whose socket it is
         print(fork_request.ask(pathlib.Path(f"/proc/self/fd/{directory}/{path.name}"),
-        fork_request.ForkRequest()))
+        fork_request.EndForkServer()))
         """
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
@@ -265,5 +265,5 @@ def test_a_socket_of_another_user_gets_nothing(live_env: LiveEnv, tmp_path: Path
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as theirs:
         assert theirs.stdout is not None
         assert theirs.stdout.readline() == "ready\n"
-        assert not fork_request.ask(path, fork_request.request_for([tmp_path], lazy=False))
+        assert not fork_request.ask(path, fork_request.keepers_for([tmp_path], lazy=False))
         assert theirs.stdout.readline() == "0\n"

@@ -67,7 +67,7 @@ def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[soc
 
 def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
     """Fork them off the repository's forkserver, or start one, which then may stay."""
-    request = fork_request.request_for([paths.root for paths in instances], lazy=lazy)
+    request = fork_request.keepers_for([paths.root for paths in instances], lazy=lazy)
     with contextlib.ExitStack() as theirs:
         ends = [socket.socketpair() for _ in instances]
         fds = [theirs.enter_context(other).fileno() for _, other in ends]
@@ -77,7 +77,7 @@ def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.soc
     return [ours for ours, _ in ends]
 
 
-def _start_forkserver(log: Path, request: fork_request.ForkRequest, fds: Sequence[int]) -> None:
+def _start_forkserver(log: Path, request: fork_request.ForkKeepers, fds: Sequence[int]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as complaints:
         starting = subprocess.Popen(

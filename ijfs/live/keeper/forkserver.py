@@ -29,7 +29,7 @@ from ijfs.live.model.environment import unpacked
 from ijfs.live.model.paths import short_path
 from ijfs.live.process import fork_request
 from ijfs.live.process.child import name_process
-from ijfs.live.process.fork_request import ForkRequest
+from ijfs.live.process.fork_request import EndForkServer, ForkKeepers, ForkPager, Inheritance
 from ijfs.live.process.procfs import parent_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def _serve_all(first: socket.socket) -> Become | None:
     first.set_inheritable(False)
     with first:
         request, sockets = fork_request.receive(first)
+        if not isinstance(request, ForkKeepers):
+            raise OSError("a forkserver's first request is for keepers")
         load(for_restore=request.lazy and len(sockets) == 1)
-        become = _fork(request, sockets)
+        become = _fork_keepers(request, sockets)
     if become is not None:
         return become
     _forget_client()
@@ -90,8 +92,8 @@ def load(*, for_restore: bool = False) -> None:
         from ijfs.live.keeper import server  # noqa: F401
 
 
-def _fork(request: ForkRequest, sockets: list[int]) -> Become | None:
-    """Fork a keeper (or the pager that is asked for) for each instance; None in the parent, what to do in a child."""
+def _fork_keepers(request: ForkKeepers, sockets: list[int]) -> Become | None:
+    """Fork a keeper for each instance; None in the parent, what to do in a child."""
     shared = _shared_blocks() if request.lazy and len(sockets) > 1 else None
     gc.freeze()  # children share these pages for as long as nobody writes to them
     try:
@@ -101,8 +103,6 @@ def _fork(request: ForkRequest, sockets: list[int]) -> Become | None:
                     if other != mine:
                         os.close(other)
                 sockets = []
-                if request.pager:
-                    return partial(_become_pager, request, Path(directory), mine)
                 return partial(_become_keeper, request, Path(directory), mine, shared)
     finally:
         for fd in sockets:
@@ -112,36 +112,45 @@ def _fork(request: ForkRequest, sockets: list[int]) -> Become | None:
     return None
 
 
-def _become_keeper(request: ForkRequest, directory: Path, first: int, shared: SharedBlocks | None) -> None:
+def _fork_pager(request: ForkPager, channel: int) -> Become | None:
+    """Fork a pager; None in the parent, what to do in the child."""
+    gc.freeze()
+    if os.fork() == 0:
+        return partial(_become_pager, request, channel)
+    os.close(channel)
+    return None
+
+
+def _become_keeper(request: ForkKeepers, directory: Path, first: int, shared: SharedBlocks | None) -> None:
     """Become a keeper, as one that the client itself had started."""
     from ijfs.live.keeper.main import keep
 
     name_process(f"ijfs-keeper {directory}")
-    _inherit(request)
+    _inherit(request.inheritance)
     keep(directory, first, lazy=request.lazy, shared=shared)
 
 
-def _become_pager(request: ForkRequest, directory: Path, channel: int) -> None:
+def _become_pager(request: ForkPager, channel: int) -> None:
     """Become a pager, as one that the keeper had forked before it had threads."""
     from ijfs.live.pager.api import serve_stranger
 
     name_process("ijfs-pager")
-    _inherit(request)
+    _inherit(request.inheritance)
     os.setsid()
-    log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    log = os.open(Path(request.instance, "keeper.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
     os._exit(serve_stranger(channel))
 
 
-def _inherit(request: ForkRequest) -> None:
+def _inherit(inheritance: Inheritance) -> None:
     """Have what a child of the client would have inherited."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
-    os.environ.update(unpacked(request.environment))
+    os.environ.update(unpacked(inheritance.environment))
     time.tzset()
-    os.umask(request.umask)
+    os.umask(inheritance.umask)
 
 
 def _shared_blocks() -> SharedBlocks:
@@ -172,9 +181,9 @@ def _forget_client() -> None:
 class ForkServer:
     """Waits for a repository's further requests, after the first one was served."""
 
-    def __init__(self, request: ForkRequest) -> None:
+    def __init__(self, request: ForkKeepers) -> None:
         self._path = Path(request.instances[0]).parent / fork_request.SOCKET_NAME
-        self._standing = request.standing
+        self._standing = request.inheritance.standing
         self._idle_s = request.idle_s
         self._asked_at = time.monotonic()
         self._loaded = False
@@ -232,21 +241,27 @@ class ForkServer:
             if user != os.geteuid():
                 return None
             request, sockets = fork_request.receive(connection)
-            if not request.instances:
+            if isinstance(request, EndForkServer):
                 self._idle_s = 0.0
                 fork_request.accept(connection)
             elif self._may_ask(request, pid) and not self._is_outdated():
                 fork_request.accept(connection)
                 self._asked_at, self._idle_s = time.monotonic(), request.idle_s
-                return _fork(request, sockets)
+                return (
+                    _fork_keepers(request, sockets)
+                    if isinstance(request, ForkKeepers)
+                    else _fork_pager(request, *sockets)
+                )
             else:
                 for fd in sockets:
                     os.close(fd)
         return None
 
-    def _may_ask(self, request: ForkRequest, pid: int) -> bool:
+    def _may_ask(self, request: ForkKeepers | ForkPager, pid: int) -> bool:
         """A client of the same standing; for a pager a keeper forked here, which has a mount namespace of its own."""
-        return parent_of(pid) == os.getpid() if request.pager else request.standing == self._standing
+        if isinstance(request, ForkPager):
+            return parent_of(pid) == os.getpid()
+        return request.inheritance.standing == self._standing
 
 
 def _loaded_files() -> _FileStates:

@@ -152,7 +152,7 @@ class PagerProcess:
         ours, theirs = Channel.pair()
         channel = Channel(ours)
         with theirs:
-            request = msgspec.structs.replace(fork_request.request_for([instance], lazy=False), pager=True)
+            request = fork_request.pager_for(instance)
             asked = fork_request.ask(instance.parent / fork_request.SOCKET_NAME, request, [theirs.fileno()])
         introduced = channel.receive(_HELLO_S) if asked else None
         with contextlib.suppress(OSError):

@@ -42,22 +42,45 @@ _MAX_REQUEST = 16 << 20
 _ACCEPTED = b"ok\n"
 
 
-class ForkRequest(msgspec.Struct, frozen=True):
+class Inheritance(msgspec.Struct, frozen=True):
+    """What a forked process has of the one that asked, as its child would have it.
+
+    `environment`: as model/environment.py packs it. `standing`: what cannot be handed over and has to be the same
+    (standing.py)."""
+
+    environment: str
+    umask: int
+    standing: str
+
+
+class ForkKeepers(msgspec.Struct, frozen=True, tag="keepers"):
     """Fork a keeper for each instance's directory. As many sockets come along: each is its keeper's first client.
 
-    `lazy`: the keepers' first requests will be lazy restores. `environment`: as model/environment.py packs it.
-    `standing`: the client's (standing.py). `idle_s`: how long to wait for the next request afterwards.
-    Without instances it asks the forkserver to end. With `pager` it asks for a pager, not for keepers: the keeper of
-    that instance has threads by now and cannot fork one itself. The socket is then the pager's end of their channel.
+    `lazy`: the keepers' first requests will be lazy restores. `idle_s`: how long to stay afterwards, unasked.
     """
 
-    instances: tuple[str, ...] = ()
-    lazy: bool = False
-    pager: bool = False
-    environment: str = ""
-    umask: int = 0o022
-    standing: str = ""
-    idle_s: float = 0.0
+    instances: tuple[str, ...]
+    inheritance: Inheritance
+    lazy: bool
+    idle_s: float
+
+
+class ForkPager(msgspec.Struct, frozen=True, tag="pager"):
+    """Fork a pager for the keeper of this instance, which has threads by now and cannot fork one itself. One socket
+    comes along: the pager's end of their channel."""
+
+    instance: str
+    inheritance: Inheritance
+    idle_s: float
+
+
+class EndForkServer(msgspec.Struct, frozen=True, tag="end"):
+    """Serve nobody any more."""
+
+
+ForkRequest = ForkKeepers | ForkPager | EndForkServer
+"""What a forkserver is asked. Both ends are of one version: a forkserver refuses when the files it was loaded from have
+changed, and refuses what it cannot read; the client then starts another."""
 
 
 class ForkServerInfo(msgspec.Struct, frozen=True):
@@ -82,17 +105,20 @@ def idle_s() -> float:
     return IDLE_S
 
 
-def request_for(instances: Sequence[Path], *, lazy: bool) -> ForkRequest:
-    """A request that hands over what the calling process is."""
+def inheritance() -> Inheritance:
+    """That of the calling process."""
     status = process_status()
-    return ForkRequest(
-        instances=tuple(map(str, instances)),
-        lazy=lazy,
-        environment=packed(os.environ),
-        umask=int(status["Umask"], 8),
-        standing=standing(status),
-        idle_s=idle_s(),
-    )
+    return Inheritance(packed(os.environ), int(status["Umask"], 8), standing(status))
+
+
+def keepers_for(instances: Sequence[Path], *, lazy: bool) -> ForkKeepers:
+    """A request for keepers that hands over what the calling process is."""
+    return ForkKeepers(tuple(map(str, instances)), inheritance(), lazy, idle_s())
+
+
+def pager_for(instance: Path) -> ForkPager:
+    """A request of this process, the instance's keeper, for a pager."""
+    return ForkPager(str(instance), inheritance(), idle_s())
 
 
 def ask(path: Path, request: ForkRequest, fds: Sequence[int] = ()) -> bool:
@@ -130,7 +156,7 @@ def forkserver_info(repo: str | os.PathLike[str]) -> ForkServerInfo | None:
 def dismiss(repo: str | os.PathLike[str]) -> bool:
     """End the forkserver of a repository; whether there was one. On return it is gone, or about to be, and so is its
     socket; the socket of one that was killed goes too."""
-    found = ask(address(repo), ForkRequest())
+    found = ask(address(repo), EndForkServer())
     with contextlib.suppress(OSError):
         address(repo).unlink()
     return found
@@ -156,13 +182,23 @@ def receive(sock: socket.socket) -> tuple[ForkRequest, list[int]]:
             if not data or len(line) > _MAX_REQUEST:
                 raise OSError("a request broke off")
         request = msgspec.json.decode(bytes(line), type=ForkRequest)
-        if len(request.instances) != len(fds):
-            raise OSError("as many sockets as instances are wanted")
+        if len(fds) != _sockets_with(request):
+            raise OSError("another number of sockets was to come")
     except (OSError, msgspec.DecodeError) as error:
         for fd in fds:
             os.close(fd)
         raise OSError(str(error)) from error
     return request, list(fds)
+
+
+def _sockets_with(request: ForkRequest) -> int:
+    match request:
+        case ForkKeepers(instances):
+            return len(instances)
+        case ForkPager():
+            return 1
+        case EndForkServer():
+            return 0
 
 
 def accept(sock: socket.socket) -> None:
