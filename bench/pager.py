@@ -3,7 +3,8 @@
 One Python process with `--gib` of mixed memory (floats, text, small integers, random bytes) is dumped to tmpfs once and
 put into a repository once, then restored `--rounds` times in each way, the ways taking turns: by CRIU alone from tmpfs,
 through the pager from the same files, through the pager from the repository's compressed chunks on disk. `--delay` adds
-a wait to each fetch and times the touching of a recorded 64 MiB. Prints tables with ratios within the run, writes JSON.
+a wait to each fetch and times the touching of a working set of 64 MiB. Prints tables with ratios within the run, writes
+JSON.
 """
 
 from __future__ import annotations
@@ -159,14 +160,14 @@ def compare(subject: Subject, rounds: int) -> dict[str, list[Restored]]:
 
 
 def slow(subject: Subject, delay_s: float) -> dict[str, Restored]:
-    """With a wait before each fetch: touching 64 MiB unrecorded (which records it), then recorded."""
+    """With a wait before each fetch: touching 64 MiB with no working set known (which keeps one), then with it."""
     order = str(subject.where / "order")
     source = Source(repo=str(subject.repository), snapshot=subject.snapshot)
     delayed = replace(source, delay_s=delay_s)
-    unrecorded = subject.restore(delayed, touch=True)
-    subject.restore(replace(source, record=order), touch=True)
-    recorded = subject.restore(replace(delayed, order=order), touch=True)
-    return {"order not known": unrecorded, "order recorded": recorded}
+    unknown = subject.restore(delayed, touch=True)
+    subject.restore(replace(source, keep_in=order), touch=True)
+    known = subject.restore(replace(delayed, order=order), touch=True)
+    return {"order not known": unknown, "order recorded": known}
 
 
 def show(subject: Subject, found: Mapping[str, list[Restored]], delayed: Mapping[str, Restored], delay_s: float) -> str:

@@ -212,7 +212,7 @@ def test_a_recorded_order_is_kept_and_used(namespace: Namespace) -> None:
     namespace.dump(96)
     order = namespace.where / "order"
     touched = "world.scatter(256)"
-    with paged(namespace, 0.0, record=str(order)) as pager:
+    with paged(namespace, 0.0, keep_in=str(order)) as pager:
         namespace.restore()
         first = namespace.ask(touched)
         faults = pager.wait(30).faults

@@ -1,4 +1,4 @@
-"""What several pagers read only once: blocks of the recorded order of siblings that come up together."""
+"""What several pagers read only once: blocks of the working set of siblings that come up together."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ijfs_engine import Reader, Snapshot
 
 MACHINE = {"kernel": "Linux", "machine": "on", "criu": "CRIU", "python": "Python", "driver": "driver", "gpu": "GPU"}
-"""What is shown of the record's environment, and how it is called; -v prints the whole record."""
+"""What is shown of the versions in a snapshot's meta, and how it is called; -v prints the whole record."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
         _field(out, "directory", str(spec.get("cwd", "")))
     if isinstance(meta.get("frozen_s"), float):
         _field(out, "frozen", text.seconds(meta["frozen_s"]))
-    environment = meta.get("environment")
-    if isinstance(environment, dict):
-        known = [f"{label} {environment[key]}" for key, label in MACHINE.items() if environment.get(key)]
+    versions = meta.get("environment")
+    if isinstance(versions, dict):
+        known = [f"{label} {versions[key]}" for key, label in MACHINE.items() if versions.get(key)]
         _field(out, "made with", ", ".join(known))
 
 

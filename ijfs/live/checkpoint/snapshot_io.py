@@ -38,13 +38,14 @@ class GuestMeta(msgspec.Struct, frozen=True):
 
 class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     """A live snapshot's meta. `gpu`: a GpuRecord, or None.
+    `versions` (`environment` in the bytes): of the kernel, CRIU and so on, where it was saved.
     `auto`: made after a cell by itself; only those are thinned out by themselves. `base`: what its sandbox stood on,
     None where that was its machine's own root. `network`: what the program changed in its network.
     `scheduling`: threads whose processors, io priority or timer slack are not those of a new program."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
-    environment: dict[str, str] = {}
+    versions: dict[str, str] = msgspec.field(default_factory=dict, name="environment")
     guest: GuestMeta = GuestMeta()
     gpu: dict[str, Any] | None = None
     image_bytes: int = 0
@@ -236,7 +237,7 @@ def live_meta(snapshot: Snapshot) -> LiveMeta:
         raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
 
 
-def environment(criu_version: Sequence[int]) -> dict[str, str]:
+def machine_versions(criu_version: Sequence[int]) -> dict[str, str]:
     """Versions that matter to whether a snapshot can be restored here."""
     return {
         "kernel": platform.release(),

@@ -32,7 +32,7 @@ from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
 from ijfs.live.checkpoint.freeze import Frozen, GpuPart, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
-from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, SaveOutcome, environment
+from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, SaveOutcome, machine_versions
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu_command
 from ijfs.live.keeper.autosave import Autosaver, thin
@@ -266,7 +266,7 @@ def _contents(
     meta = LiveMeta(
         spec=record.spec,
         volumes=sandbox.volumes,
-        environment=environment(criu_command.version(criu_command.find())),
+        versions=machine_versions(criu_command.version(criu_command.find())),
         guest=GuestMeta(arguments.nonce, tuple(hook_ports)),
         gpu=msgspec.to_builtins(frozen.gpu, str_keys=True),
         image_bytes=frozen.image_bytes,

@@ -57,7 +57,7 @@ def _work(
     threading.excepthook = _end
     source = begin.source
     files = _files(source)
-    touched, record = _working_set(source, files)
+    touched, keep = _working_set(source, files)
     server = Server(
         CriuImages(files),
         channel,
@@ -65,7 +65,7 @@ def _work(
         fd_table=fd_table,
         book=AccountBook(Path(begin.account)),
         touched=touched,
-        record=record,
+        keep=keep,
         bulk=source.bulk,
         rest_after_s=source.rest_after_s,
         shared=shared,
@@ -94,7 +94,7 @@ def _files(source: Source) -> EngineFiles | DirectoryFiles:
 
 
 def _working_set(source: Source, files: EngineFiles | DirectoryFiles) -> tuple[list[Touched], Keep | None]:
-    """The order to replay, and where to record one. Neither is worth a failure: a restore works as well without."""
+    """The working set to replay, and what keeps one. Neither is worth a failure: a restore works as well without."""
     touched: list[Touched] = []
     keep: Keep | None = None
     if source.bulk:
@@ -104,8 +104,8 @@ def _working_set(source: Source, files: EngineFiles | DirectoryFiles) -> tuple[l
             touched = working_set.decode(Path(source.order).read_bytes())
         elif isinstance(files, EngineFiles):
             touched = files.working_set()
-    if source.record is not None:
-        keep = partial(working_set.write, Path(source.record))
+    if source.keep_in is not None:
+        keep = partial(working_set.write, Path(source.keep_in))
     elif isinstance(files, EngineFiles):
         keep = files.keep_working_set
     return touched, keep

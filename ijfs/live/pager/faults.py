@@ -14,7 +14,7 @@ from ijfs.live.pager.scheduler import Scheduler
 from ijfs.live.pager.space import Space
 from ijfs.live.pager.throttle import Throttle
 from ijfs.live.pager.uffd import RangeOutcome
-from ijfs.live.pager.working_set import Recorder
+from ijfs.live.pager.working_set import Touches
 
 _SLOW_BLOCK_S: Final = 0.003
 """If the block of a fault is already being read, the fault waits for it: fetching its own 64 KiB would take as long.
@@ -30,15 +30,15 @@ class Faults:
         memories: ProcessMemories,
         throttle: Throttle,
         times: ReadTimes,
-        recorder: Recorder | None,
+        touches: Touches | None,
     ) -> None:
-        """`recorder` takes down what no recorded order had foreseen."""
+        """`touches` collects what no working set had foreseen."""
         self.count = 0
         self._scheduler = scheduler
         self._memories = memories
         self._throttle = throttle
         self._times = times
-        self._recorder = recorder
+        self._touches = touches
         self._open: list[tuple[Space, int]] = []
         """On missing pages, to be looked at again when tasks were delivered."""
         self._deferred: list[tuple[Space, int]] = []
@@ -59,8 +59,8 @@ class Faults:
         page = space.plan.page_at(vaddr)
         if page is not None and space.state_of(page) == MISSING and not self._memories.is_foreseen(space.memory, page):
             self._throttle.stray()
-            if self._recorder is not None:
-                self._recorder.add(space.memory, page)
+            if self._touches is not None:
+                self._touches.add(space.memory, page)
         self._answer(space, vaddr)
 
     def after_deliveries(self) -> None:

@@ -6,9 +6,9 @@ leaves behind either an unread event or a readable message, and its successor fi
 
     offset  bytes  content
          0      8  "ijfspgr1"
-         8      4  pid of the image (as CRIU numbers it)
+         8      4  pid of the process (as CRIU numbers it)
         12      4  0
-        16      8  pages in the image (number of state bytes)
+        16      8  its lazy pages (number of state bytes)
         24      8  moves that count
         64    512  inbox: 16 messages of 32 bytes, zero where empty
       4096  pages  one state byte per page (`plan`), padded to whole pages

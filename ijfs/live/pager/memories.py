@@ -35,7 +35,7 @@ class ProcessMemories:
         self._scheduler.set_order(working_set.blocks(self._touched, self._memories))
 
     def of_process(self, pid: int) -> ProcessMemory:
-        """By the pid that the image has. Errors as of `PageSource.memory`."""
+        """By the pid that the images have. Errors as of `PageSource.memory`."""
         memory = self._memories.get(pid)
         if memory is None:
             memory = self._memories[pid] = self._source.memory(pid)
@@ -49,5 +49,5 @@ class ProcessMemories:
         return [found for start, end in spans for found in memory.numbers_in(start, end)]
 
     def is_foreseen(self, memory: ProcessMemory, page: int) -> bool:
-        """Whether the recorded order has this page."""
+        """Whether the working set has this page."""
         return bool(self._foreseen[memory.pid][page])

@@ -93,13 +93,13 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     repo: str | None = None
     snapshot: str | None = None
     order: str | None = None
-    """A file with an order to replay. None: the repository's."""
-    record: str | None = None
-    """A file to record the order in. None: the repository."""
+    """A file with a working set to replay. None: the repository's."""
+    keep_in: str | None = None
+    """A file to keep the working set in. None: the repository."""
     bulk: bool = False
     """All memory is wanted before anything else: a GPU's driver is about to read the whole of it."""
     rest_after_s: float = 0.0
-    """Seconds, from the resume, in which only what faults and what was recorded is brought in."""
+    """Seconds, from the resume, in which only what faults and what is in the working set is brought in."""
     present: str | None = None
     """The file of `present`, which is there by the time CRIU hands its processes over, where there is any."""
     delay_s: float | None = None

@@ -1,6 +1,6 @@
 """What is still missing where: the bookkeeping of one paged address space, without any I/O.
 
-A process image's lazy pages are numbered 0, 1, 2… in the order of their addresses (`ProcessMemory`); that number never
+A saved process's lazy pages are numbered 0, 1, 2… in the order of their addresses (`ProcessMemory`); that number never
 changes. A `Plan` says where each of them is to go *now*: the program (and its forked children, each with a
 space of its own) may have moved, unmapped or dropped mappings since. Used by `server`; pure, so that a property test
 can drive it against a naive model (tests/live/test_pager_plan.py).
@@ -16,13 +16,13 @@ from typing import Final, NamedTuple, Protocol, overload
 from ijfs_engine import PAGE
 
 MISSING: Final = 0
-"""The image's bytes have to be copied there."""
+"""The saved bytes have to be copied there."""
 IN: Final = 1
 """They were."""
 ZERO: Final = 2
-"""A fault there is answered with zeros: all zero in the image, or dropped or unmapped by the program since."""
+"""A fault there is answered with zeros: all zero when it was saved, or dropped or unmapped by the program since."""
 POISONED: Final = 3
-"""The image's bytes cannot be had; a touch is a SIGBUS."""
+"""Its bytes cannot be had; a touch is a SIGBUS."""
 
 _MISSING_RUN: Final = re.compile(rb"\x00+")
 
@@ -46,7 +46,7 @@ class Mapping(NamedTuple):
 
 
 class ProcessMemory:
-    """One process's lazy pages as its image has them, numbered in address order."""
+    """One saved process's lazy pages, numbered in address order."""
 
     def __init__(self, pid: int, runs: Sequence[Run], mappings: Sequence[Mapping]) -> None:
         self.pid = pid
@@ -60,7 +60,7 @@ class ProcessMemory:
             self.pages += run.pages
 
     def index_of(self, vaddr: int) -> int | None:
-        """The number of the page at this image address, or None where the image has no lazy page."""
+        """The number of the page at this address when it was saved; None where there was no lazy page."""
         at = bisect_right(self.vaddrs, vaddr) - 1
         if at < 0:
             return None
@@ -194,7 +194,7 @@ class _Extents:
 
 
 class Plan:
-    """Where the pages of one image go in one address space, and which of them are still missing.
+    """Where the pages of one saved process go in one address space, and which of them are still missing.
 
     `states` is kept by the caller (it may be shared memory with a predecessor's marks in it) and holds one of MISSING,
     IN, ZERO, POISONED per page number. Addresses and lengths are in bytes, whole pages.
@@ -235,12 +235,12 @@ class Plan:
         self.states[first : first + count] = bytes((state,)) * count
 
     def drop(self, start: int, end: int) -> None:
-        """[start, end) was unmapped, or emptied by madvise: the image's bytes must not appear there any more."""
+        """[start, end) was unmapped, or emptied by madvise: the saved bytes must not appear there any more."""
         for extent in self._extents.cut(start, end):
             self.mark(extent.first, extent.pages, ZERO)
 
     def overlaps(self, start: int, end: int) -> bool:
-        """Whether any page of the image belongs somewhere in [start, end) now."""
+        """Whether any saved page belongs somewhere in [start, end) now."""
         return next(iter(self._extents_in(start, end)), None) is not None
 
     def move(self, source: int, destination: int, length: int) -> None:

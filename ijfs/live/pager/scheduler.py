@@ -1,4 +1,4 @@
-"""Which pages to read next: those of faults, then what lies around them, then the recorded order, then the rest.
+"""Which pages to read next: those of faults, then what lies around them, then the working set, then the rest.
 
 The threads of `fetch` ask when they are through with the last task, so that a fault never queues behind work that was
 planned earlier.
@@ -57,7 +57,7 @@ class Scheduler:
         self._pending: set[tuple[int, int]] = set()
         self._near: deque[tuple[ProcessMemory, int]] = deque(maxlen=4)
         self._asked: deque[tuple[int, int]] = deque(maxlen=32)
-        self._recorded: Iterator[tuple[int, tuple[ProcessMemory, list[PageRange]]]] = enumerate(())
+        self._working_set: Iterator[tuple[int, tuple[ProcessMemory, list[PageRange]]]] = enumerate(())
         self._closed = False
 
     def add_memory(self, memory: ProcessMemory) -> None:
@@ -68,9 +68,9 @@ class Scheduler:
             self._changed.notify_all()
 
     def set_order(self, order: Iterable[tuple[ProcessMemory, list[PageRange]]]) -> None:
-        """The order in which pages were needed at an earlier restore, in blocks of at most BLOCK_PAGES."""
+        """The working set: pages in the order of an earlier restore's needs, in blocks of at most BLOCK_PAGES."""
         with self._changed:
-            self._recorded = enumerate(order)
+            self._working_set = enumerate(order)
             self._changed.notify_all()
 
     def want_now(self, memory: ProcessMemory, page: int) -> PageRange | None:
@@ -137,7 +137,7 @@ class Scheduler:
             if task := self._claim(memory, [(first, min(BLOCK_PAGES, memory.pages - first))]):
                 task.near = True
                 return task
-        for number, (memory, ranges) in self._recorded:
+        for number, (memory, ranges) in self._working_set:
             if task := self._claim(memory, ranges):
                 task.block = number
                 task.ranges = ranges  # whole, as each of several siblings has it; what is there already is passed over

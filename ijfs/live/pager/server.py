@@ -8,7 +8,7 @@ happens in `fetch`'s threads.
     CriuConversation    the listening socket, the connection to CRIU            this thread
     Recovery            nothing: it hands a dead pager's things to the others   this thread
     Spaces              address spaces, since when the programs run             this thread; looked at by all
-    ProcessMemories     lazy pages, the recorded order                          this thread
+    ProcessMemories     lazy pages, the working set                             this thread
     Faults              faults that wait                                        this thread; `are_open` is looked at
     Deliveries          queues from the fetching threads to this one            fetching threads fill, this one empties
     Scheduler           what is read, what is to be read next                   all, under its lock
@@ -66,7 +66,7 @@ class Server:
         fd_table: FdTable,
         book: AccountBook,
         touched: Iterable[working_set.Touched] = (),
-        record: Keep | None = None,
+        keep: Keep | None = None,
         bulk: bool = False,
         rest_after_s: float = 0.0,
         shared: SharedBlocks | None = None,
@@ -75,16 +75,16 @@ class Server:
         self._channel = channel
         self._book = book
         self._touched = list(touched)
-        self._record = record
-        self._recorder = working_set.Recorder()
+        self._keep = keep
+        self._touches = working_set.Touches()
         self._epoll = select.epoll()
         self._spaces = Spaces(channel, fd_table, book, self._epoll)
-        throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, recording=record is not None, first=not self._touched)
+        throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, learning=keep is not None, first=not self._touched)
         times = ReadTimes()
         scheduler = Scheduler(_Demand(self._spaces, throttle, times))
         self._memories = ProcessMemories(source, scheduler, self._touched, present_file)
-        recorder = self._recorder if record is not None else None
-        self._faults = Faults(scheduler, self._memories, throttle, times, recorder)
+        touches = self._touches if keep is not None else None
+        self._faults = Faults(scheduler, self._memories, throttle, times, touches)
         self._deliveries = Deliveries(self._spaces, scheduler, self._faults)
         self._fetcher = Fetcher(source, scheduler, self._deliveries, times, shared)
         self._conversation = CriuConversation(listener, channel, fd_table, self._epoll, self._spaces, self._memories)
@@ -141,7 +141,7 @@ class Server:
             self._listen(0.05)
         for space in self._spaces:
             space.close()
-        self._keep_record()
+        self._keep_working_set()
         return 0
 
     # -- listening ----------------------------------------------------------------------------------------------
@@ -215,12 +215,12 @@ class Server:
             vaddr = run.vaddr + inside * PAGE
             self._channel.send(Poisoned(pid=task.memory.pid, vaddr=vaddr, pages=1, reason=task.reason))
 
-    def _keep_record(self) -> None:
+    def _keep_working_set(self) -> None:
         """Keep the first touches for the next restore; a full disk is no reason to have failed."""
-        touched = working_set.merged(self._touched, self._recorder.touched)
-        if self._record is not None and touched is not None:
+        touched = working_set.merged(self._touched, self._touches.touched)
+        if self._keep is not None and touched is not None:
             with contextlib.suppress(IjfsError, OSError):
-                self._record(touched)
+                self._keep(touched)
 
 
 class _Demand:

@@ -1,6 +1,6 @@
 """What siblings that come up at once need first, read and decoded by one of their pagers for all of them.
 
-The blocks of the recorded order are the same in each pager, so that block N has a place of its own in a memfd which
+The blocks of the working set are the same in each pager, so that block N has a place of its own in a memfd which
 the forkserver made and every pager inherited. The pager that comes to a block first locks its place, fills it and notes
 what is in it; the others copy from there. A place that was filled is never written again. A pager that finds another
 block there, or that waits in vain, reads for itself. Called by fetch.py.

@@ -64,7 +64,7 @@ class Space:
         self.uffd.wake(PAGE, _EVERYWHERE)
 
     def answer_with_zeros(self, vaddr: int) -> RangeOutcome:
-        """A fault where nothing of the image belongs, or where the page came in meanwhile."""
+        """A fault where no saved page belongs, or where the page came in meanwhile."""
         _, outcome = self.uffd.zero(vaddr, PAGE)
         if outcome is RangeOutcome.EXISTS:
             self.uffd.wake(vaddr, PAGE)

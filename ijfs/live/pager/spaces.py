@@ -39,7 +39,7 @@ class Spaces:
     # -- from any thread ----------------------------------------------------------------------------------------
 
     def of_memory(self, memory: ProcessMemory) -> list[Space]:
-        """Those that live and that pages of this image go to: a process and what it forked."""
+        """Those that live and that pages of this saved process go to: a process and what it forked."""
         return [space for space in list(self._spaces.values()) if space.memory is memory and not space.dead]
 
     def missing(self, memory: ProcessMemory, first: int, count: int) -> list[PageRange]:

@@ -1,4 +1,4 @@
-"""What the pager's threads hand one another: pages of one image that are read together.
+"""What the pager's threads hand one another: pages of one saved process that are read together.
 
 Made by `scheduler`, filled by `fetch`, copied by `space`, shared among siblings by `shared`.
 """
@@ -12,7 +12,7 @@ PageRange = tuple[int, int]
 
 
 class Task:
-    """Pages of one image that are read together. One thread has it at a time."""
+    """Pages of one saved process that are read together. One thread has it at a time."""
 
     __slots__ = ("bad", "block", "memory", "near", "ranges", "reason", "urgent", "zeros")
 
@@ -29,7 +29,7 @@ class Task:
         self.near = near
         """It follows faults that went from one page range to the next."""
         self.block: int | None = None
-        """The number of this block in the recorded order; None for what is in no order."""
+        """The number of this block in the working set; None for what is in none."""
         self.bad: set[int] = set()
         """Page numbers that could not be had."""
         self.reason = ""

@@ -9,14 +9,14 @@ from typing import Final
 _RECENT_S: Final = 0.010
 """After a fault this young, more are expected: what nobody asked for waits."""
 _QUIET_S: Final = 0.100
-"""In place of _RECENT_S while the first touches are recorded for the first time. With 10 ms, a busy machine's scheduler
-looked like the end of the working set, and most of it went unrecorded."""
+"""In place of _RECENT_S while the working set is learned for the first time. With 10 ms, a busy machine's scheduler
+looked like the end of the working set, and most of it was not learned."""
 _HOLD_S: Final = 2.0
 """Longer than this after the program began to run, nothing waits for faults."""
 
 
 class Pace(IntEnum):
-    """How much may be read besides what faults ask for and what was recorded."""
+    """How much may be read besides what faults ask for and what is in the working set."""
 
     NOTHING = 0
     NEAR = 1
@@ -24,7 +24,7 @@ class Pace(IntEnum):
 
 
 class Throttle:
-    """While faults keep coming that no recorded order had foreseen, what nobody asked for waits.
+    """While faults keep coming that no working set had foreseen, what nobody asked for waits.
 
     Its reading and decompressing would take the processor from the faults: touching 64 MiB of 1 GiB took 2.4 s beside
     it and 0.8 s before it, on two busy cores. It also lets the faults show what is touched, where that is being
@@ -32,16 +32,17 @@ class Throttle:
     and 2.4 s when not.
     """
 
-    def __init__(self, *, bulk: bool, rest_after_s: float, recording: bool, first: bool) -> None:
-        """`bulk`: everything is wanted at once. `first`: what is recorded is not known from an earlier restore."""
+    def __init__(self, *, bulk: bool, rest_after_s: float, learning: bool, first: bool) -> None:
+        """`bulk`: everything is wanted at once. `learning`: a working set is to be kept; `first`: none is
+        known from an earlier restore."""
         self._bulk = bulk
         self._rest_after_s = rest_after_s
-        self._held = Pace.NOTHING if recording else Pace.NEAR
-        self._quiet_s = _QUIET_S if recording and first else _RECENT_S
+        self._held = Pace.NOTHING if learning else Pace.NEAR
+        self._quiet_s = _QUIET_S if learning and first else _RECENT_S
         self._last_stray = 0.0
 
     def stray(self) -> None:
-        """A page was asked for that no recorded order had foreseen."""
+        """A page was asked for that no working set had foreseen."""
         self._last_stray = time.monotonic()
 
     def now(self, resumed: float | None, waiting: float) -> Pace:

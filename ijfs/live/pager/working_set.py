@@ -1,7 +1,7 @@
-"""The working set of a restore: which pages a program touched first, recorded compactly and replayed next time.
+"""The working set of a restore: which pages a program touched first, kept compactly and replayed next time.
 
 Kept with the snapshot and never needed: one that is missing, damaged or of another version is as good as none.
-Addresses, not page numbers, are recorded, because those mean the same in a descendant of the snapshot.
+Addresses, not page numbers, are kept, because those mean the same in a descendant of the snapshot.
 
     offset  bytes  content
          0      8  "ijfsord1"
@@ -36,7 +36,7 @@ class Touched(NamedTuple):
     pages: int
 
 
-class Recorder:
+class Touches:
     """Collects what faults asked for, in order."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ def write(path: Path, touched: Iterable[Touched]) -> None:
     partial.replace(path)
 
 
-def merged(replayed: Sequence[Touched], recorded: Sequence[Touched]) -> list[Touched] | None:
+def merged(replayed: Sequence[Touched], missed: Sequence[Touched]) -> list[Touched] | None:
     """The order to keep: what was replayed, then what was touched all the same. None where that is not worth writing:
     nothing new, or under a tenth of what is known (stray touches that differ from one restore to the next)."""
-    new = sum(item.pages for item in recorded)
+    new = sum(item.pages for item in missed)
     if not new or new < sum(item.pages for item in replayed) // 10:
         return None
-    return [*replayed, *recorded][:_MAX_RECORDS]
+    return [*replayed, *missed][:_MAX_RECORDS]
 
 
 def decode(data: bytes) -> list[Touched]:
@@ -100,7 +100,7 @@ def decode(data: bytes) -> list[Touched]:
 def blocks(
     touched: Iterable[Touched], memories: Mapping[int, ProcessMemory]
 ) -> Iterator[tuple[ProcessMemory, list[PageRange]]]:
-    """The recorded order as reads of at most BLOCK_PAGES, of what these images have; several places per read, by
+    """The working set as reads of at most BLOCK_PAGES, of what these memories have; several places per read, by
     address: neighbours share chunks."""
     current: ProcessMemory | None = None
     ranges: list[PageRange] = []
@@ -123,7 +123,7 @@ def blocks(
 
 
 def pages_of(touched: Iterable[Touched], memory: ProcessMemory) -> bytearray:
-    """A byte per page of this image: 1 where the order has it."""
+    """A byte per page of this memory: 1 where the working set has it."""
     found = bytearray(memory.pages)
     for item in touched:
         for first, count in _known(memory, item) if item.pid == memory.pid else ():
@@ -132,7 +132,7 @@ def pages_of(touched: Iterable[Touched], memory: ProcessMemory) -> bytearray:
 
 
 def _known(memory: ProcessMemory, item: Touched) -> Iterator[PageRange]:
-    """The page numbers that this image has for recorded addresses, run by run."""
+    """The page numbers that this memory has for its addresses, run by run."""
     vaddr, end = item.vaddr, item.vaddr + min(item.pages, memory.pages) * PAGE
     while vaddr < end:
         page = memory.index_of(vaddr)
