@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ijfs_engine.format.records import encode_leaf
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import CHUNKS, REFS, SNAPSHOTS
 from ijfs_engine.storage.locks import LockFile
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, mend_pack_header
 
 RNG = random.Random(11)
 
@@ -355,6 +357,37 @@ def test_an_index_that_cannot_be_read_is_set_aside(repository: Repository, how: 
         assert names(rebuilt) == before
         assert rebuilt.fsck().clean
     assert any(child.name.startswith("index.damaged") for child in path.iterdir())
+
+
+def test_of_indexes_that_were_set_aside_the_last_one_stays(repository: Repository) -> None:
+    path = repository.path
+    repository.close()
+    seen: list[str] = []
+    for _ in range(3):
+        spoil(path / "index" / "data.mdb", "rubbish")
+        with Repository.open(path, damaged=True) as rebuilt:
+            rebuilt.fsck(repair=True)
+        seen += [aside.name for aside in path.glob("index.damaged-*")]
+    assert len(set(seen)) == len(seen) == 3, "each time one, and another"
+
+
+def test_the_header_of_a_pack_is_written_anew_where_it_is_damaged_and_not_where_it_is_of_a_later_version(
+    repository: Repository,
+) -> None:
+    save(repository, {"a": noise(5000)}, branch="main")
+    (pack, *_) = pack_paths(repository)
+    head = pack.read_bytes()[:PACK_HEADER_SIZE]
+    kind = int.from_bytes(head[12:16], "little")
+    assert not mend_pack_header(pack, kind, repository.directory.id)
+    damage(pack, 20)
+    assert mend_pack_header(pack, kind, repository.directory.id)
+    later = bytearray(pack.read_bytes()[:PACK_HEADER_SIZE])
+    later[8:12] = (2).to_bytes(4, "little")
+    later[-4:] = zlib.crc32(later[:-4]).to_bytes(4, "little")
+    with pack.open("r+b") as file:
+        file.write(later)
+    assert not mend_pack_header(pack, kind, repository.directory.id)
+    assert pack.read_bytes()[:PACK_HEADER_SIZE] == later
 
 
 def test_an_index_is_not_set_aside_beside_a_running_save(repository: Repository) -> None:

@@ -15,7 +15,7 @@ import pytest
 from waiting import patient
 
 from ijfs_engine import Repository
-from ijfs_engine.storage.index import META, U64, Index
+from ijfs_engine.storage.index import META, U64, Index, _Gate
 from ijfs_engine.storage.index_file import doubt, newest_meta
 
 MOST_S = patient(20)
@@ -70,6 +70,23 @@ def test_waiting_for_another_process_stops_no_other_thread(tmp_path: Path, way: 
         assert worker.is_alive()
         let_go()
         worker.join()
+
+
+@pytest.mark.parametrize(("inside", "outside"), [("alone", "alone"), ("alone", "shared"), ("shared", "alone")])
+def test_nobody_is_inside_beside_one_who_is_alone(inside: str, outside: str) -> None:
+    """LMDB moves its map then."""
+    gate, entered = _Gate(), threading.Event()
+
+    def enter() -> None:
+        with getattr(gate, outside)():
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with getattr(gate, inside)():
+        other.start()
+        assert not entered.wait(0.1)
+    other.join()
+    assert entered.is_set()
 
 
 def test_readers_do_not_wait_for_a_write_transaction(repository: Repository) -> None:
