@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures clean
+.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,8 +67,18 @@ lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 pictures: ## docs/internals/pictures from their sources; needs graphviz
 	@$(BIN)/python tools/pictures.py
 
+tour: setup ## type README.md's commands: what they print now goes into it, and docs/tour.svg shows it
+	$(BIN)/python tools/transcripts.py README.md
+	$(BIN)/python tools/transcripts.py --svg README.md docs/tour.svg
+
+docs: setup ## the pages as a site, in docs/_site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_site
+
+wheel: setup ## wheels that need no compiler, in dist/
+	tools/wheel
+
 clean: ## what is built or cached, but not .venv and .prefix, which take longest to make
-	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf build dist .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_site *.egg-info
 	find ijfs engine tests bench tools -name __pycache__ -prune -exec rm -rf {} +
 	find engine ijfs -name '*.so' -delete
 	rm -f .venv/.made-from-extensions

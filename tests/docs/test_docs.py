@@ -89,3 +89,17 @@ def test_pictures_are_drawn_from_their_sources_as_they_are() -> None:
         [sys.executable, ROOT / "tools/pictures.py", "--check"], capture_output=True, text=True, check=False
     )
     assert check.returncode == 0, check.stdout
+
+
+def test_the_pages_make_a_site(tmp_path: Path) -> None:
+    """Each page is in the table of contents, and Sphinx finds nothing to warn of."""
+    made = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", ROOT / "docs", tmp_path / "site"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    commands = (tmp_path / "site/commands.html").read_text()
+    assert 'id="ijfs-restore"' in commands
+    assert "--replace" in commands

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transcripts import Reader, Step, shape, steps
+
+from tools.transcripts import Reader, Step, new_reader, retyped, shape, steps
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TYPED = ["docs/guide.md"]
+TYPED = [
+    "README.md",
+    "docs/guide.md",
+    "docs/tutorials/notebook.md",
+    "docs/tutorials/server.md",
+    "docs/tutorials/agent.md",
+]
 """Pages that are typed from top to bottom, each in a home directory and a repository of its own."""
 
 PAGE = """\
@@ -54,7 +56,7 @@ def test_a_page_is_read_as_its_reader_reads_it(tmp_path: Path) -> None:
         "echo quiet",
         "false || true",
     ]
-    reader = Reader(tmp_path, "", {})
+    reader = Reader(tmp_path, {})
     try:
         for step in found:
             printed = reader.do(step)
@@ -71,35 +73,23 @@ def test_only_what_differs_from_run_to_run_is_no_matter() -> None:
     assert shape("  50% of its memory is in, the rest follows (`ijfs ps`)\n") == []
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """Not below /tmp: that is a volume of its own in a sandbox."""
-    with tempfile.TemporaryDirectory(prefix="ijfs-docs-", dir="/var/tmp") as made:
-        yield Path(made)
-
-
 @pytest.mark.root
 @pytest.mark.criu
 @pytest.mark.fuse
 @pytest.mark.parametrize("page", TYPED)
-def test_what_a_page_shows_can_be_typed(page: str, home: Path) -> None:
-    environment = {"IJFS_SPARE_S": "0", "COLUMNS": "100", "XDG_DATA_HOME": str(home / ".local/share")}
-    environment |= {
-        "XDG_STATE_HOME": str(home / ".local/state"),
-        "JUPYTER_DATA_DIR": str(home / ".local/share/jupyter"),
-    }
-    bin_directory = Path(sys.executable).parent
-    reader = Reader(home, str(bin_directory), {**environment, "IJFS_REPO": ""})
-    try:
+def test_what_a_page_shows_can_be_typed(page: str) -> None:
+    with new_reader() as reader:
         for step in steps((ROOT / page).read_text()):
             printed = reader.do(step)
             if step.output is not None:
                 assert shape(printed) == shape(step.output), f"$ {step.text}\nprints now\n{printed}"
+
+
+def test_a_page_is_typed_anew(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, {})
+    try:
+        assert retyped("Text.\n\n    $ echo one\n    two\n    $ echo 7\n    8\n\nMore.\n", reader) == (
+            "Text.\n\n    $ echo one\n    one\n    $ echo 7\n    7\n\nMore.\n"
+        )
     finally:
         reader.close()
-        subprocess.run(
-            [bin_directory / "ijfs", "stop", "--all", "--rm"],
-            env={**os.environ, **environment, "HOME": str(home)},
-            capture_output=True,
-            check=False,
-        )

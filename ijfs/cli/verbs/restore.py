@@ -29,6 +29,8 @@ def restore(
     same_random: bool,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live."""
+    import msgspec
+
     from ijfs.live.client import api as client
 
     repository = app.repository()
@@ -49,7 +51,8 @@ def restore(
     ended = first_moment.ended(app, info, first_moment.RESTORE_S)
     if wait and info.memory < 1 and not ended:
         with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
-            info = keeper.wait_memory()
+            # How long it took to run is said, not how long the rest of its memory took.
+            info = msgspec.structs.replace(keeper.wait_memory(), phases=info.phases)
 
     def show(out: Printer) -> None:
         instances.started(out, info, f"{'ran' if ended else 'runs'} from {text.short(record.id)}")
