@@ -183,7 +183,7 @@ class Repository(OpenRepository):
     def pins(self) -> list[PinInfo]:
         """The pins whose owners live."""
         with disk.storage_errors("reading the pins"):
-            return live_pins(self.directory.pins).pins
+            return live_pins(self.directory.pins)
 
     # --- Maintenance
 

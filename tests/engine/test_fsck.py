@@ -12,7 +12,7 @@ import pytest
 from storekit import contents, damage, frame_of, pack_paths, put, put_against, save
 
 from ijfs_engine import CorruptError, LockedError, Repository, StorageError
-from ijfs_engine.format.frames import HEADER_SIZE, Codec, FrameKind, chunk_id
+from ijfs_engine.format.frames import HEADER, HEADER_SIZE, Codec, FrameKind, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import encode_leaf
 from ijfs_engine.storage import disk
@@ -357,6 +357,20 @@ def test_an_index_that_cannot_be_read_is_set_aside(repository: Repository, how: 
         assert names(rebuilt) == before
         assert rebuilt.fsck().clean
     assert any(child.name.startswith("index.damaged") for child in path.iterdir())
+
+
+def test_an_object_that_can_still_be_read_out_of_a_damaged_frame_is_stored_anew(repository: Repository) -> None:
+    """The frame's header fails its checksum, the bytes are those that the id stands for."""
+    files = {"a": noise(5000), "b": noise(5000)}
+    kept = save(repository, files, branch="main")
+    path, offset = frame_of(repository, kept.root)
+    checksum = offset + HEADER.size - 12 - 32 - 4
+    damage(path, checksum)
+    assert not repository.fsck().clean
+    repository.fsck(repair=True)
+    assert frame_of(repository, kept.root) != (path, offset)
+    assert repository.fsck().clean
+    assert contents(repository, kept.id) == files
 
 
 def test_of_indexes_that_were_set_aside_the_last_one_stays(repository: Repository) -> None:

@@ -356,7 +356,8 @@ def commit_unseen(session: Session, content: bytes, branch: str, name: bytes = b
     return session.commit_snapshot(session.put_object(FrameKind.TREE, encode_tree(tree)), branch=branch)
 
 
-def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository) -> None:
+@pytest.mark.parametrize("readable", [True, False], ids=["a tree", "a damaged tree"])
+def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository, readable: bool) -> None:
     """A chunk is condemned, then committed by a session that found it before; a later session takes it over from that
     snapshot without looking it up; the snapshot goes. The first mark is older than that session, and must not count."""
     data = noise(4096)
@@ -367,6 +368,9 @@ def test_an_old_mark_does_not_outlive_a_life_in_between(repository: Repository) 
     repository.gc()
     middle = commit_unseen(finder, chunk_id(data), "b", b"middle")
     heir = repository.session()
+    if not readable:  # what the snapshot reached cannot be told any more
+        path, offset = frame_of(repository, middle.root)
+        damage(path, offset + HEADER_SIZE)
     repository.remove(middle.id)
     assert repository.gc().chunks_removed == 0
     last = commit_unseen(heir, chunk_id(data), "c", b"last")

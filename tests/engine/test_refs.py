@@ -17,12 +17,14 @@ from storekit import contents, save
 from ijfs_engine import (
     AmbiguousNameError,
     ConflictError,
+    CorruptError,
     IjfsError,
     LockedError,
     Repository,
     Snapshot,
     UnknownNameError,
 )
+from ijfs_engine.storage.locks import LockFile
 
 
 def chain(repository: Repository, length: int, branch: str = "main") -> list[Snapshot]:
@@ -261,6 +263,18 @@ def test_a_pin_holds_its_snapshot_against_rm_and_gc(repository: Repository) -> N
     with pytest.raises(UnknownNameError):
         repository.pin(second.id, "late")
     assert list(repository.directory.pins.iterdir()) == []
+
+
+def test_a_pin_that_is_just_being_made_holds_nothing_yet_and_is_no_error(repository: Repository) -> None:
+    first = chain(repository, 2)[0]
+    repository.refs.set_branch("main", first.id)
+    made = LockFile.create(repository.directory.pins)
+    assert repository.pins() == []
+    assert repository.gc().snapshots_removed == 1
+    made.write(b"no pin")
+    with pytest.raises(CorruptError, match="cannot be read"):
+        repository.pins()
+    made.close()
 
 
 HOLDER = """

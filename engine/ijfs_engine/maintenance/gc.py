@@ -248,8 +248,8 @@ class _Collector:
         return roots
 
     def _heads(self, view: View) -> frozenset[ObjectId]:
-        pins = live_pins(self._repository.directory.pins)
-        return frozenset(value for _, value in view.items(REFS)) | pins.ids
+        pinned = {pin.id for pin in live_pins(self._repository.directory.pins)}
+        return frozenset(value for _, value in view.items(REFS)) | pinned
 
     def _divide(self, listed: frozenset[ObjectId], heads: frozenset[ObjectId]) -> Roots:
         """Heads and their ancestors stay; the way past a removed snapshot is its own parents."""

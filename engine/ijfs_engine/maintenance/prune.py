@@ -180,5 +180,5 @@ def _line(repository: OpenRepository, snapshots: Mapping[ObjectId, Snapshot], he
 def _held(repository: OpenRepository) -> Iterable[tuple[ObjectId, str]]:
     yield from ((ident, f"tag {name}") for name, ident in repository.refs.tags().items())
     with disk.storage_errors("reading the pins"):
-        pins = live_pins(repository.directory.pins).pins
+        pins = live_pins(repository.directory.pins)
     yield from ((pin.id, f"in use by {pin.owner}") for pin in pins)

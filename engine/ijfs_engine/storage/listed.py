@@ -114,6 +114,6 @@ def _check_removable(repository: OpenRepository, update: Update, ident: ObjectId
     tags = [ref_name(key)[4:] for key, at in update.prefixed(REFS, b"tag/") if at == ident]
     if tags:
         raise IjfsError(f"the snapshot {short} is tagged {', '.join(tags)}", hint=f"`ijfs tag -d {tags[0]}` first")
-    owners = [pin.owner for pin in live_pins(repository.directory.pins).pins if pin.id == ident]
+    owners = [pin.owner for pin in live_pins(repository.directory.pins) if pin.id == ident]
     if owners:
         raise LockedError(f"the snapshot {short} is in use by {', '.join(owners)}", hint="stop it first")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -45,18 +44,6 @@ class Pin:
         self.close()
 
 
-class LivePins(NamedTuple):
-    """The pins whose owners live. `unreadable` counts those that are just being made."""
-
-    pins: list[PinInfo]
-    unreadable: int
-
-    @property
-    def ids(self) -> set[ObjectId]:
-        """The pinned snapshots."""
-        return {pin.id for pin in self.pins}
-
-
 def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str) -> Pin:
     """Pin a listed snapshot. UnknownNameError if it is gone, StorageError."""
     info = PinInfo(ident, owner, os.getpid())
@@ -72,20 +59,17 @@ def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str) -> Pin:
     return Pin(file, info)
 
 
-def live_pins(directory: Path) -> LivePins:
+def live_pins(directory: Path) -> list[PinInfo]:
     """The pins of living owners. OSError, CorruptError."""
     pins: list[PinInfo] = []
-    unreadable = 0
     for path, data in live_files(directory):
         if not data:
-            # Its maker has yet to pass through a write transaction, and will see what we leave.
-            unreadable += 1
-            continue
+            continue  # its maker has yet to pass through a write transaction, and will see what we leave
         try:
             pins.append(msgspec.msgpack.decode(data, type=PinInfo))
         except msgspec.MsgspecError as error:
             raise CorruptError(f"the pin {path.name} cannot be read: {error}") from error
-    return LivePins(pins, unreadable)
+    return pins
 
 
 def _check_listed(update: Update, ident: ObjectId) -> None:
