@@ -1,7 +1,8 @@
-"""What a program may say to ijfs about itself: `ijfs.save()`, hooks, `%load_ext ijfs`.
+"""What a program may say to ijfs. Inside a sandbox, about itself: `ijfs.save()`, hooks, `%load_ext ijfs`. Outside,
+about others: `ijfs.Repository`, `ijfs.kernel()` and what else docs/sdk.md has.
 
-Meant for programs and notebooks that run in a sandbox (`ijfs run`, a kernel installed by `ijfs kernel
-install`). Imports the standard library only, and that lazily: every `ijfs` command line passes here too.
+Imports the standard library only, and that lazily: every `ijfs` command line passes here, and so does every program in
+a sandbox (`ijfs run`, a kernel installed by `ijfs kernel install`), whatever its Python has.
 """
 
 from __future__ import annotations
@@ -10,16 +11,116 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ijfs.guest import GuestError, SaveResult, after_restore, barrier, before_save, in_sandbox, save
+    from ijfs.jupyter.cells import CellTimeoutError
+    from ijfs.jupyter.kernelspec import KernelSpecError
+    from ijfs.jupyter.outputs import CellResult
+    from ijfs.live.errors import (
+        CommandError,
+        CriuError,
+        CriuMissingError,
+        InstanceExistsError,
+        InstanceExitedError,
+        KeeperError,
+        NoInstanceError,
+        ProgramRefusedError,
+        ProtocolError,
+        SandboxError,
+    )
+    from ijfs.live.model.paths import BadNameError
+    from ijfs.live.model.records import InstanceInfo
+    from ijfs.live.sandbox.file_access import FileInfo
+    from ijfs.sdk import aio
+    from ijfs.sdk.box import Box, NotAKernelError
+    from ijfs.sdk.calls import CallTimeoutError
+    from ijfs.sdk.commands import Command, CommandFailedError, CommandTimeoutError, Completed
+    from ijfs.sdk.files import FileError, Files, NoSuchFileError
+    from ijfs.sdk.forks import branches
+    from ijfs.sdk.repository import Repository, kernel, restore, start
+    from ijfs.sdk.search import Node, explore
+    from ijfs.sdk.snapshots import Difference, Snapshot
+    from ijfs_engine.errors import (
+        AmbiguousNameError,
+        ConflictError,
+        CorruptError,
+        IjfsError,
+        LockedError,
+        NoRepositoryError,
+        PartialError,
+        PreflightError,
+        StorageError,
+        TargetDiedError,
+        UnknownFormatError,
+        UnknownNameError,
+    )
 
-__all__ = [
+INSIDE = (
     "GuestError",
     "SaveResult",
     "after_restore",
     "barrier",
     "before_save",
     "in_sandbox",
-    "load_ipython_extension",
     "save",
+)
+"""What a program in a sandbox may use, on every Python from 3.9 on."""
+
+__all__ = [
+    "AmbiguousNameError",
+    "BadNameError",
+    "Box",
+    "CallTimeoutError",
+    "CellResult",
+    "CellTimeoutError",
+    "Command",
+    "CommandError",
+    "CommandFailedError",
+    "CommandTimeoutError",
+    "Completed",
+    "ConflictError",
+    "CorruptError",
+    "CriuError",
+    "CriuMissingError",
+    "Difference",
+    "FileError",
+    "FileInfo",
+    "Files",
+    "GuestError",
+    "IjfsError",
+    "InstanceExistsError",
+    "InstanceExitedError",
+    "InstanceInfo",
+    "KeeperError",
+    "KernelSpecError",
+    "LockedError",
+    "NoInstanceError",
+    "NoRepositoryError",
+    "NoSuchFileError",
+    "Node",
+    "NotAKernelError",
+    "PartialError",
+    "PreflightError",
+    "ProgramRefusedError",
+    "ProtocolError",
+    "Repository",
+    "SandboxError",
+    "SaveResult",
+    "Snapshot",
+    "StorageError",
+    "TargetDiedError",
+    "UnknownFormatError",
+    "UnknownNameError",
+    "after_restore",
+    "aio",
+    "barrier",
+    "before_save",
+    "branches",
+    "explore",
+    "in_sandbox",
+    "kernel",
+    "load_ipython_extension",
+    "restore",
+    "save",
+    "start",
     "unload_ipython_extension",
 ]
 
@@ -41,9 +142,13 @@ def unload_ipython_extension(shell: Any) -> None:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ijfs' has no attribute {name!r}")
-    import ijfs.guest
+    if name in INSIDE:
+        import ijfs.guest
 
-    return getattr(ijfs.guest, name)
+        return getattr(ijfs.guest, name)
+    from ijfs.sdk.names import find
+
+    return find(name)
 
 
 def __dir__() -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shlex
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ijfs.cli import text
@@ -97,29 +94,16 @@ def by_name(infos: Iterable[InstanceInfo]) -> list[InstanceInfo]:
 
 def free_name(app: App, wish: str) -> str:
     """A name for a new instance: the wish, else the wish with the first free number behind it."""
-    from ijfs.live.client.api import list_instances
+    from ijfs.live.client import instances
 
-    base = _sound(os.path.basename(wish))
-    taken = {info.name for info in list_instances(app.repository_path) if info.status != "exited"}
-    return next(name for name in itertools.chain([base], _numbered(base, 2)) if name not in taken)
+    return instances.free_name(app.repository_path, wish)
 
 
 def free_names(app: App, wish: str, count: int) -> list[str]:
     """Names for siblings: the wish with the first free numbers behind it."""
-    from ijfs.live.client.api import list_instances
+    from ijfs.live.client import instances
 
-    taken = {info.name for info in list_instances(app.repository_path)}
-    return list(islice((name for name in _numbered(_sound(wish), 1) if name not in taken), count))
-
-
-def _sound(wish: str) -> str:
-    """What is left of a wish when only the characters of an instance's name are kept."""
-    kept = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in wish)
-    return kept.strip("._-")[:48] or "program"
-
-
-def _numbered(base: str, start: int) -> Iterator[str]:
-    return (f"{base}-{i}" for i in itertools.count(start))
+    return instances.free_names(app.repository_path, wish, count)
 
 
 def name_of(snapshot: Snapshot) -> str:

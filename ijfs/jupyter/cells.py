@@ -1,44 +1,39 @@
-"""Run one cell in a live kernel and collect what it printed and returned. Called by `ijfs exec NAME -c CODE`.
+"""Run one cell in a live kernel and collect what it printed and returned. Called by ijfs.sdk.box.
 
 A client of its own beside whatever else is connected: neither a notebook that is open on the kernel nor its history
-is disturbed. jupyter_client is imported when a cell is run, not before.
+is disturbed. jupyter_client is imported when a cell is run, not before. What comes back is put together in outputs.py.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream, Outputs
 from ijfs_engine.errors import IjfsError, TargetDiedError
 
 POLL_S = 1.0
 """Between two looks at whether the kernel lives. ipykernel 7 welcomes a subscription within milliseconds; older ones
 never do, and are asked something every so often until their own status comes back over iopub."""
 
+CANCEL_POLL_S = 0.1
+"""Between two looks at whether the caller still wants the cell, where it may change its mind."""
+
+QUIET_S = 5.0
+"""How long the end of a cell that has replied is waited for, while nothing is published. It comes within
+milliseconds."""
+
+INTERRUPT_S = 10.0
+"""How long a cell gets to end after it was interrupted: a library in the middle of a long call into C takes a while."""
+
 
 class CellTimeoutError(IjfsError):
-    """The cell did not finish in the time given; it runs on."""
+    """The cell did not finish in the time given. `result` is what it had done by then, where it has ended since."""
 
     default_hint = "`ijfs exec` takes a longer --timeout"
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What a cell did. `stdout` and `stderr` are the streams; `result_text` the value of its last expression as text
-    ("" without one); `error` the exception's traceback as text, without colours, "" when `status` is "ok"."""
-
-    status: Literal["ok", "error"]
-    stdout: str
-    stderr: str
-    result_text: str
-    error: str
-
-
-OnStream = Callable[[str, str], None]
-"""Called with "stdout" or "stderr" and each piece of text as it comes."""
+    result: CellResult | None = None
 
 
 def run_cell(
@@ -48,18 +43,33 @@ def run_cell(
     *,
     alive: Callable[[], bool] = lambda: True,
     on_stream: OnStream = lambda name, text: None,
+    on_output: OnOutput | None = None,
+    interrupt: Callable[[], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> CellResult:
     """Run `code` as a cell of the kernel at `connection_file` and wait until it is done, at most `timeout` seconds.
 
     Safe right after a restore: nothing is sent before this client's iopub subscription has reached the kernel. `alive`
     is asked every second whether there still is a kernel. Raises `CellTimeoutError` (also while another cell keeps the
-    kernel busy) and `TargetDiedError`.
+    kernel busy) and `TargetDiedError`. When the time is over, or `cancelled` says so, a cell that has begun is
+    interrupted by `interrupt`, where that is given, and its end waited for: the kernel keeps its state.
     """
-    waiting = _Waiting(None if timeout is None else time.monotonic() + timeout, alive)
+    waiting = _Waiting(_deadline(timeout), alive, cancelled)
     with _Line(connection_file) as line:
         while waiting.receive(line.published) is None:  # any message over iopub shows that we are subscribed
             line.send("kernel_info_request", {})
-        return _execute(line, code, waiting, on_stream)
+        # Not stop_on_error: a cell that raises would take down what a notebook has queued behind it, and, for a moment
+        # after its answer, whatever cell comes next.
+        content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        request = line.send("execute_request", {**content, "stop_on_error": False})
+        outputs = Outputs(request, on_stream, on_output)
+        try:
+            return _collected(line, outputs, waiting)
+        except CellTimeoutError:
+            if interrupt is None or not outputs.begun:
+                raise
+            interrupt()
+            return _interrupted(line, outputs, alive)
 
 
 class _Line:
@@ -70,10 +80,12 @@ class _Line:
     """
 
     def __init__(self, connection_file: str) -> None:
+        import zmq
         from jupyter_client.client import KernelClient
 
         self._client = KernelClient(connection_file=connection_file)
         self._client.load_connection_file()
+        self._client.context.setsockopt(zmq.RCVHWM, 0)  # for the sockets to come: nothing is dropped at this end
         self._shell = self._client.connect_shell(identity=self._client.session.bsession)
         self._iopub = self._client.connect_iopub()
 
@@ -107,80 +119,59 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """How long to go on: until the deadline, and while there is a kernel."""
+    """How long to go on: until the deadline, while the caller wants it, and while there is a kernel."""
 
     deadline: float | None
     alive: Callable[[], bool]
+    cancelled: Callable[[], bool] | None = None
 
     def receive(self, get: Callable[[float], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """One message, or None after a second without one; raises when there is nothing left to wait for."""
-        left = POLL_S if self.deadline is None else min(POLL_S, self.deadline - time.monotonic())
-        message = get(max(0.001, left))
+        """One message, or None after a while without one; raises when there is nothing left to wait for."""
+        pause = POLL_S if self.cancelled is None else CANCEL_POLL_S
+        left = pause if self.deadline is None else min(pause, self.deadline - time.monotonic())
+        if left <= 0:  # before the next message: a cell may print without end
+            raise CellTimeoutError("the cell is not done in the time given; it runs on")
+        if self.cancelled is not None and self.cancelled():
+            raise CellTimeoutError("the cell is not wanted any more; it runs on")
+        message = get(left)
         if message is None and not self.alive():
             raise TargetDiedError("the kernel has ended", hint="`ijfs logs` shows its last words")
-        if message is None and left < POLL_S:
-            raise CellTimeoutError("the cell is not done in the time given; it runs on")
         return message
 
 
-def _execute(line: _Line, code: str, waiting: _Waiting, on_stream: OnStream) -> CellResult:
-    # Not stop_on_error: a cell that raises would take down what a notebook has queued behind it, and, for a moment
-    # after its answer, whatever cell comes next.
-    content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-    collected = _Outputs(line.send("execute_request", {**content, "stop_on_error": False}), on_stream)
-    while not collected.complete:
-        message = waiting.receive(line.replied if collected.idle else line.published)
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _collected(line: _Line, outputs: Outputs, waiting: _Waiting) -> CellResult:
+    """All that comes back. What is published may be lost, when it comes faster than it is read (ZeroMQ then drops it):
+    where the reply has come and nothing more is published, there is nothing to wait for."""
+    quiet_since: float | None = None
+    while not outputs.complete:
+        message = waiting.receive(line.replied if outputs.idle else line.published)
+        if message is None and not outputs.idle:
+            message = line.replied(0)
         if message is not None:
-            collected.add(message)
-    return collected.result()
+            outputs.add(message)
+            quiet_since = None
+        elif outputs.replied:
+            quiet_since = quiet_since or time.monotonic()
+            if time.monotonic() - quiet_since > QUIET_S:
+                break
+    return outputs.result()
 
 
-class _Outputs:
-    """What came back for one request: outputs over iopub until its idle status, then the reply over shell."""
-
-    def __init__(self, request: str, on_stream: OnStream) -> None:
-        self._request = request
-        self._on_stream = on_stream
-        self._streams = {"stdout": "", "stderr": ""}
-        self._result = ""
-        self._reply: dict[str, Any] | None = None
-        self.idle = False
-
-    @property
-    def complete(self) -> bool:
-        return self.idle and self._reply is not None
-
-    def add(self, message: dict[str, Any]) -> None:
-        """Take one message in; those of other clients' requests are passed over."""
-        if message["parent_header"].get("msg_id") != self._request:
-            return
-        content = message["content"]
-        match message["msg_type"]:
-            case "stream":
-                self._stream(content["name"], content["text"])
-            case "execute_result":
-                self._result = content["data"].get("text/plain", "")
-            case "display_data":
-                self._stream("stdout", content["data"].get("text/plain", "") + "\n")
-            case "status":
-                self.idle = content["execution_state"] == "idle"
-            case "execute_reply":
-                self._reply = content
-
-    def _stream(self, name: str, text: str) -> None:
-        self._streams[name] += text
-        self._on_stream(name, text)
-
-    def result(self) -> CellResult:
-        """The outcome; an aborted cell (one before it failed) counts as an error."""
-        assert self._reply is not None
-        ok = self._reply["status"] == "ok"
-        error = "" if ok else _plain("\n".join(self._reply.get("traceback", []))) or "the cell was aborted"
-        return CellResult(
-            "ok" if ok else "error", self._streams["stdout"], self._streams["stderr"], self._result, error
-        )
-
-
-def _plain(text: str) -> str:
-    """Without the terminal colours that IPython puts into a traceback."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+def _interrupted(line: _Line, outputs: Outputs, alive: Callable[[], bool]) -> CellResult:
+    """The result of a cell that was done in spite of all just then; else CellTimeoutError, once it has ended."""
+    try:
+        result = _collected(line, outputs, _Waiting(_deadline(INTERRUPT_S), alive))
+    except CellTimeoutError:
+        raise CellTimeoutError("the cell is not done in the time given, and goes on in spite of an interrupt") from None
+    if result.ok:
+        return result
+    error = CellTimeoutError(
+        "the cell was not done in the time given and was interrupted; the kernel and its state are as they were",
+        hint="give it more time, or less to do",
+    )
+    error.result = result
+    raise error

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ijfs.cli import comparison, processes, text
+from ijfs.cli import text
 from ijfs.cli.app import App, verb
-from ijfs.cli.comparison import FileChange, MemoryChange
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import SNAPSHOT
+from ijfs.sdk import comparison
+from ijfs.sdk.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
-
-if TYPE_CHECKING:
-    from ijfs.cli.comparison import OnProgress
-    from ijfs_engine import Reader, Snapshot, StoredFile
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 MEMORY = [
@@ -47,7 +44,7 @@ def diff(app: App, old: str, new: str, only: str | None) -> Answer:
     if only != "memory":
         files = list(comparison.files(reader, before.root, after.root, skip=frozenset({b"images"})))
     if only != "files":
-        memory = _memory(reader, before, after, app.progress("diff"))
+        memory = list(comparison.memories(reader, before, after, app.progress("diff")))
     data = {
         "old": before.id.hex(),
         "new": after.id.hex(),
@@ -55,20 +52,6 @@ def diff(app: App, old: str, new: str, only: str | None) -> Answer:
         "memory": [_memory_json(change) for change in memory],
     }
     return Answer(data, lambda out: _report(out, files, memory, ranges=app.verbose > 0))
-
-
-def _memory(reader: Reader, before: Snapshot, after: Snapshot, progress: OnProgress) -> list[MemoryChange]:
-    olds, news = (processes.images(reader, s.root) for s in (before, after))
-    changes = []
-    for pid in sorted(olds.keys() | news.keys()):
-        named = news.get(pid) or olds[pid]
-        old, new = (_opened(reader, table.get(pid)) for table in (olds, news))
-        changes.append(comparison.memory(named.title, old, new, progress))
-    return changes
-
-
-def _opened(reader: Reader, image: processes.ProcessImage | None) -> StoredFile | None:
-    return reader.open(image.pages) if image is not None else None
 
 
 def _memory_json(change: MemoryChange) -> dict[str, Any]:

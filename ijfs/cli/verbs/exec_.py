@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -13,8 +12,7 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, elsewhere, needless
 
 if TYPE_CHECKING:
-    from ijfs.jupyter.cells import CellResult
-    from ijfs.live.client.api import InstanceInfo
+    from ijfs.jupyter.outputs import CellResult
 
 
 class ExecVerb(Verb):
@@ -71,17 +69,10 @@ def _command(app: App, name: str, command: tuple[str, ...]) -> Answer:
 
 
 def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
-    from ijfs.jupyter.cells import run_cell
-    from ijfs.live.client.api import is_running
+    from ijfs.sdk.box import Box
 
-    file = connection_file(app, name)
-    result = run_cell(
-        file,
-        code,
-        timeout,
-        alive=partial(is_running, app.repository_path, name),
-        on_stream=_ignore if app.json or app.listener else _print,
-    )
+    box = Box(app.repository_path, name)
+    result = box.run(code, timeout=timeout, interrupt=False, on_stream=_ignore if app.json or app.listener else _print)
     data = {
         "name": name,
         "status": result.status,
@@ -91,20 +82,6 @@ def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:
         "error": result.error,
     }
     return Answer(data, lambda out: _end(out, result), 0 if result.status == "ok" else 1)
-
-
-def connection_file(app: App, name: str) -> str:
-    """Where a live kernel is reached; an error for what is no kernel, or has ended."""
-    from ijfs.live.client.api import describe
-    from ijfs.live.errors import InstanceExitedError
-    from ijfs_engine.errors import IjfsError
-
-    info: InstanceInfo = describe(app.repository_path, name)
-    if info.status != "running":
-        raise InstanceExitedError(f"the program of '{name}' has ended")
-    if info.connection_file is None:
-        raise IjfsError(f"'{name}' is not a kernel", hint=f"`ijfs exec {name} -- CMD` runs a command in it")
-    return info.connection_file
 
 
 def _ignore(name: str, content: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,15 +11,10 @@ from ijfs.cli import instances
 from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
-from ijfs.cli.verbs.exec_ import connection_file
 from ijfs.cli.verbs.run import BASE_HELP, NETWORK_HELP, NETWORKS, port_option, show_ports
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
-    from ijfs.live.client.api import InstanceSpec
-
-READY_S = 60.0
-"""A kernel that imports much at its start, on a busy machine, takes a good part of this."""
 
 
 @click.group("kernel", cls=VerbGroup, no_args_is_help=False)
@@ -40,19 +33,19 @@ def start(
     app: App, name: str | None, spec_name: str, network: str, ports: tuple[int, ...], gpu: bool, base: str
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
-    from ijfs.jupyter.cells import run_cell
+    from ijfs.jupyter.starting import kernel_spec
     from ijfs.live.client import api as client
+    from ijfs.sdk.box import Box
+    from ijfs.sdk.repository import READY_S
 
     app.repository()
     chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
     progress = app.progress(f"start {chosen}")
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
-    spec = kernel_spec(chosen, spec_name, network=way_out, ports=ports, gpu=gpu, base=base)
+    spec = kernel_spec(chosen, spec_name, env={}, cwd=os.getcwd(), network=way_out, ports=ports, gpu=gpu, base=base)
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
-    alive = partial(client.is_running, app.repository_path, chosen)
-    answer = run_cell(connection_file(app, chosen), "", READY_S, alive=alive)
-    assert answer.status == "ok"
+    Box(app.repository_path, chosen).run("", timeout=READY_S)
 
     def show(out: Printer) -> None:
         instances.started(out, info, "runs")
@@ -61,29 +54,6 @@ def start(
         out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
 
     return Answer({"instance": instances.instance_json(info)}, show)
-
-
-def kernel_spec(name: str, spec_name: str, **options: Any) -> InstanceSpec:
-    """How to start a kernel of an installed kernel spec; KernelSpecError where there is none."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    from ijfs.jupyter.kernelspec import KernelSpecError
-    from ijfs.live.client.api import InstanceSpec
-
-    try:
-        found = KernelSpecManager().get_kernel_spec(spec_name)
-    except NoSuchKernel:
-        raise KernelSpecError(f"there is no kernel spec named '{spec_name}'") from None
-    program, *arguments = found.argv
-    return InstanceSpec(
-        name=name,
-        kind="kernel",
-        argv=(sys.executable if program in ("python", "python3") else program, *arguments),
-        env=dict(found.env),
-        cwd=os.getcwd(),
-        kernel_name=spec_name,
-        **options,
-    )
 
 
 @verb("kernel install")

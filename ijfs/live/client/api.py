@@ -66,6 +66,7 @@ def restore(
     replace: bool = False,
     gpus: Sequence[str] = (),
     same_random: bool = False,
+    env: Mapping[str, str] | None = None,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -75,13 +76,16 @@ def restore(
     its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
     GPUs of a program that held some, in the order in which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
-    `same_random` is set.
+    `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told.
     """
+    given = dict(env or {})
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
-            return keeper.restore(snapshot, eager=eager, gpus=gpus)
+            return keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
     paths = claim(repo, name, again=replace)
-    wanted = RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace, same_random=same_random)
+    wanted = RestoreArguments(
+        snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace, same_random=same_random, env=given
+    )
     return spawned(paths, wanted, on_event)
 
 
@@ -95,11 +99,13 @@ def fork(
     message: str = "",
     gpus: Sequence[str] = (),
     same_random: bool = False,
+    env: Sequence[Mapping[str, str]] = (),
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
 
-    `names` may be left out: then they are `<source's name>-1`, … as far as they are free. When one sibling fails, the
+    `names` may be left out: then they are `<source's name>-1`, … as far as they are free. `env`: variables of each
+    sibling, in their order (`restore` says who gets them). When one sibling fails, the
     others stay and the error says which (PartialError), or, where none came up, it is the first one's error.
     """
     from ijfs.live.client.fork import fork as fork_siblings
@@ -113,6 +119,7 @@ def fork(
         message=message,
         gpus=gpus,
         same_random=same_random,
+        env=env,
         on_event=on_event,
     )
 
@@ -129,13 +136,28 @@ def exec_command(
 
     The status is as a shell has it: 128 + the signal's number for a command that a signal ended.
     """
+    done = subprocess.run(exec_line(repo, name, argv, cwd=cwd, env=env), check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def exec_line(
+    repo: RepoPath,
+    name: str,
+    argv: Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    session: bool = False,
+) -> list[str]:
+    """The command line, for this machine, of a process that runs `argv` inside an instance's namespaces and has its
+    exit status (sandbox/enter.py); `session`: in a session of its own, which ends with that process.
+    InstanceExitedError."""
     record = read_record(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
-    request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": dict(env or {})}
-    helper = [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
-    done = subprocess.run(helper, check=False)
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+    given = {**record.spec.late_env, **(env or {})}
+    request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given, "session": session}
+    return [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
 
 
 __all__ = [
@@ -153,6 +175,7 @@ __all__ = [
     "connect",
     "describe",
     "exec_command",
+    "exec_line",
     "fork",
     "is_running",
     "list_instances",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -103,9 +103,14 @@ class KeeperClient:
         """What a save came to that was not waited for, when it is durable; raises what it failed with."""
         return self.request(protocol.WaitSaveArguments(number=number))
 
-    def restore(self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = ()) -> InstanceInfo:
-        """Go back in place: the restored program takes this instance's name, ports and clients."""
-        return self.request(protocol.RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus)))
+    def restore(
+        self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> InstanceInfo:
+        """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for it
+        (api.restore says who gets them)."""
+        return self.request(
+            protocol.RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}))
+        )
 
     def wait_memory(self) -> InstanceInfo:
         """Block until all memory of a lazily restored program is in."""

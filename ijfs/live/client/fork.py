@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count as count_up
 from pathlib import Path
 
+import msgspec
+
 from ijfs.live.client.connection import OnEvent
-from ijfs.live.client.instances import RepoPath, connect, is_running
+from ijfs.live.client.instances import RepoPath, connect, free_names, is_running
 from ijfs.live.client.spawn import begin, claim, spawn_keepers
+from ijfs.live.errors import CommandError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import Event, RestoreArguments
 from ijfs.live.model.records import InstanceInfo
@@ -31,10 +33,12 @@ def fork(
     message: str,
     gpus: Sequence[str],
     same_random: bool,
+    env: Sequence[Mapping[str, str]] = (),
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Save `source` where it is live, claim the siblings' names, restore them all at once; as api.fork says."""
-    chosen = list(names) or _free_names(repo, source, count)
+    chosen = list(names) or free_names(repo, source, count)
+    given = _given(chosen, env)
     snapshot = _snapshot_of(repo, source, message, on_event)
     outcomes: dict[str, InstanceInfo | IjfsError] = {}
     claimed: dict[str, InstancePaths] = {}
@@ -50,13 +54,21 @@ def fork(
 
     def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
         try:
-            return begin(paths, sock, first, _one_at_a_time(on_event))
+            mine = msgspec.structs.replace(first, env=given[paths.root.name])
+            return begin(paths, sock, mine, _one_at_a_time(on_event))
         except IjfsError as error:
             return error
 
     with ThreadPoolExecutor(max(1, len(claimed))) as pool:
         outcomes.update(zip(claimed, pool.map(one, claimed.values(), sockets), strict=True))
     return _judge({name: outcomes[name] for name in chosen})
+
+
+def _given(names: Sequence[str], env: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Each sibling's own variables."""
+    if env and len(env) != len(names):
+        raise CommandError(f"variables were given for {len(env)} siblings, and there are to be {len(names)}")
+    return {name: dict(own) for name, own in zip(names, env or [{}] * len(names), strict=True)}
 
 
 def _one_at_a_time(on_event: OnEvent | None) -> OnEvent | None:
@@ -80,19 +92,6 @@ def _snapshot_of(repo: RepoPath, source: str, message: str, on_event: OnEvent | 
             return repository.resolve(source).hex()
     with connect(repo, source, on_event=on_event) as keeper:
         return keeper.save(message or f"fork of {source}").snapshot
-
-
-def _free_names(repo: RepoPath, source: str, count: int) -> list[str]:
-    base = "".join(c if c.isalnum() or c in "._-" else "-" for c in source).strip("._-")[:48] or "fork"
-    free = _unused(repo, base)
-    return [next(free) for _ in range(count)]
-
-
-def _unused(repo: RepoPath, base: str) -> Iterator[str]:
-    for number in count_up(1):
-        name = f"{base}-{number}"
-        if not InstancePaths.of(repo, name).root.exists():
-            yield name
 
 
 def _judge(outcomes: dict[str, InstanceInfo | IjfsError]) -> list[InstanceInfo]:

@@ -6,6 +6,9 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import chain, islice
+from itertools import count as count_up
 
 import msgspec
 
@@ -57,6 +60,31 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
         progress = progress_of(paths.sandbox(record.generation).criu, record.pager)
         return info_of(paths, record, keeper_running=keeper_running, memory=progress.share, damage=progress.damage)
     return info_of(paths, record, keeper_running=keeper_running)
+
+
+def free_name(repo: RepoPath, wish: str) -> str:
+    """A name for a new instance: the wish, else the wish with the first free number behind it. An ended one's is
+    free."""
+    base = _sound(os.path.basename(wish))
+    taken = {info.name for info in list_instances(repo) if info.status != "exited"}
+    return next(name for name in chain([base], _numbered(base, 2)) if name not in taken)
+
+
+def free_names(repo: RepoPath, wish: str, count: int) -> list[str]:
+    """Names for siblings: the wish with the first free numbers behind it."""
+    directory = live_directory(repo)
+    taken = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    return list(islice((name for name in _numbered(_sound(wish), 1) if name not in taken), count))
+
+
+def _sound(wish: str) -> str:
+    """What is left of a wish when only the characters of an instance's name are kept."""
+    kept = "".join(c if (c.isascii() and c.isalnum()) or c in "._-" else "-" for c in wish)
+    return kept.strip("._-")[:48] or "program"
+
+
+def _numbered(base: str, start: int) -> Iterator[str]:
+    return (f"{base}-{i}" for i in count_up(start))
 
 
 def base_before(repo: RepoPath, name: str) -> Base | None:

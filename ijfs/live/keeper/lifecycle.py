@@ -97,7 +97,7 @@ class Lifecycle:
         generation = before.generation + 1 if before else 1
         request = await self._requested(arguments, generation)
         try:
-            self._begin_record(request.meta.spec, before, generation=generation)
+            self._begin_record(_with_env(request.meta.spec, arguments.env), before, generation=generation)
         except BaseException:
             if self._early is not None:
                 await in_thread(self._early.abandon)
@@ -107,7 +107,7 @@ class Lifecycle:
         info = self._let_clients_in(again=before is not None)
         if before:
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
-        await self._resume_guest(restored, request, beside=not (arguments.same_random or arguments.again))
+        await self._resume_guest(restored, request, arguments, beside=not (arguments.same_random or arguments.again))
         return self._with_restore(info, restored)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -120,8 +120,8 @@ class Lifecycle:
             request = await self._requested(arguments, generation)
             restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
-            await self._switch(old, restored, request, generation)
-            await self._resume_guest(restored, request, beside=False)
+            await self._switch(old, restored, request, generation, arguments.env)
+            await self._resume_guest(restored, request, arguments, beside=False)
             return self._with_restore(state.info(), restored)
 
     async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
@@ -301,11 +301,14 @@ class Lifecycle:
             raise
         self._requests.resumes(request.snapshot)
 
-    async def _switch(self, old: Sandbox, restored: Restored, request: RestoreRequest, generation: int) -> None:
+    async def _switch(
+        self, old: Sandbox, restored: Restored, request: RestoreRequest, generation: int, env: dict[str, str]
+    ) -> None:
         """The restored program takes the place of the old one, which ends; clients have to connect again."""
         state = self._state
         old_pager = state.pager
-        await self._move_into(restored, request, {"generation": generation})
+        spec = _with_env(state.record.spec, env)
+        await self._move_into(restored, request, {"generation": generation, "spec": spec})
         state.relay.bar()
         connected = state.relay.drop()
         state.guest.close()
@@ -343,13 +346,20 @@ class Lifecycle:
                 await trio.sleep(SUBSCRIBING_S)
         relay.admit()
 
-    async def _resume_guest(self, restored: Restored, request: RestoreRequest, *, beside: bool) -> None:
+    async def _resume_guest(
+        self, restored: Restored, request: RestoreRequest, arguments: RestoreArguments, *, beside: bool
+    ) -> None:
         """The program's hooks are where they were, and its files are as in the snapshot. `beside`: others like it may
         run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
         state.set_hooks(request.meta.guest.hook_ports)
         state.set_files(await in_thread(_files_put_back, restored))
-        event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET)
+        event = HookEvent(
+            "after_restore",
+            request.snapshot.id.hex(),
+            True if beside else msgspec.UNSET,
+            arguments.env or msgspec.UNSET,
+        )
         state.spawn(self._greet, restored.sandbox, event)
 
     async def _greet(self, sandbox: Sandbox, event: HookEvent) -> None:
@@ -359,6 +369,11 @@ class Lifecycle:
             if state.sandbox is sandbox:
                 await state.guest.tell(sandbox.network_fd, event)
                 state.open_guest_port(sandbox)
+
+
+def _with_env(spec: InstanceSpec, env: dict[str, str]) -> InstanceSpec:
+    """The spec with variables given at this restore."""
+    return msgspec.structs.replace(spec, late_env={**spec.late_env, **env}) if env else spec
 
 
 def _files_put_back(restored: Restored) -> StatCache:

@@ -56,6 +56,7 @@ _log = logging.getLogger("ijfs.keeper")
 class RecordChanges(TypedDict, total=False):
     """Fields of an InstanceRecord that change while it lives."""
 
+    spec: InstanceSpec
     status: Status
     program: Process | None
     keeper: Process | None

@@ -113,11 +113,13 @@ GuestAnswer = SaveAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
 
 class HookEvent(msgspec.Struct, frozen=True):
     """What a hook is told. `snapshot`: where the program came from, after a restore. `beside`: it is a copy that shall
-    draw random numbers of its own; left out where it goes on in the place of what was saved."""
+    draw random numbers of its own; left out where it goes on in the place of what was saved. `env`: variables that it
+    was given at its restore."""
 
     event: Literal["before_save", "after_save", "after_restore"]
     snapshot: str | msgspec.UnsetType | None = msgspec.UNSET
     beside: bool | msgspec.UnsetType = msgspec.UNSET
+    env: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class HookAnswer(msgspec.Struct, frozen=True):

@@ -47,7 +47,8 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
     `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
-    `same_random`: it draws the same random numbers as every other copy.
+    `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
+    the snapshot's program had (records.InstanceSpec.late_env).
     """
 
     snapshot: str
@@ -56,6 +57,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     again: bool = False
     siblings: int = 1
     same_random: bool = False
+    env: dict[str, str] = {}
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

@@ -40,6 +40,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
     `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
+    `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
+    (the process itself was started with others).
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     """
 
@@ -58,6 +60,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_key: str = ""
     notebook: str = ""
     base: str = ""
+    late_env: dict[str, str] = {}
 
 
 class Volume(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""Which processes a snapshot's images hold, and which file has whose memory. Called by `ijfs diff` and `ijfs show`."""
+"""Which processes a snapshot's images hold, and which file has whose memory. Called by comparison.py and `ijfs
+show`."""
 
 from __future__ import annotations
 

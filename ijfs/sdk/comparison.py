@@ -1,6 +1,6 @@
 """What differs between two snapshots: files by their trees, memory page by page at the same address.
 
-Called by `ijfs diff`. Equal subtrees and files are recognised by their ids and never read.
+Called by `Snapshot.diff` and `ijfs diff`. Equal subtrees and files are recognised by their ids and never read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from ijfs_engine import PAGE
 
 if TYPE_CHECKING:
-    from ijfs_engine import Entry, Reader, StoredFile
+    from ijfs.sdk.processes import ProcessImage
+    from ijfs_engine import Entry, Reader, Snapshot, StoredFile
 
 BLOCK_PAGES = 256
 """Pages compared at once: a MiB that is equal costs one comparison, one that is not costs 256 more."""
@@ -98,6 +99,21 @@ def _same(before: Entry, after: Entry) -> bool:
 
 def _size(entry: Entry | None) -> int | None:
     return None if entry is None else entry.size
+
+
+def memories(reader: Reader, before: Snapshot, after: Snapshot, progress: OnProgress) -> Iterator[MemoryChange]:
+    """The memory of every process of two snapshots."""
+    from ijfs.sdk import processes
+
+    olds, news = (processes.images(reader, s.root) for s in (before, after))
+    for pid in sorted(olds.keys() | news.keys()):
+        named = news.get(pid) or olds[pid]
+        old, new = (_opened(reader, table.get(pid)) for table in (olds, news))
+        yield memory(named.title, old, new, progress)
+
+
+def _opened(reader: Reader, image: ProcessImage | None) -> StoredFile | None:
+    return reader.open(image.pages) if image is not None else None
 
 
 def memory(process: str, old: StoredFile | None, new: StoredFile | None, progress: OnProgress) -> MemoryChange:

@@ -1,0 +1,188 @@
+"""A repository with its snapshots and live programs: the way into the SDK."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ijfs.jupyter.repository import choose_repository, ensure_repository
+from ijfs.live.client import api as client
+from ijfs.live.client.instances import free_name
+from ijfs.live.model.records import InstanceSpec, Network
+from ijfs.sdk import calls
+from ijfs.sdk.box import Box, Env
+from ijfs.sdk.snapshots import Difference, Snapshot
+
+if TYPE_CHECKING:
+    import ijfs_engine
+    from ijfs.live.client.api import InstanceInfo, OnEvent
+
+READY_S = 60.0
+"""A kernel that imports much at its start, on a busy machine, takes a good part of this."""
+
+
+class Repository:
+    """A directory of snapshots, and the live programs whose snapshots go there. Nothing stays open: an object may be
+    kept for as long as one likes, used by any number of threads, and carried over a fork."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Repository({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None, *, create: bool = False) -> Repository:
+        """The repository at `path`, or the one the command line takes: $IJFS_REPO, else the user's own.
+
+        NoRepositoryError where there is none, unless `create` makes it; UnknownFormatError, CorruptError.
+        """
+        where = choose_repository(os.fspath(path) if path is not None else None)
+        if create:
+            ensure_repository(where)
+        found = cls(where)
+        with found.engine():
+            return found
+
+    @contextmanager
+    def engine(self) -> Iterator[ijfs_engine.Repository]:
+        """The store itself, for what this class does not offer: gc, fsck, du, prune, refs."""
+        from ijfs_engine import Repository as Engine
+
+        with Engine.open(self.path) as repository:
+            yield repository
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def snapshot(self, spec: str = "latest") -> Snapshot:
+        """The snapshot that the command line means by these words: a branch, a tag, an id, `name~2`, `latest`.
+        UnknownNameError, AmbiguousNameError."""
+        with self.engine() as repository:
+            return Snapshot(self.path, repository.resolve(spec).hex())
+
+    def snapshots(self, newest: int | None = None) -> list[Snapshot]:
+        """All snapshots, or so many, newest first."""
+        with self.engine() as repository:
+            return [Snapshot(self.path, record.id.hex()) for record in repository.snapshots(newest)]
+
+    def branches(self) -> dict[str, Snapshot]:
+        """Every branch and the snapshot it stands at."""
+        with self.engine() as repository:
+            return {name: Snapshot(self.path, at.hex()) for name, at in repository.refs.branches().items()}
+
+    def tags(self) -> dict[str, Snapshot]:
+        """Every tag and its snapshot."""
+        with self.engine() as repository:
+            return {name: Snapshot(self.path, at.hex()) for name, at in repository.refs.tags().items()}
+
+    def diff(self, old: Snapshot | str, new: Snapshot | str = "latest", *, memory: bool = True) -> Difference:
+        """What differs between two snapshots."""
+        return self.snapshot(str(new)).diff(old, memory=memory)
+
+    # -- live programs --------------------------------------------------------------------------------------------
+
+    def boxes(self, *, ended: bool = False) -> list[Box]:
+        """The programs that run, by name; with `ended` those, too, whose files are still there."""
+        found = client.list_instances(self.path)
+        return [Box(self.path, info.name) for info in found if ended or info.status == "running"]
+
+    def box(self, name: str) -> Box:
+        """The live (or ended) program of this name; NoInstanceError."""
+        client.describe(self.path, name)
+        return Box(self.path, name)
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str | None = None,
+        env: Env | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        network: Network = "none",
+        ports: Sequence[int] = (),
+        gpu: bool = False,
+        base: str = "",
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+        **more: Any,
+    ) -> Box:
+        """Start a program in a sandbox of its own. `env` is added to this process's variables; `ports` can be reached
+        from outside (`Box.port`); `more` are further fields of InstanceSpec."""
+        spec = InstanceSpec(
+            name=name or free_name(self.path, argv[0]),
+            argv=tuple(argv),
+            env=dict(env or {}),
+            cwd=os.path.abspath(cwd or os.getcwd()),
+            network=network,
+            ports=tuple(ports),
+            gpu=gpu,
+            base=base,
+            **more,
+        )
+        return self._started(spec, timeout, on_event)
+
+    def kernel(
+        self,
+        spec_name: str = "python3",
+        *,
+        name: str | None = None,
+        env: Env | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        network: Network = "none",
+        ports: Sequence[int] = (),
+        gpu: bool = False,
+        base: str = "",
+        timeout: float | None = READY_S,
+        on_event: OnEvent | None = None,
+        **more: Any,
+    ) -> Box:
+        """Start a Jupyter kernel of an installed kernel spec in a sandbox; returns when it answers. KernelSpecError."""
+        from ijfs.jupyter.starting import kernel_spec
+
+        spec = kernel_spec(
+            name or free_name(self.path, "kernel" if spec_name == "python3" else spec_name),
+            spec_name,
+            env=dict(env or {}),
+            cwd=os.path.abspath(cwd or os.getcwd()),
+            network=network,
+            ports=tuple(ports),
+            gpu=gpu,
+            base=base,
+            **more,
+        )
+        box = self._started(spec, timeout, on_event)
+        box.run("", timeout=timeout)
+        return box
+
+    def _started(self, spec: InstanceSpec, timeout: float | None, on_event: OnEvent | None) -> Box:
+        call = partial(client.start, self.path, spec, on_event=on_event)
+        info: InstanceInfo = calls.within(timeout, "the start", call)
+        return Box(self.path, info.name)
+
+    def restore(self, snapshot: str, name: str | None = None, **options: Any) -> Box:
+        """Bring a snapshot back to life beside everything that is live: `Snapshot.restore` has the options."""
+        return self.snapshot(snapshot).restore(name, **options)
+
+
+def default_repository() -> Repository:
+    """The repository that the command line takes; made where there is none yet."""
+    return Repository.open(create=True)
+
+
+def start(argv: Sequence[str], **options: Any) -> Box:
+    """`Repository.start` in the default repository."""
+    return default_repository().start(argv, **options)
+
+
+def kernel(spec_name: str = "python3", **options: Any) -> Box:
+    """`Repository.kernel` in the default repository."""
+    return default_repository().kernel(spec_name, **options)
+
+
+def restore(snapshot: str, name: str | None = None, **options: Any) -> Box:
+    """`Repository.restore` in the default repository."""
+    return default_repository().restore(snapshot, name, **options)
