@@ -9,6 +9,7 @@ there was one. `make fuzz` runs it for an hour, test_fuzz_campaign.py for less.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -310,7 +311,8 @@ def main() -> int:
     targets = chosen.targets.split(",")
     try:
         campaign = Campaign(folder, chosen.seed, targets, workers=chosen.workers, mount=mount)
-        campaign.run(_numbers(chosen, campaign), _say)
+        with contextlib.suppress(KeyboardInterrupt):
+            campaign.run(_numbers(chosen, campaign), _say)
     finally:
         shutil.rmtree(folder)
     print(campaign.table())

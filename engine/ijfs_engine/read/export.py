@@ -21,6 +21,7 @@ from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import LEAF_SPAN, TYPE_BITS, Entry, ObjectId
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
+from ijfs_engine.storage.disk import is_full
 from ijfs_engine.util.descent import Descent, by_descriptor, descend
 from ijfs_engine.util.pipeline import Pipeline
 
@@ -34,6 +35,7 @@ _MOST_OPEN: Final = 64
 # Files of one chunk that are no longer than this are fetched together, so many of a directory at a time.
 _SMALL: Final = 64 << 10
 _TOGETHER: Final = 256
+_FULL_HINT: Final = "free some space there (where it is the repository's disk, `ijfs gc` may help) and try again"
 
 
 class Exported(NamedTuple):
@@ -409,4 +411,5 @@ def _writing(shown: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EEXIST:
             raise CorruptError(f"the stored tree has '{shown()}' twice") from error
-        raise StorageError(f"cannot write {shown()}: {error.strerror}") from error
+        hint = _FULL_HINT if is_full(error) else None
+        raise StorageError(f"cannot write {shown()}: {error.strerror}", hint=hint) from error
