@@ -27,6 +27,7 @@ from operator import attrgetter
 import msgspec
 
 from ijfs.fs.nodes import CHANGING_S, Attributes, DirectoryNode, FileNode, Node, OpenFile, Special, Symlink, no_entry
+from ijfs.fs.plain import plain
 from ijfs_engine import LEAF_SPAN, TYPE_BITS, Entry, ObjectId, Reader, Repository, Snapshot, StoredFile, Tree, is_pages
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
@@ -158,7 +159,7 @@ class RecordFile(FileNode):
             "parents": [parent.hex() for parent in self._snapshot.parents],
             "created_ns": self._snapshot.created_ns,
             "message": self._snapshot.message,
-            "meta": self._snapshot.meta,
+            "meta": plain(self._snapshot.meta),
         }
         return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from calls import Ijfs
 
-from ijfs.cli.verbs import ls
+from ijfs.cli import bounded
 from ijfs_engine import Entry, Repository
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.records import Tree, encode_tree
@@ -34,12 +35,33 @@ def test_show_and_du_count_without_walking(endless: Path, ijfs: Ijfs) -> None:
 
 
 def test_a_list_stops_and_says_where(endless: Path, ijfs: Ijfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ls, "MOST", 100)
+    monkeypatch.setattr(bounded, "MOST", 100)
     answer = ijfs("ls", "-R", "main")
     assert answer.code == 3
     assert len(answer.out.splitlines()) == 100
     last = answer.out.splitlines()[-1].rstrip("/")
     assert f"stopped after 100 entries, at '{last}'" in answer.err
-    monkeypatch.setattr(ls, "MOST_TEXT", 50)
+    monkeypatch.setattr(bounded, "MOST_TEXT", 50)
     assert 1 < len(ijfs("ls", "-R", "main").out.splitlines()) < 50
     assert ijfs("ls", "main").code == 0
+
+
+def test_a_comparison_stops_and_says_where(endless: Path, ijfs: Ijfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Repository.open(endless) as repository, repository.session() as session:
+        empty = session.put_object(FrameKind.TREE, encode_tree(Tree(())))
+        session.commit_snapshot(empty, branch="empty")
+    monkeypatch.setattr(bounded, "MOST", 100)
+    answer = ijfs("diff", "empty", "main")
+    assert answer.code == 3
+    assert len(answer.out.splitlines()) == 100
+    assert "stopped after 100 files" in answer.err
+    assert ijfs("diff", "main", "main").code == 0
+
+
+def test_an_export_of_more_paths_than_a_disk_holds_writes_none(endless: Path, ijfs: Ijfs, tmp_path: Path) -> None:
+    if not os.statvfs(tmp_path).f_files:
+        pytest.skip("this filesystem does not say how many files it can hold")
+    answer = ijfs("export", "main", tmp_path / "out")
+    assert answer.code == 1
+    assert f"it has {sum(WIDTH**level for level in range(1, LEVELS + 1)):,} files and directories" in answer.err
+    assert not list((tmp_path / "out").iterdir())

@@ -25,6 +25,7 @@ from full_disks import empty, fill, mounted
 from live_env import LiveEnv, open_env, why_not
 from waiting import eventually
 
+from ijfs.cli.verbs.save import UNRESTORABLE
 from ijfs.live.client import api as client
 from ijfs_engine import Repository
 from ijfs_engine.errors import LockedError
@@ -84,7 +85,7 @@ class SmallDisk:
     def trial(self, verb: str, left: int) -> Done:
         """Do a verb with so much room, and check all that is promised."""
         self._prepare(verb)
-        before = self._seen()
+        before, snapshots = self._seen(), len(self.snapshots())
         fill(self.disk, left)
         done = self.do(VERBS[verb])
         where = f"{verb} with {left >> 10} KiB left: {done}"
@@ -92,6 +93,8 @@ class SmallDisk:
         assert self.goes_on(), where
         if verb == "save --no-wait" and done.code == 0:
             done = done._replace(code=self._stored(where))
+        elif done.code == UNRESTORABLE:  # it is saved, and there was no room to try it
+            assert len(self.snapshots()) == snapshots + 1, where
         elif done.code:
             assert self._seen() == before, (where, before, self._seen())
         self._check_whole(where)
@@ -184,7 +187,7 @@ class SmallDisk:
 
 
 def _check_said(done: Done, where: str) -> None:
-    assert done.code in (0, 1), where
+    assert done.code in (0, 1, UNRESTORABLE), where
     for never in ("Traceback", "unexpected", "InternalError", "may be damaged", "fault of ijfs"):
         assert never not in done.said, where
     if done.code:

@@ -173,6 +173,8 @@ class _SnapshotBody(msgspec.Struct, frozen=True, array_like=True):
     added: int | None = None
 
 
+MAX_DEPTH: Final = 100
+"""Levels of a snapshot's meta. Those that ijfs makes have 6."""
 _MODES: Final = 0o7777
 _IDS: Final = (1 << 32) - 2
 """The highest owner: the number above stands for none."""
@@ -268,7 +270,9 @@ def decode_leaf(data: bytes | memoryview) -> Leaf:
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """Canonical bytes of everything but the id."""
+    """Canonical bytes of everything but the id. ValueError for meta that is too deep."""
+    if not _is_shallow(snapshot.meta):
+        raise ValueError(f"the meta of a snapshot nests more than {MAX_DEPTH} levels deep")
     return _encoder.encode(_SnapshotBody(*msgspec.structs.astuple(snapshot)[1:]))
 
 
@@ -277,13 +281,27 @@ def decode_snapshot(ident: ObjectId, data: bytes | memoryview) -> Snapshot:
     body = _decode(_snapshot_decoder, data, "snapshot")
     if any(len(parent) != ID_SIZE for parent in (body.root, *body.parents)):
         raise CorruptError("a snapshot points at no id")
+    if not _is_shallow(body.meta):
+        raise CorruptError(f"the meta of a snapshot nests more than {MAX_DEPTH} levels deep")
     return Snapshot(ident, *msgspec.structs.astuple(body))
+
+
+def _is_shallow(meta: dict[str, Any]) -> bool:
+    """Whether whoever goes through it by recursion comes to its end."""
+    level: list[Any] = [meta]
+    for _ in range(MAX_DEPTH):
+        below = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for values in below for value in values if isinstance(value, dict | list | tuple)]
+        if not level:
+            return True
+    return False
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes | memoryview, what: str) -> _T:
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        # The last three: text that is not UTF-8, a map with a map for a key, and what lies in itself too often.
         raise CorruptError(f"a {what} object cannot be parsed: {error}") from error
 
 

@@ -8,11 +8,13 @@ import click
 
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
+from ijfs.cli.bounded import bounded
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import SNAPSHOT
 from ijfs.sdk import comparison
 from ijfs.sdk.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
+from ijfs_engine.errors import PartialError
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 MEMORY = [
@@ -40,18 +42,23 @@ def diff(app: App, old: str, new: str, only: str | None) -> Answer:
     reader = repository.reader()
     before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new))
     files: list[FileChange] = []
+    stopped = False
     memory: list[MemoryChange] = []
     if only != "memory":
-        files = list(comparison.files(reader, before.root, after.root, skip=frozenset({b"images"})))
+        found = comparison.files(reader, before.root, after.root, skip=frozenset({b"images"}))
+        files, stopped = bounded(found, lambda change: change.path)
     if only != "files":
         memory = list(comparison.memories(reader, before, after, app.progress("diff")))
+    if stopped:
+        app.warn(f"stopped after {len(files):,} files, at '{files[-1].path[-200:]}': there are more that differ")
     data = {
         "old": before.id.hex(),
         "new": after.id.hex(),
         "files": [{"path": c.path, "change": c.change, "old_size": c.old_size, "new_size": c.new_size} for c in files],
         "memory": [_memory_json(change) for change in memory],
     }
-    return Answer(data, lambda out: _report(out, files, memory, ranges=app.verbose > 0))
+    code = PartialError.exit_code if stopped else 0
+    return Answer(data, lambda out: _report(out, files, memory, ranges=app.verbose > 0), code)
 
 
 def _memory_json(change: MemoryChange) -> dict[str, Any]:

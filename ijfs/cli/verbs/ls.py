@@ -11,6 +11,7 @@ import click
 
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
+from ijfs.cli.bounded import bounded
 from ijfs.cli.copying import source
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import ANY, needless
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 TYPES = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket", "c": "char", "b": "block"}
 STYLES = {"d": "bold blue", "l": "cyan", "p": "yellow", "s": "magenta", "c": "yellow", "b": "yellow"}
-MOST = 1_000_000
-"""Entries that are listed: 300 MB of memory."""
-MOST_TEXT = 256 << 20
-"""Characters of their paths together."""
 LONG = [Column("MODE"), Column("OWNER"), Column("SIZE", right=True), Column("MODIFIED"), Column("NAME")]
 
 
@@ -46,25 +43,13 @@ def ls(app: App, snapshot: str, path: str | None, long: bool, recursive: bool, n
     """
     spec, where = source.split(snapshot, path)
     with source.looked_up(app, spec, where, now=now) as found:
-        entries, stopped = _bounded(_listed(found.node, where, recursive=recursive))
+        entries, stopped = bounded(_listed(found.node, where, recursive=recursive), lambda one: one[0])
     if stopped:
         last = entries[-1][0][-200:]
         app.warn(f"stopped after {len(entries):,} entries, at '{last}': name a directory to see the rest")
     data = {**found.json, "entries": [entry_json(p, e) for p, e in entries]}
     code = PartialError.exit_code if stopped else 0
     return Answer(data, lambda out: (_long if long else _names)(out, entries), code)
-
-
-def _bounded(entries: Iterator[tuple[str, Entry]]) -> tuple[list[tuple[str, Entry]], bool]:
-    """The entries, and whether there are more than fit: a few kB of trees can hold more paths than any memory does."""
-    found: list[tuple[str, Entry]] = []
-    room = MOST_TEXT
-    for path, entry in entries:
-        if len(found) == MOST or room < 0:
-            return found, True
-        found.append((path, entry))
-        room -= len(path)
-    return found, False
 
 
 def _listed(node: source.Node, where: str, *, recursive: bool) -> Iterator[tuple[str, Entry]]:
@@ -98,15 +83,6 @@ def walk(top: source.Node, *, recursive: bool = True) -> Iterator[tuple[str, Ent
 def decoded(name: bytes) -> str:
     """A file name as text; what is not UTF-8 survives as surrogates and is written back as it was."""
     return os.fsdecode(name)
-
-
-def tree_id(directory: Entry) -> bytes:
-    """The tree of a directory's entry; CorruptError where it names none."""
-    if directory.content is None:
-        from ijfs_engine.errors import CorruptError
-
-        raise CorruptError(f"the directory {decoded(directory.name)!r} has no tree")
-    return directory.content
 
 
 def entry_json(path: str, entry: Entry) -> dict[str, Any]:

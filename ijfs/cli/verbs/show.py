@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import SNAPSHOT
+from ijfs.cli.tree_totals import totals, tree_of
 from ijfs.cli.verbs import ls
+from ijfs.fs.plain import plain
 
 if TYPE_CHECKING:
     from ijfs_engine import Reader, Snapshot
@@ -46,7 +49,7 @@ def show(app: App, snapshot: str) -> Answer:
         "children": [s.id.hex() for s in history.children(record.id)],
         "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
         "usage": {"logical": usage.logical, "stored": usage.stored, "added": record.added},
-        "meta": _plain(record.meta),
+        "meta": plain(record.meta),
     }
 
     def print_it(out: Printer) -> None:
@@ -58,7 +61,7 @@ def show(app: App, snapshot: str) -> Answer:
         _field(out, "on disk", text.size(usage.stored) + new)
         if app.verbose:
             out.line()
-            for line in json.dumps(_plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():
+            for line in json.dumps(plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():
                 out.line((line, "dim"))
 
     return Answer(data, print_it)
@@ -83,11 +86,13 @@ def _head(out: Printer, history: views.History, record: Snapshot) -> None:
 def _program(out: Printer, meta: dict[str, Any]) -> None:
     spec = meta.get("spec")
     if isinstance(spec, dict):
-        command = " ".join(map(str, spec.get("argv", ())))
+        argv = spec.get("argv")
+        command = " ".join(map(str, argv)) if isinstance(argv, list) else ""
         _field(out, "program", (str(spec.get("name", "")), "bold green"), f"  {command}")
         _field(out, "directory", str(spec.get("cwd", "")))
-    if isinstance(meta.get("frozen_s"), float):
-        _field(out, "frozen", text.seconds(meta["frozen_s"]))
+    frozen_s = meta.get("frozen_s")
+    if isinstance(frozen_s, float) and 0 <= frozen_s < math.inf:
+        _field(out, "frozen", text.seconds(frozen_s))
     versions = meta.get("environment")
     if isinstance(versions, dict):
         known = [f"{label} {versions[key]}" for key, label in MACHINE.items() if versions.get(key)]
@@ -98,37 +103,10 @@ def _parts(reader: Reader, root: bytes) -> Iterator[ShownPart]:
     for entry in reader.tree(root).entries:
         name = ls.decoded(entry.name)
         if entry.kind == "d":
-            yield ShownPart(name, *_totals(reader, ls.tree_id(entry)))
+            below = totals(reader, tree_of(entry))
+            yield ShownPart(name, below.files, below.size)
         else:
             yield ShownPart(name, *((1, entry.size) if entry.kind == "f" else (0, 0)))
-
-
-def _totals(reader: Reader, top: bytes) -> tuple[int, int]:
-    """Files below a tree, and their bytes. Each tree is read once, however many paths lead to it."""
-    totals: dict[bytes, tuple[int, int]] = {}
-    known: dict[bytes, tuple[int, int, list[bytes]]] = {}
-    stack = [top]
-    while stack:
-        tree = stack[-1]
-        if tree not in totals and tree not in known:
-            entries = reader.tree(tree).entries
-            sizes = [entry.size for entry in entries if entry.kind == "f"]
-            below = [ls.tree_id(entry) for entry in entries if entry.kind == "d"]
-            known[tree] = (len(sizes), sum(sizes), below)
-            stack += [child for child in below if child not in totals]
-            continue
-        stack.pop()
-        if tree not in totals:
-            files, size, below = known.pop(tree)
-            parts = [totals[child] for child in below]
-            totals[tree] = (files + sum(part[0] for part in parts), size + sum(part[1] for part in parts))
-    return totals[top]
-
-
-def _plain(meta: dict[str, Any]) -> dict[str, Any]:
-    """Meta as JSON can hold it: bytes as hex."""
-    plain = json.loads(json.dumps(meta, default=lambda v: v.hex() if isinstance(v, bytes) else str(v)))
-    return dict(plain)
 
 
 COMMANDS = {"show": show}

@@ -37,7 +37,7 @@ from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
 from ijfs_engine import Snapshot
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import IjfsError, StorageError, is_of_a_disk
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord
@@ -190,6 +190,10 @@ class _Restore:
             return None
         except IjfsError as error:
             return error
+        except OSError as error:
+            if not is_of_a_disk(error):
+                raise
+            return StorageError.of("there is no room to try it", error)
         finally:
             self._undo()
         return None

@@ -14,7 +14,7 @@ import trio
 
 from ijfs.live.model.protocol import Emit, Notice
 from ijfs.live.model.records import SaveResult
-from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine.errors import IjfsError, StorageError, UnknownNameError, is_of_a_disk
 
 # Each one holds a whole image in memory: one that is being stored, one that waits for it.
 MOST = 2
@@ -52,6 +52,12 @@ class QueuedSave:
             raise self.error
         assert self.result is not None
         return self.result
+
+
+def _explained(error: Exception) -> IjfsError:
+    if isinstance(error, OSError) and is_of_a_disk(error):
+        return StorageError.of("the save failed", error)
+    return IjfsError(f"the save failed: {type(error).__name__}: {error}")
 
 
 class SaveQueue:
@@ -109,7 +115,7 @@ class SaveQueue:
             save.error = error
         except Exception as error:
             _log.exception("save %d met an unknown error", save.number)
-            save.error = IjfsError(f"the save failed: {type(error).__name__}: {error}")
+            save.error = _explained(error)
         finally:
             self._waiting.remove(save)
             self._room.release()

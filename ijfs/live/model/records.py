@@ -24,7 +24,8 @@ class Base(msgspec.Struct, frozen=True):
     """The files a sandbox stands on where they are not its machine's own: a snapshot (hex) of a base (ijfs.live.bases),
     what that was called, and which laid-out copy of it."""
 
-    snapshot: str
+    # Directories are named by it, and a stranger's snapshot may say it.
+    snapshot: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     name: str
     copy: str = ""
 
@@ -71,7 +72,7 @@ class Volume(msgspec.Struct, frozen=True):
     """
 
     # A snapshot, perhaps a stranger's, says both, and directories are made by these names.
-    key: Annotated[str, msgspec.Meta(pattern=r"^\w+$")]
+    key: Annotated[str, msgspec.Meta(pattern=r"\A\w+\Z")]
     path: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*$")]
     kind: Literal["overlay", "readonly"] = "overlay"
 

@@ -74,10 +74,9 @@ def put_back(network_fd: int, state: NetworkState) -> None:
     """Make a new network like the one that was captured. What this kernel refuses stays as it is: CRIU says whether the
     program can do without."""
     with ns.in_network(network_fd):
-        for path, value in state.settings.items():
-            if ".." not in path.split("/"):
-                with contextlib.suppress(OSError):
-                    (_SETTINGS / path).write_text(value)
+        for path, value in filter(_is_setting, state.settings.items()):
+            with contextlib.suppress(OSError):
+                (_SETTINGS / path).write_text(value)
         indexes = {name: index for index, name in socket.if_nameindex()}
         for device, message in state.addresses:
             if device in indexes:
@@ -88,6 +87,12 @@ def put_back(network_fd: int, state: NetworkState) -> None:
             pending = left
         for message in state.rules:
             _ask(_NEW_RULE, message)
+
+
+def _is_setting(setting: tuple[str, str]) -> bool:
+    """Whether it is one that a save keeps: a snapshot, perhaps a stranger's, names the file that is written."""
+    place, _, name = setting[0].rpartition("/")
+    return place in _PLACES and name not in ("", ".", "..") and "\0" not in name
 
 
 def _ask(kind: int, message: bytes) -> bool:
