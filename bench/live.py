@@ -30,7 +30,7 @@ from ijfs.live.process import fork_request
 from ijfs_engine import Repository
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
-PACKAGES = ("ijfs", "blake3", "lmdb", "zstandard", "pyfuse3", "trio", "ipykernel", "numpy")
+PACKAGES = ("ijfs", "blake3", "lmdb", "zstandard", "trio", "ipykernel", "numpy")
 DELAY_MS = 5
 SIBLINGS = 8
 

@@ -188,7 +188,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     machine = common.machine(options.work)
     versions = {
-        **common.versions(("ijfs", "pyfuse3", "trio")),
+        **common.versions(("ijfs", "trio")),
         "criu": ".".join(map(str, criu_command.version(criu_command.find()))),
     }
     print(f"{machine}\n{', '.join(f'{name} {version}' for name, version in versions.items())}\n")

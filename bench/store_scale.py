@@ -23,7 +23,7 @@ from bench.store_scale_build import CHUNKS_PER_PROGRAM, SAVES
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 STAGES = ("make", "look", "check", "collect")
-PACKAGES = ("ijfs", "lmdb", "blake3", "pyfuse3")
+PACKAGES = ("ijfs", "lmdb", "blake3")
 Figures = dict[str, tuple[float, float]]
 """Seconds and MiB of each step."""
 

@@ -7,9 +7,8 @@
 
 CRIU then reads a pages file once, straight out of the packs, and nothing holds a second copy of it.
 
-The keeper serves this mount from its event loop. If the loop's thread touches the mount it deadlocks: no blocking
-`open`, `stat` or `listdir` in the loop's thread, and in no thread a `subprocess` with its `cwd` in the mount (until its
-child has changed there, vfork keeps the interpreter from everyone). pyfuse3 knows one mount per process.
+Threads of the keeper serve it. In no thread may a `subprocess` have its `cwd` in the mount: until its child has changed
+there, vfork keeps the interpreter from everyone, also from those who are to answer.
 """
 
 from __future__ import annotations
@@ -21,25 +20,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pyfuse3
-
 from ijfs.fs.nodes import Attributes, DirectoryNode, Node, no_entry
 from ijfs.fs.operations import NodeOperations
 from ijfs.fs.serve import mounted
+from ijfs.fs.wire import ROOT
 
 IMAGES = b"images"
 
 
 @asynccontextmanager
 async def image_mount(mountpoint: Path, images: DirectoryNode) -> AsyncIterator[Path]:
-    """Show `images` (`ijfs.fs.stored.image_directory`), served by the calling trio loop until the block ends; where
-    they are.
+    """Show `images` (`ijfs.fs.stored.image_directory`), until the block ends; where they are.
 
     `mountpoint` is an existing empty directory. StorageError where the kernel refuses. A keeper that is killed takes
     the mount along, because it has a mount namespace of its own; elsewhere a dead mount would be left.
     """
     parent = mountpoint.parent
-    operations = NodeOperations(_Root(images), statfs=lambda: os.statvfs(parent))
+    operations = NodeOperations(_Root(images), statfs=lambda: os.statvfs(parent), opens=True)
     async with mounted(operations, mountpoint, source="ijfs-keeper", auto_unmount=False):
         yield mountpoint / os.fsdecode(IMAGES)
 
@@ -49,7 +46,7 @@ class _Root(DirectoryNode):
     never that of a root."""
 
     def __init__(self, images: DirectoryNode) -> None:
-        self.ino = pyfuse3.ROOT_INODE
+        self.ino = ROOT
         self._images = images
         self._made_ns = time.time_ns()
 

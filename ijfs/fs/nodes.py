@@ -5,8 +5,7 @@ and `ijfs.fs.operations` serves any tree of them through FUSE. All of it is read
 they come here. Nothing here knows FUSE or the engine.
 
 A method that refuses raises `OSError` with the errno the caller of the system call shall see. Methods may block (the
-engine reads a disk); where a node can tell that it will not, it says so (`ready`), and is asked on the event loop
-instead of in a worker thread, which costs about 60 µs each way.
+engine reads a disk), and are called from several threads.
 """
 
 from __future__ import annotations
@@ -48,34 +47,23 @@ class Attributes:
 
 
 class OpenFile(ABC):
-    """An open file: what reads on one file descriptor go to."""
-
-    direct_io = False
-    """The kernel passes requests through as they come (up to 1 MiB) and keeps no pages; MAP_SHARED gives ENODEV."""
-    keep_cache = False
-    """Pages the kernel has cached at an earlier open stay valid: right for what never changes."""
-
-    def ready(self, offset: int, length: int) -> bool:
-        """Whether a read of this range will not wait for a disk or a decompressor."""
-        return True
+    """A file's bytes, for all who read it."""
 
     @abstractmethod
-    def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
-        """Up to `length` bytes from `offset`; fewer only at the end of the file. EIO where stored bytes are bad."""
+    def read(self, offset: int, length: int, room: bytearray) -> bytes | bytearray | memoryview:
+        """Up to `length` bytes from `offset`; fewer only at the end of the file. They may be put together in `room`,
+        which has at least `length` bytes and is the caller's again with its next read. EIO where stored bytes are bad.
+        """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to do
-        """The last descriptor is gone."""
+    @abstractmethod
+    def find(self, offset: int, *, hole: bool) -> int | None:
+        """Where the next hole or the next bytes begin from `offset` on; the end of a file is a hole. None for none."""
 
 
 class Node(ABC):
     """Anything that has an inode number."""
 
     ino: int
-
-    @property
-    def ready(self) -> bool:
-        """Whether `attributes`, `lookup`, `names` and `target` will not wait for a disk."""
-        return True
 
     @abstractmethod
     def attributes(self) -> Attributes:
@@ -102,18 +90,14 @@ class FileNode(Node):
     """A node with bytes in it."""
 
     @property
-    def open_ready(self) -> bool:
-        """Whether `open` will not wait for a disk."""
-        return True
-
-    @property
     def may_be_in_bulk(self) -> bool:
-        """Whether `in_bulk` makes a difference: to find out who reads takes 45 µs."""
+        """Whether some read all of it once in large reads, so that a page cache only costs: to find out who reads takes
+        45 µs."""
         return False
 
     @abstractmethod
-    def open(self, *, in_bulk: bool = False) -> OpenFile:
-        """Open it. `in_bulk`: the reader takes all of it once in large reads, so that a page cache only costs."""
+    def open(self) -> OpenFile:
+        """Its bytes."""
 
 
 class Symlink(Node):

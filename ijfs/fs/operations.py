@@ -1,215 +1,249 @@
-"""pyfuse3's request handlers over a tree of nodes: the only module, with `serve`, that speaks FUSE.
+"""The kernel's requests answered over a tree of nodes. Thin on purpose: it maps numbers to nodes, and errors to errno.
 
-`ijfs.fs.serve` serves the snapshot tree with it, and the keeper's own mount (`ijfs.fs.image_mount`). Thin on purpose:
-it maps inode numbers to nodes, errors to errno, and decides what runs on the event loop and what in a worker thread.
+`ijfs.fs.serve` has a `Session` call it, from several threads, for the snapshot tree and for a keeper's own mount
+(`ijfs.fs.image_mount`).
+
+A file is opened by the kernel alone where it can (what is below a number never changes, so its pages are kept): of the
+three requests for a small file, open, read and release, one is left. Only a mount for CRIU wants to know of each open.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
-from typing import TypeVar, TypeVarTuple, Unpack, cast
+from typing import Final, NamedTuple
 
-import pyfuse3
-import trio
-from pyfuse3 import (
-    EntryAttributes,
-    FileHandleT,
-    FileInfo,
-    FileNameT,
-    FlagT,
-    FUSEError,
-    InodeT,
-    ModeT,
-    ReaddirToken,
-    RequestContext,
-    StatvfsData,
-    XAttrNameT,
-)
-
-from ijfs.fs.nodes import (
-    Attributes,
-    DirectoryNode,
-    FileNode,
-    Node,
-    OpenFile,
-    Symlink,
-)
+from ijfs.fs import wire
+from ijfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node, OpenFile, Symlink
+from ijfs.fs.session import Reply
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 
 _log = logging.getLogger("ijfs.fs")
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
-# Enough to keep two cores busy with decompression while others wait for the disk; more only adds memory.
-WORKER_THREADS = 8
+_OPEN_FILES: Final = 4096
+"""Files whose leaves are known, at most; what is read again is opened again."""
+_SEEK_DATA, _SEEK_HOLE = os.SEEK_DATA, os.SEEK_HOLE
 
 
-@contextmanager
-def _errno_for_errors() -> Iterator[None]:
-    """Turn what a node raises into the errno the system call returns; anything else would end the main loop."""
-    try:
-        yield
-    except FUSEError:
-        raise
-    except OSError as error:
-        raise FUSEError(error.errno or errno.EIO) from error
-    except UnknownNameError as error:
-        raise FUSEError(errno.ESTALE) from error
-    except CorruptError as error:
+def _errno_of(error: Exception) -> int:
+    """What the system call returns for what a node raised."""
+    if isinstance(error, UnknownNameError):
+        return errno.ESTALE
+    if isinstance(error, CorruptError):
         _log.warning("stored bytes are damaged: %s", error)
-        raise FUSEError(errno.EIO) from error
-    except IjfsError as error:
+    elif isinstance(error, IjfsError):
         _log.warning("a read failed: %s", error)
-        raise FUSEError(errno.EIO) from error
-    except Exception as error:
-        _log.exception("a request met an unknown error")
-        raise FUSEError(errno.EIO) from error
+    else:
+        _log.error("a request met an unknown error", exc_info=error)
+    return errno.EIO
 
 
-class NodeOperations(pyfuse3.Operations):
-    """Serve `root`, whose inode number has to be pyfuse3.ROOT_INODE, and what is reached through it.
+class _Listing(NamedTuple):
+    """A directory being listed, as its names were when it was opened."""
 
-    `statfs` returns what df(1) shows of the filesystem underneath.
+    directory: DirectoryNode
+    names: Sequence[bytes]
+
+
+class NodeOperations:
+    """Serve `root`, whose number has to be wire.ROOT, and what is reached through it.
+
+    `statfs` returns what df(1) shows of the filesystem underneath. With `opens`, files that are read in bulk are
+    recognised when they are opened.
     """
 
-    supports_dot_lookup = False
-    enable_writeback_cache = False
-
-    def __init__(self, root: DirectoryNode, *, statfs: Callable[[], os.statvfs_result]) -> None:
-        super().__init__()
+    def __init__(self, root: DirectoryNode, *, statfs: Callable[[], os.statvfs_result], opens: bool = False) -> None:
         self._root = root
         self._statfs = statfs
+        self._opens = opens
+        self._lock = threading.Lock()
         self._nodes: dict[int, Node] = {}
         self._lookups: dict[int, int] = {}
         self._parents: dict[int, int] = {}
-        self._files: dict[int, OpenFile] = {}
-        self._listings: dict[int, tuple[DirectoryNode, Sequence[bytes]]] = {}
-        self._handles = count(1)
-        self._threads = trio.CapacityLimiter(WORKER_THREADS)
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()
+        self._listings: dict[int, _Listing] = {}
+        self._handles = itertools.count(1)
+        self._handlers = {
+            wire.INIT: self._init,
+            wire.LOOKUP: self._lookup,
+            wire.FORGET: self._forget,
+            wire.BATCH_FORGET: self._forget_many,
+            wire.GETATTR: self._getattr,
+            wire.READLINK: self._readlink,
+            wire.GETXATTR: self._getxattr,
+            wire.LISTXATTR: self._listxattr,
+            wire.STATFS: self._statvfs,
+            wire.OPENDIR: self._opendir,
+            wire.READDIRPLUS: self._readdirplus,
+            wire.RELEASEDIR: self._releasedir,
+            wire.OPEN: self._open,
+            wire.READ: self._read,
+            wire.RELEASE: self._done,
+            wire.LSEEK: self._seek,
+            wire.DESTROY: self._done,
+            wire.INTERRUPT: self._ignored,
+        }
+
+    def handle(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply | None:
+        """The reply to a request. OSError with the errno."""
+        handler = self._handlers.get(request.operation)
+        if handler is None:
+            raise _refusal(errno.ENOSYS)
+        try:
+            return handler(request, body, room)
+        except OSError:
+            raise
+        except Exception as error:
+            raise _refusal(_errno_of(error)) from error
 
     # -- nodes and attributes
 
-    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
-        with _errno_for_errors():
-            directory = self._directory(parent_inode)
-            node, attributes = await self._call(directory.ready, self._find, directory, name)
-            self._remember(directory, node)
-            return _entry(attributes)
+    def _init(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        self._opens = self._opens or not wire.may_skip_open(body)
+        return wire.agreed(body)
 
-    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        for inode, times in inode_list:
-            left = self._lookups.get(inode, 0) - times
-            if left > 0:
-                self._lookups[inode] = left
-            else:
-                self._lookups.pop(inode, None)
-                self._nodes.pop(inode, None)
-                self._parents.pop(inode, None)
+    def _lookup(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        directory = self._directory(request.node)
+        node, attributes = self._find(directory, bytes(body[:-1]))
+        self._remember(directory, node)
+        return wire.entry(attributes)
 
-    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        with _errno_for_errors():
-            node = self._node(inode)
-            return _entry(await self._call(node.ready, node.attributes))
+    def _forget(self, request: wire.Request, body: memoryview, room: bytearray) -> None:
+        self._drop([(request.node, wire.NUMBER.unpack_from(body)[0])])
 
-    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        with _errno_for_errors():
-            node = self._node(inode)
-            if not isinstance(node, Symlink):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            return FileNameT(await self._call(node.ready, node.target))
+    def _forget_many(self, request: wire.Request, body: memoryview, room: bytearray) -> None:
+        self._drop(wire.forgotten(body))
 
-    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        with _errno_for_errors():
-            value = self._extended(inode).get(name)
-            if value is None:
-                raise FUSEError(pyfuse3.ENOATTR)
-            return value
+    def _drop(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        with self._lock:
+            for number, times in forgotten:
+                left = self._lookups.get(number, 0) - times
+                if left > 0:
+                    self._lookups[number] = left
+                else:
+                    self._lookups.pop(number, None)
+                    self._nodes.pop(number, None)
+                    self._parents.pop(number, None)
+                    self._files.pop(number, None)
 
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        with _errno_for_errors():
-            return [XAttrNameT(name) for name in sorted(self._extended(inode))]
+    def _getattr(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        return wire.attr_out(self._node(request.node).attributes())
 
-    async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        with _errno_for_errors():
-            return _statvfs(await trio.to_thread.run_sync(self._statfs, limiter=self._threads))
+    def _readlink(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        node = self._node(request.node)
+        if not isinstance(node, Symlink):
+            raise _refusal(errno.EINVAL)
+        return node.target()
+
+    def _getxattr(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        name = bytes(body[wire.XATTR_IN.size : -1])
+        value = self._node(request.node).xattrs().get(name)
+        if value is None:
+            raise _refusal(errno.ENODATA)
+        return _sized(value, body)
+
+    def _listxattr(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        return _sized(b"".join(name + b"\0" for name in sorted(self._node(request.node).xattrs())), body)
+
+    def _statvfs(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        of = self._statfs()
+        return wire.statfs(
+            of.f_blocks, of.f_bfree, of.f_bavail, of.f_files, of.f_ffree, of.f_bsize, of.f_namemax, of.f_frsize
+        )
 
     # -- directories
 
-    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        with _errno_for_errors():
-            directory = self._directory(inode)
-            handle = next(self._handles)
-            self._listings[handle] = (directory, await self._call(directory.ready, directory.names))
-            return FileHandleT(handle)
+    def _opendir(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        directory = self._directory(request.node)
+        handle = next(self._handles)
+        self._listings[handle] = _Listing(directory, directory.names())
+        return wire.open_out(handle)
 
-    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """Entries from `start_id` on until the page is full. An offset is a position in the listing this handle took
-        when it was opened, so a directory that changes meanwhile neither repeats nor skips a name."""
-        with _errno_for_errors():
-            directory, names = self._listings[fh]
-            if start_id < 2:
-                start_id = self._list_dots(directory, start_id, token)
-            for position in range(start_id - 2, len(names)):
-                try:
-                    node, attributes = await self._call(directory.ready, self._find, directory, names[position])
-                except FileNotFoundError:
-                    continue  # removed since the listing was taken
-                name = FileNameT(names[position])
-                if not pyfuse3.readdir_reply(token, name, _entry(attributes), position + 3):
-                    return
+    def _readdirplus(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        """Entries until the reply is full. An offset is a position in the listing this handle took when it was opened,
+        so a directory that changes meanwhile neither repeats nor skips a name."""
+        handle, offset, size = wire.READ_IN.unpack_from(body)
+        directory, names = self._listings[handle]
+        parts: list[bytes] = []
+        for name, own, attributes, node in self._entries(directory, names, offset):
+            offset += 1
+            part = (wire.entry if own else wire.no_entry)(attributes) + wire.listed(name, attributes, offset)
+            size -= len(part)
+            if size < 0:
+                break
+            parts.append(part)
+            if node is not None:
                 self._remember(directory, node)
+        return b"".join(parts)
 
-    async def releasedir(self, fh: FileHandleT) -> None:
-        self._listings.pop(fh, None)
-
-    def _list_dots(self, directory: DirectoryNode, start_id: int, token: ReaddirToken) -> int:
-        """`.` and `..`, of which only the numbers are seen: the kernel does not count them as looked up."""
+    def _entries(
+        self, directory: DirectoryNode, names: Sequence[bytes], start: int
+    ) -> Iterator[tuple[bytes, bool, Attributes, Node | None]]:
         numbers = (directory.ino, self._parents.get(directory.ino, directory.ino))
         for position, name in enumerate((b".", b"..")):
-            entry = _entry(Attributes(ino=numbers[position], mode=stat.S_IFDIR))
-            if position >= start_id:
-                pyfuse3.readdir_reply(token, FileNameT(name), entry, position + 1)
-        return 2
+            if position >= start:
+                yield name, False, Attributes(ino=numbers[position], mode=stat.S_IFDIR), None
+        for position in range(max(0, start - 2), len(names)):
+            try:
+                node, attributes = self._find(directory, names[position])
+            except FileNotFoundError:
+                # Removed since the listing was taken: as a name that leads nowhere, so that offsets count on.
+                yield names[position], False, Attributes(ino=wire.ROOT, mode=stat.S_IFREG), None
+                continue
+            yield names[position], True, attributes, node
+
+    def _releasedir(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        self._listings.pop(wire.NUMBER.unpack_from(body)[0], None)
+        return b""
 
     # -- files
 
-    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        with _errno_for_errors():
-            node = self._node(inode)
-            if not isinstance(node, FileNode):
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            in_bulk = node.may_be_in_bulk and (bool(flags & os.O_DIRECT) or _is_criu(ctx.pid))
-            return self._opened(await self._call(node.open_ready, _open, node, in_bulk))
+    def _open(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        if not self._opens:
+            raise _refusal(errno.ENOSYS)  # the kernel asks once, and opens all others by itself
+        node = self._file_node(request.node)
+        direct = bool(wire.FLAGS.unpack_from(body)[0] & os.O_DIRECT)
+        in_bulk = node.may_be_in_bulk and (direct or _is_criu(request.pid))
+        return wire.open_out(0, wire.DIRECT_IO if in_bulk else wire.KEEP_CACHE)
 
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        with _errno_for_errors():
-            file = self._files[fh]
-            data = await self._call(file.ready(off, size), file.read, off, size)
-            return cast(bytes, data)  # pyfuse3 replies from any contiguous buffer; its stub says bytes
+    def _read(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        _, offset, size = wire.READ_IN.unpack_from(body)
+        file = self._files.get(request.node)
+        if file is None:
+            file = self._opened(request.node)
+        return file.read(offset, min(size, len(room)), room)
 
-    async def flush(self, fh: FileHandleT) -> None:
-        """Nothing is held back, so there is nothing to flush: the kernel asks once and then no more."""
-        raise FUSEError(errno.ENOSYS)
+    def _seek(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        _, offset, whence = wire.SEEK_IN.unpack_from(body)
+        file = self._files.get(request.node) or self._opened(request.node)
+        if whence not in (_SEEK_DATA, _SEEK_HOLE):
+            raise _refusal(errno.EINVAL)
+        found = file.find(offset, hole=whence == _SEEK_HOLE)
+        if found is None:
+            raise _refusal(errno.ENXIO)
+        return wire.NUMBER.pack(found)
 
-    async def release(self, fh: FileHandleT) -> None:
-        with _errno_for_errors():
-            file = self._files.pop(fh, None)
-            if file is not None:
-                file.close()
+    def _done(self, request: wire.Request, body: memoryview, room: bytearray) -> Reply:
+        return b""
+
+    def _ignored(self, request: wire.Request, body: memoryview, room: bytearray) -> None:
+        """A request that is being answered is not broken off."""
 
     # -- helpers
 
-    async def _call(self, ready: bool, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        """Here if it answers at once, else in a worker thread."""
-        if ready:
-            return function(*args)
-        return await trio.to_thread.run_sync(function, *args, limiter=self._threads)
+    def _opened(self, number: int) -> OpenFile:
+        file = self._file_node(number).open()
+        with self._lock:
+            self._files[number] = file
+            while len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+        return file
 
     def _find(self, directory: DirectoryNode, name: bytes) -> tuple[Node, Attributes]:
         """The node of a name: the one already known by its number, as that has its tree loaded."""
@@ -218,35 +252,44 @@ class NodeOperations(pyfuse3.Operations):
         return node, node.attributes()
 
     def _remember(self, parent: DirectoryNode, node: Node) -> None:
-        self._nodes.setdefault(node.ino, node)
-        self._parents[node.ino] = parent.ino
-        self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
+        with self._lock:
+            self._nodes.setdefault(node.ino, node)
+            self._parents[node.ino] = parent.ino
+            self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
 
-    def _node(self, inode: int) -> Node:
-        if inode == pyfuse3.ROOT_INODE:
+    def _node(self, number: int) -> Node:
+        if number == wire.ROOT:
             return self._root
-        node = self._nodes.get(inode)
+        node = self._nodes.get(number)
         if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise _refusal(errno.ESTALE)
         return node
 
-    def _directory(self, inode: int) -> DirectoryNode:
-        node = self._node(inode)
+    def _directory(self, number: int) -> DirectoryNode:
+        node = self._node(number)
         if not isinstance(node, DirectoryNode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise _refusal(errno.ENOTDIR)
         return node
 
-    def _extended(self, inode: int) -> dict[bytes, bytes]:
-        return dict(self._node(inode).xattrs())
-
-    def _opened(self, file: OpenFile) -> FileInfo:
-        handle = next(self._handles)
-        self._files[handle] = file
-        return FileInfo(fh=FileHandleT(handle), direct_io=file.direct_io, keep_cache=file.keep_cache)
+    def _file_node(self, number: int) -> FileNode:
+        node = self._node(number)
+        if not isinstance(node, FileNode):
+            raise _refusal(errno.EISDIR)
+        return node
 
 
-def _open(file: FileNode, in_bulk: bool) -> OpenFile:
-    return file.open(in_bulk=in_bulk)
+def _refusal(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def _sized(value: bytes, body: memoryview) -> bytes:
+    """A value, or how long it is for who has no room yet."""
+    room, _ = wire.XATTR_IN.unpack_from(body)
+    if not room:
+        return wire.XATTR_IN.pack(len(value), 0)
+    if len(value) > room:
+        raise _refusal(errno.ERANGE)
+    return value
 
 
 def _is_criu(pid: int) -> bool:
@@ -259,37 +302,3 @@ def _is_criu(pid: int) -> bool:
             return comm.read(8).startswith(b"criu")
     except OSError:
         return False
-
-
-def _entry(attributes: Attributes) -> EntryAttributes:
-    entry = EntryAttributes()
-    entry.st_ino = InodeT(attributes.ino)
-    entry.st_mode = ModeT(attributes.mode)
-    entry.st_nlink = attributes.nlink
-    entry.st_uid = attributes.uid
-    entry.st_gid = attributes.gid
-    entry.st_rdev = attributes.rdev
-    entry.st_size = attributes.size
-    entry.st_blksize = 1 << 20
-    entry.st_blocks = attributes.blocks
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns
-    entry.attr_timeout = attributes.attr_timeout_s
-    entry.entry_timeout = attributes.entry_timeout_s
-    return entry
-
-
-def _statvfs(of: os.statvfs_result) -> StatvfsData:
-    data = StatvfsData()
-    for field in (
-        "f_bsize",
-        "f_frsize",
-        "f_blocks",
-        "f_bfree",
-        "f_bavail",
-        "f_files",
-        "f_ffree",
-        "f_favail",
-        "f_namemax",
-    ):
-        setattr(data, field, getattr(of, field))
-    return data

@@ -43,12 +43,14 @@ BULK_BYTES = 512 << 10
 # in groups: each by itself took 0.4 ms.
 SMALL_BYTES = 64 << 10
 MOST_AHEAD = 128
+# Who has read so many in another order gets all others, so many at a time, one time after so many reads: a directory is
+# in the cache when an eighth of it was read. Only where it leaves most of the cache to others.
+READ_BEFORE_SWEEP = 64
+SWEPT_AT_ONCE = 128
+SWEEP_PACE = 16
+MOST_SWEPT_BYTES = 64 << 20
 # Who reads in order may leave out so many entries: directories, files that are large or of no interest.
 MOST_LEFT_OUT = 8
-
-# Reads up to this size of what is decoded already are answered on the event loop: 6,000 random reads of 4 KiB a second
-# became 15,000.
-INLINE_BYTES = 64 << 10
 
 NodeKey = bytes
 """16 bytes that name a node for ever: a hash of where it is. Its first 62 bits are the inode number."""
@@ -121,10 +123,6 @@ class SnapshotDirectory(DirectoryNode):
         self._key = key_of(b"snapshot", snapshot.id)
         self.ino = inode_of(self._key)
 
-    @property
-    def ready(self) -> bool:
-        return "_tree" in self.__dict__
-
     def attributes(self) -> Attributes:
         return self._world.made_up(
             self._key, stat.S_IFDIR | 0o555, mtime_ns=self._snapshot.created_ns, entry_timeout_s=CHANGING_S
@@ -168,20 +166,28 @@ class RecordFile(FileNode):
             self._key, stat.S_IFREG | 0o444, size=len(self._text), mtime_ns=self._snapshot.created_ns
         )
 
-    def open(self, *, in_bulk: bool = False) -> OpenFile:
+    def open(self) -> OpenFile:
         return OpenBytes(self._text)
 
 
 class OpenBytes(OpenFile):
     """A small file that is in memory."""
 
-    keep_cache = True
-
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int, room: bytearray) -> bytes:
         return self._data[offset : offset + length]
+
+    def find(self, offset: int, *, hole: bool) -> int | None:
+        return _find_in(len(self._data), offset, hole=hole)
+
+
+def _find_in(size: int, offset: int, *, hole: bool) -> int | None:
+    """`OpenFile.find` of a file without holes."""
+    if offset >= size:
+        return None
+    return size if hole else offset
 
 
 class _SnapshotWorld:
@@ -217,25 +223,47 @@ class _StoredTree:
         self._world = world
         self._key = key
         self._entries = world.tree(ident) if ident is not None else Tree(())
-        # How its files are being opened: at which position last, how far ahead, up to which position that was.
+        # How its files are being read: at which position last, how far ahead, up to which position that was.
         self._last, self._step, self._named = -1, 1, 0
+        # How many were read out of order, and how far the rest was named for that.
+        self._others, self._swept = 0, 0
 
     def names(self) -> Sequence[bytes]:
         return [entry.name for entry in self._entries.entries]
 
     def ahead(self, entry: Entry) -> list[ObjectId]:
-        """The contents of small files that come next and were not named yet, for one who opens the files in order; so
-        many more each time. None for one who does not."""
+        """The contents of small files that will be wanted next and were not named yet: those that follow, for one who
+        reads the files in order, so many more each time; some of all others, for one who has read many in any order (as
+        grep does in a directory of 10,000)."""
         at = bisect_left(self._entries.entries, entry.name, key=attrgetter("name"))
         in_order = 0 < at - self._last <= MOST_LEFT_OUT
-        self._step = min(2 * self._step, MOST_AHEAD) if in_order else 1
-        self._named = self._named if in_order else 0
         self._last = at
+        if not in_order:
+            self._step, self._named = 1, 0
+            return self._sweep()
+        self._step = min(2 * self._step, MOST_AHEAD)
         first = max(at + 1, self._named)
-        if not in_order or first - at > self._step // 2:
+        if first - at > self._step // 2:
             return []
         self._named = at + 1 + self._step
-        return [one.content for one in self._entries.entries[first : self._named] if one.content and _is_small(one)]
+        return self._contents(first, self._named)
+
+    def _sweep(self) -> list[ObjectId]:
+        self._others += 1
+        if self._others < READ_BEFORE_SWEEP or not self._may_be_swept:
+            return []
+        first = self._swept
+        if first > SWEPT_AT_ONCE * (self._others - READ_BEFORE_SWEEP) // SWEEP_PACE:
+            return []
+        self._swept = first + SWEPT_AT_ONCE
+        return self._contents(first, self._swept)
+
+    @cached_property
+    def _may_be_swept(self) -> bool:
+        return sum(entry.size for entry in self._entries.entries if _is_small(entry)) <= MOST_SWEPT_BYTES
+
+    def _contents(self, first: int, end: int) -> list[ObjectId]:
+        return [one.content for one in self._entries.entries[first:end] if one.content and _is_small(one)]
 
     def lookup(self, name: bytes) -> Node:
         entry = self._entries.find(name)
@@ -258,10 +286,6 @@ class _StoredNode(Node):
         self._world = world
         self._key = key
         self._entry = entry
-
-    @property
-    def ready(self) -> bool:
-        return not self._entry.is_linked or "links" in self._world.__dict__
 
     def attributes(self) -> Attributes:
         entry = self._entry
@@ -287,10 +311,6 @@ class _StoredNode(Node):
 
 class StoredDirectory(_StoredNode, DirectoryNode):
     """A directory of a snapshot; its tree is read when something in it is named or listed."""
-
-    @property
-    def ready(self) -> bool:
-        return "_tree" in self.__dict__
 
     def lookup(self, name: bytes) -> Node:
         return self._tree.lookup(name)
@@ -321,10 +341,6 @@ class FileOfSnapshot(_StoredNode, FileNode):
         super().__init__(world, key, entry)
         self._tree = tree
 
-    @property
-    def ready(self) -> bool:
-        return super().ready and (self._entry.size <= LEAF_SPAN or "_zeros" in self.__dict__)
-
     def _holes(self) -> int:
         return self._zeros if self._entry.size > LEAF_SPAN else 0
 
@@ -336,69 +352,63 @@ class FileOfSnapshot(_StoredNode, FileNode):
         return 0
 
     @property
-    def open_ready(self) -> bool:
-        return self._entry.content is None or _is_small(self._entry)
-
-    @property
     def may_be_in_bulk(self) -> bool:
         return is_pages(self._entry.name)
 
-    def open(self, *, in_bulk: bool = False) -> OpenFile:
+    def open(self) -> OpenFile:
         world = self._world
         if self._entry.content is not None and _is_small(self._entry):
             if ahead := self._tree.ahead(self._entry):
                 world.reader.prefetch(ahead)
             return OpenSmallFile(world, self._entry, self._entry.content)
         with world.world.reading(world.snapshot.id):
-            return OpenStoredFile(world, world.reader.open(self._entry), in_bulk and self.may_be_in_bulk)
+            return OpenStoredFile(world, world.reader.open(self._entry))
 
 
 class OpenSmallFile(OpenFile):
     """A small file of a snapshot, open: looked up when it is read, as it is in the cache then, most likely."""
-
-    keep_cache = True
 
     def __init__(self, world: _SnapshotWorld, entry: Entry, content: ObjectId) -> None:
         self._world = world
         self._entry = entry
         self._content = content
 
-    def ready(self, offset: int, length: int) -> bool:
-        return self._world.reader.holds((), (self._content,))
-
-    def read(self, offset: int, length: int) -> bytes | memoryview:
+    def read(self, offset: int, length: int, room: bytearray) -> bytes | memoryview:
         reader = self._world.reader
+        plain = reader.cached_chunk(self._content)
+        if plain is not None and len(plain) == self._entry.size:
+            return memoryview(plain)[offset : offset + length]
         with self._world.world.reading(self._world.snapshot.id):
-            if reader.holds((), (self._content,)):
-                plain = reader.chunk(self._content)
-                if len(plain) == self._entry.size:
-                    return memoryview(plain)[offset : offset + length]
             return reader.open(self._entry).read(offset, length)
+
+    def find(self, offset: int, *, hole: bool) -> int | None:
+        return _find_in(self._entry.size, offset, hole=hole)
 
 
 class OpenStoredFile(OpenFile):
     """A file of a snapshot, open."""
 
-    keep_cache = True
-
-    def __init__(self, world: _SnapshotWorld, stored: StoredFile, direct_io: bool) -> None:
+    def __init__(self, world: _SnapshotWorld, stored: StoredFile) -> None:
         self._world = world
         self._stored = stored
-        self.direct_io = direct_io
         self._next = 0
         self._asked = 0
 
-    def ready(self, offset: int, length: int) -> bool:
-        # A large read is copied for longer than the way to a thread takes, and two threads copy at once.
-        return length <= INLINE_BYTES and self._stored.cached(offset, length)
-
-    def read(self, offset: int, length: int) -> bytearray:
+    def read(self, offset: int, length: int, room: bytearray) -> memoryview:
+        length = max(0, min(length, self._stored.size - offset))
         if length < BULK_BYTES:
+            there = self._stored.cached(offset, length)
             self._read_ahead(offset, length)
-        buffer = bytearray(max(0, min(length, self._stored.size - offset)))
+            if there is not None:
+                return there
+        wanted = memoryview(room)[:length]
         with self._world.world.reading(self._world.snapshot.id):
-            self._stored.read_into(offset, buffer)
-        return buffer
+            self._stored.read_into(offset, wanted)
+        return wanted
+
+    def find(self, offset: int, *, hole: bool) -> int | None:
+        with self._world.world.reading(self._world.snapshot.id):
+            return self._stored.find(offset, hole=hole)
 
     def _read_ahead(self, offset: int, length: int) -> None:
         """Have the engine decode what a sequential reader will want next, on the other cores meanwhile.

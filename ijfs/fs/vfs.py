@@ -96,8 +96,6 @@ class RootDirectory(DirectoryNode):
 class SnapshotsDirectory(DirectoryNode):
     """snapshots/: one directory per snapshot, newest first. A prefix of an id names a link, which is not listed."""
 
-    ready = False
-
     def __init__(self, world: World) -> None:
         self._world = world
         self._key = key_of(b"snapshots")
@@ -131,8 +129,6 @@ class SnapshotsDirectory(DirectoryNode):
 class LinksDirectory(DirectoryNode):
     """branches/, tags/ and live/: names that point at snapshots. The engine lets no name have a slash in it."""
 
-    ready = False
-
     def __init__(self, world: World, name: bytes, targets: Callable[[], Mapping[str, ObjectId]]) -> None:
         self._world = world
         self._name = name
@@ -158,8 +154,6 @@ class LinksDirectory(DirectoryNode):
 
 class Link(Symlink):
     """A link whose target is looked up each time it is read; without one it does not exist."""
-
-    ready = False
 
     def __init__(self, world: World, key: NodeKey, target: Callable[[], bytes]) -> None:
         self.ino = inode_of(key)

@@ -26,7 +26,7 @@ from ijfs.cli.main import SECTIONS, VERBS, cli
 from ijfs_engine.errors import IjfsError, LockedError, PartialError, PreflightError, StorageError, TargetDiedError
 
 # `ijfs --help` is answered by these and no more: rich, msgspec, lmdb, trio, jupyter_client cost 20 to 300 ms each.
-HEAVY = {"rich", "msgspec", "lmdb", "trio", "pyfuse3", "jupyter_client", "numpy", "psutil", "ijfs_engine"}
+HEAVY = {"rich", "msgspec", "lmdb", "trio", "jupyter_client", "numpy", "psutil", "ijfs_engine"}
 
 
 def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:

@@ -17,7 +17,7 @@ from waiting import eventually
 
 from ijfs_engine import CorruptError, IjfsError, Reader, Repository, Segments, StoredFile
 from ijfs_engine.format.frames import BaseExtent, Codec, EncodedChunk, chunk_id, pack_bases
-from ijfs_engine.read import chunk_reader
+from ijfs_engine.read import bulk, chunk_reader
 from ijfs_engine.util.byte_lru import ByteLru
 
 MIB = 1 << 20
@@ -146,7 +146,8 @@ def test_a_far_away_store_is_waited_for_once_per_request(
     repository: Repository, root: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(chunk_reader, "simulate_latency", waits.append)
+    for module in (bulk, chunk_reader):
+        monkeypatch.setattr(module, "simulate_latency", waits.append)
     reader = repository.reader(delay_s=0.05)
     file = reader.open(reader.lookup(root, "large"))
     file.read(0, MIB // 4)

@@ -124,10 +124,10 @@ def test_two_mounts_in_turn_in_one_process(mountpoint: Path, stored: Stored) -> 
         in_mount(mountpoint, stored.images, look)
 
 
-def test_reading_ahead_is_raised_to_one_mebibyte(mountpoint: Path, stored: Stored) -> None:
+def test_reading_ahead_is_raised_to_four_requests(mountpoint: Path, stored: Stored) -> None:
     def look(images: Path) -> None:
         found = mountinfo.find_mount(images.parent)
         assert found is not None
-        assert Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").read_text().strip() == "1024"
+        assert Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").read_text().strip() == "4096"
 
     in_mount(mountpoint, stored.images, look)

@@ -64,7 +64,7 @@ ensure_locked_packages() {
         return
     fi
     say "python" "installing what the locks pin into .venv"
-    # In two steps: pyfuse3 comes as source only, and without build isolation its build uses the pinned tools.
+    # In two steps: what comes as source only is built, without build isolation, by the pinned tools.
     pip_install --only-binary :all: --require-hashes --requirement requirements/build.lock
     pip_install --no-build-isolation --require-hashes --requirement requirements/checkout.lock
     stamp locks "$made_from"

@@ -2,8 +2,8 @@
 # The system packages, from the distribution's own archive. Sourced by tools/setup; provides ensure_system_packages.
 
 SYSTEM_PACKAGES=(
-    build-essential pkg-config libfuse3-dev # pyfuse3 and the engine's extensions are compiled here
-    libzstd-dev                             # which link it
+    build-essential                         # the engine's extensions are compiled here
+    libzstd-dev                             # and link it
     python3 python3-dev python3-venv        # Debian's python3 alone has neither headers nor ensurepip
     ca-certificates                         # for pip
     fuse3                                   # fusermount3, and /etc/fuse.conf

@@ -59,6 +59,18 @@ class LeafMap:
         found = (rows[at : at + len(NO_PLACE)] for at in range(0, len(rows), len(NO_PLACE)))
         return (row for row in found if row != NO_PLACE)
 
+    def piece(self, offset: int, length: int) -> Slice | None:
+        """What bytes [offset, offset + length) are, if one extent has them all; the range lies inside the leaf."""
+        leaf = self.leaf
+        at = bisect_right(self.starts, offset) - 1
+        inside = offset - self.starts[at]
+        if inside + length > leaf.length[at]:
+            return None
+        number = leaf.index[at]
+        if number == ZERO_RUN:
+            return Slice(None, 0, length)
+        return Slice(leaf.ids[number * ID_SIZE : (number + 1) * ID_SIZE], leaf.offset[at] + inside, length)
+
     def slices(self, offset: int, length: int) -> Iterator[Slice]:
         """What bytes [offset, offset + length) are made of, in order; the range lies inside the leaf."""
         leaf = self.leaf

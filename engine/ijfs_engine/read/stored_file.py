@@ -84,16 +84,34 @@ class StoredFile:
         if not self._single:
             self._chunks.locate([ident for ident, _ in self._parts])
 
-    def cached(self, offset: int, length: int) -> bool:
-        """Whether reading these bytes would touch no disk and decode nothing, as far as can be told now.
+    def cached(self, offset: int, length: int) -> memoryview | None:
+        """These bytes without a copy, if they are there, and zeros or all of one chunk in the cache; `length` is at
+        most a MiB. For small reads of what was read before: 4 µs."""
+        at = bisect_right(self._starts, offset) - 1
+        if at < 0:
+            return None
+        ident, size = self._parts[at]
+        inside = offset - self._starts[at]
+        if length <= 0 or inside + length > size:
+            return None
+        piece: Slice | None = Slice(ident, inside, length)
+        if not self._single:
+            leaf = self._chunks.cached_leaf(ident)
+            piece = leaf.piece(inside, length) if leaf is not None and leaf.size == size else None
+        if piece is None:
+            return None
+        if piece.id is None:
+            return _ZEROS[:length]
+        plain = self._chunks.cached_chunk(piece.id)
+        return _cut(plain, piece) if plain is not None else None
 
-        For callers that read at once if so and in another thread if not.
-        """
-        first = max(0, bisect_right(self._starts, offset) - 1)
-        parts = self._parts[first : bisect_right(self._starts, offset + length - 1)]
-        if not self._single and not self._chunks.holds(ident for ident, _ in parts):
-            return False
-        return self._chunks.holds((), (piece.id for piece in self.slices(offset, length)))
+    def find(self, offset: int, *, hole: bool) -> int | None:
+        """Where the next bytes that are known to be zeros, or that are not, begin from `offset` on: for SEEK_HOLE, to
+        which the end of a file is a hole, and SEEK_DATA. None where there are none. CorruptError."""
+        for extent in self.extents(offset) if offset < self.size else ():
+            if extent.zero == hole:
+                return extent.offset
+        return self.size if hole and offset < self.size else None
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer only at the end of the file. CorruptError, never wrong bytes."""
