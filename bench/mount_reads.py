@@ -1,9 +1,11 @@
-"""How fast a mounted snapshot is read, against the same images on tmpfs: `python -m bench.mount_reads`, as root.
+"""How fast a mounted snapshot is read, beside the same bytes elsewhere: `python -m bench.mount_reads`, as root.
 
-A Python process with `--gib` of memory (half random, half at four bits a byte) is dumped to tmpfs and imported; its
-images are then read from there and from a mount of the repository: in a row, again from the page cache, by O_DIRECT in
-1 MiB pieces, at random in 4 KiB, and by `criu restore`, which reads all before the program runs. Each round mounts
-anew, so that neither the kernel nor the engine has anything of the snapshot in memory; the packs are in the page cache.
+A Python process with `--gib` of memory (half random, half at four bits a byte) is dumped to tmpfs, and 100,000 small
+files are made. Both are imported into a repository and put into a squashfs (zstd). The images are then read from tmpfs,
+from a mount of the repository and from squashfuse: in a row, again from the page cache, by O_DIRECT in 1 MiB pieces, at
+random in 4 KiB all over and in 64 MiB (where chunks repeat), and by `criu restore`, which reads all before the program
+runs. The small files are read by `grep -r`, beside an ext4 just mounted. Each round mounts anew, so that neither
+the kernel nor the engine has anything of it in memory; packs and squashfs are in the page cache, the ext4 is not.
 """
 
 from __future__ import annotations
@@ -18,18 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from bench import common
+from bench import common, mount_places
 from bench.dump_targets import CACHE, dump
-from ijfs.fs import mountpoint as mounting
 from ijfs.live.criu import command as criu_command
-from ijfs_engine import Repository
 
 MIB = 1 << 20
 RANDOM_READS = 5000
+HOT = 64 * MIB
 _PR_SET_CHILD_SUBREAPER = 36
 
 PROGRAM = """
@@ -57,13 +58,6 @@ def make_images(gib: float, images: Path) -> None:
         process.communicate()
 
 
-def import_images(images: Path, repository: Path) -> None:
-    """A repository with one snapshot of them."""
-    with Repository.init(repository) as opened, opened.begin() as writer:
-        writer.add_images("images", {path.name: path for path in images.iterdir()})
-        writer.commit(branch="main")
-
-
 def in_a_row(path: Path) -> float:
     """Bytes a second of reading it all, 1 MiB at a time."""
     return _rate(path, os.O_RDONLY)
@@ -87,8 +81,22 @@ def _rate(path: Path, flags: int) -> float:
 
 
 def at_random(path: Path) -> float:
-    """Random 4 KiB reads a second, no two of the same page."""
+    """Random 4 KiB reads a second all over a file, no two of the same page."""
     pages = random.Random(1).sample(range(path.stat().st_size // 4096), RANDOM_READS)
+    return _random_rate(path, pages)
+
+
+def at_random_again(path: Path) -> float:
+    """The same in its first 64 MiB, of which each 32 KiB were touched before: chunks repeat, pages do not."""
+    size = min(HOT, path.stat().st_size)
+    touched = {offset // 4096 for offset in range(0, size, 32 << 10)}
+    _random_rate(path, sorted(touched))
+    pages = [page for page in range(size // 4096) if page not in touched]
+    random.Random(2).shuffle(pages)
+    return _random_rate(path, pages)
+
+
+def _random_rate(path: Path, pages: Sequence[int]) -> float:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     began = time.perf_counter()
@@ -96,7 +104,15 @@ def at_random(path: Path) -> float:
         os.pread(descriptor, 4096, page * 4096)
     seconds = time.perf_counter() - began
     os.close(descriptor)
-    return RANDOM_READS / seconds
+    return len(pages) / seconds
+
+
+def grep_s(tree: Path) -> float:
+    """Seconds of `grep -r` that finds nothing."""
+    began = time.perf_counter()
+    done = subprocess.run(["grep", "-r", "not in any of them", os.fspath(tree)], check=False)
+    assert done.returncode == 1
+    return time.perf_counter() - began
 
 
 def restored_s(images: Path) -> float:
@@ -115,61 +131,48 @@ def restored_s(images: Path) -> float:
         return seconds
 
 
-@contextmanager
-def mounted(repository: Path) -> Iterator[Path]:
-    """A fresh mount; where the images are in it."""
-    with tempfile.TemporaryDirectory() as place:
-        mounting.mount(repository, Path(place))
-        try:
-            yield Path(place) / "branches" / "main" / "images"
-        finally:
-            mounting.umount(Path(place))
+Found = dict[str, dict[str, list[float]]]
+"""Every round, by measure and place."""
+Place = Callable[[], AbstractContextManager[Path]]
+
+MEASURES: dict[str, Callable[[Path], float]] = {
+    "O_DIRECT, MB/s": lambda images: direct(images / "pages-1.img") / 1e6,
+    "random 4 KiB, 1/s": lambda images: at_random(images / "pages-1.img"),
+    "random 4 KiB in 64 MiB, 1/s": lambda images: at_random_again(images / "pages-1.img"),
+    "criu restore, s": restored_s,
+}
+GREP = "grep -r of small files, s"
 
 
-Page = dict[str, dict[str, list[float]]]
-
-MEASURES = ("in a row, MB/s", "again, MB/s", "O_DIRECT, MB/s", "random 4 KiB, 1/s", "criu restore, s")
-
-
-def measure(images: Path, repository: Path, rounds: int) -> Page:
-    """Every round of every measure, by measure and by place; the two places in turn."""
-    found: Page = {measure: {"tmpfs": [], "mount": []} for measure in MEASURES}
+def measure(places: dict[str, Place], small: dict[str, Place], rounds: int) -> Found:
+    """Every round of every measure; the places in turn. `places` have the images, `small` the small files."""
+    found: Found = {}
 
     def add(what: str, where: str, value: float) -> None:
-        found[what][where].append(value)
+        found.setdefault(what, {}).setdefault(where, []).append(value)
         print(f"{where}: {what} {value:,.2f}", file=sys.stderr, flush=True)
 
     for _ in range(rounds):
-        _measure_reads(lambda what, value: add(what, "tmpfs", value), lambda: _always(images))
-        _measure_reads(lambda what, value: add(what, "mount", value), lambda: mounted(repository))
+        for where, place in places.items():
+            with place() as images:
+                add("in a row, MB/s", where, in_a_row(images / "pages-1.img") / 1e6)
+                add("again, MB/s", where, in_a_row(images / "pages-1.img") / 1e6)
+            for what, rate in MEASURES.items():
+                with place() as images:
+                    add(what, where, rate(images))
+        for where, place in small.items():
+            with place() as tree:
+                add(GREP, where, grep_s(tree))
     return found
 
 
-@contextmanager
-def _always(images: Path) -> Iterator[Path]:
-    yield images
-
-
-def _measure_reads(add: Callable[[str, float], None], place: Callable[[], AbstractContextManager[Path]]) -> None:
-    with place() as images:
-        pages = images / "pages-1.img"
-        add("in a row, MB/s", in_a_row(pages) / 1e6)
-        add("again, MB/s", in_a_row(pages) / 1e6)
-    with place() as images:
-        add("O_DIRECT, MB/s", direct(images / "pages-1.img") / 1e6)
-    with place() as images:
-        add("random 4 KiB, 1/s", at_random(images / "pages-1.img"))
-    with place() as images:
-        add("criu restore, s", restored_s(images))
-
-
-def rows(found: Page) -> list[list[str]]:
-    """Medians of both places and their ratio."""
+def rows(found: Found, places: Sequence[str]) -> list[list[str]]:
+    """Medians of every place."""
     lines = []
-    for what, places in found.items():
-        tmpfs, mount = (statistics.median(places[where]) for where in ("tmpfs", "mount"))
+    for what, measured in found.items():
         digits = 2 if what.endswith(" s") else 0
-        lines.append([what, f"{tmpfs:,.{digits}f}", f"{mount:,.{digits}f}", f"{mount / tmpfs:.3f}×"])
+        medians = [statistics.median(measured[where]) if where in measured else None for where in places]
+        lines.append([what, *("" if value is None else f"{value:,.{digits}f}" for value in medians)])
     return lines
 
 
@@ -177,6 +180,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--gib", type=float, default=1.0, help="memory of the program")
+    parser.add_argument("--files", type=int, default=mount_places.SMALL_FILES, help="small files")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=CACHE, help="where the repository goes")
     parser.add_argument("--json", type=Path, default=CACHE / "bench" / "mount_reads.json")
@@ -197,15 +201,46 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir="/dev/shm") as images,
         common.empty_directory(options.work / "mount-reads") as work,
     ):
+        tree = work / "small"
         make_images(options.gib, Path(images))
-        import_images(Path(images), work / "repo")
-        found = measure(Path(images), work / "repo", options.rounds)
+        mount_places.make_small_files(tree, options.files)
+        places, small = make_places(Path(images), tree, work)
+        found = measure(places, small, options.rounds)
     load.append(os.getloadavg()[0])
-    print(common.table(["images of 1 program", "tmpfs", "mount", "ratio"], rows(found)))
+    heads = ["tmpfs", "mount", "squashfuse", "ext4, cold"]
+    print(common.table(["", *heads], rows(found, heads)))
+    if why := mount_places.why_no_squashfuse():
+        print(why)
     print(f"\nload average before and after: {load[0]:.1f}, {load[1]:.1f}")
     common.write_json(
         options.json, {"machine": machine, "versions": versions, "gib": options.gib, "load": load, "found": found}
     )
+
+
+def make_places(images: Path, tree: Path, work: Path) -> tuple[dict[str, Place], dict[str, Place]]:
+    """Where the images and where the small files are to be read."""
+    mount_places.make_repository(work / "repo", images, tree)
+    mount_places.make_ext4(work / "ext4", tree)
+    places: dict[str, Place] = {
+        "tmpfs": lambda: nullcontext(images),
+        "mount": lambda: below(mount_places.mounted(work / "repo"), "images"),
+    }
+    small: dict[str, Place] = {
+        "mount": lambda: below(mount_places.mounted(work / "repo"), "files"),
+        "ext4, cold": lambda: mount_places.cold_ext4(work / "ext4"),
+    }
+    if mount_places.why_no_squashfuse() is None:
+        mount_places.make_squash(work / "squash", images, tree)
+        places["squashfuse"] = lambda: below(mount_places.squashfuse(work / "squash"), images.name)
+        small["squashfuse"] = lambda: below(mount_places.squashfuse(work / "squash"), tree.name)
+    return places, small
+
+
+@contextmanager
+def below(place: AbstractContextManager[Path], name: str) -> Iterator[Path]:
+    """A directory in a mount."""
+    with place as path:
+        yield path / name
 
 
 if __name__ == "__main__":
