@@ -25,7 +25,7 @@ COLUMNS = [
     Column("SNAPSHOT", style="yellow", drop=2),
     Column("PORTS", optional=True),
     Column("PID", right=True, drop=3),
-    Column("PROGRAM", flex=True, drop=1),
+    Column("PROGRAM", flex=True),
 ]
 
 
