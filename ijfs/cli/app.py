@@ -148,7 +148,10 @@ class VerbGroup(click.Group):
 
 def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: Any, **kwargs: Any) -> None:
     """Call a verb, print its answer, close what it opened, leave with its exit code."""
+    from ijfs import settings
+
     app = click.get_current_context().ensure_object(App)
+    settings.hand_on()
     with app.closing:
         answer = function(app, *args, **kwargs)
         if answer is not None:

@@ -72,6 +72,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "prune": VerbEntry("prune", "Thin branches out by a policy."),
         "gc": VerbEntry("gc", "Free what no branch, tag or live program reaches."),
         "fsck": VerbEntry("fsck", "Check every byte and reference."),
+        "config": VerbEntry("config", "Show or set what you always want: network, GPU, repository."),
         "completion": VerbEntry("completion", "Print a shell's completion script."),
     },
 }

@@ -31,6 +31,8 @@ DONE_AS = {
     "unmount": "umount",
     "copy": "cp",
     "get": "cp",
+    "settings": "config",
+    "configure": "config",
 }
 """Verbs that change nothing, by other words for them. They are done as if they had been typed by their name."""
 

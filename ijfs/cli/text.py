@@ -1,4 +1,4 @@
-"""Small pure functions that turn numbers, times and names into what a person reads. Called by every verb."""
+"""What the verbs say things with: the words of the drawing (ijfs.drawing.words), and those that only they need."""
 
 from __future__ import annotations
 
@@ -7,23 +7,16 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 
-SHORT_ID = 10
-"""Hex digits shown of an id: 40 bits, unique in any repository a person reads; all 64 are in --json."""
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units with three significant digits: 999 B, 1.25 MB, 48.1 MB, 313 MB."""
-    value = float(count)
-    unit = 0
-    while abs(value) >= 999.5 and unit < len(_UNITS) - 1:
-        value /= 1000
-        unit += 1
-    if unit == 0:
-        return f"{int(count)} B"
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f} {_UNITS[unit]}"
+from ijfs.drawing.words import SHORT_ID as SHORT_ID
+from ijfs.drawing.words import age as age
+from ijfs.drawing.words import cells as cells
+from ijfs.drawing.words import clip as clip
+from ijfs.drawing.words import count as count
+from ijfs.drawing.words import first_line as first_line
+from ijfs.drawing.words import natural as natural
+from ijfs.drawing.words import printable as printable
+from ijfs.drawing.words import short as short
+from ijfs.drawing.words import size as size
 
 
 def seconds(value: float) -> str:
@@ -36,22 +29,6 @@ def seconds(value: float) -> str:
         return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def age(then_ns: int, now_ns: int | None = None) -> str:
-    """How long ago a moment (ns since the epoch) was, in one unit: now, 12 s, 3 min, 5 h, 9 d, or a date."""
-    elapsed = ((time.time_ns() if now_ns is None else now_ns) - then_ns) // 1_000_000_000
-    if elapsed < 2:
-        return "now"
-    for limit, divisor, unit in (
-        (100, 1, "s"),
-        (100 * 60, 60, "min"),
-        (48 * 3600, 3600, "h"),
-        (60 * 86400, 86400, "d"),
-    ):
-        if elapsed < limit:
-            return f"{elapsed // divisor} {unit}"
-    return time.strftime("%Y-%m-%d", time.localtime(then_ns / 1e9))
 
 
 def ago(then_ns: int, now_ns: int | None = None) -> str:
@@ -71,23 +48,6 @@ def iso(then_ns: int) -> str:
     return f"{stamp}.{then_ns // 1_000_000 % 1000:03d}Z"
 
 
-def short(object_id: bytes) -> str:
-    """The first digits of an id, as shown to a person."""
-    return object_id.hex()[:SHORT_ID]
-
-
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """1 snapshot, 2 snapshots, 12,000 pages."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """What to sort names by, so that agent-2 comes before agent-10."""
-    return [
-        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name) if part
-    ]
-
-
 def listing(words: Iterable[str]) -> str:
     """a; a and b; a, b and c."""
     items = list(words)
@@ -99,16 +59,6 @@ def listing(words: Iterable[str]) -> str:
 def ratio(logical: int, stored: int) -> str:
     """How many times more is held than stored: 12.4×, or – where nothing is stored."""
     return f"{logical / stored:.1f}×" if stored else "–"
-
-
-def printable(text: str) -> str:
-    """Text from a repository or a program with control characters made visible.
-
-    A message or file name may hold escape sequences; a terminal must never run them.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in text)
 
 
 def unprintable(shown: str) -> Iterator[bytes]:
@@ -143,28 +93,3 @@ def place(path: str) -> str:
     """A path for a person: the home directory as ~."""
     home = os.path.expanduser("~")
     return "~" + path[len(home) :] if home != "/" and path.startswith(home + "/") else path
-
-
-def first_line(message: str) -> str:
-    """The subject of a snapshot's message, safe to print."""
-    lines = message.strip().splitlines()
-    return printable(lines[0]) if lines else ""
-
-
-def cells(text: str) -> int:
-    """Terminal columns a text takes (wide and combining characters counted rightly)."""
-    if text.isascii():
-        return len(text)
-    import unicodedata
-
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def clip(text: str, width: int) -> str:
-    """Text cut to a number of terminal columns, with an ellipsis where something is left out."""
-    if cells(text) <= width:
-        return text
-    kept = text[: max(width - 1, 0)]
-    while cells(kept) > max(width - 1, 0):
-        kept = kept[:-1]
-    return kept.rstrip() + "…" if width > 0 else ""

@@ -1,7 +1,7 @@
 """The program's side of the guest port: how a program inside a sandbox speaks to its keeper.
 
 Called by programs through `import ijfs` and by the `%ijfs` magics; docs/architecture.md has the protocol.
-Standard library only and nothing else of ijfs: it runs in whatever Python the program brought, from 3.9 on.
+Standard library only and of ijfs only the drawing: it runs in whatever Python the program brought, from 3.9 on.
 """
 
 from __future__ import annotations

@@ -178,14 +178,20 @@ class _Listener(threading.Thread):
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(port.TIMEOUT_S)
                 told = port.decode(port.read_line(connection))
-                answer = handle(told.get("event"), beside=told.get("beside") is True, env=told.get("env"))
+                variables = told.get("env")
+                answer = handle(
+                    told.get("event"),
+                    beside=told.get("beside") is True,
+                    env=variables if isinstance(variables, dict) else {},
+                )
                 connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def handle(event: object, *, beside: bool = False, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Run what an event of the keeper asks for; returns the answer to send. Unknown events are taken for done.
 
-    `beside`: this is a copy, and others of the same snapshot may run. `env`: variables that it was given.
+    `beside`: this is a copy, and others of the same snapshot may run. `env`: variables that it has from now on; its
+    hooks find them in os.environ.
     """
     if event == "before_save":
         if not _gate.close():
@@ -195,8 +201,10 @@ def handle(event: object, *, beside: bool = False, env: dict[str, str] | None = 
     _gate.open()
     if event != "after_restore":
         return _outcome([])
-    os.environ.update(env or {})
-    return _outcome([randomness.reseed, *_after_restore] if beside else _after_restore)
+    if env:
+        os.environ.update(env)
+    answer = _outcome([randomness.reseed, *_after_restore] if beside else _after_restore)
+    return {**answer, "ok": {"env": True}} if env else answer
 
 
 def _outcome(hooks: list[Callable[[], object]]) -> dict[str, Any]:

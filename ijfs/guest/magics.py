@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from collections.abc import Callable
 from typing import Any
 
+from ijfs.drawing import tree
+from ijfs.drawing.render import Drawing, as_text
 from ijfs.guest import port, saving
-from ijfs.guest.drawing import draw_log, draw_tree
 
 USAGE = """\
 %ijfs save [-m MESSAGE]   save this program as a snapshot; returns again, resumed, in every restored child
 %ijfs log                 the repository's snapshots, newest first
-%ijfs tree                the same as a tree; * marks where this program is
+%ijfs tree                the same as a picture; @ marks where this program is
 %ijfs status              this program's instance, repository and last snapshot
 %ijfs auto on|off         save after a cell when 5 % of the memory changed or 300 s went by since the last save, unless
                           the program would stand still for more than 2 s
                           (auto on --changed PERCENT --every SECONDS --limit SECONDS)"""
+
+NOTHING_YET = "no snapshots yet: `%ijfs save` makes one"
 
 AUTO_VARIABLE = "IJFS_AUTO"
 """Set by the Jupyter provisioner to what stands behind `auto on`: saving after cells begins with the kernel."""
@@ -148,11 +150,19 @@ def _message(words: list[str]) -> str | None:
 
 
 def _log(words: list[str]) -> None:
-    print(draw_log(port.ask({"verb": "log"}), now_ns=time.time_ns()))
+    scene = tree.Scene.of_answer(port.ask({"verb": "log"}))
+    print(as_text(tree.log_lines(scene)) if scene.snapshots else NOTHING_YET)
 
 
 def _tree(words: list[str]) -> None:
-    print(draw_tree(port.ask({"verb": "log"}), now_ns=time.time_ns()))
+    scene = tree.Scene.of_answer(port.ask({"verb": "log"}))
+    if not scene.snapshots:
+        print(NOTHING_YET)
+        return
+    import IPython.display
+
+    show: Any = IPython.display.display
+    show(Drawing(tree.picture(scene)))
 
 
 def _status(words: list[str]) -> None:

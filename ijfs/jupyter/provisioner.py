@@ -18,8 +18,9 @@ from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Bool, Enum, Unicode
+from traitlets import Bool, Enum, Unicode, default
 
+from ijfs import settings
 from ijfs.guest.magics import AUTO_VARIABLE
 from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
 from ijfs.jupyter.naming import instance_name
@@ -48,6 +49,24 @@ class IjfsProvisioner(KernelProvisionerBase):
     attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
     auto = Unicode("", config=True, help="Save after cells: `on`, or what `%ijfs auto` takes, `on --every 60`.")
+
+    @default("network")
+    def _network_of_the_user(self) -> str:
+        return settings.value("network")
+
+    @default("base")
+    def _base_of_the_user(self) -> str:
+        return settings.value("base")
+
+    @default("gpu")
+    def _gpu_of_the_user(self) -> bool:
+        return settings.is_true("gpu")
+
+    @default("auto")
+    def _auto_of_the_user(self) -> str:
+        """`auto` is for IPython kernels; others are started without."""
+        ipython = self.kernel_spec is not None and any("ipykernel" in word for word in self.kernel_spec.argv)
+        return settings.value("auto") if ipython else ""
 
     _repository = Path()
     _instance = ""

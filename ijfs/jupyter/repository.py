@@ -8,12 +8,14 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from ijfs import settings
 from ijfs_engine.errors import NoRepositoryError
 
 
 def choose_repository(configured: str | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The kernel spec's repository, else IJFS_REPO, else the user's XDG data directory; `~` is expanded."""
-    chosen = configured or environment.get("IJFS_REPO")
+    """The kernel spec's repository, else IJFS_REPO, else the user's setting, else the user's XDG data directory; `~` is
+    expanded."""
+    chosen = configured or environment.get("IJFS_REPO") or settings.value("repository")
     return Path(chosen).expanduser().absolute() if chosen else user_data_path("ijfs", appauthor=False)
 
 

@@ -15,9 +15,9 @@ from ijfs.cli.main import invoke
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own repository, state or kernel specs, or depends on how pytest is run."""
-    for name in ("IJFS_REPO", "IJFS_DEBUG", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
+    for name in ("IJFS_REPO", "IJFS_DEFAULTS", "IJFS_DEBUG", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "JUPYTER_DATA_DIR"):
+    for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name))
     monkeypatch.setenv("IJFS_SPARE_S", "0")  # nothing may outlive a test
 

@@ -14,7 +14,7 @@ from ijfs.cli.main import VERBS
 
 # Typed by newcomers who had not read the help.
 TYPED = (
-    "status commit checkout switch attach inspect version help clone pull push backup snapshots snapshot images "
+    "status commit checkout switch attach inspect version help clone pull push config backup snapshots snapshot images "
     "kill load checkpoint merge history check info shell connect console delete forget add cp undo blame upgrade "
     "uninstall install jupyter list start pause create dump reset revert stash top rename resume reflog kernels"
 )

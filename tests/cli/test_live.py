@@ -79,7 +79,8 @@ def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs:
     assert same["instance"]["name"] == "count-2", "the name it was saved under is taken by the original"
 
     drawn = ijfs("tree").out
-    assert "├─▶ a  running" in drawn
+    assert "[count] ▶  ▶ a, b " in drawn
+    assert "▶ count-2 " in drawn
     assert "4 live" in drawn
     check(ijfs("tree", "--json").json, "tree")
     check(ijfs("show", "count", "--json").json, "show")

@@ -94,6 +94,8 @@ class Cells:
         def take(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 printed.append(message["content"]["text"])
+            if message["msg_type"] == "display_data":
+                printed.append(message["content"]["data"]["text/plain"] + "\n")
 
         options: dict[str, Any] = {"allow_stdin": False, "stop_on_error": False}
         reply = self.client.execute_interactive(code, timeout=ANSWER_TIMEOUT_S, output_hook=take, **options)

@@ -156,6 +156,15 @@ def test_hooks_run_at_the_keepers_events_and_a_broken_one_is_reported(
     assert stdout == b"before after "
 
 
+def test_a_restored_programs_hooks_find_the_variables_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setenv("GIVEN", "old")
+    monkeypatch.setattr(hooks, "_after_restore", [lambda: seen.append(os.environ["GIVEN"])])
+    assert hooks.handle("after_restore", env={"GIVEN": "new"}) == {"ok": {"env": True}}
+    assert hooks.handle("after_restore") == {"ok": {}}
+    assert seen == ["new", "new"]
+
+
 def test_a_save_waits_for_a_barrier_and_is_refused_when_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IJFS_GUEST", raising=False)
     monkeypatch.setattr(hooks, "BARRIER_WAIT_S", 0.2)

@@ -43,13 +43,29 @@ def test_save_takes_a_quoted_or_a_bare_message(shell: Any, keeper: Peer, capsys:
     assert capsys.readouterr().out.count("saved demo as abababababab") == 3
 
 
-def test_tree_draws_branches_below_their_parent(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tree_is_the_picture_of_the_command_line_and_marks_where_the_program_is(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
     keeper.answer = settles({"ok": LOG})
     shell.run_line_magic("ijfs", "tree")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["o aaaaaaaaaaaa", "├─ * bbbbbbbbbbbb", "└─ o cccccccccccc"]
-    assert lines[1].endswith("(main, v1)  fitted")
-    assert lines[2].endswith("(side)  other way")
+    shown = [line for line in lines if "aaaa" in line or "bbbb" in line or "cccc" in line]
+    assert [line.split("  ")[0] for line in shown] == ["● aaaaaaaaaa", "├─● cccccccccc", "@ bbbbbbbbbb"]
+    assert shown[2].split("  ")[1:3] == ["fitted", "[main] (v1)"]
+
+
+def test_a_page_shows_the_tree_in_colours(shell: Any, keeper: Peer) -> None:
+    keeper.answer = settles({"ok": {**LOG, "live": [{"name": "main", "snapshot": B}], "repository": "/r"}})
+    shown: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", shown.append)
+        shell.run_line_magic("ijfs", "tree")
+    (drawing,) = shown
+    page = drawing._repr_html_()
+    assert page.startswith("<pre")
+    assert "[main]" in page
+    assert "▶" in page
+    assert repr(drawing).splitlines()[0] == "/r"
 
 
 def test_tree_bears_a_history_longer_than_the_recursion_limit(
@@ -59,13 +75,15 @@ def test_tree_bears_a_history_longer_than_the_recursion_limit(
     chain = [{"id": i, "parents": [p], "created_ns": 0, "message": ""} for i, p in zip(ids[1:], ids, strict=False)]
     keeper.answer = settles({"ok": {"snapshots": chain[::-1], "here": None}})
     shell.run_line_magic("ijfs", "tree")
-    assert len(capsys.readouterr().out.splitlines()) == 2999
+    assert "2997 more snapshots" in capsys.readouterr().out.replace(",", "")
 
 
 def test_log_and_status(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]) -> None:
     keeper.answer = settles({"ok": LOG})
     shell.run_line_magic("ijfs", "log")
-    assert [line[2:5] for line in capsys.readouterr().out.splitlines()] == ["ccc", "bbb", "aaa"]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[:5] for line in shown] == ["  ccc", "@ bbb", "  aaa"]
+    assert shown[1].endswith("fitted  [main] (v1)")
     keeper.answer = settles({"ok": {"instance": "demo", "repository": "/r", "snapshot": None}})
     shell.run_line_magic("ijfs", "status")
     assert capsys.readouterr().out.split() == ["instance", "demo", "repository", "/r", "snapshot", "none", "yet"]

@@ -70,8 +70,10 @@ def test_the_magics_speak_with_the_keeper(jupyter_env: JupyterEnv, cells: Cells)
     cells("x = 1")
     cells("%ijfs save -m 'the second'")
     tree = cells("%ijfs tree").splitlines()
-    assert [line[0] for line in tree[-2:]] == ["o", "*"]
-    assert [line.split("  ")[-1] for line in tree[-2:]] == ["the first", "the second"]
+    assert [line[0] for line in tree[-2:]] == ["●", "@"]
+    assert [line.split("  ")[1] for line in tree[-2:]] == ["the first", "the second"]
+    assert tree[-1].split("  ")[2] == f"[{name}] ▶"
+    assert "1 live" in tree[1]
     assert f"instance    {name}" in cells("%ijfs status")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from ijfs.cli import instances, text
+from ijfs.cli import instances, starting, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, MESSAGE
@@ -19,6 +21,7 @@ from ijfs.cli.params import ANY, MESSAGE
 )
 @click.option("--eager", is_flag=True, help="Read all memory first.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
+@starting.env_options
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
     app: App,
@@ -28,6 +31,8 @@ def fork(
     message: str,
     eager: bool,
     gpus: tuple[str, ...],
+    env: tuple[str, ...],
+    env_files: tuple[Path, ...],
     same_random: bool,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
@@ -39,6 +44,7 @@ def fork(
     repository = app.repository()
     chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)
     target = source if client.is_running(app.repository_path, source) else repository.resolve(source).hex()
+    given = starting.variables(env, env_files)
     progress = app.progress(f"fork {source}")
     found = client.fork(
         app.repository_path,
@@ -49,12 +55,17 @@ def fork(
         message=message,
         gpus=gpus,
         same_random=same_random,
+        env=[given] * len(chosen) if given else (),
         on_event=progress.event,
     )
+
+    for info in found if given else ():
+        starting.tell_kernel(app, info, given)
 
     def show(out: Printer) -> None:
         for info in found:
             instances.started(out, info, f"runs from {(info.snapshot or '')[: text.SHORT_ID]}")
+            starting.show_ports(out, info)
 
     return Answer({"source": source, "instances": [instances.instance_json(info) for info in found]}, show)
 
@@ -62,7 +73,8 @@ def fork(
 def _split(names: str, count: int | None) -> list[str]:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not chosen or (count is not None and count != len(chosen)):
-        raise click.UsageError(f"--names gives {len(chosen)} names, -n asks for {count or 'at least 1'}")
+        given = text.count(len(chosen), "name")
+        raise click.UsageError(f"--names gives {given}, -n asks for {count or 'at least 1'}")
     return chosen
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import instances
+from ijfs.cli import instances, starting
 from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
-from ijfs.cli.verbs.run import BASE_HELP, NETWORK_HELP, NETWORKS, port_option, show_ports
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
@@ -25,12 +25,21 @@ def kernel() -> None:
 @verb("kernel start")
 @click.option("--name", metavar="N", help="Its name (default: the kernel spec's).")
 @click.option("--kernel", "spec_name", default="python3", metavar="SPEC", help="Which kernel spec (default: python3).")
-@click.option("--network", type=NETWORKS, default="none", help=NETWORK_HELP)
-@port_option
-@click.option("--gpu", is_flag=True, help="Give it the machine's GPUs.")
-@click.option("--base", default="", metavar="NAME", help=BASE_HELP)
+@starting.network_option
+@starting.port_option
+@starting.env_options
+@starting.gpu_option
+@starting.base_option
 def start(
-    app: App, name: str | None, spec_name: str, network: str, ports: tuple[int, ...], gpu: bool, base: str
+    app: App,
+    name: str | None,
+    spec_name: str,
+    network: str,
+    ports: tuple[starting.GivenPort, ...],
+    env: tuple[str, ...],
+    env_files: tuple[Path, ...],
+    gpu: bool,
+    base: str,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.starting import kernel_spec
@@ -42,14 +51,26 @@ def start(
     chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
     progress = app.progress(f"start {chosen}")
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
-    spec = kernel_spec(chosen, spec_name, env={}, cwd=os.getcwd(), network=way_out, ports=ports, gpu=gpu, base=base)
+    spec = kernel_spec(
+        chosen,
+        spec_name,
+        env=starting.variables(env, env_files),
+        cwd=os.getcwd(),
+        network=way_out,
+        ports=tuple(dict.fromkeys(port.inside for port in ports)),
+        published=starting.published(ports),
+        gpu=gpu,
+        base=base,
+    )
+    starting.warn_of_what_cannot_be_saved(app, gpu=gpu)
     info = client.start(app.repository_path, spec, on_event=progress.event)
     progress("waiting for the kernel", 0, 0)
     Box(app.repository_path, chosen).run("", timeout=READY_S)
 
     def show(out: Printer) -> None:
         instances.started(out, info, "runs")
-        show_ports(out, info, ports)
+        starting.show_ports(out, info)
+        starting.show_network(out, info)
         out.line((f"  ijfs exec {chosen} -c 'print(1)'", "dim"))
         out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
 
@@ -60,9 +81,9 @@ def start(
 @click.option("--from", "base", default="python3", metavar="SPEC", help="The kernel spec to make it from.")
 @click.option("--name", metavar="N", help="The new spec's name (default: ijfs-SPEC).")
 @click.option("--display-name", metavar="TEXT", help="What a launcher shows.")
-@click.option("--network", type=NETWORKS, help=NETWORK_HELP)
+@click.option("--network", type=starting.NETWORKS, help=starting.NETWORK_HELP)
 @click.option("--gpu", is_flag=True, help="New kernels get the machine's GPUs.")
-@click.option("--base", "base_name", metavar="NAME", help=BASE_HELP)
+@click.option("--base", "base_name", metavar="NAME", help=starting.BASE_HELP)
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
 @click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")

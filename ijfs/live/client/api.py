@@ -7,6 +7,7 @@ Imports stay light: this module is on the way of every restore, and of every `ij
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,11 @@ from ijfs.live.client.instances import (
 )
 from ijfs.live.client.spawn import claim
 from ijfs.live.errors import CommandError, InstanceExitedError
-from ijfs.live.model.environment import is_text
+from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import read_record
-from ijfs.live.model.records import InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
 
 
@@ -67,6 +68,7 @@ def restore(
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Mapping[str, str] | None = None,
+    ports: Sequence[HostPort] = (),
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -76,15 +78,24 @@ def restore(
     its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
     GPUs of a program that held some, in the order in which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
-    `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told.
+    `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
+    keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
+    going back in place, they stay where they are.
     """
     given = dict(env or {})
+    _require_text(given)
     if replace and is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
     paths = claim(repo, name, again=replace)
     wanted = RestoreArguments(
-        snapshot=snapshot, eager=eager, gpus=tuple(gpus), again=replace, same_random=same_random, env=given
+        snapshot=snapshot,
+        eager=eager,
+        gpus=tuple(gpus),
+        again=replace,
+        same_random=same_random,
+        env=given,
+        ports=tuple(ports),
     )
     return spawned(paths, wanted, on_event)
 
@@ -155,14 +166,28 @@ def exec_line(
     record = read_record(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
-    given = {**record.spec.late_env, **(env or {})}
+    given = {**record.spec.late_env, INSTANCE_VARIABLE: record.spec.name, **_prompt(record.spec.name), **(env or {})}
     request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given, "session": session}
     return [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
+
+
+def _prompt(name: str) -> dict[str, str]:
+    """What makes a shell's prompt say where it is: Debian's shows `debian_chroot`, others take PS1 as it comes. Only at
+    a terminal: scripts take a PS1 for the sign of one."""
+    if not os.isatty(0):
+        return {}
+    return {"debian_chroot": name, "PS1": rf"({name})\u@\h:\w\$ "}
+
+
+def _require_text(env: Mapping[str, str]) -> None:
+    if not is_text((*env, *env.values())):
+        raise CommandError("a variable that is given is not UTF-8, as the record of a program is")
 
 
 __all__ = [
     "BytesDone",
     "Event",
+    "HostPort",
     "InstanceInfo",
     "InstanceRecord",
     "InstanceSpec",

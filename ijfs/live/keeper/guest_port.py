@@ -121,8 +121,10 @@ class GuestPort:
             self.hook_ports.append(port)
             self._on_hooks(tuple(self.hook_ports))
 
-    async def tell(self, network_fd: int, event: HookEvent) -> None:
-        """Send an event to every hook and wait for it. PreflightError when one refuses a save."""
+    async def tell(self, network_fd: int, event: HookEvent) -> bool:
+        """Send an event to every hook and wait for it; whether one took variables that it was told. PreflightError when
+        one refuses a save."""
+        taken = False
         for port in list(self.hook_ports):
             try:
                 with trio.fail_after(HOOK_LIMIT_S):
@@ -135,6 +137,8 @@ class GuestPort:
                 _log.warning("the hook at %d did not answer %s: %r", port, event.event, error)
                 continue
             self._judge(answer, event)
+            taken = taken or (isinstance(answer.ok, dict) and answer.ok.get("env") is True)
+        return taken
 
     @staticmethod
     def _judge(answer: HookAnswer, event: HookEvent) -> None:

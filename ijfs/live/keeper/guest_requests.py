@@ -6,9 +6,12 @@ so a save is known by its nonce, for as long as the keeper lives.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
-from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.checkpoint.snapshot_io import NotLiveError, live_meta
 from ijfs.live.errors import ProtocolError
 from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
@@ -20,11 +23,15 @@ from ijfs.live.model.guest_protocol import (
     GuestSave,
     GuestStatus,
     LogAnswer,
+    LoggedProgram,
     LoggedSnapshot,
     SaveAnswer,
     StatusAnswer,
 )
+from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.protocol import SaveArguments
+from ijfs.live.model.record_file import read_record
+from ijfs.live.process import procfs
 from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError
 
@@ -92,14 +99,43 @@ class GuestRequests:
 
     def _log(self) -> LogAnswer:
         repository = self._state.snapshots.repository
+        stats = repository.stats()
         return LogAnswer(
             snapshots=tuple(map(_logged, repository.snapshots())),
             branches={name: ident.hex() for name, ident in repository.refs.branches().items()},
             tags={name: ident.hex() for name, ident in repository.refs.tags().items()},
             here=self._state.record.snapshot,
+            repository=str(self._state.repo),
+            stored=stats.pack_bytes + stats.index_bytes + stats.journal_bytes,
+            live=tuple(_live_programs(self._state.repo)),
         )
 
 
 def _logged(snapshot: Snapshot) -> LoggedSnapshot:
     parents = tuple(parent.hex() for parent in snapshot.parents)
-    return LoggedSnapshot(snapshot.id.hex(), parents, snapshot.created_ns, snapshot.message)
+    return LoggedSnapshot(
+        snapshot.id.hex(),
+        parents,
+        snapshot.created_ns,
+        snapshot.message,
+        _program_of(snapshot),
+        snapshot.size,
+        snapshot.added,
+    )
+
+
+def _program_of(snapshot: Snapshot) -> str:
+    """What the program was called that was saved; "" of an import."""
+    try:
+        return live_meta(snapshot).spec.name
+    except NotLiveError:
+        return ""
+
+
+def _live_programs(repo: Path) -> Iterator[LoggedProgram]:
+    """Which programs of the repository run, and on which snapshots they stand; by their records, no keeper is asked."""
+    for directory in sorted(live_directory(repo).iterdir()):
+        with contextlib.suppress(IjfsError):
+            record = read_record(InstancePaths(directory))
+            if procfs.is_alive(record.program):
+                yield LoggedProgram(directory.name, record.snapshot)

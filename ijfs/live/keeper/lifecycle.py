@@ -28,11 +28,20 @@ from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState, RecordChanges
 from ijfs.live.keeper.threads import in_thread, phase_events
+from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
 from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
-from ijfs.live.model.records import LOST_WITH_KEEPER, InstanceInfo, InstanceRecord, InstanceSpec, Process
+from ijfs.live.model.records import (
+    LOST_WITH_KEEPER,
+    HostPort,
+    InstanceInfo,
+    InstanceRecord,
+    InstanceSpec,
+    Process,
+    RelayPort,
+)
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces
@@ -53,6 +62,11 @@ KERNEL_PORTS = {"shell": 9601, "iopub": 9602, "stdin": 9603, "control": 9604, "h
 RESUBSCRIBE_S = 2.0
 # From the connection to the subscription: ZMTP's greeting, handshake and the SUBSCRIBE message, a few round trips.
 SUBSCRIBING_S = 0.05
+
+NOT_TOLD = (
+    "the program keeps the environment that it was saved with: nothing in it takes new variables (a Python program "
+    "that uses `ijfs.after_restore` does); commands run inside have them"
+)
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -97,7 +111,8 @@ class Lifecycle:
         generation = before.generation + 1 if before else 1
         request = await self._requested(arguments, generation)
         try:
-            self._begin_record(_with_env(request.meta.spec, arguments.env), before, generation=generation)
+            spec = _with(request.meta.spec, arguments)
+            self._begin_record(spec, before, generation=generation, strict=bool(arguments.ports), emit=emit)
         except BaseException:
             if self._early is not None:
                 await in_thread(self._early.abandon)
@@ -107,7 +122,8 @@ class Lifecycle:
         info = self._let_clients_in(again=before is not None)
         if before:
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
-        await self._resume_guest(restored, request, arguments, beside=not (arguments.same_random or arguments.again))
+        beside = not (arguments.same_random or arguments.again)
+        await self._resume_guest(restored, request, arguments, beside=beside, emit=emit)
         return self._with_restore(info, restored)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -121,7 +137,7 @@ class Lifecycle:
             restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation, arguments.env)
-            await self._resume_guest(restored, request, arguments, beside=False)
+            await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
             return self._with_restore(state.info(), restored)
 
     async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
@@ -166,14 +182,18 @@ class Lifecycle:
         *,
         generation: int = 1,
         snapshot: str | None = None,
+        strict: bool = True,
+        emit: Emit = lambda event: None,
     ) -> None:
-        """The record of an instance about to run, its relay ports listening (those it had `before`, if it had any)."""
+        """The record of an instance about to run, its relay ports listening: those it had `before`, if it had any, else
+        those that were chosen for it. Where the latter are another's (the original's, of a copy), others are found,
+        unless `strict`."""
         state = self._state
         spec = msgspec.structs.replace(spec, name=state.name)
         if spec.kind == "kernel" and not spec.kernel_key:
             spec = msgspec.structs.replace(spec, kernel_key=secrets.token_hex(32))
         state.start_gpu(spec)
-        ports = state.relay.open(_wanted_ports(spec), before.relay if before else ())
+        ports = self._listen(spec, before, strict=strict, emit=emit)
         state.begin_as(
             InstanceRecord(
                 spec=spec,
@@ -186,6 +206,22 @@ class Lifecycle:
                 generation=generation,
             )
         )
+
+    def _listen(
+        self, spec: InstanceSpec, before: InstanceRecord | None, *, strict: bool, emit: Emit
+    ) -> tuple[RelayPort, ...]:
+        relay, wanted = self._state.relay, _wanted_ports(spec)
+        chosen = {f"tcp{port.inside}": RelayPort(f"tcp{port.inside}", *_at(port)) for port in spec.published}
+        taken = {**chosen, **{port.name: port for port in (before.relay if before else ())}}
+        if strict or not chosen:
+            return relay.open(wanted, taken.values())
+        ports, moved = relay.open_again(
+            [taken.get(name) or RelayPort(name, inside, 0) for name, inside in wanted.items()]
+        )
+        if moved:
+            names = ", ".join(f"port {port.inside} is {port.host} here" for port in ports if port.name in chosen)
+            emit(Notice(f"what was chosen is taken by another program: {names}"))
+        return ports
 
     async def _launch(self, arguments: StartArguments, before: InstanceRecord | None) -> Sandbox:
         state = self._state
@@ -347,27 +383,29 @@ class Lifecycle:
         relay.admit()
 
     async def _resume_guest(
-        self, restored: Restored, request: RestoreRequest, arguments: RestoreArguments, *, beside: bool
+        self, restored: Restored, request: RestoreRequest, arguments: RestoreArguments, *, beside: bool, emit: Emit
     ) -> None:
         """The program's hooks are where they were, and its files are as in the snapshot. `beside`: others like it may
         run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
         state.set_hooks(request.meta.guest.hook_ports)
         state.set_files(await in_thread(_files_put_back, restored))
-        event = HookEvent(
-            "after_restore",
-            request.snapshot.id.hex(),
-            True if beside else msgspec.UNSET,
-            arguments.env or msgspec.UNSET,
-        )
-        state.spawn(self._greet, restored.sandbox, event)
+        told = {**arguments.env, INSTANCE_VARIABLE: state.name}
+        event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET, told)
+        if arguments.env and not state.guest.hook_ports and state.record.spec.kind != "kernel":
+            emit(Notice(NOT_TOLD))
+        state.spawn(self._greet, restored.sandbox, event, bool(arguments.env))
 
-    async def _greet(self, sandbox: Sandbox, event: HookEvent) -> None:
-        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them."""
+    async def _greet(self, sandbox: Sandbox, event: HookEvent, given: bool) -> None:
+        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them.
+        `given`: somebody gave variables, and is to hear where nobody took them."""
         state = self._state
         async with state.busy:  # a save waits: it would find the hooks half done
             if state.sandbox is sandbox:
-                await state.guest.tell(sandbox.network_fd, event)
+                hooks = bool(state.guest.hook_ports)
+                taken = await state.guest.tell(sandbox.network_fd, event)
+                if given and hooks and not taken:
+                    state.note(note=NOT_TOLD)
                 state.open_guest_port(sandbox)
 
 
@@ -395,6 +433,21 @@ def _lost_saves(record: InstanceRecord) -> RecordChanges:
     if not record.saving:
         return {}
     return {"saving": 0, "save_error": LOST_WITH_KEEPER}
+
+
+def _with(spec: InstanceSpec, arguments: RestoreArguments) -> InstanceSpec:
+    """The spec of a snapshot with what its restore asks for."""
+    chosen = {port.inside: port for port in (*spec.published, *arguments.ports)}
+    return msgspec.structs.replace(
+        spec,
+        ports=tuple(dict.fromkeys((*spec.ports, *(port.inside for port in arguments.ports)))),
+        published=tuple(chosen.values()),
+        late_env={**spec.late_env, **arguments.env},
+    )
+
+
+def _at(port: HostPort) -> tuple[int, int, str]:
+    return port.inside, port.host, port.address
 
 
 def _wanted_ports(spec: InstanceSpec) -> dict[str, int]:

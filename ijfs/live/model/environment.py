@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+INSTANCE_VARIABLE = "IJFS_INSTANCE"
+"""In a sandbox: what the instance is called."""
+
 
 def packed(environment: Mapping[str, str]) -> str:
     """NUL-separated as /proc/PID/environ has it, each byte a character."""

@@ -81,21 +81,35 @@ class StatusAnswer(msgspec.Struct, frozen=True):
 
 
 class LoggedSnapshot(msgspec.Struct, frozen=True):
-    """A snapshot as `%ijfs log` draws it; ids are in hexadecimal."""
+    """A snapshot as `%ijfs log` and `%ijfs tree` draw it; ids are in hexadecimal, sizes in bytes."""
 
     id: str
     parents: tuple[str, ...]
     created_ns: int
     message: str
+    program: str = ""
+    size: int | None = None
+    added: int | None = None
+
+
+class LoggedProgram(msgspec.Struct, frozen=True):
+    """A live program, and the snapshot that it stands on."""
+
+    name: str
+    snapshot: str | None
 
 
 class LogAnswer(msgspec.Struct, frozen=True):
-    """All snapshots, branches and tags by their names, and the snapshot that the program stands on."""
+    """All snapshots, branches and tags by their names, and the snapshot that the program stands on; the repository, the
+    bytes that it takes, and what lives in it."""
 
     snapshots: tuple[LoggedSnapshot, ...]
     branches: dict[str, str]
     tags: dict[str, str]
     here: str | None
+    repository: str = ""
+    stored: int = 0
+    live: tuple[LoggedProgram, ...] = ()
 
 
 class CellAnswer(msgspec.Struct, frozen=True):
@@ -123,8 +137,10 @@ class HookEvent(msgspec.Struct, frozen=True):
 
 
 class HookAnswer(msgspec.Struct, frozen=True):
-    """What a hook says to an event: nothing, or an error; `refuse` says that it would rather not be saved now."""
+    """What a hook says to an event: nothing, or an error; `refuse` says that it would rather not be saved now. `ok` has
+    `env` where it took the variables that it was told."""
 
+    ok: Any = None
     error: Any = None
     refuse: bool = False
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from ijfs.live.errors import ProtocolError
-from ijfs.live.model.records import Base, InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.model.records import Base, HostPort, InstanceInfo, InstanceSpec, SaveResult
 
 MAX_LINE = 64 << 20
 """A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
@@ -48,7 +48,8 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
     `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
-    the snapshot's program had (records.InstanceSpec.late_env).
+    the snapshot's program had (records.InstanceSpec.late_env). `ports`: where its ports are to be reached, instead of
+    where the snapshot says.
     """
 
     snapshot: str
@@ -58,6 +59,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     siblings: int = 1
     same_random: bool = False
     env: dict[str, str] = {}
+    ports: tuple[HostPort, ...] = ()
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

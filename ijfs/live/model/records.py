@@ -13,6 +13,9 @@ Network = Literal["none", "slirp4netns"]
 InstanceKind = Literal["command", "kernel"]
 Status = Literal["running", "exited"]
 
+LOOPBACK = "127.0.0.1"
+"""Where a port is reached from this machine alone."""
+
 # What is said of a save whose keeper was killed too early.
 LOST_WITH_KEEPER = "the keeper was killed before it was durable"
 
@@ -30,13 +33,22 @@ class Base(msgspec.Struct, frozen=True):
     copy: str = ""
 
 
+class HostPort(msgspec.Struct, frozen=True):
+    """Where on the host a port inside is to be reached; 0: at one that the system chooses."""
+
+    inside: int
+    host: int = 0
+    address: str = LOOPBACK
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a program in a sandbox.
 
     `argv` of a kernel is its kernel spec's: `{connection_file}` in it becomes the path inside the sandbox. `env` is
     added to the caller's environment when `inherit_env`, else it is all there is. `network`: `none` (the default: the
     sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host).
-    `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host.
+    `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host, and `published`
+    at which of the host's, for those that somebody chose.
     `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
@@ -56,6 +68,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpu: bool = False
     nccl_safe: bool = False
     ports: tuple[int, ...] = ()
+    published: tuple[HostPort, ...] = ()
     io_uring: bool = False
     kernel_name: str = ""
     kernel_key: str = ""
@@ -90,6 +103,7 @@ class RelayPort(msgspec.Struct, frozen=True):
     name: str
     inside: int
     host: int
+    address: str = LOOPBACK
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+import msgspec
 import trio
 
 from ijfs.live.errors import SandboxError
@@ -50,13 +51,14 @@ class Relay:
         self._reached: dict[str, trio.Event] = {}
 
     def open(self, wanted: Mapping[str, int], taken: Iterable[RelayPort] = ()) -> tuple[RelayPort, ...]:
-        """Listen for each `name: port inside`; ports of `taken` are asked for again, others are the system's choice.
+        """Listen for each `name: port inside`; ports of `taken` are asked for (again), others are the system's choice.
 
         Raises SandboxError when a port of `taken` is another program's by now.
         """
-        before = {port.name: port.host for port in taken}
+        before = {port.name: port for port in taken}
         for name, inside in wanted.items():
-            self._listeners[name] = trio.SocketListener(_listen(before.get(name, 0)))
+            at = before.get(name) or RelayPort(name, inside, 0)
+            self._listeners[name] = trio.SocketListener(_listen(at.host, at.address))
             self._inside[name] = inside
             self._gates[name] = trio.Event()
             self._reached[name] = trio.Event()
@@ -69,17 +71,18 @@ class Relay:
             try:
                 self.open({port.name: port.inside}, [port])
             except SandboxError:
-                self.open({port.name: port.inside})
+                self.open({port.name: port.inside}, [msgspec.structs.replace(port, host=0)])
                 moved.append(f"{port.name} {port.host}")
         return self.ports, moved
 
     @property
     def ports(self) -> tuple[RelayPort, ...]:
         """What listens where."""
-        return tuple(
-            RelayPort(name, self._inside[name], int(listener.socket.getsockname()[1]))
-            for name, listener in self._listeners.items()
-        )
+        found = []
+        for name, listener in self._listeners.items():
+            address, number = listener.socket.getsockname()[:2]
+            found.append(RelayPort(name, self._inside[name], int(number), str(address)))
+        return tuple(found)
 
     def attach(self, network_fd: int) -> None:
         """Connections made from now on go into that network namespace (an fd, duplicated)."""
@@ -229,17 +232,18 @@ def _outwards(outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) ->
     return send
 
 
-def _listen(port: int) -> trio.socket.SocketType:
+def _listen(port: int, address: str) -> trio.socket.SocketType:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((HOST, port))
+        sock.bind((address, port))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
+        reason = "is taken by another program" if error.errno == errno.EADDRINUSE else (error.strerror or "").lower()
         raise SandboxError(
-            f"port {port} on {HOST}, which clients of this instance use, is taken by another program",
-            hint="end that program, then try again",
+            f"port {port} on {address}, where this program is to be reached: {reason}",
+            hint="end what has it, or choose another with `--port HOST:INSIDE`",
         ) from error
     return trio.socket.from_stdlib_socket(sock)
 

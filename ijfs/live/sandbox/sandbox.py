@@ -19,6 +19,7 @@ from pathlib import Path
 from ijfs.guest import ENVIRONMENT_VARIABLE, GUEST_PORT, PYTHON_PATH, TORCH_PATH
 from ijfs.live.errors import CommandError, InstanceExitedError, SandboxError
 from ijfs.live.gpu.environment import launch_environment
+from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
@@ -259,6 +260,7 @@ def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[s
     if spec.gpu:
         environment = launch_environment(environment, nccl_safe=spec.nccl_safe, offline=spec.network == "none")
     environment.setdefault("PATH", os.defpath)
+    environment[INSTANCE_VARIABLE] = spec.name
     environment[ENVIRONMENT_VARIABLE] = f"127.0.0.1:{GUEST_PORT}"
     paths = [PYTHON_PATH, *([TORCH_PATH] if spec.gpu else []), environment.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

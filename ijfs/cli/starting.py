@@ -1,0 +1,183 @@
+"""Options that `run`, `kernel start`, `restore` and `fork` share: ports, variables; and what is said before hours of
+work go into a program that could not be saved."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from ijfs import settings
+from ijfs.cli.app import App
+from ijfs.cli.output import Printer
+
+if TYPE_CHECKING:
+    from ijfs.live.client.api import HostPort, InstanceInfo
+
+TOLD_S = 10.0
+"""How long a kernel may take to take variables: one that was saved in the middle of a cell is busy with that."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class GivenPort(NamedTuple):
+    """`--port` as it was typed: the port inside, the one on this machine (0: any that is free), the address."""
+
+    inside: int
+    host: int
+    address: str
+
+
+if TYPE_CHECKING:
+    _PortType = click.ParamType[GivenPort]
+else:  # click 8.1's is not generic
+    _PortType = click.ParamType
+
+
+class Port(_PortType):
+    """`[[ADDRESS:]HOST:]INSIDE`, as docker has it."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> GivenPort:
+        """GivenPort; a usage error for what is none."""
+        if isinstance(value, GivenPort):
+            return value
+        words = str(value).removesuffix("/tcp").split(":")
+        address = words.pop(0) if len(words) == 3 else settings.value("port_address")
+        numbers = [self._number(word, str(value)) for word in words]
+        if len(words) > 2 or not re.fullmatch(r"\d+(\.\d+){3}|localhost", address):
+            self.fail(f"'{value}' is no port: 8000, 9000:8000 or 0.0.0.0:9000:8000", param, ctx)
+        chosen = numbers[0] if len(numbers) == 2 else 0
+        return GivenPort(numbers[-1], chosen, "127.0.0.1" if address == "localhost" else address)
+
+    def _number(self, word: str, value: str) -> int:
+        if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= 65535):
+            self.fail(f"'{value}' is no port: 8000, 9000:8000 or 0.0.0.0:9000:8000, each from 1 to 65535")
+        return int(word)
+
+
+NETWORKS = click.Choice(["none", "slirp4netns"])
+NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
+BASE_HELP = (
+    "The base its files come from (default: this machine's files; in a container their base; `none`: its files)."
+)
+
+# Their defaults are the user's (ijfs.settings).
+network_option = click.option("--network", type=NETWORKS, default=lambda: settings.value("network"), help=NETWORK_HELP)
+gpu_option = click.option("--gpu/--no-gpu", default=lambda: settings.is_true("gpu"), help="Give it the machine's GPUs.")
+base_option = click.option("--base", default=lambda: settings.value("base"), metavar="NAME", help=BASE_HELP)
+
+port_option = click.option(
+    "-p",
+    "--port",
+    "ports",
+    type=Port(),
+    multiple=True,
+    metavar="[HOST:]INSIDE",
+    help="A port inside to be reached from here: at HOST, or any that is free; 0.0.0.0:HOST:INSIDE for others, too.",
+)
+
+
+def env_options(function: F) -> F:
+    """`--env` and `--env-file`."""
+    function = click.option(
+        "-e", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="A variable for it; without VALUE, as here."
+    )(function)
+    return click.option(
+        "--env-file",
+        "env_files",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Variables from a file, a NAME=VALUE a line.",
+    )(function)
+
+
+def variables(env: Sequence[str], files: Sequence[Path]) -> dict[str, str]:
+    """What the options say; a variable of the command line wins over one of a file, the last of either counts."""
+    found: dict[str, str] = {}
+    for file in files:
+        for number, line in enumerate(file.read_text(errors="surrogateescape").splitlines(), start=1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                found.update([_variable(line.lstrip(), f"{file}, line {number}")])
+    for word in env:
+        found.update([_variable(word, "--env")])
+    return found
+
+
+def _variable(word: str, where: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not name or any(c.isspace() for c in name):
+        raise click.UsageError(f"{where}: '{word}' is not NAME=VALUE")
+    if not equals:
+        if name not in os.environ:
+            raise click.UsageError(f"{where}: there is no variable {name} here: write {name}=VALUE")
+        value = os.environ[name]
+    return name, value
+
+
+def published(ports: Sequence[GivenPort]) -> tuple[HostPort, ...]:
+    """The ports that were chosen on this machine's side."""
+    from ijfs.live.client.api import HostPort
+
+    return tuple(HostPort(p.inside, p.host, p.address) for p in ports if p.host or p.address != "127.0.0.1")
+
+
+def all_chosen(ports: Sequence[GivenPort]) -> tuple[HostPort, ...]:
+    """All that were given, for a program whose snapshot may know other ones."""
+    from ijfs.live.client.api import HostPort
+
+    return tuple(HostPort(p.inside, p.host, p.address) for p in ports)
+
+
+def tell_kernel(app: App, info: InstanceInfo, given: Mapping[str, str]) -> None:
+    """Have a restored Python kernel take variables, by a cell that leaves nothing in its history; a warning where it is
+    busy, or no Python."""
+    if info.kind != "kernel" or info.connection_file is None:
+        return
+    from ijfs.jupyter.cells import run_cell
+    from ijfs_engine.errors import IjfsError
+
+    try:
+        told = run_cell(info.connection_file, f"__import__('os').environ.update({dict(given)!r})", TOLD_S)
+    except IjfsError as error:
+        app.warn(f"`{info.name}` keeps the environment that it was saved with: {error}")
+        return
+    if told.status != "ok":
+        app.warn(f"`{info.name}` keeps the environment that it was saved with: it is no Python kernel")
+
+
+def show_ports(out: Printer, info: InstanceInfo) -> None:
+    """Say where the ports that were asked for are on this machine."""
+    for port in info.relay:
+        if port.name.startswith("tcp"):
+            out.line(f"  port {port.inside} is {port.address}:{port.host} here")
+
+
+def show_network(out: Printer, info: InstanceInfo) -> None:
+    """Say that there is no way out, before the first download fails of it."""
+    if info.network == "none":
+        out.line(("  network none: `--network slirp4netns` lets a program out", "dim"))
+
+
+def warn_of_what_cannot_be_saved(app: App, *, gpu: bool) -> None:
+    """Say at the start what would be learnt at the first save."""
+    for sentence in _objections(gpu=gpu):
+        app.warn(sentence)
+
+
+def _objections(*, gpu: bool) -> Iterator[str]:
+    from ijfs.live.criu import command as criu
+    from ijfs.live.errors import CriuMissingError
+
+    try:
+        criu.find()
+    except CriuMissingError as error:
+        yield f"this cannot be saved: {error} (`ijfs doctor` says what to do)"
+    if gpu and not os.path.exists("/dev/nvidiactl"):
+        yield "--gpu, and this machine shows no NVIDIA GPU: the program runs without one"

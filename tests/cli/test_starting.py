@@ -1,0 +1,159 @@
+"""Options that programs are started with, and what is said at their start. No program runs here but the last test's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from calls import Ijfs
+from json_page import check
+from waiting import eventually
+
+from ijfs.cli import starting
+from ijfs.cli.app import App
+from ijfs.cli.main import invoke
+from ijfs.cli.starting import GivenPort, Port
+from ijfs.live.client.api import HostPort
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("8000", GivenPort(8000, 0, "127.0.0.1")),
+        ("8000/tcp", GivenPort(8000, 0, "127.0.0.1")),
+        ("9000:8000", GivenPort(8000, 9000, "127.0.0.1")),
+        ("0.0.0.0:9000:8000", GivenPort(8000, 9000, "0.0.0.0")),
+        ("localhost:9000:8000", GivenPort(8000, 9000, "127.0.0.1")),
+    ],
+)
+def test_ports_are_read_as_docker_reads_them(typed: str, meant: GivenPort) -> None:
+    assert Port().convert(typed, None, None) == meant
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "0", "65536", "http", "8000:", ":8000", "1:2:3:4", "host:9000:8000", "8000/udp", "-1", "\u0663\u0663"]
+)
+def test_what_is_no_port_is_wrong_usage(typed: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no port"):
+        Port().convert(typed, None, None)
+
+
+def test_only_what_was_chosen_is_asked_for_again_after_a_restore() -> None:
+    given = [GivenPort(8000, 0, "127.0.0.1"), GivenPort(80, 9000, "127.0.0.1"), GivenPort(81, 9001, "0.0.0.0")]
+    assert starting.published(given) == (HostPort(80, 9000), HostPort(81, 9001, "0.0.0.0"))
+    assert len(starting.all_chosen(given)) == 3
+
+
+def test_variables_come_from_the_command_line_before_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "env"
+    file.write_text("# a comment\n\nA=of the file\nB=b=c\n  C=\n")
+    monkeypatch.setenv("HERE", "here")
+    found = starting.variables(["A=typed", "HERE", "A=last"], [file])
+    assert found == {"A": "last", "B": "b=c", "C": "", "HERE": "here"}
+
+
+@pytest.mark.parametrize("word", ["=x", "A B=x", "NOT_SET_ANYWHERE"])
+def test_what_is_no_variable_is_wrong_usage(word: str, tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match="--env"):
+        starting.variables([word], [])
+    (tmp_path / "f").write_text(f"OK=1\n{word}\n")
+    with pytest.raises(click.UsageError, match="line 2"):
+        starting.variables([], [tmp_path / "f"])
+
+
+def test_a_program_that_could_not_be_saved_is_warned_of_at_its_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IJFS_CRIU", "/no/such/criu")
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    starting.warn_of_what_cannot_be_saved(App(), gpu=True)
+    said = capfd.readouterr().err
+    assert "this cannot be saved: IJFS_CRIU names /no/such/criu" in said
+    assert "shows no NVIDIA GPU" in said
+
+
+def test_nothing_is_said_where_nothing_stands_in_the_way(capfd: pytest.CaptureFixture[str]) -> None:
+    starting.warn_of_what_cannot_be_saved(App(), gpu=False)
+    said = capfd.readouterr().err
+    assert said == "" or "no CRIU was found" in said
+
+
+SERVER = """
+import functools, http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write((os.environ["KEY"] + " " + os.environ["IJFS_INSTANCE"]).encode())
+    def log_message(self, *args): pass
+import ijfs
+ijfs.after_restore(lambda: None)
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def live(repo: Path) -> Iterator[Path]:
+    """A repository; whatever lives in it at the end is ended."""
+    yield repo
+    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
+
+
+def free_port() -> int:
+    """A port that nobody has just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def answer(port: int) -> str:
+    """What the server says; "" while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as said:
+            return str(said.read().decode())
+    except OSError:
+        return ""
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_a_server_is_reached_where_it_was_asked_for_and_a_restored_one_has_the_new_key(
+    ijfs: Ijfs, run_ijfs: Ijfs, live: Path
+) -> None:
+    port = free_port()
+    started = ijfs("run", "--name", "s", "-p", f"{port}:8000", "-e", "KEY=old", "--", "python3", "-c", SERVER)
+    assert started.code == 0, started.err
+    assert f"port 8000 is 127.0.0.1:{port} here" in started.out
+    assert "network none" in started.out
+    assert eventually(lambda: answer(port) == "old s")
+    assert f"{port}→8000" in ijfs("ps").out
+    taken = ijfs("run", "--name", "t", "--port", f"{port}:80", "sleep", "600")
+    assert (taken.code, "is taken by another program" in taken.err) == (1, True)
+    assert run_ijfs("exec", "s", "sh", "-c", "echo $IJFS_INSTANCE $KEY").out == "s old\n"
+    assert ijfs("save", "s", "-q").code == 0
+
+    beside = ijfs("restore", "s", "--name", "copy", "--env", "KEY=new", "--json").json
+    check(beside, "restore")
+    [other] = [p["host"] for p in beside["instance"]["relay"]]
+    assert other != port
+    assert eventually(lambda: answer(other) == "new copy")
+    assert run_ijfs("exec", "copy", "sh", "-c", "echo $IJFS_INSTANCE $KEY").out == "copy new\n"
+    assert ijfs("stop", "--rm", "copy", "s").code == 0
+    again = ijfs("restore", "s", "--json").json["instance"]["relay"]
+    assert [(p["inside"], p["host"], p["address"]) for p in again] == [(8000, port, "127.0.0.1")]
+    assert eventually(lambda: answer(port) == "old s")
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_who_keeps_the_old_environment_is_told_of(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:
+    assert ijfs("run", "--name", "plain", "--", "sleep", "600").code == 0
+    assert ijfs("save", "plain", "-q").code == 0
+    restored = ijfs("restore", "plain", "--name", "copy", "-e", "KEY=new")
+    assert restored.code == 0
+    assert "keeps the environment that it was saved with" in restored.err
+    assert run_ijfs("exec", "copy", "sh", "-c", "echo $KEY").out == "new\n"
