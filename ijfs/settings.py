@@ -92,6 +92,14 @@ def path() -> Path:
     return home / "ijfs" / FILE
 
 
+def _is_there(file: Path) -> bool:
+    """Whether there is a file that this user may look at: another user's home directory is none of ours."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
 def values() -> dict[str, Value]:
     """All settings as they are now. SettingError."""
     found = {name: Value(setting, setting.default, "built in") for name, setting in SETTINGS.items()}
@@ -109,7 +117,7 @@ def values() -> dict[str, Value]:
 
 def value(name: str) -> str:
     """What a setting is. SettingError."""
-    return values()[name].value if os.environ.get(VARIABLE) or path().exists() else SETTINGS[name].default
+    return values()[name].value if os.environ.get(VARIABLE) or _is_there(path()) else SETTINGS[name].default
 
 
 def is_true(name: str) -> bool:
@@ -123,7 +131,7 @@ _handed_on: dict[str, str] = {}
 
 def hand_on() -> None:
     """Set the variables that deeper layers read, where nobody set them and a setting says something. SettingError."""
-    if not (os.environ.get(VARIABLE) or path().exists()):
+    if not (os.environ.get(VARIABLE) or _is_there(path())):
         return
     for found in values().values():
         variable = found.setting.variable
@@ -138,7 +146,7 @@ def write(name: str, value: str | None) -> Path:
     elif name not in SETTINGS:
         _check(name, "", "the command line")
     file = path()
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text().splitlines() if _is_there(file) else []
     kept = [line for line in lines if not re.match(rf"\s*{re.escape(name)}\s*=", line)]
     if value is not None:
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -151,7 +159,7 @@ def write(name: str, value: str | None) -> Path:
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, str]]:
-    if not file.exists():
+    if not _is_there(file):
         return
     import tomllib
 

@@ -18,6 +18,37 @@ if TYPE_CHECKING:
     from ijfs.live.client.api import Event
 
 
+WORDS = {
+    "wait": "waiting for another save",
+    "hooks": "its before_save hooks run",
+    "prepare": "making room for its memory",
+    "hold": "its connections are held",
+    "gpu": "GPU memory",
+    "dump": "stands still; its memory is copied",
+    "workspace": "stands still; its files are copied",
+    "gpu back": "stands still; its GPU memory goes back",
+    "thaw": "runs again",
+    "ingest": "runs again; storing",
+    "commit": "runs again; making it durable",
+    "verify": "trying whether it can be restored",
+    "start": "starting",
+    "base": "laying its files out",
+    "files": "putting its files back",
+    "images": "reading what is needed first",
+    "restore": "bringing its processes back",
+    "memory": "bringing its memory in",
+    "switch": "taking its place",
+    "export": "writing",
+    "gc: repack": "copying what is still needed",
+    "gc: flatten": "storing whole what stood on what is gone",
+    "fsck: packs": "reading every byte",
+}
+"""What a person is told of a phase, by the name that the engine or a keeper gives it."""
+
+STORING = {"import": "reading and storing", "base import": "reading and storing"}
+"""Of work that stores without any program: by the title."""
+
+
 class Reporter:
     """The line of one verb, gone when the work is done; a context manager. Calls come from any thread."""
 
@@ -54,8 +85,12 @@ class Reporter:
             if self._task is not None:
                 line.remove_task(self._task)
             self._phase = phase
-            self._task = line.add_task(f"{self.title}: {phase}", total=total or None)
+            self._task = line.add_task(f"{self.title}: {self.words(phase)}", total=total or None)
         line.update(self._task, completed=done, total=total or None)
+
+    def words(self, phase: str) -> str:
+        """What a person is told of a phase."""
+        return STORING.get(self.title, WORDS.get(phase, phase)) if phase == "ingest" else WORDS.get(phase, phase)
 
     def event(self, event: Event) -> None:
         """A keeper's event: a phase that begins, bytes of one, or a notice a person should read."""

@@ -39,6 +39,7 @@ def machine(repo: Path) -> list[CheckResult]:
     """Every check of the machine; `repo` is where a repository is or would be."""
     checks: list[Callable[[], Iterator[CheckResult]]] = [
         _kernel,
+        place.surroundings,
         place.user,
         _criu,
         lambda: place.root_filesystem(_existing(repo)),
@@ -48,6 +49,7 @@ def machine(repo: Path) -> list[CheckResult]:
         _fuse,
         _programs,
         _io_uring,
+        lambda: _repository(repo),
         lambda: _space(repo),
         lambda: _spare(repo),
         _gpus,
@@ -126,6 +128,8 @@ def _criu() -> Iterator[CheckResult]:
     new_enough = version >= criu_command.MINIMUM
     wanted = ".".join(map(str, criu_command.MINIMUM))
     yield _result("CRIU", new_enough, f"{found} {shown}", f"{wanted} or newer: `tools/setup` in a checkout brings one")
+    if privilege.missing():  # said already, and the cause of whatever it would complain of
+        return
     complaint = criu_command.check(found)
     remedy = "a newer CRIU (`tools/setup`), or a kernel with what is named there"
     yield _result("criu check", complaint is None, complaint or "looks good", remedy)
@@ -158,6 +162,8 @@ def _beside(place: Path) -> Path:
 
 
 def _userfaultfd() -> Iterator[CheckResult]:
+    if "SYS_PTRACE" in privilege.missing():  # said already: others get none, whatever the kernel can do
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.syscall(syscalls.number("userfaultfd"), os.O_CLOEXEC | os.O_NONBLOCK)
     evidence = "a restored program's memory can come in while it runs"
@@ -192,6 +198,13 @@ def _io_uring() -> Iterator[CheckResult]:
     value = path.read_text().strip() if path.exists() else "0"
     evidence = "off on this machine" if value == "2" else "refused to programs in a sandbox, unless they are allowed it"
     yield CheckResult(check="io_uring", outcome="ok", evidence=evidence)
+
+
+def _repository(repo: Path) -> Iterator[CheckResult]:
+    """Nothing to refuse: where snapshots go, and whether there are any yet."""
+    there = (repo / "format").is_file()
+    evidence = f"{repo}" if there else f"none yet at {repo}: `ijfs init` makes one"
+    yield CheckResult(check="repository", outcome="ok", evidence=evidence)
 
 
 def _space(repo: Path) -> Iterator[CheckResult]:

@@ -369,8 +369,13 @@ def test_du_tells_shared_from_unique_bytes(ijfs: Ijfs, history: History) -> None
     assert main["shared"] >= 290_000
     assert 0.5 < data["sharing"] <= 1
     out = ijfs("du").out
-    assert "is shared" in out
+    assert out.splitlines()[0].split() == ["SNAPSHOT", "HOLDS", "ALONE", "MESSAGE"]
+    assert "4 snapshots hold" in out
+    assert "[side]" in out
     assert history.third[:10] in out
+    alone = {u["id"][:10]: u["unique"] for u in ijfs("du", "--json").json["snapshots"]}
+    assert [line.split()[0] for line in out.splitlines()[1:5]] == sorted(alone, key=lambda i: -alone[i])
+    assert ijfs("du", "-v").out.split()[:5] == ["SNAPSHOT", "LOGICAL", "STORED", "UNIQUE", "SHARED"]
 
 
 def test_stats_counts(ijfs: Ijfs, history: History) -> None:

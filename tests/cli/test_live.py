@@ -204,7 +204,7 @@ def test_the_spare_is_shown_and_ended(ijfs: Ijfs, live: Path, monkeypatch: pytes
     monkeypatch.setenv("IJFS_SPARE_S", "60")
     assert ijfs("run", "--name", "s", "--", "sleep", "600").code == 0
     assert "`ijfs stop --all` ends it" in until(ijfs, "ps", "-v", holds="a spare waits")
-    assert "`ijfs stop --all` ends it" in ijfs("doctor").out
+    assert "`ijfs stop --all` ends it" in ijfs("doctor", "-v").out
     assert ok(ijfs("ps", "--json"), "ps")["spare"]
     assert ijfs("stop", "--all").code == 0
     assert "spare" not in ijfs("ps", "-v").out

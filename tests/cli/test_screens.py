@@ -161,6 +161,16 @@ def test_ps_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert max(map(len, lines)) <= width
 
 
+def test_every_phase_has_words_of_the_users() -> None:
+    from ijfs.cli.progress import Reporter
+
+    save, load = Reporter("save lab", visible=False), Reporter("import", visible=False)
+    assert save.words("ingest") == "runs again; storing"
+    assert load.words("ingest") == "reading and storing"
+    assert Reporter("fsck", visible=False).words("fsck: packs") == "reading every byte"
+    assert save.words("of another version") == "of another version"
+
+
 def _luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)

@@ -22,40 +22,48 @@ from ijfs_engine.errors import IjfsError
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the demo says, whether it is so, and how that was seen."""
+    """Something the demo says, whether it is so, and how that was seen. `minor`: short of -v, a person is told of it
+    only where it does not hold."""
 
     claim: str
     held: bool
     evidence: str
+    minor: bool = False
 
 
 @dataclass
 class Narrator:
-    """Tells a person what happens; `silent` for --json and -q."""
+    """Tells a person what happens: nothing (`silent`, for --json and -q), what was proved (`brief`), or all of it."""
 
     out: Printer
     silent: bool = False
+    brief: bool = False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only what was proved is told, or nothing."""
+        return self.silent or self.brief
 
     def chapter(self, number: int, title: str) -> None:
         """The headline of a step."""
-        if not self.silent:
+        if not self.quiet:
             self.out.line()
             self.out.line((f"{number}. {title}", "bold cyan"))
 
     def say(self, sentence: str) -> None:
         """A remark in between."""
-        if not self.silent:
+        if not self.quiet:
             self.out.line(sentence)
 
     def command(self, *argv: str) -> None:
         """A command line that is about to run."""
-        if not self.silent:
+        if not self.quiet:
             self.out.line(("$ ", "dim"), (shlex.join(argv), "bold"))
             self.out.stream.flush()
 
     def cell(self, name: str, code: str) -> None:
         """A cell that is about to run: its first lines."""
-        if not self.silent:
+        if not self.quiet:
             lines = code.strip().splitlines()
             self.out.line((f"[{name}] ", "green"), lines[0])
             for line in lines[1:]:
@@ -64,13 +72,13 @@ class Narrator:
 
     def text(self, content: str) -> None:
         """Output of a cell or a tool."""
-        if not self.silent:
+        if not self.quiet:
             for line in content.rstrip("\n").splitlines():
                 self.out.line("  ", line)
 
     def verdict(self, claim: Claim) -> None:
         """A claim that was checked."""
-        if not self.silent:
+        if not self.silent and not (self.brief and claim.minor and claim.held):
             good, bad = ("✓", "✗") if self.out.unicode else ("ok", "FAILED")
             mark = (good, "bold green") if claim.held else (bad, "bold red")
             self.out.line("  ", mark, f" {claim.claim}", (f"  ({claim.evidence})" if claim.evidence else "", "dim"))
@@ -106,7 +114,7 @@ class Stage:
         """Run a verb in this process, print its answer as the command line would, return its JSON data."""
         self.narrator.command("ijfs", *argv)
         answer = self.quietly(*argv)
-        if answer.show is not None and not self.narrator.silent:
+        if answer.show is not None and not self.narrator.quiet:
             answer.show(self.narrator.out)
         return dict(answer.data)
 
@@ -147,9 +155,9 @@ class Stage:
         if instance["pid"]:
             self.watch.saw(instance["pid"])
 
-    def claim(self, sentence: str, held: bool, evidence: object = "") -> None:
+    def claim(self, sentence: str, held: bool, evidence: object = "", *, minor: bool = False) -> None:
         """State something that was just checked; the demo fails if it does not hold."""
-        claim = Claim(sentence, bool(held), str(evidence))
+        claim = Claim(sentence, bool(held), str(evidence), minor)
         self.claims.append(claim)
         self.narrator.verdict(claim)
 

@@ -20,6 +20,13 @@ from ijfs.cli.output import Answer, Printer
 if TYPE_CHECKING:
     from ijfs.cli.demo.stage import Stage
 
+NEXT = (
+    ("ijfs init", "a repository of your own"),
+    ("ijfs kernel start --name lab", "or: ijfs run -- python train.py"),
+    ("ijfs demo -v", "the same with every command; docs/guide.md goes on"),
+)
+"""What to type next."""
+
 _IMPORTED = ("ipykernel", "numpy", "pandas")
 """What the demo's kernel and its cells (`ijfs.cli.demo.code`) need."""
 
@@ -32,7 +39,8 @@ _IMPORTED = ("ipykernel", "numpy", "pandas")
     help="Perform in DIR and leave the repository there (default: a temporary directory, gone at the end).",
 )
 def demo(app: App, keep: Path | None) -> Answer:
-    """Watch ijfs work on a real kernel: save, fork, kill, restore, mount, gc. Takes about a minute.
+    """Watch ijfs work on a real kernel: save, fork, kill, restore, mount, gc. Takes about a minute; -v shows every
+    command, cell and picture on the way.
 
     Everything that is said is checked, and the exit code is 1 if any of it does not hold. At the end nothing is
     left: no process, mount, namespace or temporary file.
@@ -43,7 +51,12 @@ def demo(app: App, keep: Path | None) -> Answer:
 
     _preflight()
     began = time.monotonic()
-    narrator = Narrator(Printer(), silent=app.json or app.quiet > 0)
+    narrator = Narrator(Printer(), silent=app.json or app.quiet > 0, brief=app.verbose == 0)
+    if narrator.brief and not narrator.silent:
+        narrator.out.line(
+            "a real kernel in a sandbox, 260 MB of data, a repository of its own; what is said was checked:"
+        )
+        narrator.out.stream.flush()
     with _directory(keep) as directory, Watch(directory) as watch:
         stage = _perform(Stage(directory, narrator, watch))
         story.prove_tidy(stage)
@@ -66,6 +79,8 @@ def _conclude(out: Printer, stage: Stage, took: float, *, kept: bool) -> None:
     else:
         done = f"all {text.count(len(stage.claims), 'claim')} held"
         out.line((done, "bold green"), f", in {text.seconds(took)}; nothing is left behind")
+        for command, why in NEXT:
+            out.line(f"  {command:<32}", (why, "dim"))
     if kept:
         out.line("the repository stays: ", (f"ijfs -r {stage.repository} tree", "bold"))
 

@@ -59,6 +59,7 @@ def show(app: App, snapshot: str) -> Answer:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
         new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
         _field(out, "on disk", text.size(usage.stored) + new)
+        _next_steps(out, history, record)
         if app.verbose:
             out.line()
             for line in json.dumps(plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():
@@ -88,6 +89,8 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
     if isinstance(spec, dict):
         argv = spec.get("argv")
         command = " ".join(map(str, argv)) if isinstance(argv, list) else ""
+        if spec.get("kind") == "kernel":  # its command line is Jupyter's
+            command = f"kernel {spec.get('kernel_name', '')}"
         _field(out, "program", (str(spec.get("name", "")), "bold green"), f"  {command}")
         _field(out, "directory", str(spec.get("cwd", "")))
     frozen_s = meta.get("frozen_s")
@@ -97,6 +100,19 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
     if isinstance(versions, dict):
         known = [f"{label} {versions[key]}" for key, label in MACHINE.items() if versions.get(key)]
         _field(out, "made with", ", ".join(known))
+
+
+def _next_steps(out: Printer, history: views.History, record: Snapshot) -> None:
+    """What a person may want to do with it, each with a name that works."""
+    name = next(iter(history.labels.at(record.id)), text.short(record.id))
+    steps = [f"ijfs ls {name}"]
+    if isinstance(record.meta.get("spec"), dict):
+        steps.insert(0, f"ijfs restore {name}")
+    if any(parent in history.snapshots for parent in history.parents[record.id]):
+        steps.append(f"ijfs diff {name}~1 {name}")
+    out.line()
+    for step in steps:
+        out.line((f"  {step}", "dim"))
 
 
 def _parts(reader: Reader, root: bytes) -> Iterator[ShownPart]:

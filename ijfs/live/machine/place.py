@@ -53,6 +53,33 @@ def user() -> Iterator[CheckResult]:
         yield CheckResult(check="seccomp", outcome="refuse", evidence=evidence, remedy=privilege.SECCOMP_REMEDY)
 
 
+def surroundings() -> Iterator[CheckResult]:
+    """What kind of machine this is, where that is the cause of what does not work: a container, or WSL."""
+    version = Path("/proc/version").read_text(errors="replace").lower()
+    if "microsoft" in version:
+        new = "wsl2" in version or "standard" in version
+        evidence = "WSL 2" if new else "WSL 1, whose kernel has neither namespaces nor ptrace as CRIU needs them"
+        remedy = "`wsl --set-version DISTRIBUTION 2`"
+        yield CheckResult(check="place", outcome="ok" if new else "refuse", evidence=evidence, remedy=remedy)
+    name = container()
+    if name:
+        evidence = f"inside a container ({name}): what it may do is decided where it is started, docs/places.md"
+        yield CheckResult(check="place", outcome="ok", evidence=evidence)
+
+
+def container() -> str:
+    """What this container was made by; "" outside of one."""
+    for mark, name in _CONTAINERS.items():
+        if Path(mark).exists():
+            return name
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "Kubernetes"
+    return os.environ.get("container", "")  # noqa: SIM112 - systemd's, and podman's
+
+
+_CONTAINERS = {"/.dockerenv": "docker", "/run/.containerenv": "podman"}
+
+
 def root_filesystem(repo: Path) -> Iterator[CheckResult]:
     """What sandboxes stand on here, and whether a base can be laid out for them."""
     if not is_layered(kind_at(Path("/"))):
