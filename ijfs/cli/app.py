@@ -149,11 +149,14 @@ class VerbGroup(click.Group):
 def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: Any, **kwargs: Any) -> None:
     """Call a verb, print its answer, close what it opened, leave with its exit code."""
     from ijfs import settings
+    from ijfs.cli import inside
 
     app = click.get_current_context().ensure_object(App)
     settings.hand_on()
     with app.closing:
-        answer = function(app, *args, **kwargs)
+        answer = inside.answered(app, verb_name, kwargs) if app.repo is None and inside.is_inside() else None
+        if answer is None:
+            answer = function(app, *args, **kwargs)
         if answer is not None:
             app.answer(answer, verb_name)
     if answer is not None and answer.exit_code:

@@ -92,6 +92,19 @@ def by_name(infos: Iterable[InstanceInfo]) -> list[InstanceInfo]:
     return sorted(infos, key=lambda info: (info.status == "exited", text.natural(info.name)))
 
 
+def the_only(app: App) -> str:
+    """The program that is meant where nobody says which; a usage error where that is not plain."""
+    import click
+
+    from ijfs.live.client.api import list_instances
+
+    live = [info.name for info in by_name(list_instances(app.repository_path)) if info.status != "exited"]
+    if len(live) != 1:
+        which = f"say which: {text.listing(live)}" if live else "nothing is live: `ijfs ps -a` shows what has ended"
+        raise click.UsageError(which)
+    return live[0]
+
+
 def free_name(app: App, wish: str) -> str:
     """A name for a new instance: the wish, else the wish with the first free number behind it."""
     from ijfs.live.client import instances

@@ -23,6 +23,18 @@ USAGE = """\
                           the program would stand still for more than 2 s
                           (auto on --changed PERCENT --every SECONDS --limit SECONDS)"""
 
+OUTSIDE = {
+    "restore": "ijfs restore NAME~1 --replace",
+    "fork": "ijfs fork NAME -n 2",
+    "ps": "ijfs ps",
+    "diff": "ijfs diff NAME~1 NAME",
+    "cp": "ijfs cp NAME:FILE .",
+    "stop": "ijfs stop NAME",
+    "rm": "ijfs rm NAME",
+    "show": "ijfs show NAME",
+}
+"""What a program cannot do to itself, and where it is done."""
+
 NOTHING_YET = "no snapshots yet: `%ijfs save` makes one"
 
 AUTO_VARIABLE = "IJFS_AUTO"
@@ -78,6 +90,8 @@ class Magic:
             words = shlex.split(line)
         except ValueError as error:
             return _usage(f"{error} in: %ijfs {line}")
+        if words and words[0] in OUTSIDE:
+            return print(f"%ijfs {words[0]} works in a terminal of the machine: `{OUTSIDE[words[0]]}`")
         if not words or words[0] not in self.verbs:
             return _usage(f"unknown verb {words[0]!r}" if words else None)
         try:

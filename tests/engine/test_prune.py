@@ -35,6 +35,16 @@ def test_the_newest_of_each_period_is_kept() -> None:
     assert kept(every_six_hours, last=1, daily=2) == [0, 3]
 
 
+def test_a_reason_that_holds_on_several_branches_is_said_once(repository: Repository) -> None:
+    only = save(repository, {"f": b"0"}, branch="main")
+    for name in ("one", "two"):
+        repository.refs.set_branch(name, only.id)
+    [(ident, reasons)] = repository.prune(PrunePolicy(last=2), dry_run=True).kept
+    assert ident == only.id
+    assert len(reasons) == len(set(reasons))
+    assert "last" in reasons
+
+
 def test_a_policy_thins_every_branch_by_itself(repository: Repository) -> None:
     trunk = [save(repository, {"f": b"0"}, branch="main")]
     for number in range(1, 6):

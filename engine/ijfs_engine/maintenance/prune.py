@@ -77,7 +77,11 @@ def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> 
     if not dry_run:
         listed.remove(repository, removed)
     taken = set(removed)
-    kept = [(ident, tuple(reasons.get(ident, ["in no branch's line"]))) for ident in snapshots if ident not in taken]
+    kept = [
+        (ident, tuple(dict.fromkeys(reasons.get(ident, ["in no branch's line"]))))
+        for ident in snapshots
+        if ident not in taken
+    ]
     return PruneReport(dry_run=dry_run, kept=kept, removed=removed, branches=sorted(dropped.items()))
 
 

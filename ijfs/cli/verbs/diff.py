@@ -30,17 +30,21 @@ MEMORY = [
 
 @verb("diff")
 @click.argument("old", type=SNAPSHOT)
-@click.argument("new", type=SNAPSHOT, default="latest")
+@click.argument("new", type=SNAPSHOT, required=False)
 @click.option("--files", "only", flag_value="files", help="Files only.")
 @click.option("--memory", "only", flag_value="memory", help="Memory only.")
-def diff(app: App, old: str, new: str, only: str | None) -> Answer:
+def diff(app: App, old: str, new: str | None, only: str | None) -> Answer:
     """Compare two snapshots: files added, removed and changed; memory, by pages at the same address.
+
+    NEW is `latest` unless it is given.
 
     -v lists the address ranges that differ.
     """
     repository = app.repository()
     reader = repository.reader()
-    before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new))
+    before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new or "latest"))
+    if new is None:
+        app.note(f"compared with `latest`: {text.short(after.id)}  {text.first_line(after.message)}")
     files: list[FileChange] = []
     stopped = False
     memory: list[MemoryChange] = []

@@ -52,7 +52,7 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
 
 def _show(out: Printer, snapshot: Snapshot, branch: str) -> None:
     subject = text.first_line(snapshot.message)
-    out.line((text.short(snapshot.id), "yellow"), " ", subject, " ", (f"[{branch}]", "bold green"))
+    out.line((text.short(snapshot.id), "yellow"), "  ", subject, "  ", (f"[{branch}]", "bold green"))
     if lost := snapshot.meta.get("not_kept"):
         out.line(f"not kept: the chattr flags ({lost['chattr']}) of {text.count(lost['files'], 'file')}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli import text
+from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, MESSAGE, REF
@@ -21,7 +21,7 @@ UNRESTORABLE = 12
 
 
 @verb("save")
-@click.argument("name", type=INSTANCE)
+@click.argument("name", required=False, type=INSTANCE)
 @click.option("-m", "--message", type=MESSAGE, default="", help="What this moment is.")
 @click.option("--stop", is_flag=True, help="End it in the saved state: nothing it does later is lost.")
 @click.option("--branch", type=REF, help="The branch that moves to it (default: the program's own).")
@@ -37,7 +37,7 @@ UNRESTORABLE = 12
 @click.option("--gpu-timeout", type=float, metavar="S", help="How long running GPU kernels get to end.")
 def save(
     app: App,
-    name: str,
+    name: str | None,
     message: str,
     stop: bool,
     branch: str | None,
@@ -47,7 +47,8 @@ def save(
     force: bool,
     gpu_timeout: float | None,
 ) -> Answer:
-    """Save the live program NAME: its memory, GPU memory and files. It stands still for a moment and runs on.
+    """Save the live program NAME (default: the only one): its memory, GPU memory and files. It stands still for a
+    moment and runs on.
 
     Returns when the snapshot is safe on disk. With --no-wait it returns when the program runs again: `ijfs ps` shows
     when the snapshot is safe. A save that fails leaves the program running.
@@ -61,6 +62,7 @@ def save(
     if no_wait and verify:
         raise click.UsageError("--verify waits for the snapshot: it cannot go with --no-wait")
     app.repository()
+    name = name or instances.the_only(app)
     document = notebook.read_bytes() if notebook else None
     progress = app.progress(f"save {name}")
     with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
