@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,6 +91,18 @@ class App:
         for reporter in self._reporters:
             reporter.close()
         Printer(sys.stderr).line(("warning: ", "yellow"), message)
+
+    @contextlib.contextmanager
+    def interruptible(self, meaning: Callable[[], str]) -> Iterator[None]:
+        """Around what goes on, or leaves something, when the verb is interrupted: `meaning` says then what became of
+        it. (Without, an interrupted verb has left nothing.)"""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {meaning()}") from None
+        except SystemExit:
+            self.warn(f"ended by a signal; {meaning()}")
+            raise
 
     def answer(self, answer: Answer, name: str) -> None:
         """Print what a verb returned in the way that was asked for, once no bar is in the way."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ijfs.cli import text
 from ijfs.cli.output import Column, Printer, Span
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
     from ijfs.live.process.fork_request import ForkServerInfo
     from ijfs_engine import Snapshot
+
+T = TypeVar("T")
 
 STOPPED = "stopped"
 """The note of what `ijfs stop` ended: its exit status is that of the signal, and no fault."""
@@ -105,18 +108,41 @@ def the_only(app: App) -> str:
     return live[0]
 
 
-def free_name(app: App, wish: str) -> str:
-    """A name for a new instance: the wish, else the wish with the first free number behind it."""
+def named(app: App, name: str | None, wish: str, start: Callable[[str], T]) -> T:
+    """What `start` makes of the name that was asked for, or of a free one after the wish; who interrupts it hears what
+    runs."""
     from ijfs.live.client import instances
 
-    return instances.free_name(app.repository_path, wish)
+    def interruptible(chosen: str) -> T:
+        with coming_up(app, chosen):
+            return start(chosen)
+
+    return instances.named(app.repository_path, name, wish, interruptible)
 
 
-def free_names(app: App, wish: str, count: int) -> list[str]:
-    """Names for siblings: the wish with the first free numbers behind it."""
-    from ijfs.live.client import instances
+@contextlib.contextmanager
+def coming_up(app: App, *names: str) -> Iterator[None]:
+    """Around the start of these programs: one who interrupts it hears which of them run. What is not up by then is
+    ended by its keeper."""
+    with app.interruptible(lambda: _what_runs(app, names)):
+        yield
 
-    return instances.free_names(app.repository_path, wish, count)
+
+def _what_runs(app: App, names: Sequence[str]) -> str:
+    from ijfs.live.client import api as client
+    from ijfs.live.model.paths import InstancePaths
+    from ijfs.live.process.keeper_lock import is_kept
+
+    if not names:
+        return "`ijfs ps` shows what has come up"
+    running = [name for name in names if client.is_running(app.repository_path, name)]
+    if running:
+        one = len(running) == 1
+        listed = ", ".join(f"`{name}`" for name in running)
+        return f"{listed} {'runs' if one else 'run'}: `ijfs stop {' '.join(running)}` ends {'it' if one else 'them'}"
+    ending = any(is_kept(InstancePaths.of(app.repository_path, name)) for name in names)
+    listed = " and ".join(f"`{name}`" for name in names)
+    return f"{listed} ends as soon as it has come up" if ending else f"{listed} did not come up"
 
 
 def name_of(snapshot: Snapshot) -> str:

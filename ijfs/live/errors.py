@@ -22,6 +22,10 @@ class ProgramRefusedError(CriuError):
     exit_code = 12
 
 
+class PassingError(ProgramRefusedError):
+    """The same, of something that may be over in a moment."""
+
+
 class CriuMissingError(IjfsError):
     """No usable CRIU was found."""
 
@@ -47,6 +51,17 @@ class InstanceExistsError(IjfsError):
 
     exit_code = 2
     default_hint = "choose another name, or `ijfs stop` the one that is there"
+
+
+class UnsavedFilesError(InstanceExistsError):
+    """An ended instance of that name has files that are in no snapshot."""
+
+
+class NotLiveError(IjfsError):
+    """A snapshot that no program can be restored from."""
+
+    exit_code = 2
+    default_hint = "`ijfs log` shows the snapshots; those made by `ijfs save` and `%ijfs save` can be restored"
 
 
 class NoInstanceError(UnknownNameError):

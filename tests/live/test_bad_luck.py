@@ -28,6 +28,7 @@ from ijfs.live.errors import (
 )
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceSpec
 from ijfs_engine import IjfsError, Repository, UnknownNameError
 from ijfs_engine.errors import LockedError, StorageError
 
@@ -206,7 +207,7 @@ def test_a_program_that_ended_without_a_keeper_is_shown_as_exited_and_its_name_i
     assert eventually(lambda: client.describe(live_env.repo, "gone").status == "exited")
     with pytest.raises(InstanceExitedError):
         client.connect(live_env.repo, "gone")
-    live_env.command("gone", COUNTING)
+    client.start(live_env.repo, InstanceSpec(name="gone", argv=("sh", "-c", COUNTING), cwd="/"), forget=True)
     assert goes_on(live_env, "gone")
 
 
@@ -460,7 +461,6 @@ def test_nothing_lingers_when_all_of_ijfs_is_killed_in_the_middle_of_a_restore(
     assert eventually(lambda: not [pid for pid in live_env.processes() if is_deaf(pid)])
     if (live_env.repo / "live/half/instance.json").exists():
         return  # it was through already: an instance without a keeper
-    os.utime(live_env.repo / "live/half", (0, 0))
     live_env.command("other", COUNTING)
     assert not (live_env.repo / "live/half").exists()
     assert not [pid for pid in live_env.processes() if "/half" in command_line(pid)]

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
-from ijfs.live.client.spawn import claim
+from ijfs.live.client.claim import claim
 from ijfs.live.errors import InstanceExistsError
 from ijfs.live.model.paths import InstancePaths
-from ijfs.live.process.keeper_lock import is_kept
-from ijfs.live.sandbox.cleanup import sweep_old
+from ijfs.live.process.keeper_lock import KeeperLock, is_kept
+from ijfs.live.sandbox.cleanup import sweep_criu, sweep_left
 
 
 @pytest.fixture
@@ -26,11 +27,10 @@ def remains(live: Path, name: str) -> Path:
     paths = InstancePaths(live / name)
     (paths.root / "box-0").mkdir(parents=True)
     paths.lock.touch()
-    os.utime(paths.root, (0, 0))
     return paths.root
 
 
-def test_old_remains_of_a_keeper_are_swept_and_nothing_else(live: Path, tmp_path: Path) -> None:
+def test_remains_of_a_keeper_are_swept_and_nothing_else(live: Path, tmp_path: Path) -> None:
     left, empty = remains(live, "left"), live / "empty"
     elsewhere = remains(tmp_path, "elsewhere")
     empty.mkdir()
@@ -38,12 +38,12 @@ def test_old_remains_of_a_keeper_are_swept_and_nothing_else(live: Path, tmp_path
     (live / "backup" / "precious").write_text("somebody's own")
     (live / "link").symlink_to(elsewhere)
     (live / "notes").write_text("somebody's own")
-    for path in (empty, live / "backup"):
-        os.utime(path, (0, 0))
-    sweep_old(live)
+    held = InstancePaths(remains(live, "held"))
+    with KeeperLock.take(held) or pytest.fail("nobody has it"):
+        sweep_left(live)
     assert not left.exists()
     assert not empty.exists()
-    assert sorted(os.listdir(live)) == ["backup", "link", "notes"]
+    assert sorted(os.listdir(live)) == ["backup", "held", "link", "notes"]
     assert (live / "backup" / "precious").read_text() == "somebody's own"
     assert (elsewhere / "keeper.lock").exists()
 
@@ -66,11 +66,29 @@ def test_an_instance_does_not_take_the_place_of_somebodys_own(live: Path, tmp_pa
 
 def test_the_remains_of_that_name_make_room_for_an_instance(live: Path) -> None:
     remains(live, "again")
-    paths = claim(live.parent, "again")
-    assert list(paths.root.iterdir()) == []
+    claimed = claim(live.parent, "again")
+    claimed.make_room()
+    assert list(claimed.paths.root.iterdir()) == [claimed.paths.lock]
+    claimed.give_up()
+    assert not claimed.paths.root.exists()
 
 
 def test_to_ask_for_a_keeper_makes_no_lock(live: Path) -> None:
     (live / "nobody").mkdir()
     assert not is_kept(InstancePaths(live / "nobody"))
     assert list((live / "nobody").iterdir()) == []
+
+
+def test_what_a_killed_criu_left_goes_unless_something_is_in_it(tmp_path: Path) -> None:
+    left, used, other = (tmp_path / name for name in (".criu.mntns.left", ".criu.mntns.used", ".other"))
+    for path in (left, used, other):
+        path.mkdir()
+    (used / "file").touch()
+
+    def swept() -> bool:
+        sweep_criu(tmp_path)  # does nothing while any CRIU runs on this machine
+        return not left.exists()
+
+    assert eventually(swept, 60)
+    assert (used / "file").exists()
+    assert other.exists()

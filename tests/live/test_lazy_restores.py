@@ -227,6 +227,7 @@ def touch_all(live_env: LiveEnv, snapshot: str) -> float:
     with client.connect(live_env.repo, "touched") as keeper:
         keeper.wait_memory()
     live_env.stop("touched", timeout_s=0)
+    client.remove(live_env.repo, "touched")
     return took
 
 

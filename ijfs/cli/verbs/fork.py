@@ -42,22 +42,25 @@ def fork(
     from ijfs.live.client import api as client
 
     repository = app.repository()
-    chosen = _split(names, count) if names is not None else instances.free_names(app, source, count or 1)
-    target = source if client.is_running(app.repository_path, source) else repository.resolve(source).hex()
+    chosen = _split(names, count) if names is not None else []
+    many = len(chosen) or count or 1
+    if not client.is_running(app.repository_path, source):
+        repository.resolve(source)  # what is no name of anything is said before names are claimed
     given = starting.variables(env, env_files)
     progress = app.progress(f"fork {source}")
-    found = client.fork(
-        app.repository_path,
-        target,
-        chosen,
-        count=len(chosen),
-        eager=eager,
-        message=message,
-        gpus=gpus,
-        same_random=same_random,
-        env=[given] * len(chosen) if given else (),
-        on_event=progress.event,
-    )
+    with instances.coming_up(app, *chosen):
+        found = client.fork(
+            app.repository_path,
+            source,
+            chosen,
+            count=many,
+            eager=eager,
+            message=message,
+            gpus=gpus,
+            same_random=same_random,
+            env=[given] * many if given else (),
+            on_event=progress.event,
+        )
 
     for info in found if given else ():
         starting.tell_kernel(app, info, given)

@@ -15,6 +15,7 @@ from ijfs.cli.params import INSTANCE, SNAPSHOT
 
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
+    from ijfs.live.client.api import InstanceInfo
 
 
 @click.group("kernel", cls=VerbGroup, no_args_is_help=False)
@@ -30,6 +31,7 @@ def kernel() -> None:
 @starting.env_options
 @starting.gpu_option
 @starting.base_option
+@starting.replace_option
 def start(
     app: App,
     name: str | None,
@@ -40,6 +42,7 @@ def start(
     env_files: tuple[Path, ...],
     gpu: bool,
     base: str,
+    replace: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.starting import kernel_spec
@@ -48,30 +51,34 @@ def start(
     from ijfs.sdk.repository import READY_S
 
     app.repository()
-    chosen = name or instances.free_name(app, "kernel" if spec_name == "python3" else spec_name)
-    progress = app.progress(f"start {chosen}")
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
-    spec = kernel_spec(
-        chosen,
-        spec_name,
-        env=starting.variables(env, env_files),
-        cwd=os.getcwd(),
-        network=way_out,
-        ports=tuple(dict.fromkeys(port.inside for port in ports)),
-        published=starting.published(ports),
-        gpu=gpu,
-        base=base,
-    )
+
+    def ready(chosen: str) -> InstanceInfo:
+        progress = app.progress(f"start {chosen}")
+        spec = kernel_spec(
+            chosen,
+            spec_name,
+            env=starting.variables(env, env_files),
+            cwd=os.getcwd(),
+            network=way_out,
+            ports=tuple(dict.fromkeys(port.inside for port in ports)),
+            published=starting.published(ports),
+            gpu=gpu,
+            base=base,
+        )
+        info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
+        progress("waiting for the kernel", 0, 0)
+        Box(app.repository_path, chosen).run("", timeout=READY_S)
+        return info
+
     starting.warn_of_what_cannot_be_saved(app, gpu=gpu)
-    info = client.start(app.repository_path, spec, on_event=progress.event)
-    progress("waiting for the kernel", 0, 0)
-    Box(app.repository_path, chosen).run("", timeout=READY_S)
+    info = instances.named(app, name, "kernel" if spec_name == "python3" else spec_name, ready)
 
     def show(out: Printer) -> None:
         instances.started(out, info, "runs")
         starting.show_ports(out, info)
         starting.show_network(out, info)
-        out.line((f"  ijfs exec {chosen} -c 'print(1)'", "dim"))
+        out.line((f"  ijfs exec {info.name} -c 'print(1)'", "dim"))
         out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
 
     return Answer({"instance": instances.instance_json(info)}, show)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ijfs.cli import first_moment, instances, starting, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
+
+if TYPE_CHECKING:
+    from ijfs.live.client.api import InstanceInfo
 
 
 @verb("restore")
@@ -47,28 +51,32 @@ def restore(
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
     wish = instances.name_of(record) or snapshot
-    chosen = name or (wish if replace else instances.free_name(app, wish))
     given = starting.variables(env, env_files)
-    progress = app.progress(f"restore {chosen}")
-    info = client.restore(
-        app.repository_path,
-        record.id.hex(),
-        chosen,
-        eager=eager,
-        replace=replace,
-        gpus=gpus,
-        same_random=same_random,
-        env=given,
-        ports=starting.all_chosen(ports),
-        on_event=progress.event,
-    )
-    ended = first_moment.ended(app, info, first_moment.RESTORE_S)
-    if given and not ended:
-        starting.tell_kernel(app, info, given)
-    if wait and info.memory < 1 and not ended:
-        with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
-            # How long it took to run is said, not how long the rest of its memory took.
-            info = msgspec.structs.replace(keeper.wait_memory(), phases=info.phases)
+
+    def restored(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
+        progress = app.progress(f"restore {chosen}")
+        info = client.restore(
+            app.repository_path,
+            record.id.hex(),
+            chosen,
+            eager=eager,
+            replace=replace,
+            gpus=gpus,
+            same_random=same_random,
+            env=given,
+            ports=starting.all_chosen(ports),
+            on_event=progress.event,
+        )
+        ended = first_moment.ended(app, info, first_moment.RESTORE_S)
+        if given and not ended:
+            starting.tell_kernel(app, info, given)
+        if wait and info.memory < 1 and not ended:
+            with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
+                # How long it took to run is said, not how long the rest of its memory took.
+                info = msgspec.structs.replace(keeper.wait_memory(), phases=info.phases)
+        return info, ended
+
+    info, ended = instances.named(app, name or (wish if replace else None), wish, restored)
 
     def show(out: Printer) -> None:
         instances.started(out, info, f"{'ran' if ended else 'runs'} from {text.short(record.id)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from ijfs.cli import first_moment, instances, starting
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import elsewhere, needless
+
+if TYPE_CHECKING:
+    from ijfs.live.client.api import InstanceInfo
 
 IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
 NO_VOLUMES = (
@@ -27,6 +31,7 @@ NO_VOLUMES = (
 @starting.gpu_option
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @starting.base_option
+@starting.replace_option
 @needless("-d", "--detach")
 @elsewhere("-i", "--interactive", said=IN_BACKGROUND)
 @elsewhere("-t", "--tty", said=IN_BACKGROUND)
@@ -43,6 +48,7 @@ def run(
     gpu: bool,
     nccl_safe: bool,
     base: str,
+    replace: bool,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -51,13 +57,15 @@ def run(
     Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
     not seen outside. Write `--` before COMMAND if it has options that look like these.
     """
+    import msgspec
+
     from ijfs.live.client import api as client
 
     app.repository()
     if app.verbose and command[0].startswith("/") and ":" in command[0]:
         raise click.UsageError(f"there is no -v for volumes: {NO_VOLUMES}")
     spec = client.InstanceSpec(
-        name=name or instances.free_name(app, command[0]),
+        name="",
         argv=command,
         cwd=os.getcwd(),
         network="slirp4netns" if network == "slirp4netns" else "none",
@@ -69,9 +77,15 @@ def run(
         base=base,
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
-    progress = app.progress(f"run {spec.name}")
-    info = client.start(app.repository_path, spec, on_event=progress.event)
-    ended = first_moment.ended(app, info, first_moment.RUN_S)
+
+    def start(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
+        progress = app.progress(f"run {chosen}")
+        info = client.start(
+            app.repository_path, msgspec.structs.replace(spec, name=chosen), forget=replace, on_event=progress.event
+        )
+        return info, first_moment.ended(app, info, first_moment.RUN_S)
+
+    info, ended = instances.named(app, name, command[0], start)
 
     def show(out: Printer) -> None:
         instances.started(out, info, "ran" if ended else "runs")

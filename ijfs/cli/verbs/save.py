@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ijfs.live.client.api import SaveResult
 
 
+# Its files are saved, and the program has ended: exit code of whatever meets one.
+ENDED = 13
+
 # What was asked for is there, and of no use here: as for anything that preflight refuses.
 UNRESTORABLE = 12
 
@@ -50,6 +53,8 @@ def save(
     """Save the live program NAME (default: the only one): its memory, GPU memory and files. It stands still for a
     moment and runs on.
 
+    Of a program that has ended, the files that it left are saved, without memory to go on from, on the branch
+    NAME.ended; the exit code is 13 all the same.
     Returns when the snapshot is safe on disk. With --no-wait it returns when the program runs again: `ijfs ps` shows
     when the snapshot is safe. A save that fails leaves the program running.
     """
@@ -64,23 +69,27 @@ def save(
     app.repository()
     name = name or instances.the_only(app)
     document = notebook.read_bytes() if notebook else None
-    progress = app.progress(f"save {name}")
-    with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
-        result = keeper.save(
-            message,
-            branch=branch,
-            stop=stop,
-            notebook=document,
-            force=force,
-            gpu_timeout_s=gpu_timeout,
-            wait=not no_wait,
-            verify=verify,
-        )
+    with app.interruptible(lambda: f"a save that has begun goes on: `ijfs log {name}` shows it"):
+        if not client.is_running(app.repository_path, name):
+            result = client.save_ended(app.repository_path, name, message=message, branch=branch)
+        else:
+            progress = app.progress(f"save {name}")
+            with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
+                result = keeper.save(
+                    message,
+                    branch=branch,
+                    stop=stop,
+                    notebook=document,
+                    force=force,
+                    gpu_timeout_s=gpu_timeout,
+                    wait=not no_wait,
+                    verify=verify,
+                )
     for warning in result.warnings:
         app.warn(warning)
 
     data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None}
-    exit_code = UNRESTORABLE if result.verified is False else 0
+    exit_code = UNRESTORABLE if result.verified is False else ENDED if result.image_bytes == 0 else 0
     return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0), exit_code)
 
 

@@ -18,11 +18,12 @@ import msgspec
 
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
+from ijfs.live.errors import NotLiveError
 from ijfs.live.model.records import Base, InstanceSpec, Volume
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.sandbox.network_state import NetworkState
 from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
-from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
@@ -41,7 +42,8 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     `versions` (`environment` in the bytes): of the kernel, CRIU and so on, where it was saved.
     `auto`: made after a cell by itself; only those are thinned out by themselves. `base`: what its sandbox stood on,
     None where that was its machine's own root. `network`: what the program changed in its network.
-    `scheduling`: threads whose processors, io priority or timer slack are not those of a new program."""
+    `scheduling`: threads whose processors, io priority or timer slack are not those of a new program.
+    `ended`: made of the files of a program that had ended: there is no memory, and nothing to restore."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -55,13 +57,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     base: Base | None = None
     network: NetworkState | None = None
     scheduling: tuple[ThreadSchedule, ...] = ()
-
-
-class NotLiveError(IjfsError):
-    """A snapshot that no program can be restored from."""
-
-    exit_code = 2
-    default_hint = "`ijfs log` shows the snapshots; those made by `ijfs save` and `%ijfs save` can be restored"
+    ended: bool = False
 
 
 class SaveContents(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,9 +116,13 @@ class SnapshotStore:
             self._repository.forget_removed()
 
     def load(self, spec: str) -> tuple[Snapshot, LiveMeta]:
-        """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one."""
+        """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one, and for
+        one that holds the files of an ended program."""
         snapshot = self.repository.snapshot(self.repository.resolve(spec))
-        return snapshot, live_meta(snapshot)
+        meta = live_meta(snapshot)
+        if meta.ended:
+            raise _ended(snapshot, meta)
+        return snapshot, meta
 
     def tree_at(self, snapshot: Snapshot, path: str) -> ObjectId | None:
         """The tree at a path of a snapshot; None where there is nothing (or an empty directory)."""
@@ -153,7 +153,7 @@ class SnapshotStore:
         parents = [ident for ident in (parent or head,) if ident is not None]
         notes = self._keep_head(contents.branch, head, parents)
         with repository.begin(parents, progress=progress) as writer:
-            before = _Files(self.reader, repository.snapshot(parents[0]).root) if parents else None
+            before = SnapshotFiles(self.reader, repository.snapshot(parents[0]).root) if parents else None
             writer.add_entries(_entry(item, before) for item in contents.workspace.items)
             if contents.notebook is not None:
                 writer.add_file("notebook.ipynb", contents.notebook)
@@ -190,7 +190,7 @@ class SnapshotStore:
         return seen
 
 
-class _Files:
+class SnapshotFiles:
     """The files of a snapshot, one directory at a time: 50,000 files of a few directories, looked up one by one, were
     26 s of decoding the same trees."""
 
@@ -211,7 +211,7 @@ class _Files:
         return found if found is not None else self._reader.lookup(self._root, path)
 
 
-def _entry(item: Item, before: _Files | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
+def _entry(item: Item, before: SnapshotFiles | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
     """What the writer gets: with the bytes that were read, or with those the parent has."""
     if not item.unchanged:
         return item.at, item.entry, item.source
@@ -235,6 +235,15 @@ def live_meta(snapshot: Snapshot) -> LiveMeta:
         return msgspec.convert(snapshot.meta, LiveMeta)
     except msgspec.ValidationError:
         raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
+
+
+def _ended(snapshot: Snapshot, meta: LiveMeta) -> NotLiveError:
+    ident, name = snapshot.id.hex()[:12], meta.spec.name
+    before = f"`ijfs restore {snapshot.parents[0].hex()[:12]}` brings the program back as it was saved before, and "
+    return NotLiveError(
+        f"{ident} holds the files that `{name}` had left when it had ended: there is no program in it to bring back",
+        hint=f"{before if snapshot.parents else ''}`ijfs ls {ident}` and `ijfs export` have its files",
+    )
 
 
 def machine_versions(criu_version: Sequence[int]) -> dict[str, str]:

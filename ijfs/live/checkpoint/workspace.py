@@ -43,6 +43,10 @@ RACY_NS = 20_000_000
 LARGEST_IN_MEMORY = 256 << 20
 
 
+# What the system takes of a path in one piece (PATH_MAX).
+_LONGEST = 4096
+
+
 class StatKey(NamedTuple):
     """What tells a changed file from an unchanged one."""
 
@@ -129,6 +133,7 @@ class LayerWalker:
         self._layers = layers
         self._stat_cache = stat_cache
         self._staging = staging
+        self._outside = Path()
         self._links: dict[tuple[int, int], int] = {}
         self._staged = 0
 
@@ -136,19 +141,21 @@ class LayerWalker:
         """Bytes that a capture would read now: what to fault in beforehand."""
         total = 0
         for layer in self._layers:
-            for at, found in _walk(layer, running=True):
+            for at, found in walk(layer, running=True):
                 status = found.status
                 readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
                 if readable and self._stat_cache.get(at) != key_of(status):
                     total += status.st_size
         return total
 
-    def capture(self, arena: Arena, mapped: frozenset[str]) -> Capture:
-        """Read everything that changed. `mapped`: paths inside that some process may write through a mapping."""
+    def capture(self, arena: Arena | None, mapped: frozenset[str]) -> Capture:
+        """Read everything that changed, into the arena; without one (nothing changes any more) files are named, to be
+        read later. `mapped`: paths inside that some process may write through a mapping."""
         capture = Capture()
         now = time.time_ns()
         for layer in self._layers:
-            for at, found in _walk(layer):
+            self._outside = layer.outside
+            for at, found in walk(layer):
                 item = self._item(at, found, arena, capture)
                 capture.items.append(item)
                 capture.bytes_total += item.entry.size
@@ -157,14 +164,14 @@ class LayerWalker:
                     capture.stat_cache[at] = key_of(found.status)
         return capture
 
-    def _item(self, at: str, found: FoundOnDisk, arena: Arena, capture: Capture) -> Item:
+    def _item(self, at: str, found: FoundOnDisk, arena: Arena | None, capture: Capture) -> Item:
         item = Item(at, self._entry(found))
         if item.entry.kind != "f":
             return item
         if self._stat_cache.get(at) == key_of(found.status):
             item.unchanged = True
             return item
-        item.source = self._read(found, arena, capture)
+        item.source = self._source(found, arena, capture)
         capture.bytes_read += item.entry.size
         return item
 
@@ -175,22 +182,19 @@ class LayerWalker:
         link = self._links.setdefault((status.st_dev, status.st_ino), len(self._links) + 1)
         return msgspec.structs.replace(entry, link=link)
 
-    def _read(self, found: FoundOnDisk, arena: Arena, capture: Capture) -> bytes | Segments | Path:
+    def _source(self, found: FoundOnDisk, arena: Arena | None, capture: Capture) -> bytes | Segments | Path:
         size = found.status.st_size
         if size == 0:
             return b""
+        path = self._outside / os.fsdecode(found.path)
+        if arena is None and len(os.fsencode(path)) < _LONGEST:
+            return path
         fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
         try:
-            if size > LARGEST_IN_MEMORY:
+            if size > LARGEST_IN_MEMORY or arena is None:
                 capture.staged = self._staging
                 return self._stage(fd, size)
-            file = arena.new_file(size)
-            while file.size < size:
-                count = os.readv(fd, [file.tail(size - file.size)])
-                if count == 0:
-                    raise StorageError(f"{os.fsdecode(found.path)} became shorter while it was read")
-                file.advance(count)
-            return file.segments()
+            return _read(found, fd, arena)
         finally:
             os.close(fd)
 
@@ -209,6 +213,17 @@ class LayerWalker:
         return path
 
 
+def _read(found: FoundOnDisk, fd: int, arena: Arena) -> Segments:
+    size = found.status.st_size
+    file = arena.new_file(size)
+    while file.size < size:
+        count = os.readv(fd, [file.tail(size - file.size)])
+        if count == 0:
+            raise StorageError(f"{os.fsdecode(found.path)} became shorter while it was read")
+        file.advance(count)
+    return file.segments()
+
+
 def key_of(status: os.stat_result) -> StatKey:
     """The key of a file as it is."""
     return StatKey(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
@@ -218,7 +233,7 @@ def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
     """Keys of files that were put back before `before_ns` (wall clock), when the program did not run yet."""
     stat_cache: StatCache = {}
     for layer in layers:
-        for at, found in _walk(layer):
+        for at, found in walk(layer):
             status = found.status
             if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
                 stat_cache[at] = key_of(status)
@@ -318,7 +333,7 @@ def _forget_origin(root: Path) -> None:
             os.removexattr(root, name)
 
 
-def _walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, FoundOnDisk]]:
+def walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, FoundOnDisk]]:
     """Each thing in the layer, its root too, with its path in the snapshot's tree. While the program is `running`, what
     it removes meanwhile is left out."""
     top = os.open(layer.outside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

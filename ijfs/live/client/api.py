@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 
 from ijfs.live.checks import privilege
+from ijfs.live.client.claim import Claim, claim
 from ijfs.live.client.connection import KeeperClient, OnEvent
+from ijfs.live.client.ended import save_ended
 from ijfs.live.client.instances import (
     RepoPath,
     base_before,
@@ -27,8 +29,7 @@ from ijfs.live.client.instances import (
     remove,
     spawned,
 )
-from ijfs.live.client.spawn import claim
-from ijfs.live.errors import CommandError, InstanceExitedError
+from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
@@ -36,12 +37,23 @@ from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
 
+COMING_UP_S = 60.0
+"""How long who wants to replace an instance waits for it to come up; a large eager restore takes longer."""
 
-def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: OnEvent | None = None) -> InstanceInfo:
+
+def start(
+    repo: RepoPath,
+    spec: InstanceSpec,
+    *,
+    again: bool = False,
+    forget: bool = False,
+    on_event: OnEvent | None = None,
+) -> InstanceInfo:
     """Start a program in a sandbox of its own; returns when it runs (a kernel may still be importing).
 
-    `again`: an ended instance of that name begins anew instead of being swept away. The files it wrote and the relay's
-    ports stay, and its next snapshot is the child of its last; clients that are connected see a restart.
+    An ended instance of that name makes room where none of its files would be missed, or with `forget`; else it is
+    refused (UnsavedFilesError). `again`: it begins anew instead. The files it wrote and the relay's ports stay, and its
+    next snapshot is the child of its last; clients that are connected see a restart.
     """
     if not is_text((*spec.argv, spec.cwd, *spec.env, *spec.env.values())):
         raise CommandError(
@@ -53,9 +65,9 @@ def start(repo: RepoPath, spec: InstanceSpec, *, again: bool = False, on_event: 
     from ijfs.live.bases.settle import settled  # only a start needs it: `ijfs ps` loads this module, too
 
     with settled(Path(repo), spec.base, spec.cwd, on_event, before=before) as base:
-        paths = claim(repo, spec.name, again=again)
+        claimed = claim(repo, spec.name, again=again, forget=forget)
         wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta)
-        return spawned(paths, wanted, on_event)
+        return spawned(claimed, wanted, on_event)
 
 
 def restore(
@@ -75,8 +87,9 @@ def restore(
 
     `replace` goes back in place: a live instance of that name ends when the restored one runs, and its clients go
     on with the same ports and key; when the restore fails it runs on as before. An ended instance of that name leaves
-    its ports to the restored one; without one, `replace` is an ordinary restore. `gpus` (index or UUID) chooses the
-    GPUs of a program that held some, in the order in which it held them; by default the same ones.
+    its ports to the restored one, and its files go; without one, `replace` is an ordinary restore. Where that instance
+    is just coming up, it is waited for. `gpus` (index or UUID) chooses the GPUs of a program that held some, in the
+    order in which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
@@ -84,10 +97,10 @@ def restore(
     """
     given = dict(env or {})
     _require_text(given)
-    if replace and is_running(repo, name):
+    claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
+    if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
             return keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
-    paths = claim(repo, name, again=replace)
     wanted = RestoreArguments(
         snapshot=snapshot,
         eager=eager,
@@ -97,7 +110,19 @@ def restore(
         env=given,
         ports=tuple(ports),
     )
-    return spawned(paths, wanted, on_event)
+    return spawned(claimed, wanted, on_event)
+
+
+def _claimed_unless_live(repo: RepoPath, name: str) -> Claim | None:
+    """The name, to be gone back to; None where an instance of that name is live, perhaps since a moment."""
+    if is_running(repo, name):
+        return None
+    try:
+        return claim(repo, name, again=True, wait_s=COMING_UP_S)
+    except InstanceExistsError:
+        if is_running(repo, name):
+            return None
+        raise
 
 
 def fork(
@@ -206,5 +231,6 @@ __all__ = [
     "list_instances",
     "remove",
     "restore",
+    "save_ended",
     "start",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from ijfs.live.client.claim import Claim, claim
 from ijfs.live.client.connection import OnEvent
 from ijfs.live.client.instances import RepoPath, connect, free_names, is_running
-from ijfs.live.client.spawn import begin, claim, spawn_keepers
-from ijfs.live.errors import CommandError
+from ijfs.live.client.spawn import begin, spawn_keepers
+from ijfs.live.errors import CommandError, InstanceExistsError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import Event, RestoreArguments
 from ijfs.live.model.records import InstanceInfo
@@ -36,32 +38,62 @@ def fork(
     env: Sequence[Mapping[str, str]] = (),
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
-    """Save `source` where it is live, claim the siblings' names, restore them all at once; as api.fork says."""
-    chosen = list(names) or free_names(repo, source, count)
-    given = _given(chosen, env)
-    snapshot = _snapshot_of(repo, source, message, on_event)
-    outcomes: dict[str, InstanceInfo | IjfsError] = {}
-    claimed: dict[str, InstancePaths] = {}
-    for name in chosen:
-        try:
-            claimed[name] = claim(repo, name)
-        except IjfsError as error:
-            outcomes[name] = error
-    sockets = spawn_keepers(list(claimed.values()), lazy=not eager) if claimed else []
-    first = RestoreArguments(
-        snapshot=snapshot, eager=eager, gpus=tuple(gpus), siblings=len(claimed), same_random=same_random
-    )
+    """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
+    of the names cannot be had nothing is done, and nothing saved."""
+    with contextlib.ExitStack() as claims:
+        claimed = _claimed(repo, source, names, count, claims)
+        chosen = [claim.paths.root.name for claim in claimed]
+        given = _given(chosen, env)
+        first = RestoreArguments(
+            snapshot=_snapshot_of(repo, source, message, on_event),
+            eager=eager,
+            gpus=tuple(gpus),
+            siblings=len(claimed),
+            same_random=same_random,
+        )
+        sockets = spawn_keepers(claimed, lazy=not eager)
+        firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]
+        outcomes = _begun([claim.paths for claim in claimed], sockets, firsts, _one_at_a_time(on_event))
+        return _judge(dict(zip(chosen, outcomes, strict=True)))
 
-    def one(paths: InstancePaths, sock: socket.socket) -> InstanceInfo | IjfsError:
+
+def _claimed(
+    repo: RepoPath, source: str, names: Sequence[str], count: int, claims: contextlib.ExitStack
+) -> list[Claim]:
+    """The names that are asked for, or the first free ones. InstanceExistsError; the stack gives up what was had."""
+    if names:
+        return [claims.enter_context(claim(repo, name)) for name in names]
+    found: list[Claim] = []
+    while len(found) < count:
+        for name in free_names(repo, source, count - len(found)):
+            with contextlib.suppress(InstanceExistsError):  # another client was quicker
+                found.append(claims.enter_context(claim(repo, name)))
+    return found
+
+
+def _begun(
+    paths: Sequence[InstancePaths],
+    sockets: Sequence[socket.socket],
+    firsts: Sequence[RestoreArguments],
+    on_event: OnEvent | None,
+) -> list[InstanceInfo | IjfsError]:
+    """What came of each sibling. Who is interrupted leaves all of them: their keepers end those that are not up yet."""
+
+    def one(paths: InstancePaths, sock: socket.socket, first: RestoreArguments) -> InstanceInfo | IjfsError:
         try:
-            mine = msgspec.structs.replace(first, env=given[paths.root.name])
-            return begin(paths, sock, mine, _one_at_a_time(on_event))
+            return begin(paths, sock, first, on_event)
         except IjfsError as error:
             return error
 
-    with ThreadPoolExecutor(max(1, len(claimed))) as pool:
-        outcomes.update(zip(claimed, pool.map(one, claimed.values(), sockets), strict=True))
-    return _judge({name: outcomes[name] for name in chosen})
+    with ThreadPoolExecutor(len(paths)) as pool:
+        pending = pool.map(one, paths, sockets, firsts)
+        try:
+            return list(pending)
+        except BaseException:
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            raise
 
 
 def _given(names: Sequence[str], env: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 from itertools import count as count_up
+from typing import TypeVar
 
 import msgspec
 
+from ijfs.live.client import ended
+from ijfs.live.client.claim import Claim
 from ijfs.live.client.connection import KeeperClient, OnEvent
 from ijfs.live.client.spawn import begin, spawn_keepers
-from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
+from ijfs.live.errors import InstanceExistsError, InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
 from ijfs.live.model.record_file import info_of, read_record
 from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo
 from ijfs.live.pager.account import progress_of
 from ijfs.live.process import procfs
-from ijfs.live.process.keeper_lock import keeper_ended
-from ijfs_engine.errors import LockedError
+from ijfs.live.process.keeper_lock import KeeperLock, keeper_ended
+from ijfs.live.sandbox import cleanup
+from ijfs_engine.errors import IjfsError, LockedError
 
 ADOPT_LIMIT_S = 10.0
 """How long an instance may be between two keepers."""
 
+MOST_ADOPTIONS = 3
+"""New keepers that a command has made for a program whose keepers are killed one after the other."""
+
 RepoPath = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 def list_instances(repo: RepoPath) -> list[InstanceInfo]:
@@ -62,12 +69,38 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
     return info_of(paths, record, keeper_running=keeper_running)
 
 
-def free_name(repo: RepoPath, wish: str) -> str:
-    """A name for a new instance: the wish, else the wish with the first free number behind it. An ended one's is
-    free."""
+def named(repo: RepoPath, name: str | None, wish: str, start: Callable[[str], T]) -> T:
+    """What `start` makes of the name that was asked for or, where none was, of the first free one after the wish. One
+    that somebody else has taken meanwhile is passed over."""
+    if name is not None:
+        return start(name)
+    taken: set[str] = set()
+    while True:
+        chosen = free_name(repo, wish, but=taken)
+        try:
+            return start(chosen)
+        except InstanceExistsError:
+            taken.add(chosen)
+
+
+def free_name(repo: RepoPath, wish: str, *, but: Collection[str] = ()) -> str:
+    """A name for a new instance: the wish, else the wish with the first free number behind it. An ended one's is free
+    where none of its files would be missed."""
     base = _sound(os.path.basename(wish))
-    taken = {info.name for info in list_instances(repo) if info.status != "exited"}
-    return next(name for name in chain([base], _numbered(base, 2)) if name not in taken)
+    return next(name for name in chain([base], _numbered(base, 2)) if name not in but and _is_free(repo, name))
+
+
+def _is_free(repo: RepoPath, name: str) -> bool:
+    paths = InstancePaths.of(repo, name)
+    if not paths.root.exists():
+        return True
+    try:
+        if procfs.is_alive(read_record(paths).program):
+            return False
+        ended.refuse_if_missed(paths)
+    except IjfsError:  # files are missed, or it is just being made
+        return False
+    return True
 
 
 def free_names(repo: RepoPath, wish: str, count: int) -> list[str]:
@@ -110,16 +143,32 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
     record = read_record(paths)
     if not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
-    deadline = time.monotonic() + ADOPT_LIMIT_S
+    deadline, killed = time.monotonic() + ADOPT_LIMIT_S, 0
     while True:
         with contextlib.suppress(KeeperError):
-            return KeeperClient.open(paths, on_event=on_event)
+            return _answering(paths, on_event)
+        lock = KeeperLock.take(paths)  # None: another client's new keeper was quicker, or the old one is not quite gone
         try:
-            spawned(paths, AdoptArguments(), on_event)
-        except LockedError:  # another client's new keeper was quicker, or the old one is not quite gone
-            if time.monotonic() > deadline:
+            if lock is not None:
+                spawned(Claim(paths, lock, begins_anew=True), AdoptArguments(), on_event)
+        except KeeperError:  # killed, too, while it took over
+            killed += 1
+            if killed == MOST_ADOPTIONS:
                 raise
-            time.sleep(0.05)
+        if lock is None and time.monotonic() > deadline:
+            raise LockedError(f"the keeper of `{name}` does not answer", hint=f"its log is {paths.keeper_log}")
+        time.sleep(0.05)
+
+
+def _answering(paths: InstancePaths, on_event: OnEvent | None) -> KeeperClient:
+    """A connection to a keeper that has answered on it: one that is being killed still lets clients connect."""
+    keeper = KeeperClient.open(paths, on_event=on_event)
+    try:
+        keeper.status()
+    except BaseException:
+        keeper.close()
+        raise
+    return keeper
 
 
 def remove(repo: RepoPath, name: str) -> None:
@@ -127,12 +176,17 @@ def remove(repo: RepoPath, name: str) -> None:
     paths = InstancePaths.of(repo, name)
     if procfs.is_alive(read_record(paths).program):
         raise LockedError(f"`{name}` is running", hint=f"`ijfs stop {name}` ends it")
-    if not keeper_ended(paths):
+    lock = KeeperLock.take_soon(paths) if keeper_ended(paths) else None
+    if lock is None:
         raise LockedError(f"the keeper of `{name}` has not ended", hint=f"its log is {paths.keeper_log}")
-    shutil.rmtree(paths.root)
+    with lock:
+        if procfs.is_alive(read_record(paths).program):
+            raise LockedError(f"`{name}` is running again", hint=f"`ijfs stop {name}` ends it")
+        cleanup.remove(paths)
 
 
-def spawned(paths: InstancePaths, first: Arguments[InstanceInfo], on_event: OnEvent | None) -> InstanceInfo:
-    """Spawn a keeper whose first request is this one; its answer."""
-    (sock,) = spawn_keepers([paths], lazy=isinstance(first, RestoreArguments) and not first.eager)
-    return begin(paths, sock, first, on_event)
+def spawned(claim: Claim, first: Arguments[InstanceInfo], on_event: OnEvent | None) -> InstanceInfo:
+    """Spawn a keeper whose first request is this one; its answer. The claim is the keeper's then, or given up."""
+    with claim:
+        (sock,) = spawn_keepers([claim], lazy=isinstance(first, RestoreArguments) and not first.eager)
+        return begin(claim.paths, sock, first, on_event)

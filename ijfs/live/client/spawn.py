@@ -1,83 +1,80 @@
-"""From a name to a keeper at work: the instance's directory claimed, the process spawned, its first request sent.
+"""From a claimed name to a keeper at work: the process spawned, its first request sent.
 
-Called by api.py and instances.py, and by fork.py for several instances at once. Keepers are forked off a process that
-has loaded everything (process/fork_request.py), because loading takes longer than restoring.
+Called by api.py and instances.py, and by fork.py for several instances at once; claim.py claims names. Keepers are
+forked off a process that has loaded everything (process/fork_request.py), because loading takes longer than restoring.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ijfs.live.checks import privilege
+from ijfs.live.client.claim import Claim
 from ijfs.live.client.connection import KeeperClient, OnEvent
-from ijfs.live.errors import InstanceExistsError
-from ijfs.live.model.paths import InstancePaths, check_name
+from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import AdoptArguments, Arguments
-from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo
-from ijfs.live.process import fork_request, procfs
-from ijfs.live.process.keeper_lock import keeper_ended
-from ijfs.live.sandbox.cleanup import is_remains, sweep, sweep_old
+from ijfs.live.process import fork_request
+from ijfs.live.process.keeper_lock import KeeperLock, is_kept, keeper_ended
+from ijfs.live.sandbox.cleanup import sweep
 from ijfs_engine.errors import IjfsError
+
+INTERRUPTED_S = 3.0
+"""How long who is interrupted waits for a keeper to end what it was making: an ordinary restore takes 0.2 s."""
 
 _ROOM_FOR_NAMES = " " * 160
 """A last word on the command line, for `child.name_process` to write over."""
 
 
-def claim(repo: str | os.PathLike[str], name: str, *, again: bool = False) -> InstancePaths:
-    """Make the instance's directory; the remains of an ended one of that name go first, unless it is to begin again."""
-    privilege.require()
-    paths = InstancePaths.of(repo, check_name(name))
-    paths.root.parent.mkdir(mode=0o700, exist_ok=True)
-    sweep_old(paths.root.parent)
-    if paths.record.exists():
-        if procfs.is_alive(read_record(paths).program) or not keeper_ended(paths):
-            raise InstanceExistsError(f"there is an instance `{name}` already")
-        if again:
-            return paths
-        shutil.rmtree(paths.root)
-    elif is_remains(paths) and keeper_ended(paths):
-        sweep(paths)
-    try:
-        paths.root.mkdir(mode=0o700)
-    except FileExistsError:
-        if not paths.root.is_dir() or not (paths.lock.exists() or paths.record.exists()):
-            raise InstanceExistsError(
-                f"{paths.root} is in the way, and ijfs did not make it", hint="move it away, or choose another name"
-            ) from None
-        raise InstanceExistsError(f"there is an instance `{name}` already") from None
-    return paths
-
-
-def spawn_keepers(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
-    """Have a keeper forked for each claimed directory. Returns a connection to each, as its first client. `lazy`: the
-    first request to each will be a lazy restore."""
+def spawn_keepers(claims: Sequence[Claim], *, lazy: bool) -> list[socket.socket]:
+    """Have a keeper forked for each claimed name, which gets its lock. Returns a connection to each, as its first
+    client. `lazy`: the first request to each will be a lazy restore."""
     sockets: list[socket.socket] = []
-    for at in range(0, len(instances), fork_request.MOST_INSTANCES):
-        sockets += _spawn(instances[at : at + fork_request.MOST_INSTANCES], lazy=lazy)
+    for at in range(0, len(claims), fork_request.MOST_INSTANCES):
+        sockets += _spawn(claims[at : at + fork_request.MOST_INSTANCES], lazy=lazy)
     return sockets
 
 
-def _spawn(instances: Sequence[InstancePaths], *, lazy: bool) -> list[socket.socket]:
+def _spawn(claims: Sequence[Claim], *, lazy: bool) -> list[socket.socket]:
     """Fork them off the repository's forkserver, or start one, which then may stay."""
-    request = fork_request.keepers_for([paths.root for paths in instances], lazy=lazy)
-    with contextlib.ExitStack() as theirs:
-        ends = [socket.socketpair() for _ in instances]
-        fds = [theirs.enter_context(other).fileno() for _, other in ends]
-        at = instances[0].root.parent / fork_request.SOCKET_NAME
-        if request.idle_s == 0 or not fork_request.ask(at, request, fds):
-            _start_forkserver(instances[0].keeper_log, request, fds)
+    for claim in claims:
+        claim.make_room()
+    request = fork_request.keepers_for([claim.paths.root for claim in claims], lazy=lazy)
+    at = claims[0].paths.root.parent / fork_request.SOCKET_NAME
+    ours = _handed_over(claims, lambda fds: fork_request.ask(at, request, fds)) if request.idle_s else None
+    if ours is None:
+        ours = _handed_over(claims, lambda fds: _start_forkserver(claims[0].paths.keeper_log, request, fds))
+    assert ours is not None
+    return ours
+
+
+def _handed_over(claims: Sequence[Claim], send: Callable[[list[int]], bool]) -> list[socket.socket] | None:
+    """Send the other ends of new connections, with the locks, and let go of those; None where nobody took them. (One
+    who takes them too late finds its connection closed, and makes nothing.)"""
+    ends = [socket.socketpair() for _ in claims]
+    fds = [fd for (_, other), claim in zip(ends, claims, strict=True) for fd in (other.fileno(), claim.lock.fileno())]
+    taken = False
+    try:
+        taken = send(fds)
+    finally:
+        for ours, theirs in ends:
+            theirs.close()
+            if not taken:
+                ours.close()
+    if not taken:
+        return None
+    for claim in claims:
+        claim.lock.close()
     return [ours for ours, _ in ends]
 
 
-def _start_forkserver(log: Path, request: fork_request.ForkKeepers, fds: Sequence[int]) -> None:
+def _start_forkserver(log: Path, request: fork_request.ForkKeepers, fds: Sequence[int]) -> bool:
+    """Whether one was started, and got the request."""
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as complaints:
         starting = subprocess.Popen(
@@ -93,17 +90,36 @@ def _start_forkserver(log: Path, request: fork_request.ForkKeepers, fds: Sequenc
         with contextlib.suppress(BrokenPipeError):  # it ended already: the first request to the keeper will say so
             fork_request.send(ours, request, fds)
         starting.wait()  # it forks: a forkserver is nobody's child, so that no client keeps a zombie of it
+    return True
 
 
 def begin(
     paths: InstancePaths, sock: socket.socket, arguments: Arguments[InstanceInfo], on_event: OnEvent | None
 ) -> InstanceInfo:
     """Send a keeper its first request; its answer. A keeper that could not begin leaves nothing behind, however it
-    ended. (A caller that is interrupted leaves the keeper at work: the instance comes up without it.)"""
+    ended. Where the caller is interrupted, the keeper ends what comes up: that is waited for, for a moment."""
     try:
         with KeeperClient(sock, paths, on_event) as keeper:
             return keeper.request(arguments)
     except IjfsError:
-        if not isinstance(arguments, AdoptArguments) and not paths.record.exists() and keeper_ended(paths):
-            sweep(paths)
+        if not isinstance(arguments, AdoptArguments):
+            _sweep_failed(paths)
         raise
+    except BaseException:
+        _wait_while_kept(paths, INTERRUPTED_S)
+        raise
+
+
+def _sweep_failed(paths: InstancePaths) -> None:
+    """Remove what a keeper left that was killed before there was an instance."""
+    if paths.record.exists() or not keeper_ended(paths):
+        return
+    with KeeperLock.take_soon(paths) or contextlib.nullcontext() as lock:
+        if lock is not None and not paths.record.exists():
+            sweep(paths)
+
+
+def _wait_while_kept(paths: InstancePaths, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while is_kept(paths) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -66,11 +66,11 @@ def _serve_all(first: socket.socket) -> Become | None:
     it is to do, in the forkserver when that ends (None)."""
     first.set_inheritable(False)
     with first:
-        request, sockets = fork_request.receive(first)
+        request, fds = fork_request.receive(first)
         if not isinstance(request, ForkKeepers):
             raise OSError("a forkserver's first request is for keepers")
-        load(for_restore=request.lazy and len(sockets) == 1)
-        become = _fork_keepers(request, sockets)
+        load(for_restore=request.lazy and len(request.instances) == 1)
+        become = _fork_keepers(request, fds)
     if become is not None:
         return become
     _forget_client()
@@ -92,21 +92,19 @@ def load(*, for_restore: bool = False) -> None:
         from ijfs.live.keeper import server  # noqa: F401
 
 
-def _fork_keepers(request: ForkKeepers, sockets: list[int]) -> Become | None:
-    """Fork a keeper for each instance; None in the parent, what to do in a child."""
-    shared = _shared_blocks() if request.lazy and len(sockets) > 1 else None
+def _fork_keepers(request: ForkKeepers, fds: list[int]) -> Become | None:
+    """Fork a keeper for each instance; None in the parent, what to do in a child. `fds`: of each instance a socket and
+    its lock, which the parent closes."""
+    shared = _shared_blocks() if request.lazy and len(request.instances) > 1 else None
     gc.freeze()  # children share these pages for as long as nobody writes to them
     try:
-        for directory, mine in zip(request.instances, sockets, strict=True):
+        for directory, first, lock in zip(request.instances, fds[::2], fds[1::2], strict=True):
             if os.fork() == 0:
-                for other in sockets:
-                    if other != mine:
-                        os.close(other)
-                sockets = []
-                return partial(_become_keeper, request, Path(directory), mine, shared)
+                _close_all(fd for fd in fds if fd not in (first, lock))
+                fds = []
+                return partial(_become_keeper, request, Path(directory), first, lock, shared)
     finally:
-        for fd in sockets:
-            os.close(fd)
+        _close_all(fds)
     if shared is not None:
         shared.close()
     return None
@@ -121,13 +119,18 @@ def _fork_pager(request: ForkPager, channel: int) -> Become | None:
     return None
 
 
-def _become_keeper(request: ForkKeepers, directory: Path, first: int, shared: SharedBlocks | None) -> None:
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _become_keeper(request: ForkKeepers, directory: Path, first: int, lock: int, shared: SharedBlocks | None) -> None:
     """Become a keeper, as one that the client itself had started."""
     from ijfs.live.keeper.main import keep
 
     name_process(f"ijfs-keeper {directory}")
     _inherit(request.inheritance)
-    keep(directory, first, lazy=request.lazy, shared=shared)
+    keep(directory, first, lock, lazy=request.lazy, shared=shared)
 
 
 def _become_pager(request: ForkPager, channel: int) -> None:
@@ -240,22 +243,26 @@ class ForkServer:
             pid, user = fork_request.peer(connection)
             if user != os.geteuid():
                 return None
-            request, sockets = fork_request.receive(connection)
+            request, fds = fork_request.receive(connection)
             if isinstance(request, EndForkServer):
                 self._idle_s = 0.0
                 fork_request.accept(connection)
-            elif self._may_ask(request, pid) and not self._is_outdated():
-                fork_request.accept(connection)
+            elif self._takes_over(request, pid, connection):
                 self._asked_at, self._idle_s = time.monotonic(), request.idle_s
-                return (
-                    _fork_keepers(request, sockets)
-                    if isinstance(request, ForkKeepers)
-                    else _fork_pager(request, *sockets)
-                )
-            else:
-                for fd in sockets:
-                    os.close(fd)
+                return _fork_keepers(request, fds) if isinstance(request, ForkKeepers) else _fork_pager(request, *fds)
+            _close_all(fds)
         return None
+
+    def _takes_over(self, request: ForkKeepers | ForkPager, pid: int, connection: socket.socket) -> bool:
+        """Whether the request is served, which its client knows then. One that has waited too long has left, and has
+        what it wanted of another forkserver."""
+        if not self._may_ask(request, pid) or self._is_outdated():
+            return False
+        try:
+            fork_request.accept(connection)
+        except OSError:
+            return False
+        return True
 
     def _may_ask(self, request: ForkKeepers | ForkPager, pid: int) -> bool:
         """A client of the same standing; for a pager a keeper forked here, which has a mount namespace of its own."""

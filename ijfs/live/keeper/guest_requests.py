@@ -11,8 +11,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ijfs.live.checkpoint.snapshot_io import NotLiveError, live_meta
-from ijfs.live.errors import ProtocolError
+from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.errors import NotLiveError, ProtocolError
 from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
 from ijfs.live.model.guest_protocol import (

@@ -81,6 +81,8 @@ class Lifecycle:
         self._queue = queue
         self._requests = requests
         self._early = early
+        self.began_again = False
+        """There was an ended instance of this name, which this one goes on from."""
 
     # -- the verbs ------------------------------------------------------------------------------------------------
 
@@ -173,7 +175,8 @@ class Lifecycle:
 
     def _record_before(self, *, again: bool) -> InstanceRecord | None:
         """The record of the ended instance that begins again, where that was asked for and there is one."""
-        return read_record(self._state.paths) if again and self._state.paths.record.exists() else None
+        self.began_again = again and self._state.paths.record.exists()
+        return read_record(self._state.paths) if self.began_again else None
 
     def _begin_record(
         self,

@@ -11,13 +11,13 @@ that adopts it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ijfs.live.model.paths import InstancePaths
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import proc_sys
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from ijfs.live.pager.shared import SharedBlocks
 
 
-def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None = None) -> None:
+def keep(directory: Path, first: int, lock: int, *, lazy: bool, shared: SharedBlocks | None = None) -> None:
     """Become the keeper of one instance: a daemon with a log and a mount namespace of its own. `first` is the first
-    client's socket; `lazy` says that its request will be a lazy restore. Returns when the instance has ended."""
+    client's socket, `lock` the instance's lock, which that client took and which stays open for as long as this process
+    lives; `lazy` says that its request will be a lazy restore. Returns when the instance has ended."""
     os.setsid()
     log = os.open(directory / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     for stream in (1, 2):
@@ -41,12 +42,6 @@ def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None
     if shared is not None:
         shared.close()
     client = socket.socket(fileno=first)
-    lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _refuse(client, directory.name)
-        return
     ns.private_mounts()
     proc_sys.make_writable()
     ns.prctl(ns.PR_SET_CHILD_SUBREAPER, 1)
@@ -56,9 +51,14 @@ def keep(directory: Path, first: int, *, lazy: bool, shared: SharedBlocks | None
 
     from ijfs.live.keeper.server import Keeper
     from ijfs.live.model import protocol
+    from ijfs.live.sandbox import cleanup
 
     line = early.line() if early is not None else protocol.first_line(client)
-    trio.run(Keeper(directory, early).run, client, line)
+    keeper = Keeper(directory, early)
+    trio.run(keeper.run, client, line)
+    if keeper.came_to_nothing:
+        cleanup.remove(InstancePaths(directory))
+    os.close(lock)
 
 
 def _fork_pager(shared: SharedBlocks | None) -> PagerProcess:
@@ -75,14 +75,3 @@ def _begin_restore(directory: Path, first: socket.socket, pager: PagerProcess) -
     early = EarlyRestore(directory, first, pager)
     early.wait_until_criu_works()
     return early
-
-
-def _refuse(first: socket.socket, name: str) -> None:
-    """Another keeper was quicker."""
-    from ijfs.live.errors import error_fields
-    from ijfs.live.model import protocol
-    from ijfs_engine.errors import LockedError
-
-    request = protocol.decode_request(first.makefile("rb").readline())
-    error = LockedError(f"`{name}` has a keeper already")
-    first.sendall(protocol.encode_error(request.id, error_fields(error)))

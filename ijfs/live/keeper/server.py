@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from ijfs.live.errors import InstanceExitedError, ProtocolError
+from ijfs.live.errors import InstanceExitedError, KeeperError, ProtocolError
 from ijfs.live.keeper import control_socket
 from ijfs.live.keeper.autosave import Autosaver
 from ijfs.live.keeper.guest_requests import GuestRequests
@@ -75,7 +75,10 @@ class Keeper:
     """The keeper of one instance. `early`: a restore that began before this was loaded."""
 
     def __init__(self, directory: Path, early: EarlyRestore | None = None) -> None:
+        self.came_to_nothing = False
+        """The first request failed, and there is no instance: its directory may go."""
         self._early = early
+        self._first: socket.socket | None = None
         self._state = InstanceState(directory, early.snapshots if early is not None else None, self._answer_program)
         self._queue = SaveQueue(
             self._state.spawn,
@@ -97,6 +100,7 @@ class Keeper:
         """Serve the first client's request (`line`; None when it left without one); when it made the instance, serve
         everyone until the program ends."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        self._first = first
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(first))
         async with trio.open_nursery() as nursery:
             self._state.run_tasks_in(nursery)
@@ -111,7 +115,8 @@ class Keeper:
                 await self._state.ended.wait()
                 await self._queue.settled()
                 await self._answered()
-                self._state.note(keeper=None)
+            else:
+                self.came_to_nothing = line is not None and not self._state.paths.record.exists()
             nursery.cancel_scope.cancel()
         self._state.close()
         if self._early is not None:
@@ -162,7 +167,30 @@ class Keeper:
             RestoreArguments: lifecycle.restore,
             AdoptArguments: lifecycle.adopt,
         }
-        return await self._run(verbs, arguments, emit)
+        reply = await self._run(verbs, arguments, emit)
+        if self._has_left() and not isinstance(arguments, AdoptArguments):
+            await self._abandon()
+            raise KeeperError(f"who wanted `{self._state.name}` has left; it was ended")
+        return reply
+
+    def _has_left(self) -> bool:
+        """Whether the client that had this keeper made is gone: interrupted, or killed."""
+        assert self._first is not None
+        try:
+            return not self._first.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    async def _abandon(self) -> None:
+        """End the program that has just come up, because nobody knows of it. One that began again is an ended one, as
+        it was."""
+        state, again = self._state, self._lifecycle.began_again
+        async with state.busy:
+            await state.kill("interrupted before it ran")
+        if not again:
+            state.paths.record.unlink(missing_ok=True)
 
     async def _dispatch(self, arguments: Arguments[Any], emit: Emit) -> _Reply:
         """What clients ask for of a running instance."""

@@ -23,10 +23,10 @@ from pathlib import Path
 import msgspec
 
 from ijfs.live.criu import command as criu_command
-from ijfs.live.model.paths import InstancePaths, SandboxPaths
+from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.sandbox import init, proc_sys, rootfs
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox.cleanup import sweep
+from ijfs.live.sandbox.cleanup import sweep_directory
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, find_init
 from ijfs.live.sandbox.volumes import is_layered, kind_at
@@ -63,7 +63,7 @@ def attempt(place: Path) -> Outcome:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
         return Outcome(0.0, "start", said[-1])
     finally:
-        sweep(InstancePaths(directory))
+        sweep_directory(directory)
 
 
 def main() -> int:

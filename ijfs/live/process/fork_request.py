@@ -32,8 +32,8 @@ IDLE_S = 600.0
 SOCKET_NAME = ".spare.sock"
 """Beside the instances; no name of one begins with a dot."""
 
-MOST_INSTANCES = 200
-"""Of one request: the kernel passes 253 descriptors in one message (SCM_MAX_FD)."""
+MOST_INSTANCES = 120
+"""Of one request, two descriptors each: the kernel passes 253 in one message (SCM_MAX_FD)."""
 
 _ANSWER_LIMIT_S = 1.0
 """A forkserver answers in a millisecond, or in 0.1 s when it is still loading; a stopped one never."""
@@ -54,7 +54,8 @@ class Inheritance(msgspec.Struct, frozen=True):
 
 
 class ForkKeepers(msgspec.Struct, frozen=True, tag="keepers"):
-    """Fork a keeper for each instance's directory. As many sockets come along: each is its keeper's first client.
+    """Fork a keeper for each instance's directory. Two descriptors for each come along: a socket, whose other end is
+    its keeper's first client, and the instance's locked lock (keeper_lock.py).
 
     `lazy`: the keepers' first requests will be lazy restores. `idle_s`: how long to stay afterwards, unasked.
     """
@@ -182,8 +183,8 @@ def receive(sock: socket.socket) -> tuple[ForkRequest, list[int]]:
             if not data or len(line) > _MAX_REQUEST:
                 raise OSError("a request broke off")
         request = msgspec.json.decode(bytes(line), type=ForkRequest)
-        if len(fds) != _sockets_with(request):
-            raise OSError("another number of sockets was to come")
+        if len(fds) != _descriptors_with(request):
+            raise OSError("another number of descriptors was to come")
     except (OSError, msgspec.DecodeError) as error:
         for fd in fds:
             os.close(fd)
@@ -191,10 +192,10 @@ def receive(sock: socket.socket) -> tuple[ForkRequest, list[int]]:
     return request, list(fds)
 
 
-def _sockets_with(request: ForkRequest) -> int:
+def _descriptors_with(request: ForkRequest) -> int:
     match request:
         case ForkKeepers(instances):
-            return len(instances)
+            return 2 * len(instances)
         case ForkPager():
             return 1
         case EndForkServer():

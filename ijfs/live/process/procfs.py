@@ -68,6 +68,11 @@ def name_of(pid: int) -> str:
         return "?"
 
 
+def runs(name: str) -> bool:
+    """Whether any process calls itself so."""
+    return any(entry.isdigit() and name_of(int(entry)) == name for entry in os.listdir("/proc"))
+
+
 def parent_of(pid: int) -> int | None:
     """The pid of a process's parent, None when there is no such process."""
     fields = _stat_fields(pid)

@@ -1,8 +1,9 @@
-"""Removes what a killed keeper left behind. Called by whoever comes next: client/spawn.py, and the keeper that adopts.
+"""Removes what a killed client or keeper left behind. Called by whoever comes next: client/claim.py, and the keeper
+that adopts.
 
-A CRIU at a restore ends together with its keeper (criu/command.py). Three things may be left: a directory; the first
-process of a program that was being restored, which would wait for its CRIU for ever; a program that came up while its
-keeper died.
+A CRIU at a restore ends together with its keeper (criu/command.py). Left may be: a directory; the first process of a
+program that was being restored, which would wait for its CRIU for ever; a program that came up while its keeper died;
+a directory of CRIU's in /tmp.
 """
 
 from __future__ import annotations
@@ -16,35 +17,63 @@ from pathlib import Path
 
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.process import procfs
-from ijfs.live.process.keeper_lock import KEEPER_END_S, is_kept
+from ijfs.live.process.keeper_lock import KEEPER_END_S, KeeperLock
 
-# A client who has just claimed a directory has no keeper in it yet.
-OLD_S = 60.0
+CRIU_PLACE, CRIU_PREFIX = Path("/tmp"), ".criu.mntns."
+"""Where CRIU makes a directory at each restore, to mount a root on, and how its name begins (criu/mount.c)."""
 
 
 def sweep(paths: InstancePaths) -> None:
-    """Remove the directory of an instance that has no record, and end what runs in it."""
-    _sweep(paths.root)
+    """Remove an instance's directory, and end what runs in it: for who holds its lock, and nobody wants it."""
+    end_processes(paths.root)
+    remove(paths)
 
 
-def sweep_old(live: Path) -> None:
-    """Do that for all such directories of a repository that are old and have no keeper."""
+def remove(paths: InstancePaths) -> None:
+    """Remove an instance's directory: for who holds its lock, which goes last. Who was quick enough to lock another
+    file in its place has the directory then."""
+    clear(paths)
+    with contextlib.suppress(OSError):
+        paths.lock.unlink()
+        paths.root.rmdir()
+
+
+def clear(paths: InstancePaths) -> None:
+    """Remove all that is in an instance's directory but its lock."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in paths.root.iterdir():
+            if path == paths.lock:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def sweep_left(live: Path) -> None:
+    """Remove all directories of a repository's instances that have no record, and that nobody is about to fill."""
+    swept = False
     for directory in live.iterdir():
         paths = InstancePaths(directory)
-        if not paths.record.exists() and is_remains(paths) and _is_old(directory) and not is_kept(paths):
-            sweep(paths)
+        if paths.record.exists() or not is_remains(paths):
+            continue
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # an empty one; who has just made it makes it again
+            continue
+        with KeeperLock.take(paths) or contextlib.nullcontext() as lock:
+            if lock is not None and not paths.record.exists():
+                sweep(paths)
+                swept = True
+    if swept:
+        sweep_criu()
 
 
 def is_remains(paths: InstancePaths) -> bool:
     """Whether a directory without a record is what a client or keeper left, and not somebody's own."""
-    if paths.root.is_symlink() or not paths.root.is_dir():
-        return False
-    return paths.lock.exists() or paths.keeper_log.exists() or not any(paths.root.iterdir())
-
-
-def _is_old(directory: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return directory.is_dir() and directory.stat().st_mtime < time.time() - OLD_S
+    with contextlib.suppress(FileNotFoundError):
+        if paths.root.is_symlink() or not paths.root.is_dir():
+            return False
+        return paths.lock.exists() or paths.keeper_log.exists() or not any(paths.root.iterdir())
     return False
 
 
@@ -53,14 +82,30 @@ def sweep_sandboxes(paths: InstancePaths, generation: int) -> None:
     kept = paths.sandbox(generation).root
     for sandbox in paths.root.glob("box-*"):
         if sandbox != kept:
-            _sweep(sandbox)
+            sweep_directory(sandbox)
 
 
-def _sweep(directory: Path) -> None:
+def sweep_directory(directory: Path) -> None:
+    """Remove a directory that sandboxes are in, and end what runs in them."""
+    end_processes(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep_criu(place: Path = CRIU_PLACE) -> None:
+    """Remove the empty directories that CRIUs left, as those do that are killed. While any CRIU runs, one of them may
+    be its: then another time."""
+    left = [path for path in place.glob(f"{CRIU_PREFIX}*") if path.is_dir() and not path.is_symlink()]
+    if left and not procfs.runs("criu"):
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def end_processes(directory: Path) -> None:
+    """Kill every process that belongs to an instance's directory, and see it go."""
     deadline = time.monotonic() + KEEPER_END_S
     while (found := procfs.processes_on(directory)) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    shutil.rmtree(directory, ignore_errors=True)
