@@ -18,7 +18,7 @@ from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.criu import command as criu_command
-from ijfs.live.errors import CriuError
+from ijfs.live.errors import CriuError, ProgramRefusedError
 from ijfs.live.model.records import InstanceSpec
 from ijfs.live.process import procfs
 
@@ -159,3 +159,126 @@ def test_what_criu_loads_needs_no_c_library_and_stands_where_criu_finds_it() -> 
     ).stdout
     assert "(SYMTAB)" in text
     assert "(NEEDED)" not in text
+
+
+LEASES = """
+import fcntl, os, signal, time
+files = []
+for path in "/root/leased", "/dev/shm/leased":
+    with open(path, "w") as file: file.write("leased bytes")
+    file = os.open(path, os.O_RDWR)
+    os.lseek(file, 3, os.SEEK_SET)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    files.append(file)
+signal.signal(signal.SIGIO, lambda *_: print("broken", flush=True))
+print("waiting", flush=True)
+while not os.path.exists("/tmp/go"): time.sleep(0.02)
+leased = [fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_WRLCK for file in files]
+print([*zip(leased, [os.lseek(file, 0, os.SEEK_CUR) for file in files])], flush=True)
+while True: time.sleep(1)
+"""
+
+
+def test_a_save_breaks_no_write_lease_and_has_the_files_bytes(live_env: LiveEnv) -> None:
+    start(live_env, "holder", sys.executable, "-c", LEASES)
+    result = live_env.save("holder")
+    assert result.frozen_s < patient(20), "a lease that is broken takes the kernel 45 s"
+    live_env.restore(result.snapshot, "copy")
+    for name in "holder", "copy":
+        live_env.exec(name, "touch", "/tmp/go")
+        assert eventually(lambda name=name: "[(True, 3), (True, 3)]" in said(live_env, name)), said(live_env, name)
+        assert "broken" not in said(live_env, name)
+    assert (live_env.upper("copy") / "root/leased").read_text() == "leased bytes"
+    assert live_env.exec("copy", "grep", "-q", "leased bytes", "/dev/shm/leased") == 0
+
+
+BACKLOG = """
+import os, socket, sys, time
+server = socket.create_server(("127.0.0.1", 0))
+waiting = socket.create_connection(server.getsockname())
+waiting.sendall(b"hello")
+print("waiting", flush=True)
+while not os.path.exists("/tmp/go"): time.sleep(0.01)
+accepted, _ = server.accept()
+print(accepted.recv(9), flush=True)
+while True: time.sleep(1)
+"""
+
+
+def test_a_connection_that_is_never_accepted_refuses_the_save_and_waits_on(live_env: LiveEnv) -> None:
+    start(live_env, "server", sys.executable, "-c", BACKLOG)
+    with pytest.raises(ProgramRefusedError, match="had not been accepted, at any of several tries") as caught:
+        live_env.save("server")
+    assert caught.value.exit_code == 12
+    live_env.exec("server", "touch", "/tmp/go")
+    assert eventually(lambda: "b'hello'" in said(live_env, "server"))
+    live_env.save("server")
+
+
+SEEN_STOPPED = """
+import threading
+import ijfs
+asked = threading.Event()
+ijfs.before_save(asked.set)
+print("waiting", flush=True)
+asked.wait()
+last = time.monotonic()
+while (now := time.monotonic()) - last < 0.005: last = now
+"""
+
+
+def test_a_connection_that_is_accepted_a_little_later_only_delays_the_save(live_env: LiveEnv) -> None:
+    """The server accepts when time has passed without it: it was stopped for a try (or had no processor before)."""
+    connect, _, accept = BACKLOG.partition('print("waiting", flush=True)')
+    start(live_env, "server", sys.executable, "-c", connect + SEEN_STOPPED + accept.partition("time.sleep(0.01)")[2])
+    result = live_env.save("server")
+    live_env.restore(result.snapshot, "copy")
+    for name in "server", "copy":
+        assert eventually(lambda name=name: "b'hello'" in said(live_env, name))
+
+
+TRACED = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+child = os.fork()
+if child == 0:
+    while True: time.sleep(0.01)
+assert libc.ptrace(0x4206, child, None, None) == 0  # PTRACE_SEIZE
+print("waiting", child, flush=True)
+while True: time.sleep(1)
+"""
+
+
+def test_a_traced_process_refuses_the_save_before_anything_is_touched(live_env: LiveEnv) -> None:
+    start(live_env, "traced", sys.executable, "-c", TRACED)
+    info = client.describe(live_env.repo, "traced")
+    assert info.pid is not None
+    before = {pid: status(pid, "TracerPid") for pid in procfs.descendants(info.pid)}
+    assert any(tracer != "0" for tracer in before.values())
+    with pytest.raises(ProgramRefusedError, match="is being traced by process") as caught:
+        live_env.save("traced")
+    assert caught.value.exit_code == 12
+    assert {pid: status(pid, "TracerPid") for pid in procfs.descendants(info.pid)} == before
+    assert not (live_env.repo / "live/traced/box-1/criu/dump.log").exists(), "CRIU was not asked"
+
+
+def status(pid: int, field: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{field}:"))
+
+
+def test_a_program_that_ends_while_its_snapshot_is_stored_is_told_of_by_the_save(live_env: LiveEnv) -> None:
+    """Enough that no compressor makes smaller: storing it takes far longer than to hear that it began."""
+    code = "import os, time; data = os.urandom(200 << 20); print('waiting', flush=True); time.sleep(1000)"
+    start(live_env, "mortal", sys.executable, "-c", code)
+    program = client.describe(live_env.repo, "mortal").pid
+    assert program is not None
+
+    def kill_at_ingest(event: client.Event) -> None:
+        if isinstance(event, client.PhaseBegan) and event.name == "ingest":
+            os.kill(program, signal.SIGKILL)
+
+    with client.connect(live_env.repo, "mortal", on_event=kill_at_ingest) as keeper:
+        result = keeper.save()
+    assert result.snapshot
+    assert any("`mortal` has ended since it was saved, with exit status 137" in said for said in result.warnings)

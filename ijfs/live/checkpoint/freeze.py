@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ijfs.live.checkpoint.arena_pool import ArenaPool
 from ijfs.live.checkpoint.phases import Clock
-from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, mapped_in, writable_layers
+from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, leased_in, mapped_in, writable_layers
 from ijfs.live.checks import blockers, nested
 from ijfs.live.checks.result import refused
 from ijfs.live.criu import command as criu_command
@@ -115,8 +115,9 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
 
 
 def _require_restorable(sandbox: Sandbox) -> None:
-    """CRIU saves a process in a network namespace of its own and never restores it; other namespaces it refuses."""
-    found = nested.of_program(sandbox.pid)
+    """CRIU saves a process in a network namespace of its own and never restores it; other namespaces it refuses. What
+    is traced it cannot stop, and what it had stopped before would have stood still for nothing."""
+    found = [*nested.of_program(sandbox.pid), *blockers.traced(sandbox.pid)]
     if found:
         text = "; ".join(verdict.evidence for verdict in found)
         raise ProgramRefusedError(f"the program cannot be saved: {text}; it runs on", hint=found[0].remedy)
@@ -166,7 +167,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
         def while_frozen() -> None:
             stream.drain()
             clock.begin("workspace")
-            captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid)))
+            captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), leased_in(sandbox.pid)))
             clock.begin("thaw")
 
         try:

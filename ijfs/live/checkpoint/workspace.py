@@ -29,7 +29,8 @@ import msgspec
 
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
-from ijfs.live.process import procfs
+from ijfs.live.process import descriptors, procfs
+from ijfs.live.process.descriptors import FileId, Leases
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Arena, Descent, Entry, FoundOnDisk, Segments, walk_directory
@@ -134,7 +135,8 @@ class LayerWalker:
         self._stat_cache = stat_cache
         self._staging = staging
         self._outside = Path()
-        self._links: dict[tuple[int, int], int] = {}
+        self._leased: Leases = {}
+        self._links: dict[FileId, int] = {}
         self._staged = 0
 
     def measure(self) -> int:
@@ -148,9 +150,11 @@ class LayerWalker:
                     total += status.st_size
         return total
 
-    def capture(self, arena: Arena | None, mapped: frozenset[str]) -> Capture:
+    def capture(self, arena: Arena | None, mapped: frozenset[str], leased: Leases | None = None) -> Capture:
         """Read everything that changed, into the arena; without one (nothing changes any more) files are named, to be
-        read later. `mapped`: paths inside that some process may write through a mapping."""
+        read later. `mapped`: paths inside that some process may write through a mapping. `leased`: files that are read
+        by their holders' descriptors (process/descriptors.py)."""
+        self._leased = leased or {}
         capture = Capture()
         now = time.time_ns()
         for layer in self._layers:
@@ -189,14 +193,12 @@ class LayerWalker:
         path = self._outside / os.fsdecode(found.path)
         if arena is None and len(os.fsencode(path)) < _LONGEST:
             return path
-        fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
-        try:
+        holder = self._leased.get((found.status.st_dev, found.status.st_ino))
+        with descriptors.opened(found.at, holder, found.directory) as fd:
             if size > LARGEST_IN_MEMORY or arena is None:
                 capture.staged = self._staging
                 return self._stage(fd, size)
             return _read(found, fd, arena)
-        finally:
-            os.close(fd)
 
     def _stage(self, fd: int, size: int) -> Path:
         """A copy on disk, holes kept."""
@@ -253,6 +255,11 @@ def mapped_for_writing(pids: Sequence[int]) -> frozenset[str]:
             if len(fields) == 6 and fields[1][1] == "w" and fields[1][3] == "s":
                 found.add(fields[5].removesuffix(" (deleted)"))
     return frozenset(found)
+
+
+def leased_in(pid: int) -> Leases:
+    """descriptors.leased_for_writing of every process in the pid namespace of `pid`."""
+    return descriptors.leased_for_writing(procfs.processes_in("pid", procfs.namespace_id(pid, "pid")))
 
 
 def mapped_in(pid: int) -> frozenset[str]:

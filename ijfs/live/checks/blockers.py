@@ -6,13 +6,14 @@ NAME`), a save that CRIU refused quotes them. Each is known from a dump or resto
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ijfs.live.checks import nested
 from ijfs.live.checks.result import CheckResult
-from ijfs.live.process import procfs
+from ijfs.live.process import descriptors, procfs
 
 _IO_URING = (
     "start it without (ijfs refuses io_uring to programs it starts, unless asked for; UV_USE_IO_URING=0 for libuv)"
@@ -42,10 +43,15 @@ def of_program(pid: int) -> list[CheckResult]:
     return [*found, *nested.of_program(pid)]
 
 
+def traced(pid: int) -> list[CheckResult]:
+    """A refusal for each process of the program of `pid` that a debugger or tracer holds: CRIU could not stop it."""
+    return [result for member in (pid, *procfs.descendants(pid)) for result in _tracer(member)]
+
+
 def of_process(pid: int) -> list[CheckResult]:
     """Verdicts on one process; an empty list when nothing is known against saving it."""
     try:
-        return [*_open_files(pid), *_state(pid)]
+        return [*_open_files(pid), *_tracer(pid), *_state(pid)]
     except (FileNotFoundError, ProcessLookupError):
         return []
 
@@ -83,23 +89,38 @@ def _is_strange_device(pid: int, number: str) -> bool:
 
 
 def _is_sqlite(pid: int, number: str) -> bool:
-    """Reading through /proc opens the file anew: the program's position does not move."""
-    path = f"/proc/{pid}/fd/{number}"
+    """By the program's own descriptor, whose position does not move: to open the file would break a lease on it."""
     try:
-        if not Path(path).is_file():
+        if not Path(f"/proc/{pid}/fd/{number}").is_file():
             return False
-        with open(path, "rb") as file:
-            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+        fd = descriptors.borrowed(pid, int(number))
+        try:
+            return os.pread(fd, len(SQLITE_MAGIC), 0) == SQLITE_MAGIC
+        finally:
+            os.close(fd)
     except OSError:
         return False
 
 
+def _tracer(pid: int) -> list[CheckResult]:
+    tracer = _status(pid).get("TracerPid", "0").strip()
+    if tracer == "0":
+        return []
+    by = procfs.name_of(int(tracer))
+    evidence = f"process {pid} ({procfs.name_of(pid)}) is being traced by process {tracer} ({by})"
+    return [CheckResult(check="tracer", outcome="refuse", evidence=evidence, remedy="detach the debugger or strace")]
+
+
+def _status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status; none of a process that is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+    return {}
+
+
 def _state(pid: int) -> Iterable[CheckResult]:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    tracer = status.get("TracerPid", "0").strip()
-    if tracer != "0":
-        evidence = f"process {pid} ({_name(pid)}) is being traced by process {tracer}"
-        yield CheckResult(check="tracer", outcome="refuse", evidence=evidence, remedy="detach the debugger or strace")
+    status = _status(pid)
     if procfs.state(pid) == "D":
         evidence = f"process {pid} ({_name(pid)}) waits in the operating system and cannot be frozen"
         yield CheckResult(

@@ -1,4 +1,5 @@
-/* Loaded into `criu dump` (LD_PRELOAD, by command.py): no system call of the program sees that it was saved.
+/* Loaded into `criu dump` (LD_PRELOAD, by command.py): no system call of the program sees that it was saved, and no
+   lease that it has is broken.
 
    CRIU stops every thread by ptrace. One that waited in a system call has an error number of the kernel in its register
    then. Some numbers tell CRIU to set the thread back to before the call, in the image and in the running program. Two
@@ -17,14 +18,21 @@
    calls begin again. A call whose own number is lost, because it was continued once before (restart_syscall), ends with
    EINTR everywhere; CRIU warns of it, and the save says so.
 
+   CRIU opens each file that the program has open once more, to read its build id. That breaks a write lease (F_SETLEASE):
+   the holder gets SIGIO, which may end it, and CRIU waits for the holder, which stands still, for 45 s. Such a file CRIU
+   gets by a duplicate of the program's own descriptor, which it has; it only maps it, so the position stays.
+
    CRIU may have a C library of its own, so nothing is linked but what it has loaded itself. */
 
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/elf.h>
 #include <linux/ptrace.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -246,9 +254,58 @@ static void let_kernel_restart(int thread) {
     }
 }
 
+/* -- leases */
+
+/* N of the path "fd/N", which CRIU opens in /proc/self; -1 where it is another one. */
+static int descriptor_in(const char *path) {
+    int number = 0;
+    if (path[0] != 'f' || path[1] != 'd' || path[2] != '/' || !path[3])
+        return -1;
+    for (const char *at = path + 3; *at; at++) {
+        if (*at < '0' || *at > '9' || number > 1 << 24)
+            return -1;
+        number = number * 10 + *at - '0';
+    }
+    return number;
+}
+
+static bool is_same_file(int directory, const char *path, int descriptor) {
+    struct stat one, other;
+    return call(SYS_newfstatat, directory, (long)path, (long)&one, 0) == 0 &&
+           call(SYS_newfstatat, descriptor, (long)"", (long)&other, AT_EMPTY_PATH) == 0 &&
+           one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+/* A duplicate of the descriptor that CRIU is about to open anew, where that would break its holder's write lease; -1
+   where it would not. */
+static int without_breaking(int directory, const char *path, int flags) {
+    int descriptor = (flags & (O_ACCMODE | O_PATH)) == O_RDONLY ? descriptor_in(path) : -1;
+    if (descriptor < 0 || call(SYS_fcntl, descriptor, F_GETLEASE, 0, 0) != F_WRLCK)
+        return -1;
+    return is_same_file(directory, path, descriptor) ? (int)call(SYS_fcntl, descriptor, F_DUPFD_CLOEXEC, 3, 0) : -1;
+}
+
 /* -- in the C library's place */
 
 extern int *__errno_location(void);
+
+int openat64(int directory, const char *path, int flags, ...) {
+    long mode = 0;
+    if (flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE) {
+        va_list rest;
+        va_start(rest, flags);
+        mode = va_arg(rest, mode_t);
+        va_end(rest);
+    }
+    long result = without_breaking(directory, path, flags);
+    if (result < 0)
+        result = call(SYS_openat, directory, (long)path, flags, mode);
+    if (result < 0) {
+        *__errno_location() = (int)-result;
+        return -1;
+    }
+    return (int)result;
+}
 
 long ptrace(int request, int thread, void *address, void *data) {
     long word;

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import Final, Literal
 
-Name = Literal["clone", "ioprio_get", "ioprio_set", "openat2", "pivot_root", "seccomp", "userfaultfd"]
+Name = Literal["clone", "ioprio_get", "ioprio_set", "openat2", "pidfd_getfd", "pivot_root", "seccomp", "userfaultfd"]
 
 _NUMBERS: Final[dict[str, dict[Name, int]]] = {
     "x86_64": {
@@ -14,6 +14,7 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
         "ioprio_get": 252,
         "ioprio_set": 251,
         "openat2": 437,
+        "pidfd_getfd": 438,
         "pivot_root": 155,
         "seccomp": 317,
         "userfaultfd": 323,
@@ -23,6 +24,7 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
         "ioprio_get": 31,
         "ioprio_set": 30,
         "openat2": 437,
+        "pidfd_getfd": 438,
         "pivot_root": 41,
         "seccomp": 277,
         "userfaultfd": 282,
