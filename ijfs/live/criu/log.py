@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ijfs.live.criu.sentences import KNOWN
-from ijfs.live.errors import CriuError, ProgramRefusedError
+from ijfs.live.errors import CriuError, PassingError, ProgramRefusedError
 from ijfs_engine.errors import IjfsError, StorageError
 
 # A line of the code that CRIU runs inside the program begins with `pie: `, its process's number.
@@ -62,7 +62,7 @@ def explain(verb: str, log: Path, complaint: str, status: int) -> IjfsError:
             match = re.search(known.pattern, line)
             if match:
                 text = known.sentence.format(match[0], *(group or "" for group in match.groups()))
-                kind = ProgramRefusedError if known.of_program else CriuError
+                kind = PassingError if known.passes else ProgramRefusedError if known.of_program else CriuError
                 return kind(f"{_named(text, verb)} (CRIU: {line})", hint=known.hint)
     return CriuError(
         f"CRIU refused the {verb} (CRIU: {lines[0]})", hint=f"its log is {log}; `ijfs doctor` knows more blockers"

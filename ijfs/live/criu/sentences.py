@@ -18,6 +18,8 @@ class Known(NamedTuple):
     hint: str
     of_program: bool = False
     """Whether it is the program that has what CRIU cannot save: trying again does not help."""
+    passes: bool = False
+    """Whether it is the program's and may be over in a moment: a save tries again by itself."""
 
 
 KNOWN: tuple[Known, ...] = (
@@ -59,8 +61,9 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         r"In-flight connection",
-        "a connection to a server of the program had not been accepted yet",
-        "try the save again; a server that never accepts keeps the program from being saved",
+        "a connection to a server of the program had not been accepted, at any of several tries",
+        "save it when the server is less busy; one that never accepts keeps the program from being saved",
+        passes=True,
     ),
     Known(
         r"Can't lookup mount=\S+ for fd=(\d+) path=(\S+)",

@@ -35,6 +35,7 @@ from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
 from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, SaveOutcome, machine_versions
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu_command
+from ijfs.live.errors import PassingError
 from ijfs.live.keeper.autosave import Autosaver, thin
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
@@ -58,6 +59,12 @@ TRIAL = "box-trial"
 # Progress events a second; more are noise on a terminal and work for the loop.
 PROGRESS_S = 0.1
 
+
+# How long a program runs on between tries of a freeze. A server accepts within some ms; a busy one had 0.8 s in all.
+PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
+
+# How long the end of a program may take to be written down.
+ENDING_S = 2.0
 
 # Of threads that a warning names.
 MOST_NAMES = 5
@@ -136,7 +143,7 @@ class Saver:
             if frozen.stopped:
                 await self._wake(save, sandbox)
             raise
-        store = partial(self._store, save, frozen, contents)
+        store = partial(self._store, save, sandbox, frozen, contents)
         queued = self._queue.put(store, waited_for=save.waited_for, auto=contents.meta.auto)
         if not save.waited_for:
             save.mark_answered()
@@ -149,19 +156,33 @@ class Saver:
         try:
             save.clock.begin("hooks", silent=True)
             await self._state.guest.tell(sandbox.network_fd, HookEvent("before_save"))
-            save.clock.begin("prepare")
-            prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
-            save.stopped_before = prepared.stopped
-            try:
-                with self._held(save, sandbox):
-                    frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
-            except BaseException:
-                await self._release_arena(prepared.arena)
-                raise
+            frozen = await self._frozen(save, sandbox, gpu)
             stopped = frozen.stopped
         finally:  # whatever came of it: hooks wait for this. Who is left stopped cannot hear it
             if not stopped:
                 await self._tell_after(sandbox)
+        return frozen
+
+    async def _frozen(self, save: _Save, sandbox: Sandbox, gpu: GpuPart | None) -> Frozen:
+        """The freeze; once more, after a moment in which the program runs, where what stood in its way may be over.
+        (Not of a GPU program, whose device memory would be moved each time.)"""
+        for pause_s in PAUSES_S if gpu is None else ():
+            with contextlib.suppress(PassingError):
+                return await self._frozen_once(save, sandbox, gpu)
+            await trio.sleep(pause_s)
+        return await self._frozen_once(save, sandbox, gpu)
+
+    async def _frozen_once(self, save: _Save, sandbox: Sandbox, gpu: GpuPart | None) -> Frozen:
+        save.clock.begin("prepare")
+        prepared = await in_thread(prepare, sandbox, self._state.stat_cache, self._arenas, gpu=gpu)
+        save.stopped_before = prepared.stopped
+        try:
+            with self._held(save, sandbox):
+                frozen: Frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
+                self._state.thawed_at = time.monotonic()
+        except BaseException:
+            await self._release_arena(prepared.arena)
+            raise
         return frozen
 
     @contextlib.contextmanager
@@ -206,7 +227,9 @@ class Saver:
 
     # -- into the repository --------------------------------------------------------------------------------------
 
-    async def _store(self, save: _Save, frozen: Frozen, contents: SaveContents, number: int) -> SaveResult:
+    async def _store(
+        self, save: _Save, sandbox: Sandbox, frozen: Frozen, contents: SaveContents, number: int
+    ) -> SaveResult:
         """What the queue runs in its turn: into the repository, and then the instance stands on it."""
         state = self._state
         stat_cache = frozen.workspace.stat_cache
@@ -221,7 +244,21 @@ class Saver:
         if contents.meta.auto:
             await in_thread(thin, state.snapshots.repository, state.name)
         result = _result(save, frozen, contents, number, outcome)
+        if not frozen.stopped:
+            result = msgspec.structs.replace(result, warnings=(*result.warnings, *await self._ended_since(sandbox)))
         return await self._verified(save, result) if save.arguments.verify else result
+
+    async def _ended_since(self, sandbox: Sandbox) -> list[str]:
+        """A warning where the program has ended by the time at which its snapshot is safe."""
+        if sandbox.is_alive():
+            return []
+        with trio.move_on_after(ENDING_S):
+            await self._state.ended.wait()
+        if not self._state.ended.is_set():  # it went back, and another program is in its place
+            return []
+        name, status = self._state.name, self._state.record.exit_status
+        how = f"with exit status {status}" if status is not None else "and nobody saw how"
+        return [f"`{name}` has ended since it was saved, {how}; `ijfs logs {name}` shows its last words"]
 
     async def _verified(self, save: _Save, result: SaveResult) -> SaveResult:
         """What came of trying to restore the snapshot, in a sandbox beside the program's."""

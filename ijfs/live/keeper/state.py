@@ -10,7 +10,9 @@ One verb that changes the program (a save until it is in the queue, a restore, a
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 
 # How long a save waits for the memory of a lazy restore: a day, because where it comes from may be slow or far.
 SAVE_WAIT_S = 86400.0
+
+# An end that soon after a save is noted: it may have to do with it.
+AFTER_SAVE_S = 1.0
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -95,6 +100,8 @@ class InstanceState:
         """The one that the program continues: the parent of the next save."""
         self.stat_cache: StatCache = {}
         """The program's files as they are in `snapshot`."""
+        self.thawed_at = -math.inf
+        """When it last ran on after a save, by the monotonic clock."""
         self._pin: Pin | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -223,6 +230,8 @@ class InstanceState:
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is None:
             return
+        since = time.monotonic() - self.thawed_at
+        after_save = f"ended {since:.1f} s after a save" if since < AFTER_SAVE_S else ""
         self.guest.close()
         self.relay.bar()
         self.relay.drop()
@@ -231,7 +240,7 @@ class InstanceState:
             await in_thread(self.pager.close)
         await in_thread(sandbox.dispose, keep_files=True)
         # The record keeps its keeper for as long as saves are on their way into the repository.
-        self.note(status="exited", exit_status=status, pager=None, note=note or self.record.note)
+        self.note(status="exited", exit_status=status, pager=None, note=note or after_save or self.record.note)
         self.ended.set()
 
     # -- what the program asks ------------------------------------------------------------------------------------

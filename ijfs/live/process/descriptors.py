@@ -39,8 +39,8 @@ def borrowed(pid: int, fd: int) -> int:
 
 @contextlib.contextmanager
 def opened(path: bytes, holder: tuple[int, int] | None, directory: int) -> Iterator[int]:
-    """A descriptor to read a regular file (in a directory that is open) by: opened, or borrowed of who has a write lease on it and stands still; the
-    position is there afterwards where it was."""
+    """A descriptor to read a regular file by, in a directory that is open: opened, or borrowed of who has a write lease
+    on it and stands still; the position is there afterwards where it was."""
     if holder is None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
         at = 0
