@@ -15,7 +15,7 @@ from ijfs.live.checkpoint.arena_pool import ArenaPool
 from ijfs.live.client import api as client
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
-from ijfs.live.process import procfs
+from ijfs.live.process import memory, procfs
 from ijfs_engine import IjfsError
 
 MIB = 1 << 20
@@ -58,7 +58,7 @@ def test_the_budget_is_what_is_said_less_what_saves_before_hold(
 
 def test_without_a_word_it_leaves_the_machine_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IJFS_SAVE_MEMORY", raising=False)
-    free = arena_pool.available()
+    free = memory.available()
     assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < arena_pool.budget() < free * 1.2
 
@@ -67,7 +67,7 @@ def test_without_a_word_it_leaves_the_machine_some(monkeypatch: pytest.MonkeyPat
 def test_a_cgroup_with_less_than_the_machine_counts(
     version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _, limit, usage, cache = arena_pool._CGROUPS[version]
+    _, limit, usage, cache = memory._CGROUPS[version]
     inner = tmp_path / "slice" / "scope"
     inner.mkdir(parents=True)
     for directory, most in ((tmp_path / "slice", 64 * MIB), (inner, 48 * MIB)):
@@ -75,11 +75,11 @@ def test_a_cgroup_with_less_than_the_machine_counts(
         (directory / usage).write_text(str(40 * MIB))
         (directory / "memory.stat").write_text(f"other 1\n{cache} {30 * MIB}\n")
     (tmp_path / limit).write_text("max")
-    monkeypatch.setattr(arena_pool, "_CGROUPS", {version: (tmp_path, limit, usage, cache)})
+    monkeypatch.setattr(memory, "_CGROUPS", {version: (tmp_path, limit, usage, cache)})
     lines = {"/proc/self/cgroup": [f"0:{version}:/slice/scope"]}
-    real = arena_pool._lines
-    monkeypatch.setattr(arena_pool, "_lines", lambda path: lines.get(str(path)) or real(path))
-    assert arena_pool.available() == 38 * MIB
+    real = memory._lines
+    monkeypatch.setattr(memory, "_lines", lambda path: lines.get(str(path)) or real(path))
+    assert memory.available() == 38 * MIB
 
 
 def test_what_came_back_is_lent_again_and_forgotten_on_demand(tmp_path: Path) -> None:

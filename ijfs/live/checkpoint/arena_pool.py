@@ -11,13 +11,13 @@ is larger goes to disk for the rest, and the save says so.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
 import weakref
 from pathlib import Path
 
+from ijfs.live.process import memory
 from ijfs_engine import Arena
 from ijfs_engine.errors import IjfsError
 
@@ -31,18 +31,6 @@ KEPT_S = 60.0
 GROWTH = 4
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-# By the controllers that /proc/self/cgroup names: version 2, version 1. Where they are mounted, their files, and what
-# memory.stat calls page cache that can go.
-_CGROUPS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-}
 
 
 class ArenaPool:
@@ -85,7 +73,7 @@ class ArenaPool:
 def budget(lent: int = 0) -> int:
     """Bytes of memory that the next save may take, while the saves before it use `lent` bytes. IjfsError."""
     said = os.environ.get("IJFS_SAVE_MEMORY", "")
-    return max(0, parse_size(said) - lent) if said else int(SHARE * available())
+    return max(0, parse_size(said) - lent) if said else int(SHARE * memory.available())
 
 
 def parse_size(text: str) -> int:
@@ -94,33 +82,3 @@ def parse_size(text: str) -> int:
     if found is None:
         raise IjfsError(f"IJFS_SAVE_MEMORY is `{text}`, which is no size", hint="say it as 512M or 4G")
     return int(found[1]) * _UNITS[found[2].upper()]
-
-
-def available() -> int:
-    """Bytes this process could take without anything being written out: of the machine, and of its memory cgroups.
-
-    psutil knows of no cgroups, and its import (5 ms) would come before a keeper's first freeze."""
-    machine = next((line for line in _lines(Path("/proc/meminfo")) if line.startswith("MemAvailable:")), "")
-    found = [int(machine.split()[1]) << 10] if machine else []
-    for line in _lines(Path("/proc/self/cgroup")):
-        _, controllers, path = line.split(":", 2)
-        if controllers in _CGROUPS:
-            mount, limit, usage, cache = _CGROUPS[controllers]
-            here = Path(path.lstrip("/"))
-            found += [left for part in (here, *here.parents) for left in _left(mount / part, limit, usage, cache)]
-    return min(found, default=0)
-
-
-def _left(cgroup: Path, limit: str, usage: str, cache: str) -> list[int]:
-    """What a cgroup may still take, its clean page cache included; nothing where it sets no limit."""
-    with contextlib.suppress(OSError, ValueError):
-        most, now = (int((cgroup / name).read_text()) for name in (limit, usage))
-        clean = [int(line.split()[1]) for line in _lines(cgroup / "memory.stat") if line.startswith(f"{cache} ")]
-        return [max(0, most - now + sum(clean))]
-    return []
-
-
-def _lines(path: Path) -> list[str]:
-    with contextlib.suppress(OSError):
-        return path.read_text().splitlines()
-    return []

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import psutil
-
 from ijfs.live.checks.result import CheckResult
 from ijfs.live.gpu.environment import unsafe_nccl_settings
 from ijfs.live.gpu.evidence import GpuEvidence
 from ijfs.live.gpu.nvml import Inventory
+from ijfs.live.process import memory
 
 MINIMUM_DRIVER = 570
 """cuCheckpointProcess* came with CUDA 12.8, whose driver branch is 570 (CUDA driver API reference)."""
@@ -203,10 +202,13 @@ def _mps(inventory: Inventory, processes: Sequence[GpuEvidence]) -> CheckResult:
 
 def _host_memory(processes: Sequence[GpuEvidence], inventory: Inventory) -> CheckResult:
     held = sum(inventory.held_by([process.pid for process in processes]).values())
-    available = psutil.virtual_memory().available
-    evidence = f"{held >> 20} MiB of GPU memory go to host memory twice, {available >> 20} MiB are available"
-    if held * HOST_HEADROOM > available:
+    free = memory.available()
+    evidence = f"{held >> 20} MiB of GPU memory go to host memory twice, {free >> 20} MiB are available"
+    if held * HOST_HEADROOM > free:
         return CheckResult(
-            check="host memory", outcome="refuse", evidence=evidence, remedy="free host memory, or add swap"
+            check="host memory",
+            outcome="refuse",
+            evidence=evidence,
+            remedy="free host memory, add swap, or raise the container's limit",
         )
     return CheckResult(check="host memory", outcome="ok", evidence=evidence)
