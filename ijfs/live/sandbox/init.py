@@ -71,6 +71,7 @@ def main() -> int:
     """The helper program."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchRequest)
     ns.setns(request.network_fd, ns.CLONE_NEWNET)
+    os.close(request.network_fd)  # it came by exec, and would go on to the program
     ns.unshare(ns.CLONE_NEWPID | ns.CLONE_NEWNS | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
