@@ -17,9 +17,9 @@ from pagerlab import BASE, PAGE, Program, write_images
 from waiting import eventually, patient
 
 from ijfs.live.model.records import Process
-from ijfs.live.pager.account import Progress, progress_of, read
-from ijfs.live.pager.api import Pager
-from ijfs.live.pager.messages import Source
+from ijfs.live.pager.account import Progress, create, progress_of, read
+from ijfs.live.pager.api import Pager, PagerProcess
+from ijfs.live.pager.messages import Begin, Source
 from ijfs.live.process import procfs
 from ijfs_engine.errors import TargetDiedError
 
@@ -255,6 +255,15 @@ def test_a_pager_killed_after_its_keeper_is_no_pager_that_has_finished(tmp_path:
     os.close(theirs)
 
 
+def test_a_pager_whose_keeper_dies_while_it_hands_over_ends(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", MAPPINGS, STORED)
+    account = create(tmp_path)
+    successor = PagerProcess.started()
+    successor.channel.send(Begin(source=Source(images=str(images)), account=str(account), adopt=True))
+    successor.channel.close()
+    assert eventually(lambda: successor.process.poll() is not None, 20)
+
+
 def test_who_waits_for_memory_is_told_when_it_is_not_brought_any_more(start: Start) -> None:
     pager, _ = start(5.0)
     waiting = ThreadPoolExecutor(1)
@@ -282,16 +291,25 @@ def kill(pager: Pager) -> None:
         time.sleep(0.005)
 
 
+REST_S = 1.0
+"""What nobody touches stays away for so long: the pager has something to do when it is killed."""
+
+
 @pytest.mark.parametrize("which", ["pager", "worker"])
 @pytest.mark.parametrize("seed", range(2))
 def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int, which: str) -> None:
     """Memory is moved, dropped and touched at random, the pager is killed at random; a model says what is right."""
-    pager, program = start(0.02)
+    pager, program = start(0.02, rest_after_s=REST_S)
     choose = random.Random(seed)
     blocks: dict[int, int | None] = {BASE + at * BLOCK: BASE + at * BLOCK for at in range(LENGTH // BLOCK)}
     free = [BASE + 64 * LENGTH + at * BLOCK for at in range(100)]
-    kill_at, deaths = time.monotonic(), 0
-    for _ in range(120):
+    kills = {0, *choose.sample(range(1, 60), 3)}  # of five within ten seconds it would be given up
+    deaths, began_complete = 0, pager.status.complete
+    for number in range(120):
+        if number in kills and not pager.status.complete:
+            with suppress(ProcessLookupError, FileNotFoundError, IndexError):  # one that is just being replaced
+                os.kill(pager.pid if which == "pager" else worker_of(pager), signal.SIGKILL)
+                deaths += 1
         where = choose.choice(list(blocks))
         action = choose.choice(["touch", "touch", "move", "move", "drop", "fork", "unmap"])
         if action == "move":
@@ -309,13 +327,8 @@ def test_no_moment_to_kill_the_pager_is_a_bad_one(start: Start, seed: int, which
         else:
             question = held(where, blocks[where])
             assert program.run(question if action == "touch" else f"forked({question!r})") == []
-        if time.monotonic() > kill_at and deaths < 4 and not pager.status.complete:
-            with suppress(ProcessLookupError, FileNotFoundError, IndexError):
-                os.kill(pager.pid if which == "pager" else worker_of(pager), signal.SIGKILL)
-                deaths += 1
-            kill_at = time.monotonic() + choose.uniform(0.0, 0.2)
-    assert pager.wait(30).replaced <= deaths
-    assert deaths > 0
+    assert pager.wait(patient(60)).replaced <= deaths
+    assert deaths > 0 or began_complete
     assert [program.run(held(where, image)) for where, image in blocks.items()] == [[]] * len(blocks)
 
 

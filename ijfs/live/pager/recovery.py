@@ -36,7 +36,8 @@ class Recovery:
         self._memories = memories
 
     def adopt(self) -> None:
-        """Take over from a pager that died with its supervisor: everything that its keeper held."""
+        """Take over from a pager that died with its supervisor: everything that its keeper held. Where the keeper dies
+        in the middle of it, nobody knows the rest, and nobody will: this pager ends too."""
         while self._channel.alive:
             message = self._channel.receive(None)
             if message is None:
@@ -49,6 +50,7 @@ class Recovery:
                     self._conversation.attach(socket.socket(fileno=fds[0]), number)
                 case Adopt(id=number), fds:
                     self._adopt_space(FdRow(number, *fds), held=True)
+        self._conversation.failed = True
 
     def succeed(self) -> None:
         """Take over from a worker that died, with its descriptors in place."""
