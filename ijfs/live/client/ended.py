@@ -34,7 +34,8 @@ def refuse_if_missed(paths: InstancePaths) -> None:
     files = "file that is in no snapshot is" if len(found) == 1 else "files that are in no snapshot are"
     raise UnsavedFilesError(
         f"`{name}` has ended, and {count} {files} still there: {listed}",
-        hint=f"`ijfs save {name}` keeps them; with `--replace`, or after `ijfs stop --rm {name}`, they are gone",
+        hint=f"`ijfs save {name}` keeps them, `ijfs cp {name}:{found[0]} .` brings one out; with `--replace`, or after "
+        f"`ijfs stop --rm {name}`, they are gone",
     )
 
 
