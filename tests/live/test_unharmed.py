@@ -145,7 +145,7 @@ RING = "import ctypes; ring = ctypes.CDLL(None).syscall(425, 4, ctypes.create_st
 def test_what_the_user_has_stopped_stays_stopped(beside: str, live_env: LiveEnv) -> None:
     start(live_env, "stopping", sys.executable, "-c", STOPPED.format(beside=beside), io_uring=True)
     (child,) = [pid for pid in live_env.processes() if command_line(pid).startswith("sleep")]
-    assert procfs.state(child) == "T"
+    assert eventually(lambda: procfs.state(child) == "T"), "a signal takes its moment"
     with pytest.raises(CriuError) if beside else contextlib.nullcontext():
         live_env.save("stopping")
     time.sleep(0.1)
