@@ -142,9 +142,9 @@ def hand_on() -> None:
 def write(name: str, value: str | None) -> Path:
     """Set a setting in the file, or take it out of it (None); the rest of the file stays as it is. SettingError."""
     if value is not None:
-        _check(name, value, "the command line")
+        _check(name, value, "")
     elif name not in SETTINGS:
-        _check(name, "", "the command line")
+        _check(name, "", "")
     file = path()
     lines = file.read_text().splitlines() if _is_there(file) else []
     kept = [line for line in lines if not re.match(rf"\s*{re.escape(name)}\s*=", line)]
@@ -185,6 +185,10 @@ def _of_variable(words: str) -> Iterator[tuple[str, str]]:
 def _check(name: str, value: str, where: str) -> None:
     setting = SETTINGS.get(name)
     if setting is None:
-        raise SettingError(f"{where}: there is no setting '{name}'")
+        raise SettingError(f"{_place(where)}there is no setting '{name}'", hint=f"there are {', '.join(SETTINGS)}")
     if value != setting.default and not setting.sound(value):
-        raise SettingError(f"{where}: {name} cannot be '{value}': {setting.about}")
+        raise SettingError(f"{_place(where)}{name} cannot be '{value}': {setting.about}")
+
+
+def _place(where: str) -> str:
+    return f"{where}: " if where else ""

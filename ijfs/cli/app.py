@@ -32,6 +32,8 @@ class App:
     json: bool = False
     quiet: int = 0
     verbose: int = 0
+    verb: str = ""
+    """Which verb is called, once that is known."""
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     listener: Callable[[Answer], None] | None = None
     """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
@@ -156,6 +158,13 @@ class VerbGroup(click.Group):
     """A verb with verbs of its own (`ijfs kernel …`)."""
 
     command_class = Verb
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As a group does; without a verb, which there are."""
+        if not args and not ctx.resilient_parsing:
+            *others, last = (f"`ijfs {self.name} {name}`" for name in self.commands)
+            raise click.UsageError(f"say which: {', '.join(others)} or {last}", ctx)
+        return super().parse_args(ctx, args)
 
 
 def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: Any, **kwargs: Any) -> None:

@@ -46,7 +46,7 @@ def report(error: BaseException, app: App) -> int:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
         return _pipe_closed()
-    failure = explain(error)
+    failure = explain(error, app.verb)
     if app.json:
         try:
             write_json({"error": {**vars(failure)}})
@@ -72,8 +72,8 @@ def _print(failure: Failure) -> None:
     sys.stderr.flush()
 
 
-def explain(error: BaseException) -> Failure:
-    """The failure an exception means to a user."""
+def explain(error: BaseException, verb: str = "") -> Failure:
+    """The failure an exception means to a user. `verb`: what was called, where the exception does not know."""
     if hasattr(error, "hint") and hasattr(error, "exit_code"):
         # An IjfsError, known by its fields: where the engine cannot be imported, this must still speak.
         return Failure(type(error).__name__, str(error), error.hint, error.exit_code)
@@ -81,13 +81,13 @@ def explain(error: BaseException) -> Failure:
         case KeyboardInterrupt() | click.Abort():
             return Failure("Interrupted", str(error) or "interrupted; nothing was left half done", None, INTERRUPTED)
         case click.UsageError():
-            command = error.ctx.command_path if error.ctx else "ijfs"
-            hint = getattr(error, "next_step", f"`{command} --help` shows how")
+            command = error.ctx.command_path if error.ctx else f"ijfs {verb}".rstrip()
+            hint = getattr(error, "next_step", None) or f"{_usage(error)}`{command} --help` shows how"
             return Failure("UsageError", _lower(error.format_message()), hint, 2)
         case click.ClickException():
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
         case BaseExceptionGroup() if error.exceptions:
-            return explain(error.exceptions[0])
+            return explain(error.exceptions[0], verb)
         case ModuleNotFoundError() if error.name and not error.name.startswith("ijfs"):
             return Failure(
                 "MissingPackage", f"the Python package '{error.name}' is not installed", *_missing(error.name)
@@ -96,6 +96,14 @@ def explain(error: BaseException) -> Failure:
             return Failure("SystemError", _os_sentence(error), _OS_HINTS.get(error.errno or 0), 1)
     message = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
     return Failure("InternalError", message, "this is a fault of ijfs; IJFS_DEBUG=1 shows where", 1)
+
+
+def _usage(error: click.UsageError) -> str:
+    """What a verb takes, where something that it needs was left out: `ijfs diff OLD [NEW]`."""
+    if not isinstance(error, click.MissingParameter) or error.ctx is None:
+        return ""
+    pieces = [piece for piece in error.ctx.command.collect_usage_pieces(error.ctx) if piece != "[OPTIONS]"]
+    return f"`{' '.join([error.ctx.command_path, *pieces])}`; "
 
 
 def _missing(package: str) -> tuple[str, int]:

@@ -109,7 +109,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             args = self._understood(ctx, args)
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        ctx.ensure_object(App).verb = found[0] or ""
+        return found
 
     def _understood(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The words with a verb in front that there is. UsageError with what to type where it is not plain."""
@@ -159,7 +161,7 @@ cli = LazyGroup(
             help="Print the version.",
         ),
     ],
-    help="Git for running programs: save, restore and fork live notebook kernels.",
+    help="Git for running programs: save, restore and fork live notebook kernels, servers, anything.",
     epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 10 no repository, 11 locked, "
     "12 refused by preflight, 13 the target died, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

@@ -129,6 +129,38 @@ def test_the_distance_of_two_words_is_a_distance(left: str, right: str) -> None:
     assert abs(len(left) - len(right)) <= found <= max(len(left), len(right))
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["diff"], "hint: `ijfs diff OLD [NEW]`; `ijfs diff --help` shows how"),
+        (["export", "x"], "hint: `ijfs export SNAPSHOT DIRECTORY`; "),
+        (["save", "-m"], "hint: `ijfs save --help` shows how"),
+        (["kernel"], "ijfs: say which: `ijfs kernel start`, "),
+        (["logs"], "ijfs: nothing is live: `ijfs ps -a` shows"),
+        (["save"], "ijfs: nothing is live"),
+    ],
+)
+def test_what_was_left_out_is_said_with_what_the_verb_takes(ijfs: Ijfs, repo: Path, argv: list[str], hint: str) -> None:
+    result = ijfs(*argv)
+    assert (result.code, result.out) == (2, "")
+    assert hint in result.err
+
+
+def test_a_second_init_says_that_there_is_one(ijfs: Ijfs, repo: Path) -> None:
+    result = ijfs("init")
+    assert (result.code, "there is a repository at" in result.err) == (1, True)
+    assert ijfs("log").code == 0
+
+
+def test_a_diff_of_the_latest_with_nothing_else_is_with_its_parent(ijfs: Ijfs, many: Path, tmp_path: Path) -> None:
+    (tmp_path / "d" / "new").write_text("x")
+    assert ijfs("import", tmp_path / "d", "-m", "with a file").code == 0
+    result = ijfs("diff", "main")
+    assert "+ files/new" in result.out
+    assert "compared with its parent" in result.err
+    assert "compared with `latest`" in ijfs("diff", "main~1").err
+
+
 @pytest.fixture
 def many(ijfs: Ijfs, repo: Path, tmp_path: Path) -> Path:
     """A repository with the branches agent-1 to agent-11, and others."""

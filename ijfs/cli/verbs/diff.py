@@ -36,15 +36,19 @@ MEMORY = [
 def diff(app: App, old: str, new: str | None, only: str | None) -> Answer:
     """Compare two snapshots: files added, removed and changed; memory, by pages at the same address.
 
-    NEW is `latest` unless it is given.
+    NEW is `latest` unless it is given; where OLD is the latest, it is compared with its parent.
 
     -v lists the address ranges that differ.
     """
     repository = app.repository()
     reader = repository.reader()
     before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new or "latest"))
+    if new is None and before.id == after.id and (parents := repository.parents(after.id)):
+        before = repository.snapshot(parents[0])
     if new is None:
-        app.note(f"compared with `latest`: {text.short(after.id)}  {text.first_line(after.message)}")
+        what = "its parent" if before.id != repository.resolve(old) else "`latest`"
+        other = before if what == "its parent" else after
+        app.note(f"compared with {what}: {text.short(other.id)}  {text.first_line(other.message)}")
     files: list[FileChange] = []
     stopped = False
     memory: list[MemoryChange] = []

@@ -71,6 +71,9 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 def report(out: Printer, usage: DiskUsage, found: list[Snapshot], labels: views.Labels, *, whole: bool) -> None:
     """The table, and what it adds up to."""
+    if not found:
+        out.line(("no snapshots yet: `ijfs save` or `ijfs import` makes one", "dim"))
+        return
     pairs = list(zip(usage.snapshots, found, strict=True))
     if whole:
         out.table(ALL, [_whole_row(u, s, labels) for u, s in pairs])

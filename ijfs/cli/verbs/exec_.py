@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult
 
 
+NOT_FOUND = 127
+"""As shells have it."""
+
+
 class ExecVerb(Verb):
     """`exec NAME CMD -c …`, as with docker: what follows a command is the command's, `--` or not."""
 
@@ -61,11 +65,14 @@ def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeo
 
 
 def _command(app: App, name: str, command: tuple[str, ...]) -> Answer:
-    from ijfs.live.client.api import exec_command
+    from ijfs.live.client.api import describe, exec_command
 
     if app.json:
         raise click.UsageError("a command's output is its own; --json goes with cells")
-    return Answer({}, None, exec_command(app.repository_path, name, command))
+    code = exec_command(app.repository_path, name, command)
+    if code == NOT_FOUND and describe(app.repository_path, name).kind == "kernel":
+        app.note(f"a command was looked for; a cell is run by `ijfs exec {name} -c CODE`")
+    return Answer({}, None, code)
 
 
 def _cell(app: App, name: str, code: str, timeout: float | None) -> Answer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ijfs.cli import instances
 from ijfs.cli.app import App, verb
 from ijfs.cli.failure import INTERRUPTED
 from ijfs.cli.output import Answer, writing_out
@@ -24,16 +25,17 @@ BLOCK = 1 << 20
 
 
 @verb("logs")
-@click.argument("name", type=INSTANCE)
+@click.argument("name", required=False, type=INSTANCE)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it writes, until it ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines.")
-def logs(app: App, name: str, follow: bool, lines: int | None) -> Answer | None:
-    """Print what the program NAME wrote to its standard output and error."""
+def logs(app: App, name: str | None, follow: bool, lines: int | None) -> Answer | None:
+    """Print what the program NAME (default: the only live one) wrote to its standard output and error."""
     from ijfs.live.client.api import describe
 
     app.repository()
     if follow and app.json:
         raise click.UsageError("--follow has no end, --json is one object")
+    name = name or instances.the_only(app)
     info = describe(app.repository_path, name)
     start = _start(Path(info.log), lines)
     if app.json:
