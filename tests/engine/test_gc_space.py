@@ -347,7 +347,7 @@ def test_a_program_that_changes_and_is_pruned_takes_a_bounded_share_of_disk(tmp_
             head = new
             repository.gc()
             # Chunks of which a snapshot has a part are whole on disk, hence not 1.
-            assert in_packs(repository) < 3.5 * len(memory)
+            assert in_packs(repository) < 1.7 * len(memory)
             for page in choose.sample(range(400), 200):
                 at = page * 4096 + choose.randrange(2800)
                 memory[at : at + 1200] = choose.randbytes(1200)

@@ -322,3 +322,26 @@ def mark_same(uint8_t[::1] kinds, const uint32_t[::1] numbers, const uint8_t[::1
             raise ValueError(f"there is no page {numbers[i]}")
         if changed[i] == 0:
             kinds[numbers[i]] = IJFS_SAME
+
+
+def mark_pages_of(set worn not None, uint8_t[::1] marks not None, list sources not None):
+    """Set to 1 the marks of the pages of `sources` with bytes of a chunk whose id begins with 8 bytes in `worn`.
+
+    A source is (page, pages, columns, page in them), as in `Assembly`. ValueError for one that reaches beyond its columns
+    or the marks.
+    """
+    cdef uint64_t page, pages, inside, begin, end, at, stop, number
+    cdef size_t i
+    cdef Columns columns
+    for source in sources:
+        page, pages, columns, inside = source
+        begin, end = inside * IJFS_PAGE, (inside + pages) * IJFS_PAGE
+        if page + pages > <uint64_t>marks.shape[0] or end > columns.size:
+            raise ValueError("pages that are not there")
+        i = columns.find(begin)
+        while i < columns.n and columns.start[i] < end:
+            at, stop = max(<uint64_t>columns.start[i], begin), min(<uint64_t>columns.start[i] + columns.length[i], end)
+            if columns.index[i] != ZERO_RUN and at < stop and columns.ids[columns.index[i] * ID : columns.index[i] * ID + 8] in worn:
+                for number in range(page + at // IJFS_PAGE - inside, page + (stop - 1) // IJFS_PAGE - inside + 1):
+                    marks[number] = 1
+            i += 1

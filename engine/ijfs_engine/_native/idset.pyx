@@ -1,4 +1,5 @@
-"""Compact sets of chunk ids: the one that gc marks in, and the table that fsck checks references against.
+"""Compact sets of chunk ids: the one that gc marks in, the table that fsck checks references against, and that of gc which
+tells how much of each chunk is in use.
 
 8 bytes a chunk in IdSet at a load of at most 3/4 (10 million chunks: 128 MiB), against about 110 in a Python set; 12 in
 ChunkTable. gc keeps a chunk too many where two ids share 8 bytes, and never takes one too many. Their slow twins are in
@@ -198,3 +199,90 @@ cdef class ChunkTable:
             if self.keys[slot] != 0 and <uint64_t>offset[number] + length[number] > (self.sizes[slot] & SIZE):
                 return False
         return True
+
+
+cdef enum:
+    PARTS = 64
+
+cdef class ChunkUse:
+    """Which 64ths of each chunk some leaves name; 20 bytes a chunk, with empty slots to 53. Not thread-safe.
+
+    First `add` all chunks, then `name` what is named; `worn` are those of which little is.
+    """
+
+    cdef uint64_t* keys
+    cdef uint64_t* parts
+    cdef uint32_t* sizes
+    cdef uint64_t mask, used, room
+
+    def __cinit__(self, uint64_t expected):
+        """Room for so many chunks; more are passed over."""
+        cdef uint64_t slots = FIRST
+        while expected * 4 > slots * 3:
+            slots *= 2
+        self.keys = <uint64_t*>calloc(slots, 8)
+        self.parts = <uint64_t*>calloc(slots, 8)
+        self.sizes = <uint32_t*>calloc(slots, 4)
+        if self.keys == NULL or self.parts == NULL or self.sizes == NULL:
+            raise MemoryError
+        self.mask, self.room = slots - 1, slots // 4 * 3
+
+    def __dealloc__(self):
+        free(self.keys)
+        free(self.parts)
+        free(self.sizes)
+
+    def add(self, const uint8_t[::1] ids not None, const uint8_t[::1] rows not None):
+        """Chunks with their index rows. ValueError."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number, slot
+        if check_rows(rows) != amount:
+            raise ValueError("one row for each id")
+        for number in range(amount):
+            slot = slot_of(self.keys, self.mask, key_of(&ids[0], number))
+            if self.keys[slot] == 0 and self.used < self.room:
+                self.used += 1
+                self.keys[slot] = key_of(&ids[0], number)
+                self.sizes[slot] = min(word_at(&rows[number * ROW], PLAIN_AT), <uint32_t>MAX_PLAIN)
+
+    def name_whole(self, const uint8_t[::1] ids not None):
+        """All of these chunks is named. ValueError for a torn id."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number
+        for number in range(amount):
+            self.parts[slot_of(self.keys, self.mask, key_of(&ids[0], number))] = ~<uint64_t>0
+
+    def name(self, const uint8_t[::1] ids not None, const uint32_t[::1] index not None,
+             const uint32_t[::1] offset not None, const uint32_t[::1] length not None):
+        """What the extents of a leaf name. ValueError for columns that do not agree."""
+        cdef Py_ssize_t amount = check(ids)
+        cdef Py_ssize_t number, slot
+        cdef uint64_t size, first, last
+        if offset.shape[0] != index.shape[0] or length.shape[0] != index.shape[0]:
+            raise ValueError("the columns of a leaf are equally long")
+        for number in range(index.shape[0]):
+            if index[number] == NO_CHUNK or not length[number]:
+                continue
+            if index[number] >= amount:
+                raise ValueError("an extent of no chunk")
+            slot = slot_of(self.keys, self.mask, key_of(&ids[0], index[number]))
+            size = self.sizes[slot]
+            if self.keys[slot] == 0 or <uint64_t>offset[number] + length[number] > size:
+                continue
+            first = <uint64_t>offset[number] * PARTS // size
+            last = (<uint64_t>offset[number] + length[number] - 1) * PARTS // size
+            self.parts[slot] |= (~<uint64_t>0 >> (PARTS - 1 - (last - first))) << first
+
+    def worn(self, int least):
+        """The first 8 bytes of each chunk's id of which some, but fewer than `least` of its 64 parts, are named."""
+        cdef uint64_t slot, parts
+        cdef int count
+        found = bytearray()
+        for slot in range(self.mask + 1):
+            parts, count = self.parts[slot], 0
+            while parts:
+                parts &= parts - 1
+                count += 1
+            if self.keys[slot] != 0 and 0 < count < least:
+                found += (<char*>&self.keys[slot])[:8]
+        return bytes(found)

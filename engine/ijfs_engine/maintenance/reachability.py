@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import compress
 from typing import Final, NamedTuple
 
-from ijfs_engine._native.idset import IdSet
+from ijfs_engine._native.idset import ChunkUse, IdSet
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.frames import ID_SIZE, FrameKind
 from ijfs_engine.format.place import Place
@@ -138,7 +138,7 @@ class ReachableSet:
     `bases`: what chunks are stored against, whether or not a snapshot has it itself.
 
     With `exclude`, what that one reaches, and so all that is below it, is left out; without `leaves`, leaves are not
-    read: their chunks are then missing.
+    read: their chunks are then missing. `use` is told what of each chunk is named.
     """
 
     def __init__(
@@ -149,7 +149,9 @@ class ReachableSet:
         *,
         exclude: ReachableSet | None = None,
         leaves: bool = True,
+        use: ChunkUse | None = None,
     ) -> None:
+        self._use = use
         self.objects: set[ObjectId] = set()
         self.chunks = IdSet()
         self.bases = IdSet()
@@ -182,6 +184,8 @@ class ReachableSet:
         )
         for _, _, children in found:
             self.chunks.add(children.chunks)
+            if self._use is not None:
+                _count(self._use, children)
         if len(self.chunks) != marked:
             self._mark_bases()
 
@@ -195,6 +199,15 @@ class ReachableSet:
                 keys = b"".join(rows.keys)
                 needed = map(max, self.chunks.has(keys), self.bases.has(keys))
                 self.bases.add(b"".join(compress(rows.values, needed)))
+
+
+def _count(use: ChunkUse, children: Children) -> None:
+    """What an object names of chunks."""
+    if isinstance(children.record, Leaf):
+        leaf = children.record
+        use.name(leaf.ids, leaf.index, leaf.offset, leaf.length)
+    else:
+        use.name_whole(children.chunks)
 
 
 def split(ids: bytes) -> Iterator[bytes]:

@@ -42,6 +42,7 @@ from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
 from ijfs_engine.storage.locks import LockFile
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
+from ijfs_engine.storage.worn import worn_chunks
 from ijfs_engine.util.per_thread import PerThread
 
 _CLUSTER: Final = 1 << 20
@@ -143,6 +144,10 @@ class Session:
             ident in new or (row is not None and condemned is None)
             for ident, row, condemned in zip(ids, rows, doomed, strict=True)
         ]
+
+    def worn_chunks(self) -> set[bytes]:
+        """What `worn.worn_chunks` says."""
+        return worn_chunks(self._index)
 
     def put_chunks(self, chunks: Sequence[EncodedChunk]) -> None:
         """Append chunks; one that this session already put is dropped. The caller may reuse the payload's memory.

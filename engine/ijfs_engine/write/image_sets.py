@@ -59,14 +59,14 @@ def find_layouts(files: Mapping[bytes, Source]) -> dict[bytes, Image]:
     return found
 
 
-def find_parent(reader: Reader, tree: Tree, image: Image, key: bytes) -> ParentPages | None:
+def find_parent(reader: Reader, tree: Tree, image: Image, key: bytes, worn: set[bytes]) -> ParentPages | None:
     """The image of the same address space in a directory of the parent; None if there is nothing like it."""
     file = _named(reader, tree, image.pagemap)
     if file is None and image.layout.pages >= _SMALL // PAGE:
         file = _nearest(reader, tree, image.layout)
     if file is None or file.layout is None:
         return None
-    return ParentPages(reader, file, file.layout, key)
+    return ParentPages(reader, file, file.layout, key, worn)
 
 
 def _named(reader: Reader, tree: Tree, pagemap: str) -> StoredFile | None:

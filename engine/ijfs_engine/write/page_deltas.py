@@ -75,6 +75,12 @@ class PageDeltas:
                 for page in pages:
                     self.changed[page] = 0xFF
 
+    def leave_out(self, pages: Sequence[int]) -> None:
+        """Have these pages stored by themselves, but for those that are the parent's."""
+        for page in pages:
+            if self.changed[page]:
+                self._theirs[page], self.changed[page] = -1, 0xFF
+
     def _promising(self, pages: Sequence[int]) -> bool:
         if any(self.changed[page] <= SPARSE_LINES for page in pages):
             return True

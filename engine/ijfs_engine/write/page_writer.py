@@ -89,16 +89,20 @@ class _Task:
         self._kinds = bytearray(total)
         self._pages = memoryview(b"")
         self._folded: dict[int, fingerprints.Fingerprints] = {}
+        self._worn: bytearray | None = None
         self._matches = [match for leaf in self._leaves for match in leaf.matches]
 
     def run(self) -> list[tuple[ObjectId, int]]:
         """(id, plain bytes) of each leaf."""
         if self._file.parent:
             self._file.parent.load(self._matches)
+            self._worn = self._file.parent.worn_pages(self._matches, len(self._kinds))
         self._pages = self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
         for leaf in self._leaves:
             self._recognise(leaf)
         placed = self._store([(first, count) for first, count, kind in page_scan.runs(self._kinds) if kind == FRESH])
+        if self._worn is not None:
+            placed = sorted([*placed, *self._renew(self._worn)], key=lambda piece: piece[0])
         return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
 
     def _fold(self, leaf: _Leaf) -> fingerprints.Fingerprints:
@@ -165,11 +169,24 @@ class _Task:
             return _pieces(runs, store_region(session, data))
         differences = PageDeltas(parent, data, theirs, likely, parent.leaves_under(self._matches))
         extent_columns.mark_same(self._kinds, numbers, differences.changed)
+        if self._worn is not None:
+            differences.leave_out([at for at, page in enumerate(numbers) if self._worn[page]])
         pieces: list[ExtentSource] = []
         for part in differences.parts():
             region = store_region(session, part.data, partial(differences.base_for, part))
             pieces += _pieces(_runs_of([numbers[number] for number in part.pages]), region)
         return sorted(pieces, key=lambda piece: piece[0])
+
+    def _renew(self, worn: bytearray) -> list[ExtentSource]:
+        """Store anew the parent's pages that are in chunks of which little is in use; where they are."""
+        for leaf in self._leaves:
+            if 1 in worn[leaf.first : leaf.first + leaf.count]:
+                leaf.same = None
+        rest = [page for page, mark in enumerate(worn) if mark and self._kinds[page] == SAME]
+        for page in rest:
+            self._kinds[page] = FRESH
+        runs = _runs_of(rest)
+        return _pieces(runs, store_region(self._file.session, self._read(runs))) if runs else []
 
     def _read(self, runs: Runs) -> memoryview:
         """The bytes of these runs, one behind the other."""

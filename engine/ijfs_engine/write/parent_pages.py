@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from ijfs_engine._native import page_scan
+from ijfs_engine._native import extent_columns, page_scan
 from ijfs_engine._native.page_scan import PAGE
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.extents import ExtentSource, LeafMap
@@ -47,8 +47,11 @@ class KnownPages(NamedTuple):
 class ParentPages:
     """Safe to use from several threads."""
 
-    def __init__(self, reader: Reader, file: StoredFile, layout: PageLayout, key: bytes) -> None:
+    def __init__(
+        self, reader: Reader, file: StoredFile, layout: PageLayout, key: bytes, worn: set[bytes] | None = None
+    ) -> None:
         self.reader = reader
+        self._worn = worn
         self._file = file
         self._layout = layout
         self._key = key
@@ -106,6 +109,15 @@ class ParentPages:
                 low, high = max(theirs, start), min(theirs + pages, start + count)
                 found.append((own + low - theirs, high - low, columns, low - start))
         return found
+
+    def worn_pages(self, matches: Iterable[Match], pages: int) -> bytearray | None:
+        """A byte for each of so many own pages: 1 where the parent has it in a chunk of which little is in use any more
+        (storage/worn.py). None where there are no such chunks. CorruptError."""
+        if not self._worn:
+            return None
+        marks = bytearray(pages)
+        extent_columns.mark_pages_of(self._worn, marks, self.extents_under(matches))
+        return marks if any(marks) else None
 
     def read_pages(self, theirs: memoryview, sources: list[ExtentSource], buffer: memoryview) -> None:
         """Page i of `buffer` becomes the parent's page theirs[i], where that is not negative. CorruptError."""

@@ -53,6 +53,7 @@ class SnapshotWriter:
         self._parent_store = store.without_readahead()
         self._reader = Reader(self._parent_store)
         self._key = expand_key(store.secret)
+        self._worn = session.worn_chunks() if parents else set()
         self._root = TreeDirectory()
         self._files = FileWriter(session, self._key, progress)
         self._links = 0
@@ -181,7 +182,7 @@ class SnapshotWriter:
         tree = self._parent_tree(where) if images else None
         for entry, source in files:
             image = images.get(entry.name)
-            parent = find_parent(self._reader, tree, image, self._key) if image and tree else None
+            parent = find_parent(self._reader, tree, image, self._key, self._worn) if image and tree else None
             self._files.store(source, _place(into, entry), image.layout if image else None, parent)
 
     def _parent_tree(self, where: Sequence[bytes]) -> Tree | None:
