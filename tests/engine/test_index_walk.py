@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from ijfs_engine.format.place import Place
 from ijfs_engine.storage import index as index_module
 from ijfs_engine.storage import index_stamp
 from ijfs_engine.storage.index import CHUNKS, META, REFLOG, Index, Update
-from ijfs_engine.storage.index_file import newest_meta
+from ijfs_engine.storage.index_file import meta_of, newest_meta
 from ijfs_engine.storage.index_pages import Pages, look_through, read_head
 
 CASES = 150
@@ -189,3 +191,30 @@ def put(index: Index, key: bytes) -> None:
         update.put(REFLOG, key, b"row")
 
     index.write(change)
+
+
+def test_a_commit_that_waits_for_the_disk_keeps_nobody_from_opening(tmp_path: Path) -> None:
+    """Its meta page is the newest in the file then, and readers still get the state before."""
+    index = Index.open(tmp_path / "index")
+    put(index, b"1")
+    put(index, b"2")
+    data = tmp_path / "index" / "data.mdb"
+    with index.read() as view:
+        transaction = view._txn.id()
+        head = data.read_bytes()[: 2 * 4096]
+        put_in_another_process(tmp_path / "index", b"3")
+        later = data.read_bytes()[: 2 * 4096]
+    newest = newest_meta(later)
+    assert newest is not None
+    assert newest.transaction == transaction + 1
+    assert meta_of(later, transaction) == newest_meta(head)
+    index.close()
+
+
+def put_in_another_process(path: Path, key: bytes) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ijfs_engine.storage.index import REFLOG, Index;"
+        "index = Index.open(Path(sys.argv[1]));"
+        "index.write(lambda update: update.put(REFLOG, sys.argv[2].encode(), b'row')); index.close()"
+    )
+    subprocess.run([sys.executable, "-c", code, os.fspath(path), key.decode()], check=True)

@@ -11,6 +11,7 @@ import errno
 import itertools
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Condition, Lock, local
@@ -23,7 +24,7 @@ from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk, index_file
-from ijfs_engine.storage.index_file import Meta, newest_meta
+from ijfs_engine.storage.index_file import Meta, meta_of
 from ijfs_engine.storage.index_pages import Pages, look_over, look_through, read_head
 from ijfs_engine.storage.index_stamp import Stamp
 from ijfs_engine.storage.reserve import Reserve
@@ -68,7 +69,9 @@ _LARGE: Final = 64 << 20
 _LOOKS: Final = 1024
 """…after so many look-ups. The kernel maps 16 pages around each: 64 MB at most. Costs 5% of the look-ups' time."""
 _META_TRIES: Final = 100
-"""Looks at the meta pages until one is of the transaction that was just begun: a writer may commit in between."""
+"""Looks at the meta pages until one is of the transaction that was just begun: writers may commit twice in between…"""
+_META_PAUSE_S: Final = 0.001
+"""…and then this is waited."""
 _READERS: Final = 1024
 """Reader slots, 64 bytes each: threads of all processes that read at the same instant."""
 
@@ -468,11 +471,12 @@ class _Environment:
         """The meta page of a state whose pages stay as they are meanwhile, where there are locks; `fd` is the file."""
         for _ in range(_META_TRIES):
             with self.transaction(write=False) as txn:
-                meta = newest_meta(read_head(fd))
                 # The transaction keeps the pages of its own state from reuse, and of no other.
-                if meta is not None and meta.transaction == txn.id():
+                meta = meta_of(read_head(fd), txn.id())
+                if meta is not None:
                     yield meta
                     return
+            time.sleep(_META_PAUSE_S)
         raise StorageError("the index changes too fast to be looked at", hint="try again")
 
     @classmethod

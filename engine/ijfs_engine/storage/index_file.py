@@ -126,11 +126,22 @@ def _madvise() -> Callable[[int, int, int], int]:
 
 def newest_meta(head: bytes) -> Meta | None:
     """The newer meta page of a file that begins with these bytes; None where that cannot be told."""
+    return max(_metas(head), key=lambda meta: meta.transaction, default=None)
+
+
+def meta_of(head: bytes, transaction: int) -> Meta | None:
+    """The meta page that a transaction wrote. A reader's is not the newest while a commit waits for the disk with that:
+    LMDB tells readers of it when the disk has it."""
+    return next((meta for meta in _metas(head) if meta.transaction == transaction), None)
+
+
+def _metas(head: bytes) -> tuple[Meta, ...]:
+    """Both meta pages, or none."""
     first = _meta(head, 0)
     second = _meta(head, first.page_size) if first is not None else None
     if first is None or second is None or first.page_size != second.page_size:
-        return None
-    return max(first, second, key=lambda meta: meta.transaction)
+        return ()
+    return first, second
 
 
 def doubt(head: bytes) -> str | None:
