@@ -191,17 +191,23 @@ def exec_line(
     record = read_record(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
-    given = {**record.spec.late_env, INSTANCE_VARIABLE: record.spec.name, **_prompt(record.spec.name), **(env or {})}
+    given = {
+        **record.spec.late_env,
+        INSTANCE_VARIABLE: record.spec.name,
+        **_prompt(record.spec.name, argv[0]),
+        **(env or {}),
+    }
     request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given, "session": session}
     return [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
 
 
-def _prompt(name: str) -> dict[str, str]:
-    """What makes a shell's prompt say where it is: Debian's shows `debian_chroot`, others take PS1 as it comes. Only at
-    a terminal: scripts take a PS1 for the sign of one."""
+def _prompt(name: str, shell: str) -> dict[str, str]:
+    """What makes a shell's prompt say where it is: Debian's bash shows `debian_chroot`, others take PS1 as it comes;
+    only at a terminal, because scripts take a PS1 for the sign of one."""
     if not os.isatty(0):
         return {}
-    return {"debian_chroot": name, "PS1": rf"({name})\u@\h:\w\$ "}
+    plain = os.path.basename(shell) in ("sh", "dash", "ash")
+    return {"debian_chroot": name, "PS1": f"({name}) $ " if plain else rf"({name})\u@\h:\w\$ "}
 
 
 def _require_text(env: Mapping[str, str]) -> None:
