@@ -12,35 +12,43 @@ import select
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ijfs.cli.app import App
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
 
-# A Python that does not find its script ends after 0.03 s, one that fails at an import after 0.1 or 0.2. What still
-# computes then (or waits for the disk) is coming up; it is looked at for the rest of its first second. What waits for
-# something is up: so a start that is fine does not take longer. (On 2 cores: `sleep` 0.3 s, an import of torch 1 s.)
-RUN_S = 0.3
-BUSY_S = 1.0
-# A program that its restore does not agree with ends at its first look at the world.
-RESTORE_S = 0.1
-# How long a program that computes is seen not to, to count as waiting.
+
+class Look(NamedTuple):
+    """How long a program is looked at, in seconds: in any case, and as long as it computes or waits for the disk."""
+
+    always_s: float
+    busy_s: float
+
+
+RUN = Look(0.3, 1.0)
+"""A Python that does not find its script ends after 0.03 s, one that fails at an import after 0.1 or 0.2. What still
+computes then is coming up; what waits for something is up, so that a start that is fine does not take longer."""
+
+RESTORE = Look(0.1, 0.1)
+"""A program that its restore does not agree with ends at its first look at the world."""
+
+# How often it is looked at.
 SLICE_S = 0.1
-# How long its keeper may take to write down how it ended.
-WRITTEN_S = 1.0
+# How long its keeper may take to write down how it ended: some 10 ms on a quiet machine.
+WRITTEN_S = 5.0
 # Of the log.
 LAST_LINES, LAST_BYTES = 5, 4096
 
 DIED = 13
 
 
-def ended(app: App, info: InstanceInfo, within_s: float) -> InstanceInfo | None:
+def ended(app: App, info: InstanceInfo, look: Look) -> InstanceInfo | None:
     """The instance as it ended, where it did within that time; warns of it, with the end of its log. None: it runs."""
     from ijfs.live.client import api as client
 
-    if info.status != "running" or info.pid is None or not _ends(info.pid, within_s):
+    if info.status != "running" or info.pid is None or not ends(info.pid, look):
         return None
     deadline = time.monotonic() + WRITTEN_S
     while (now := client.describe(app.repository_path, info.name)).status != "exited":
@@ -58,16 +66,15 @@ def exit_code(found: InstanceInfo | None) -> int:
     return DIED if found is not None and found.exit_status != 0 else 0
 
 
-def _ends(pid: int, within_s: float) -> bool:
-    """Whether it ends within that time, or as long as it is busy from its start on, within BUSY_S."""
+def ends(pid: int, look: Look) -> bool:
+    """Whether a program ends while it is looked at."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return True
     began = time.monotonic()
-    busy_s = BUSY_S if within_s == RUN_S else within_s
     try:
-        while (now := time.monotonic() - began) < within_s or (now < busy_s and _is_busy(pid)):
+        while (now := time.monotonic() - began) < look.always_s or (now < look.busy_s and _is_busy(pid)):
             if select.select([pidfd], [], [], SLICE_S)[0]:
                 return True
         return False

@@ -52,6 +52,11 @@ def test_a_program_has_namespaces_of_its_own(live_env: LiveEnv, capfd: pytest.Ca
     assert f"{live_env.repo}" not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_a_program_has_no_descriptor_but_its_streams(live_env: LiveEnv, capfd: pytest.CaptureFixture[str]) -> None:
+    live_env.command("bare", IDLE)
+    assert inside(live_env, "bare", "ls /proc/1/fd", capfd).split() == ["0", "1", "2"]
+
+
 def test_exec_passes_streams_environment_directory_and_exit_status(
     live_env: LiveEnv, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def restore(
             ports=starting.all_chosen(ports),
             on_event=progress.event,
         )
-        ended = first_moment.ended(app, info, first_moment.RESTORE_S)
+        ended = first_moment.ended(app, info, first_moment.RESTORE)
         if given and not ended:
             starting.tell_kernel(app, info, given)
         if wait and info.memory < 1 and not ended:

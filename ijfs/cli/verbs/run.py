@@ -83,7 +83,7 @@ def run(
         info = client.start(
             app.repository_path, msgspec.structs.replace(spec, name=chosen), forget=replace, on_event=progress.event
         )
-        return info, first_moment.ended(app, info, first_moment.RUN_S)
+        return info, first_moment.ended(app, info, first_moment.RUN)
 
     info, ended = instances.named(app, name, command[0], start)
 

@@ -76,7 +76,7 @@ class Keeper:
 
     def __init__(self, directory: Path, early: EarlyRestore | None = None) -> None:
         self.came_to_nothing = False
-        """The first request failed, and there is no instance: its directory may go."""
+        """There is no instance, and its directory may go."""
         self._early = early
         self._first: socket.socket | None = None
         self._state = InstanceState(directory, early.snapshots if early is not None else None, self._answer_program)
@@ -116,11 +116,17 @@ class Keeper:
                 await self._queue.settled()
                 await self._answered()
             else:
-                self.came_to_nothing = line is not None and not self._state.paths.record.exists()
+                self.came_to_nothing = self._holds_nothing(asked=line is not None)
             nursery.cancel_scope.cancel()
         self._state.close()
         if self._early is not None:
             self._early.close()
+
+    def _holds_nothing(self, *, asked: bool) -> bool:
+        """Whether the instance's directory may go: nothing came of what was asked, or nobody came to ask and nothing
+        was begun."""
+        paths = self._state.paths
+        return not paths.record.exists() and (asked or not any(paths.root.glob("box-*")))
 
     async def _answered(self) -> None:
         """Give answers that are being made or sent a moment."""
