@@ -7,6 +7,7 @@ pages is computed below.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from ijfs.cli import instances
-from ijfs.cli.output import Printer
+from ijfs.cli.app import App
+from ijfs.cli.main import cli
+from ijfs.cli.output import Answer, Printer
 from ijfs.drawing import tree
 from ijfs.drawing.layout import FAN
 from ijfs.drawing.render import _COLOURS, as_html, as_text
@@ -159,6 +162,57 @@ def test_ps_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     lines = [line.rstrip() for line in shown.splitlines()]
     same_as_the_file(f"ps-{width}", "\n".join(lines))
     assert max(map(len, lines)) <= width
+
+
+def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
+    """What a verb shows at that width, ids and ages made alike."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    answers: list[Answer] = []
+    app = App(listener=answers.append)
+    with app.closing, cli.make_context("ijfs", list(argv), obj=app) as context:
+        cli.invoke(context)
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        assert answers[0].show is not None
+        answers[0].show(Printer(stream))
+    stream.seek(0)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.read())
+    shown = re.sub(r"[0-9a-f]{64}", "0123456789" * 6 + "0123", shown)
+    shown = re.sub(r"\b[0-9a-f]{10}\b", "0123456789", shown)
+    shown = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}  \(.*\)", "2026-01-31 14:05:09 +0000  (now)", shown)
+    return "\n".join(line.rstrip() for line in shown.splitlines())
+
+
+@pytest.fixture
+def three(repo: Path) -> Path:
+    """Three snapshots of a program's files, each with something that only it has."""
+    from ijfs_engine import Repository
+
+    meta = {
+        "spec": {"name": "lab", "kind": "kernel", "kernel_name": "python3", "argv": ["python"], "cwd": "/root/rides"}
+    }
+    with Repository.open(repo) as repository:
+        parents: list[bytes] = []
+        for number, message in enumerate(
+            ("loaded", "outliers capped", "linear baseline, and what follows from it all")
+        ):
+            with repository.begin(parents) as writer:
+                noise = hashlib.shake_256(b"%d" % number).digest(70_000 * (number + 1))
+                writer.add_file("files/root/rides/data", hashlib.shake_256(b"all").digest(300_000) + noise)
+                parents = [writer.commit(message=message, branch="lab", meta=meta).id]
+        repository.refs.set_tag("clean", repository.resolve("lab~1"))
+    return repo
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("verb", ["du", "show"])
+def test_what_a_verb_shows_fits_the_terminal(
+    three: Path, monkeypatch: pytest.MonkeyPatch, verb: str, width: int
+) -> None:
+    shown = on_a_terminal(width, monkeypatch, verb)
+    # What frames take differs by a few bytes with the ids in them.
+    same_as_the_file(f"{verb}-{width}", re.sub(r" *\b\d[\d.]* (k|M)?B\b", " SIZE", shown))
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("snapshot ")) <= width
 
 
 def test_every_phase_has_words_of_the_users() -> None:

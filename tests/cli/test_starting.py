@@ -83,6 +83,18 @@ def test_nothing_is_said_where_nothing_stands_in_the_way(capfd: pytest.CaptureFi
     assert said == "" or "no CRIU was found" in said
 
 
+@pytest.mark.parametrize(("shell", "prompt"), [("bash", r"(lab)\u@\h:\w\$ "), ("/bin/sh", "(lab) $ ")])
+def test_a_shells_prompt_says_where_it_is_and_a_scripts_has_none(
+    monkeypatch: pytest.MonkeyPatch, shell: str, prompt: str
+) -> None:
+    from ijfs.live.client import api
+
+    monkeypatch.setattr(os, "isatty", lambda fd: True)
+    assert api._prompt("lab", shell) == {"debian_chroot": "lab", "PS1": prompt}
+    monkeypatch.setattr(os, "isatty", lambda fd: False)
+    assert api._prompt("lab", shell) == {}
+
+
 SERVER = """
 import functools, http.server, os
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -87,9 +87,9 @@ def report(out: Printer, usage: DiskUsage, found: list[Snapshot], labels: views.
     out.line(
         f"{text.count(len(found), 'snapshot')} {'holds' if len(found) == 1 else 'hold'} {text.size(total.logical)} in ",
         (text.size(total.stored), "bold"),
-        f" on disk ({text.ratio(total.logical, total.stored)}): {text.size(total.stored - alone)} shared, ",
-        f"{text.size(alone)} of one alone",
+        f" on disk ({text.ratio(total.logical, total.stored)})",
     )
+    out.line((f"{text.size(total.stored - alone)} of that are shared, {text.size(alone)} belong to one alone", "dim"))
 
 
 def _row(usage: Usage, snapshot: Snapshot, labels: views.Labels, most: int) -> list[Any]:
