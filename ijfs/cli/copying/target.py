@@ -81,7 +81,7 @@ def _one(node: Node, parent: int, name: bytes, done: Copied) -> None:
         done.files += 1
         done.bytes += node.entry.size
     elif node.entry.kind == "l":
-        _replace(parent, name, lambda temporary: os.symlink(node.entry.target, temporary, dir_fd=parent))
+        _replace(parent, name, lambda temporary: _link(node, parent, temporary))
         done.files += 1
     elif not is_whiteout(node.entry):
         done.left_out += 1
@@ -100,7 +100,23 @@ def _directory(node: Node, parent: int, name: bytes) -> _Open:
         raise IjfsError(
             f"'{shown}' is no directory where the copy goes, and is not written through", hint="move it away first"
         ) from error
+    if made:
+        _give(fd, parent)
     return _Open(node.children(), fd, node, made)
+
+
+def _give(fd: int, parent: int) -> None:
+    """What root copies belongs to whose directory it goes into, and not to root."""
+    if os.geteuid() == 0:
+        owner = os.fstat(parent)
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def _link(node: Node, parent: int, name: bytes) -> None:
+    os.symlink(node.entry.target, name, dir_fd=parent)
+    if os.geteuid() == 0:
+        owner = os.fstat(parent)
+        os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
 
 
 def _file(node: Node, parent: int, name: bytes) -> None:
@@ -114,6 +130,7 @@ def _file(node: Node, parent: int, name: bytes) -> None:
                 file.write(data)
             file.flush()
             os.ftruncate(fd, max(node.entry.size, os.fstat(fd).st_size))
+            _give(fd, parent)
             os.fchmod(fd, node.entry.mode & PERMISSIONS)
             os.utime(fd, ns=(node.entry.mtime_ns, node.entry.mtime_ns))
 

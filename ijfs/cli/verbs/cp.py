@@ -53,7 +53,7 @@ def cp(app: App, sources: tuple[str, ...], destination: str) -> Answer | None:
 
     A path is the program's own: from its working directory, or absolute. NAME is a program if there is one of that
     name, live or ended, else a snapshot (`lab~0` is the last snapshot of a live `lab`). Of an ended program and of a
-    snapshot only what the program wrote can be copied. What is copied belongs to you; links stay links.
+    snapshot only what the program wrote can be copied. A copy belongs to who owns the directory; links stay links.
     """
     into, froms = Spec.of(destination), [Spec.of(word) for word in sources]
     inside = [spec for spec in froms if spec.name is not None]

@@ -50,7 +50,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeo
     """Run something inside the live program NAME.
 
     \b
-    ijfs exec NAME -- CMD …     a command, among its processes, files and ports
+    ijfs exec NAME CMD …        a command, among its processes, files and ports; `bash` is a shell
     ijfs exec NAME -c 'code'    a cell in a kernel; prints what it prints
     ijfs exec NAME -            a cell read from standard input
 
