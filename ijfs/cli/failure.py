@@ -107,7 +107,13 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _missing(package: str) -> tuple[str, int]:
-    extra = {"jupyter_client": "jupyter", "ipykernel": "jupyter", "jupyter_server": "jupyter", "cuda": "gpu"}
+    extra = {
+        "jupyter_client": "jupyter",
+        "ipykernel": "jupyter",
+        "jupyter_server": "jupyter",
+        "cuda": "gpu",
+        "mcp": "mcp",
+    }
     name = extra.get(package.split(".")[0])
     return (f"pip install 'ijfs[{name}]'" if name else f"install it: pip install {package}"), 1
 

@@ -66,6 +66,9 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "mount": VerbEntry("mount", "Show all snapshots as a filesystem."),
         "umount": VerbEntry("mount", "Take that filesystem away."),
     },
+    "For agents": {
+        "mcp": VerbEntry("mcp", "Serve an agent by the Model Context Protocol."),
+    },
     "The repository": {
         "du": VerbEntry("du", "Say what each snapshot takes."),
         "stats": VerbEntry("stats", "Count what the repository holds."),

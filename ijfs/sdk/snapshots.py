@@ -70,8 +70,9 @@ class Snapshot:
 
     @property
     def parents(self) -> list[Snapshot]:
-        """The snapshots that it continues."""
-        return [Snapshot(self.repo, parent.hex()) for parent in self.record.parents]
+        """The snapshots that it continues; of one that was removed, those before it."""
+        with self._engine() as repository:
+            return [Snapshot(self.repo, parent.hex()) for parent in repository.parents(bytes.fromhex(self.id))]
 
     @property
     def program(self) -> str:

@@ -64,7 +64,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", NOW, ids=name_of)
 def test_modules_that_are_named_exist(page: Path) -> None:
     for named in set(
-        re.findall(r"`((?:ijfs\.(?:live|fs|cli|sdk|jupyter|guest)|ijfs_engine)(?:\.[a-z_]+)+)", page.read_text())
+        re.findall(r"`((?:ijfs\.(?:live|fs|cli|sdk|mcp|jupyter|guest)|ijfs_engine)(?:\.[a-z_]+)+)", page.read_text())
     ):
         parts = named.split(".")
         where = ROOT / ("engine" if parts[0] == "ijfs_engine" else "")

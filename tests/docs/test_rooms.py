@@ -21,7 +21,7 @@ TOGETHER = {
 }
 """Packages that are one room of the picture."""
 
-NO_ROOMS = {"person", "frontend", "program"}
+NO_ROOMS = {"person", "frontend", "agent", "program"}
 """What is drawn beside the rooms."""
 
 WEIGHT = 4

@@ -205,6 +205,14 @@ def test_a_moment_is_kept_forked_compared_and_gone_back_to(
     assert [snapshot.message for snapshot in repo.snapshots()][:2] == ["second", "first"]
 
 
+def test_a_kernel_may_become_another_ones_moment(box: ijfs.Box, repo: ijfs.Repository) -> None:
+    box.run("whose = 'shared'")
+    moment = box.save()
+    with repo.kernel(name="other", cwd="/") as other:
+        other.restore(moment)
+        assert other.run("whose").text == "'shared'"
+
+
 def test_siblings_have_variables_of_their_own(box: ijfs.Box) -> None:
     moment = box.save()
     with ijfs.branches(moment, env=[{"PART": "a"}, {"PART": "b"}]) as kids:

@@ -346,8 +346,11 @@ class Lifecycle:
         """The restored program takes the place of the old one, which ends; clients have to connect again."""
         state = self._state
         old_pager = state.pager
-        spec = _with_env(state.record.spec, env)
+        # Another kernel's snapshot brings its own key: who connects anew finds it in the connection file.
+        key = request.meta.spec.kernel_key
+        spec = msgspec.structs.replace(_with_env(state.record.spec, env), kernel_key=key)
         await self._move_into(restored, request, {"generation": generation, "spec": spec})
+        write_connection_files(state.paths, state.record)
         state.relay.bar()
         connected = state.relay.drop()
         state.guest.close()
