@@ -72,6 +72,13 @@ network_option = click.option("--network", type=NETWORKS, default=lambda: settin
 gpu_option = click.option("--gpu/--no-gpu", default=lambda: settings.is_true("gpu"), help="Give it the machine's GPUs.")
 base_option = click.option("--base", default=lambda: settings.value("base"), metavar="NAME", help=BASE_HELP)
 
+ttl_option = click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="End it after S seconds; copies have as many.",
+)
+
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."
 )

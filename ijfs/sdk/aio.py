@@ -535,13 +535,14 @@ class Repository:
         ports: Sequence[int] = (),
         gpu: bool = False,
         base: str = "",
+        ttl: float | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         **more: Any,
     ) -> Box:
         """As Repository.start."""
         call = partial(self.blocking.start, argv, name=name, env=env, cwd=cwd, network=network, ports=ports, **more)
-        return Box(await in_thread(call, gpu=gpu, base=base, timeout=timeout, on_event=on_event))
+        return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
     async def kernel(
         self,
@@ -554,13 +555,14 @@ class Repository:
         ports: Sequence[int] = (),
         gpu: bool = False,
         base: str = "",
+        ttl: float | None = None,
         timeout: float | None = blocking_repository.READY_S,
         on_event: OnEvent | None = None,
         **more: Any,
     ) -> Box:
         """As Repository.kernel."""
         call = partial(self.blocking.kernel, spec_name, name=name, env=env, cwd=cwd, network=network, **more)
-        return Box(await in_thread(call, ports=ports, gpu=gpu, base=base, timeout=timeout, on_event=on_event))
+        return Box(await in_thread(call, ports=ports, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
     async def restore(self, snapshot: str, name: str | None = None, **options: Any) -> Box:
         """As Repository.restore."""

@@ -106,12 +106,14 @@ class Repository:
         ports: Sequence[int] = (),
         gpu: bool = False,
         base: str = "",
+        ttl: float | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         **more: Any,
     ) -> Box:
         """Start a program in a sandbox of its own. `env` is added to this process's variables; `ports` can be reached
-        from outside (`Box.port`); `more` are further fields of InstanceSpec."""
+        from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own; `more` are
+        further fields of InstanceSpec."""
         spec = InstanceSpec(
             name=name or free_name(self.path, argv[0]),
             argv=tuple(argv),
@@ -121,6 +123,7 @@ class Repository:
             ports=tuple(ports),
             gpu=gpu,
             base=base,
+            ttl_s=ttl,
             **more,
         )
         return self._started(spec, timeout, on_event)
@@ -136,6 +139,7 @@ class Repository:
         ports: Sequence[int] = (),
         gpu: bool = False,
         base: str = "",
+        ttl: float | None = None,
         timeout: float | None = READY_S,
         on_event: OnEvent | None = None,
         **more: Any,
@@ -152,6 +156,7 @@ class Repository:
             ports=tuple(ports),
             gpu=gpu,
             base=base,
+            ttl_s=ttl,
             **more,
         )
         box = self._started(spec, timeout, on_event)

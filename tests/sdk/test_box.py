@@ -277,6 +277,22 @@ def test_waiting_for_an_end(repo: ijfs.Repository) -> None:
         assert program.wait(patient(20)) == 137
 
 
+def test_a_program_ends_when_its_time_to_live_is_over(repo: ijfs.Repository) -> None:
+    with repo.start(["sleep", "1000"], cwd="/", ttl=0.5) as program:
+        assert program.wait(patient(30)) == 137
+        assert program.info.note == "its time to live, 0.5 s, was over"
+
+
+def test_a_copy_has_as_much_time_to_live_of_its_own(repo: ijfs.Repository) -> None:
+    with repo.start(["sleep", "1000"], cwd="/", ttl=10_000) as program:
+        (kid,) = program.fork()
+        with kid:
+            first, second = program.info.ends_ns, kid.info.ends_ns
+    assert first is not None
+    assert second is not None
+    assert first < second < first + 10**9 * patient(600)
+
+
 # -- import ijfs
 
 

@@ -31,6 +31,7 @@ def kernel() -> None:
 @starting.env_options
 @starting.gpu_option
 @starting.base_option
+@starting.ttl_option
 @starting.replace_option
 def start(
     app: App,
@@ -42,6 +43,7 @@ def start(
     env_files: tuple[Path, ...],
     gpu: bool,
     base: str,
+    ttl: float | None,
     replace: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
@@ -65,6 +67,7 @@ def start(
             published=starting.published(ports),
             gpu=gpu,
             base=base,
+            ttl_s=ttl,
         )
         info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)

@@ -31,6 +31,7 @@ NO_VOLUMES = (
 @starting.gpu_option
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @starting.base_option
+@starting.ttl_option
 @starting.replace_option
 @needless("-d", "--detach")
 @elsewhere("-i", "--interactive", said=IN_BACKGROUND)
@@ -48,6 +49,7 @@ def run(
     gpu: bool,
     nccl_safe: bool,
     base: str,
+    ttl: float | None,
     replace: bool,
     command: tuple[str, ...],
 ) -> Answer:
@@ -75,6 +77,7 @@ def run(
         gpu=gpu or nccl_safe,
         nccl_safe=nccl_safe,
         base=base,
+        ttl_s=ttl,
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
 

@@ -32,7 +32,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
-from ijfs.live.model.record_file import kernel_connection, read_record, write_connection_files
+from ijfs.live.model.record_file import ends_ns, kernel_connection, read_record, write_connection_files
 from ijfs.live.model.records import (
     LOST_WITH_KEEPER,
     HostPort,
@@ -67,6 +67,9 @@ NOT_TOLD = (
     "the program keeps the environment that it was saved with: nothing in it takes new variables (a Python program "
     "that uses `ijfs.after_restore` does); commands run inside have them"
 )
+
+# How often the end of a program's time is looked at again: somebody may have put the clock right.
+CLOCK_S = 60.0
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -374,7 +377,20 @@ class Lifecycle:
         write_connection_files(state.paths, state.record)
         state.spawn(state.relay.serve)
         state.spawn(self._admit_clients, again)
+        state.spawn(self._end_in_time)
         return state.info()
+
+    async def _end_in_time(self) -> None:
+        """End the program when its time to live is over. What was saved is stored first; saves under way go on."""
+        state = self._state
+        ends = ends_ns(state.record)
+        if ends is None:
+            return
+        while (left_ns := ends - time.time_ns()) > 0:
+            await trio.sleep(min(left_ns / 1e9, CLOCK_S))
+        async with state.busy:
+            await self._queue.settled()
+            await state.kill(f"its time to live, {state.record.spec.ttl_s:g} s, was over")
 
     async def _admit_clients(self, again: bool) -> None:
         """Let clients in. Those of a kernel that were connected before (`again`) get their iopub first: what is

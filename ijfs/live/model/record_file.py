@@ -69,6 +69,11 @@ def write_connection_files(paths: InstancePaths, record: InstanceRecord) -> None
         replace_file(paths.connection_file, data.encode())
 
 
+def ends_ns(record: InstanceRecord) -> int | None:
+    """When its time to live is over; None where it has no such limit."""
+    return None if record.spec.ttl_s is None else record.created_ns + round(record.spec.ttl_s * 1e9)
+
+
 def info_of(
     paths: InstancePaths,
     record: InstanceRecord,
@@ -102,4 +107,5 @@ def info_of(
         save_error=record.save_error,
         base=record.base.name if record.base is not None else None,
         damage=damage or record.damage,
+        ends_ns=ends_ns(record),
     )

@@ -55,6 +55,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
     `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
     (the process itself was started with others).
+    `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     """
 
@@ -75,6 +76,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     notebook: str = ""
     base: str = ""
     late_env: dict[str, str] = {}
+    ttl_s: float | None = None
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -143,7 +145,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `keeper_running`: False where the next verb starts a new keeper. `saving`: saves whose freeze is over and which are
     not durable yet. `save_error`: why the last save that nobody waited for came to nothing; "" again after the next one
     that is durable. `base`: the name of the base that its files come from; None where they are the machine's own.
-    `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then.
+    `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time
+    to live is over; None where it has no such limit.
     """
 
     name: str
@@ -170,6 +173,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     save_error: str = ""
     base: str | None = None
     damage: str = ""
+    ends_ns: int | None = None
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
