@@ -37,6 +37,8 @@ class Ways(NamedTuple):
     """Every file by the kernel."""
     save: bool = True
     """A save, gc and another look also where the repair changed nothing."""
+    collect: bool = True
+    """gc after that save."""
     all_again: bool = False
     """Each look by itself, also where nothing was written since."""
 
@@ -90,7 +92,8 @@ class Case:
 
     def _save_and_collect(self) -> None:
         self._step("save", self._save)
-        self._step("gc", self._gc)
+        if self._ways.collect:
+            self._step("gc", self._gc)
         self._look("names at last", "read at last")
 
     def _look_otherwise(self) -> None:

@@ -30,7 +30,8 @@ from fuzz_seeds import OLD, Seed, make_seeds
 from fuzz_worker import DiedError, Note, Worker
 
 WEIGHTS = {"index": 10, "pack": 10, "journal": 5, "sidecar": 2, "format": 1, "secret": 1, "lock": 1}
-VERBS_SHARE, EXPORT_SHARE, MOUNT_SHARE, SAVE_SHARE, ALL_AGAIN_SHARE = 0.03, 0.05, 0.005, 0.3, 0.1
+VERBS_SHARE, EXPORT_SHARE, MOUNT_SHARE, ALL_AGAIN_SHARE = 0.03, 0.05, 0.005, 0.1
+SAVE_SHARE, GC_SHARE = 0.3, 0.5
 MOST_MB = 900
 _SAY_EVERY_S = 60.0
 Step = dict[str, Any]
@@ -83,6 +84,7 @@ class Cases:
             self.folder / "mnt" if mount else None,
             # Of an index that fsck takes for whole, the next commit may use what is free.
             save=target == "index" or rng.random() < SAVE_SHARE,
+            collect=rng.random() < GC_SHARE,
             all_again=rng.random() < ALL_AGAIN_SHARE,
         )
         return Plan(seed, target, mutation, ways)
