@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
+.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: setup ## every test that this machine can run; ARGS go to pytest
 
 fuzz: setup ## damaged repositories against what the store promises, an hour. ARGS=--seed 2 --seconds 600
 	$(BIN)/python tests/engine/fuzz_store.py --workers $$(nproc) $(ARGS)
+
+fuzz-restores: setup ## programs restored from damaged copies of a repository, 5 minutes. ARGS=--count 500 --seed 2
+	PYTHONPATH=.:tests $(BIN)/python tests/live/fuzz_restore.py $(ARGS)
 
 test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
 	@tools/setup-places

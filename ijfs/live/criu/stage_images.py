@@ -153,14 +153,15 @@ def _write(reader: Reader, file: _File) -> None:
         if not file.copies:
             return
         stored = reader.open(file.stored)
-        with mmap.mmap(fd, file.size) as memory, memoryview(memory) as view:
-            batches = list(_batches(file.copies))
-            if len(batches) == 1:
-                _fill(stored, view, batches[0])
-                return
-            with ThreadPoolExecutor(_READERS) as pool:
-                for _ in pool.map(lambda batch: _fill(stored, view, batch), batches):
-                    pass
+        # Not closed: the traceback of an error may still hold parts of it. It goes with its last user.
+        view = memoryview(mmap.mmap(fd, file.size))
+        batches = list(_batches(file.copies))
+        if len(batches) == 1:
+            _fill(stored, view, batches[0])
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in pool.map(lambda batch: _fill(stored, view, batch), batches):
+                pass
     finally:
         os.close(fd)
 

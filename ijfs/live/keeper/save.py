@@ -270,7 +270,7 @@ class Saver:
 
         refusal = await in_thread(tried)
         save.clock.end()
-        why = [f"this snapshot cannot be restored here: {refusal}"] if refusal is not None else []
+        why = [f"this snapshot cannot be restored here: {_with_hint(refusal)}"] if refusal is not None else []
         return msgspec.structs.replace(
             result,
             verified=refusal is None,
@@ -292,6 +292,10 @@ class Saver:
         await trio.sleep(KEPT_S)
         if self._arenas.uses == uses:
             await in_thread(self._arenas.forget)
+
+
+def _with_hint(error: IjfsError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def _contents(

@@ -238,9 +238,12 @@ class InstanceState:
         status = sandbox.reap()
         if self.pager is not None:
             await in_thread(self.pager.close)
+        # A program that met memory that could not be brought has a signal for its end: this is the reason.
+        damage = self._memory()[1]
         await in_thread(sandbox.dispose, keep_files=True)
         # The record keeps its keeper for as long as saves are on their way into the repository.
-        self.note(status="exited", exit_status=status, pager=None, note=note or after_save or self.record.note)
+        note = note or after_save or self.record.note
+        self.note(status="exited", exit_status=status, pager=None, note=note, damage=damage)
         self.ended.set()
 
     # -- what the program asks ------------------------------------------------------------------------------------

@@ -280,13 +280,18 @@ class Pager:
             case Resumed():
                 self._update(resumed=True)
             case Progress():  # Complete too
-                self._update(**msgspec.structs.asdict(message), complete=isinstance(message, Complete))
+                said = msgspec.structs.asdict(message)
+                # What a process lost that has ended meanwhile, perhaps of it, the message counts no more.
+                said["poisoned"] = max(said["poisoned"], self._status.poisoned)
+                self._update(**said, complete=isinstance(message, Complete))
             case Failed(message=text):
                 self._update(failed=text)
             case Lost(pid=pid):
                 self._update(lost=self._status.lost + 1)
                 self._log_once(f"a process forked by {pid} has lost its memory that was missing")
             case Poisoned(pid=pid, vaddr=vaddr, reason=reason):
+                # Before the next progress says how many: the program may be dead by then.
+                self._update(poisoned=max(1, self._status.poisoned))
                 self._log_once(reason, f"memory of process {pid} at {vaddr:#x} cannot be had: ")
             case Stalled(reason=reason):
                 self._log_once(reason, "memory does not come: ")

@@ -5,6 +5,7 @@ latter. The `Receiver` of `fetch`; used by `server`.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from ijfs.live.pager.uffd import RangeOutcome
 
 AGAIN_S: Final = 0.0005
 """How long a copy waits that the kernel or CRIU is not ready for."""
+_TOLD_S: Final = 1.0
+"""How long one waits for the keeper to be told: a listener that is ending tells nobody any more."""
 
 
 class Deliveries:
@@ -30,13 +33,17 @@ class Deliveries:
         self._spaces = spaces
         self._scheduler = scheduler
         self._faults = faults
-        self._spoilt: deque[Task] = deque()
+        self._spoilt: deque[tuple[Task, threading.Event]] = deque()
         self._stalled: deque[str] = deque(maxlen=1)
 
     # -- called by the fetching threads -------------------------------------------------------------------------
 
     def deliver(self, task: Task, address: int) -> None:
-        """Copy what was read to wherever it is missing."""
+        """Copy what was read to wherever it is missing.
+
+        Of pages that could not be had the keeper is told first: the program may end of them at once."""
+        if task.bad:
+            self._tell(task)
         while not self._scheduler.closed:
             outcomes = {space.fill(task, address) for space in self._spaces_of(task)}
             if not self._is_early(task, outcomes) and outcomes <= {
@@ -49,10 +56,14 @@ class Deliveries:
                 time.sleep(AGAIN_S)
         missing = {run for space in self._spaces_of(task) for r in task.ranges for run in space.missing_runs(*r)}
         self._scheduler.settle(task, missing)
-        if task.bad:
-            self._spoilt.append(task)
-        if self._faults.are_open or self._spoilt or all(s.complete or s.dead for s in self._spaces_of(task)):
+        if self._faults.are_open or all(s.complete or s.dead for s in self._spaces_of(task)):
             os.eventfd_write(self.signal, 1)  # not each time: the listener would take a core from those who work
+
+    def _tell(self, task: Task) -> None:
+        told = threading.Event()
+        self._spoilt.append((task, told))
+        os.eventfd_write(self.signal, 1)
+        told.wait(_TOLD_S)
 
     def stalled(self, reason: str) -> None:
         self._stalled.append(reason)
@@ -68,9 +79,11 @@ class Deliveries:
     # -- called by the listening thread -------------------------------------------------------------------------
 
     def spoilt(self) -> Iterator[Task]:
-        """Delivered tasks with pages that could not be had, each once."""
+        """Tasks with pages that could not be had, each once; they are delivered when the caller has told of them."""
         while self._spoilt:
-            yield self._spoilt.popleft()
+            task, told = self._spoilt.popleft()
+            yield task
+            told.set()
 
     def stalls(self) -> Iterator[str]:
         """Why the place with the bytes does not answer, each reason once."""
