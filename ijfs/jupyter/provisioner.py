@@ -246,7 +246,12 @@ class IjfsProvisioner(KernelProvisionerBase):
         try:
             work = written_work(self._repository, self._instance)
             if work is not None:
-                self.log.warning("files that the kernel wrote in %s, unless saved, are now in %s", self._cwd, work)
+                self.log.warning(
+                    "files that the kernel wrote in %s stay with the ended program `%s`: `ijfs cp %s:. DIRECTORY` "
+                    "brings them out, `ijfs stop --rm %s` forgets them",
+                    self._cwd,
+                    *[self._instance] * 3,
+                )
                 return
             client.remove(self._repository, self._instance)
         except NoInstanceError:

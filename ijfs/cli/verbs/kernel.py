@@ -114,6 +114,7 @@ def install(
     """Add a kernel spec whose kernels run in sandboxes: JupyterLab, console and nbconvert then use it."""
     from ijfs.jupyter import kernelspec
 
+    before = {spec.name for spec in kernelspec.installed()}
     made = kernelspec.install(
         base,
         name=name,
@@ -129,7 +130,8 @@ def install(
     )
 
     def show(out: Printer) -> None:
-        out.line("installed ", (made.name, "bold green"), f' ("{made.display_name}") in {made.directory}')
+        again = "installed again " if made.name in before else "installed "
+        out.line(again, (made.name, "bold green"), f' ("{made.display_name}") in {made.directory}')
         out.line((f"  jupyter console --kernel {made.name}", "dim"))
 
     return Answer({"spec": _spec_json(made)}, show)
