@@ -7,6 +7,7 @@ pages is computed below.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import ijfs
 from ijfs.cli import instances
 from ijfs.cli.app import App
 from ijfs.cli.main import cli
@@ -213,6 +215,12 @@ def test_what_a_verb_shows_fits_the_terminal(
     # What frames take differs by a few bytes with the ids in them.
     same_as_the_file(f"{verb}-{width}", re.sub(r" *\b\d[\d.]* (k|M)?B\b", " SIZE", shown))
     assert max(len(line) for line in shown.splitlines() if not line.startswith("snapshot ")) <= width
+
+
+@pytest.mark.parametrize("room", ["drawing", "guest"])
+def test_what_runs_inside_programs_is_written_for_their_python(room: str) -> None:
+    for path in (Path(ijfs.__file__).parent / room).rglob("*.py"):
+        ast.parse(path.read_text(), filename=str(path), feature_version=(3, 9))
 
 
 def test_every_phase_has_words_of_the_users() -> None:

@@ -173,3 +173,14 @@ def test_who_keeps_the_old_environment_is_told_of(ijfs: Ijfs, run_ijfs: Ijfs, li
     assert restored.code == 0
     assert "keeps the environment that it was saved with" in restored.err
     assert run_ijfs("exec", "copy", "sh", "-c", "echo $KEY").out == "new\n"
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_a_restored_kernel_takes_new_variables(ijfs: Ijfs, live: Path) -> None:
+    assert ijfs("kernel", "start", "--name", "k", "-e", "KEY=old").code == 0
+    assert ijfs("save", "k", "-q").code == 0
+    assert ijfs("restore", "k", "--name", "copy", "-e", "KEY=new").code == 0
+    asked = "import os; print(os.environ['KEY'])"
+    assert ijfs("exec", "copy", "-c", asked).out == "new\n"
+    assert ijfs("exec", "k", "-c", asked).out == "old\n"
