@@ -330,7 +330,7 @@ def test_a_real_shell_completes_verbs_options_and_names(repo: Path, tmp_path: Pa
         script = [_COMPLETE[shell], *([] if shell == "fish" else ["-"])]
         typed = [" ".join(words)] if shell == "fish" else list(words)
         done = subprocess.run(
-            [program, "-c", *script, *typed], env=env, capture_output=True, text=True, timeout=60, check=False
+            [program, "-c", *script, *typed], env=env, capture_output=True, text=True, timeout=patient(60), check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.split()

@@ -209,12 +209,6 @@ class ChunkReader:
     def _fetch_one(self, ident: bytes) -> Plain:
         return self._decode(self._fetch([ident])[0])
 
-    def holds(self, leaves: Iterable[bytes], chunks: Iterable[bytes | None] = ()) -> bool:
-        """Whether these leaves and chunks are in the caches now; another thread may drop them a moment later."""
-        return all(ident in self._leaves for ident in leaves) and all(
-            ident is None or ident in self._chunks for ident in chunks
-        )
-
     # --- Ahead of need
 
     def prefetch(self, ids: Iterable[bytes]) -> None:
