@@ -145,6 +145,14 @@ def _what_runs(app: App, names: Sequence[str]) -> str:
     return f"{listed} ends as soon as it has come up" if ending else f"{listed} did not come up"
 
 
+def require_program(snapshot: Snapshot) -> None:
+    """NotLiveError for a snapshot without a program, before an ended one of its name has made room for it."""
+    if snapshot.meta.get("ended") or not name_of(snapshot):
+        from ijfs.live.checkpoint.snapshot_io import program_in
+
+        program_in(snapshot)
+
+
 def name_of(snapshot: Snapshot) -> str:
     """The instance a snapshot was saved from; "" for one that was imported."""
     spec = snapshot.meta.get("spec")

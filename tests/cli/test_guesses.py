@@ -175,7 +175,7 @@ def many(ijfs: Ijfs, repo: Path, tmp_path: Path) -> Path:
 def test_a_pattern_stands_for_every_name_it_fits(ijfs: Ijfs, many: Path) -> None:
     removed = ijfs("rm", "agent-?", "agent-1*", "--dry-run", "--json").json["removed"]
     assert [item["name"] for item in removed] == [f"agent-{i}" for i in range(1, 12)]
-    assert ijfs("rm", "-f", "agent-*").code == 0
+    assert ijfs("rm", "-rf", "agent-*").code == 0
     assert set(ijfs("branch", "--json").json["branches"]) == {"main", "other"}
     assert ijfs("tag", "--json").json["tags"] == {}
 
@@ -185,6 +185,29 @@ def test_a_pattern_that_fits_nothing_is_an_error_and_nothing_is_removed(ijfs: Ij
     assert (result.code, "no name fits the pattern 'robot-*'" in result.err) == (1, True)
     assert "other" in ijfs("branch", "--json").json["branches"]
     assert ijfs("stop", "--rm", "agent-*").code == 1
+
+
+def test_siblings_of_one_name_are_refused_before_anything_is_saved(ijfs: Ijfs, many: Path) -> None:
+    result = ijfs("fork", "main", "--names", "a,b,a")
+    assert (result.code, "--names gives a twice" in result.err) == (2, True)
+
+
+def test_a_snapshot_of_files_alone_is_not_restored_and_takes_nobodys_place(ijfs: Ijfs, repo: Path) -> None:
+    import msgspec
+
+    from ijfs.live.model.records import InstanceSpec
+    from ijfs_engine import Repository
+
+    meta = {"spec": msgspec.to_builtins(InstanceSpec(name="job", argv=("true",))), "ended": True}
+    with Repository.open(repo) as repository, repository.begin() as writer:
+        writer.add_file("files/result", b"precious")
+        writer.commit(branch="job.ended", meta=meta)
+    left = repo / "live" / "job"
+    left.mkdir(parents=True)
+    result = ijfs("restore", "job.ended")
+    assert (result.code, "there is no program in it to bring back" in result.err) == (2, True)
+    assert "unexpected" not in result.err
+    assert left.is_dir()
 
 
 def test_names_with_numbers_are_listed_in_the_order_of_the_numbers(ijfs: Ijfs, many: Path) -> None:

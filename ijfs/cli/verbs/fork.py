@@ -45,7 +45,8 @@ def fork(
     chosen = _split(names, count) if names is not None else []
     many = len(chosen) or count or 1
     if not client.is_running(app.repository_path, source):
-        repository.resolve(source)  # what is no name of anything is said before names are claimed
+        # What is no name of anything, or has no program, is said before names are claimed.
+        instances.require_program(repository.snapshot(repository.resolve(source)))
     given = starting.variables(env, env_files)
     progress = app.progress(f"fork {source}")
     with instances.coming_up(app, *chosen):
@@ -78,6 +79,9 @@ def _split(names: str, count: int | None) -> list[str]:
     if not chosen or (count is not None and count != len(chosen)):
         given = text.count(len(chosen), "name")
         raise click.UsageError(f"--names gives {given}, -n asks for {count or 'at least 1'}")
+    twice = sorted({name for name in chosen if chosen.count(name) > 1}, key=text.natural)
+    if twice:
+        raise click.UsageError(f"--names gives {text.listing(twice)} twice")
     return chosen
 
 

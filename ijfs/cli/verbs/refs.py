@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from ijfs.cli import globs, text, views
-from ijfs.cli.app import App, verb
+from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import REF, SNAPSHOT, needless
 
@@ -128,7 +128,15 @@ def _check_not_an_id(repository: Repository, kind: RefKind, name: str) -> None:
     )
 
 
-@verb("rm")
+class RmVerb(Verb):
+    """`rm -rf`, as the fingers know it: neither letter asks for anything here, and -r names a repository elsewhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without the r."""
+        return super().parse_args(ctx, ["-f" if word in ("-rf", "-fr") else word for word in args])
+
+
+@verb("rm", kind=RmVerb)
 @click.argument("names", nargs=-1, required=True, type=SNAPSHOT)
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would become unreachable.")
 @needless("-f", "--force")

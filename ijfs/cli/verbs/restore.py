@@ -50,6 +50,7 @@ def restore(
 
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
+    instances.require_program(record)
     wish = instances.name_of(record) or snapshot
     given = starting.variables(env, env_files)
 

@@ -119,10 +119,7 @@ class SnapshotStore:
         """A snapshot by any of its names, and what it says of its program. NotLiveError for an imported one, and for
         one that holds the files of an ended program."""
         snapshot = self.repository.snapshot(self.repository.resolve(spec))
-        meta = live_meta(snapshot)
-        if meta.ended:
-            raise _ended(snapshot, meta)
-        return snapshot, meta
+        return snapshot, program_in(snapshot)
 
     def tree_at(self, snapshot: Snapshot, path: str) -> ObjectId | None:
         """The tree at a path of a snapshot; None where there is nothing (or an empty directory)."""
@@ -237,12 +234,18 @@ def live_meta(snapshot: Snapshot) -> LiveMeta:
         raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
 
 
-def _ended(snapshot: Snapshot, meta: LiveMeta) -> NotLiveError:
+def program_in(snapshot: Snapshot) -> LiveMeta:
+    """What a snapshot says of the program in it. NotLiveError for an import, and for an ended program's files."""
+    meta = live_meta(snapshot)
+    if not meta.ended:
+        return meta
     ident, name = snapshot.id.hex()[:12], meta.spec.name
-    before = f"`ijfs restore {snapshot.parents[0].hex()[:12]}` brings the program back as it was saved before, and "
-    return NotLiveError(
+    hint = f"`ijfs cp {ident}:FILE .` and `ijfs export` have its files"
+    for parent in snapshot.parents[:1]:
+        hint = f"`ijfs restore {parent.hex()[:12]}` brings the program back as it was saved before, and {hint}"
+    raise NotLiveError(
         f"{ident} holds the files that `{name}` had left when it had ended: there is no program in it to bring back",
-        hint=f"{before if snapshot.parents else ''}`ijfs ls {ident}` and `ijfs export` have its files",
+        hint=hint,
     )
 
 
