@@ -170,18 +170,26 @@ class VerbGroup(click.Group):
 def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: Any, **kwargs: Any) -> None:
     """Call a verb, print its answer, close what it opened, leave with its exit code."""
     from ijfs import settings
-    from ijfs.cli import inside
 
     app = click.get_current_context().ensure_object(App)
     settings.hand_on()
     with app.closing:
-        answer = inside.answered(app, verb_name, kwargs) if app.repo is None and inside.is_inside() else None
+        answer = _inside(app, verb_name, kwargs)
         if answer is None:
             answer = function(app, *args, **kwargs)
         if answer is not None:
             app.answer(answer, verb_name)
     if answer is not None and answer.exit_code:
         raise SystemExit(answer.exit_code)
+
+
+def _inside(app: App, verb_name: str, given: dict[str, Any]) -> Answer | None:
+    """What the keeper answers where this is typed in a sandbox; None anywhere else. (Loaded only there.)"""
+    if "IJFS_GUEST" not in os.environ or app.repo is not None:
+        return None
+    from ijfs.cli import inside
+
+    return inside.answered(app, verb_name, given)
 
 
 def verb(name: str, *, kind: type[Verb] = Verb, **settings: Any) -> Callable[[Callable[..., Answer | None]], Verb]:

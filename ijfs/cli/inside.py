@@ -24,11 +24,6 @@ ANYWHERE = ("completion", "config")
 HERE = "in here there are `ijfs save`, `log`, `tree` and `ps`; in a notebook `%ijfs`"
 
 
-def is_inside() -> bool:
-    """Whether this process runs in a sandbox."""
-    return "IJFS_GUEST" in os.environ
-
-
 def answered(app: App, verb: str, given: Mapping[str, Any]) -> Answer | None:
     """What the keeper says to a verb; None for a verb that is the same everywhere. PreflightError for all others."""
     if verb in ANYWHERE:
