@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
+.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ fuzz-restores: setup ## programs restored from damaged copies of a repository, 5
 test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
 	@tools/setup-places
 	IJFS_TEST_PLACES=1 $(BIN)/pytest tests/places $(ARGS)
+
+test-programs: setup ## redis to chromium, each by its own client; installs them, 12 GB, half an hour; writes docs/programs.md
+	@tools/setup-programs
+	IJFS_TEST_PROGRAMS=1 $(BIN)/pytest tests/programs $(ARGS); status=$$?; $(BIN)/python tools/programs_page.py; exit $$status
 
 check: setup ## format, lint, types, import contracts, shell scripts; before each commit
 	$(BIN)/ruff format --check
