@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import common
+from bench import common, live_many
 from bench.live_kernels import boxed, keeper_cost, prepare_siblings, sandbox_cost, siblings
 from bench.live_programs import Boxed, Plain, Restored, restore
 from bench.live_targets import Target, targets
@@ -59,6 +59,7 @@ class Results:
     siblings: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     keepers: dict[str, dict[str, float]] = field(default_factory=dict)
     sandbox: dict[str, dict[str, float]] = field(default_factory=dict)
+    many: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -160,6 +161,10 @@ class Run:
             self.found.keepers["of one kernel"] = keeper_cost(self.repo, "idle", self.size.idle_s)
         self.found.sandbox = sandbox_cost(self.repo, self.disk, 2 * self.size.rounds)
 
+    def many(self) -> None:
+        """Many threads and processes, and forked processes that share their memory."""
+        self.found.many = live_many.measure(self.repo, self.size.rounds)
+
     def _keep(self, name: str, number: int, measure: Callable[[], Restored]) -> None:
         """Measure once; rounds with number 0 only warm up."""
         restored = measure()
@@ -227,6 +232,9 @@ def show(found: Results) -> str:
             for what, one in found.sandbox.items()
         ]
         parts.append(common.table(["a kernel's", "outside ms", "in its sandbox ms", "ratio"], rows))
+    if found.many:
+        rows = [[name, f"{statistics.median(one):.2f}", f"{min(one):.2f}"] for name, one in found.many.items()]
+        parts.append(common.table(["much of it", "s (or MiB), median", "least"], rows))
     parts.append(phases(found))
     return "\n\n".join(parts)
 
@@ -280,6 +288,7 @@ def measure(run: Run, only: Sequence[str]) -> None:
         "programs": run.programs,
         "large": run.large_program,
         "kernels": run.kernels,
+        "many": run.many,
     }
     for name, part in parts.items():
         if only and name not in only:
@@ -296,7 +305,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", action="append", choices=("programs", "large", "kernels"), default=[])
+    parser.add_argument("--only", action="append", choices=("programs", "large", "kernels", "many"), default=[])
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path, default=CACHE / "bench-live.json")
     parser.add_argument("--plot", type=Path, default=CACHE / "bench-live.png")

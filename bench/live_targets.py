@@ -17,7 +17,7 @@ LAZY = "ijfs, lazy, from disk"
 
 def targets(found: Results, large: int) -> list[Target]:
     """Every promise that this run has the figures for."""
-    return [*_saves(found), *_restores(found, large), *_kernels(found)]
+    return [*_saves(found), *_restores(found, large), *_kernels(found), *_many(found)]
 
 
 def _at_most(what: str, bound: float, value: float, unit: str, note: str = "") -> Target:
@@ -62,3 +62,13 @@ def _kernels(found: Results) -> Iterator[Target]:
         yield _at_most(f"idle keeper {name}, PSS", 30.0, cost["pss"] / (1 << 20), " MiB")
     for what, one in found.sandbox.items():
         yield _at_most(f"in its sandbox: {what}", 1.1, one["ratio"], "×", "a kernel outside")
+
+
+def _many(found: Results) -> Iterator[Target]:
+    for name, bound, unit in (
+        ("600 threads, frozen", 0.5, " s"),
+        ("200 processes, restored eagerly", 10.0, " s"),
+        ("its memory, MiB, restored lazily", 450.0, " MiB"),
+    ):
+        if name in found.many:
+            yield _at_most(name.replace(", MiB", ""), bound, statistics.median(found.many[name]), unit)
