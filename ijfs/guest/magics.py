@@ -16,6 +16,7 @@ from ijfs.guest import port, saving
 
 USAGE = """\
 %ijfs save [-m MESSAGE]   save this program as a snapshot; returns again, resumed, in every restored child
+                          (--verify: and try whether it can be restored)
 %ijfs log                 the repository's snapshots, newest first
 %ijfs tree                the same as a picture; @ marks where this program is
 %ijfs status              this program's instance, repository and last snapshot
@@ -39,6 +40,8 @@ NOTHING_YET = "no snapshots yet: `%ijfs save` makes one"
 
 AUTO_VARIABLE = "IJFS_AUTO"
 """Set by the Jupyter provisioner to what stands behind `auto on`: saving after cells begins with the kernel."""
+
+VERIFY = "--verify"
 
 AUTO_OPTIONS = {"--every": "every_s", "--changed": "changed", "--limit": "limit_s"}
 
@@ -147,11 +150,12 @@ def unload(shell: Any) -> None:
 
 
 def _save(words: list[str]) -> None:
-    message = _message(words)
+    verify = VERIFY in words
+    message = _message([word for word in words if word != VERIFY])
     if message is None:
-        _usage("%ijfs save [-m MESSAGE]")
+        _usage("%ijfs save [--verify] [-m MESSAGE]")
         return
-    print(saving.save(message))
+    print(saving.save(message, verify=verify))
 
 
 def _message(words: list[str]) -> str | None:

@@ -34,6 +34,10 @@ class SaveResult:
     """False in the program that saved itself, True in a child that was restored from the snapshot."""
     instance: str
     """The name of the live instance this program is now."""
+    verified: bool | None = None
+    """Whether the snapshot can be restored, where that was to be tried or is known; always None in a child."""
+    warnings: tuple[str, ...] = ()
+    """What will not be quite the same in a child."""
 
     @property
     def name(self) -> str:
@@ -45,14 +49,17 @@ class SaveResult:
             return f"resumed from {self.name} as {self.instance}"
         if not self.id:
             return f"saving {self.instance}"
-        return f"saved {self.instance} as {self.name}"
+        proven = {True: "; it can be restored", False: "; it cannot be restored", None: ""}[self.verified]
+        return "\n".join((f"saved {self.instance} as {self.name}{proven}", *(f"warning: {w}" for w in self.warnings)))
 
 
-def save(message: str = "", *, wait: bool = True) -> SaveResult:
+def save(message: str = "", *, wait: bool = True, verify: bool = False) -> SaveResult:
     """Save this program as a snapshot, and return when the snapshot is durable.
 
     Without `wait` it returns as soon as the program runs again, with an empty `id`; the snapshot appears when it is
     durable (`ijfs ps` says when, or why not).
+
+    With `verify` it also tries whether the snapshot can be restored, in a sandbox that never runs, and says so.
 
     Returns twice: here with `resumed=False`, and with `resumed=True` in every child restored from the
     snapshot. A failed save leaves the program running and raises `GuestError`; so does a call outside a
@@ -60,13 +67,13 @@ def save(message: str = "", *, wait: bool = True) -> SaveResult:
     """
     hooks.refuse_inside_barrier()
     hooks.prepare()
-    request = new_request(message, wait=wait)
+    request = new_request(message, wait=wait, verify=verify)
     return _until_settled(request)
 
 
-def new_request(message: str, *, wait: bool = True) -> dict[str, Any]:
+def new_request(message: str, *, wait: bool = True, verify: bool = False) -> dict[str, Any]:
     """A save request with a nonce of its own; sending it once starts the save, sending it again asks how it goes."""
-    return {"verb": "save", "nonce": secrets.token_hex(16), "message": message, "wait": wait}
+    return {"verb": "save", "nonce": secrets.token_hex(16), "message": message, "wait": wait, "verify": verify}
 
 
 def _until_settled(request: dict[str, Any]) -> SaveResult:
@@ -91,7 +98,13 @@ def _result(answer: dict[str, Any]) -> SaveResult:
     state = answer.get("state")
     if state not in ("saved", "resumed", "thawed"):
         raise port.GuestError(f"the keeper answered a save with {state!r}")
-    return SaveResult(id=str(answer["snapshot"]), resumed=state == "resumed", instance=str(answer.get("instance", "")))
+    return SaveResult(
+        id=str(answer["snapshot"]),
+        resumed=state == "resumed",
+        instance=str(answer.get("instance", "")),
+        verified=answer.get("verified"),
+        warnings=tuple(answer.get("warnings") or ()),
+    )
 
 
 def _gone(error: port.NoAnswer) -> port.GuestError:

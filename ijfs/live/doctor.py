@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -56,6 +57,20 @@ def machine(repo: Path) -> list[CheckResult]:
     ]
     found = [result for check in checks for result in _guarded(check)]
     return [*found, *_guarded(lambda: place.trial(_beside(_existing(repo)), found))]
+
+
+def named(repo: Path, target: str) -> tuple[Literal["program", "snapshot"], list[CheckResult]]:
+    """(what the name is, every check) of a live program, or else of a snapshot: whether it would come back here.
+    UnknownNameError; NotLiveError for an imported snapshot."""
+    try:
+        return "program", program(repo, target)
+    except UnknownNameError as unknown:
+        from ijfs.live.machine import fit
+
+        try:
+            return "snapshot", fit.of_snapshot(repo, target)
+        except UnknownNameError:
+            raise UnknownNameError(f"{unknown}, and there is no such snapshot", hint="`ijfs ps`, `ijfs log`") from None
 
 
 def program(repo: Path, target: str) -> list[CheckResult]:

@@ -43,6 +43,22 @@ def test_save_takes_a_quoted_or_a_bare_message(shell: Any, keeper: Peer, capsys:
     assert capsys.readouterr().out.count("saved demo as abababababab") == 3
 
 
+def test_save_asks_for_a_proof_and_shows_what_came_of_it(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keeper.answer = settles({"ok": {**SAVED["ok"], "verified": True, "warnings": []}})
+    shell.run_line_magic("ijfs", "save --verify -m 'data loaded'")
+    assert capsys.readouterr().out == "saved demo as abababababab; it can be restored\n"
+    keeper.answer = settles({"ok": {**SAVED["ok"], "verified": False, "warnings": ["it cannot be restored: own0"]}})
+    shell.run_line_magic("ijfs", "save")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["saved demo as abababababab; it cannot be restored", "warning: it cannot be restored: own0"]
+    assert [(request["message"], request["verify"]) for request in keeper.requests] == [
+        ("data loaded", True),
+        ("", False),
+    ]
+
+
 def test_tree_is_the_picture_of_the_command_line_and_marks_where_the_program_is(
     shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
 ) -> None:

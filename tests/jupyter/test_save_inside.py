@@ -66,7 +66,7 @@ def test_a_save_that_is_not_waited_for_resumes_in_the_sibling_too(jupyter_env: J
 def test_the_magics_speak_with_the_keeper(jupyter_env: JupyterEnv, cells: Cells) -> None:
     name = jupyter_env.the_instance()
     cells("%load_ext ijfs")
-    assert cells("%ijfs save -m 'the first'").startswith(f"saved {name} as ")
+    assert cells("%ijfs save -m 'the first' --verify").endswith("; it can be restored")
     cells("x = 1")
     cells("%ijfs save -m 'the second'")
     tree = cells("%ijfs tree").splitlines()

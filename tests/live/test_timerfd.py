@@ -39,6 +39,29 @@ def test_running_one_shot_and_disarmed_timers_stay_as_they_are() -> None:
         assert rewind(image(entry)) == image(entry)
 
 
+def of_day(left_ns: int, clock: int = 0, flags: int = 1) -> bytes:
+    """A timer that is set for a moment; what is left is in seconds and nanoseconds."""
+    seconds, rest = divmod(left_ns, 10**9)
+    return message((1, 17), (2, 9), (12, message((4, clock), (6, flags), (7, seconds), (8, rest), (9, 0), (10, 0))))
+
+
+def left_of(image_data: bytes) -> int:
+    (entry,) = twin_records(image_data, FILES_MAGIC)
+    body = dict(twin_fields(entry))[12]
+    assert isinstance(body, bytes)
+    values = twin_numbers(body)
+    return values[7] * 10**9 + values[8]
+
+
+def test_a_timer_of_the_time_of_day_rings_at_its_moment_however_long_the_program_was_stored() -> None:
+    day = 86_400 * 10**9
+    assert left_of(rewind(image(of_day(day)), day // 2)) == day // 2
+    assert left_of(rewind(image(of_day(day)), 2 * day)) == 1  # the moment is over
+    for other in (of_day(day, clock=1), of_day(day, flags=0), of_day(day, clock=7)):  # these count from the save on
+        assert rewind(image(other), day // 2) == image(other)
+    assert rewind(image(of_day(day)), -5) == image(of_day(day))  # the clock was put back
+
+
 def test_a_rewound_image_is_not_changed_again() -> None:
     once = rewind(image(timer(0, 20)))
     assert rewind(once) == once

@@ -9,7 +9,7 @@ import click
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE
+from ijfs.cli.params import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,28 +20,39 @@ MARKS = {"ok": ("✓", "green"), "warn": ("!", "bold yellow"), "refuse": ("✗",
 ASCII_MARKS = {"ok": "ok", "warn": "warn", "refuse": "FAIL", "unknown": "?"}
 
 
+MEANS = {
+    "machine": "nothing can be saved here until that is mended",
+    "program": "it cannot be saved as it is",
+    "snapshot": "it cannot be restored here as it is",
+}
+
 ONLY_VERBOSE = ("spare",)
 """What is no check: shown with -v."""
 
 
 @verb("doctor")
-@click.argument("target", metavar="[PID|NAME]", required=False, type=INSTANCE)
+@click.argument("target", metavar="[PID|NAME|SNAPSHOT]", required=False, type=ANY)
 def doctor(app: App, target: str | None) -> Answer:
-    """Check this machine, or with PID or NAME one program, for what would stand in the way of a save.
+    """Check this machine, or with PID or NAME one program, for what would stand in the way of a save; or a SNAPSHOT,
+    for whether it would come back on this machine.
 
     Exit code 12 if anything does; each line that is not ✓ says what to do about it.
     """
     from ijfs.live import doctor as checks
     from ijfs.live.checks.result import refused
 
-    verdicts = checks.machine(app.repository_path) if target is None else checks.program(app.repository_path, target)
+    if target is None:
+        what, verdicts = "machine", checks.machine(app.repository_path)
+    else:
+        what, verdicts = checks.named(app.repository_path, target)
     data = {"target": target, "verdicts": [{f: getattr(v, f) for f in v.__struct_fields__} for v in verdicts]}
     shown = [v for v in verdicts if app.verbose or v.check not in ONLY_VERBOSE]
-    return Answer(data, lambda out: report(out, shown, machine=target is None), 12 if refused(verdicts) else 0)
+    return Answer(data, lambda out: report(out, shown, what), 12 if refused(verdicts) else 0)
 
 
-def report(out: Printer, verdicts: Sequence[CheckResult], *, machine: bool = True) -> None:
-    """One line a check; under those that are not well, the remedy. What is long goes on below where it began."""
+def report(out: Printer, verdicts: Sequence[CheckResult], what: str = "machine") -> None:
+    """One line a check; under those that are not well, the remedy. What is long goes on below where it began. `what`
+    was looked at: a machine, a program, a snapshot."""
     width = max((text.cells(v.check) for v in verdicts), default=0)
     for v in verdicts:
         glyph, style = MARKS[v.outcome]
@@ -58,7 +69,7 @@ def report(out: Printer, verdicts: Sequence[CheckResult], *, machine: bool = Tru
             out.line(" " * indent, (arrow, "cyan"), first)
             for line in rest:
                 out.line(" " * (indent + len(arrow)), line)
-    _conclude(out, verdicts, machine=machine)
+    _conclude(out, verdicts, what)
 
 
 def _wrapped(out: Printer, sentence: str, indent: int) -> list[str]:
@@ -69,20 +80,20 @@ def _wrapped(out: Printer, sentence: str, indent: int) -> list[str]:
     return textwrap.wrap(sentence, max(out.width - indent, 20), break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _conclude(out: Printer, verdicts: Sequence[CheckResult], *, machine: bool) -> None:
+def _conclude(out: Printer, verdicts: Sequence[CheckResult], what: str) -> None:
     """What it comes to, and what to type next."""
     bad, doubtful = (sum(v.outcome == outcome for v in verdicts) for outcome in ("refuse", "warn"))
     out.line()
     if bad:
-        out.line((f"{text.count(bad, 'check')} would stop a save", "bold red"))
-        what = "nothing can be saved here until that is mended" if machine else "it cannot be saved as it is"
-        out.line((f"  {what}", "dim"))
+        stopped = "restore" if what == "snapshot" else "save"
+        out.line((f"{text.count(bad, 'check')} would stop a {stopped}", "bold red"))
+        out.line((f"  {MEANS[what]}", "dim"))
         return
     if doubtful:
         out.line((f"nothing is refused; {text.count(doubtful, 'warning')} above", "bold yellow"))
     else:
         out.line(("nothing stands in the way", "bold green"))
-    if machine:
+    if what == "machine":
         out.line(("  next: `ijfs demo` shows it all in a minute; `ijfs kernel start` begins", "dim"))
 
 

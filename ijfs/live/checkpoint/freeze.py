@@ -33,6 +33,8 @@ from ijfs.live.criu.log import cut_short
 from ijfs.live.errors import CriuError, InstanceExitedError, ProgramRefusedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
 from ijfs.live.process import procfs
+from ijfs.live.process.datagrams import unread_datagrams
+from ijfs.live.process.timers import NotifiedThread, notified_threads
 from ijfs.live.sandbox import rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Arena, Segments
@@ -80,6 +82,11 @@ class Frozen:
     gpu: GpuRecord | None = None
     cut_short: tuple[str, ...] = ()
     """Threads ("NAME (process N)") whose system call ended with EINTR because of the save."""
+    unread: tuple[str, ...] = ()
+    """What of its network is not in the images, a sentence each."""
+    at_ns: int = 0
+    """When it stood still, by the wall clock."""
+    timers: tuple[NotifiedThread, ...] = ()
 
     @property
     def image_bytes(self) -> int:
@@ -161,11 +168,17 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
     """CRIU freezes the program and streams its memory; before CRIU thaws it, its files are captured."""
     clock.begin("dump")
     captured: list[Capture] = []
+    unread: list[str] = []
+    timers: list[NotifiedThread] = []
+    at_ns: list[int] = []
     sandbox.paths.criu.mkdir(exist_ok=True)
     with _short(sandbox.paths.criu) as directory, StreamCapture(directory, prepared.arena) as stream:
 
         def while_frozen() -> None:
             stream.drain()
+            at_ns.append(time.time_ns())
+            unread.extend(unread_datagrams(sandbox.pid))
+            timers.extend(notified_threads(procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))))
             clock.begin("workspace")
             captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), leased_in(sandbox.pid)))
             clock.begin("thaw")
@@ -181,7 +194,18 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
                 capture.discard()
             raise _explained(stream.error or error, sandbox, prepared.stopped) from None
     spilled = prepared.arena.spilled
-    return Frozen(images, captured[0], frozen_s, prepared.arena, spilled, stop, cut_short=cut_short)
+    return Frozen(
+        images,
+        captured[0],
+        frozen_s,
+        prepared.arena,
+        spilled,
+        stop,
+        cut_short=cut_short,
+        unread=tuple(unread),
+        at_ns=at_ns[0],
+        timers=tuple(timers),
+    )
 
 
 def _cut_short(sandbox: Sandbox) -> tuple[str, ...]:

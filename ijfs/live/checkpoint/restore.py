@@ -24,6 +24,7 @@ from ijfs.live.checkpoint.workspace import put_back, upper_directories
 from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.criu.image_format import parse_unsent_bytes
+from ijfs.live.criu.mending import Noted
 from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
@@ -68,6 +69,8 @@ class RestoreRequest:
     """All memory is read before the program runs, without a pager."""
     siblings: int = 1
     """How many restores were asked for together."""
+    beside: bool = False
+    """It is a copy that draws random numbers of its own: memory that is to be empty in one is empty."""
     gpus: tuple[str, ...] = ()
     """GPUs (index or UUID) for a program that held some; by default those that it held."""
     gpu: GpuProgram | None = None
@@ -76,8 +79,11 @@ class RestoreRequest:
     """For an eager restore: a directory with the memory, from which CRIU reads it. None: it is staged first."""
 
     @classmethod
-    def of(cls, arguments: RestoreArguments, store: SnapshotStore, paths: SandboxPaths) -> RestoreRequest:
-        """What the arguments of the verb `restore` ask for. UnknownNameError; NotLiveError for an imported snapshot."""
+    def of(
+        cls, arguments: RestoreArguments, store: SnapshotStore, paths: SandboxPaths, *, beside: bool
+    ) -> RestoreRequest:
+        """What the arguments of the verb `restore` ask for. `beside`: not in the place of what was saved.
+        UnknownNameError; NotLiveError for an imported snapshot."""
         snapshot, meta = store.load(arguments.snapshot)
         return cls(
             snapshot,
@@ -85,6 +91,7 @@ class RestoreRequest:
             paths,
             eager=arguments.eager,
             siblings=arguments.siblings,
+            beside=beside and not arguments.same_random,
             gpus=arguments.gpus,
         )
 
@@ -275,7 +282,17 @@ class _Restore:
             if tree is None:
                 raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
             lazy = not self._request.eager
-            staged = stage_images.stage(self._store.reader, tree, target, lazy=lazy, pages=self._request.pages)
+            meta = self._request.meta
+            stored_ns = time.time_ns() - (meta.frozen_at_ns or snapshot.created_ns)
+            staged = stage_images.stage(
+                self._store.reader,
+                tree,
+                target,
+                lazy=lazy,
+                pages=self._request.pages,
+                noted=Noted(stored_ns, meta.timers),
+                wipe=self._request.beside,
+            )
             if staged.present:
                 present.write(self._request.paths.criu, staged.present)
             yield target, staged.images

@@ -20,7 +20,9 @@ from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.errors import NotLiveError
 from ijfs.live.model.records import Base, InstanceSpec, Volume
+from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
+from ijfs.live.process.timers import NotifiedThread
 from ijfs.live.sandbox.network_state import NetworkState
 from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
 from ijfs_engine.errors import UnknownNameError
@@ -41,9 +43,10 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     """A live snapshot's meta. `gpu`: a GpuRecord, or None.
     `versions` (`environment` in the bytes): of the kernel, CRIU and so on, where it was saved.
     `auto`: made after a cell by itself; only those are thinned out by themselves. `base`: what its sandbox stood on,
-    None where that was its machine's own root. `network`: what the program changed in its network.
-    `scheduling`: threads whose processors, io priority or timer slack are not those of a new program.
-    `ended`: made of the files of a program that had ended: there is no memory, and nothing to restore."""
+    None where that was its machine's own root. `network`: what the program changed in its network. `frozen_at_ns`: by
+    the wall clock; 0 where it is not known. `timers`: which thread each timer notifies. `scheduling`: threads whose
+    processors, io priority or timer slack are not those of a new program. `ended`: made of the files of a program that
+    had ended: there is no memory, and nothing to restore."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -53,6 +56,8 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     image_bytes: int = 0
     workspace_bytes: int = 0
     frozen_s: float = 0.0
+    frozen_at_ns: int = 0
+    timers: tuple[NotifiedThread, ...] = ()
     auto: bool = False
     base: Base | None = None
     network: NetworkState | None = None
@@ -70,6 +75,8 @@ class SaveContents(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     branch: str
     notes: tuple[str, ...] = ()
+    unrestorable: tuple[str, ...] = ()
+    """Why it cannot be restored, known already."""
 
 
 class SaveOutcome(NamedTuple):
@@ -258,4 +265,6 @@ def machine_versions(criu_version: Sequence[int]) -> dict[str, str]:
         "python": platform.python_version(),
         "hostname": os.uname().nodename,
         "program_python": sys.executable,
+        "cpu": processor.model(),
+        "cpu_flags": " ".join(sorted(processor.flags())),
     }

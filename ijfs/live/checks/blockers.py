@@ -7,11 +7,13 @@ NAME`), a save that CRIU refused quotes them. Each is known from a dump or resto
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ijfs.live.checks import nested
+from ijfs.live.checks import nested, privilege
 from ijfs.live.checks.result import CheckResult
 from ijfs.live.process import descriptors, procfs
 
@@ -28,6 +30,21 @@ _UNSUPPORTED = {
     "anon_inode:kvm-vm": ("virtual machines (KVM)", "a virtual machine cannot be saved from outside"),
 }
 
+# The others of their kind that it knows. Of all else it says "Can't dump file … of that type".
+_SUPPORTED = (
+    *("eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd", "bpf-map"),
+    *("userfaultfd", "io_uring"),  # refused by name, above
+)
+
+_MESSAGE_QUEUES = 0x19800202  # MQUEUE_MAGIC, linux/magic.h
+_SECRET_MEMORY = "/secretmem"
+
+# CRIU brings deleted files along up to this size (--ghost-limit, criu/command.py).
+_LARGEST_DELETED = 512 << 20
+
+# So many pipes with something in them are more than CRIU has room for (criu/pipes.c).
+_MOST_PIPES = 1024
+
 # The GPU layer takes care of these. By name: some have a major number that the kernel chose when the driver was loaded.
 _GPU_FILES = "/dev/nvidia"
 
@@ -39,8 +56,9 @@ def of_program(pid: int) -> list[CheckResult]:
     inode = procfs.namespace_id(pid, "pid")
     if inode == procfs.namespace_id("self", "pid"):
         return of_process(pid)
-    found = [result for member in procfs.processes_in("pid", inode) for result in of_process(member)]
-    return [*found, *nested.of_program(pid)]
+    members = procfs.processes_in("pid", inode)
+    found = [result for member in members for result in of_process(member)]
+    return [*found, *_mounts(pid), *_pipes(members), *nested.of_program(pid)]
 
 
 def traced(pid: int) -> list[CheckResult]:
@@ -51,7 +69,7 @@ def traced(pid: int) -> list[CheckResult]:
 def of_process(pid: int) -> list[CheckResult]:
     """Verdicts on one process; an empty list when nothing is known against saving it."""
     try:
-        return [*_open_files(pid), *_tracer(pid), *_state(pid)]
+        return [*_open_files(pid), *_memory(pid), *_tracer(pid), *_state(pid)]
     except (FileNotFoundError, ProcessLookupError):
         return []
 
@@ -66,6 +84,9 @@ def _open_files(pid: int) -> Iterator[CheckResult]:
             what, remedy = _UNSUPPORTED[link]
             evidence = f"process {pid} ({_name(pid)}) has {what} open (file descriptor {number})"
             yield CheckResult(check=what, outcome="refuse", evidence=evidence, remedy=remedy)
+        elif (kind := _strange_kind(pid, number, link)) is not None:
+            evidence = f"process {pid} ({_name(pid)}) has {kind} open (file descriptor {number})"
+            yield CheckResult(check="open file", outcome="refuse", evidence=evidence, remedy="close it in the program")
         elif link.startswith("/dev/") and not link.startswith(_GPU_FILES) and _is_strange_device(pid, number):
             evidence = f"process {pid} ({_name(pid)}) has the device {link} open"
             yield CheckResult(check="device", outcome="warn", evidence=evidence, remedy="close it before the save")
@@ -77,6 +98,72 @@ def _open_files(pid: int) -> Iterator[CheckResult]:
                 remedy="after a restore, writes through this connection fail with `attempt to write a readonly "
                 "database` (the file's inode number is another one): open a new connection there",
             )
+
+
+def _strange_kind(pid: int, number: str, link: str) -> str | None:
+    """What a file is that CRIU has no image for; None for others."""
+    if link.startswith("anon_inode:"):
+        kind = link.removeprefix("anon_inode:").strip("[]")
+        return None if kind in _SUPPORTED else kind
+    if link.startswith(_SECRET_MEMORY):
+        return "secret memory (memfd_secret)"
+    if not link.startswith("/"):
+        return None
+    path = f"/proc/{pid}/fd/{number}"
+    if _filesystem(path) == _MESSAGE_QUEUES:
+        return f"the POSIX message queue {link}"
+    if link.endswith(" (deleted)") and not link.startswith(("/memfd:", "/dev/")):
+        with contextlib.suppress(OSError):
+            size = os.stat(path).st_blocks * 512
+            return f"a deleted file of {size >> 20} MiB" if size > _LARGEST_DELETED else None
+    return None
+
+
+def _filesystem(path: str) -> int:
+    """The magic number of the filesystem that a file is on, 0 where it does not say (statfs(2))."""
+    buffer = (ctypes.c_long * 32)()
+    return int(buffer[0]) if ctypes.CDLL(None).statfs(os.fsencode(path), buffer) == 0 else 0
+
+
+def _memory(pid: int) -> Iterator[CheckResult]:
+    """Mapped without being open."""
+    with contextlib.suppress(OSError):
+        if f" {_SECRET_MEMORY}" in Path(f"/proc/{pid}/maps").read_text(errors="replace"):
+            evidence = (
+                f"process {pid} ({_name(pid)}) has secret memory (memfd_secret), which nobody but itself can read"
+            )
+            remedy = "none: a program that uses it cannot be saved from outside"
+            yield CheckResult(check="memory", outcome="refuse", evidence=evidence, remedy=remedy)
+
+
+def _mounts(pid: int) -> Iterator[CheckResult]:
+    """Files of other filesystems that a program has mounted on files of its /dev. (Directories come back.)"""
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
+        where = line.split()[4]
+        if where.startswith("/dev/") and not where.startswith(_GPU_FILES) and _is_strange_file(pid, where):
+            evidence = f"the program has a file of another file system mounted on {where}: it cannot be restored"
+            yield CheckResult(check="mount", outcome="warn", evidence=evidence, remedy="unmount it")
+
+
+def _is_strange_file(pid: int, where: str) -> bool:
+    with contextlib.suppress(OSError):
+        status, own = (os.stat(f"/proc/{pid}/root{path}") for path in (where, "/dev"))
+        return not stat.S_ISDIR(status.st_mode) and status.st_dev != own.st_dev
+    return False
+
+
+def _pipes(members: Iterable[int]) -> Iterator[CheckResult]:
+    links = {link for pid in members for link in _links(pid) if link.startswith("pipe:")}
+    if len(links) > _MOST_PIPES:
+        evidence = f"the program has {len(links)} pipes: with something in more than {_MOST_PIPES} it cannot be saved"
+        yield CheckResult(check="pipes", outcome="warn", evidence=evidence, remedy="close those it does not need")
+
+
+def _links(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                yield os.readlink(f"/proc/{pid}/fd/{number}")
 
 
 def _is_strange_device(pid: int, number: str) -> bool:
@@ -121,6 +208,11 @@ def _status(pid: int) -> dict[str, str]:
 
 def _state(pid: int) -> Iterable[CheckResult]:
     status = _status(pid)
+    owners = {*status.get("Uid", "").split(), *status.get("Gid", "").split()}
+    if owners - {"0"} and not privilege.may_save_other_users():
+        evidence = f"process {pid} ({_name(pid)}) belongs to another user, and ijfs lacks CAP_SYS_RESOURCE"
+        remedy = privilege.how_to_give(["SYS_RESOURCE"]) + "; or run the program as root"
+        yield CheckResult(check="user", outcome="refuse", evidence=evidence, remedy=remedy)
     if procfs.state(pid) == "D":
         evidence = f"process {pid} ({_name(pid)}) waits in the operating system and cannot be frozen"
         yield CheckResult(

@@ -10,6 +10,7 @@ anybody may have written: whatever the bytes are, a parser ends, and raises Corr
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
@@ -26,6 +27,7 @@ _MEMFD_MAGIC: Final = 0x48453499
 _STATS_MAGIC: Final = 0x57093306
 _PSTREE_MAGIC: Final = 0x50273030
 _TCP_STREAM_MAGIC: Final = 0x51465506
+_REMAP_MAGIC: Final = 0x59133954
 FILES_MAGIC: Final = 0x56303138
 CORE_MAGIC: Final = 0x55053847
 
@@ -78,6 +80,17 @@ class Area(NamedTuple):
     status: int = VMA_REGULAR
 
 
+class RegularFile(NamedTuple):
+    """A file that a program has open or maps, as CRIU looks for it at a restore: its path inside, its size (None: not
+    looked at), its mode, its build id (empty: none)."""
+
+    id: int
+    path: str
+    size: int | None
+    mode: int | None
+    build_id: bytes
+
+
 class Memfd(NamedTuple):
     """One record of memfd.img: its number as shared memory, its name, whether it is made of huge pages."""
 
@@ -120,6 +133,39 @@ def parse_memfds(name: str, data: bytes) -> Iterator[Memfd]:
         titles = [data[field.begin : field.end] for field in fields if field.number == 1 and field.nested]
         if 5 in found:
             yield Memfd(found[5], titles[-1] if titles else b"", bool(found.get(8)))
+
+
+def parse_regular_files(name: str, data: bytes) -> Iterator[RegularFile]:
+    """All files of files.img that have a path (fdinfo.proto, regfile.proto)."""
+    for record in parse_records(name, data, FILES_MAGIC):
+        for field in parse_fields(name, data, *record):
+            if field.number == 3 and field.nested:
+                fields = list(parse_fields(name, data, field.begin, field.end))
+                found = numbers(fields)
+                path = next((data[one.begin : one.end] for one in fields if one.number == 6 and one.nested), b"")
+                words = [one.value for one in fields if one.number == 11 and one.value is not None]
+                build_id = b"".join((word & 0xFFFFFFFF).to_bytes(4, "little") for word in words)
+                yield RegularFile(found.get(1, 0), os.fsdecode(path), found.get(8), found.get(10), build_id)
+
+
+def parse_bound_addresses(name: str, data: bytes) -> Iterator[bytes]:
+    """The packed address of every internet socket of files.img that is bound to one (sk-inet.proto)."""
+    for record in parse_records(name, data, FILES_MAGIC):
+        for field in parse_fields(name, data, *record):
+            if field.number == 4 and field.nested:
+                fields = list(parse_fields(name, data, field.begin, field.end))
+                words = [field.value for field in fields if field.number == 11 and field.value is not None]
+                words += [
+                    word for one in fields if one.number == 11 and one.nested for word in _packed(name, data, one)
+                ]
+                if any(words):
+                    yield b"".join((word & 0xFFFFFFFF).to_bytes(4, "little") for word in words)
+
+
+def parse_remapped(name: str, data: bytes) -> set[int]:
+    """The ids of files that CRIU brings along or finds by another name: deleted ones (remap-file-path.proto)."""
+    records = parse_records(name, data, _REMAP_MAGIC)
+    return {numbers(parse_fields(name, data, *record)).get(1, 0) for record in records}
 
 
 def parse_threads(name: str, data: bytes) -> dict[int, frozenset[int]]:

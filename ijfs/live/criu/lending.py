@@ -34,11 +34,13 @@ class Part(NamedTuple):
     lender: int
     lent: list[Span]
     own: list[Span]
+    dropped: tuple[Span, ...] = ()
+    """What the process is not to have again (wiped.py)."""
 
     @property
     def present(self) -> list[Span]:
-        """All that is in before the process runs."""
-        return union([*self.lent, *self.own])
+        """All that is as it shall be before the process runs."""
+        return union([*self.lent, *self.own, *self.dropped])
 
 
 class Lending(NamedTuple):
@@ -106,17 +108,18 @@ def pagemap_of(
 ) -> tuple[list[PagemapEntry], list[Copy], int]:
     """A process's pagemap as CRIU is to read it; what of its stored pages file CRIU needs, and where; how large that
     file is to CRIU. Without `lazy` CRIU needs everything that is not lent."""
-    lent, own = _edges(part.lent), _edges(part.own)
-    cuts = sorted({*lent, *own})
+    lent, own, dropped = _edges(part.lent), _edges(part.own), _edges(part.dropped)
+    cuts = sorted({*lent, *own, *dropped})
     out: list[PagemapEntry] = []
     copies: list[Copy] = []
     offset = at = 0
     for vaddr, pages, flags in entries:
         for start, end in _pieces(vaddr, vaddr + pages * PAGE, cuts):
             count, present = (end - start) // PAGE, not flags or bool(flags & PE_PRESENT)
-            if present and _inside(start, lent):
-                out.append((start, count, PE_PARENT))
-                offset += end - start
+            if _inside(start, dropped) or (present and _inside(start, lent)):
+                if not _inside(start, dropped):
+                    out.append((start, count, PE_PARENT))
+                offset += (end - start) * present
                 continue
             kept = flags & ~PE_LAZY if _inside(start, own) else flags
             out.append((start, count, kept))

@@ -6,27 +6,53 @@ the repository has stays as CRIU wrote it, so that a later CRIU, or a later ijfs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ijfs.live.criu import posix_timers, reservations, timerfd
 from ijfs.live.criu.image_format import parse_threads
+from ijfs.live.process.timers import NotifiedThread
 
 
-def mended(images: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The small images of a snapshot, by name, as CRIU is to read them. CorruptError."""
+class Noted(NamedTuple):
+    """What a save notes that its images do not say."""
+
+    stored_ns: int = 0
+    """For how long it was stored: from its freeze to now."""
+    timers: Sequence[NotifiedThread] = ()
+
+
+NOTHING = Noted()
+
+
+class _Machine(NamedTuple):
+    """What the mending of an image looks at beside it."""
+
+    threads: Mapping[int, frozenset[int]]
+    timers: Mapping[int, Mapping[int, int]]
+    most: int | None
+    stored_ns: int
+
+
+def mended(images: Mapping[str, bytes], noted: Noted = NOTHING) -> dict[str, bytes]:
+    """The small images of a snapshot, by name, as CRIU is to read them now. CorruptError."""
+    timers: dict[int, dict[int, int]] = {}
+    for pid, timer, thread in noted.timers:
+        timers.setdefault(pid, {})[timer] = thread
     threads = parse_threads("pstree.img", images.get("pstree.img", b""))
-    most = reservations.mappable_bytes()
-    return {name: _mended(name, data, threads, most) for name, data in images.items()}
+    machine = _Machine(threads, timers, reservations.mappable_bytes(), noted.stored_ns)
+    return {name: _mended(name, data, machine) for name, data in images.items()}
 
 
-def _mended(name: str, data: bytes, threads: Mapping[int, frozenset[int]], most: int | None) -> bytes:
+def _mended(name: str, data: bytes, machine: _Machine) -> bytes:
     if name == "files.img":
-        return timerfd.rewind(data)
+        return timerfd.rewind(data, machine.stored_ns)
     if name.startswith("core-"):
         pid = name.removeprefix("core-").removesuffix(".img")
-        return (
-            posix_timers.with_known_threads(name, data, threads.get(int(pid), frozenset())) if pid.isdecimal() else data
-        )
-    if name.startswith("mm-") and most is not None:
-        return reservations.without_accounting(name, data, most)
+        if not pid.isdecimal():
+            return data
+        threads, noted = machine.threads.get(int(pid), frozenset()), machine.timers.get(int(pid))
+        return posix_timers.with_known_threads(name, data, threads, noted)
+    if name.startswith("mm-") and machine.most is not None:
+        return reservations.without_accounting(name, data, machine.most)
     return data

@@ -46,6 +46,16 @@ def mappable_bytes() -> int | None:
     return None
 
 
+def commit_left() -> int | None:
+    """Bytes that programs may reserve yet, where this machine counts strictly (vm.overcommit_memory=2); else None."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            found = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+            limit, used = (int(found[name].split()[0]) << 10 for name in ("CommitLimit", "Committed_AS"))
+            return max(0, limit - used)
+    return None
+
+
 def without_accounting(name: str, image: bytes, most: int) -> bytes:
     """mm-N.img with MAP_NORESERVE at every private mapping of more than `most` bytes. CorruptError."""
     if not any(_value(end) - _value(start) > most for start, end in _AREAS.findall(image)):

@@ -22,12 +22,18 @@
    the holder gets SIGIO, which may end it, and CRIU waits for the holder, which stands still, for 45 s. Such a file CRIU
    gets by a duplicate of the program's own descriptor, which it has; it only maps it, so the position stays.
 
+   And a timer that notifies a thread (SIGEV_THREAD_ID, as glibc's SIGEV_THREAD does) keeps its program from being saved no
+   more. CRIU looks the thread up before it knows what it is called inside, and refuses the save, or writes down what lies
+   in its memory. So in what it reads of /proc/PID/timers such a thread is number 0, for which it writes none; who it was
+   the save has seen itself, and posix_timers.py puts it in before a restore.
+
    CRIU may have a C library of its own, so nothing is linked but what it has loaded itself. */
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/elf.h>
+#include <linux/memfd.h>
 #include <linux/ptrace.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -36,6 +42,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
+#include <unistd.h>
 
 #define ERESTARTSYS 512 /* linux/errno.h of the kernel; user space never sees them */
 #define ERESTARTNOINTR 513
@@ -285,9 +292,44 @@ static int without_breaking(int directory, const char *path, int flags) {
     return is_same_file(directory, path, descriptor) ? (int)call(SYS_fcntl, descriptor, F_DUPFD_CLOEXEC, 3, 0) : -1;
 }
 
-/* -- in the C library's place */
+/* -- timers */
 
-extern int *__errno_location(void);
+/* A copy of /proc/PID/timers in which every notified thread is number 0, read from its start; the file itself where that
+   cannot be made. */
+static long without_threads(long file) {
+    static const char mark[] = "tid.";
+    char text[4096];
+    unsigned matched = 0;
+    long length, copy = call(SYS_memfd_create, (long)"timers", MFD_CLOEXEC, 0, 0);
+    if (copy < 0)
+        return file;
+    while ((length = call(SYS_read, file, (long)text, sizeof text, 0)) > 0) {
+        for (long at = 0; at < length; at++) {
+            if (matched == sizeof mark - 1) {
+                if (text[at] >= '0' && text[at] <= '9') {
+                    text[at] = '0';
+                    continue;
+                }
+                matched = 0;
+            }
+            matched = text[at] == mark[matched] ? matched + 1 : text[at] == mark[0];
+        }
+        call(SYS_write, copy, (long)text, length, 0);
+    }
+    call(SYS_close, file, 0, 0, 0);
+    call(SYS_lseek, copy, 0, SEEK_SET, 0);
+    return copy;
+}
+
+static bool is_timers(const char *path) {
+    static const char name[] = "timers";
+    for (size_t at = 0; at < sizeof name; at++)
+        if (path[at] != name[at])
+            return false;
+    return true;
+}
+
+/* -- in the C library's place */
 
 int openat64(int directory, const char *path, int flags, ...) {
     long mode = 0;
@@ -300,6 +342,8 @@ int openat64(int directory, const char *path, int flags, ...) {
     long result = without_breaking(directory, path, flags);
     if (result < 0)
         result = call(SYS_openat, directory, (long)path, flags, mode);
+    if (result >= 0 && is_timers(path))
+        result = without_threads(result);
     if (result < 0) {
         *__errno_location() = (int)-result;
         return -1;

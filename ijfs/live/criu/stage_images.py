@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ijfs.live.criu import forked_memory, lending
+from ijfs.live.criu import forked_memory, lending, wiped
 from ijfs.live.criu.eager_pages import eager_ranges
 from ijfs.live.criu.forked_memory import Process, Span
 from ijfs.live.criu.image_format import pagemap_image, parse_parents
-from ijfs.live.criu.lending import Copy, Lending
-from ijfs.live.criu.mending import mended
+from ijfs.live.criu.lending import Copy, Lending, Part
+from ijfs.live.criu.mending import NOTHING, Noted, mended
 from ijfs_engine import Entry, ObjectId, Reader, StoredFile, is_pages, pages_name
 from ijfs_engine.errors import CorruptError
 
@@ -52,20 +52,32 @@ class _File(NamedTuple):
     size: int
 
 
-def stage(reader: Reader, images: ObjectId, target: Path, *, lazy: bool, pages: Path | None = None) -> Staged:
-    """Write a snapshot's images into an empty directory (a tmpfs).
+def stage(
+    reader: Reader,
+    images: ObjectId,
+    target: Path,
+    *,
+    lazy: bool,
+    pages: Path | None = None,
+    noted: Noted = NOTHING,
+    wipe: bool = False,
+) -> Staged:
+    """Write a snapshot's images into an empty directory (a tmpfs). `noted`: what its save has noted beside them.
 
     `pages` is a directory (of a mount) where an eager restore finds the memory; without it, it is written here whole.
-    What forked processes share is always written: CRIU reads that page by page.
+    What forked processes share is always written: CRIU reads that page by page. With `wipe`, memory that is to be empty
+    in whatever is forked off a program is empty.
     """
     entries = {os.fsdecode(entry.name): entry for entry in reader.tree(images).entries if entry.kind == "f"}
     memory = {name: entry for name, entry in entries.items() if is_pages(name)}
     stored = {name: reader.open(entry) for name, entry in entries.items() if name not in memory}
     _read_together(reader, stored.values())
-    small = mended({name: one.read(0, one.size) for name, one in stored.items()})
+    small = mended({name: one.read(0, one.size) for name, one in stored.items()}, noted)
     shared = forked_memory.find(small, lambda name: reader.open(_entry(memory, name)), lazy=lazy)
     found = lending.arrange(shared, parse_parents("pstree.img", small["pstree.img"])) if shared else Lending({}, {})
-    processes = forked_memory.parse_processes(small) if shared else {}
+    for pid, spans in wiped.find(small).items() if wipe else ():
+        found.parts[pid] = found.parts.get(pid, Part(pid, [], []))._replace(dropped=tuple(spans))
+    processes = forked_memory.parse_processes(small) if found.parts else {}
     files = list(_lent_files(small, found, processes, memory, target, lazy=lazy))
     for name, data in small.items():
         (target / name).write_bytes(data)
@@ -102,7 +114,7 @@ def _lent_files(
 ) -> Iterator[_File]:
     """The pages files of processes that share memory, and the parent images; their pagemaps are changed in `small`."""
     above = target / PARENT
-    if found.parts:
+    if found.held:
         above.mkdir()
     lent = {}
     for lender, spans in found.held.items():
@@ -111,6 +123,8 @@ def _lent_files(
         lent[lender] = pagemap_image(_number(process), changed)
         yield _File(above / process.pages, _entry(memory, process.pages), copies, size)
     for pid, part in found.parts.items():
+        if pid not in processes:
+            continue
         process = processes[pid]
         changed, copies, size = lending.pagemap_of(process.entries, part, lazy=lazy)
         small[f"pagemap-{pid}.img"] = pagemap_image(_number(process), changed)

@@ -115,7 +115,7 @@ class EarlyRestore:
         from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 
         self.snapshots = SnapshotStore(self._directory.parent.parent)
-        request = RestoreRequest.of(arguments, self.snapshots, InstancePaths(self._directory).sandbox(1))
+        request = RestoreRequest.of(arguments, self.snapshots, InstancePaths(self._directory).sandbox(1), beside=True)
         if request.meta.spec.gpu:  # its driver is the keeper's to load
             return
         self._request = request

@@ -77,7 +77,8 @@ class GuestRequests:
             raise IjfsError("a save needs a nonce")
         if nonce not in self._nonces:
             self._nonces[nonce] = SaveAnswer("pending")
-            arguments = SaveArguments(message=request.message, nonce=nonce, wait=request.wait)
+            verify = request.verify and request.wait
+            arguments = SaveArguments(message=request.message, nonce=nonce, wait=request.wait, verify=verify)
             self._state.spawn(self._save_for_program, nonce, arguments)
         answer = self._nonces[nonce]
         if isinstance(answer, IjfsError):
@@ -94,7 +95,11 @@ class GuestRequests:
             self._nonces[nonce] = IjfsError(f"the save failed: {error}")
         else:
             self._nonces[nonce] = SaveAnswer(
-                "saved" if result.snapshot else "thawed", result.snapshot, self._state.name
+                "saved" if result.snapshot else "thawed",
+                result.snapshot,
+                self._state.name,
+                result.verified,
+                result.warnings,
             )
 
     def _log(self) -> LogAnswer:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ class Lifecycle:
         """Bring a snapshot back as this (new) instance."""
         before = self._record_before(again=arguments.again)
         generation = before.generation + 1 if before else 1
-        request = await self._requested(arguments, generation)
+        request = await self._requested(arguments, generation, beside=not arguments.again)
         try:
             spec = _with(request.meta.spec, arguments)
             self._begin_record(spec, before, generation=generation, strict=bool(arguments.ports), emit=emit)
@@ -127,8 +128,7 @@ class Lifecycle:
         info = self._let_clients_in(again=before is not None)
         if before:
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
-        beside = not (arguments.same_random or arguments.again)
-        await self._resume_guest(restored, request, arguments, beside=beside, emit=emit)
+        await self._resume_guest(restored, request, arguments, beside=request.beside, emit=emit)
         return self._with_restore(info, restored)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -138,7 +138,7 @@ class Lifecycle:
             old = state.live_sandbox()
             await self._queue.settled()
             generation = state.record.generation + 1
-            request = await self._requested(arguments, generation)
+            request = await self._requested(arguments, generation, beside=False)
             restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation, arguments.env)
@@ -279,13 +279,14 @@ class Lifecycle:
 
     # -- restoring ------------------------------------------------------------------------------------------------
 
-    async def _requested(self, arguments: RestoreArguments, generation: int) -> RestoreRequest:
+    async def _requested(self, arguments: RestoreArguments, generation: int, *, beside: bool) -> RestoreRequest:
         """What is to be restored: as the restore that is under way has it, or as the arguments say."""
         state = self._state
         begun = await in_thread(self._early.request) if self._early is not None else None
         if begun is not None:
             return begun
-        return await in_thread(RestoreRequest.of, arguments, state.snapshots, state.paths.sandbox(generation))
+        paths = state.paths.sandbox(generation)
+        return await in_thread(partial(RestoreRequest.of, arguments, state.snapshots, paths, beside=beside))
 
     async def _restored(self, request: RestoreRequest, emit: Emit) -> Restored:
         """The snapshot's program, running again."""

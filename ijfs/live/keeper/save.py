@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from ijfs.live.checkpoint import proof
 from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
 from ijfs.live.checkpoint.freeze import Frozen, GpuPart, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
@@ -46,7 +47,7 @@ from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, RestoreArgu
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import scheduling
 from ijfs.live.sandbox import network_state
-from ijfs_engine import Arena
+from ijfs_engine import Arena, is_pages
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class Saver:
         result = _result(save, frozen, contents, number, outcome)
         if not frozen.stopped:
             result = msgspec.structs.replace(result, warnings=(*result.warnings, *await self._ended_since(sandbox)))
-        return await self._verified(save, result) if save.arguments.verify else result
+        return await self._verified(save, result) if save.arguments.verify and result.verified is None else result
 
     async def _ended_since(self, sandbox: Sandbox) -> list[str]:
         """A warning where the program has ended by the time at which its snapshot is safe."""
@@ -266,7 +267,9 @@ class Saver:
         store, paths = self._state.snapshots, SandboxPaths(self._state.paths.root / TRIAL)
 
         def tried() -> IjfsError | None:
-            return try_restore(RestoreRequest.of(RestoreArguments(snapshot=result.snapshot), store, paths), store)
+            return try_restore(
+                RestoreRequest.of(RestoreArguments(snapshot=result.snapshot), store, paths, beside=True), store
+            )
 
         refusal = await in_thread(tried)
         save.clock.end()
@@ -303,7 +306,8 @@ def _contents(
 ) -> SaveContents:
     """What goes into the repository. In a thread, right after the thaw."""
     arguments = save.arguments
-    network, devices = network_state.capture(sandbox.network_fd)
+    network, lost_devices = network_state.capture(sandbox.network_fd)
+    unrestorable = proof.objections(proof.Taken(_small_images(frozen), lost_devices))
     meta = LiveMeta(
         spec=record.spec,
         volumes=sandbox.volumes,
@@ -313,6 +317,8 @@ def _contents(
         image_bytes=frozen.image_bytes,
         workspace_bytes=frozen.workspace.bytes_total,
         frozen_s=frozen.frozen_s,
+        frozen_at_ns=frozen.at_ns,
+        timers=frozen.timers,
         auto=arguments.auto,
         base=sandbox.lower.base,
         network=network,
@@ -326,8 +332,21 @@ def _contents(
         meta=meta,
         message=arguments.message,
         branch=arguments.branch or record.branch or record.spec.name,
-        notes=(*_spilled(frozen), *_cut_short(frozen), *_warnings(sandbox), *_not_saved(devices), *lost),
+        notes=(
+            *_spilled(frozen),
+            *_cut_short(frozen),
+            *frozen.unread,
+            *_warnings(sandbox),
+            *_not_saved(list(lost_devices)),
+            *lost,
+        ),
+        unrestorable=tuple(f"this snapshot cannot be restored: {text}" for text in unrestorable),
     )
+
+
+def _small_images(frozen: Frozen) -> dict[str, bytes]:
+    """All but the memory; some 10 kB a process."""
+    return {name: b"".join(segments) for name, segments in frozen.images.items() if not is_pages(name)}
 
 
 def _result(
@@ -345,7 +364,8 @@ def _result(
         frozen_s=frozen.frozen_s,
         number=number,
         phases=dict(save.clock.phases),
-        warnings=contents.notes,
+        warnings=(*contents.notes, *contents.unrestorable),
+        verified=False if contents.unrestorable else None,
         stopped=frozen.stopped,
     )
     if outcome is None:
@@ -357,7 +377,7 @@ def _result(
         parent=parents[0].hex() if parents else None,
         stored_bytes=outcome.stored_bytes,
         durable_s=time.monotonic() - save.asked,
-        warnings=(*outcome.notes, *contents.notes),
+        warnings=(*outcome.notes, *contents.notes, *contents.unrestorable),
     )
 
 

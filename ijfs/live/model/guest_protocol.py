@@ -22,6 +22,7 @@ class GuestSave(msgspec.Struct, frozen=True):
     nonce: str = ""
     message: str = ""
     wait: bool = True
+    verify: bool = False
 
 
 class GuestStatus(msgspec.Struct, frozen=True):
@@ -65,11 +66,14 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
 
 class SaveAnswer(msgspec.Struct, frozen=True):
     """How far a save is. `saved`: durable; `thawed`: the program goes on, and it was not to be waited for; `resumed`:
-    who asks was restored from that snapshot. `instance`: whose answer this is."""
+    who asks was restored from that snapshot. `instance`: whose answer this is. `verified`: whether it can be restored,
+    where that was tried or is known; `warnings`: what will not be quite the same."""
 
     state: Literal["pending", "thawed", "saved", "resumed"]
     snapshot: str | msgspec.UnsetType = msgspec.UNSET
     instance: str | msgspec.UnsetType = msgspec.UNSET
+    verified: bool | msgspec.UnsetType | None = msgspec.UNSET
+    warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):

@@ -181,7 +181,8 @@ class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `spilled_bytes`: what of the image went to disk while the program stood still, for want of memory. `frozen_s`: how
     long it stood still. `durable_s`: from the request until the snapshot was safe on disk.
-    `verified`: whether the snapshot could be restored here, where that was to be tried (the warnings say why not).
+    `verified`: whether the snapshot could be restored here, where that was to be tried or is known (the warnings say
+    why not).
     `phases`: docs/json.md, "save". A save that was not waited for has no `snapshot` ("") and no `durable_s` yet: its
     `number` is what `KeeperClient.wait_save` takes.
     """

@@ -25,6 +25,7 @@ from ijfs.live.sandbox import netlink
 _NEW_ADDRESS, _GET_ADDRESS, _NEW_ROUTE, _GET_ROUTE, _NEW_RULE, _GET_RULE = 20, 22, 24, 26, 32, 34
 _ROUTE_HEAD, _ROUTE_DEVICE = 12, 4  # struct rtmsg; RTA_OIF
 _ADDRESS_HEAD, _ADDRESS_DEVICE, _LIFETIMES = 8, 4, 6  # struct ifaddrmsg, its ifa_index; IFA_CACHEINFO
+_ADDRESS, _LOCAL = 1, 2  # IFA_
 _PERMANENT = 0x80  # IFA_F_PERMANENT: not one that a router announced
 _BY_KERNEL, _BY_ROUTER = 2, 9  # RTPROT_: those come with an address, or by themselves
 _CLONED = 0x200  # RTM_F_CLONED: an entry of a cache
@@ -55,19 +56,22 @@ class NetworkState(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = {}
 
 
-def capture(network_fd: int) -> tuple[NetworkState, list[str]]:
-    """(what is to be put back, the names of devices that cannot be). OSError."""
+def capture(network_fd: int) -> tuple[NetworkState, dict[str, list[bytes]]]:
+    """(what is to be put back, the devices that cannot be, with their addresses, packed). OSError."""
     bare = _bare()
     with ns.in_network(network_fd):
         names = dict(socket.if_nameindex())
         now = _everything(names)
+        lost: dict[str, list[bytes]] = {name: [] for name in names.values() if name not in (*_OWN_DEVICES, *_FALLBACK)}
+        for device, address in _every_address(names) if lost else ():
+            lost.get(device, []).append(address)
     state = NetworkState(
         addresses=tuple(address for address in now.addresses if address not in bare.addresses),
         routes=tuple(route for route in now.routes if route not in bare.routes),
         rules=tuple(rule for rule in now.rules if rule not in bare.rules),
         settings={path: value for path, value in now.settings.items() if bare.settings.get(path, value) != value},
     )
-    return state, [name for name in names.values() if name not in (*_OWN_DEVICES, *_FALLBACK)]
+    return state, lost
 
 
 def put_back(network_fd: int, state: NetworkState) -> None:
@@ -109,6 +113,16 @@ def _addresses(names: dict[int, str]) -> Iterator[tuple[str, bytes]]:
         _, _, flags, _, index = struct.unpack_from("=BBBBI", message)
         if flags & _PERMANENT and names.get(index) in _OWN_DEVICES:
             yield names[index], _without(message, _ADDRESS_HEAD, _LIFETIMES)
+
+
+def _every_address(names: dict[int, str]) -> Iterator[tuple[str, bytes]]:
+    """(device, packed address) of all there are."""
+    for message in netlink.dump(_GET_ADDRESS):
+        found = {kind: message[begin:end] for kind, begin, end in netlink.attributes(message, _ADDRESS_HEAD)}
+        index = struct.unpack_from("=I", message, _ADDRESS_DEVICE)[0]
+        address = found.get(_LOCAL, found.get(_ADDRESS))
+        if address is not None and index in names:
+            yield names[index], address
 
 
 def _without(message: bytes, head: int, kind: int) -> bytes:
