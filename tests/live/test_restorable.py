@@ -301,41 +301,26 @@ unread.sendto(b"not read", ("127.0.0.1", 5353))
 while True:
     now, left = time.time(), (ctypes.c_long * 4)()
     libc.timerfd_gettime(fd, left)
-    print("due" if abs(left[2] + left[3] / 1e9 - (due - now)) < 0.5 else "late", flush=True)
+    print("late by", left[2] + left[3] / 1e9 - (due - now), flush=True)
     time.sleep(0.05)
 """
 
 
-def test_a_timer_of_the_time_of_day_is_due_when_it_was_and_unread_datagrams_are_warned_of(
-    live_env: LiveEnv, eager: bool
-) -> None:
+def test_a_timer_of_the_time_of_day_is_due_when_it_was_and_unread_datagrams_are_warned_of(live_env: LiveEnv) -> None:
+    """As late as the restore takes, not as the program was stored."""
     live_env.python("tomorrow", TOMORROW)
-    assert eventually(lambda: "due" in log_lines(live_env, "tomorrow"))
+    assert eventually(lambda: any("late" in line for line in log_lines(live_env, "tomorrow")))
     saved = live_env.save("tomorrow")
     assert ["port 5353" in text for text in saved.warnings if "datagrams" in text] == [True]
     frozen = time.time()
-    assert eventually(lambda: time.time() > frozen + 1.5)
-    live_env.restore(saved.snapshot, "again", eager=eager)
+    assert eventually(lambda: time.time() > frozen + 5)
+    began = time.monotonic()
+    live_env.restore(saved.snapshot, "again")
+    took = time.monotonic() - began
     count = len(log_lines(live_env, "again"))
     assert eventually(lambda: len(log_lines(live_env, "again")) > count + 2)
-    assert set(log_lines(live_env, "again")[count + 1 :]) == {"due"}
-
-
-DRAWS = """
-import os, random, ssl, time
-import ijfs
-random.seed(7); ssl.RAND_bytes(8)
-own = random.Random(7)
-state = own.getstate()
-def draw():
-    own.setstate(state)
-    with open("/tmp/drawn", "w") as file:
-        file.write(f"{random.getrandbits(64)} {ssl.RAND_bytes(8).hex()} {own.getrandbits(64)}")
-    os.rename("/tmp/drawn", "/tmp/numbers")
-ijfs.after_restore(draw)
-print("ready", flush=True)
-time.sleep(10**6)
-"""
+    late = float(log_lines(live_env, "again")[-2].split()[-1])
+    assert -0.5 < late < took + 0.5
 
 
 # Each of three threads is notified by a timer of its own, and checks that nobody else is.
@@ -406,6 +391,23 @@ def test_memory_to_be_wiped_in_forks_is_empty_in_copies_and_as_it_was_in_place(l
         seen = live_env.upper(name) / "tmp/seen"
         assert eventually(seen.exists)
         assert seen.read_text() == wanted, name
+
+
+DRAWS = """
+import os, random, ssl, time
+import ijfs
+random.seed(7); ssl.RAND_bytes(8)
+own = random.Random(7)
+state = own.getstate()
+def draw():
+    own.setstate(state)
+    with open("/tmp/drawn", "w") as file:
+        file.write(f"{random.getrandbits(64)} {ssl.RAND_bytes(8).hex()} {own.getrandbits(64)}")
+    os.rename("/tmp/drawn", "/tmp/numbers")
+ijfs.after_restore(draw)
+print("ready", flush=True)
+time.sleep(10**6)
+"""
 
 
 def test_copies_draw_random_numbers_of_their_own_unless_they_shall_not(live_env: LiveEnv) -> None:

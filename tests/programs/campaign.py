@@ -162,6 +162,7 @@ class Plain:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._before = frozenset(procfs.descendants(os.getpid()))
+        self._process: subprocess.Popen[bytes] | None = None
 
     def take(self, entry: Entry) -> str:
         """RIGHT, or what CRIU says."""
@@ -174,17 +175,20 @@ class Plain:
             return str(wrong)
         finally:
             self._end()
+            if self._process is not None:
+                self._process.wait()
             _adopt_orphans(False)
             shutil.rmtree("/srv/ijfs-programs", ignore_errors=True)
 
     def _steps(self, entry: Entry, images: Path) -> str:
-        process = subprocess.Popen(
-            script(entry, entry.start),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=(self.directory / "out").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        with (self.directory / "out").open("wb") as out:
+            process = self._process = subprocess.Popen(
+                script(entry, entry.start),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
         deadline = time.monotonic() + patient(READY_S)
         while self._run(script(entry, entry.ready))[0]:
             if time.monotonic() > deadline:

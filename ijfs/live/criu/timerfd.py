@@ -7,7 +7,8 @@ kernel's side of it: fs/timerfd.c restarts an interval timer only when it is rea
 
 A timer of the time of day (CLOCK_REALTIME, TFD_TIMER_ABSTIME) is set for a moment, and CRIU writes down how long that
 was away. At the restore it adds this to the time of then, so that 8 o'clock would come as much later as the program was
-stored. So what has gone by since is taken off; a moment that is over rings at once.
+stored. So what has gone by since is taken off; a moment that is over rings at once. (What is left is the time from the
+staging of the images until CRIU sets the timer.)
 
 In files.img (images/fdinfo.proto, timerfd.proto) a record is a file_entry {1: type, 12: tfd}, and tfd a timerfd_entry
 {4: clockid, 6: settime_flags, 7: vsec, 8: vnsec, 9: isec, 10: insec}. Of a field that comes twice the last one counts,

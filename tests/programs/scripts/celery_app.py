@@ -7,7 +7,7 @@ app = Celery("program", broker=broker, backend=broker)
 app.conf.worker_hijack_root_logger = False
 
 
-@app.task
+@app.task(name="add")
 def add(x, y):
     return x + y
 
