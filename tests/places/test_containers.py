@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from containers import SMALLEST, UNFILTERED, Containers, archive
 
 pytestmark = [pytest.mark.root, pytest.mark.criu, pytest.mark.places, pytest.mark.timeout(600)]
