@@ -283,7 +283,7 @@ class _Restore:
                 raise SandboxError(f"the snapshot {snapshot.id.hex()[:12]} holds no images")
             lazy = not self._request.eager
             meta = self._request.meta
-            stored_ns = time.time_ns() - (meta.frozen_at_ns or snapshot.created_ns)
+            stored_ns = int(time.time()) * 1_000_000_000 - (meta.frozen_at_ns or snapshot.created_ns)
             staged = stage_images.stage(
                 self._store.reader,
                 tree,

@@ -18,7 +18,7 @@ class Noted(NamedTuple):
     """What a save notes that its images do not say."""
 
     stored_ns: int = 0
-    """For how long it was stored: from its freeze to now."""
+    """For how long it was stored: from its freeze to the beginning of the present second (timerfd.py)."""
     timers: Sequence[NotifiedThread] = ()
 
 

@@ -6,9 +6,10 @@ such an entry one nanosecond: it rings at once, with the ticks it had missed, an
 kernel's side of it: fs/timerfd.c restarts an interval timer only when it is read.
 
 A timer of the time of day (CLOCK_REALTIME, TFD_TIMER_ABSTIME) is set for a moment, and CRIU writes down how long that
-was away. At the restore it adds this to the time of then, so that 8 o'clock would come as much later as the program was
-stored. So what has gone by since is taken off; a moment that is over rings at once. (What is left is the time from the
-staging of the images until CRIU sets the timer.)
+was away. At the restore it adds this to the time of then, in whole seconds ("we don't adjust nanoseconds",
+criu/pie/restorer.c), so that 8 o'clock would come as much later as the program was stored. So what has gone by since,
+up to the beginning of the present second, is taken off: the timer rings at its moment, or as many seconds later as
+began while CRIU was at work. A moment that is over rings at once.
 
 In files.img (images/fdinfo.proto, timerfd.proto) a record is a file_entry {1: type, 12: tfd}, and tfd a timerfd_entry
 {4: clockid, 6: settime_flags, 7: vsec, 8: vnsec, 9: isec, 10: insec}. Of a field that comes twice the last one counts,
@@ -38,7 +39,8 @@ _ONE_NS = number_field(_VALUE_NS, 1)
 
 def rewind(image: bytes, stored_ns: int = 0) -> bytes:
     """files.img with every expired interval timer about to ring, and every timer of the time of day set for its moment,
-    `stored_ns` after the program was frozen. CorruptError where it is no such image."""
+    `stored_ns` after the program was frozen (until the present second began; 0: not known). CorruptError where it is no
+    such image."""
     return with_records(_NAME, image, FILES_MAGIC, lambda entry: _rewound(entry, stored_ns))
 
 
@@ -59,7 +61,7 @@ def _change(values: dict[int, int], stored_ns: int) -> bytes:
     left_ns = values.get(_VALUE_S, 0) * _SECOND + values.get(_VALUE_NS, 0)
     if not left_ns:
         return _ONE_NS if values.get(_INTERVAL_S, 0) or values.get(_INTERVAL_NS, 0) else b""
-    if stored_ns <= 0 or values.get(_CLOCK, 0) not in _OF_DAY or not values.get(_FLAGS, 0) & _ABSOLUTE:
+    if not stored_ns or values.get(_CLOCK, 0) not in _OF_DAY or not values.get(_FLAGS, 0) & _ABSOLUTE:
         return b""
     seconds, rest = divmod(max(left_ns - stored_ns, 1), _SECOND)
     return number_field(_VALUE_S, seconds) + number_field(_VALUE_NS, rest)
