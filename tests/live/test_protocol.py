@@ -155,17 +155,50 @@ def test_a_guests_unknown_verb_is_named() -> None:
             {"ok": {"state": "thawed", "snapshot": "", "instance": "lab"}},
         ),
         (
+            guest_protocol.SaveAnswer("saved", "ab", "lab", False, ("it cannot be restored",)),
+            {
+                "ok": {
+                    "state": "saved",
+                    "snapshot": "ab",
+                    "instance": "lab",
+                    "verified": False,
+                    "warnings": ["it cannot be restored"],
+                }
+            },
+        ),
+        (
             guest_protocol.StatusAnswer("lab", "/r/\udcff", None),
             {"ok": {"instance": "lab", "repository": "/r/\udcff", "snapshot": None}},
         ),
         (
-            guest_protocol.LogAnswer((guest_protocol.LoggedSnapshot("ab", ("cd",), 7, "m"),), {"main": "ab"}, {}, "ab"),
+            guest_protocol.LogAnswer(
+                (guest_protocol.LoggedSnapshot("ab", ("cd",), 7, "m", "python", 5, 4),),
+                {"main": "ab"},
+                {},
+                "ab",
+                "/r",
+                9,
+                (guest_protocol.LoggedProgram("lab", "ab"),),
+            ),
             {
                 "ok": {
-                    "snapshots": [{"id": "ab", "parents": ["cd"], "created_ns": 7, "message": "m"}],
+                    "snapshots": [
+                        {
+                            "id": "ab",
+                            "parents": ["cd"],
+                            "created_ns": 7,
+                            "message": "m",
+                            "program": "python",
+                            "size": 5,
+                            "added": 4,
+                        }
+                    ],
                     "branches": {"main": "ab"},
                     "tags": {},
                     "here": "ab",
+                    "repository": "/r",
+                    "stored": 9,
+                    "live": [{"name": "lab", "snapshot": "ab"}],
                 }
             },
         ),
