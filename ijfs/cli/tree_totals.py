@@ -1,13 +1,15 @@
-"""What all paths below a tree of a snapshot add up to. Called by `ijfs show` and `ijfs export`.
+"""What all paths below a tree of a snapshot add up to. Called by `ijfs show`, `export` and `cp`.
 
 Each tree is read once, however many paths lead to it: a few kB of trees can hold more paths than anyone can count.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, StorageError
 
 if TYPE_CHECKING:
     from ijfs_engine import Entry, Reader
@@ -28,8 +30,6 @@ class Totals(NamedTuple):
 def tree_of(directory: Entry) -> bytes:
     """The tree of a directory's entry; CorruptError where it names none."""
     if directory.content is None:
-        import os
-
         raise CorruptError(f"the directory {os.fsdecode(directory.name)!r} has no tree")
     return directory.content
 
@@ -52,6 +52,18 @@ def totals(reader: Reader, top: bytes) -> Totals:
                 total = total.plus(found[child])
             found[tree] = total
     return found[top]
+
+
+def check_room(reader: Reader, tree: bytes, directory: int | Path) -> None:
+    """Refuse more paths than the disk of a directory can hold: a few kB of a stranger's trees may name billions.
+    StorageError, CorruptError. A filesystem that does not say how many it can hold takes what there is."""
+    disk = os.statvfs(directory)
+    paths = totals(reader, tree).paths
+    if disk.f_files and paths > disk.f_favail:
+        raise StorageError(
+            f"there are {paths:,} files and directories, and the disk has room for {disk.f_favail:,} more",
+            hint="`ijfs ls` shows what is in it; a directory in it can be taken by itself",
+        )
 
 
 def _own(reader: Reader, tree: bytes) -> tuple[Totals, list[bytes]]:

@@ -63,5 +63,9 @@ def test_an_export_of_more_paths_than_a_disk_holds_writes_none(endless: Path, ij
         pytest.skip("this filesystem does not say how many files it can hold")
     answer = ijfs("export", "main", tmp_path / "out")
     assert answer.code == 1
-    assert f"it has {sum(WIDTH**level for level in range(1, LEVELS + 1)):,} files and directories" in answer.err
+    assert f"there are {sum(WIDTH**level for level in range(1, LEVELS + 1)):,} files and directories" in answer.err
     assert not list((tmp_path / "out").iterdir())
+    answer = ijfs("cp", "main:", tmp_path / "copy")
+    assert answer.code == 1
+    assert "files and directories" in answer.err
+    assert not (tmp_path / "copy").exists()

@@ -16,6 +16,7 @@ from ijfs.cli.copying.source import Node
 from ijfs.cli.copying.target import Copied
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, needless
+from ijfs.cli.tree_totals import check_room, tree_of
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class _Place:
 
 def _put(node: Node, place: _Place, own_name: bytes, path: str, done: Copied) -> None:
     """Copy to the place. `DIR/.` and a nameless directory are what is in them."""
+    if isinstance(node, source.StoredNode) and node.entry.kind == "d":
+        check_room(node.reader, tree_of(node.entry), place.fd)
     if node.entry.kind not in "dfl":
         raise IjfsError(f"{path or '.'} is neither a file nor a directory")
     contents = (

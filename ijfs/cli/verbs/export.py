@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.copying import source
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import SNAPSHOT
-from ijfs.cli.tree_totals import totals, tree_of
+from ijfs.cli.tree_totals import check_room, tree_of
 
 if TYPE_CHECKING:
     from ijfs_engine import Entry, Exported, Reader, Snapshot
@@ -43,7 +42,7 @@ def export(app: App, snapshot: str, directory: Path, unprivileged: bool) -> Answ
     tree = record.root if top is None else tree_of(top)
     _check_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _check_room(reader, tree, directory)
+    check_room(reader, tree, directory)
     done = export_tree(
         reader,
         tree,
@@ -85,19 +84,6 @@ def _check_empty(directory: Path) -> None:
         from ijfs_engine.errors import IjfsError
 
         raise IjfsError(f"{directory} is not an empty directory", hint="name a new directory, or an empty one")
-
-
-def _check_room(reader: Reader, tree: bytes, directory: Path) -> None:
-    """Refuse more paths than the disk can hold: a few kB of a stranger's trees may name billions."""
-    disk = os.statvfs(directory)
-    paths = totals(reader, tree).paths
-    if disk.f_files and paths > disk.f_favail:
-        from ijfs_engine.errors import StorageError
-
-        raise StorageError(
-            f"it has {paths:,} files and directories, and the disk of {directory} has room for {disk.f_favail:,} more",
-            hint="`ijfs ls` shows what is in it; SNAPSHOT:PATH exports a part",
-        )
 
 
 COMMANDS = {"export": export}
