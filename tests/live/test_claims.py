@@ -271,6 +271,21 @@ def test_an_ended_program_that_wrote_nothing_of_its_own_makes_room(live_env: Liv
         ended(live_env, "idle", script)
 
 
+def test_what_the_program_before_wrote_is_kept(live_env: LiveEnv) -> None:
+    live_env.command("other", IDLE)
+    snapshot = live_env.save("other").snapshot
+    for words in ("first", "second"):
+        ended(live_env, "talks", f"echo {words}")
+    earlier = InstancePaths.of(live_env.repo, "talks").earlier_log
+    assert earlier.read_text() == "first\n"
+    live_env.restore(snapshot, "talks", replace=True)
+    assert earlier.read_text() == "second\n"
+    printed = ijfs(live_env, "logs", "--earlier", "talks").communicate(timeout=patient(60))[0]
+    assert printed == "second\n"
+    said = ijfs(live_env, "logs", "--earlier", "other").communicate(timeout=patient(60))[0]
+    assert "no program was called `other` before this one" in said
+
+
 def test_what_an_ended_program_left_is_saved_and_can_be_had_from_the_snapshot(live_env: LiveEnv) -> None:
     live_env.command("work", f"echo first > /root/result; {IDLE}", cwd="/root")
     assert eventually(lambda: (live_env.upper("work") / "root/result").exists())

@@ -28,15 +28,20 @@ BLOCK = 1 << 20
 @click.argument("name", required=False, type=INSTANCE)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it writes, until it ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines.")
-def logs(app: App, name: str | None, follow: bool, lines: int | None) -> Answer | None:
+@click.option("--earlier", is_flag=True, help="Of the program that had the name before.")
+def logs(app: App, name: str | None, follow: bool, lines: int | None, earlier: bool) -> Answer | None:
     """Print what the program NAME (default: the only live one) wrote to its standard output and error."""
     from ijfs.live.client.api import describe
 
     app.repository()
     if follow and app.json:
         raise click.UsageError("--follow has no end, --json is one object")
+    if follow and earlier:
+        raise click.UsageError("an earlier program writes no more: there is nothing to --follow")
     name = name or instances.the_only(app)
     info = describe(app.repository_path, name)
+    if earlier:
+        info = _earlier(app, info)
     start = _start(Path(info.log), lines)
     if app.json:
         with Path(info.log).open("rb") as file:
@@ -50,6 +55,19 @@ def logs(app: App, name: str | None, follow: bool, lines: int | None) -> Answer 
     except KeyboardInterrupt:  # the way to end it: nothing to say
         raise SystemExit(INTERRUPTED) from None
     return None
+
+
+def _earlier(app: App, info: InstanceInfo) -> InstanceInfo:
+    """With the log of the program that had its name before."""
+    import msgspec
+
+    from ijfs.live.errors import NoInstanceError
+    from ijfs.live.model.paths import InstancePaths
+
+    log = InstancePaths.of(app.repository_path, info.name).earlier_log
+    if not log.exists():
+        raise NoInstanceError(f"no program was called `{info.name}` before this one", hint="`ijfs ps -a` lists all")
+    return msgspec.structs.replace(info, log=str(log))
 
 
 def _start(path: Path, lines: int | None) -> int:

@@ -18,7 +18,7 @@ from ijfs.live.model.paths import InstancePaths, check_name
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KEEPER_END_S, PROBE_S, KeeperLock, is_ending, is_saving
-from ijfs.live.sandbox.cleanup import clear, end_processes, is_remains, sweep, sweep_left
+from ijfs.live.sandbox.cleanup import clear, end_processes, is_remains, keep_log, sweep, sweep_left
 
 _PAUSE_S = 0.02
 
@@ -38,9 +38,11 @@ class Claim:
         leaves it as it was."""
         if self.begins_anew:
             return
-        if not self.paths.record.exists() and any(path != self.paths.lock for path in self.paths.root.iterdir()):
+        if self.paths.record.exists():
+            keep_log(self.paths, read_record(self.paths).generation)
+        elif any(path != self.paths.lock for path in self.paths.root.iterdir()):
             end_processes(self.paths.root)
-        clear(self.paths)
+        clear(self.paths, but=self.paths.earlier_log)
 
     def give_up(self) -> None:
         """Let go of the name, where it is still held; a directory that holds no instance goes."""

@@ -46,7 +46,7 @@ from ijfs.live.model.records import (
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces
-from ijfs.live.sandbox.cleanup import sweep_sandboxes
+from ijfs.live.sandbox.cleanup import keep_log, sweep_sandboxes
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, launch
 from ijfs_engine.errors import IjfsError, StorageError
@@ -127,6 +127,7 @@ class Lifecycle:
         await self._move_into(restored, request)
         info = self._let_clients_in(again=before is not None)
         if before:
+            keep_log(self._state.paths, before.generation)
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
         await self._resume_guest(restored, request, arguments, beside=request.beside, emit=emit)
         return self._with_restore(info, restored)

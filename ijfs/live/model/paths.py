@@ -76,6 +76,11 @@ class InstancePaths:
         return self.root / "keeper.log"
 
     @property
+    def earlier_log(self) -> Path:
+        """What the program that had this name before wrote to stdout and stderr."""
+        return self.root / "earlier.log"
+
+    @property
     def connection_file(self) -> Path:
         """A kernel's connection file for clients outside: relay ports."""
         return self.root / "kernel.json"

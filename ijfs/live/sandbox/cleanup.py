@@ -38,16 +38,23 @@ def remove(paths: InstancePaths) -> None:
         paths.root.rmdir()
 
 
-def clear(paths: InstancePaths) -> None:
-    """Remove all that is in an instance's directory but its lock."""
+def clear(paths: InstancePaths, *, but: Path | None = None) -> None:
+    """Remove all that is in an instance's directory but its lock, and `but`."""
     with contextlib.suppress(FileNotFoundError):
         for path in paths.root.iterdir():
-            if path == paths.lock:
+            if path in (paths.lock, but):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def keep_log(paths: InstancePaths, generation: int) -> None:
+    """Put away what the instance's program wrote, before its sandbox goes: people look for the last words of a program
+    when they have started it again."""
+    with contextlib.suppress(OSError):
+        os.replace(paths.sandbox(generation).program_log, paths.earlier_log)
 
 
 def sweep_left(live: Path) -> None:
