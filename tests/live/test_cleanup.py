@@ -37,13 +37,14 @@ def test_remains_of_a_keeper_are_swept_and_nothing_else(live: Path, tmp_path: Pa
     (live / "backup").mkdir()
     (live / "backup" / "precious").write_text("somebody's own")
     (live / "link").symlink_to(elsewhere)
+    (live / ".no-instance").mkdir()
     (live / "notes").write_text("somebody's own")
     held = InstancePaths(remains(live, "held"))
     with KeeperLock.take(held) or pytest.fail("nobody has it"):
         sweep_left(live)
     assert not left.exists()
     assert not empty.exists()
-    assert sorted(os.listdir(live)) == ["backup", "held", "link", "notes"]
+    assert sorted(os.listdir(live)) == [".no-instance", "backup", "held", "link", "notes"]
     assert (live / "backup" / "precious").read_text() == "somebody's own"
     assert (elsewhere / "keeper.lock").exists()
 

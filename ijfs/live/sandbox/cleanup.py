@@ -62,7 +62,7 @@ def sweep_left(live: Path) -> None:
     swept = False
     for directory in live.iterdir():
         paths = InstancePaths(directory)
-        if paths.record.exists() or not is_remains(paths):
+        if directory.name.startswith(".") or paths.record.exists() or not is_remains(paths):
             continue
         with contextlib.suppress(OSError):
             directory.rmdir()  # an empty one; who has just made it makes it again
