@@ -14,12 +14,13 @@ from pathlib import Path
 import lmdb
 import pytest
 from fuzz_seeds import contents_of, names_of
-from storekit import contents, damage, frame_of, pack_paths, save
+from storekit import contents, damage, frame_of, pack_paths, put_against, save
 
 from ijfs_engine import CorruptError, Repository
 from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.index_check import check_index
+from ijfs_engine.maintenance.pack_check import NO_SUCH_PACK
 from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, TABLES, Index
 from ijfs_engine.storage.index_file import doubt, newest_meta
 from ijfs_engine.storage.index_pages import Pages, look_over, read_head
@@ -350,3 +351,21 @@ def test_whatever_a_row_says_of_a_frame_a_read_ends_with_the_bytes_or_a_sentence
         assert Place.decode(changed) == Place.decode(row) or not repository.fsck().clean
         repository.index.write(lambda update, to=(table, ident, row): update.put(*to))  # type: ignore[misc]
     assert repository.fsck().clean
+
+
+def test_a_row_that_names_a_pack_which_never_was_costs_nothing_not_even_a_difference(repository: Repository) -> None:
+    base = noise(4096)
+    near = bytes([base[0] ^ 1]) + base[1:]
+    save(repository, {"base": base}, branch="base")
+    with repository.session() as session:
+        put_against(session, near, base, chunk_id(base))
+        made = save(repository, {"near": near}, branch="near", session=session)
+    with repository.index.read() as view:
+        row = view.get(CHUNKS, chunk_id(near))
+    assert row is not None
+    stray = Place.decode(row)._replace(pack=77).encode()
+    repository.index.write(lambda update: update.put(CHUNKS, chunk_id(near), stray))
+    assert {one.message for one in repository.fsck().damage} == {NO_SUCH_PACK}
+    repository.fsck(repair=True)
+    assert repository.fsck().clean
+    assert contents(repository, made.id) == {"near": near}

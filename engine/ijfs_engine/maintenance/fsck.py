@@ -19,7 +19,7 @@ from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId, Tree
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.link_check import LinkCheck
-from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, Finding, PackCheck
+from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
 from ijfs_engine.maintenance.repair import Repairer
@@ -86,7 +86,9 @@ def _check_all(checker: Checker, repairer: Repairer | None) -> FsckReport:
     if repairer is None or not findings:
         return report
     repairer.rescue(findings)
-    if any(one.what == "index" or one.message == NO_FRAME for one in findings) or checker.is_another_index(findings):
+    if any(
+        one.what == "index" or one.message in (NO_FRAME, NO_SUCH_PACK) for one in findings
+    ) or checker.is_another_index(findings):
         repairer.rebuild(keep=True)
     repairer.repair(checker.run())
     return msgspec.structs.replace(report, repaired=repairer.done)

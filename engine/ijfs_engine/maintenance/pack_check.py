@@ -47,6 +47,8 @@ _ENTRY: Final = 400
 
 MISSING_PACK: Final = "the pack is missing"
 NO_FRAME: Final = "no such frame is where the index says"
+NO_SUCH_PACK: Final = "the index says that it is in a pack which it does not know"
+"""Of a row alone: the frame may well be in another pack."""
 
 _TABLES: Final = (CHUNKS, OBJECTS)
 _ROW_AT: Final = 8
@@ -278,8 +280,9 @@ class PackCheck:
                     # A pack that came after the list was made is its session's business.
                     lost = place.pack in suspects if place.pack in packs else not self._exists(place.pack)
                     if lost and not known:
-                        there = self._exists(place.pack)
-                        why = self._torn.get((place.pack, place.offset), NO_FRAME if there else "its pack is missing")
+                        missing = "its pack is missing" if place.pack in packs else NO_SUCH_PACK
+                        why = NO_FRAME if self._exists(place.pack) else missing
+                        why = self._torn.get((place.pack, place.offset), why)
                         yield Finding("frame", key, _where(place.pack, place.offset), why)
 
     def _met_again(self, packs: dict[int, int]) -> IdSet:
