@@ -58,7 +58,8 @@ SAID = {
     **dict.fromkeys(("delete", "forget", "remove", "drop", "del", "rmi"), _REMOVE),
     **dict.fromkeys(("clean", "cleanup", "purge"), "`ijfs prune` thins out snapshots, `ijfs gc` frees their bytes"),
     **dict.fromkeys(("push", "pull", "clone", "remote", "fetch", "sync"), _REMOTE),
-    **dict.fromkeys(("merge", "stash", "add", "rebase", "cherry-pick", "squash"), _WHOLE),
+    **dict.fromkeys(("stash", "add", "rebase", "squash"), _WHOLE),
+    **dict.fromkeys(("merge", "cherry-pick", "apply"), "`ijfs adopt NAME` takes home the files that a program wrote"),
     **dict.fromkeys(
         ("rename", "mv"), "`ijfs branch NEW OLD`, then `ijfs branch -d OLD`; a live program keeps its name"
     ),

@@ -150,6 +150,37 @@ def test_a_kernel_is_started_runs_cells_and_goes_back_in_place(
     assert [i["name"] for i in listed["instances"]] == ["k"]  # type: ignore[attr-defined]
 
 
+def test_a_programs_files_are_compared_with_the_machines_and_taken_home(
+    ijfs: Ijfs, run_ijfs: Ijfs, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    given = tmp_path / "work" / "given"
+    given.write_text("one\n")
+    time.sleep(0.05)  # what changes in the moment in which a program starts counts as changed after it
+    script = "echo two >> given; echo x > /var/ijfs-test-elsewhere; echo out > out; exec sleep 600"
+    assert run_ijfs("run", "--name", "writer", "--", "sh", "-c", script).code == 0
+    until(ijfs, "diff", "writer", "host", holds="/out")
+    compared = ok(ijfs("diff", "writer", "host", "-p", "--json"), "diff")
+    by_name = {os.path.basename(file["path"]): file for file in compared["files"]}  # type: ignore[attr-defined]
+    assert {name: file["change"] for name, file in by_name.items()} == {"given": "changed", "out": "added"}
+    assert by_name["given"]["patch"].endswith("@@ -1 +1,2 @@\n one\n+two\n")
+    planned = ok(ijfs("adopt", "writer", "--dry-run", "--json"), "adopt")
+    assert planned["elsewhere"] >= 1
+    assert os.listdir() == ["given"]
+    given.write_text("mine\n")
+    refused = ijfs("adopt", "writer")
+    assert (refused.code, os.listdir()) == (1, ["given"])
+    assert "--theirs" in refused.err
+    taken = ok(ijfs("adopt", "writer", "--ours", "--json"), "adopt")
+    assert [os.path.basename(file["path"]) for file in taken["files"]] == ["out"]  # type: ignore[attr-defined]
+    assert (given.read_text(), Path("out").read_text()) == ("mine\n", "out\n")
+    assert ijfs("adopt", "writer", "given", "--theirs").code == 0
+    assert given.read_text() == "one\ntwo\n"
+    assert "nothing to take home" in ijfs("adopt", "writer").out
+    assert ijfs("adopt", "writer", "never").code == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [

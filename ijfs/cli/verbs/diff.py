@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import text
+from ijfs.cli import host_files, patches, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.bounded import bounded
 from ijfs.cli.output import Answer, Column, Printer, Span
-from ijfs.cli.params import SNAPSHOT
+from ijfs.cli.params import ANY
 from ijfs.sdk import comparison
 from ijfs.sdk.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
-from ijfs_engine.errors import PartialError
+from ijfs_engine.errors import PartialError, UnknownNameError
 
-MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+if TYPE_CHECKING:
+    from ijfs.live.adopt.plan import Step
+    from ijfs.live.client.adopt import Adoption
+    from ijfs_engine import Reader, Repository, Snapshot
+
+HOST = "host"
+"""What names this machine's own files, unless a branch or tag is called so."""
 MEMORY = [
     Column("PROCESS", style="bold"),
     Column("PAGES", right=True),
@@ -29,18 +35,22 @@ MEMORY = [
 
 
 @verb("diff")
-@click.argument("old", type=SNAPSHOT)
-@click.argument("new", type=SNAPSHOT, required=False)
+@click.argument("old", type=ANY)
+@click.argument("new", type=ANY, required=False)
 @click.option("--files", "only", flag_value="files", help="Files only.")
 @click.option("--memory", "only", flag_value="memory", help="Memory only.")
-def diff(app: App, old: str, new: str | None, only: str | None) -> Answer:
+@click.option("-p", "--patch", "patched", is_flag=True, help="Files by their lines, too.")
+def diff(app: App, old: str, new: str | None, only: str | None, patched: bool) -> Answer:
     """Compare two snapshots: files added, removed and changed; memory, by pages at the same address.
 
     NEW is `latest` unless it is given; where OLD is the latest, it is compared with its parent.
 
-    -v lists the address ranges that differ.
+    With `host` for one of them: what the other, a snapshot or live program, has written that this machine has not, as
+    `ijfs adopt` would take it home. -v lists the address ranges that differ.
     """
     repository = app.repository()
+    if HOST in (old, new) and not _is_snapshot(repository, HOST):
+        return _with_host(repository, (new or "latest") if old == HOST else old, patched=patched)
     reader = repository.reader()
     before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new or "latest"))
     if new is None and before.id == after.id and (parents := repository.parents(after.id)):
@@ -52,9 +62,11 @@ def diff(app: App, old: str, new: str | None, only: str | None) -> Answer:
     files: list[FileChange] = []
     stopped = False
     memory: list[MemoryChange] = []
+    texts: dict[str, str] = {}
     if only != "memory":
         found = comparison.files(reader, before.root, after.root, skip=frozenset({b"images"}))
         files, stopped = bounded(found, lambda change: change.path)
+        texts = _patches(reader, before, after, files) if patched else {}
     if only != "files":
         memory = list(comparison.memories(reader, before, after, app.progress("diff")))
     if stopped:
@@ -62,11 +74,81 @@ def diff(app: App, old: str, new: str | None, only: str | None) -> Answer:
     data = {
         "old": before.id.hex(),
         "new": after.id.hex(),
-        "files": [{"path": c.path, "change": c.change, "old_size": c.old_size, "new_size": c.new_size} for c in files],
+        "files": [_file_json(c, texts) for c in files],
         "memory": [_memory_json(change) for change in memory],
     }
     code = PartialError.exit_code if stopped else 0
-    return Answer(data, lambda out: _report(out, files, memory, ranges=app.verbose > 0), code)
+    return Answer(data, lambda out: _report(out, files, memory, texts, ranges=app.verbose > 0), code)
+
+
+def _with_host(repository: Repository, name: str, *, patched: bool) -> Answer:
+    """What a branch has that this machine has not; the changes are those from the machine's files to the branch's."""
+    from ijfs.live.client.adopt import Adoption
+
+    adoption = Adoption(repository, name)
+    found = adoption.compare(())
+    texts = {step.path: _step_patch(adoption, step) for step in found.steps} if patched else {}
+    files = [host_files.as_json(step) | _with_patch(texts.get(step.path)) for step in found.steps]
+
+    def show(out: Printer) -> None:
+        for step in found.steps:
+            host_files.line(out, step)
+            _lines(out, texts.get(step.path))
+        if not found.steps:
+            out.line(("nothing differs", "dim"))
+        if found.elsewhere:
+            out.line((f"{host_files.elsewhere(found)}; `ijfs adopt --dry-run {name} /` lists them", "dim"))
+
+    return Answer({"old": HOST, "new": name, "files": files, "memory": []}, show)
+
+
+def _step_patch(adoption: Adoption, step: Step) -> str | None:
+    """None for what is no file on either side."""
+    kinds = [entry.kind for entry in (adoption.on_host(step), step.file.entry if step.file else None) if entry]
+    if set(kinds) != {"f"}:
+        return None
+    sizes = [step.old_size or 0, step.new_size or 0]
+    old, new = adoption.contents(step) if max(sizes) <= patches.LARGEST else (b"\0", b"\0")
+    return patches.patch(host_files.shown(step.path).lstrip("/"), old, new)
+
+
+def _patches(reader: Reader, before: Snapshot, after: Snapshot, files: list[FileChange]) -> dict[str, str]:
+    found = {}
+    for change in files:
+        sides = [_side(reader, snapshot, change.path) for snapshot in (before, after)]
+        if any(side is not None for side in sides):
+            found[change.path] = patches.patch(change.path, *sides)
+    return found
+
+
+def _side(reader: Reader, snapshot: Snapshot, path: str) -> bytes | None:
+    """A file's bytes, or what says that it is too large; None where there is no file."""
+    try:
+        entry = reader.lookup(snapshot.root, path)
+    except UnknownNameError:
+        return None
+    if entry.kind != "f":
+        return None
+    return reader.open(entry).read(0, entry.size) if entry.size <= patches.LARGEST else b"\0"
+
+
+def _is_snapshot(repository: Repository, name: str) -> bool:
+    return name in repository.refs.branches() or name in repository.refs.tags()
+
+
+def _file_json(change: FileChange, texts: dict[str, str]) -> dict[str, Any]:
+    sizes = {"old_size": change.old_size, "new_size": change.new_size}
+    return {"path": change.path, "change": change.change, **sizes, **_with_patch(texts.get(change.path))}
+
+
+def _with_patch(patch: str | None) -> dict[str, str]:
+    return {"patch": patch} if patch is not None else {}
+
+
+def _lines(out: Printer, patch: str | None) -> None:
+    for line in (patch or "").splitlines():
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+        out.line("  ", (line, style))
 
 
 def _memory_json(change: MemoryChange) -> dict[str, Any]:
@@ -75,10 +157,14 @@ def _memory_json(change: MemoryChange) -> dict[str, Any]:
     return {**{name: getattr(change, name) for name in names}, "page_size": PAGE, "runs": runs}
 
 
-def _report(out: Printer, files: list[FileChange], memory: list[MemoryChange], *, ranges: bool) -> None:
+def _report(
+    out: Printer, files: list[FileChange], memory: list[MemoryChange], texts: dict[str, str], *, ranges: bool
+) -> None:
     for change in files:
-        glyph, style = MARKS[change.change]
-        out.line((f"{glyph} ", style), (change.path, style), (_sizes(change), "dim"))
+        glyph, style = host_files.MARKS[change.change]
+        sizes = host_files.sizes_of(change.old_size, change.new_size)
+        out.line((f"{glyph} ", style), (change.path, style), (sizes, "dim"))
+        _lines(out, texts.get(change.path))
     if files and memory:
         out.line()
     if memory:
@@ -90,12 +176,6 @@ def _report(out: Printer, files: list[FileChange], memory: list[MemoryChange], *
                 out.line(f"  {address:#014x}  ", text.size(pages * PAGE))
     if not files and all(c.changed == c.added == c.removed == 0 for c in memory):
         out.line(("nothing differs", "dim"))
-
-
-def _sizes(change: FileChange) -> str:
-    if change.change == "changed" and change.old_size != change.new_size:
-        return f"  {text.size(change.old_size or 0)} → {text.size(change.new_size or 0)}"
-    return f"  {text.size(change.new_size if change.new_size is not None else change.old_size or 0)}"
 
 
 def _row(change: MemoryChange) -> list[Span]:

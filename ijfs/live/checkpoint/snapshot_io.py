@@ -19,7 +19,7 @@ import msgspec
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.errors import NotLiveError
-from ijfs.live.model.records import Base, InstanceSpec, Volume
+from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, Volume
 from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.process.timers import NotifiedThread
@@ -46,7 +46,8 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     None where that was its machine's own root. `network`: what the program changed in its network. `frozen_at_ns`: by
     the wall clock; 0 where it is not known. `timers`: which thread each timer notifies. `scheduling`: threads whose
     processors, io priority or timer slack are not those of a new program. `ended`: made of the files of a program that
-    had ended: there is no memory, and nothing to restore."""
+    had ended: there is no memory, and nothing to restore.
+    `origin`: when and where its files began to stand over a machine's; None in older snapshots."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -63,6 +64,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkState | None = None
     scheduling: tuple[ThreadSchedule, ...] = ()
     ended: bool = False
+    origin: FilesOrigin | None = None
 
 
 class SaveContents(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, R
 from ijfs.live.model.record_file import ends_ns, kernel_connection, read_record, write_connection_files
 from ijfs.live.model.records import (
     LOST_WITH_KEEPER,
+    FilesOrigin,
     HostPort,
     InstanceInfo,
     InstanceRecord,
@@ -95,9 +96,11 @@ class Lifecycle:
         before = self._record_before(again=arguments.again)
         spec = arguments.spec
         if before is None:
-            self._begin_record(spec)
+            self._begin_record(spec, origin=FilesOrigin.here())
         else:
-            self._begin_record(spec, before, generation=before.generation, snapshot=before.snapshot)
+            self._begin_record(
+                spec, before, generation=before.generation, snapshot=before.snapshot, origin=before.origin
+            )
         emit(PhaseBegan("start"))
         sandbox = await self._launch(arguments, before)
         try:
@@ -118,7 +121,14 @@ class Lifecycle:
         request = await self._requested(arguments, generation, beside=not arguments.again)
         try:
             spec = _with(request.meta.spec, arguments)
-            self._begin_record(spec, before, generation=generation, strict=bool(arguments.ports), emit=emit)
+            self._begin_record(
+                spec,
+                before,
+                generation=generation,
+                origin=request.meta.origin,
+                strict=bool(arguments.ports),
+                emit=emit,
+            )
         except BaseException:
             if self._early is not None:
                 await in_thread(self._early.abandon)
@@ -191,6 +201,7 @@ class Lifecycle:
         snapshot: str | None = None,
         strict: bool = True,
         emit: Emit = lambda event: None,
+        origin: FilesOrigin | None = None,
     ) -> None:
         """The record of an instance about to run, its relay ports listening: those it had `before`, if it had any, else
         those that were chosen for it. Where the latter are another's (the original's, of a copy), others are found,
@@ -211,6 +222,7 @@ class Lifecycle:
                 relay=ports,
                 created_ns=time.time_ns(),
                 generation=generation,
+                origin=origin,
             )
         )
 
@@ -354,7 +366,9 @@ class Lifecycle:
         # Another kernel's snapshot brings its own key: who connects anew finds it in the connection file.
         key = request.meta.spec.kernel_key
         spec = msgspec.structs.replace(_with_env(state.record.spec, env), kernel_key=key)
-        await self._move_into(restored, request, {"generation": generation, "spec": spec})
+        await self._move_into(
+            restored, request, {"generation": generation, "spec": spec, "origin": request.meta.origin}
+        )
         write_connection_files(state.paths, state.record)
         state.relay.bar()
         connected = state.relay.drop()

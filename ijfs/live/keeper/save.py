@@ -323,6 +323,7 @@ def _contents(
         base=sandbox.lower.base,
         network=network,
         scheduling=scheduling.capture(sandbox.pid) if sandbox.is_alive() else (),
+        origin=record.origin,
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(

@@ -29,6 +29,7 @@ from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import info_of, write_record
 from ijfs.live.model.records import (
     Base,
+    FilesOrigin,
     InstanceInfo,
     InstanceRecord,
     InstanceSpec,
@@ -77,6 +78,7 @@ class RecordChanges(TypedDict, total=False):
     save_error: str
     base: Base | None
     damage: str
+    origin: FilesOrigin | None
 
 
 class InstanceState:

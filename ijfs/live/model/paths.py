@@ -86,6 +86,11 @@ class InstancePaths:
         return self.root / "kernel.json"
 
     @property
+    def adopted(self) -> Path:
+        """What of its files was taken home (ijfs.live.adopt.noted)."""
+        return self.root / "adopted"
+
+    @property
     def fuse(self) -> Path:
         """Where the keeper's own FUSE mount goes."""
         return self.root / "mnt"

@@ -5,6 +5,10 @@ Everything here is msgspec and JSON: `instance.json`, the control socket and a s
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -39,6 +43,27 @@ class HostPort(msgspec.Struct, frozen=True):
     inside: int
     host: int = 0
     address: str = LOOPBACK
+
+
+class FilesOrigin(msgspec.Struct, frozen=True):
+    """Where and when a program's writable layers began to stand over a machine's files. A snapshot hands it on to what
+    is restored from it, as it does the layers."""
+
+    machine: str
+    since_ns: int
+
+    @classmethod
+    def here(cls) -> FilesOrigin:
+        """This machine, now. A machine is known by the hash of its id and host name: a container is one of its own."""
+        return cls(_machine(), time.time_ns())
+
+
+def _machine() -> str:
+    try:
+        ident = Path("/etc/machine-id").read_bytes()
+    except OSError:
+        ident = b""
+    return hashlib.blake2b(ident + os.fsencode(os.uname().nodename), digest_size=16).hexdigest()
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +156,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     save_error: str = ""
     base: Base | None = None
     damage: str = ""
+    origin: FilesOrigin | None = None
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,30 @@
+"""Two versions of a file as a patch: what `ijfs diff -p` prints."""
+
+from __future__ import annotations
+
+import difflib
+
+# A larger file is not compared line by line: difflib takes seconds for a MiB of lines that all differ.
+LARGEST = 1 << 20
+
+
+def patch(path: str, old: bytes | None, new: bytes | None) -> str:
+    """A unified diff, or a line that says why there is none; None stands for no file."""
+    before, after = _lines(old), _lines(new)
+    if before is None or after is None:
+        return f"binary or large files differ: {path}\n"
+    names = ("/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}")
+    lines = difflib.unified_diff(before, after, *names)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _lines(content: bytes | None) -> list[str] | None:
+    """The lines of a text; None for what is none, or too long."""
+    if content is None:
+        return []
+    if len(content) > LARGEST or b"\0" in content:
+        return None
+    try:
+        return content.decode().splitlines(keepends=True)
+    except UnicodeDecodeError:
+        return None

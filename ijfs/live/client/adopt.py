@@ -1,0 +1,149 @@
+"""adopt: the files of an instance or snapshot compared with the machine's, and taken home. For the command line.
+
+ijfs.live.adopt does both; here it is found out what a name stands for, and what earlier adopts have put where.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ijfs.live.adopt import noted
+from ijfs.live.adopt.apply import Done, apply
+from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles, entry_on_disk
+from ijfs.live.adopt.plan import HostKey, Step, plan, scope_of
+from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.errors import NoInstanceError
+from ijfs.live.model.paths import BadNameError, InstancePaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import InstanceRecord
+from ijfs.live.sandbox.volumes import OWN, is_below
+from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot
+from ijfs_engine.errors import IjfsError
+
+# How far back a file of the machine is looked for in what the branch once had.
+MOST_ANCESTORS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A branch beside its machine. `steps` take home what was asked for; `elsewhere` would take home the rest."""
+
+    branch: Branch
+    steps: tuple[Step, ...]
+    elsewhere: tuple[Step, ...]
+
+
+class Adoption:
+    """What `name`, an instance or else a snapshot, has to take home. NotLiveError, UnknownNameError."""
+
+    def __init__(self, repository: Repository, name: str) -> None:
+        self._repository = repository
+        self._reader = repository.reader()
+        found = _instance(repository, name)
+        self.branch = found or _snapshot(repository, self._reader, name)
+        self._notes = InstancePaths.of(repository.path, name).adopted if found is not None else None
+        self._noted = noted.read(self._notes) if self._notes is not None else {}
+
+    def compare(self, paths: Sequence[str]) -> Comparison:
+        """With the machine as it is now: what lies at these paths, by default in the program's directory."""
+        branch = self.branch
+        scope = scope_of(branch, paths)
+        if paths:
+            return Comparison(branch, tuple(self._plan(scope)), ())
+        everything = tuple(self._plan([b"", *self._volumes_in_hidden()]))
+        inside = scope[0] + b"/"
+        here = tuple(step for step in everything if (step.path + b"/").startswith(inside))
+        return Comparison(branch, here, tuple(step for step in everything if not (step.path + b"/").startswith(inside)))
+
+    def take_home(self, steps: Sequence[Step]) -> Iterator[Done]:
+        """Do these steps; what was put where is remembered, also when this ends early."""
+        notes: dict[bytes, HostKey] = dict(self._noted)
+        try:
+            for done in apply(self.branch, steps):
+                if done.key is not None:
+                    notes[done.step.path] = done.key
+                yield done
+        finally:
+            if self._notes is not None:
+                noted.write(self._notes, notes)
+
+    def on_host(self, step: Step) -> Entry | None:
+        """What the machine has at a step's path; None where there is nothing. OSError."""
+        return entry_on_disk(step.path) if step.host is not None else None
+
+    def contents(self, step: Step) -> tuple[bytes | None, bytes | None]:
+        """A file's bytes, on the machine and in the branch; None where there is none. OSError, StorageError."""
+        old = Path(os.fsdecode(step.path)).read_bytes() if step.host is not None else None
+        new = b"".join(self.branch.files.pieces(step.path, step.file)) if step.file is not None else None
+        return old, new
+
+    def _plan(self, scope: Sequence[bytes]) -> Iterator[Step]:
+        repository = os.fsencode(self._repository.path.resolve())
+        without = frozenset([*map(os.fsencode, self._hidden()), repository])
+        return plan(self.branch, scope, self._noted, self._reader, without=without)
+
+    def _hidden(self) -> list[str]:
+        """Scratch directories, which a sandbox has of its own."""
+        volumes = [volume.path for volume in self.branch.volumes]
+        return [path for path in OWN if not is_below(Path(path), volumes)]
+
+    def _volumes_in_hidden(self) -> list[bytes]:
+        """The machine's directories that a program sees in spite of that, its own working directory for one."""
+        paths = [Path(volume.path) for volume in self.branch.volumes]
+        shown = [path for path in paths if is_below(path, self._hidden())]
+        return [os.fsencode(path) for path in shown if not is_below(path.parent, shown)]
+
+
+def _instance(repository: Repository, name: str) -> Branch | None:
+    try:
+        paths = InstancePaths.of(repository.path, name)
+        record = read_record(paths)
+    except (NoInstanceError, BadNameError):
+        return None
+    return Branch(
+        name=name,
+        cwd=record.spec.cwd,
+        files=LayerFiles(_layers(paths, record)),
+        origin=record.origin,
+        volumes=record.volumes,
+        on_base=record.base is not None,
+        ancestors=tuple(_ancestors(repository, record.snapshot)),
+    )
+
+
+def _layers(paths: InstancePaths, record: InstanceRecord) -> list[tuple[str, Path]]:
+    box = paths.sandbox(record.generation)
+    volumes = [(volume.path, box.volume(volume.key).upper) for volume in record.volumes if volume.kind == "overlay"]
+    return [("/", box.upper), *volumes]
+
+
+def _snapshot(repository: Repository, reader: Reader, name: str) -> Branch:
+    snapshot = repository.snapshot(repository.resolve(name))
+    meta = live_meta(snapshot)
+    return Branch(
+        name=meta.spec.name,
+        cwd=meta.spec.cwd,
+        files=SnapshotFiles(reader, snapshot.root),
+        origin=meta.origin,
+        volumes=meta.volumes,
+        on_base=meta.base is not None,
+        ancestors=tuple(_ancestors(repository, snapshot.id.hex())),
+    )
+
+
+def _ancestors(repository: Repository, newest: str | None) -> Iterator[ObjectId]:
+    """The root trees of a snapshot and of those before it, newest first."""
+    at = newest
+    for _ in range(MOST_ANCESTORS):
+        if at is None:
+            return
+        try:
+            found: Snapshot = repository.snapshot(repository.resolve(at))
+        except IjfsError:  # removed: what is older is not reached through it
+            return
+        yield found.root
+        parents = repository.parents(found.id)
+        at = parents[0].hex() if parents else None
