@@ -106,3 +106,27 @@ class Age(_SecondsType):
 
 
 AGE = Age()
+
+
+if TYPE_CHECKING:
+    _BytesType = click.ParamType[int]
+else:
+    _BytesType = click.ParamType
+
+
+class Size(_BytesType):
+    """A number of bytes, as `512M`, `10G`, `1T`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):  # the option's default
+            return value
+        number, unit = str(value)[:-1], "KMGT".find(str(value)[-1:].upper())
+        if unit < 0 or not number.isdecimal() or not number.isascii():
+            self.fail(f"{str(value)!r} is no size: 512M, 10G or 1T", param, ctx)
+        return int(number) << 10 * (unit + 1)
+
+
+SIZE = Size()

@@ -14,6 +14,7 @@ import click
 from ijfs import settings
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer
+from ijfs.cli.params import SIZE
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
@@ -77,6 +78,14 @@ ttl_option = click.option(
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
     help="End it after S seconds; copies have as many.",
+)
+
+disk_option = click.option(
+    "--disk",
+    type=SIZE,
+    default=0,
+    metavar="SIZE",
+    help="A disk of its own for what it writes: 10G, 512M. Its files then keep their inode numbers.",
 )
 
 replace_option = click.option(

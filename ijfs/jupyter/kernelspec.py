@@ -53,6 +53,7 @@ def install(
     snapshot: str | None = None,
     attach: str | None = None,
     auto: str | None = None,
+    disk: int = 0,
     prefix: Path | None = None,
     sys_prefix: bool = False,
     manager: KernelSpecManager | None = None,
@@ -60,7 +61,7 @@ def install(
     """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
 
     `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network`, `gpu`,
-    `base_image` (what their files come from),
+    `base_image` (what their files come from), `disk` (bytes of a disk of their own),
     `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
     (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
     a base that has a provisioner already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
@@ -71,7 +72,8 @@ def install(
     _refuse_taken(manager, name)
     if auto:
         check_auto(auto)
-    config = _config(repo=repo, network=network, gpu=gpu, base=base_image, snapshot=snapshot, attach=attach, auto=auto)
+    begins = {"snapshot": snapshot, "attach": attach}
+    config = _config(repo=repo, network=network, gpu=gpu, base=base_image, auto=auto, disk=disk, **begins)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
     directory = _write(manager, name, spec, Path(source.resource_dir), where)
@@ -133,7 +135,7 @@ def _refuse_taken(manager: KernelSpecManager, name: str) -> None:
         raise KernelSpecError(f"a kernel spec named {name!r} is there already", hint="choose another with --name")
 
 
-def _config(*, repo: Path | None, **options: str | bool | None) -> dict[str, Any]:
+def _config(*, repo: Path | None, **options: str | bool | int | None) -> dict[str, Any]:
     if options.get("snapshot") and options.get("attach"):
         raise KernelSpecError("a kernel spec begins from a snapshot or attaches to an instance, not both")
     config: dict[str, Any] = {key: value for key, value in options.items() if value}

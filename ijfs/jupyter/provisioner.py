@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Bool, Enum, Unicode, default
+from traitlets import Bool, Enum, Int, Unicode, default
 
 from ijfs import settings
 from ijfs.guest.magics import AUTO_VARIABLE
@@ -48,6 +48,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     snapshot = Unicode("", config=True, help="Begin as a restored copy of this snapshot instead of from scratch.")
     attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
+    disk = Int(0, config=True, help="Bytes of a disk of its own for what it writes; 0: none.")
     auto = Unicode("", config=True, help="Save after cells: `on`, or what `%ijfs auto` takes, `on --every 60`.")
 
     @default("network")
@@ -203,6 +204,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             kernel_key=self._key(),
             notebook=_notebook(env),
             base=self.base,
+            disk=self.disk,
         )
 
     def _key(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ijfs.live.model.paths import InstancePaths, SandboxPaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
+from ijfs.live.sandbox import disk
 
 BY_PRODUCTS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
@@ -19,10 +20,13 @@ def written_work(repo: Path, name: str) -> Path | None:
     """Where on the host an ended instance's own files of its working directory are; None when it wrote none there."""
     paths = InstancePaths.of(repo, name)
     record = read_record(paths)
-    directory = _upper_of_cwd(paths.sandbox(record.generation), record)
-    if not directory.is_dir():
-        return None
-    return directory if any(_is_work(entry) for entry in directory.iterdir()) else None
+    box = paths.sandbox(record.generation)
+    directory = _upper_of_cwd(box, record)
+    with disk.opened(box) as place:
+        seen = place / directory.relative_to(box.layers)
+        if not seen.is_dir() or not any(_is_work(entry) for entry in seen.iterdir()):
+            return None
+    return box.image if box.image.exists() else directory
 
 
 def _upper_of_cwd(layers: SandboxPaths, record: InstanceRecord) -> Path:

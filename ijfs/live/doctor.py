@@ -27,6 +27,7 @@ from ijfs.live.machine import place
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
+from ijfs.live.sandbox import disk
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs.live.sandbox.volumes import is_layered, kind_at
@@ -45,6 +46,7 @@ def machine(repo: Path) -> list[CheckResult]:
         _criu,
         lambda: place.root_filesystem(_existing(repo)),
         lambda: _overlay(repo),
+        lambda: _disk(repo),
         place.system_settings,
         _userfaultfd,
         _fuse,
@@ -167,6 +169,17 @@ def _overlay(repo: Path) -> Iterator[CheckResult]:
     evidence = f"{where} can hold a sandbox's files" if done.returncode == 0 else (done.stderr.strip() or "no overlay")
     remedy = "keep the repository on ext4, xfs, btrfs or tmpfs (not on another overlay or NFS)"
     yield _result("overlay", done.returncode == 0, evidence.splitlines()[0], remedy)
+
+
+def _disk(repo: Path) -> Iterator[CheckResult]:
+    """A real image, mounted nowhere."""
+    if "SYS_ADMIN" in privilege.missing():
+        return
+    with tempfile.TemporaryDirectory(dir=_beside(_existing(repo)), prefix=".ijfs-doctor-") as directory:
+        why_not = disk.trial(Path(directory))
+    evidence = why_not or "programs can have a disk of their own (`--disk`): open databases write on in a copy"
+    remedy = "without `--disk` programs are saved all the same; an SQLite database that is open is read-only in a copy"
+    yield _result("disk", not why_not, evidence.splitlines()[0], remedy, bad="warn")
 
 
 def _beside(place: Path) -> Path:

@@ -54,17 +54,19 @@ def export_tree(
     top: Entry | None = None,
     privileged: bool | None = None,
     progress: Progress | None = None,
+    on_make: Callable[[bytes], None] | None = None,
 ) -> Exported:
     """Write a stored directory's contents to `target`, which is an empty directory or is made here.
 
     `target` itself gets the metadata of `top`, the directory's own entry, if that is given.
     `privileged` sets owners, setuid and setgid bits and privileged attributes and makes device nodes, as only root can;
     without it the caller owns everything and devices are left out. By default root does and others do not, and a device
-    is then a StorageError. StorageError (disk full, no permission), CorruptError (what is stored is damaged);
+    is then a StorageError. `on_make` is called with the path of each thing below `target` right before it is made.
+    StorageError (disk full, no permission), CorruptError (what is stored is damaged);
     KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
     fd = _open_target(target)
-    work = _Export(reader, fd, target, _Rights.of(privileged), progress)
+    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make)
     try:
         return work.run(_Directory(top, tree))
     except IjfsError as error:
@@ -170,7 +172,16 @@ class _FirstName(NamedTuple):
 
 
 class _Export:
-    def __init__(self, reader: Reader, top: int, target: Path, rights: _Rights, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        top: int,
+        target: Path,
+        rights: _Rights,
+        progress: Progress | None,
+        on_make: Callable[[bytes], None] | None,
+    ) -> None:
+        self._on_make = on_make
         self._reader = reader
         self._top = top
         self._target = target
@@ -258,6 +269,8 @@ class _Export:
         return dict(zip(whole, self._reader.chunks(whole), strict=True)) if whole else {}
 
     def _make(self, entry: Entry, walk: Descent, plains: Mapping[bytes, Plain]) -> None:
+        if self._on_make is not None:
+            self._on_make(walk.path(entry.name))
         if entry.kind == "d":
             os.mkdir(entry.name, 0o700, dir_fd=walk.here)
             return

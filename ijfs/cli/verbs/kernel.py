@@ -32,6 +32,7 @@ def kernel() -> None:
 @starting.gpu_option
 @starting.base_option
 @starting.ttl_option
+@starting.disk_option
 @starting.replace_option
 def start(
     app: App,
@@ -44,6 +45,7 @@ def start(
     gpu: bool,
     base: str,
     ttl: float | None,
+    disk: int,
     replace: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
@@ -68,6 +70,7 @@ def start(
             gpu=gpu,
             base=base,
             ttl_s=ttl,
+            disk=disk,
         )
         info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)
@@ -96,6 +99,7 @@ def start(
 @click.option("--base", "base_name", metavar="NAME", help=starting.BASE_HELP)
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
+@starting.disk_option
 @click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")
 @click.option("--sys-prefix", is_flag=True, help="Into this Python environment (default: for the user).")
 def install(
@@ -108,6 +112,7 @@ def install(
     base_name: str | None,
     snapshot: str | None,
     attach: str | None,
+    disk: int,
     auto: str | None,
     sys_prefix: bool,
 ) -> Answer:
@@ -126,6 +131,7 @@ def install(
         snapshot=snapshot,
         attach=attach,
         auto=auto,
+        disk=disk,
         sys_prefix=sys_prefix,
     )
 

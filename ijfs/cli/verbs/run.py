@@ -32,6 +32,7 @@ NO_VOLUMES = (
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @starting.base_option
 @starting.ttl_option
+@starting.disk_option
 @starting.replace_option
 @needless("-d", "--detach")
 @elsewhere("-i", "--interactive", said=IN_BACKGROUND)
@@ -51,6 +52,7 @@ def run(
     base: str,
     ttl: float | None,
     replace: bool,
+    disk: int,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -78,6 +80,7 @@ def run(
         nccl_safe=nccl_safe,
         base=base,
         ttl_s=ttl,
+        disk=disk,
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,20 @@ class UnsteadyError(StorageError):
 
 
 class LayerFiles(BranchFiles):
-    """The writable layers of an instance, on disk: (path inside, directory), the root's among them."""
+    """The writable layers of an instance, on disk: (path inside, directory), the root's among them. The directories
+    are held open: the disk that they are on need not be mounted any more."""
 
     def __init__(self, layers: Sequence[tuple[str, Path]]) -> None:
-        pairs = [(os.fsencode(inside).rstrip(b"/"), os.fsencode(outside)) for inside, outside in layers]
+        pairs = [(os.fsencode(inside).rstrip(b"/"), self._held(outside)) for inside, outside in layers]
         self._layers = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
+
+    def _held(self, directory: Path) -> bytes:
+        try:
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return os.fsencode(directory)
+        weakref.finalize(self, os.close, fd)
+        return b"/proc/self/fd/%d" % fd
 
     def children(self, directory: bytes) -> dict[bytes, BranchFile]:
         found = {name: BranchFile.of(entry) for name, entry in self._listed(directory)}

@@ -6,6 +6,7 @@ another program gets the name, and by client/ended.py, for `ijfs save` of an end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ijfs.live.checkpoint.workspace import (
 )
 from ijfs.live.model.paths import RUN_INSIDE, InstancePaths
 from ijfs.live.model.records import InstanceRecord
+from ijfs.live.sandbox import disk
 from ijfs_engine import Entry, FoundOnDisk
 from ijfs_engine.errors import IjfsError
 
@@ -63,40 +65,48 @@ def save_files(
 ) -> SaveOutcome:
     """A snapshot of an ended program's files, the child of the one that it stood on. StorageError and others of the
     engine; nothing is stored then."""
-    layers = ended_layers(paths, record)
     staging = paths.root / "stage-ended"
     store = SnapshotStore(paths.root.parent.parent)
     capture = Capture()
     try:
-        capture = LayerWalker(layers, {}, staging).capture(None, frozenset())
-        contents = SaveContents(
-            images={},
-            workspace=capture,
-            notebook=None,
-            meta=meta,
-            message=message,
-            branch=branch,
-        )
-        parent = store.repository.nearest([bytes.fromhex(record.snapshot)]) if record.snapshot else None
-        return store.store(contents, parent, None)
+        with ended_layers(paths, record) as layers:
+            capture = LayerWalker(layers, {}, staging).capture(None, frozenset())
+            contents = SaveContents(
+                images={},
+                workspace=capture,
+                notebook=None,
+                meta=meta,
+                message=message,
+                branch=branch,
+            )
+            parent = store.repository.nearest([bytes.fromhex(record.snapshot)]) if record.snapshot else None
+            return store.store(contents, parent, None)
     finally:
         capture.discard()
         store.close()
 
 
-def ended_layers(paths: InstancePaths, record: InstanceRecord) -> list[WritableLayer]:
-    """The writable layers that an ended program has left; its /dev and /dev/shm are gone with it."""
+@contextlib.contextmanager
+def ended_layers(paths: InstancePaths, record: InstanceRecord) -> Iterator[list[WritableLayer]]:
+    """The writable layers that an ended program has left; its /dev and /dev/shm are gone with it. A disk of its own is
+    mounted meanwhile."""
     sandbox = paths.sandbox(record.generation)
-    layers = layers_of(sandbox.upper, upper_directories(sandbox, record.volumes), None)
-    return [layer for layer in layers if layer.outside.is_dir()]
+    with disk.opened(sandbox) as place:
+        volumes = [
+            (volume, place / upper.relative_to(sandbox.layers))
+            for volume, upper in upper_directories(sandbox, record.volumes)
+        ]
+        layers = layers_of(place / sandbox.upper.relative_to(sandbox.layers), volumes, None)
+        yield [layer for layer in layers if layer.outside.is_dir()]
 
 
 def _written(paths: InstancePaths, record: InstanceRecord) -> Iterator[_Written]:
-    for layer in ended_layers(paths, record):
-        for at, found in walk(layer):
-            inside = layer.inside + at[len(layer.at) :]
-            if _counts(inside, found.status):
-                yield _Written(at, inside, found)
+    with ended_layers(paths, record) as layers:
+        for layer in layers:
+            for at, found in walk(layer):
+                inside = layer.inside + at[len(layer.at) :]
+                if _counts(inside, found.status):
+                    yield _Written(at, inside, found)
 
 
 def _counts(inside: str, status: os.stat_result) -> bool:

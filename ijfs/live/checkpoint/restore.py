@@ -10,6 +10,7 @@ memory comes in while the program already runs. A restore that fails leaves noth
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ijfs.live.checkpoint import inodes
 from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
 from ijfs.live.checkpoint.workspace import put_back, upper_directories
@@ -32,8 +34,8 @@ from ijfs.live.pager import present
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.pager.messages import Source
 from ijfs.live.process import scheduling
+from ijfs.live.sandbox import disk, network_state, rootfs
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import network_state, rootfs
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
@@ -52,6 +54,8 @@ CROWD_S = 1.5
 
 # In a repository's live/: what CRIU wrote about the last restore that failed.
 KEPT_LOG = ".restore.log"
+
+_log = logging.getLogger("ijfs.restore")
 
 # How long a GPU program's memory may take to come in: 140 GB from a slow disk.
 GPU_MEMORY_LIMIT_S = 1800.0
@@ -215,7 +219,11 @@ class _Restore:
         """The directories and the network namespace; no mounts and no process yet."""
         volumes = self._request.meta.volumes
         self._sandbox = Sandbox(self._request.paths, ns.new_network(), volumes, lower=self._lower())
-        rootfs.make_directories(self._request.paths, volumes)
+        try:
+            self._sandbox.make_layers(self._request.meta.spec.disk)
+        except SandboxError as error:  # it runs all the same, and its open databases are read-only
+            _log.warning("no disk of its own for a restored program: %s", error)
+            self._sandbox.make_layers(0)
         return self._sandbox
 
     def _lower(self) -> Lower:
@@ -253,18 +261,34 @@ class _Restore:
     def _put_files_back(self, sandbox: Sandbox) -> None:
         """The writable layers as they were, mounted; the way out, where the program had one; the network as it was."""
         snapshot, spec, paths = self._request.snapshot, self._request.meta.spec, sandbox.paths
-        put_back(
-            lambda path, target: self._store.export(snapshot, path, target),
-            paths.upper,
-            upper_directories(paths, sandbox.volumes),
-            same_lower=self._request.meta.base == sandbox.lower.base,
-        )
+        with self._numbers(paths) as on_make:
+            put_back(
+                lambda path, target: self._store.export(snapshot, path, target, on_make=on_make),
+                paths.upper,
+                upper_directories(paths, sandbox.volumes),
+                same_lower=self._request.meta.base == sandbox.lower.base,
+            )
         sandbox.mount(gpu=spec.gpu, fill_dev=lambda dev: self._store.export(snapshot, "dev", dev))
         self._store.export(snapshot, "shm", paths.shm)
         if spec.network == "slirp4netns":
             sandbox.connect_outwards()
         if self._request.meta.network is not None:
             network_state.put_back(sandbox.network_fd, self._request.meta.network)
+
+    @contextlib.contextmanager
+    def _numbers(self, paths: SandboxPaths) -> Iterator[Callable[[bytes], None] | None]:
+        """What gives each file that is put back the inode number that it had."""
+        if not disk.keeps_numbers(paths):
+            yield None
+            return
+        numbers = self._store.inodes(self._request.snapshot)
+        overlays = [paths.volume(volume.key) for volume in self._request.meta.volumes if volume.kind == "overlay"]
+        for overlay in overlays:  # its number is that of the directory which takes its place
+            overlay.upper.rmdir()
+        with disk.inode_goal(paths) as choose:
+            yield lambda path: choose(numbers.get(b"files/" + path, 0))
+        for overlay in (paths, *overlays):
+            inodes.link_index(overlay)
 
     @contextlib.contextmanager
     def _staged_images(self) -> Iterator[tuple[Path, dict[str, bytes]]]:

@@ -10,12 +10,13 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from ijfs.live.checkpoint import inodes
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture, Item
 from ijfs.live.errors import NotLiveError
@@ -137,13 +138,24 @@ class SnapshotStore:
         except UnknownNameError:
             return None
 
-    def export(self, snapshot: Snapshot, path: str, target: Path) -> None:
-        """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none."""
+    def inodes(self, snapshot: Snapshot) -> dict[bytes, int]:
+        """The inode numbers of its files, by path; empty where none were kept. CorruptError."""
+        try:
+            entry = self.reader.lookup(snapshot.root, inodes.NAME)
+        except UnknownNameError:
+            return {}
+        return inodes.decode(self.reader.open(entry).read(0, entry.size))
+
+    def export(
+        self, snapshot: Snapshot, path: str, target: Path, *, on_make: Callable[[bytes], None] | None = None
+    ) -> None:
+        """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none.
+        `on_make` is called with the path of each thing in it that is about to be made."""
         try:
             entry = self.reader.lookup(snapshot.root, path)
         except UnknownNameError:
             return
-        export_tree(self.reader, entry.content, target, top=entry)
+        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make)
 
     def store(
         self,
@@ -161,6 +173,8 @@ class SnapshotStore:
         with repository.begin(parents, progress=progress) as writer:
             before = SnapshotFiles(self.reader, repository.snapshot(parents[0]).root) if parents else None
             writer.add_entries(_entry(item, before) for item in contents.workspace.items)
+            if contents.workspace.inodes:
+                writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))
             if contents.notebook is not None:
                 writer.add_file("notebook.ipynb", contents.notebook)
             writer.add_images("images", contents.images)

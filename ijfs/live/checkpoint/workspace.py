@@ -81,6 +81,8 @@ class Capture:
     bytes_read: int = 0
     bytes_total: int = 0
     staged: Path | None = None
+    inodes: dict[str, int] = field(default_factory=dict)
+    """Inode numbers that are to stay, by path in the snapshot's tree."""
 
     def discard(self) -> None:
         """Remove what was staged."""
@@ -96,13 +98,19 @@ class WritableLayer(NamedTuple):
     inside: str
     without: frozenset[str] = frozenset()
     """Names at its top that every sandbox has, and no snapshot. Where there are only those, the layer is left out."""
+    numbered: bool = False
+    """Whether it is on a disk of its own, so that a restored file can have the inode number that it had."""
 
 
-def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None) -> list[WritableLayer]:
+def layers_of(
+    upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None, *, numbered: bool = False
+) -> list[WritableLayer]:
     """The root's writable layer, then the volumes' (they lie at empty directories of it), then /dev/shm."""
-    found = [WritableLayer(upper, "files", "")]
+    found = [WritableLayer(upper, "files", "", numbered=numbered)]
     found += [
-        WritableLayer(path, f"files{volume.path}", volume.path) for volume, path in volumes if volume.kind == "overlay"
+        WritableLayer(path, f"files{volume.path}", volume.path, numbered=numbered)
+        for volume, path in volumes
+        if volume.kind == "overlay"
     ]
     if shm is not None:
         found.append(WritableLayer(shm, "shm", "/dev/shm"))
@@ -112,7 +120,8 @@ def layers_of(upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | N
 def writable_layers(sandbox: Sandbox) -> list[WritableLayer]:
     """The writable layers of a sandbox whose program runs."""
     dev = Path(f"/proc/{sandbox.pid}/root/dev")
-    layers = layers_of(sandbox.paths.upper, upper_directories(sandbox.paths, sandbox.volumes), dev / "shm")
+    volumes = upper_directories(sandbox.paths, sandbox.volumes)
+    layers = layers_of(sandbox.paths.upper, volumes, dev / "shm", numbered=sandbox.paths.image.exists())
     return [*layers, WritableLayer(dev, "dev", "/dev", own_devices(dev))]
 
 
@@ -163,6 +172,8 @@ class LayerWalker:
                 item = self._item(at, found, arena, capture)
                 capture.items.append(item)
                 capture.bytes_total += item.entry.size
+                if layer.numbered:
+                    capture.inodes[at] = found.status.st_ino
                 trusted = found.status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
                 if item.entry.kind == "f" and trusted:
                     capture.stat_cache[at] = key_of(found.status)
@@ -304,9 +315,11 @@ def _separate(top: int, volume: Volume, target: Path) -> None:
             _make_directory(part, walk.here)
             walk.enter(part)
         if volume.kind == "overlay" and _is_directory(name, walk.here):
-            target.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                target.rmdir()
             os.rename(name, target, src_dir_fd=walk.here)
             _forget_origin(target)
+        target.mkdir(exist_ok=True)
         _make_directory(name, walk.here)
         # Not through a symbolic link either: it will be mounted on.
         walk.enter(name)

@@ -19,6 +19,7 @@ from ijfs.live.errors import NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
+from ijfs.live.sandbox import disk
 from ijfs.live.sandbox.volumes import OWN, is_below
 from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot
 from ijfs_engine.errors import IjfsError
@@ -106,7 +107,7 @@ def _instance(repository: Repository, name: str) -> Branch | None:
     return Branch(
         name=name,
         cwd=record.spec.cwd,
-        files=LayerFiles(_layers(paths, record)),
+        files=_layers(paths, record),
         origin=record.origin,
         volumes=record.volumes,
         on_base=record.base is not None,
@@ -114,10 +115,12 @@ def _instance(repository: Repository, name: str) -> Branch | None:
     )
 
 
-def _layers(paths: InstancePaths, record: InstanceRecord) -> list[tuple[str, Path]]:
+def _layers(paths: InstancePaths, record: InstanceRecord) -> LayerFiles:
     box = paths.sandbox(record.generation)
     volumes = [(volume.path, box.volume(volume.key).upper) for volume in record.volumes if volume.kind == "overlay"]
-    return [("/", box.upper), *volumes]
+    with disk.opened(box) as place:
+        layers = [(inside, place / upper.relative_to(box.layers)) for inside, upper in [("/", box.upper), *volumes]]
+        return LayerFiles(layers)
 
 
 def _snapshot(repository: Repository, reader: Reader, name: str) -> Branch:

@@ -20,6 +20,7 @@ from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.process import procfs
 from ijfs.live.process.root_paths import open_below
+from ijfs.live.sandbox import disk
 from ijfs_engine import KINDS, Entry
 from ijfs_engine.errors import IjfsError, UnknownNameError
 
@@ -254,9 +255,11 @@ def _ended(name: str, record: InstanceRecord, paths: InstancePaths) -> ProgramFi
     layers = [(v.path, sandbox.volume(v.key).upper) for v in record.volumes if v.kind == "overlay"]
     layers.sort(key=lambda layer: -len(layer[0]))
     found = ProgramFiles(name, False, record.spec.cwd)
-    for inside, upper in [*layers, ("/", sandbox.upper)]:
-        with contextlib.suppress(FileNotFoundError):
-            found.roots.append((inside, os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)))
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with disk.opened(sandbox) as place:
+        for inside, upper in [*layers, ("/", sandbox.upper)]:
+            with contextlib.suppress(FileNotFoundError):
+                found.roots.append((inside, os.open(place / upper.relative_to(sandbox.layers), flags)))
     if not found.roots or found.roots[-1][0] != "/":
         found.__exit__()
         raise UnknownNameError(f"the files of `{name}` are gone", hint=f"`ijfs stop --rm {name}` forgets it")

@@ -46,7 +46,7 @@ from ijfs.live.model.records import (
 )
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import namespaces
+from ijfs.live.sandbox import disk, namespaces
 from ijfs.live.sandbox.cleanup import keep_log, sweep_sandboxes
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, launch
@@ -261,7 +261,8 @@ class Lifecycle:
         from ijfs.live.checkpoint.workspace import forget_origins
 
         if before is not None and before.base != base:
-            forget_origins(paths.upper)
+            with disk.opened(paths) as layers:
+                forget_origins(layers / paths.upper.name)
         return hold.for_start(self._state.repo, base, arguments.delta)
 
     def _found_sandbox(self, record: InstanceRecord, program: Process) -> Sandbox:
@@ -272,6 +273,7 @@ class Lifecycle:
             raise KeeperError(f"the sandbox of `{self._state.name}` cannot be reached: {error.strerror}") from error
         sandbox = Sandbox(self._state.paths.sandbox(record.generation), network_fd, record.volumes)
         sandbox.own(program.pid)
+        sandbox.mount_layers()
         if record.base is not None:
             from ijfs.live.bases import hold
 

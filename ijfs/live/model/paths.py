@@ -102,19 +102,25 @@ class InstancePaths:
 
 @dataclass(frozen=True, slots=True)
 class OverlayDirectories:
-    """The directories of one overlay."""
+    """The directories of one overlay. `on`: where its layers are, if not in `root`."""
 
     root: Path
+    on: Path | None = None
+
+    @property
+    def layers(self) -> Path:
+        """What the writable layer and the work directory are in: one filesystem."""
+        return self.on or self.root
 
     @property
     def upper(self) -> Path:
         """The writable layer: every file the program wrote."""
-        return self.root / "upper"
+        return self.layers / "upper"
 
     @property
     def work(self) -> Path:
         """The overlay's work directory."""
-        return self.root / "work"
+        return self.layers / "work"
 
     @property
     def mountpoint(self) -> Path:
@@ -125,6 +131,21 @@ class OverlayDirectories:
 @dataclass(frozen=True, slots=True)
 class SandboxPaths(OverlayDirectories):
     """The directories of one sandbox; going back in place makes new ones beside the old."""
+
+    @property
+    def image(self) -> Path:
+        """The disk of its own that a sandbox may have (sandbox/disk.py)."""
+        return self.root / "disk.ext4"
+
+    @property
+    def layers(self) -> Path:
+        """Where the disk is mounted, in the keeper's mount namespace; without one, the sandbox's directory."""
+        return self.root / "layers" if self.image.exists() else self.root
+
+    @property
+    def kept_log(self) -> Path:
+        """What a program with a disk of its own had written to stdout and stderr when it ended."""
+        return self.root / "program.log"
 
     @property
     def dev(self) -> Path:
@@ -138,7 +159,7 @@ class SandboxPaths(OverlayDirectories):
 
     def volume(self, key: str) -> OverlayDirectories:
         """The directories of one more overlay (records.Volume)."""
-        return OverlayDirectories(self.root / "volumes" / key)
+        return OverlayDirectories(self.root / "volumes" / key, self.layers / "volumes" / key)
 
     @property
     def criu(self) -> Path:

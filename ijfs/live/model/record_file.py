@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ijfs.live.errors import NoInstanceError
-from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.paths import LOG_INSIDE, InstancePaths, SandboxPaths
 from ijfs.live.model.records import InstanceInfo, InstanceRecord
 from ijfs_engine.errors import CorruptError, StorageError
 
@@ -74,6 +75,15 @@ def ends_ns(record: InstanceRecord) -> int | None:
     return None if record.spec.ttl_s is None else record.created_ns + round(record.spec.ttl_s * 1e9)
 
 
+def _log_of(box: SandboxPaths, record: InstanceRecord) -> Path:
+    """Where the host has a program's log: on a disk of its own it is seen through the program, and kept at its end."""
+    if not box.image.exists():
+        return box.program_log
+    if record.status == "running" and record.program is not None:
+        return Path(f"/proc/{record.program.pid}/root{LOG_INSIDE}")
+    return box.kept_log
+
+
 def info_of(
     paths: InstancePaths,
     record: InstanceRecord,
@@ -97,7 +107,7 @@ def info_of(
         connection_file=str(paths.connection_file) if kernel else None,
         connection=kernel_connection(record, inside=False) if kernel else None,
         network=record.spec.network,
-        log=str(paths.sandbox(record.generation).program_log),
+        log=str(_log_of(paths.sandbox(record.generation), record)),
         created_ns=record.created_ns,
         exit_status=record.exit_status,
         keeper_running=keeper_running,

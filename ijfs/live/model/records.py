@@ -78,6 +78,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
     `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
+    `disk`: bytes of a disk of its own for what it writes (sandbox/disk.py); 0: it writes to the repository's.
     `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
     (the process itself was started with others).
     `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
@@ -102,6 +103,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     base: str = ""
     late_env: dict[str, str] = {}
     ttl_s: float | None = None
+    disk: int = 0
 
 
 class Volume(msgspec.Struct, frozen=True):

@@ -1,16 +1,31 @@
 """Numbers of the system calls that the C library has no function for. Called by pager, sandbox, doctor, scheduling,
-root_paths."""
+root_paths, disk."""
 
 from __future__ import annotations
 
 import os
 from typing import Final, Literal
 
-Name = Literal["clone", "ioprio_get", "ioprio_set", "openat2", "pidfd_getfd", "pivot_root", "seccomp", "userfaultfd"]
+Name = Literal[
+    "clone",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "ioprio_get",
+    "ioprio_set",
+    "openat2",
+    "pidfd_getfd",
+    "pivot_root",
+    "seccomp",
+    "userfaultfd",
+]
 
 _NUMBERS: Final[dict[str, dict[Name, int]]] = {
     "x86_64": {
         "clone": 56,
+        "fsconfig": 431,
+        "fsmount": 432,
+        "fsopen": 430,
         "ioprio_get": 252,
         "ioprio_set": 251,
         "openat2": 437,
@@ -21,6 +36,9 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
     },
     "aarch64": {
         "clone": 220,
+        "fsconfig": 431,
+        "fsmount": 432,
+        "fsopen": 430,
         "ioprio_get": 31,
         "ioprio_set": 30,
         "openat2": 437,

@@ -53,8 +53,9 @@ def clear(paths: InstancePaths, *, but: Path | None = None) -> None:
 def keep_log(paths: InstancePaths, generation: int) -> None:
     """Put away what the instance's program wrote, before its sandbox goes: people look for the last words of a program
     when they have started it again."""
+    box = paths.sandbox(generation)
     with contextlib.suppress(OSError):
-        os.replace(paths.sandbox(generation).program_log, paths.earlier_log)
+        os.replace(box.kept_log if box.image.exists() else box.program_log, paths.earlier_log)
 
 
 def sweep_left(live: Path) -> None:

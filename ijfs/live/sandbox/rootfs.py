@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ijfs.live.errors import SandboxError
-from ijfs.live.model.paths import RUN_INSIDE, SandboxPaths
+from ijfs.live.model.paths import RUN_INSIDE, OverlayDirectories, SandboxPaths
 from ijfs.live.model.records import Volume
+from ijfs.live.sandbox import disk
 from ijfs.live.sandbox import namespaces as ns
 from ijfs_engine.errors import StorageError, is_of_a_disk
 
@@ -86,7 +87,7 @@ def mount_root(
     """Mount the overlays, /dev and /dev/shm of a sandbox in the calling process's mount namespace. `lower` is the root
     that it stands on; `fill_dev` puts into /dev what a program had there."""
     try:
-        mount_overlay(lower, paths.upper, paths.work, paths.mountpoint)
+        mount_overlay(lower, paths, paths.mountpoint, numbers=disk.keeps_numbers(paths))
         for volume in volumes:
             _mount_volume(paths, volume)
         mount_devices(paths, gpu=gpu, fill=fill_dev)
@@ -97,9 +98,11 @@ def mount_root(
         raise SandboxError(f"the sandbox's files cannot be mounted: {error.strerror}", hint=_HINT) from error
 
 
-def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
-    """One overlay over a directory of the host. OSError."""
-    options = f"lowerdir={_escape(lower)},upperdir={_escape(upper)},workdir={_escape(work)},{OVERLAY_OPTIONS}"
+def mount_overlay(lower: Path, layers: OverlayDirectories, target: Path, *, numbers: bool = False) -> None:
+    """One overlay over a directory of the host. With `numbers`, what was written has the inode numbers of its own
+    filesystem there. OSError."""
+    options = f"lowerdir={_escape(lower)},upperdir={_escape(layers.upper)},workdir={_escape(layers.work)}"
+    options += f",{OVERLAY_OPTIONS}{',xino=on' if numbers else ''}"
     ns.mount("overlay", target, "overlay", 0, options)
 
 
@@ -114,7 +117,7 @@ def _mount_volume(paths: SandboxPaths, volume: Volume) -> None:
     if not lower.is_dir():
         lower = of_volume.root / "empty"
         lower.mkdir(exist_ok=True)
-    mount_overlay(lower, of_volume.upper, of_volume.work, of_volume.mountpoint)
+    mount_overlay(lower, of_volume, of_volume.mountpoint, numbers=disk.keeps_numbers(paths))
 
 
 def overlay_fits(paths: SandboxPaths, volume: Volume) -> bool:

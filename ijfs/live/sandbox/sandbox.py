@@ -23,7 +23,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import init, rootfs, slirp
+from ijfs.live.sandbox import disk, init, rootfs, slirp
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
 from ijfs.live.sandbox.volumes import choose, is_below
@@ -68,6 +68,29 @@ class Sandbox:
         SandboxError."""
         self.mounted = True  # a mount that fails in the middle is taken away by `dispose`
         rootfs.mount_root(self.paths, self.volumes, gpu=gpu, lower=self.lower.root, fill_dev=fill_dev)
+
+    def make_layers(self, size: int) -> None:
+        """Where its writable layers go: a disk of so many bytes of its own (0: none), made or found. SandboxError."""
+        self.paths.root.mkdir(parents=True, exist_ok=True)
+        if self.paths.image.exists():
+            self.mount_layers()
+        elif size:
+            self.mounted = True
+            disk.make(self.paths, size)
+        with disk.inode_goal(self.paths) as choose:
+            if self.paths.image.exists():
+                choose(disk.last_numbers(self.paths))
+            rootfs.make_directories(self.paths, self.volumes)
+
+    def mount_layers(self) -> None:
+        """Mount the disk that it has, if it has one, in the calling process's mount namespace. SandboxError."""
+        if not self.paths.image.exists():
+            return
+        self.mounted = True
+        try:
+            disk.mount(self.paths)
+        except OSError as error:
+            raise SandboxError(f"the program's disk cannot be mounted: {error.strerror}") from error
 
     def connect_outwards(self) -> None:
         """Let the program make connections through the host (slirp4netns). SandboxError."""
@@ -122,6 +145,8 @@ class Sandbox:
         if self.slirp is not None:
             self.slirp.close()
             self.slirp = None
+        if keep_files and self.paths.image.exists():
+            disk.keep_log(self.paths)
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
@@ -162,7 +187,8 @@ def launch(
         volumes, copies = choose(spec.cwd, repo, mountinfo, needs, below=lower.root)
         volumes = volumes if kept is None else kept
         check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
-        rootfs.make_directories(paths, volumes)
+        sandbox.volumes = volumes
+        sandbox.make_layers(spec.disk)
         sandbox.volumes = tuple(_settled(paths, volume) for volume in volumes)
         rootfs.prepare_upper(paths, sandbox.volumes, copies)
         if lower.fresh is not None:
@@ -245,11 +271,11 @@ def find_init(root: Path, paths: SandboxPaths) -> str:
 
 
 def program_argv(spec: InstanceSpec) -> list[str]:
-    """The command line inside. IPython's history file is left out: a saved program's open sqlite file is read-only
-    when it comes back (its inode is another one)."""
+    """The command line inside. IPython's history file is left out where the program has no disk of its own: a saved
+    program's open sqlite file is read-only when it comes back with another inode number."""
     argv = [word.replace("{connection_file}", CONNECTION_FILE_INSIDE) for word in spec.argv]
     ipython = spec.kind == "kernel" and any("ipykernel" in word for word in argv)
-    if ipython and not any("HistoryManager" in word for word in argv):
+    if ipython and not spec.disk and not any("HistoryManager" in word for word in argv):
         argv.append("--HistoryManager.enabled=False")
     return argv
 

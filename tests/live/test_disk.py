@@ -1,0 +1,270 @@
+"""Programs with a disk of their own: the inode numbers of their files stay, ENOSPC says how large it is, and nothing of
+it is left when they have gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live_env import LiveEnv, is_gone
+from waiting import eventually
+
+from ijfs.live.client import api as client
+from ijfs.live.client.adopt import Adoption
+from ijfs.live.client.files import program_files
+from ijfs.live.model.paths import InstancePaths, SandboxPaths
+from ijfs.live.model.record_file import read_record
+from ijfs.live.sandbox import disk
+from ijfs_engine import Repository, export_tree
+
+pytestmark = [pytest.mark.root, pytest.mark.criu]
+
+SIZE = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _loop_devices(live_machine: None, tmp_path: Path) -> Iterator[None]:
+    """Skips where no loop device can be had; afterwards none has a file of the test's."""
+    paths = SandboxPaths(tmp_path / "probe")
+    paths.root.mkdir()
+    try:
+        disk.make(paths, disk.SMALLEST)
+    except Exception as error:
+        pytest.skip(f"no disk can be made here: {error}")
+    subprocess.run(["umount", paths.layers], check=True)
+    yield
+    assert eventually(lambda: str(tmp_path) not in _attached())
+
+
+def _attached() -> str:
+    """The files behind all loop devices."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.append(path.read_text())
+        except OSError:
+            continue
+    return "".join(found)
+
+
+def _numbers(env: LiveEnv, name: str, *paths: str) -> list[int]:
+    root = Path(f"/proc/{client.describe(env.repo, name).pid}/root")
+    return [os.lstat(root / path.lstrip("/")).st_ino for path in paths]
+
+
+FILES = """
+import os, socket, time
+os.makedirs("/srv/ijfs-test/deep")
+os.chdir("/srv/ijfs-test")
+for number in range(300):
+    open(f"deep/{number}", "w").write(str(number))
+for number in range(0, 300, 2):
+    os.remove(f"deep/{number}")
+os.link("deep/1", "second name")
+os.symlink("deep/1", "link")
+os.mkfifo("pipe")
+os.mknod("device", 0o20600, os.makedev(1, 3))
+socket.socket(socket.AF_UNIX).bind("socket")
+with open("sparse", "wb") as sparse:
+    sparse.truncate(10 << 20)
+    sparse.seek(5 << 20)
+    sparse.write(b"in the middle")
+os.setxattr("sparse", "user.note", b"noted")
+unlinked = open("unlinked", "w+")
+unlinked.write("still here")
+unlinked.flush()
+os.remove("unlinked")
+os.rename("/srv/ijfs-test/deep/3", "/srv/ijfs-test/moved")
+open("/tmp/ready", "w").close()
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.02)
+unlinked.seek(0)
+open("/tmp/said", "w").write(unlinked.read())
+time.sleep(600)
+"""
+NAMES = ["second name", "link", "pipe", "device", "socket", "sparse", "moved", "deep", "deep/1", "deep/299"]
+
+
+def test_files_of_every_kind_keep_their_inode_numbers_in_forks_and_grandchildren(live_env: LiveEnv) -> None:
+    work = str(live_env.work)  # a volume: its files are moved to a layer of their own
+    live_env.python("first", FILES.replace("/srv/ijfs-test", f"{work}/ijfs-test"), cwd=work, disk=SIZE)
+    root = Path(f"/proc/{client.describe(live_env.repo, 'first').pid}/root")
+    assert eventually((root / "tmp/ready").exists, 20)
+    paths = [f"{work}/ijfs-test/{name}" for name in NAMES] + ["/tmp", "/tmp/ready", work]
+    began = _numbers(live_env, "first", *paths)
+    assert began[0] == began[8], "two names of one file"
+    saved = live_env.save("first").snapshot
+    live_env.restore(saved, "second")
+    live_env.restore(live_env.save("second").snapshot, "third")
+    for name in ("second", "third"):
+        assert _numbers(live_env, name, *paths) == began
+        there = Path(f"/proc/{client.describe(live_env.repo, name).pid}/root")
+        assert (there / work[1:] / "ijfs-test/sparse").stat().st_blocks * 512 < 1 << 20
+        assert os.getxattr(there / work[1:] / "ijfs-test/sparse", "user.note") == b"noted"
+        (there / "tmp/go").touch()
+        assert eventually((there / "tmp/said").exists, 20)
+        assert (there / "tmp/said").read_text() == "still here"
+        assert live_env.exec(name, "sh", "-c", f"echo new > {work}/ijfs-test/new") == 0
+        assert _numbers(live_env, name, f"{work}/ijfs-test/new")[0] not in began
+
+
+DATABASE = """
+import os, sqlite3, sys, time
+mode, path = sys.argv[1:]
+os.makedirs(os.path.dirname(path), exist_ok=True)
+base = sqlite3.connect(path, isolation_level=None)
+base.execute(f"pragma journal_mode={mode}")
+base.execute("create table if not exists t (who text)")
+base.execute("begin")
+base.execute("insert into t values ('before')")
+open("/tmp/ready", "w").close()
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.02)
+base.execute("insert into t values (?)", (open("/tmp/go").read(),))
+base.execute("commit")
+base.execute("insert into t values ('later')")
+other = sqlite3.connect(path)
+open("/tmp/part", "w").write(" ".join(row[0] for row in other.execute("select who from t order by rowid")))
+os.rename("/tmp/part", "/tmp/said")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("mode", "whose"), [("delete", "program"), ("wal", "program"), ("delete", "machine")])
+def test_sqlite_goes_on_in_an_open_transaction_in_the_original_and_in_forks(
+    live_env: LiveEnv, mode: str, whose: str
+) -> None:
+    path = "/srv/ijfs-test/base"
+    if whose == "machine":  # a database that was there before, which the program writes to
+        path = str(live_env.work / "base")
+        with contextlib.closing(sqlite3.connect(path)) as base:
+            base.execute("create table t (who text)")
+    argv = (sys.executable, "-c", DATABASE, mode, path)
+    client.start(live_env.repo, client.InstanceSpec(name="first", argv=argv, cwd=str(live_env.work), disk=SIZE))
+    assert eventually((Path(client.describe(live_env.repo, "first").log).parents[2] / "tmp/ready").exists, 20)
+    saved = live_env.save("first")
+    assert not [warning for warning in saved.warnings if "SQLite" in warning]
+    names = ("first", "second", "third")
+    for name in names[1:]:
+        live_env.restore(saved.snapshot, name)
+    for name in names:
+        root = Path(f"/proc/{client.describe(live_env.repo, name).pid}/root")
+        (root / "tmp/new").write_text(name)
+        os.rename(root / "tmp/new", root / "tmp/go")
+        assert eventually((root / "tmp/said").exists, 20), Path(client.describe(live_env.repo, name).log).read_text()
+        assert (root / "tmp/said").read_text() == f"before {name} later"
+
+
+def test_ipythons_history_is_written_on_in_a_fork(live_env: LiveEnv) -> None:
+    kernel = live_env.kernel("first", disk=SIZE, env={"IPYTHONDIR": "/srv/ijfs-test/ipython"})
+    assert kernel.run("40 + 2") == "42"
+    fork = live_env.talk(live_env.restore(live_env.save("first").snapshot, "second"))
+    assert fork.run("said = 'in the fork'; 6 * 7") == "42"
+    fork.run("history = get_ipython().history_manager; history.writeout_cache()")
+    lines = fork.run(
+        "import sqlite3; sqlite3.connect(history.hist_file).execute('select source from history').fetchall()"
+    )
+    assert "40 + 2" in lines
+    assert "in the fork" in lines
+
+
+FILLING = """
+import errno, os, time
+try:
+    with open("/big", "wb", buffering=0) as big:
+        for _ in range(400):
+            big.write(bytes(1 << 20))
+except OSError as error:
+    os.remove("/big")
+    print(errno.errorcode[error.errno], flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_disk_that_is_full_is_said_inside_and_the_machine_has_room(live_env: LiveEnv) -> None:
+    live_env.python("small", FILLING, disk=100 << 20)
+    assert eventually(lambda: Path(client.describe(live_env.repo, "small").log).read_text() == "ENOSPC\n", 60)
+
+
+def test_what_an_ended_program_wrote_can_be_read_and_it_begins_again_with_it(live_env: LiveEnv) -> None:
+    work = live_env.work
+    live_env.command("ends", "echo said; echo kept > file; test -e again && exec sleep 600", cwd=str(work), disk=SIZE)
+    assert eventually(lambda: client.describe(live_env.repo, "ends").status == "exited", 20)
+    assert Path(client.describe(live_env.repo, "ends").log).read_text() == "said\n"
+    with program_files(live_env.repo, "ends") as files:
+        node = files.node(str(work / "file"))
+        assert b"".join(piece for _, piece in node.pieces()) == b"kept\n"
+        node.close()
+    with Repository.open(live_env.repo) as repository:
+        adoption = Adoption(repository, "ends")
+        list(adoption.take_home(adoption.compare(()).steps))
+    assert (work / "file").read_text() == "kept\n"
+    (work / "again").touch()
+    spec = client.InstanceSpec(name="ends", argv=("sh", "-c", "cat file; exec sleep 600"), cwd=str(work), disk=SIZE)
+    client.start(live_env.repo, spec, again=True)
+    assert eventually(lambda: Path(client.describe(live_env.repo, "ends").log).read_text().endswith("kept\n"), 20)
+
+
+def test_a_new_keeper_saves_what_was_written_after_the_old_one_was_killed(live_env: LiveEnv) -> None:
+    live_env.python("lives", FILES, disk=SIZE)
+    root = Path(f"/proc/{client.describe(live_env.repo, 'lives').pid}/root")
+    assert eventually((root / "tmp/ready").exists, 20)
+    keeper_process = read_record(InstancePaths.of(live_env.repo, "lives")).keeper
+    assert keeper_process is not None
+    os.kill(keeper_process.pid, signal.SIGKILL)
+    assert eventually(lambda: is_gone(keeper_process.pid))
+    (root / "tmp/late").write_text("written without a keeper")
+    began = _numbers(live_env, "lives", "/tmp/late")
+    saved = live_env.save("lives").snapshot
+    live_env.stop("lives", timeout_s=0)
+    live_env.restore(saved, "back")
+    assert _numbers(live_env, "back", "/tmp/late") == began
+    there = Path(f"/proc/{client.describe(live_env.repo, 'back').pid}/root")
+    assert (there / "tmp/late").read_text() == "written without a keeper"
+
+
+def test_going_back_in_place_keeps_the_numbers_and_a_snapshot_without_a_disk_opens_as_before(live_env: LiveEnv) -> None:
+    live_env.python("back", FILES, disk=SIZE)
+    root = Path(f"/proc/{client.describe(live_env.repo, 'back').pid}/root")
+    assert eventually((root / "tmp/ready").exists, 20)
+    began = _numbers(live_env, "back", "/srv/ijfs-test/sparse")
+    saved = live_env.save("back").snapshot
+    live_env.restore(saved, "back", replace=True)
+    assert _numbers(live_env, "back", "/srv/ijfs-test/sparse") == began
+    with Repository.open(live_env.repo) as repository:
+        root_tree = repository.reader().tree(repository.snapshot(bytes.fromhex(saved)).root)
+        assert b"inodes" in {entry.name for entry in root_tree.entries}
+        export_tree(repository.reader(), repository.snapshot(bytes.fromhex(saved)).root, live_env.work / "out")
+    live_env.python("plain", FILES)
+    plain = Path(f"/proc/{client.describe(live_env.repo, 'plain').pid}/root")
+    assert eventually((plain / "tmp/ready").exists, 20)
+    snapshot = live_env.save("plain").snapshot
+    with Repository.open(live_env.repo) as repository:
+        root_tree = repository.reader().tree(repository.snapshot(bytes.fromhex(snapshot)).root)
+        assert b"inodes" not in {entry.name for entry in root_tree.entries}
+    assert live_env.restore(snapshot, "plain2").status == "running"
+
+
+def test_one_image_is_never_attached_twice(tmp_path: Path) -> None:
+    paths = SandboxPaths(tmp_path / "box")
+    paths.root.mkdir()
+    disk.make(paths, disk.SMALLEST)
+    try:
+        with disk.opened(paths) as first, disk.opened(paths) as second:
+            (paths.layers / "file").write_text("one filesystem")
+            assert (first / "file").read_text() == (second / "file").read_text() == "one filesystem"
+            assert _attached().count(str(paths.image)) == 1
+    finally:
+        subprocess.run(["umount", paths.layers], check=True)
+    with disk.opened(paths) as place:
+        held = os.open(place / "file", os.O_RDONLY)
+    assert os.read(held, 100) == b"one filesystem", "what was opened outlives the mount"
+    os.close(held)
