@@ -252,6 +252,7 @@ def test_a_file_that_is_written_meanwhile_is_taken_home_whole_or_not_at_all(
             yield piece
 
     monkeypatch.setattr(LayerFiles, "pieces", written_meanwhile)
+    assert pair.seen() == {"log": ("changed", False)}
     done = list(apply(pair.branch(), steps))
     assert "is being written" in done[0].left
     assert (pair.host / "log").read_text() == "old"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ijfs.live.adopt.branch import Branch, BranchFile, SnapshotFiles, entry_on_disk
+from ijfs.live.adopt.branch import Branch, BranchFile, SnapshotFiles, UnsteadyError, entry_on_disk
 from ijfs_engine import Reader
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -165,7 +165,10 @@ class _Comparison:
         fields = ("kind", "mode", "uid", "gid", "target", "size")
         if any(getattr(wanted, name) != getattr(found, name) for name in fields):
             return False
-        return wanted.kind != "f" or holds(path, self._branch.files.pieces(path, file))
+        try:
+            return wanted.kind != "f" or holds(path, self._branch.files.pieces(path, file))
+        except UnsteadyError:  # the program writes it at this moment: apply.py waits for it
+            return False
 
     def _conflict(self, path: bytes, status: os.stat_result) -> str:
         if self._branch.since_ns(path) == 0 and not self._known(path, status):
