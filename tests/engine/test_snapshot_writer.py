@@ -8,8 +8,8 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,8 +29,7 @@ from ijfs_engine import (
     export_tree,
     import_directory,
 )
-from ijfs_engine.format.frames import EncodedChunk
-from ijfs_engine.storage.object_store import Store
+from ijfs_engine.read.chunk_reader import ChunkReader
 
 MIB = 1 << 20
 
@@ -342,13 +341,13 @@ def test_many_small_files_come_out_in_few_requests(
     (source / "the same").write_bytes((source / "7").read_bytes())
     (source / "large").write_bytes(noise.randbytes(300_000))
     asked: list[int] = []
-    get_chunks = Store.get_chunks
+    load = ChunkReader._load
 
-    def counted(store: Store, ids: Sequence[bytes]) -> list[EncodedChunk]:
-        asked.append(len(ids))
-        return get_chunks(store, ids)
+    def counted(reader: ChunkReader, wanted: list[bytes], loading: Any) -> None:
+        asked.append(len(wanted))
+        load(reader, wanted, loading)
 
-    monkeypatch.setattr(Store, "get_chunks", counted)
+    monkeypatch.setattr(ChunkReader, "_load", counted)
     round_trip(repository, source, tmp_path / "out")
     assert sum(asked) >= 300
     assert len(asked) <= 10

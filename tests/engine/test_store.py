@@ -90,11 +90,20 @@ def test_nothing_of_a_session_without_commit_is_visible(repository: Repository) 
     assert list(repository.directory.sessions.iterdir()) == []
 
 
-def test_a_session_that_has_ended_takes_no_commit(repository: Repository) -> None:
+def test_a_session_that_has_ended_takes_nothing_more(repository: Repository) -> None:
+    """A thread that is late would begin a pack that nobody closes."""
     session = repository.session()
     session.abort()
-    with pytest.raises(IjfsError):
-        session.commit_snapshot(bytes(32))
+    data = noise(5000)
+    for late in (
+        lambda: session.put_chunks([chunk_codec.encode(memoryview(data), chunk_id(data))]),
+        lambda: session.put_object(FrameKind.TREE, encode_tree(Tree(()))),
+        lambda: session.put_sidecar(bytes(32), b"late"),
+        lambda: session.commit_snapshot(bytes(32)),
+    ):
+        with pytest.raises(IjfsError, match="ended"):
+            late()
+    assert pack_paths(repository) == []
 
 
 def test_a_full_pack_is_published_and_the_next_begun(repository: Repository) -> None:

@@ -74,8 +74,10 @@ def export_tree(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; {work.unfinished()}") from error
     finally:
-        work.close()
-        os.close(fd)
+        try:
+            work.close()
+        finally:
+            os.close(fd)
 
 
 def _open_target(target: Path) -> int:
@@ -160,8 +162,10 @@ class _NewFile:
         if self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._directory)
-        os.close(self.fd)
-        os.close(self._directory)
+        try:
+            os.close(self.fd)
+        finally:
+            os.close(self._directory)
 
 
 class _FirstName(NamedTuple):
@@ -216,9 +220,8 @@ class _Export:
 
     def close(self) -> None:
         self._pipeline.close()
-        for file in self._open:
-            file.close()
-        self._open.clear()
+        while self._open:
+            self._open.popleft().close()
 
     def _visit(
         self,

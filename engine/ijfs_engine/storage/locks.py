@@ -40,12 +40,16 @@ class LockFile:
         clear_dead(directory)
         while True:
             path = directory / f"{os.getpid()}-{os.urandom(6).hex()}"
-            fd = disk.create(path)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # gc may have taken the file for a dead one's between the create and the flock, and removed it.
-            if os.fstat(fd).st_nlink:
-                return cls(fd, path)
-            os.close(fd)
+            made = cls(disk.create(path), path)
+            try:
+                fcntl.flock(made._fd, fcntl.LOCK_EX)
+                # gc may have taken the file for a dead one's between the create and the flock, and removed it.
+                if os.fstat(made._fd).st_nlink:
+                    return made
+            except BaseException:
+                made.close()
+                raise
+            made.close()
 
     def write(self, data: bytes) -> None:
         """Replace the content (not durable: it has no meaning without its holder)."""
@@ -54,11 +58,15 @@ class LockFile:
 
     def close(self) -> None:
         """Remove the file and let go; safe to call twice."""
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        # First forgotten, then closed: Ctrl-C comes out of the close when the number is free for others already.
+        fd, self._fd = self._fd, -1
+        try:
             with contextlib.suppress(OSError):
                 disk.unlink(self.path)
-            os.close(self._fd)
-            self._fd = -1
+        finally:
+            os.close(fd)
 
 
 def try_take(path: Path) -> int | None:

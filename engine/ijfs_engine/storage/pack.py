@@ -187,8 +187,8 @@ class PackWriter:
             self._pool.shutdown()
             self._pool = None
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def _copy(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")

@@ -157,6 +157,7 @@ class Session:
         """
         headers = [encode_header(FrameKind.CHUNK, chunk) for chunk in chunks]
         with self._lock, disk.storage_errors("writing a pack"):
+            self._check_open()
             new = {
                 chunk.id: (header, chunk)
                 for header, chunk in zip(headers, chunks, strict=True)
@@ -181,6 +182,7 @@ class Session:
             return ident
         chunk = compress(ident, plain)
         with self._lock:
+            self._check_open()
             if ident in self._rows.objects or ident in self._held:
                 return ident
             self._held[ident] = _Held(kind, chunk)
@@ -198,6 +200,7 @@ class Session:
         chunk = compress(leaf, plain)
         header = encode_header(FrameKind.SIDECAR, chunk)
         with self._lock, disk.storage_errors("writing a pack"):
+            self._check_open()
             if leaf in self._rows.sidecars:
                 return
             if self._sidecars is None:
@@ -257,9 +260,11 @@ class Session:
     def abort(self) -> None:
         """End the session; what it put becomes garbage that gc takes. Safe to call twice, and after commit."""
         with self._lock:
-            with contextlib.suppress(OSError, StorageError):
-                self._drop_unknown_packs()
-            self._end()
+            try:
+                with contextlib.suppress(OSError, StorageError):
+                    self._drop_unknown_packs()
+            finally:
+                self._end()
 
     def __enter__(self) -> Session:
         return self
@@ -334,17 +339,20 @@ class Session:
 
     def _forget(self) -> None:
         """Close the packs, which the index knows now: the next frame begins a new one."""
-        for writer in (self._data, self._sidecars):
-            if writer is not None:
-                writer.close()
+        with contextlib.ExitStack() as packs:
+            for writer in (self._data, self._sidecars):
+                if writer is not None:
+                    packs.callback(writer.close)
         self._data = self._sidecars = None
         self._rows = _PendingRows()
 
     def _end(self) -> None:
-        self._forget()
-        self._held.clear()
         self._ended = True
-        self._registration.close()
+        self._held.clear()
+        try:
+            self._forget()
+        finally:
+            self._registration.close()
 
 
 # To make one takes longer than to pack a leaf.

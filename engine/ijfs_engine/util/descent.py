@@ -29,9 +29,8 @@ def open_long(path: bytes, flags: int) -> int:
     try:
         *above, last = _pieces(path)
         for piece in above:
-            below = os.open(piece, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
-            os.close(here)
-            here = below
+            left, here = here, os.open(piece, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+            os.close(left)
         return os.open(last, flags, dir_fd=here)
     finally:
         os.close(here)
@@ -115,9 +114,8 @@ def descend(top: int, names: Sequence[bytes]) -> int:
     here = os.dup(top)
     try:
         for name in names:
-            below = open_directory(name, here)
-            os.close(here)
-            here = below
+            left, here = here, open_directory(name, here)
+            os.close(left)
     except BaseException:
         os.close(here)
         raise

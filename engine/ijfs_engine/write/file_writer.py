@@ -121,9 +121,8 @@ class FileWriter:
     def close(self) -> None:
         """Drop what is not finished. Safe to call twice."""
         self._pipeline.close()
-        for job in self._jobs:
-            job.stack.close()
-        self._jobs.clear()
+        while self._jobs:
+            self._jobs.pop().stack.close()
 
     # --- Large files
 

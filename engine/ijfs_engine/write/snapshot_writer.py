@@ -153,10 +153,12 @@ class SnapshotWriter:
 
     def close(self) -> None:
         """Give up what is not committed. Safe to call twice, and after `commit`."""
-        self._files.close()
-        self._reader.close()
-        self._parent_store.close()
-        self._session.abort()
+        try:
+            self._files.close()
+            self._reader.close()
+            self._parent_store.close()
+        finally:
+            self._session.abort()
 
     def __enter__(self) -> SnapshotWriter:
         return self
