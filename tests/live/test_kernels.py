@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from live_env import Kernel, LiveEnv
-from waiting import eventually
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs_engine import Repository
@@ -114,13 +113,14 @@ def test_fork_of_a_live_instance_saves_it_first(shared_env: LiveEnv, kernel: Ker
 
 
 def test_a_cell_can_be_interrupted(shared_env: LiveEnv, kernel: Kernel) -> None:
-    message = kernel.client.execute("time.sleep(60)")
-    time.sleep(0.3)
+    message = kernel.client.execute("print('in it', flush=True); time.sleep(600)")
+    while kernel.client.get_iopub_msg(timeout=patient(30))["content"].get("text") != "in it\n":
+        pass
     with client.connect(shared_env.repo, "base") as keeper:
         keeper.signal(signal.SIGINT)
-    reply = kernel.client.get_shell_msg(timeout=10)
+    reply = kernel.client.get_shell_msg(timeout=patient(30))
     while reply["parent_header"].get("msg_id") != message:
-        reply = kernel.client.get_shell_msg(timeout=10)
+        reply = kernel.client.get_shell_msg(timeout=patient(30))
     assert reply["content"]["ename"] == "KeyboardInterrupt"
 
 
