@@ -28,9 +28,8 @@ class Watch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for descriptor in self.namespaces.values():
-            os.close(descriptor)
-        self.namespaces.clear()
+        while self.namespaces:
+            os.close(self.namespaces.popitem()[1])
 
     def saw(self, pid: int) -> None:
         """Remember and hold the namespaces of a live program, but for those that this process shares."""

@@ -50,8 +50,8 @@ class DiskNode:
     def close(self) -> None:
         """Let go of the descriptor."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def children(self) -> Iterator[DiskNode]:
         """What a directory holds, by name; each is the caller's to close. What vanishes meanwhile is left out."""
@@ -157,9 +157,8 @@ class ProgramFiles:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for _, fd in self.roots:
-            os.close(fd)
-        self.roots.clear()
+        while self.roots:
+            os.close(self.roots.pop()[1])
 
     def inside(self, path: str) -> str:
         """A path as the program would write it out: absolute, from its working directory."""

@@ -198,14 +198,17 @@ class _Receiver:
         self._wake()
         for thread in self._threads:
             thread.join()
-        os.close(self._wake_fd)
+        fd, self._wake_fd = self._wake_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def raise_error(self) -> None:
         if self.error is not None:
             raise self.error
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
 
     # -- the threads
 
@@ -319,9 +322,8 @@ class _Receiver:
         return _reserve(file, length)
 
     def _close(self) -> None:
-        for pipe in self._pipes:
-            os.close(pipe)
-        self._pipes.clear()
+        while self._pipes:
+            os.close(self._pipes.popitem()[0])
         if self._connection is not None:
             self._connection.close()
         self._listener.close()

@@ -224,9 +224,9 @@ class Pager:
         self._guardian.join()
         self._let_go()
         self._listener.close()
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
 
     def __enter__(self) -> Pager:
         return self
@@ -338,9 +338,8 @@ class Pager:
             self._update(failed=f"{reason}; the program waits for memory that nobody brings")
 
     def _let_go(self) -> None:
-        for _, fds in self._held.values():
-            _close_all(fds)
-        self._held.clear()
+        while self._held:
+            _close_all(self._held.popitem()[1][1])
 
     def _update(self, **changes: Any) -> None:
         with self._changed:
@@ -362,5 +361,5 @@ def _listen(workdir: Path) -> socket.socket:
 
 
 def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    while fds:
+        os.close(fds.pop())

@@ -11,6 +11,7 @@ was read by CRIU itself. Which mappings are registered: private anonymous ones t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -189,7 +190,8 @@ class DirectoryFile:
         return done
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        with contextlib.suppress(AttributeError):
+            os.close(self._fd)
 
 
 class DirectoryFiles:

@@ -88,8 +88,8 @@ class Uffd:
     def close(self) -> None:
         """Give up this reference. With the last one the kernel unregisters every range and wakes every waiter."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def zero(self, start: int, length: int) -> tuple[int, RangeOutcome]:
         """Map the kernel's zero page over missing pages: (bytes that were mapped, outcome)."""

@@ -37,14 +37,12 @@ class ForkedChild:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     self._status = os.waitstatus_to_exitcode(status)
-                    os.close(self._pidfd)
             return self._status
 
     def wait(self) -> int:
         """Block until it has ended."""
         while (status := self.poll()) is None:
-            with suppress(OSError, ValueError):  # another thread saw the end just now
-                select.select([self._pidfd], [], [])
+            _has_ended(self._pidfd, None)
         return status
 
     def kill(self) -> None:
@@ -52,6 +50,11 @@ class ForkedChild:
         with self._guard:
             if self._status is None:
                 os.kill(self.pid, signal.SIGKILL)
+
+    def __del__(self) -> None:
+        # Not when the end is seen: another thread may be waiting at the number, which would soon be something else's.
+        with suppress(AttributeError):
+            os.close(self._pidfd)
 
 
 class UnrelatedProcess:
@@ -63,22 +66,26 @@ class UnrelatedProcess:
         self._pidfd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        return -signal.SIGKILL if self._has_ended(0.0) else None
+        return -signal.SIGKILL if _has_ended(self._pidfd, 0) else None
 
     def wait(self) -> int:
-        self._has_ended(None)
+        _has_ended(self._pidfd, None)
         return -signal.SIGKILL
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def _has_ended(self, timeout_s: float | None) -> bool:
-        return bool(select.select([self._pidfd], [], [], timeout_s)[0])
-
     def __del__(self) -> None:
         with suppress(AttributeError):
             os.close(self._pidfd)
+
+
+def _has_ended(pidfd: int, timeout_ms: int | None) -> bool:
+    """Wait for the end of a process. By poll(2): select(2) takes no number above 1023."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
 
 
 def _become(run: Callable[[], int], keep: Collection[int]) -> NoReturn:

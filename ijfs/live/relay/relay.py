@@ -86,9 +86,9 @@ class Relay:
 
     def attach(self, network_fd: int) -> None:
         """Connections made from now on go into that network namespace (an fd, duplicated)."""
-        if self._network_fd >= 0:
-            os.close(self._network_fd)
-        self._network_fd = os.dup(network_fd)
+        old, self._network_fd = self._network_fd, os.dup(network_fd)
+        if old >= 0:
+            os.close(old)
 
     def admit(self, names: Sequence[str] | None = None) -> None:
         """Let waiting and new connections to those ports (default: all) in."""
@@ -132,8 +132,8 @@ class Relay:
         for listener in self._listeners.values():
             listener.socket.close()
         if self._network_fd >= 0:
-            os.close(self._network_fd)
-            self._network_fd = -1
+            fd, self._network_fd = self._network_fd, -1
+            os.close(fd)
 
     async def _accept(self, name: str, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         while True:

@@ -150,11 +150,11 @@ class Sandbox:
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
-        for fd in (self.network_fd, self.pidfd, self.lower.fd):
+        held = (self.network_fd, self.pidfd, self.lower.fd)
+        self.network_fd, self.pidfd, self.lower = -1, None, replace(self.lower, fd=-1)
+        for fd in held:
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self.lower = replace(self.lower, fd=-1)
-        self.network_fd, self.pidfd = -1, None
         if not keep_files:
             shutil.rmtree(self.paths.root, ignore_errors=True)
             return

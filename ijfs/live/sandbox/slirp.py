@@ -9,7 +9,6 @@ answered another process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import shutil
@@ -60,8 +59,9 @@ class Slirp:
 
     def close(self) -> None:
         """End it."""
-        with contextlib.suppress(OSError):
-            os.close(self._exit)
+        fd, self._exit = self._exit, -1
+        if fd >= 0:
+            os.close(fd)
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
