@@ -1,5 +1,5 @@
-"""Compile the hot loops of the storage engine and of the pager, and what is loaded into CRIU; everything else about the
-package is in pyproject.toml.
+"""Compile the hot loops of the storage engine, the pager and a freeze, and what is loaded into CRIU; everything else
+about the package is in pyproject.toml.
 
 Every .pyx in SOURCES becomes an extension module beside it, so adding one needs no change here.
 Called by pip (install), by tools/setup (rebuild in place) and by tools/check-native (a build with AddressSanitizer).
@@ -12,7 +12,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 NATIVE = Path("engine/ijfs_engine/_native")
-SOURCES = {"ijfs_engine._native": NATIVE, "ijfs.live.pager": Path("ijfs/live/pager")}
+SOURCES = {
+    "ijfs_engine._native": NATIVE,
+    "ijfs.live.pager": Path("ijfs/live/pager"),
+    "ijfs.live.checkpoint": Path("ijfs/live/checkpoint"),
+}
 
 # Never -march=native: a wheel or a copied checkout must run on the oldest x86-64. Code that wants AVX2 asks the CPU.
 OPTIMISED = ["-O3", "-g1"]

@@ -114,8 +114,10 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
         staging = sandbox.paths.root / f"stage-{time.monotonic_ns()}"
         walker = LayerWalker(writable_layers(sandbox), stat_cache, staging)
         memory = memory_bytes(sandbox.pid) + (gpu.program.held_bytes(sandbox.pid) if gpu else 0)
-        files = walker.measure()
-        arena = arenas.acquire(memory + files, 2 * memory + files + SLACK, sandbox.paths.root)
+        files = walker.measure(mapped_in(sandbox.pid))
+        # What changes between being read and being frozen is read twice.
+        arena = arenas.acquire(memory + files, 2 * (memory + files) + SLACK, sandbox.paths.root)
+        walker.read_ahead(arena, leased_in(sandbox.pid))
     except (OSError, IjfsError) as error:
         raise _explained(error, sandbox, stopped) from None
     return Prepared(walker, arena, stopped)
@@ -192,6 +194,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
         except BaseException as error:
             for capture in captured:
                 capture.discard()
+            prepared.walker.discard()
             raise _explained(stream.error or error, sandbox, prepared.stopped) from None
     spilled = prepared.arena.spilled
     return Frozen(

@@ -172,7 +172,7 @@ class SnapshotStore:
         notes = self._keep_head(contents.branch, head, parents)
         with repository.begin(parents, progress=progress) as writer:
             before = SnapshotFiles(self.reader, repository.snapshot(parents[0]).root) if parents else None
-            writer.add_entries(_entry(item, before) for item in contents.workspace.items)
+            writer.add_entries(_entry(item, before) for item in contents.workspace.items.values())
             if contents.workspace.inodes:
                 writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))
             if contents.notebook is not None:

@@ -6,8 +6,9 @@ What is saved are the writable layers: the root overlay's upper, each volume's u
 Whiteouts (character devices 0/0) and the overlay's own attributes (trusted.overlay.*) are files and attributes like all
 others, so that what was deleted stays deleted.
 
-While the program stands still, only what changed since the last save is read, into memory that was faulted in before
-(or copied to a staging directory where it is too large for that). Unchanged is what has the same inode, size, mode,
+Only what changed since the last save is read, into memory that was faulted in before (or copied to a staging directory
+where it is too large for that): while the program runs, and while it stands still once more what changed meanwhile
+(ahead.py). Unchanged is what has the same inode, size, mode,
 mtime and ctime, under two conditions, as git's index has them: the times were old when the file was read (a change in
 the same clock tick would not show), and no process had it mapped for shared writing (such a write may leave mtime
 alone). Everything else is read again.
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ijfs.live.checkpoint.ahead import LayerAhead, StatKey, key_of
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import descriptors, procfs
@@ -40,22 +42,15 @@ from ijfs_engine.errors import StorageError
 # ticks every 1–10 ms (CONFIG_HZ), finer only from 6.13 on.
 RACY_NS = 20_000_000
 
+# What a program does to its files while they are looked at.
+GONE = (FileNotFoundError, NotADirectoryError)
+
 # A file larger than this is copied to the staging directory instead of into memory.
 LARGEST_IN_MEMORY = 256 << 20
 
 
 # What the system takes of a path in one piece (PATH_MAX).
 _LONGEST = 4096
-
-
-class StatKey(NamedTuple):
-    """What tells a changed file from an unchanged one."""
-
-    inode: int
-    size: int
-    mode: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 StatCache = dict[str, StatKey]
@@ -76,13 +71,22 @@ class Item:
 class Capture:
     """A workspace as it was at one moment."""
 
-    items: list[Item] = field(default_factory=list)
+    items: dict[str, Item] = field(default_factory=dict)
+    """By path in the snapshot's tree."""
     stat_cache: StatCache = field(default_factory=dict)
-    bytes_read: int = 0
-    bytes_total: int = 0
     staged: Path | None = None
     inodes: dict[str, int] = field(default_factory=dict)
     """Inode numbers that are to stay, by path in the snapshot's tree."""
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all files."""
+        return sum(item.entry.size for item in self.items.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of those that are not as in the snapshot before."""
+        return sum(item.entry.size for item in self.items.values() if item.source is not None)
 
     def discard(self) -> None:
         """Remove what was staged."""
@@ -137,7 +141,11 @@ def upper_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> list[tu
 
 
 class LayerWalker:
-    """One capture in the making. `measure` before the freeze, `capture` in it."""
+    """One capture in the making. `measure` and `read_ahead` while the program runs, `capture` while it stands still.
+
+    What was seen before is looked at again while it stands still, by compiled code; only what changed since is read
+    then. Without `measure`, everything is.
+    """
 
     def __init__(self, layers: Sequence[WritableLayer], stat_cache: StatCache, staging: Path) -> None:
         self._layers = layers
@@ -147,48 +155,98 @@ class LayerWalker:
         self._leased: Leases = {}
         self._links: dict[FileId, int] = {}
         self._staged = 0
+        self._ahead: dict[str, LayerAhead] = {}
+        self._capture = Capture()
+        self._mapped_before: frozenset[str] = frozenset()
 
-    def measure(self) -> int:
-        """Bytes that a capture would read now: what to fault in beforehand."""
+    def measure(self, mapped: frozenset[str] = frozenset()) -> int:
+        """Look at everything; the bytes that a capture reads: what to fault in beforehand. `mapped`: as `capture` has
+        it, but a moment before this. Bytes that come into a file by a mapping which is gone by then do not show."""
+        self._mapped_before = mapped
         total = 0
         for layer in self._layers:
+            ahead = LayerAhead(layer.outside, layer.at, time.time_ns() - RACY_NS)
             for at, found in walk(layer, running=True):
-                status = found.status
-                readable = stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_IN_MEMORY
-                if readable and self._stat_cache.get(at) != key_of(status):
-                    total += status.st_size
+                with contextlib.suppress(*GONE):
+                    item = self._take(layer, at, found)
+                    ahead.saw(at, found, key_of(found.status))
+                    total += item.entry.size if _is_read(item) and item.entry.size <= LARGEST_IN_MEMORY else 0
+            if ahead.usable and not layer.without:
+                self._ahead[layer.at] = ahead
+            else:
+                self._forget_all(layer.at)
         return total
+
+    def read_ahead(self, arena: Arena, leased: Leases | None = None) -> None:
+        """Read what a capture has to have, for as far as it stays as it is until then. Not what is `leased`: its holder
+        would be told."""
+        for ahead in self._ahead.values():
+            for line, at, path in ahead.files():
+                item = self._capture.items.get(at)
+                if item is not None and _is_read(item):
+                    try:
+                        self._read_early(item, path, arena, leased or {})
+                    except (OSError, StorageError):
+                        item.source = None
+                        ahead.distrust(line)
 
     def capture(self, arena: Arena | None, mapped: frozenset[str], leased: Leases | None = None) -> Capture:
         """Read everything that changed, into the arena; without one (nothing changes any more) files are named, to be
         read later. `mapped`: paths inside that some process may write through a mapping. `leased`: files that are read
         by their holders' descriptors (process/descriptors.py)."""
         self._leased = leased or {}
-        capture = Capture()
         now = time.time_ns()
         for layer in self._layers:
             self._outside = layer.outside
-            for at, found in walk(layer):
-                item = self._item(at, found, arena, capture)
-                capture.items.append(item)
-                capture.bytes_total += item.entry.size
-                if layer.numbered:
-                    capture.inodes[at] = found.status.st_ino
+            ahead = self._ahead.get(layer.at)
+            for at, found in walk(layer) if ahead is None else self._changed(ahead, layer, mapped):
+                item = self._take(layer, at, found)
+                if _is_read(item):
+                    item.source = self._source(found, arena)
                 trusted = found.status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
-                if item.entry.kind == "f" and trusted:
-                    capture.stat_cache[at] = key_of(found.status)
-        return capture
+                if not trusted:
+                    self._capture.stat_cache.pop(at, None)
+        self._capture.staged = self._staging if self._staged else None
+        return self._capture
 
-    def _item(self, at: str, found: FoundOnDisk, arena: Arena | None, capture: Capture) -> Item:
+    def discard(self) -> None:
+        """Remove what was staged for a capture that did not come about."""
+        if self._staged:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _changed(
+        self, ahead: LayerAhead, layer: WritableLayer, mapped: frozenset[str]
+    ) -> Iterator[tuple[str, FoundOnDisk]]:
+        """What is not as it was seen; what is gone is forgotten."""
+        paths = mapped | self._mapped_before
+        maybe = {layer.at + path[len(layer.inside) :] for path in paths if path.startswith(f"{layer.inside}/")}
+        for at, found in ahead.changed(maybe):
+            if found is None:
+                self._forget(at)
+            else:
+                yield at, found
+
+    def _take(self, layer: WritableLayer, at: str, found: FoundOnDisk) -> Item:
+        """The item of what is at a path, without its bytes."""
         item = Item(at, self._entry(found))
-        if item.entry.kind != "f":
-            return item
-        if self._stat_cache.get(at) == key_of(found.status):
-            item.unchanged = True
-            return item
-        item.source = self._source(found, arena, capture)
-        capture.bytes_read += item.entry.size
+        key = key_of(found.status)
+        self._forget(at)
+        self._capture.items[at] = item
+        if layer.numbered:
+            self._capture.inodes[at] = key.inode
+        if item.entry.kind == "f":
+            item.unchanged = self._stat_cache.get(at) == key
+            self._capture.stat_cache[at] = key
         return item
+
+    def _forget(self, at: str) -> None:
+        """Nothing is at that path any more."""
+        for part in (self._capture.items, self._capture.stat_cache, self._capture.inodes):
+            part.pop(at, None)
+
+    def _forget_all(self, top: str) -> None:
+        for at in [path for path in self._capture.items if path == top or path.startswith(f"{top}/")]:
+            self._forget(at)
 
     def _entry(self, found: FoundOnDisk) -> Entry:
         entry, status = found.entry(), found.status
@@ -197,19 +255,32 @@ class LayerWalker:
         link = self._links.setdefault((status.st_dev, status.st_ino), len(self._links) + 1)
         return msgspec.structs.replace(entry, link=link)
 
-    def _source(self, found: FoundOnDisk, arena: Arena | None, capture: Capture) -> bytes | Segments | Path:
+    def _read_early(self, item: Item, path: bytes, arena: Arena, leased: Leases) -> None:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) in leased:
+                raise StorageError(f"{item.at} is leased")
+            with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+                item.source = self._bytes_of(file.fileno(), item.entry.size, item.at, arena)
+        finally:
+            os.close(fd)
+
+    def _source(self, found: FoundOnDisk, arena: Arena | None) -> bytes | Segments | Path:
         size = found.status.st_size
-        if size == 0:
-            return b""
         path = self._outside / os.fsdecode(found.path)
-        if arena is None and len(os.fsencode(path)) < _LONGEST:
+        if arena is None and size and len(os.fsencode(path)) < _LONGEST:
             return path
         holder = self._leased.get((found.status.st_dev, found.status.st_ino))
         with descriptors.opened(found.at, holder, found.directory) as fd:
-            if size > LARGEST_IN_MEMORY or arena is None:
-                capture.staged = self._staging
-                return self._stage(fd, size)
-            return _read(found, fd, arena)
+            return self._bytes_of(fd, size, os.fsdecode(found.path), arena)
+
+    def _bytes_of(self, fd: int, size: int, shown: str, arena: Arena | None) -> bytes | Segments | Path:
+        if size == 0:
+            return b""
+        if size > LARGEST_IN_MEMORY or arena is None:
+            return self._stage(fd, size)
+        return _read(fd, size, shown, arena)
 
     def _stage(self, fd: int, size: int) -> Path:
         """A copy on disk, holes kept."""
@@ -226,20 +297,18 @@ class LayerWalker:
         return path
 
 
-def _read(found: FoundOnDisk, fd: int, arena: Arena) -> Segments:
-    size = found.status.st_size
+def _is_read(item: Item) -> bool:
+    return item.entry.kind == "f" and not item.unchanged and item.source is None
+
+
+def _read(fd: int, size: int, shown: str, arena: Arena) -> Segments:
     file = arena.new_file(size)
     while file.size < size:
         count = os.readv(fd, [file.tail(size - file.size)])
         if count == 0:
-            raise StorageError(f"{os.fsdecode(found.path)} became shorter while it was read")
+            raise StorageError(f"{shown} became shorter while it was read")
         file.advance(count)
     return file.segments()
-
-
-def key_of(status: os.stat_result) -> StatKey:
-    """The key of a file as it is."""
-    return StatKey(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
