@@ -36,11 +36,17 @@ THIN_EVERY = 20
 @dataclass
 class Session:
     """One live kernel. `dirty`: something may have run since `Box.snapshot`; so nobody knows after a start of this
-    server. One call at a time: an agent's calls may come together."""
+    server. `missed`: runs since that snapshot before which a save was refused. One call at a time: an agent's calls
+    may come together."""
 
     box: aio.Box
     dirty: bool = True
+    missed: int = 0
     turn: anyio.Lock = field(default_factory=anyio.Lock)
+
+    def stands_on_snapshot(self) -> None:
+        """It is as its newest snapshot has it."""
+        self.dirty, self.missed = False, 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Sessions:
             return await self._new(name)
         session = self._session(name)
         await session.box.restore(info.snapshot)
-        session.dirty = False
+        session.stands_on_snapshot()
         snapshot = await aio.in_thread(self.repo.snapshot, info.snapshot)
         return session, f"it had ended; it is back as it was {_ago(snapshot.record.created_ns)}: {snapshot.id[:12]}"
 
@@ -103,6 +109,7 @@ class Sessions:
         try:
             return Checkpoint(await aio.in_thread(_save_beside, self.repo, session.box.name, message))
         except IjfsError as error:
+            session.missed += 1
             return Checkpoint(reason=str(error))
 
     async def settled(self, session: Session, checkpoint: Checkpoint) -> str:
@@ -110,14 +117,23 @@ class Sessions:
         if checkpoint.number is None:
             return f"none ({checkpoint.reason})"
         try:
-            return await aio.in_thread(_wait_save, self.repo, session.box.name, checkpoint.number)
+            saved = await aio.in_thread(_wait_save, self.repo, session.box.name, checkpoint.number)
         except IjfsError as error:
+            session.missed += 1
             return f"none ({error})"
+        session.missed = 0
+        return saved
 
     async def undo(self, session: Session, steps: int) -> str:
-        """Go back to the moment before the last run, or so many runs further; the snapshot's id. UnknownNameError."""
+        """Go back to the moment before the last run, or so many runs further; the snapshot's id. UnknownNameError, also
+        where no save could be made before that run: an earlier moment is not what was asked for."""
+        if steps <= session.missed:
+            raise UnknownNameError(
+                f"session '{session.box.name}' has no checkpoint {steps} runs back: that save was refused",
+                hint=f"the newest one is {session.missed + 1} runs back",
+            )
         at = await session.box.snapshot()
-        back = steps if session.dirty else steps + 1
+        back = steps - session.missed if session.dirty else steps + 1
         for _ in range(back - 1):
             parents = await at.parents() if at is not None else []
             at = parents[0] if parents else None
@@ -127,20 +143,20 @@ class Sessions:
                 hint="the tool `checkpoints` lists those that there are",
             )
         await session.box.restore(at)
-        session.dirty = False
+        session.stands_on_snapshot()
         return at.id
 
     async def restore(self, session: Session, spec: str) -> str:
         """Go to any snapshot; its id."""
         snapshot = await aio.Repository(self.repo).snapshot(spec)
         await session.box.restore(snapshot)
-        session.dirty = False
+        session.stands_on_snapshot()
         return snapshot.id
 
     async def checkpoint(self, session: Session, message: str) -> str:
         """Save this moment; its id."""
         snapshot = await session.box.save(message)
-        session.dirty = False
+        session.stands_on_snapshot()
         return snapshot.id
 
     async def fork(self, session: Session, names: list[str], count: int) -> list[str]:

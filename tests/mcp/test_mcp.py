@@ -77,6 +77,22 @@ def test_an_agent_works_goes_back_and_branches(live_env: LiveEnv) -> None:
     over_stdio(work)
 
 
+def test_no_undo_goes_further_back_than_it_was_asked_to(live_env: LiveEnv) -> None:
+    queue = "import ctypes, os\nq = ctypes.CDLL('librt.so.1').mq_open(b'/q', os.O_CREAT | os.O_RDWR, 0o600, None)"
+
+    async def work(call: Agent) -> None:
+        await call("run_code", code="x = 1")
+        await call("run_code", code=queue)
+        assert "no new checkpoint" in await call("run_code", code="x = 2")  # a message queue is open: no save
+        with pytest.raises(RuntimeError, match=r"no checkpoint 1 runs back(.|\n)*2 runs back"):
+            await call("undo")
+        assert (await call("run_code", code="x")).startswith("2\n")
+        await call("undo", steps=3)
+        assert (await call("run_code", code="x, 'q' in dir()")).startswith("(1, False)\n")
+
+    over_stdio(work)
+
+
 def test_a_session_is_found_again_by_the_next_server(live_env: LiveEnv) -> None:
     async def before(call: Agent) -> None:
         await call("run_code", session="again", code="y = 5")
