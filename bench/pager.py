@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from bench import common
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.pager.messages import Source
-from ijfs_engine import Repository
+from ijfs_engine import Repository, is_pages
 
 CRIU = Path(__file__).resolve().parents[1] / ".prefix" / "bin" / "criu"
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -95,7 +95,7 @@ class Subject:
         with Repository.init(self.repository) as repository, repository.begin() as writer:
             writer.add_images("images", {path.name: path for path in self.images.glob("*.img")})
             self.snapshot = writer.commit(message="dumped").id.hex()
-        self.bytes = sum(path.stat().st_size for path in self.images.glob("pages-*.img"))
+        self.bytes = sum(path.stat().st_size for path in self.images.iterdir() if is_pages(path.name))
         self.stored = common.disk_size(self.repository / "packs").apparent
 
     def restore(self, source: Source | None, *, touch: bool = False) -> Restored:

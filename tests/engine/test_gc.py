@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -554,3 +555,22 @@ def test_what_came_and_went_during_gc_is_not_taken(repository: Repository, monke
         kept = writer.commit(branch="kept")
     assert repository.fsck().clean
     assert contents(repository, kept.id) == {"q": wanted}
+
+
+def test_what_a_saver_that_died_wrote_into_the_journal_stays(repository: Repository, tmp_path: Path) -> None:
+    """It died between the journal and the index: to who has the repository open, its pack belongs to nobody."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(noise(50_000))
+    save(repository, {"a": noise(9000)}, branch="main")
+    dying = (
+        "import os, sys; from pathlib import Path; from ijfs_engine import Repository, import_directory;"
+        "from ijfs_engine.storage.journal import Journal;"
+        "repository = Repository.open(sys.argv[1]);"
+        "Journal.set_position = lambda *_: os._exit(9);"
+        "import_directory(repository, Path(sys.argv[2]), branch='new')"
+    )
+    died = subprocess.run([sys.executable, "-c", dying, repository.path, tmp_path / "tree"], timeout=patient(60))
+    assert died.returncode == 9
+    repository.gc()
+    assert "new" in repository.refs.branches()
+    assert repository.fsck().clean

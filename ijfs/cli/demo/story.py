@@ -13,6 +13,7 @@ from pathlib import Path
 from ijfs.cli import text
 from ijfs.cli.demo import code
 from ijfs.cli.demo.stage import Stage, python
+from ijfs_engine import is_pages
 from ijfs_engine.errors import IjfsError
 
 SIBLINGS = ("left", "right")
@@ -106,7 +107,7 @@ def look_with_ordinary_tools(stage: Stage) -> None:
 
 
 def _compare(stage: Stage, dump: Path, images: Path) -> None:
-    pages = next(path.name for path in sorted(dump.glob("pages-*.img")))
+    pages = next(path.name for path in sorted(dump.iterdir()) if is_pages(path.name))
     one = stage.tool("cmp", str(images / pages), str(dump / pages))
     names = sorted(path.name for path in dump.iterdir())
     differing = [
