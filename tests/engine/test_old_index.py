@@ -21,7 +21,22 @@ from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.pack_check import NO_SUCH_PACK
-from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, REFS, TABLES, Index
+from ijfs_engine.storage.index import (
+    BASES,
+    CHUNKS,
+    META,
+    OBJECTS,
+    PACK_KEY,
+    PACK_ROW,
+    PACKS,
+    REFS,
+    REMOVED,
+    SNAPSHOTS,
+    TABLES,
+    U64,
+    Index,
+    Update,
+)
 from ijfs_engine.storage.index_file import doubt, newest_meta
 from ijfs_engine.storage.index_pages import Pages, look_over, read_head
 
@@ -115,6 +130,29 @@ def test_a_journal_is_never_cut_where_it_knows_more(repository: Repository) -> N
         assert contents(opened, opened.resolve("main")) == expected
         assert {one.id for one in opened.snapshots()} >= set(line)
         assert opened.fsck().clean
+
+
+def test_what_the_index_lists_is_not_among_the_removed_ones(repository: Repository) -> None:
+    """The journal's line that listed it again is damaged, and so is the index, elsewhere: both are made anew."""
+    first = save(repository, {"a": noise(9000)}, message="first")
+    second = save(repository, {"b": noise(9000)}, parents=[first.id], branch="main")
+    repository.remove(first.id)
+    end = (repository.path / "journal").stat().st_size
+    repository.refs.set_tag("v1", second.id)
+
+    def list_again(update: Update) -> None:
+        update.put(SNAPSHOTS, first.id, U64.pack(first.created_ns))
+        update.delete(REMOVED, first.id)
+        update.put(CHUNKS, bytes(32), b"no row")
+
+    repository.index.write(list_again)
+    damage(repository.path / "journal", end + HEADER_SIZE + 3)
+    repository.fsck(repair=True)
+    assert first.id in {one.id for one in repository.snapshots()}
+    assert repository.parents(second.id) == [first.id]
+    with repository.index.read() as view:
+        assert view.get(REMOVED, first.id) is None
+    assert repository.fsck().clean
 
 
 @pytest.mark.parametrize("bit", range(8))
