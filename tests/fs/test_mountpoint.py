@@ -57,13 +57,21 @@ def saved_file(mounted: mounting.MountedRepository) -> Path:
     return mounted.mountpoint / "branches" / "main" / "files" / "file"
 
 
+def its_helpers(mounted: mounting.MountedRepository) -> list[psutil.Process]:
+    """The fusermount3 that stays to clean up after the daemon."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline", "status"])
+        if process.info["name"] == "fusermount3" and str(mounted.mountpoint) in (process.info["cmdline"] or [])
+    ]
+
+
 def kill_outright(mounted: mounting.MountedRepository) -> None:
     """SIGKILL the daemon and the fusermount3 that would clean up after it, as a crash of the machine's users does."""
     assert mounted.pid is not None
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "fusermount3" and str(mounted.mountpoint) in (process.info["cmdline"] or []):
-            process.kill()
-            assert eventually(lambda process=process: not runs(process.pid))
+    for process in its_helpers(mounted):
+        process.kill()
+        assert eventually(lambda process=process: not runs(process.pid))
     os.kill(mounted.pid, signal.SIGKILL)
     assert eventually(lambda: is_disconnected(mounted.mountpoint))
 
@@ -102,7 +110,11 @@ def test_unmounting_by_other_means_ends_the_daemon(mounted: mounting.MountedRepo
 def test_a_killed_daemon_takes_its_mount_along(mounted: mounting.MountedRepository) -> None:
     assert mounted.pid is not None
     os.kill(mounted.pid, signal.SIGKILL)
-    assert eventually(lambda: mountinfo.find_mount(mounted.mountpoint) is None)
+    assert eventually(lambda: not runs(mounted.pid))
+    assert eventually(lambda: mountinfo.find_mount(mounted.mountpoint) is None), (
+        its_helpers(mounted),
+        is_disconnected(mounted.mountpoint),
+    )
     again = mounting.mount(mounted.repository, mounted.mountpoint)
     assert saved_file(again).read_bytes() == b"saved"
     mounting.umount(mounted.mountpoint)
