@@ -53,8 +53,16 @@ class Session:
 
     def stop_threads(self) -> None:
         """Have the threads end while the mount is still there: a request for each is what wakes them. One that is not
-        done by then ends later."""
+        done in _END_S ends later."""
         self._ending = True
+        # Any request ends a thread. Where one of somebody else's ends the last, ours waits until the device is closed.
+        waking = threading.Thread(target=self._wake, name="ijfs-fuse-wake", daemon=True)
+        waking.start()
+        end = time.monotonic() + _END_S
+        while waking.is_alive() and not self.ended.wait(_LOOK_S) and time.monotonic() < end:
+            pass
+
+    def _wake(self) -> None:
         for _ in self._threads:
             if self.ended.is_set():
                 break

@@ -116,11 +116,13 @@ def test_the_mount_goes_when_its_block_fails_while_a_program_stands_in_it(mountp
             program.communicate()
 
 
-def test_two_mounts_in_turn_in_one_process(mountpoint: Path, stored: Stored) -> None:
+def test_mounts_in_turn_in_one_process_all_end(mountpoint: Path, stored: Stored) -> None:
+    """The kernel's own requests (a file's release) may take a thread that is asked to end."""
+
     def look(images: Path) -> None:
         assert (images / "inventory.img").read_bytes() == b"inventory"
 
-    for _ in range(2):
+    for _ in range(30):
         in_mount(mountpoint, stored.images, look)
 
 
