@@ -59,6 +59,15 @@ def test_a_criu_that_says_nothing_is_quoted_with_what_there_is(tmp_path: Path) -
     assert "status 52" in str(explain("dump", tmp_path / "none", "", 52))
 
 
+def test_the_loaders_complaint_of_a_library_is_no_reason_of_criu(tmp_path: Path) -> None:
+    loader = (
+        "ERROR: ld.so: object '/proc/self/fd/29' from LD_PRELOAD cannot be preloaded "
+        "(cannot open shared object file): ignored.\n"
+    )
+    assert "ended with status -9" in str(explain("dump", tmp_path / "none", loader, -9))
+    assert str(explain("dump", tmp_path / "none", f"cannot run\n{loader}", 1)).endswith(": cannot run")
+
+
 def test_ijfs_criu_names_the_program_or_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "criu"
     program.write_text("#!/bin/sh\necho Version: 4.2.1\n")

@@ -28,6 +28,10 @@ _EMPTY = re.compile(
 )
 
 
+# The loader's complaint of a library that a program which CRIU calls cannot preload. It calls it ignored, and so it is.
+_LOADER = re.compile(r"ERROR: ld\.so: object '.*' from LD_PRELOAD ")
+
+
 def error_lines(log: Path) -> list[str]:
     """CRIU's error lines, first one first, without time stamps and source positions."""
     try:
@@ -54,7 +58,7 @@ def explain(verb: str, log: Path, complaint: str, status: int) -> IjfsError:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(log.parent))
         return StorageError.of(f"CRIU's {verb} found no room for its files{first}", full)
     if not lines:
-        said = complaint.strip().splitlines()
+        said = [line for line in complaint.strip().splitlines() if not _LOADER.match(line)]
         reason = said[-1] if said else f"it ended with status {status} and gave no reason"
         return CriuError(f"CRIU refused the {verb}: {reason}", hint=f"its log is {log}")
     for known in KNOWN:
