@@ -91,6 +91,23 @@ else:
     _SecondsType = click.ParamType
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds from 0 on (`min_open`: not 0 itself). `nan`, `inf` and what no clock counts are none."""
+
+    name = "seconds"
+    _LONGEST: ClassVar = 1_000_000_000
+
+    def __init__(self, *, min_open: bool = False) -> None:
+        super().__init__(min=0, min_open=min_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Seconds."""
+        seconds = super().convert(value, param, ctx)
+        if not seconds <= self._LONGEST:  # nan neither
+            self.fail(f"{str(value)!r} is no number of seconds up to {self._LONGEST:,}", param, ctx)
+        return seconds
+
+
 class Age(_SecondsType):
     """A length of time, as `90s`, `30m`, `12h`, `7d`, `2w`; in seconds."""
 

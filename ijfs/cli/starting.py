@@ -14,7 +14,7 @@ import click
 from ijfs import settings
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer
-from ijfs.cli.params import SIZE
+from ijfs.cli.params import SIZE, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
@@ -75,7 +75,7 @@ base_option = click.option("--base", default=lambda: settings.value("base"), met
 
 ttl_option = click.option(
     "--ttl",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min_open=True),
     metavar="S",
     help="End it after S seconds; copies have as many.",
 )

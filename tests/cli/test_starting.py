@@ -45,6 +45,14 @@ def test_what_is_no_port_is_wrong_usage(typed: str) -> None:
         Port().convert(typed, None, None)
 
 
+@pytest.mark.parametrize("verb", ["run --ttl", "kernel start --ttl", "exec --timeout", "stop --timeout"])
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e400", "1e10", "-1"])
+def test_what_no_clock_counts_is_wrong_usage(ijfs: Ijfs, verb: str, word: str) -> None:
+    done = ijfs(*verb.split(), word, "lab", "true")
+    assert done.code == 2
+    assert "invalid value" in done.err
+
+
 def test_only_what_was_chosen_is_asked_for_again_after_a_restore() -> None:
     given = [GivenPort(8000, 0, "127.0.0.1"), GivenPort(80, 9000, "127.0.0.1"), GivenPort(81, 9001, "0.0.0.0")]
     assert starting.published(given) == (HostPort(80, 9000), HostPort(81, 9001, "0.0.0.0"))

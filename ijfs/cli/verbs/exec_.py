@@ -9,7 +9,7 @@ import click
 
 from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE, elsewhere, needless
+from ijfs.cli.params import INSTANCE, Seconds, elsewhere, needless
 
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult
@@ -42,7 +42,7 @@ class ExecVerb(Verb):
 @click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-c", "--code", metavar="CODE", help="Run this as a cell of a kernel.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up on a cell after S seconds.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="Give up on a cell after S seconds.")
 @needless("-i", "--interactive")
 @needless("-t", "--tty")
 @elsewhere("-d", "--detach", said="write `… &` in a shell: `ijfs exec NAME -- sh -c 'COMMAND &'`")

@@ -9,7 +9,7 @@ import click
 from ijfs.cli import globs
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE
+from ijfs.cli.params import INSTANCE, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, type=INSTANCE)
 @click.option("-a", "--all", "every", is_flag=True, help="All that is live.")
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=5.0, metavar="S", help="SIGKILL after S seconds.")
+@click.option("--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for.
 
