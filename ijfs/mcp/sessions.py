@@ -18,6 +18,7 @@ from ijfs.live.model.records import Network
 from ijfs.sdk import aio
 from ijfs.sdk.box import Box, NotAKernelError
 from ijfs.sdk.repository import Repository
+from ijfs_engine import Snapshot
 from ijfs_engine.errors import IjfsError, UnknownNameError
 
 FIRST_LINE = 60
@@ -155,7 +156,8 @@ class Sessions:
 
     async def checkpoint(self, session: Session, message: str) -> str:
         """Save this moment; its id."""
-        snapshot = await session.box.save(message)
+        # One that begins as those before runs do would be thinned out with them.
+        snapshot = await session.box.save(f"asked: {message}" if message.startswith(BEFORE) else message)
         session.stands_on_snapshot()
         return snapshot.id
 
@@ -189,11 +191,12 @@ def _wait_save(repo: Repository, name: str, number: int) -> str:
 
 def thin(repo: Repository, head: str) -> None:
     """Of a session's line remove the checkpoints before runs that are further back than the newest MOST_UNDO; those
-    that were asked for, tagged or are in use stay."""
+    that were asked for, tagged or are in use stay, and those of the session that it is a copy of."""
     with repo.engine() as engine:
         at: bytes | None = bytes.fromhex(head)
+        whose = _program_of(engine.snapshot(bytes.fromhex(head)))
         seen = 0
-        while at is not None:
+        while at is not None and _program_of(engine.snapshot(at)) == whose:
             older = next(iter(engine.parents(at)), None)
             if engine.snapshot(at).message.startswith(BEFORE):
                 seen += 1
@@ -201,6 +204,12 @@ def thin(repo: Repository, head: str) -> None:
                     with contextlib.suppress(IjfsError):  # tagged, or a copy stands on it
                         engine.remove(at)
             at = older
+
+
+def _program_of(snapshot: Snapshot) -> object:
+    """The name that the program had which a snapshot was made of."""
+    spec = snapshot.meta.get("spec")
+    return spec.get("name") if isinstance(spec, dict) else None
 
 
 def _ago(created_ns: int) -> str:

@@ -178,3 +178,10 @@ def test_old_checkpoints_before_runs_are_thinned_and_those_asked_for_stay(
                 head = [writer.commit(message=message, branch="main").id]
     sessions.thin(repo, head[0].hex())
     assert [snapshot.message for snapshot in repo.snapshots()] == ["before: d", "before: c", "mine"]
+    with repo.engine() as engine:
+        for message in ("before: e", "before: f", "before: g"):  # a copy's
+            with engine.begin(head) as writer:
+                head = [writer.commit(message=message, branch="copy", meta={"spec": {"name": "copy"}}).id]
+    sessions.thin(repo, head[0].hex())
+    left = {snapshot.message for snapshot in repo.snapshots()}
+    assert left == {"before: g", "before: f", "before: d", "before: c", "mine"}
