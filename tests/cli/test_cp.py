@@ -71,6 +71,20 @@ def test_an_ended_programs_unsaved_files_are_listed_printed_and_copied(
     assert sorted(os.listdir(tmp_path / "to")) == ["new.csv", "out.csv", "results"]
 
 
+def test_two_sources_of_one_name_are_refused_before_anything_is_copied(
+    ijfs: Ijfs, repo: Path, ended: Path, tmp_path: Path
+) -> None:
+    other = make_instance(repo, "other", "/work/here") / "work" / "here"
+    other.mkdir(parents=True)
+    (other / "out.csv").write_text("of the other")
+    (tmp_path / "to").mkdir()
+    refused = ijfs("cp", "job:out.csv", "job:results", "other:/work/here/out.csv", tmp_path / "to")
+    assert (refused.code, os.listdir(tmp_path / "to")) == (2, [])
+    assert "job:out.csv and other:/work/here/out.csv would both become `out.csv`" in refused.err
+    assert ijfs("cp", "job:results/.", "other:.", tmp_path / "to").code == 0, "contents go beside each other"
+    assert sorted(os.listdir(tmp_path / "to")) == ["deep", "link", "out.csv"]
+
+
 def test_json_of_ls_and_cat_of_a_program_says_which(ijfs: Ijfs, repo: Path, ended: Path) -> None:
     listed, shown = ijfs("ls", "job", "--json").json, ijfs("cat", "job", "out.csv", "--json").json
     check(listed, "ls")

@@ -67,6 +67,7 @@ def cp(app: App, sources: tuple[str, ...], destination: str) -> Answer | None:
     if into.path == "-" and into.name is None:
         _to_pipe(app, froms)
         return None
+    _refuse_one_name_twice(froms)
     done = Copied()
     if into.name is not None:
         _inwards(app, froms, into, done)
@@ -74,6 +75,25 @@ def cp(app: App, sources: tuple[str, ...], destination: str) -> Answer | None:
         _outwards(app, froms, Path(into.path), done)
     data = {"files": done.files, "bytes": done.bytes, "left_out": done.left_out, "destination": destination}
     return Answer(data, lambda out: _show(out, done, destination))
+
+
+def _refuse_one_name_twice(froms: list[Spec]) -> None:
+    """Two sources that would become one file: the second would replace the first."""
+    seen: dict[str, Spec] = {}
+    for spec in froms:
+        own_name = os.path.basename(os.path.normpath(spec.path)) if spec.path not in ("", "-") else ""
+        if own_name in ("", ".", "..") or spec.path.endswith("/."):
+            continue  # the contents of a directory go beside what is there
+        first = seen.setdefault(own_name, spec)
+        if first is not spec:
+            raise click.UsageError(
+                f"{_word(first)} and {_word(spec)} would both become `{text.printable(own_name)}`: "
+                "nothing was copied; copy them one by one, each to a name of its own"
+            )
+
+
+def _word(spec: Spec) -> str:
+    return text.printable(spec.path if spec.name is None else f"{spec.name}:{spec.path}")
 
 
 def _show(out: Printer, done: Copied, destination: str) -> None:
