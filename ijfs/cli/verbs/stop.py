@@ -32,8 +32,11 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
         raise click.UsageError("say which: NAMES or --all")
     if every:
         names = tuple(_stoppable(app, ended=forget))
+    chosen = globs.expanded(names, lambda: _stoppable(app, ended=forget))
+    if not every:  # what ends by itself meanwhile is no slip of who said --all
+        _check(app, chosen, forget=forget)
     done: list[dict[str, Any]] = []
-    for name in globs.expanded(names, lambda: _stoppable(app, ended=forget)):
+    for name in chosen:
         info = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
     if every:
@@ -53,6 +56,18 @@ def _stoppable(app: App, *, ended: bool) -> list[str]:
     from ijfs.live.client.api import list_instances
 
     return [i.name for i in list_instances(app.repository_path) if ended or i.status != "exited"]
+
+
+def _check(app: App, names: list[str], *, forget: bool) -> None:
+    """Refuse a name that is none, or ended already, before any program is ended."""
+    from ijfs.live.client import api as client
+
+    for name in names:
+        if client.is_running(app.repository_path, name):
+            continue
+        client.describe(app.repository_path, name)
+        if not forget:
+            raise _ended(name)
 
 
 def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
