@@ -285,6 +285,14 @@ def test_tags_keep_what_no_branch_does(ijfs: Ijfs, history: History) -> None:
     assert history.side[:10] in out
 
 
+def test_a_tag_by_a_branchs_name_alone_is_refused_with_what_was_meant(ijfs: Ijfs, history: History) -> None:
+    refused = ijfs("tag", "side")
+    assert (refused.code, ijfs("tag", "--json").json["tags"]) == (1, {})
+    assert "`ijfs tag NAME side`" in refused.err
+    assert ijfs("tag", "side", "latest").code == 0
+    assert ijfs("tag", "v1").code == 0
+
+
 def test_rm_says_what_becomes_unreachable_before_and_after(ijfs: Ijfs, history: History) -> None:
     planned = ijfs("rm", "side", "--dry-run", "--json").json
     check(planned, "rm")

@@ -89,6 +89,10 @@ def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs:
     assert memory
     assert all(m["same"] > 0 for m in memory)  # type: ignore[attr-defined]
 
+    for words in (["b", "nosuch"], ["--rm", "b", "nosuch"], ["b*", "nosuch"]):
+        assert ijfs("stop", *words).code == 1
+    assert [i["status"] for i in ijfs("ps", "--json").json["instances"] if i["name"] == "b"] == ["running"]
+    assert ijfs("tag", "b").code == 1, "most likely `ijfs tag NAME b` was meant"
     stopped = ok(ijfs("stop", "b", "--json"), "stop")
     assert stopped["stopped"] == [{"name": "b", "exit_status": 143, "forgotten": False}]
     again = ijfs("stop", "b")

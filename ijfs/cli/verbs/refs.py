@@ -57,7 +57,28 @@ def _refs(
             raise click.UsageError(f"-d takes one NAME; `ijfs rm` takes several, and patterns such as '{name}*'")
         chosen = globs.expanded([name], lambda: _table(repository, kind))
         return _removed(repository, [(kind, each) for each in chosen], dry_run=False)
+    if kind == "tag" and snapshot is None and not force:
+        _check_not_meant(app, repository, name)
     return _make(repository, kind, name, snapshot or "latest", force=force)
+
+
+def _check_not_meant(app: App, repository: Repository, name: str) -> None:
+    """Refuse a tag at the latest snapshot by the name of a branch or program: most likely that was to be tagged."""
+    from ijfs.live.client.api import is_running
+    from ijfs_engine.errors import IjfsError
+
+    if name in repository.refs.tags():
+        return
+    if name in repository.refs.branches():
+        what = "branch"
+    elif is_running(app.repository_path, name):
+        what = "live program"
+    else:
+        return
+    raise IjfsError(
+        f"'{name}' is a {what}, and no name for a tag was given",
+        hint=f"`ijfs tag NAME {name}` tags it; `ijfs tag {name} latest` gives the latest snapshot that name",
+    )
 
 
 def _table(repository: Repository, kind: RefKind) -> Mapping[str, bytes]:
