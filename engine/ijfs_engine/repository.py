@@ -29,7 +29,7 @@ from ijfs_engine.storage.index import (
     is_whole,
     mark_whole,
 )
-from ijfs_engine.storage.journal import StaleIndexError
+from ijfs_engine.storage.journal import StaleIndexError, file_status
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.open_repository import OpenRepository, open_journal
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
@@ -221,7 +221,7 @@ class Repository(OpenRepository):
             refs = [key for key, _ in view.items(REFS)]
             pack_bytes = sum(PACK_ROW.unpack(row)[1] for _, row in view.items(PACKS))
         with disk.storage_errors("reading the repository"):
-            journal_bytes = self.directory.journal.stat().st_size
+            journal_bytes = file_status(self.directory.journal).st_size
             index_bytes = self.index.size_on_disk()
         branches = sum(key.startswith(b"branch/") for key in refs)
         return Stats(

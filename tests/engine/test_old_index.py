@@ -16,7 +16,7 @@ import pytest
 from fuzz_seeds import contents_of, names_of
 from storekit import contents, damage, frame_of, pack_paths, put_against, save
 
-from ijfs_engine import CorruptError, Repository
+from ijfs_engine import CorruptError, IjfsError, NoRepositoryError, Repository
 from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.index_check import check_index
@@ -339,12 +339,40 @@ def test_a_lost_format_file_is_made_from_the_packs(repository: Repository, text:
     (path / "format").unlink()
     if text is not None:
         (path / "format").write_bytes(text)
-    with pytest.raises(Exception, match=r"repository|damaged"):
+    with pytest.raises(Exception, match=r"repository|damaged") as caught:
         Repository.open(path)
+    assert "`ijfs fsck --repair`" in str(getattr(caught.value, "hint", None))
     with Repository.open(path, damaged=True) as opened:
         assert [one.what for one in opened.fsck(repair=True).damage] == ["format"]
         assert opened.fsck().clean
     assert (path / "format").read_bytes() == whole
+
+
+def test_where_no_pack_is_a_new_repository_is_advised(tmp_path: Path) -> None:
+    with pytest.raises(NoRepositoryError) as caught:
+        Repository.open(tmp_path)
+    assert "`ijfs init`" in str(caught.value.hint)
+
+
+def test_a_missing_journal_is_said_with_its_repair(repository: Repository) -> None:
+    grown(repository, 1)
+    repository.directory.journal.unlink()
+    for use in (repository.stats, repository.gc, lambda: save(repository, {"a": b"x"}, branch="other")):
+        with pytest.raises(CorruptError, match=r"journal .* is missing") as caught:
+            use()
+        assert "`ijfs fsck --repair`" in str(caught.value.hint)
+    assert [one.what for one in repository.fsck(repair=True).damage] == ["journal"]
+    assert save(repository, {"a": b"x"}, branch="other").id
+
+
+@pytest.mark.parametrize("make", [Repository.init, Repository.open])
+def test_a_path_that_is_no_utf_8_is_refused_before_anything_is_made(
+    tmp_path: Path, make: Callable[[Path], Repository]
+) -> None:
+    path = tmp_path / os.fsdecode(b"q\xff")
+    with pytest.raises(IjfsError, match="its path is not UTF-8"):
+        make(path)
+    assert not path.exists()
 
 
 def test_a_digit_of_the_repositorys_id_is_mended(repository: Repository) -> None:

@@ -27,6 +27,7 @@ from ijfs_engine.storage.journal import (
     Transaction,
     decode_record,
     encode_journal,
+    file_status,
 )
 from ijfs_engine.storage.journal_tail import relog
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -49,7 +50,7 @@ class _Change(NamedTuple):
 
 def compact_journal(repository: OpenRepository) -> bool:
     """Write the journal anew if that makes it much smaller; whether it did. CorruptError, StorageError."""
-    if repository.directory.journal.stat().st_size < SMALL:
+    if file_status(repository.directory.journal).st_size < SMALL:
         return False
     return repository.index.write(lambda update: _compact(repository, update))
 

@@ -23,6 +23,7 @@ from ijfs_engine.maintenance.pack_source import TABLES, PackSource, SoundFrame, 
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
+from ijfs_engine.storage.journal import file_status
 from ijfs_engine.storage.locks import try_take
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
@@ -381,7 +382,7 @@ def disk_size(repository: RepositoryDirectory) -> int:
         for path in directory.iterdir():
             with suppress(FileNotFoundError):
                 total += path.stat().st_blocks * 512
-    return total + repository.journal.stat().st_blocks * 512
+    return total + file_status(repository.journal).st_blocks * 512
 
 
 def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:

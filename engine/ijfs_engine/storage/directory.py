@@ -35,6 +35,7 @@ class RepositoryDirectory:
     @classmethod
     def create(cls, path: Path) -> RepositoryDirectory:
         """Make the directories; `seal` then makes it a repository. IjfsError if something is there, StorageError."""
+        _check_utf8(path)
         with disk.storage_errors(f"making a repository at {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise IjfsError(f"{path} is not an empty directory", hint="name a new directory, or an empty one")
@@ -58,6 +59,7 @@ class RepositoryDirectory:
         """Recognise a repository; with `damaged`, also by its packs where the file `format` is lost or damaged.
 
         NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
+        _check_utf8(path)
         try:
             ident = _read_format(path)
         except (NoRepositoryError, CorruptError):
@@ -137,6 +139,16 @@ class RepositoryDirectory:
             return path.read_bytes()
 
 
+def _check_utf8(path: Path) -> None:
+    """That LMDB, which opens files by names in UTF-8 alone, can open an index there. IjfsError."""
+    try:
+        os.fspath(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise IjfsError(
+            f"no repository can be at {path}: its path is not UTF-8", hint="name a directory whose path is"
+        ) from None
+
+
 def _read_format(path: Path) -> bytes:
     """The repository's id, out of its format file."""
     file = path / "format"
@@ -144,18 +156,25 @@ def _read_format(path: Path) -> bytes:
         try:
             data = file.read_bytes()[:4096]
         except (FileNotFoundError, NotADirectoryError):
-            raise NoRepositoryError(f"there is no ijfs repository at {path}") from None
+            raise NoRepositoryError(f"there is no ijfs repository at {path}", hint=_way_back(path)) from None
     if not data.startswith(b"ijfs repository\n"):
-        raise NoRepositoryError(f"{file} is not that of an ijfs repository")
+        raise NoRepositoryError(f"{file} is not that of an ijfs repository", hint=_way_back(path))
     version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data)
     if version is None:
-        raise CorruptError(f"{file} is damaged")
+        raise CorruptError(f"{file} is damaged", hint=_way_back(path))
     if int(version[1]) != FORMAT_VERSION:
         raise UnknownFormatError(f"{path} has repository format {int(version[1])}; this program reads {FORMAT_VERSION}")
     whole = _FORMAT.fullmatch(data)
     if whole is None:
-        raise CorruptError(f"{file} is damaged")
+        raise CorruptError(f"{file} is damaged", hint=_way_back(path))
     return bytes.fromhex(whole[2].decode())
+
+
+def _way_back(path: Path) -> str | None:
+    """What to do about a lost `format` where the packs or the journal that it belongs to are there; None otherwise."""
+    if id_of_packs(path) is None:
+        return None
+    return "its packs are there, only the file `format` is lost: `ijfs fsck --repair` writes it anew"
 
 
 def id_of_packs(path: Path) -> bytes | None:

@@ -145,7 +145,7 @@ class Journal:
         if not is_whole(update):
             raise CorruptError("the index is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
         end, _ = self.position(update)
-        size = self.path.stat().st_size
+        size = file_status(self.path).st_size
         if size != end and self._realign(update):
             return
         if size < end:
@@ -246,6 +246,15 @@ class Journal:
                 yield scanned.offset, str(error)
                 continue
             yield scanned.offset + span + padding(span), transaction
+
+
+def file_status(journal: Path) -> os.stat_result:
+    """That of the file. CorruptError where it is missing, OSError."""
+    try:
+        return journal.stat()
+    except FileNotFoundError:
+        hint = "`ijfs fsck --repair` writes it anew from the index"
+        raise CorruptError(f"the journal {journal} is missing", hint=hint) from None
 
 
 def encode_journal(transactions: Iterable[Transaction], repository: bytes) -> bytes:
