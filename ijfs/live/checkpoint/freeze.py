@@ -1,6 +1,7 @@
 """The freeze of one save, in two steps that keeper/save.py runs in a thread, one after the other.
 
-`prepare`, while the program runs and its clients reach it: measure it, fault in memory for as much.
+`prepare`, while the program runs and its clients reach it: measure it, read the files that changed ahead, fault in
+memory for as much.
 `freeze`, while the keeper holds the relay: suspend its GPU, freeze it, dump its memory, capture its files, thaw it,
 resume its GPU.
 
@@ -101,7 +102,7 @@ class Frozen:
 
 
 def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: GpuPart | None = None) -> Prepared:
-    """Measure the program and fault in memory for as much, while it runs and its clients reach it.
+    """Measure the program, read its changed files and fault in memory, while it runs and its clients reach it.
 
     StorageError when there is no memory for it, InstanceExitedError when it ended, ProgramRefusedError where it is
     known that what CRIU would save could not be restored.

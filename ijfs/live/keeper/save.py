@@ -180,7 +180,7 @@ class Saver:
         try:
             with self._held(save, sandbox):
                 frozen: Frozen = await in_thread(freeze, sandbox, prepared, save.clock, stop=save.stop, gpu=gpu)
-                self._state.thawed_at = time.monotonic()
+                self._state.note_thaw()
         except BaseException:
             await self._release_arena(prepared.arena)
             raise

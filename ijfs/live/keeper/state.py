@@ -102,7 +102,7 @@ class InstanceState:
         """The one that the program continues: the parent of the next save."""
         self.stat_cache: StatCache = {}
         """The program's files as they are in `snapshot`."""
-        self.thawed_at = -math.inf
+        self._thawed_at = -math.inf
         """When it last ran on after a save, by the monotonic clock."""
         self._pin: Pin | None = None
         self._nursery: trio.Nursery | None = None
@@ -227,12 +227,16 @@ class InstanceState:
             if self.sandbox is sandbox:
                 await self._finish()
 
+    def note_thaw(self) -> None:
+        """A save has let the program go on: an end soon after it is told with its reason."""
+        self._thawed_at = time.monotonic()
+
     async def _finish(self, note: str = "") -> None:
         """The program has ended: clean up, write down how it ended."""
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is None:
             return
-        since = time.monotonic() - self.thawed_at
+        since = time.monotonic() - self._thawed_at
         after_save = f"ended {since:.1f} s after a save" if since < AFTER_SAVE_S else ""
         self.guest.close()
         self.relay.bar()
