@@ -7,6 +7,7 @@ by the provisioner in its metadata; every Jupyter front end then starts sandboxe
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -60,24 +61,28 @@ def install(
 ) -> InstalledSpec:
     """Write a kernel spec made from `base`, for the user unless `prefix` or `sys_prefix` says where; replaces its own.
 
-    `name` is "ijfs-BASE" and `display_name` "BASE'S NAME (ijfs)" by default. `repo`, `network`, `gpu`,
+    `name` is "ijfs-BASE" by default, with `snapshot` or `attach` "ijfs-" and what that says; `display_name` is
+    "BASE'S NAME (ijfs)". `repo`, `network`, `gpu`,
     `base_image` (what their files come from), `disk` (bytes of a disk of their own),
     `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
     (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
-    a base that has a provisioner already, a name that Jupyter would refuse, or one taken by a spec that is not ijfs's.
+    a base that has a provisioner already, a name that Jupyter would refuse, one taken by a spec that is not ijfs's, or
+    without `name` one taken by a spec whose kernels begin otherwise.
     """
     manager = manager or KernelSpecManager()
     source = _base_spec(manager, base)
-    name = (name or f"ijfs-{base}").lower()
-    _refuse_taken(manager, name)
+    begins = {"snapshot": snapshot, "attach": attach}
+    named = (name or _default_name(base, snapshot, attach)).lower()
+    _refuse_taken(manager, named)
+    if name is None:
+        _refuse_of_another_kind(manager, named, begins)
     if auto:
         check_auto(auto)
-    begins = {"snapshot": snapshot, "attach": attach}
     config = _config(repo=repo, network=network, gpu=gpu, base=base_image, auto=auto, disk=disk, **begins)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
-    directory = _write(manager, name, spec, Path(source.resource_dir), where)
-    return _describe(name, directory, spec)
+    directory = _write(manager, named, spec, Path(source.resource_dir), where)
+    return _describe(named, directory, spec)
 
 
 def check_auto(words: str) -> None:
@@ -133,6 +138,27 @@ def _refuse_taken(manager: KernelSpecManager, name: str) -> None:
     taken = manager.find_kernel_specs().get(name)
     if taken is not None and not _is_ours(_read(Path(taken))):
         raise KernelSpecError(f"a kernel spec named {name!r} is there already", hint="choose another with --name")
+
+
+def _default_name(base: str, snapshot: str | None, attach: str | None) -> str:
+    """A snapshot or program may have a name that Jupyter does not take (`lab~1`); an id is cut to ten digits."""
+    if snapshot and re.fullmatch("[0-9a-f]{10,}", snapshot):
+        return f"ijfs-{snapshot[:10]}"
+    return "ijfs-" + re.sub("[^A-Za-z0-9._-]", "-", attach or snapshot or base)
+
+
+def _refuse_of_another_kind(manager: KernelSpecManager, name: str, begins: dict[str, str | None]) -> None:
+    """Notebooks that name a spec begin as it says: that changes only for who names the spec."""
+    taken = manager.find_kernel_specs().get(name)
+    if taken is None:
+        return
+    config = _provisioner(_read(Path(taken))).get("config")
+    config = config if isinstance(config, dict) else {}
+    if any(config.get(key) != value for key, value in begins.items()):
+        raise KernelSpecError(
+            f"the kernel spec {name!r} is there already, and its kernels begin otherwise",
+            hint=f"choose another name with --name; `--name {name}` replaces it",
+        )
 
 
 def _config(*, repo: Path | None, **options: str | bool | int | None) -> dict[str, Any]:

@@ -84,6 +84,23 @@ def test_installing_again_replaces_ours_and_never_anothers(data: Path) -> None:
         install(name="theirs")
 
 
+def test_a_spec_that_begins_otherwise_has_a_name_of_its_own_and_replaces_none(data: Path) -> None:
+    names = [
+        install().name,
+        install(attach="lab").name,
+        install(snapshot="lab~1").name,
+        install(snapshot="0123456789abcdef" * 4).name,
+    ]
+    assert names == ["ijfs-python3", "ijfs-lab", "ijfs-lab-1", "ijfs-0123456789"]
+    assert install(attach="lab", gpu=True).config == {"attach": "lab", "gpu": True}
+    with pytest.raises(KernelSpecError, match="begin otherwise"):
+        install(snapshot="lab")
+    with pytest.raises(KernelSpecError, match="begin otherwise"):
+        install(attach="python3")
+    assert {spec.name: spec.config for spec in installed()}["ijfs-python3"] == {}
+    assert install(name="ijfs-lab", snapshot="lab").config == {"snapshot": "lab"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

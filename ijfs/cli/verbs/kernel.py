@@ -92,7 +92,9 @@ def start(
 
 @verb("kernel install")
 @click.option("--from", "base", default="python3", metavar="SPEC", help="The kernel spec to make it from.")
-@click.option("--name", metavar="N", help="The new spec's name (default: ijfs-SPEC).")
+@click.option(
+    "--name", metavar="N", help="The new spec's name (default: ijfs-SPEC, or ijfs- and the snapshot or program)."
+)
 @click.option("--display-name", metavar="TEXT", help="What a launcher shows.")
 @click.option("--network", type=starting.NETWORKS, help=starting.NETWORK_HELP)
 @click.option("--gpu", is_flag=True, help="New kernels get the machine's GPUs.")
