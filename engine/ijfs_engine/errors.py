@@ -24,6 +24,10 @@ HINTS: Final = {
 _OF_A_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+NOT_BUILT = "run `tools/setup`, or install ijfs again: a compiled part is missing"
+"""The hint where a module of ijfs itself cannot be imported, as after a `git pull` without a build."""
+
+
 class IjfsError(Exception):
     """An expected failure: what happened (message), what to do next (hint), how scripts see it (exit code).
 

@@ -21,6 +21,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 128 + 13
 """What a shell reports of a program that SIGPIPE ended; `git log | head` leaves the same."""
 
+# As ijfs_engine.errors has it: where the engine cannot be imported, this must still speak.
+NOT_BUILT = "run `tools/setup`, or install ijfs again: a compiled part is missing"
+
 _OS_HINTS = {
     errno.ENOSPC: "nothing was lost; free space on that filesystem (`ijfs gc` may help) and try again",
     errno.EACCES: "ijfs needs access to it; saving and restoring programs needs root",
@@ -88,7 +91,9 @@ def explain(error: BaseException, verb: str = "") -> Failure:
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
         case BaseExceptionGroup() if error.exceptions:
             return explain(error.exceptions[0], verb)
-        case ModuleNotFoundError() if error.name and not error.name.startswith("ijfs"):
+        case ImportError() if error.name and error.name.split(".")[0] in ("ijfs", "ijfs_engine"):
+            return Failure("MissingPackage", f"ijfs is not whole: {error.msg}", NOT_BUILT, 1)
+        case ModuleNotFoundError() if error.name:
             return Failure(
                 "MissingPackage", f"the Python package '{error.name}' is not installed", *_missing(error.name)
             )

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -22,8 +23,19 @@ from calls import COMMAND, Ijfs
 from json_page import check, tables
 from waiting import eventually, patient
 
+from ijfs.cli import failure
 from ijfs.cli.main import SECTIONS, VERBS, cli
-from ijfs_engine.errors import IjfsError, LockedError, PartialError, PreflightError, StorageError, TargetDiedError
+from ijfs.live.client.connection import KeeperClient
+from ijfs.live.model.paths import InstancePaths
+from ijfs_engine.errors import (
+    NOT_BUILT,
+    IjfsError,
+    LockedError,
+    PartialError,
+    PreflightError,
+    StorageError,
+    TargetDiedError,
+)
 
 # `ijfs --help` is answered by these and no more: rich, msgspec, lmdb, trio, jupyter_client cost 20 to 300 ms each.
 HEAVY = {"rich", "msgspec", "lmdb", "trio", "jupyter_client", "numpy", "psutil", "ijfs_engine"}
@@ -370,6 +382,32 @@ def test_a_broken_installation_is_an_error_and_no_traceback(tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr.startswith("ijfs: unexpected SyntaxError")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "fails", ["import ijfs_engine._native.nothing", "from ijfs_engine._native import nothing", "import ijfs.nothing"]
+)
+def test_a_compiled_part_that_is_missing_is_built_and_no_fault(fails: str) -> None:
+    with pytest.raises(ImportError) as caught:
+        exec(fails)
+    said = failure.explain(caught.value)
+    assert said.hint == failure.NOT_BUILT == NOT_BUILT
+    assert said.exit_code == 1
+    assert "nothing" in said.message
+
+
+def test_a_keeper_that_a_compiled_part_was_missing_for_says_so(tmp_path: Path) -> None:
+    paths = InstancePaths(tmp_path / "half")
+    paths.root.mkdir(parents=True)
+    here, there = socket.socketpair()
+    with here, there:
+        for last, hint in (
+            ("ModuleNotFoundError: No module named 'ijfs.live.pager.filling'", NOT_BUILT),
+            ("ImportError: cannot import name 'bulk' from 'ijfs_engine._native' (/x/__init__.py)", NOT_BUILT),
+            ("ModuleNotFoundError: No module named 'msgspec'", None),
+        ):
+            paths.keeper_log.write_text(f"Traceback\n{last}\n")
+            assert KeeperClient(here, paths)._broken().hint == hint
 
 
 ROOT = Path(__file__).parents[2]

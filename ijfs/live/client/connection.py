@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import NOT_BUILT, IjfsError
 
 OnEvent = Callable[[Event], None]
 """A caller's function that a verb's events go to."""
@@ -179,7 +180,13 @@ class KeeperClient:
             if record.program is not None:
                 return InstanceExitedError(f"the program of `{name}` has ended")
         last = _last_line(self._paths.keeper_log)
-        return KeeperError(f"the keeper of `{name}` broke off: {last}")
+        return KeeperError(
+            f"the keeper of `{name}` broke off: {last}", hint=NOT_BUILT if _NO_MODULE.match(last) else None
+        )
+
+
+_NO_MODULE = re.compile(r"(ModuleNotFound|Import)Error: .*'ijfs(_engine)?\b")
+"""What Python says last where a module of ijfs itself is not there."""
 
 
 def _last_line(path: Path) -> str:
