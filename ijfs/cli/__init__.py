@@ -1,1 +1,1 @@
-"""ijfs.cli: the command line. `main.main` is the console script; one module per verb under `verbs/`."""
+"""ijfs.cli: the command line. `entry.main`, the console script, calls `main.main`; one verb a module in `verbs/`."""

@@ -1,5 +1,5 @@
 """`python -m ijfs.cli`: the console script where none is installed, and for tests."""
 
-from ijfs.cli.main import main
+from ijfs.cli.entry import main
 
 main()

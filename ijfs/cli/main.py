@@ -178,7 +178,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(_YOUNG)
     _standard_streams()
     _signals()
-    code = invoke(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = invoke(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # a second one, while what came of the first was being said
+        code = 128 + signal.SIGINT
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be told of it
     # All is closed and written. Taking every module apart for circles took 15 ms, a seventh of a short command.
     gc.freeze()
     sys.exit(code)
@@ -241,6 +246,8 @@ def _signals() -> None:
         signal.signal(number, signal.SIG_IGN)
         sys.exit(128 + number)
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by entry.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, leave)
