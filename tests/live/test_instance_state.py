@@ -96,8 +96,9 @@ def test_a_restore_request_has_all_that_the_verb_was_asked_for(state: InstanceSt
         meta = {"spec": {"name": "one", "argv": ["true"]}}
         snapshot = writer.commit(branch="main", meta=meta)
     paths = state.paths.sandbox(3)
-    args = RestoreArguments(snapshot="main", gpus=("1",), siblings=4)
-    found = RestoreRequest.of(args, state.snapshots, paths)
-    assert found == RestoreRequest(
-        snapshot, LiveMeta(spec=InstanceSpec(name="one", argv=("true",))), paths, siblings=4, gpus=("1",)
-    )
+    meta = LiveMeta(spec=InstanceSpec(name="one", argv=("true",)))
+    for beside, same_random in ((True, False), (True, True), (False, False)):
+        args = RestoreArguments(snapshot="main", gpus=("1",), siblings=4, same_random=same_random)
+        assert RestoreRequest.of(args, state.snapshots, paths, beside=beside) == RestoreRequest(
+            snapshot, meta, paths, siblings=4, gpus=("1",), beside=beside and not same_random
+        )
