@@ -117,7 +117,7 @@ def values() -> dict[str, Value]:
 
 def value(name: str) -> str:
     """What a setting is. SettingError."""
-    return values()[name].value if os.environ.get(VARIABLE) or _is_there(path()) else SETTINGS[name].default
+    return values()[name].value
 
 
 def is_true(name: str) -> bool:

@@ -31,13 +31,22 @@ def fork(
     same_random: bool,
     timeout: float | None,
     on_event: OnEvent | None,
+    wish: str = "",
 ) -> list[Box]:
     """Copies of a live program or a snapshot; api.fork says how."""
     wanted = len(names) or max(count, len(env))
 
     def call() -> list[InstanceInfo]:
         return client.fork(
-            repo, source, names, count=wanted, message=message, same_random=same_random, env=env, on_event=on_event
+            repo,
+            source,
+            names,
+            count=wanted,
+            message=message,
+            same_random=same_random,
+            env=env,
+            wish=wish,
+            on_event=on_event,
         )
 
     infos = calls.within(timeout, "the fork", call)

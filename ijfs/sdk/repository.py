@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.live.client import api as client
-from ijfs.live.client.instances import free_name
+from ijfs.live.client.instances import named
 from ijfs.live.model.records import InstanceSpec, Network
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
@@ -114,8 +116,8 @@ class Repository:
         """Start a program in a sandbox of its own. `env` is added to this process's variables; `ports` can be reached
         from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own; `more` are
         further fields of InstanceSpec."""
-        spec = InstanceSpec(
-            name=name or free_name(self.path, argv[0]),
+        own = InstanceSpec(
+            name="",
             argv=tuple(argv),
             env=dict(env or {}),
             cwd=os.path.abspath(cwd or os.getcwd()),
@@ -126,7 +128,7 @@ class Repository:
             ttl_s=ttl,
             **more,
         )
-        return self._started(spec, timeout, on_event)
+        return self._started(own, name, argv[0], timeout, on_event)
 
     def kernel(
         self,
@@ -147,8 +149,8 @@ class Repository:
         """Start a Jupyter kernel of an installed kernel spec in a sandbox; returns when it answers. KernelSpecError."""
         from ijfs.jupyter.starting import kernel_spec
 
-        spec = kernel_spec(
-            name or free_name(self.path, "kernel" if spec_name == "python3" else spec_name),
+        own = kernel_spec(
+            "",
             spec_name,
             env=dict(env or {}),
             cwd=os.path.abspath(cwd or os.getcwd()),
@@ -159,13 +161,20 @@ class Repository:
             ttl_s=ttl,
             **more,
         )
-        box = self._started(spec, timeout, on_event)
+        wish = "kernel" if spec_name == "python3" else spec_name
+        box = self._started(own, name, wish, timeout, on_event)
         box.run("", timeout=timeout)
         return box
 
-    def _started(self, spec: InstanceSpec, timeout: float | None, on_event: OnEvent | None) -> Box:
-        call = partial(client.start, self.path, spec, on_event=on_event)
-        info: InstanceInfo = calls.within(timeout, "the start", call)
+    def _started(
+        self, spec: InstanceSpec, name: str | None, wish: str, timeout: float | None, on_event: OnEvent | None
+    ) -> Box:
+        """Start it by this name or, without one, by the first free one after the wish."""
+
+        def start(chosen: str) -> InstanceInfo:
+            return client.start(self.path, msgspec.structs.replace(spec, name=chosen), on_event=on_event)
+
+        info = calls.within(timeout, "the start", partial(named, self.path, name, wish, start))
         return Box(self.path, info.name)
 
     def restore(self, snapshot: str, name: str | None = None, **options: Any) -> Box:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,18 +125,16 @@ class Snapshot:
     ) -> Box:
         """Bring it back to life beside everything that is live; it runs at once and its memory follows (`eager`: all
         memory first). `env`, `same_random`: as `fork` has them."""
-        from ijfs.live.client.instances import free_name
+        from ijfs.live.client.instances import named
         from ijfs.sdk.forks import is_python_kernel, refresh
 
-        chosen = name or free_name(self.repo, self.program or self.id[:12])
-
-        def call() -> client.InstanceInfo:
+        def restored(chosen: str) -> client.InstanceInfo:
             return client.restore(
                 self.repo, self.id, chosen, eager=eager, same_random=same_random, env=env, on_event=on_event
             )
 
-        info = calls.within(timeout, "the restore", call)
-        box = Box(self.repo, chosen)
+        info = calls.within(timeout, "the restore", partial(named, self.repo, name, self._wish, restored))
+        box = Box(self.repo, info.name)
         if env and is_python_kernel(info):
             refresh(box, env)
         return box
@@ -155,18 +154,23 @@ class Snapshot:
         `same_random`: they draw the same random numbers. When one does not come up the others stay (PartialError)."""
         from ijfs.sdk.forks import fork
 
-        source = self.program or self.id[:12]
         return fork(
             self.repo,
             self.id,
             count,
-            names=names or _names(self.repo, source, max(count, len(env))),
+            names=names,
+            wish=self._wish,
             env=env,
             message="",
             same_random=same_random,
             timeout=timeout,
             on_event=on_event,
         )
+
+    @property
+    def _wish(self) -> str:
+        """What the names of its copies begin with, where nobody chose them."""
+        return self.program or self.id[:12]
 
     # -- its place ------------------------------------------------------------------------------------------------
 
@@ -208,9 +212,3 @@ class Snapshot:
 
         with Repository.open(self.repo) as repository:
             yield repository
-
-
-def _names(repo: Path, source: str, count: int) -> list[str]:
-    from ijfs.live.client.instances import free_names
-
-    return free_names(repo, source, count)

@@ -135,3 +135,10 @@ def test_kernels_that_jupyter_starts_follow_the_settings(monkeypatch: pytest.Mon
     assert IjfsProvisioner().network == "slirp4netns"
     assert IjfsProvisioner(network="none").network == "none"
     assert IjfsProvisioner().auto == "", "only for IPython kernels"
+
+
+def test_a_settings_own_variable_counts_without_any_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not settings.path().exists()
+    assert settings.value("spare_s") == "600"
+    monkeypatch.setenv("IJFS_SPARE_S", "7")
+    assert settings.value("spare_s") == "7"

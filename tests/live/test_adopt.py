@@ -22,7 +22,8 @@ from waiting import eventually
 from ijfs.live.adopt import noted
 from ijfs.live.adopt.apply import apply
 from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles
-from ijfs.live.adopt.plan import TICK_NS, HostKey, Step, plan, scope_of
+from ijfs.live.adopt.plan import TICK_NS, Step, plan, scope_of
+from ijfs.live.checkpoint.ahead import StatKey
 from ijfs.live.client.adopt import Adoption
 from ijfs.live.model.records import FilesOrigin, Volume
 from ijfs_engine import Repository
@@ -39,7 +40,7 @@ class Pair:
         self.host.mkdir()
         self.upper.mkdir()
         self.since_ns = 0
-        self.noted: dict[bytes, HostKey] = {}
+        self.noted: dict[bytes, StatKey] = {}
 
     def begin(self) -> None:
         """What the machine has is old now: the branch begins."""
@@ -201,7 +202,7 @@ def test_what_an_earlier_adopt_wrote_is_no_conflict_and_what_somebody_wrote_afte
 
 def test_notes_that_are_damaged_or_lost_are_as_none(tmp_path: Path) -> None:
     path = tmp_path / "adopted"
-    key = HostKey(1, 2, 3, 4, 5)
+    key = StatKey(1, 2, 3, 4, 5)
     noted.write(path, {b"/a\xff": key})
     assert noted.read(path) == {b"/a\xff": key}
     path.write_bytes(b"\xc1 damaged")

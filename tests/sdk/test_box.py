@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,18 @@ def test_a_copy_has_as_much_time_to_live_of_its_own(repo: ijfs.Repository) -> No
 
 
 # -- import ijfs
+
+
+def test_who_names_none_gets_a_name_though_others_start_at_the_same_moment(live_env: LiveEnv) -> None:
+    repo = ijfs.Repository.open(live_env.repo)
+    with ThreadPoolExecutor(4) as pool:
+        boxes = list(pool.map(lambda _: repo.start(["sleep", "1000"]), range(4)))
+        assert {box.name for box in boxes} == {"sleep", "sleep-2", "sleep-3", "sleep-4"}
+        saved = boxes[0].save("once")
+        assert {box.name for box in pool.map(lambda _: saved.restore(), range(2))} == {"sleep-5", "sleep-6"}
+        copies = [box.name for made in pool.map(lambda _: saved.fork(2), range(2)) for box in made]
+    assert len(set(copies)) == 4
+    assert all(name.startswith("sleep-") for name in copies)
 
 
 def test_every_public_name_is_where_it_is_said_to_be() -> None:

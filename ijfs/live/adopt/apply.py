@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ijfs.live.adopt.branch import Branch, BranchFile, UnsteadyError
-from ijfs.live.adopt.plan import HostKey, Step
+from ijfs.live.adopt.plan import Step
+from ijfs.live.checkpoint.ahead import StatKey, key_of
 from ijfs_engine import Descent, Entry
 from ijfs_engine.errors import StorageError
 
@@ -29,7 +30,7 @@ class Done(NamedTuple):
     """What was done, with the key of what is there now (None: nothing); or why it was left."""
 
     step: Step
-    key: HostKey | None = None
+    key: StatKey | None = None
     left: str = ""
 
 
@@ -57,7 +58,7 @@ class _Work:
         self._top = top
         self._temporary = b".ijfs-adopt-" + os.urandom(8).hex().encode()
 
-    def do(self, step: Step) -> HostKey | None:
+    def do(self, step: Step) -> StatKey | None:
         try:
             with self._above(step.path) as above:
                 return self._step(step, os.path.basename(step.path), above)
@@ -66,7 +67,7 @@ class _Work:
         except OSError as error:
             raise StorageError(f"cannot write {os.fsdecode(step.path)}: {error.strerror}") from error
 
-    def _step(self, step: Step, name: bytes, above: int) -> HostKey | None:
+    def _step(self, step: Step, name: bytes, above: int) -> StatKey | None:
         if step.file is None:
             _require(step.host, name, above)
             _remove(name, above)
@@ -79,7 +80,7 @@ class _Work:
             set_metadata(name, above, step.file.entry)
         else:
             self._replace(step, step.file, name, above)
-        return HostKey.of(os.stat(name, dir_fd=above, follow_symlinks=False))
+        return key_of(os.stat(name, dir_fd=above, follow_symlinks=False))
 
     def _replace(self, step: Step, file: BranchFile, name: bytes, above: int) -> None:
         """Make it beside its place, and put it there."""
@@ -142,10 +143,10 @@ class _Work:
             set_metadata(name, above, file.entry)
 
 
-def _require(expected: HostKey | None, name: bytes, above: int) -> None:
+def _require(expected: StatKey | None, name: bytes, above: int) -> None:
     """_ChangedError where the machine has something else there than the plan saw."""
     try:
-        found = HostKey.of(os.stat(name, dir_fd=above, follow_symlinks=False))
+        found = key_of(os.stat(name, dir_fd=above, follow_symlinks=False))
     except FileNotFoundError:
         found = None
     if found is not None and expected is not None and stat.S_ISDIR(found.mode) and stat.S_ISDIR(expected.mode):

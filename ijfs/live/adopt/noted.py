@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from ijfs.live.adopt.plan import HostKey
+from ijfs.live.checkpoint.ahead import StatKey
 from ijfs.live.model.record_file import replace_file
 
-_decoder = msgspec.msgpack.Decoder(dict[bytes, HostKey])
+_decoder = msgspec.msgpack.Decoder(dict[bytes, StatKey])
 
 
-def read(path: Path) -> dict[bytes, HostKey]:
+def read(path: Path) -> dict[bytes, StatKey]:
     """Path on the machine to what was put there."""
     try:
         return _decoder.decode(path.read_bytes())
@@ -26,6 +26,6 @@ def read(path: Path) -> dict[bytes, HostKey]:
         return {}
 
 
-def write(path: Path, notes: Mapping[bytes, HostKey]) -> None:
+def write(path: Path, notes: Mapping[bytes, StatKey]) -> None:
     """Keep them. StorageError."""
     replace_file(path, msgspec.msgpack.encode(dict(notes)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ijfs.live.adopt.branch import Branch, BranchFile, SnapshotFiles, UnsteadyError, entry_on_disk
+from ijfs.live.checkpoint.ahead import StatKey, key_of
 from ijfs_engine import Reader
 from ijfs_engine.errors import IjfsError, StorageError
 
@@ -27,21 +28,6 @@ TICK_NS = 20_000_000
 _LEFT = "scb"
 
 
-class HostKey(NamedTuple):
-    """What tells a file of the machine from what it was."""
-
-    inode: int
-    size: int
-    mode: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> HostKey:
-        """The key of a file as it is."""
-        return cls(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One path that adopting would change. `file` is the branch's (None: removed), `host` what the machine has there.
@@ -50,7 +36,7 @@ class Step:
     path: bytes
     change: Change
     file: BranchFile | None
-    host: HostKey | None
+    host: StatKey | None
     old_size: int | None
     conflict: str = ""
 
@@ -63,7 +49,7 @@ class Step:
 def plan(
     branch: Branch,
     scope: Sequence[bytes],
-    noted: Mapping[bytes, HostKey],
+    noted: Mapping[bytes, StatKey],
     reader: Reader,
     *,
     without: frozenset[bytes] = frozenset(),
@@ -87,7 +73,7 @@ class _Directory(NamedTuple):
 
 class _Comparison:
     def __init__(
-        self, branch: Branch, noted: Mapping[bytes, HostKey], reader: Reader, without: frozenset[bytes]
+        self, branch: Branch, noted: Mapping[bytes, StatKey], reader: Reader, without: frozenset[bytes]
     ) -> None:
         self._branch = branch
         self._noted = noted
@@ -143,7 +129,7 @@ class _Comparison:
         lost = above.lost or (file.copied_up and status is None and self._changed_above(path, above))
         todo.append(_Directory(path, on_host=False, lost=lost, hides=False))
         if status is not None:
-            yield Step(path, "changed", file, HostKey.of(status), status.st_size, self._conflict(path, status))
+            yield Step(path, "changed", file, key_of(status), status.st_size, self._conflict(path, status))
         elif not lost:
             yield Step(path, "added", file, None, None)
 
@@ -152,11 +138,11 @@ class _Comparison:
             gone = above.lost or (file.copied_up and self._changed_above(path, above))
             yield Step(path, "added", file, None, None, "deleted on the machine meanwhile" if gone else "")
         elif not self._same(path, file, status):
-            yield Step(path, "changed", file, HostKey.of(status), _size(status), self._conflict(path, status))
+            yield Step(path, "changed", file, key_of(status), _size(status), self._conflict(path, status))
 
     def _removed(self, path: bytes) -> Iterator[Step]:
         status = os.lstat(path)
-        yield Step(path, "removed", None, HostKey.of(status), _size(status), self._conflict(path, status))
+        yield Step(path, "removed", None, key_of(status), _size(status), self._conflict(path, status))
 
     def _same(self, path: bytes, file: BranchFile, status: os.stat_result) -> bool:
         """Whether the machine has it already, but for times."""
@@ -186,7 +172,7 @@ class _Comparison:
 
     def _known(self, path: bytes, status: os.stat_result) -> bool:
         """Whether the machine has there what the branch once had, or gave."""
-        if self._noted.get(path) == HostKey.of(status):
+        if self._noted.get(path) == key_of(status):
             return True
         return any(self._as_saved(files, path, status) for files in self._before)
 

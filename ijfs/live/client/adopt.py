@@ -13,7 +13,8 @@ from pathlib import Path
 from ijfs.live.adopt import noted
 from ijfs.live.adopt.apply import Done, apply
 from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles, entry_on_disk
-from ijfs.live.adopt.plan import HostKey, Step, plan, scope_of
+from ijfs.live.adopt.plan import Step, plan, scope_of
+from ijfs.live.checkpoint.ahead import StatKey
 from ijfs.live.checkpoint.snapshot_io import live_meta
 from ijfs.live.errors import NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths
@@ -61,7 +62,7 @@ class Adoption:
 
     def take_home(self, steps: Sequence[Step]) -> Iterator[Done]:
         """Do these steps; what was put where is remembered, also when this ends early."""
-        notes: dict[bytes, HostKey] = dict(self._noted)
+        notes: dict[bytes, StatKey] = dict(self._noted)
         try:
             for done in apply(self.branch, steps):
                 if done.key is not None:

@@ -136,11 +136,13 @@ def fork(
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Sequence[Mapping[str, str]] = (),
+    wish: str = "",
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
 
-    `names` may be left out: then they are `<source's name>-1`, … as far as they are free. `env`: variables of each
+    `names` may be left out: then they are `<wish>-1`, … as far as they are free, the wish being `source` where it is
+    empty. `env`: variables of each
     sibling, in their order (`restore` says who gets them). When one sibling fails, the
     others stay and the error says which (PartialError), or, where none came up, it is the first one's error.
     """
@@ -156,6 +158,7 @@ def fork(
         gpus=gpus,
         same_random=same_random,
         env=env,
+        wish=wish or source,
         on_event=on_event,
     )
 

@@ -36,12 +36,13 @@ def fork(
     gpus: Sequence[str],
     same_random: bool,
     env: Sequence[Mapping[str, str]] = (),
+    wish: str,
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
     of the names cannot be had nothing is done, and nothing saved."""
     with contextlib.ExitStack() as claims:
-        claimed = _claimed(repo, source, names, count, claims)
+        claimed = _claimed(repo, wish, names, count, claims)
         chosen = [claim.paths.root.name for claim in claimed]
         given = _given(chosen, env)
         first = RestoreArguments(
@@ -57,15 +58,13 @@ def fork(
         return _judge(dict(zip(chosen, outcomes, strict=True)))
 
 
-def _claimed(
-    repo: RepoPath, source: str, names: Sequence[str], count: int, claims: contextlib.ExitStack
-) -> list[Claim]:
+def _claimed(repo: RepoPath, wish: str, names: Sequence[str], count: int, claims: contextlib.ExitStack) -> list[Claim]:
     """The names that are asked for, or the first free ones. InstanceExistsError; the stack gives up what was had."""
     if names:
         return [claims.enter_context(claim(repo, name)) for name in names]
     found: list[Claim] = []
     while len(found) < count:
-        for name in free_names(repo, source, count - len(found)):
+        for name in free_names(repo, wish, count - len(found)):
             with contextlib.suppress(InstanceExistsError):  # another client was quicker
                 found.append(claims.enter_context(claim(repo, name)))
     return found
