@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ijfs.cli import text
 from ijfs.cli.output import Column, Printer, Span
+from ijfs.history.snapshots import program_of
 
 if TYPE_CHECKING:
     from ijfs.cli.app import App
@@ -147,16 +148,10 @@ def _what_runs(app: App, names: Sequence[str]) -> str:
 
 def require_program(snapshot: Snapshot) -> None:
     """NotLiveError for a snapshot without a program, before an ended one of its name has made room for it."""
-    if snapshot.meta.get("ended") or not name_of(snapshot):
+    if snapshot.meta.get("ended") or not program_of(snapshot):
         from ijfs.live.checkpoint.snapshot_io import program_in
 
         program_in(snapshot)
-
-
-def name_of(snapshot: Snapshot) -> str:
-    """The instance a snapshot was saved from; "" for one that was imported."""
-    spec = snapshot.meta.get("spec")
-    return str(spec.get("name", "")) if isinstance(spec, dict) else ""
 
 
 def started(out: Printer, info: InstanceInfo, how: str) -> None:

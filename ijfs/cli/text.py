@@ -13,6 +13,7 @@ from ijfs.drawing.words import cells as cells
 from ijfs.drawing.words import clip as clip
 from ijfs.drawing.words import count as count
 from ijfs.drawing.words import first_line as first_line
+from ijfs.drawing.words import iso as iso
 from ijfs.drawing.words import natural as natural
 from ijfs.drawing.words import printable as printable
 from ijfs.drawing.words import short as short
@@ -40,12 +41,6 @@ def ago(then_ns: int, now_ns: int | None = None) -> str:
 def moment(then_ns: int) -> str:
     """Local time with its offset, as `date` would write it: 2026-01-31 14:05:09 +0100."""
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(then_ns / 1e9))
-
-
-def iso(then_ns: int) -> str:
-    """UTC, RFC 3339 with milliseconds: what --json prints."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(then_ns // 1_000_000_000))
-    return f"{stamp}.{then_ns // 1_000_000 % 1000:03d}Z"
 
 
 def listing(words: Iterable[str]) -> str:

@@ -40,6 +40,12 @@ def age(then_ns: int, now_ns: int | None = None) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(then_ns / 1e9))
 
 
+def iso(then_ns: int) -> str:
+    """UTC, RFC 3339 with milliseconds: what --json prints."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(then_ns // 1_000_000_000))
+    return f"{stamp}.{then_ns // 1_000_000 % 1000:03d}Z"
+
+
 def short(object_id: bytes) -> str:
     """The first digits of an id, as shown to a person."""
     return object_id.hex()[:SHORT_ID]

@@ -16,8 +16,8 @@ from ijfs.sdk.box import Box, Env
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
+    from ijfs.history.comparison import FileChange, MemoryChange
     from ijfs.live.client.api import OnEvent, SaveResult
-    from ijfs.sdk.comparison import FileChange, MemoryChange
     from ijfs_engine import Exported, Repository
     from ijfs_engine import Snapshot as Record
 
@@ -94,7 +94,7 @@ class Snapshot:
 
     def diff(self, old: Snapshot | str | None = None, *, memory: bool = True) -> Difference:
         """What is other here than in `old` (default: its first parent)."""
-        from ijfs.sdk import comparison
+        from ijfs.history import comparison
 
         with self._engine() as repository:
             before = self._older(repository, old)

@@ -241,6 +241,17 @@ def test_tree_and_show_do_not_add_up_all_snapshots(
     assert ijfs("show").code == 0
 
 
+def test_tree_of_a_name_draws_the_tree_it_is_in_and_no_other(ijfs: Ijfs, history: History, tmp_path: Path) -> None:
+    (tmp_path / "apart").mkdir()
+    assert ijfs("import", tmp_path / "apart", "-m", "on its own", "--branch", "apart").code == 0
+    assert "on its own" in ijfs("tree").out
+    one = ijfs("tree", "side")
+    assert all(message in one.out for message in ("as it began", "one less", "another way"))
+    assert "on its own" not in one.out
+    assert [s["message"] for s in ijfs("tree", "apart", "--json").json["snapshots"]] == ["on its own"]
+    assert "no snapshot, branch or tag is called" in ijfs("tree", "nobody").err
+
+
 def test_tree_is_ascii_where_the_terminal_cannot_do_more(run_ijfs: Ijfs, history: History) -> None:
     out = run_ijfs("tree", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}).out
     assert out.isascii()

@@ -11,8 +11,8 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.bounded import bounded
 from ijfs.cli.output import Answer, Column, Printer, Span
 from ijfs.cli.params import ANY
-from ijfs.sdk import comparison
-from ijfs.sdk.comparison import FileChange, MemoryChange
+from ijfs.history import comparison
+from ijfs.history.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
 from ijfs_engine.errors import PartialError, UnknownNameError
 

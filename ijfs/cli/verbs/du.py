@@ -10,6 +10,7 @@ from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import SNAPSHOT
+from ijfs.history.snapshots import Labels
 
 if TYPE_CHECKING:
     from ijfs_engine import DiskUsage, Snapshot, Usage
@@ -59,7 +60,7 @@ def du(app: App, snapshots: tuple[str, ...]) -> Answer:
         "total": {k: v for k, v in usage_json(usage.total).items() if k != "id"},
         "sharing": usage.sharing,
     }
-    labels = views.Labels.of(repository.refs)
+    labels = Labels.of(repository.refs)
     return Answer(data, lambda out: report(out, usage, found, labels, whole=app.verbose > 0))
 
 
@@ -69,7 +70,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     return {"id": usage.id.hex() if usage.id else None, **sizes}
 
 
-def report(out: Printer, usage: DiskUsage, found: list[Snapshot], labels: views.Labels, *, whole: bool) -> None:
+def report(out: Printer, usage: DiskUsage, found: list[Snapshot], labels: Labels, *, whole: bool) -> None:
     """The table, and what it adds up to."""
     if not found:
         out.line(("no snapshots yet: `ijfs save` or `ijfs import` makes one", "dim"))
@@ -92,26 +93,26 @@ def report(out: Printer, usage: DiskUsage, found: list[Snapshot], labels: views.
     out.line((f"{text.size(total.stored - alone)} of that are shared, {text.size(alone)} belong to one alone", "dim"))
 
 
-def _row(usage: Usage, snapshot: Snapshot, labels: views.Labels, most: int) -> list[Any]:
+def _row(usage: Usage, snapshot: Snapshot, labels: Labels, most: int) -> list[Any]:
     bar = "▇" * max(round(usage.unique / most * BAR), 1 if usage.unique else 0) if most else ""
     return [
         text.short(snapshot.id),
         text.size(usage.logical),
         text.size(usage.unique),
         bar,
-        labels.spans(snapshot.id),
+        views.spans(labels, snapshot.id),
         text.first_line(snapshot.message),
     ]
 
 
-def _whole_row(usage: Usage, snapshot: Snapshot, labels: views.Labels) -> list[Any]:
+def _whole_row(usage: Usage, snapshot: Snapshot, labels: Labels) -> list[Any]:
     return [
         text.short(snapshot.id),
         text.size(usage.logical),
         text.size(usage.stored),
         text.size(usage.unique),
         f"{usage.shared / usage.stored:.0%}" if usage.stored else "–",
-        labels.spans(snapshot.id),
+        views.spans(labels, snapshot.id),
         text.first_line(snapshot.message),
     ]
 

@@ -10,6 +10,7 @@ from ijfs.cli import text, views
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import SNAPSHOT, elsewhere, needless
+from ijfs.history.snapshots import History
 
 if TYPE_CHECKING:
     from ijfs_engine import Snapshot
@@ -34,7 +35,7 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
     repository = app.repository()
     listed = repository.stats().snapshots
     wanted = listed if limit is None or snapshot is not None else min(limit, listed)
-    history = views.History.of(repository, wanted)
+    history = History.of(repository, wanted)
     found = list(history.snapshots.values())
     if snapshot is not None:
         kept = history.ancestors([repository.resolve(snapshot)])
@@ -50,7 +51,7 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
     return Answer(data, show)
 
 
-def _short(out: Printer, found: list[Snapshot], history: views.History) -> None:
+def _short(out: Printer, found: list[Snapshot], history: History) -> None:
     if not found:
         out.line(("no snapshots yet: `ijfs save` or `ijfs import` makes one", "dim"))
         return
@@ -61,16 +62,16 @@ def _short(out: Printer, found: list[Snapshot], history: views.History) -> None:
                 text.short(s.id),
                 (text.age(s.created_ns), "dim"),
                 text.first_line(s.message) or ("(no message)", "dim"),
-                history.labels.spans(s.id),
+                views.spans(history.labels, s.id),
             ]
             for s in found
         ),
     )
 
 
-def _long(out: Printer, found: list[Snapshot], history: views.History) -> None:
+def _long(out: Printer, found: list[Snapshot], history: History) -> None:
     for s in found:
-        out.line("snapshot ", (s.id.hex(), "yellow"), " ", *history.labels.spans(s.id))
+        out.line("snapshot ", (s.id.hex(), "yellow"), " ", *views.spans(history.labels, s.id))
         for parent in history.parents[s.id]:
             out.line("parent   ", parent.hex())
         out.line("created  ", text.moment(s.created_ns), (f"  ({text.ago(s.created_ns)})", "dim"))

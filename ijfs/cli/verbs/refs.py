@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from ijfs.cli import globs, text, views
+from ijfs.cli import globs, text
 from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import REF, SNAPSHOT, needless
+from ijfs.history.snapshots import History
 
 if TYPE_CHECKING:
     from ijfs.fs.mountpoint import OpenSnapshot
@@ -193,14 +194,14 @@ def _kind(repository: Repository, name: str) -> RefKind:
 
 def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_run: bool) -> Answer:
     _refuse_bases(targets)
-    history = views.History.of(repository)
+    history = History.of(repository)
     at = {name: _at(repository, kind, name) for kind, name in targets}
     removed = {at[name] for kind, name in targets if kind == "snapshot"}
     if dry_run:
         kept = history.ancestors(_heads_without(repository, targets))
     else:
         _remove(repository, targets, at)
-        kept = views.History.of(repository).named()
+        kept = History.of(repository).named()
     lost = history.named() - kept - removed
     held = lost & history.ancestors(pin.id for pin in repository.pins())
     from ijfs.fs.mountpoint import opened_in_mounts

@@ -11,6 +11,7 @@ from ijfs.cli import first_moment, instances, starting, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
+from ijfs.history.snapshots import program_of
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -51,7 +52,7 @@ def restore(
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
     instances.require_program(record)
-    wish = instances.name_of(record) or snapshot
+    wish = program_of(record) or snapshot
     given = starting.variables(env, env_files)
 
     def restored(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:

@@ -17,6 +17,7 @@ from ijfs.cli.params import SNAPSHOT
 from ijfs.cli.tree_totals import totals, tree_of
 from ijfs.cli.verbs import ls
 from ijfs.fs.plain import plain
+from ijfs.history.snapshots import History
 
 if TYPE_CHECKING:
     from ijfs_engine import Reader, Snapshot
@@ -40,7 +41,7 @@ def show(app: App, snapshot: str) -> Answer:
     """Show all that is known of SNAPSHOT (default: latest). -v prints its whole record."""
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
-    history = views.History.of(repository)
+    history = History.of(repository)
     usage = repository.du([record.id]).total
     parts = list(_parts(repository.reader(), record.root))
     data = {
@@ -72,8 +73,8 @@ def _field(out: Printer, name: str, *spans: Any) -> None:
     out.line((f"{name:<10}", "dim"), *spans)
 
 
-def _head(out: Printer, history: views.History, record: Snapshot) -> None:
-    out.line("snapshot  ", (record.id.hex(), "yellow"), " ", *history.labels.spans(record.id))
+def _head(out: Printer, history: History, record: Snapshot) -> None:
+    out.line("snapshot  ", (record.id.hex(), "yellow"), " ", *views.spans(history.labels, record.id))
     for parent in history.parents[record.id]:
         message = text.first_line(history.snapshots[parent].message) if parent in history.snapshots else "(gone)"
         _field(out, "parent", (text.short(parent), "yellow"), "  ", message)
@@ -102,7 +103,7 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
         _field(out, "made with", ", ".join(known))
 
 
-def _next_steps(out: Printer, history: views.History, record: Snapshot) -> None:
+def _next_steps(out: Printer, history: History, record: Snapshot) -> None:
     """What a person may want to do with it, each with a name that works."""
     name = next(iter(history.labels.at(record.id)), text.short(record.id))
     steps = [f"ijfs ls {name}"]

@@ -1,6 +1,7 @@
 """What differs between two snapshots: files by their trees, memory page by page at the same address.
 
-Called by `Snapshot.diff` and `ijfs diff`. Equal subtrees and files are recognised by their ids and never read.
+Called by `Snapshot.diff`, `ijfs diff` and the panel in JupyterLab. Equal subtrees and files are recognised by their ids
+and never read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ijfs_engine import PAGE
 
 if TYPE_CHECKING:
-    from ijfs.sdk.processes import ProcessImage
+    from ijfs.history.processes import ProcessImage
     from ijfs_engine import Entry, Reader, Snapshot, StoredFile
 
 BLOCK_PAGES = 256
@@ -103,7 +104,7 @@ def _size(entry: Entry | None) -> int | None:
 
 def memories(reader: Reader, before: Snapshot, after: Snapshot, progress: OnProgress) -> Iterator[MemoryChange]:
     """The memory of every process of two snapshots."""
-    from ijfs.sdk import processes
+    from ijfs.history import processes
 
     olds, news = (processes.images(reader, s.root) for s in (before, after))
     for pid in sorted(olds.keys() | news.keys()):
