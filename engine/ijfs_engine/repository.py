@@ -114,11 +114,16 @@ class Repository(OpenRepository):
 
     # --- Writing and reading
 
-    def begin(self, parents: Sequence[ObjectId] = (), *, progress: Progress | None = None) -> SnapshotWriter:
-        """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, StorageError."""
+    def begin(
+        self, parents: Sequence[ObjectId] = (), *, anew: bool = False, progress: Progress | None = None
+    ) -> SnapshotWriter:
+        """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
+
+        `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read.
+        """
         from ijfs_engine.write.snapshot_writer import begin
 
-        return begin(self, parents, progress=progress)
+        return begin(self, parents, anew=anew, progress=progress)
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
         """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by

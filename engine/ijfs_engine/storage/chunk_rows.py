@@ -5,7 +5,7 @@ Sessions do it for what they wrote, the journal for what a crash kept from the i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.place import Place
@@ -13,8 +13,11 @@ from ijfs_engine.storage.index import BASES, CHUNKS, CONDEMNED, Update
 from ijfs_engine.storage.pack_contents import Based
 
 
-def put_chunks(update: Update, rows: dict[bytes, bytes], bases: dict[bytes, bytes]) -> None:
-    """Put chunk rows. One that is there already stays, unless it is condemned and this one is no deeper.
+def put_chunks(
+    update: Update, rows: dict[bytes, bytes], bases: dict[bytes, bytes], anew: Set[bytes] = frozenset()
+) -> None:
+    """Put chunk rows. One that is there already stays, unless it is condemned and this one is no deeper, or what it
+    says cannot be read (`anew`: ids of such, which are stored whole now).
 
     Other chunks may have the old frame as their base and count on its depth; that a row never gets deeper keeps every
     chunk deeper than its bases, and so free of circles. A condemned row that stays takes its bases back to life; one
@@ -23,7 +26,11 @@ def put_chunks(update: Update, rows: dict[bytes, bytes], bases: dict[bytes, byte
     doomed = bool(update.count(CONDEMNED))
     wins: list[bytes] = []
     for ident, old in zip(rows, update.get_many(CHUNKS, rows), strict=True):
-        if old is None or (doomed and _replaces(update, ident, Place.decode(old), Place.decode(rows[ident]))):
+        if (
+            old is None
+            or ident in anew
+            or (doomed and _replaces(update, ident, Place.decode(old), Place.decode(rows[ident])))
+        ):
             wins.append(ident)
     update.put_many(CHUNKS, sorted((ident, rows[ident]) for ident in wins))
     update.delete_many(BASES, wins)

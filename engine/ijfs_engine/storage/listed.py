@@ -37,12 +37,18 @@ def resolve(repository: OpenRepository, spec: str) -> ObjectId:
 
 
 def snapshot(repository: OpenRepository, ident: ObjectId) -> Snapshot:
-    """The record of a snapshot that is listed. UnknownNameError."""
-    with repository.index.read() as view:
-        listed = view.get(SNAPSHOTS, ident) is not None
-    if not listed:
-        raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
+    """The record of a snapshot that is listed. UnknownNameError, CorruptError."""
+    check_listed(repository, [ident])
     return repository.store.snapshot(ident)
+
+
+def check_listed(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
+    """UnknownNameError for what is no snapshot that is listed."""
+    with repository.index.read() as view:
+        rows = view.get_many(SNAPSHOTS, ids)
+    for ident, row in zip(ids, rows, strict=True):
+        if row is None:
+            raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
 
 
 def snapshots(repository: OpenRepository, newest: int | None = None) -> list[Snapshot]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
@@ -65,9 +65,11 @@ _MOST_SLICES: Final = 24
 
 
 class _PendingRows:
-    """Index rows of frames that are in a pack, but not yet in the index."""
+    """Index rows of frames that are in a pack, but not yet in the index. `anew`: ids whose rows take the place of those
+    that are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, anew: Set[bytes]) -> None:
+        self._anew = anew
         self.chunks: dict[bytes, bytes] = {}
         self.bases: dict[bytes, bytes] = {}
         self.objects: dict[bytes, bytes] = {}
@@ -78,7 +80,7 @@ class _PendingRows:
         """The same rows in parts, chunks by id. The first has the packs: no row may point to one that is not known."""
         count = min(_MOST_SLICES, len(self.chunks) // _SLICE + 1)
         ids = sorted(self.chunks)
-        parts = [_PendingRows() for _ in range(count)]
+        parts = [_PendingRows(self._anew) for _ in range(count)]
         for number, part in enumerate(parts):
             for ident in ids[len(ids) * number // count : len(ids) * (number + 1) // count]:
                 part.chunks[ident] = self.chunks[ident]
@@ -90,10 +92,9 @@ class _PendingRows:
 
     def put(self, update: Update) -> None:
         """Put them into the index. What gc had condemned is no longer."""
-        put_chunks(update, self.chunks, self.bases)
-        fresh = [
-            ident for ident, old in zip(self.objects, update.get_many(OBJECTS, self.objects), strict=True) if not old
-        ]
+        put_chunks(update, self.chunks, self.bases, self._anew)
+        there = update.get_many(OBJECTS, self.objects)
+        fresh = [ident for ident, old in zip(self.objects, there, strict=True) if not old or ident in self._anew]
         update.put_many(OBJECTS, sorted((ident, self.objects[ident]) for ident in fresh))
         update.put_many(SIDECARS, sorted(self.sidecars.items()))
         update.put_many(PACKS, sorted(self.packs.items()))
@@ -114,7 +115,9 @@ class Session:
         self._journal = journal
         self._pack_target = pack_target
         self._lock = RLock()
-        self._rows = _PendingRows()
+        self._anew: set[bytes] = set()
+        """Ids that are stored, but cannot be read: what this session puts takes their place."""
+        self._rows = _PendingRows(self._anew)
         self._held: dict[bytes, _Held] = {}
         self._held_bytes = 0
         self._data: PackWriter | None = None
@@ -344,7 +347,7 @@ class Session:
                 if writer is not None:
                     packs.callback(writer.close)
         self._data = self._sidecars = None
-        self._rows = _PendingRows()
+        self._rows = _PendingRows(self._anew)
 
     def _end(self) -> None:
         self._ended = True

@@ -39,6 +39,9 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
         parents=[base] if base else [],
         message=message or text.message(f"import {directory.resolve().name}"),
         branch=name,
+        on_damage=lambda error: app.warn(
+            f"{text.short(base or b'')}, its parent, is damaged ({error}): stored without it"
+        ),
         progress=app.progress("import"),
     )
     data = {

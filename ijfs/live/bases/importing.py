@@ -21,7 +21,7 @@ from ijfs.live.bases import cache, needs
 from ijfs.live.bases.records import BaseMeta, check_name, head_tag, version_tag
 from ijfs.live.bases.root_walk import Before, Walk, left_out
 from ijfs_engine import ANY, ObjectId, Progress, Repository, Snapshot
-from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 
 # How often a root is walked that changes under the eyes of who reads it.
 ATTEMPTS = 4
@@ -61,10 +61,15 @@ def import_base(
         skipped = left_out(root, repository.path, exclude)
         newest = repository.refs.tags().get(head_tag(name))
         unreadable: set[str] = set()
+        anew = False
         for attempt in range(ATTEMPTS):
             try:
-                found = _attempt(repository, root, name, skipped, newest, frozenset(unreadable), progress, began)
+                found = _attempt(repository, root, name, skipped, newest, frozenset(unreadable), progress, began, anew)
                 break
+            except CorruptError:  # the version before is damaged: nothing is taken from it
+                if newest is None or anew:
+                    raise
+                anew = True
             except StorageError as error:
                 path = _changing(error)
                 if path is None or attempt == ATTEMPTS - 1:
@@ -84,13 +89,14 @@ def _attempt(
     unreadable: frozenset[str],
     progress: Progress | None,
     began: float,
+    anew: bool,
 ) -> Imported:
     with contextlib.ExitStack() as stack:
-        before = _before(repository, newest, stack)
+        before = None if anew else _before(repository, newest, stack)
         walk = Walk(root, frozenset(skipped), before, unreadable)
         items = list(walk.items(time.time_ns()))
         told = _with_total(progress, walk.bytes_to_read)
-        writer = stack.enter_context(repository.begin([newest] if newest else (), progress=told))
+        writer = stack.enter_context(repository.begin([newest] if newest else (), anew=anew, progress=told))
         for at in range(0, len(items), _LOT):
             writer.add_entries(items[at : at + _LOT])
         meta = {"base": msgspec.to_builtins(_describe(root, name, walk.files))}
@@ -125,7 +131,10 @@ def _old_if_same(repository: Repository, newest: ObjectId | None, snapshot: Snap
     """Nothing had changed: the version that there is stays the newest, with its directory."""
     if newest is None:
         return snapshot
-    old = repository.snapshot(newest)
+    try:
+        old = repository.snapshot(newest)
+    except CorruptError:
+        return snapshot
     if old.root != snapshot.root:
         return snapshot
     repository.remove(snapshot.id)

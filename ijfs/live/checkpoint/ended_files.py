@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ijfs.live.bases.cache import directory_of
-from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, SnapshotFiles, SnapshotStore
+from ijfs.live.checkpoint.files_before import SnapshotFiles
+from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, SnapshotStore
 from ijfs.live.checkpoint.workspace import (
     Capture,
     LayerWalker,

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from ijfs.live.checkpoint import inodes
+from ijfs.live.checkpoint.files_before import FilesBefore
 from ijfs.live.checkpoint.phases import OnPhase
-from ijfs.live.checkpoint.workspace import Capture, Item
+from ijfs.live.checkpoint.workspace import Capture
 from ijfs.live.errors import NotLiveError
 from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, Volume
 from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.process.timers import NotifiedThread
 from ijfs.live.sandbox.network_state import NetworkState
-from ijfs_engine import Entry, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
-from ijfs_engine.errors import UnknownNameError
+from ijfs_engine import ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
+from ijfs_engine.errors import CorruptError, UnknownNameError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuRecord
@@ -165,14 +166,34 @@ class SnapshotStore:
         on_phase: OnPhase = lambda name: None,
     ) -> SaveOutcome:
         """Commit a save. Nothing is visible unless it returns. `on_phase` is told of "ingest" and "commit"."""
-        on_phase("ingest")
-        repository = self.repository
-        head = repository.refs.branches().get(contents.branch)
+        head = self.repository.refs.branches().get(contents.branch)
         parents = [ident for ident in (parent or head,) if ident is not None]
         notes = self._keep_head(contents.branch, head, parents)
-        with repository.begin(parents, progress=progress) as writer:
-            before = SnapshotFiles(self.reader, repository.snapshot(parents[0]).root) if parents else None
-            writer.add_entries(_entry(item, before) for item in contents.workspace.items.values())
+        try:
+            snapshot, added = self._stored(contents, parents, progress, on_phase, anew=False)
+        except CorruptError as error:
+            if not parents:
+                raise
+            snapshot, added = self._stored(contents, parents, progress, on_phase, anew=True)
+            was = parents[0].hex()[:12]
+            notes.append(f"{was}, the snapshot before, is damaged ({error}): this one was stored whole, without it")
+        return SaveOutcome(snapshot, notes, added)
+
+    def _stored(
+        self,
+        contents: SaveContents,
+        parents: Sequence[ObjectId],
+        progress: Progress | None,
+        on_phase: OnPhase,
+        *,
+        anew: bool,
+    ) -> tuple[Snapshot, int]:
+        """The snapshot, and the bytes it added. `anew`: as `Repository.begin` has it."""
+        on_phase("ingest")
+        repository = self.repository
+        with repository.begin(parents, anew=anew, progress=progress) as writer:
+            before = FilesBefore(repository, self.reader, parents, contents.workspace, writer)
+            writer.add_entries(before.entry(item) for item in contents.workspace.items.values())
             if contents.workspace.inodes:
                 writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))
             if contents.notebook is not None:
@@ -182,7 +203,7 @@ class SnapshotStore:
             on_phase("commit")
             snapshot = writer.commit(message=contents.message, branch=contents.branch, meta=meta)
             repository.forget_removed()
-            return SaveOutcome(snapshot, notes, writer.stored_bytes)
+            return snapshot, writer.stored_bytes
 
     def _keep_head(self, branch: str, head: ObjectId | None, parents: Sequence[ObjectId]) -> list[str]:
         """Give the branch's head a branch of its own where this save leaves it behind (the program went back): else gc
@@ -205,39 +226,9 @@ class SnapshotStore:
             seen.add(current)
             try:
                 pending += self.repository.snapshot(current).parents
-            except UnknownNameError:  # removed; what is below it cannot be reached through it
+            except (UnknownNameError, CorruptError):  # removed, or damaged; what is below cannot be reached through it
                 continue
         return seen
-
-
-class SnapshotFiles:
-    """The files of a snapshot, one directory at a time: 50,000 files of a few directories, looked up one by one, were
-    26 s of decoding the same trees."""
-
-    def __init__(self, reader: Reader, root: ObjectId) -> None:
-        self._reader = reader
-        self._root = root
-        self._directory: str | None = None
-        self._entries: dict[bytes, Entry] = {}
-
-    def at(self, path: str) -> Entry:
-        """UnknownNameError."""
-        directory, _, name = path.rpartition("/")
-        if directory != self._directory:
-            content = self._reader.lookup(self._root, directory).content
-            tree = self._reader.tree(content).entries if content is not None else ()
-            self._directory, self._entries = directory, {entry.name: entry for entry in tree}
-        found = self._entries.get(os.fsencode(name))
-        return found if found is not None else self._reader.lookup(self._root, path)
-
-
-def _entry(item: Item, before: SnapshotFiles | None) -> tuple[str, Entry, bytes | Segments | Path | None]:
-    """What the writer gets: with the bytes that were read, or with those the parent has."""
-    if not item.unchanged:
-        return item.at, item.entry, item.source
-    assert before is not None
-    in_parent = before.at(item.at)
-    return item.at, msgspec.structs.replace(item.entry, content=in_parent.content, size=in_parent.size), None
 
 
 def gpu_record(meta: LiveMeta) -> GpuRecord | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from ijfs.live.checkpoint.ahead import LayerAhead, StatKey, key_of
+from ijfs.live.checkpoint.staging import Staging
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import descriptors, procfs
@@ -65,6 +65,7 @@ class Item:
     entry: Entry
     source: bytes | Segments | Path | None = None
     unchanged: bool = False
+    key: StatKey | None = None
 
 
 @dataclass(slots=True)
@@ -74,7 +75,8 @@ class Capture:
     items: dict[str, Item] = field(default_factory=dict)
     """By path in the snapshot's tree."""
     stat_cache: StatCache = field(default_factory=dict)
-    staged: Path | None = None
+    staging: Staging | None = None
+    layers: Sequence[WritableLayer] = ()
     inodes: dict[str, int] = field(default_factory=dict)
     """Inode numbers that are to stay, by path in the snapshot's tree."""
 
@@ -90,8 +92,8 @@ class Capture:
 
     def discard(self) -> None:
         """Remove what was staged."""
-        if self.staged is not None:
-            shutil.rmtree(self.staged, ignore_errors=True)
+        if self.staging is not None:
+            self.staging.discard()
 
 
 class WritableLayer(NamedTuple):
@@ -150,13 +152,12 @@ class LayerWalker:
     def __init__(self, layers: Sequence[WritableLayer], stat_cache: StatCache, staging: Path) -> None:
         self._layers = layers
         self._stat_cache = stat_cache
-        self._staging = staging
+        self._staging = Staging(staging)
         self._outside = Path()
         self._leased: Leases = {}
         self._links: dict[FileId, int] = {}
-        self._staged = 0
         self._ahead: dict[str, LayerAhead] = {}
-        self._capture = Capture()
+        self._capture = Capture(staging=self._staging, layers=layers)
         self._mapped_before: frozenset[str] = frozenset()
 
     def measure(self, mapped: frozenset[str] = frozenset()) -> int:
@@ -206,13 +207,11 @@ class LayerWalker:
                 trusted = found.status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
                 if not trusted:
                     self._capture.stat_cache.pop(at, None)
-        self._capture.staged = self._staging if self._staged else None
         return self._capture
 
     def discard(self) -> None:
         """Remove what was staged for a capture that did not come about."""
-        if self._staged:
-            shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.discard()
 
     def _changed(
         self, ahead: LayerAhead, layer: WritableLayer, mapped: frozenset[str]
@@ -235,6 +234,7 @@ class LayerWalker:
         if layer.numbered:
             self._capture.inodes[at] = key.inode
         if item.entry.kind == "f":
+            item.key = key
             item.unchanged = self._stat_cache.get(at) == key
             self._capture.stat_cache[at] = key
         return item
@@ -279,22 +279,8 @@ class LayerWalker:
         if size == 0:
             return b""
         if size > LARGEST_IN_MEMORY or arena is None:
-            return self._stage(fd, size)
+            return self._staging.copy(fd, size)
         return _read(fd, size, shown, arena)
-
-    def _stage(self, fd: int, size: int) -> Path:
-        """A copy on disk, holes kept."""
-        self._staging.mkdir(exist_ok=True)
-        self._staged += 1
-        path = self._staging / str(self._staged)
-        out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(out, size)
-            for start, end in _data_ranges(fd, size):
-                _copy_range(fd, out, start, end)
-        finally:
-            os.close(out)
-        return path
 
 
 def _is_read(item: Item) -> bool:
@@ -444,24 +430,3 @@ def walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, 
 
 def _inside(layer: WritableLayer, at: str) -> str:
     return layer.inside + at[len(layer.at) :]
-
-
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole from here
-            return
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, at
-
-
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
-    os.lseek(source, start, os.SEEK_SET)
-    os.lseek(target, start, os.SEEK_SET)
-    while start < end:
-        count = os.copy_file_range(source, target, end - start)
-        if count == 0:
-            raise StorageError("a file became shorter while it was read")
-        start += count

@@ -48,7 +48,7 @@ from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import scheduling
 from ijfs.live.sandbox import network_state
 from ijfs_engine import Arena, is_pages
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import CorruptError, IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
@@ -239,6 +239,9 @@ class Saver:
         try:
             outcome = await in_thread(state.snapshots.store, contents, parent, progress, save.clock.begin)
             save.clock.end()
+        except CorruptError:
+            state.set_files({})  # the next save reads all files, and needs none of the snapshot before
+            raise
         finally:
             await self._let_go(frozen)
         state.record_save(outcome.snapshot, stat_cache)

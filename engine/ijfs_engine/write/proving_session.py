@@ -1,0 +1,84 @@
+"""A session for a save whose parent is damaged: what is stored counts only if it can be read.
+
+`snapshot_writer.begin` makes one for a snapshot that is made `anew`. What the index has and the packs do not give is
+stored again, and takes the damaged one's place in the index: whatever else needs it heals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ijfs_engine.errors import CorruptError, StorageError
+from ijfs_engine.format.records import Entry, ObjectId
+from ijfs_engine.read.reader import Reader
+from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.storage.session import Session
+
+_UNREADABLE: Final = (CorruptError, StorageError)
+_STEP: Final = 4 << 20
+"""Bytes that are read together."""
+
+
+class ProvingSession(Session):
+    """Safe to use from several threads, as any session. Nothing may be stored against the parent's chunks."""
+
+    def __init__(self, repository: OpenRepository) -> None:
+        """Registers; StorageError."""
+        super().__init__(repository.directory, repository.index, repository.journal)
+        # A pack that somebody removed can still be read here, for as long as it is open.
+        repository.forget_removed()
+        self._reader = Reader(repository.store)
+        self._sound: set[bytes] = set()
+
+    def lookup_many(self, ids: Sequence[bytes]) -> list[bool]:
+        """As of any session; but what cannot be read is not there."""
+        new = self._rows.chunks
+        found = super().lookup_many(ids)
+        lost = self._unreadable(ident for ident, there in zip(ids, found, strict=True) if there and ident not in new)
+        self._anew |= lost
+        return [there and ident not in lost for ident, there in zip(ids, found, strict=True)]
+
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether every byte of a file that is stored can be read."""
+        buffer = memoryview(bytearray(_STEP))
+        try:
+            file = self._reader.open(entry)
+            for start, length, zero in file.extents():
+                for at in range(start, start + length, _STEP) if not zero else ():
+                    file.read_into(at, buffer[: min(_STEP, start + length - at)])
+        except _UNREADABLE:
+            return False
+        return True
+
+    def abort(self) -> None:
+        """As of any session."""
+        self._reader.close()
+        super().abort()
+
+    def _stored(self, ident: ObjectId) -> bool:
+        if not super()._stored(ident):
+            return False
+        if ident not in self._sound:
+            try:
+                store = self._reader.store
+                store.get_object(ident, store.kind_of(ident))
+            except _UNREADABLE:
+                self._anew.add(ident)
+                return False
+            self._sound.add(ident)
+        return True
+
+    def _unreadable(self, ids: Iterable[bytes]) -> set[bytes]:
+        """Those of these chunks that cannot be read."""
+        unknown = [ident for ident in dict.fromkeys(ids) if ident not in self._sound]
+        lost = set() if self._can_read(unknown) else {ident for ident in unknown if not self._can_read([ident])}
+        self._sound.update(ident for ident in unknown if ident not in lost)
+        return lost
+
+    def _can_read(self, ids: list[bytes]) -> bool:
+        try:
+            self._reader.chunks(ids)
+        except _UNREADABLE:
+            return False
+        return True
