@@ -75,6 +75,17 @@ class App:
             self._repository = self.closing.enter_context(Repository.open(self.repository_path, damaged=damaged))
         return self._repository
 
+    def live_programs(self) -> Path:
+        """The repository's path, for what is done with live programs alone: they can be reached without its index.
+        NoRepositoryError, UnknownFormatError."""
+        from ijfs_engine.errors import CorruptError, StorageError
+
+        try:
+            self.repository()
+        except (CorruptError, StorageError) as error:
+            self.warn(f"{error}{f' ({error.hint})' if error.hint else ''}")
+        return self.repository_path
+
     def progress(self, title: str) -> Reporter:
         """A progress reporter: bars on a terminal, nothing in a pipe, with --json or with -q."""
         from ijfs.cli.progress import Reporter

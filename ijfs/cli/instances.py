@@ -40,9 +40,11 @@ def instance_json(info: InstanceInfo) -> dict[str, Any]:
     return dict(msgspec.to_builtins(info))
 
 
-def table(out: Printer, infos: Iterable[InstanceInfo]) -> None:
-    """What `ijfs ps` prints."""
-    out.table(COLUMNS, (_row(info, "→" if out.unicode else "->") for info in infos))
+def table(out: Printer, infos: Iterable[InstanceInfo], damaged: Iterable[str] = ()) -> None:
+    """What `ijfs ps` prints; `damaged`: names of which no record can be read."""
+    rows = [_row(info, "→" if out.unicode else "->") for info in infos]
+    lost: list[list[Span]] = [[(name, "dim"), ("damaged record", "red"), "", "", "", "", ""] for name in damaged]
+    out.table(COLUMNS, rows + lost)
 
 
 def _row(info: InstanceInfo, arrow: str) -> list[Span]:

@@ -141,7 +141,7 @@ def _inwards(app: App, froms: list[Spec], into: Spec, done: Copied) -> None:
 
 def _live_files(app: App, name: str) -> ProgramFiles:
     """IjfsError where that is nothing that can be written into."""
-    app.repository()
+    app.live_programs()
     from ijfs.live.client.api import is_running
     from ijfs.live.client.files import has_files
 

@@ -58,7 +58,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], code: str | None, timeo
     """
     if bool(command) == (code is not None):
         raise click.UsageError("say what to run: `-- CMD`, `-c CODE`, or `-` to read a cell")
-    app.repository()
+    app.live_programs()
     if command == ("-",):
         code = sys.stdin.read()
     return _command(app, name, command) if code is None else _cell(app, name, code, timeout)

@@ -33,7 +33,7 @@ def logs(app: App, name: str | None, follow: bool, lines: int | None, earlier: b
     """Print what the program NAME (default: the only live one) wrote to its standard output and error."""
     from ijfs.live.client.api import describe
 
-    app.repository()
+    app.live_programs()
     if follow and app.json:
         raise click.UsageError("--follow has no end, --json is one object")
     if follow and earlier:

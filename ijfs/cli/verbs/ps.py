@@ -25,22 +25,25 @@ def ps(app: App, every: bool) -> Answer:
     """
     import msgspec
 
-    from ijfs.live.client.api import list_instances
+    from ijfs.live.client.api import damaged_instances, list_instances
     from ijfs.live.process import fork_request
 
-    app.repository()
+    app.live_programs()
     found = instances.by_name(list_instances(app.repository_path))
+    damaged = damaged_instances(app.repository_path)
     waiting = fork_request.forkserver_info(app.repository_path)
     ended = [info for info in found if info.status == "exited"]
 
     def show(out: Printer) -> None:
         listed = found if every else [info for info in found if info.status != "exited"]
-        if listed:
-            instances.table(out, listed)
+        if listed or damaged:
+            instances.table(out, listed, damaged)
         else:
             out.line(("nothing is live: `ijfs run` or `ijfs kernel start` begins", "dim"))
         for info in listed:
             _remarks(out, info)
+        for error in damaged.values():
+            out.line((f"{error}; {error.hint}", "red"))
         if ended and not every:
             names = (
                 text.listing(info.name for info in ended[:3]) if len(ended) <= 3 else text.count(len(ended), "program")
@@ -49,7 +52,11 @@ def ps(app: App, every: bool) -> Answer:
         if app.verbose:
             instances.spare(out, waiting)
 
-    data = {"instances": [instances.instance_json(info) for info in found], "spare": msgspec.to_builtins(waiting)}
+    data = {
+        "instances": [instances.instance_json(info) for info in found],
+        "damaged": [{"name": name, "message": str(error), "hint": error.hint} for name, error in damaged.items()],
+        "spare": msgspec.to_builtins(waiting),
+    }
     return Answer(data, show)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from ijfs.cli import globs
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, Seconds
-
-if TYPE_CHECKING:
-    from ijfs.live.client.api import InstanceInfo
 
 
 @verb("stop")
@@ -27,7 +24,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
     """
     from ijfs.live.process import fork_request
 
-    app.repository()
+    app.live_programs()
     if bool(names) == every:
         raise click.UsageError("say which: NAMES or --all")
     if every:
@@ -37,8 +34,8 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
         _check(app, chosen, forget=forget)
     done: list[dict[str, Any]] = []
     for name in chosen:
-        info = _stop(app, name, forget=forget, timeout=timeout)
-        done.append({"name": name, "exit_status": info.exit_status, "forgotten": forget})
+        status = _stop(app, name, forget=forget, timeout=timeout)
+        done.append({"name": name, "exit_status": status, "forgotten": forget})
     if every:
         fork_request.dismiss(app.repository_path)
 
@@ -52,28 +49,33 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
 
 
 def _stoppable(app: App, *, ended: bool) -> list[str]:
-    """What `--all` and patterns may mean: all that is live; to be forgotten, what has ended, too."""
-    from ijfs.live.client.api import list_instances
+    """What `--all` and patterns may mean: all that is live; to be forgotten, what has ended or is damaged, too."""
+    from ijfs.live.client.api import damaged_instances, list_instances
 
-    return [i.name for i in list_instances(app.repository_path) if ended or i.status != "exited"]
+    names = [i.name for i in list_instances(app.repository_path) if ended or i.status != "exited"]
+    return [*names, *damaged_instances(app.repository_path)] if ended else names
 
 
 def _check(app: App, names: list[str], *, forget: bool) -> None:
     """Refuse a name that is none, or ended already, before any program is ended."""
     from ijfs.live.client import api as client
 
+    damaged = client.damaged_instances(app.repository_path) if forget else {}
     for name in names:
-        if client.is_running(app.repository_path, name):
+        if name in damaged or client.is_running(app.repository_path, name):
             continue
         client.describe(app.repository_path, name)
         if not forget:
             raise _ended(name)
 
 
-def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
-    """End one program, and its keeper with it."""
+def _stop(app: App, name: str, *, forget: bool, timeout: float) -> int | None:
+    """End one program, and its keeper with it; its exit status, if that is known."""
     from ijfs.live.client import api as client
 
+    if forget and name in client.damaged_instances(app.repository_path):
+        client.remove(app.repository_path, name)
+        return None
     if client.is_running(app.repository_path, name):
         with client.connect(app.repository_path, name, on_event=app.progress(f"stop {name}").event) as keeper:
             info = keeper.stop(timeout_s=timeout)
@@ -85,7 +87,7 @@ def _stop(app: App, name: str, *, forget: bool, timeout: float) -> InstanceInfo:
             raise _ended(name)
     if forget:
         client.remove(app.repository_path, name)
-    return info
+    return info.exit_status
 
 
 def _ended(name: str) -> Exception:

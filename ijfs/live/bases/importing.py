@@ -180,9 +180,10 @@ def _name(repository: Repository, name: str, snapshot: Snapshot) -> None:
 
 def drop_unneeded(repository: Repository, name: str) -> list[ObjectId]:
     """Let go of the versions of a base that are neither its newest nor needed; gc then frees them. The ids. Nothing is
-    done while a base is being chosen: another time, or `ijfs gc`, finds them."""
-    with cache.alone(repository.path) as nobody_chooses:
+    done while a base is being chosen, or a program's record is damaged: another time, or `ijfs gc`, finds them."""
+    with cache.alone(repository.path) as nobody_chooses, contextlib.suppress(CorruptError):
         return _dropped(repository, name) if nobody_chooses else []
+    return []
 
 
 def _dropped(repository: Repository, name: str) -> list[ObjectId]:

@@ -16,9 +16,9 @@ from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles, entry_on_d
 from ijfs.live.adopt.plan import Step, plan, scope_of
 from ijfs.live.checkpoint.ahead import StatKey
 from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.client.record import record_of
 from ijfs.live.errors import NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths
-from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk
 from ijfs.live.sandbox.volumes import OWN, is_below
@@ -102,7 +102,7 @@ class Adoption:
 def _instance(repository: Repository, name: str) -> Branch | None:
     try:
         paths = InstancePaths.of(repository.path, name)
-        record = read_record(paths)
+        record = record_of(paths)
     except (NoInstanceError, BadNameError):
         return None
     return Branch(

@@ -23,17 +23,18 @@ from ijfs.live.client.instances import (
     RepoPath,
     base_before,
     connect,
+    damaged_instances,
     describe,
     is_running,
     list_instances,
     remove,
     spawned,
 )
+from ijfs.live.client.record import record_of
 from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
-from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
 
@@ -191,7 +192,7 @@ def exec_line(
     """The command line, for this machine, of a process that runs `argv` inside an instance's namespaces and has its
     exit status (sandbox/enter.py); `session`: in a session of its own, which ends with that process.
     InstanceExitedError."""
-    record = read_record(InstancePaths.of(repo, name))
+    record = record_of(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
     given = {
@@ -232,6 +233,7 @@ __all__ = [
     "RepoPath",
     "SaveResult",
     "connect",
+    "damaged_instances",
     "describe",
     "exec_command",
     "exec_line",

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ijfs.live.checks import privilege
+from ijfs.live.client.record import record_of
 from ijfs.live.errors import InstanceExistsError, NoInstanceError
 from ijfs.live.model.paths import InstancePaths, check_name
-from ijfs.live.model.record_file import read_record
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KEEPER_END_S, PROBE_S, KeeperLock, is_ending, is_saving
 from ijfs.live.sandbox.cleanup import clear, end_processes, is_remains, keep_log, sweep, sweep_left
@@ -39,7 +39,7 @@ class Claim:
         if self.begins_anew:
             return
         if self.paths.record.exists():
-            keep_log(self.paths, read_record(self.paths).generation)
+            keep_log(self.paths, record_of(self.paths).generation)
         elif any(path != self.paths.lock for path in self.paths.root.iterdir()):
             end_processes(self.paths.root)
         clear(self.paths, but=self.paths.earlier_log)
@@ -124,5 +124,5 @@ def _refuse_if_missed(paths: InstancePaths) -> None:
 
 def _refuse_if_live(paths: InstancePaths) -> None:
     with contextlib.suppress(NoInstanceError):
-        if procfs.is_alive(read_record(paths).program):
+        if procfs.is_alive(record_of(paths).program):
             raise InstanceExistsError(f"there is an instance `{paths.root.name}` already")

@@ -7,9 +7,10 @@ from itertools import islice
 
 import msgspec
 
+from ijfs.live.client.record import record_of
 from ijfs.live.errors import CriuMissingError, InstanceExistsError, InstanceExitedError, UnsavedFilesError
 from ijfs.live.model.paths import InstancePaths
-from ijfs.live.model.record_file import read_record, write_record
+from ijfs.live.model.record_file import write_record
 from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KeeperLock, keeper_ended
@@ -26,7 +27,7 @@ def refuse_if_missed(paths: InstancePaths) -> None:
     """UnsavedFilesError where an ended program wrote files that are in no snapshot. For who has its lock."""
     from ijfs.live.checkpoint.ended_files import unsaved_files
 
-    found = list(islice(unsaved_files(paths, read_record(paths)), _MOST))
+    found = list(islice(unsaved_files(paths, record_of(paths)), _MOST))
     if not found:
         return
     name, count = paths.root.name, f"{len(found)}{'+' if len(found) == _MOST else ''}"
@@ -47,12 +48,12 @@ def save_ended(repo: str | os.PathLike[str], name: str, *, message: str = "", br
     from ijfs.live.checkpoint.snapshot_io import LiveMeta, machine_versions
 
     paths = InstancePaths.of(repo, name)
-    read_record(paths)
+    record_of(paths)
     lock = KeeperLock.take_soon(paths) if keeper_ended(paths) else None
     if lock is None:
         raise LockedError(f"the keeper of `{name}` has not ended", hint=f"its log is {paths.keeper_log}")
     with lock:
-        record = read_record(paths)
+        record = record_of(paths)
         if procfs.is_alive(record.program):
             raise InstanceExistsError(f"`{name}` runs again")
         if next(unsaved_files(paths, record), None) is None:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from ijfs.live.client.record import record_of
 from ijfs.live.errors import NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths
-from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.process import procfs
 from ijfs.live.process.root_paths import open_below
@@ -219,7 +219,7 @@ class ProgramFiles:
 def program_files(repo: str | os.PathLike[str], name: str) -> ProgramFiles:
     """The files of the live or ended instance of that name; a context manager. NoInstanceError."""
     paths = InstancePaths.of(repo, name)
-    record = read_record(paths)
+    record = record_of(paths)
     if record.program is not None and procfs.is_alive(record.program):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
             return _live(name, record)
@@ -229,7 +229,7 @@ def program_files(repo: str | os.PathLike[str], name: str) -> ProgramFiles:
 def has_files(repo: str | os.PathLike[str], name: str) -> bool:
     """Whether there is an instance of that name, live or ended."""
     try:
-        read_record(InstancePaths.of(repo, name))
+        record_of(InstancePaths.of(repo, name))
     except (NoInstanceError, BadNameError):
         return False
     return True

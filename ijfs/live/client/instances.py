@@ -15,17 +15,18 @@ import msgspec
 from ijfs.live.client import ended
 from ijfs.live.client.claim import Claim
 from ijfs.live.client.connection import KeeperClient, OnEvent
+from ijfs.live.client.record import record_of
 from ijfs.live.client.spawn import begin, spawn_keepers
 from ijfs.live.errors import InstanceExistsError, InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
-from ijfs.live.model.record_file import info_of, read_record
+from ijfs.live.model.record_file import info_of
 from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo
 from ijfs.live.pager.account import progress_of
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KeeperLock, keeper_ended
 from ijfs.live.sandbox import cleanup
-from ijfs_engine.errors import IjfsError, LockedError
+from ijfs_engine.errors import CorruptError, IjfsError, LockedError
 
 ADOPT_LIMIT_S = 10.0
 """How long an instance may be between two keepers."""
@@ -38,25 +39,42 @@ T = TypeVar("T")
 
 
 def list_instances(repo: RepoPath) -> list[InstanceInfo]:
-    """All instances of a repository by name, ended ones included; a keeper that does not answer is not waited for."""
-    directory = live_directory(repo)
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
+    """All instances of a repository by name, ended ones included; a keeper that does not answer is not waited for. Of
+    those whose record is damaged `damaged_instances` has the names."""
     found = []
-    for name in names:
-        with contextlib.suppress(NoInstanceError):
+    for name in _names(repo):
+        with contextlib.suppress(NoInstanceError, BadNameError, CorruptError):
             found.append(describe(repo, name))
     return found
+
+
+def damaged_instances(repo: RepoPath) -> dict[str, CorruptError]:
+    """Instances of which nobody knows any more what they are: their record is damaged, and no keeper answers."""
+    found = {}
+    for name in _names(repo):
+        try:
+            record_of(InstancePaths.of(repo, name))
+        except CorruptError as error:
+            found[name] = error
+        except (NoInstanceError, BadNameError):
+            continue
+    return found
+
+
+def _names(repo: RepoPath) -> list[str]:
+    directory = live_directory(repo)
+    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
 
 
 def describe(repo: RepoPath, name: str) -> InstanceInfo:
     """One instance: what its keeper says, or, without one, what its record and /proc say."""
     paths = InstancePaths.of(repo, name)
-    record = read_record(paths)
+    record = record_of(paths)
     if record.status == "running":
         gone = (KeeperError, InstanceExitedError, OSError)
         with contextlib.suppress(*gone), KeeperClient.open(paths, timeout=2.0) as keeper:
             return keeper.status()
-        record = read_record(paths)  # it may have ended just now, and its keeper said how
+        record = record_of(paths)  # it may have ended just now, and its keeper said how
     alive = procfs.is_alive(record.program)
     if record.status == "running" and not alive:
         record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
@@ -95,7 +113,7 @@ def _is_free(repo: RepoPath, name: str) -> bool:
     if not paths.root.exists():
         return True
     try:
-        if procfs.is_alive(read_record(paths).program):
+        if procfs.is_alive(record_of(paths).program):
             return False
         ended.refuse_if_missed(paths)
     except IjfsError:  # files are missed, or it is just being made
@@ -123,7 +141,7 @@ def _numbered(base: str, start: int) -> Iterator[str]:
 def base_before(repo: RepoPath, name: str) -> Base | None:
     """What an ended instance of that name stood on; None where that was the machine's own root, or there is none."""
     try:
-        return read_record(InstancePaths.of(repo, name)).base
+        return record_of(InstancePaths.of(repo, name)).base
     except NoInstanceError:
         return None
 
@@ -131,7 +149,7 @@ def base_before(repo: RepoPath, name: str) -> Base | None:
 def is_running(repo: RepoPath, name: str) -> bool:
     """Whether an instance of that name has a program that runs."""
     try:
-        record = read_record(InstancePaths.of(repo, name))
+        record = record_of(InstancePaths.of(repo, name))
     except (NoInstanceError, BadNameError):  # a snapshot's name may be none that an instance can have
         return False
     return procfs.is_alive(record.program)
@@ -140,7 +158,7 @@ def is_running(repo: RepoPath, name: str) -> bool:
 def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> KeeperClient:
     """The keeper of a live instance. Where it was killed, a new one adopts the program and `on_event` gets a notice."""
     paths = InstancePaths.of(repo, name)
-    record = read_record(paths)
+    record = record_of(paths)
     if not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
     deadline, killed = time.monotonic() + ADOPT_LIMIT_S, 0
@@ -172,17 +190,25 @@ def _answering(paths: InstancePaths, on_event: OnEvent | None) -> KeeperClient:
 
 
 def remove(repo: RepoPath, name: str) -> None:
-    """Forget an instance whose program has ended: its directory goes, after its keeper. LockedError while it runs."""
+    """Forget an instance whose program has ended: its directory goes, after its keeper. LockedError while it runs.
+    Where its record is damaged, what runs on its files is ended."""
     paths = InstancePaths.of(repo, name)
-    if procfs.is_alive(read_record(paths).program):
+    if _may_run(paths):
         raise LockedError(f"`{name}` is running", hint=f"`ijfs stop {name}` ends it")
     lock = KeeperLock.take_soon(paths) if keeper_ended(paths) else None
     if lock is None:
         raise LockedError(f"the keeper of `{name}` has not ended", hint=f"its log is {paths.keeper_log}")
     with lock:
-        if procfs.is_alive(read_record(paths).program):
+        if _may_run(paths):
             raise LockedError(f"`{name}` is running again", hint=f"`ijfs stop {name}` ends it")
-        cleanup.remove(paths)
+        cleanup.sweep(paths)
+
+
+def _may_run(paths: InstancePaths) -> bool:
+    try:
+        return procfs.is_alive(record_of(paths).program)
+    except CorruptError:
+        return False
 
 
 def spawned(claim: Claim, first: Arguments[InstanceInfo], on_event: OnEvent | None) -> InstanceInfo:

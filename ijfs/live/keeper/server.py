@@ -252,6 +252,7 @@ class Keeper:
         self._state.live_sandbox().signal(arguments.number)
 
     async def _status(self, arguments: StatusArguments, emit: Emit) -> InstanceInfo:
+        self._state.mend_record()
         return self._state.info()
 
     async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:

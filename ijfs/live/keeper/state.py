@@ -26,7 +26,7 @@ from ijfs.live.errors import InstanceExitedError
 from ijfs.live.keeper.guest_port import AnswerGuest, GuestPort
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model.paths import InstancePaths
-from ijfs.live.model.record_file import info_of, write_record
+from ijfs.live.model.record_file import info_of, read_record, write_record
 from ijfs.live.model.records import (
     Base,
     FilesOrigin,
@@ -43,7 +43,7 @@ from ijfs.live.process import procfs
 from ijfs.live.relay.relay import Relay
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Snapshot
-from ijfs_engine.errors import IjfsError, PreflightError
+from ijfs_engine.errors import CorruptError, IjfsError, PreflightError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
@@ -146,6 +146,16 @@ class InstanceState:
         except IjfsError as error:
             self.record = msgspec.structs.replace(self.record, **changes)
             _log.warning("not written down: %s", error)
+
+    def mend_record(self) -> None:
+        """Write the record anew where it is damaged on disk."""
+        try:
+            read_record(self.paths)
+        except CorruptError as error:
+            _log.warning("%s: written anew", error)
+            self.note()
+        except (IjfsError, OSError):
+            return
 
     def info(self) -> InstanceInfo:
         """The instance as callers are shown it."""

@@ -25,8 +25,10 @@ def read_record(paths: InstancePaths) -> InstanceRecord:
     try:
         return msgspec.json.decode(data, type=InstanceRecord)
     except msgspec.DecodeError as error:
+        name = paths.root.name
         raise CorruptError(
-            f"{paths.record} is damaged: {error}", hint=f"end what runs there and remove {paths.root}"
+            f"the record of `{name}`, {paths.record}, is damaged: {error}",
+            hint=f"`ijfs stop --rm {name}` ends what runs there and forgets it, with its files",
         ) from error
 
 
