@@ -180,6 +180,18 @@ class Repository(OpenRepository):
         """The same for several in one transaction: all of them or none."""
         listed.remove(self, ids)
 
+    def removed(self, prefix: str) -> list[ObjectId]:
+        """The snapshots that were removed since the last gc and whose id begins with these digits, at least 4."""
+        return listed.removed(self, prefix)
+
+    def bring_back(self, ident: ObjectId) -> Snapshot:
+        """List a removed snapshot again, where gc has taken nothing of it. No branch is moved. UnknownNameError,
+        LockedError beside a gc."""
+        from ijfs_engine.maintenance.bring_back import bring_back
+
+        self.directory.check_writable()
+        return bring_back(self, ident)
+
     def pin(self, ident: ObjectId, owner: str) -> Pin:
         """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""
         self.directory.check_writable()

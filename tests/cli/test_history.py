@@ -328,6 +328,27 @@ def test_rm_of_a_snapshot_moves_its_branch_to_the_parent(ijfs: Ijfs, history: Hi
     assert history.third not in ijfs("log", "--json").out
 
 
+def test_what_rm_took_comes_back_by_the_command_that_it_names(ijfs: Ijfs, history: History) -> None:
+    out = ijfs("rm", "latest").out
+    gone = next(ident for ident in (history.third, history.side) if ident[:10] in out.splitlines()[0])
+    (command,) = [line.split("`")[3] for line in out.splitlines() if "brings it back" in line]
+    assert f"`ijfs branch NAME {gone[:12]}`" in ijfs("show", gone).err
+    assert ijfs(*command.split()[1:]).code == 0
+    assert ijfs("show", "latest", "--json").json["id"] == gone
+    assert ijfs("rm", "main", "-n", "--json").json["undo"] == []
+
+
+def test_a_removed_snapshot_can_be_tagged_again_until_gc(ijfs: Ijfs, history: History) -> None:
+    (command,) = ijfs("rm", history.second, "--json").json["undo"]
+    assert command == f"ijfs branch NAME {history.second[:10]}"
+    assert ijfs("tag", "kept", history.second[:10]).code == 0
+    assert [s["id"] for s in ijfs("log", "main", "--json").json["snapshots"]][1] == history.second
+    ijfs("tag", "-d", "kept")
+    ijfs("rm", history.second)
+    assert ijfs("gc", "-q").code == 0
+    assert ijfs("tag", "kept", history.second[:10]).code == 1
+
+
 def test_a_history_with_a_snapshot_removed_in_its_middle_stays_one_tree(ijfs: Ijfs, history: History) -> None:
     assert ijfs("rm", history.second).code == 0
     rows = [line.split("  ")[0] for line in ijfs("tree").out.splitlines() if "●" in line]

@@ -105,6 +105,12 @@ def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
         write_logged(repository.index, repository.journal, change)
 
 
+def removed(repository: OpenRepository, prefix: str) -> list[ObjectId]:
+    """The snapshots that were removed since the last gc and whose id begins with these digits, at least 4."""
+    with repository.index.read() as view:
+        return names.removed_since_gc(view, prefix)
+
+
 def _recorded_parents(repository: OpenRepository, ident: ObjectId) -> tuple[ObjectId, ...]:
     try:
         return snapshot(repository, ident).parents

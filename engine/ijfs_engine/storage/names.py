@@ -84,14 +84,35 @@ def _by_prefix(view: View, name: str) -> ObjectId:
         raise UnknownNameError(
             f"no snapshot, branch or tag is called {name!r}", hint=f"an id needs at least {MIN_PREFIX} of its digits"
         )
-    whole = bytes.fromhex(lower[: len(lower) & ~1])
-    found = [ident for ident, _ in view.prefixed(SNAPSHOTS, whole) if ident.hex().startswith(lower)]
+    found = [ident for ident, _ in view.prefixed(SNAPSHOTS, _whole_bytes(lower)) if ident.hex().startswith(lower)]
     if not found:
-        raise UnknownNameError(f"no snapshot's id begins with {name}")
+        raise _unknown_prefix(view, lower)
     if len(found) > 1:
         listed = ", ".join(ident.hex()[: max(12, len(lower) + 4)] for ident in found[:10])
         raise AmbiguousNameError(f"{name} could be any of {listed}", hint="give more digits")
     return found[0]
+
+
+def _whole_bytes(digits: str) -> bytes:
+    return bytes.fromhex(digits[: len(digits) & ~1])
+
+
+def _unknown_prefix(view: View, digits: str) -> UnknownNameError:
+    removed = removed_since_gc(view, digits)
+    if not removed:
+        return UnknownNameError(f"no snapshot's id begins with {digits}")
+    short = removed[0].hex()[:12]
+    return UnknownNameError(
+        f"the snapshot {short} was removed", hint=f"`ijfs branch NAME {short}` brings it back, until `ijfs gc`"
+    )
+
+
+def removed_since_gc(view: View, digits: str) -> list[ObjectId]:
+    """The removed snapshots whose id begins with these digits, at least 4, and at which no gc has looked yet."""
+    if len(digits) < MIN_PREFIX or not _HEX.fullmatch(digits):
+        return []
+    rows = view.prefixed(REMOVED, _whole_bytes(digits))
+    return [ident for ident, row in rows if row[:1] == b"\1" and ident.hex().startswith(digits)]
 
 
 def removed_row(parents: Sequence[ObjectId], *, walked: bool = False) -> bytes:

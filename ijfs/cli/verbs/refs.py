@@ -113,7 +113,7 @@ def _naturally(row: tuple[str, bytes]) -> list[tuple[bool, int, str]]:
 
 
 def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force: bool) -> Answer:
-    target = repository.resolve(spec)
+    target = _target(repository, spec)
     old = _table(repository, kind).get(name)
     if old is not None and old != target and not force:
         from ijfs_engine.errors import IjfsError
@@ -130,6 +130,19 @@ def _make(repository: Repository, kind: RefKind, name: str, spec: str, *, force:
     return Answer(
         data, lambda out: out.line(f"{kind} ", (name, "bold green"), " is at ", (text.short(target), "yellow"), moved)
     )
+
+
+def _target(repository: Repository, spec: str) -> bytes:
+    """The snapshot that is meant; one that was removed is listed again."""
+    from ijfs_engine.errors import UnknownNameError
+
+    try:
+        return repository.resolve(spec)
+    except UnknownNameError:
+        removed = repository.removed(spec.lower())
+        if len(removed) != 1:
+            raise
+    return repository.bring_back(removed[0]).id
 
 
 def _check_not_an_id(repository: Repository, kind: RefKind, name: str) -> None:
@@ -166,7 +179,7 @@ def rm(app: App, names: tuple[str, ...], dry_run: bool) -> Answer:
     """Remove branches, tags or snapshots, and say what nothing keeps any more.
 
     A NAME is taken as a branch or tag if there is one, else as a snapshot; `'agent-*'` is every branch and tag that it
-    fits. Space comes back at `ijfs gc`.
+    fits. Space comes back at `ijfs gc`; until then `ijfs branch NAME ID` brings back what was removed.
     """
     repository = app.repository()
     chosen = globs.expanded(names, lambda: _removable(repository))
@@ -207,7 +220,17 @@ def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_
     from ijfs.fs.mountpoint import opened_in_mounts
 
     in_use = opened_in_mounts(repository.path, [ident.hex() for ident in sorted(removed | lost - held)])
-    return _report(targets, at, _Lost(history.snapshots, lost - held, held, in_use), dry_run=dry_run)
+    ways_back = [] if dry_run else [_way_back(history, kind, name, at[name]) for kind, name in targets]
+    return _report(targets, at, _Lost(history.snapshots, lost - held, held, in_use), ways_back, dry_run=dry_run)
+
+
+def _way_back(history: History, kind: RefKind, name: str, ident: bytes) -> str:
+    """What undoes a removal, as long as gc has not run."""
+    short = text.short(ident)
+    if kind != "snapshot":
+        return f"ijfs {kind} {name} {short}"
+    heads = history.labels.branches.get(ident, ())
+    return f"ijfs branch -f {heads[0]} {short}" if heads else f"ijfs branch NAME {short}"
 
 
 def _refuse_bases(targets: list[tuple[RefKind, str]]) -> None:
@@ -261,19 +284,29 @@ class _Lost(NamedTuple):
         return [s for s in self.snapshots.values() if s.id in ids]
 
 
-def _report(targets: list[tuple[RefKind, str]], at: Mapping[str, bytes], lost: _Lost, *, dry_run: bool) -> Answer:
+def _report(
+    targets: list[tuple[RefKind, str]],
+    at: Mapping[str, bytes],
+    lost: _Lost,
+    ways_back: list[str],
+    *,
+    dry_run: bool,
+) -> Answer:
     data = {
         "dry_run": dry_run,
         "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],
         "unreachable": [s.id.hex() for s in lost.listed(lost.unreachable)],
         "held": [s.id.hex() for s in lost.listed(lost.held)],
         "open": [{"snapshot": one.snapshot, "mountpoint": str(one.mountpoint), "by": one.by} for one in lost.in_use],
+        "undo": ways_back,
     }
 
     def show(out: Printer) -> None:
         for kind, name in targets:
             done = "would remove" if dry_run else "removed"
-            out.line(f"{done} {kind} ", (name, "bold"), (f" (at {text.short(at[name])})", "dim"))
+            said = lost.snapshots.get(at[name]) if kind == "snapshot" else None
+            message = f"  {text.first_line(said.message)}" if said is not None else ""
+            out.line(f"{done} {kind} ", (name, "bold"), (f" (at {text.short(at[name])})", "dim"), message)
         for ids, what in ((lost.unreachable, "nothing keeps"), (lost.held, "only what is live keeps")):
             for s in lost.listed(ids):
                 out.line(f"  {what} ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
@@ -282,6 +315,8 @@ def _report(targets: list[tuple[RefKind, str]], at: Mapping[str, bytes], lost: _
             out.line((short, "yellow"), f" is open in the mount {one.mountpoint}, by {one.by}")
         if lost.in_use:
             out.line(("what they have not read by the next `ijfs gc` they get as `Stale file handle`", "dim"))
+        for way in ways_back:
+            out.line((f"until `ijfs gc`, `{way}` brings it back", "dim"))
         if lost.unreachable and not dry_run:
             out.line(("`ijfs branch NAME ID` keeps one after all; `ijfs gc` frees the rest", "dim"))
 
