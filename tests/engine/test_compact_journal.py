@@ -11,6 +11,7 @@ from storekit import contents, save
 
 from ijfs_engine import Repository
 from ijfs_engine.maintenance import compact_journal as compaction
+from ijfs_engine.maintenance import gc
 from ijfs_engine.maintenance.compact_journal import compact_journal
 from ijfs_engine.maintenance.rebuild_index import Rebuilder
 from ijfs_engine.storage import disk
@@ -66,6 +67,37 @@ def test_a_long_line_leaves_a_short_journal(repository: Repository, tmp_path: Pa
     save(repository, {"a": b"next"}, branch="main")
     assert repository.fsck().clean
     assert contents(repository, kept.id) == {"k": b"kept"}
+
+
+@pytest.mark.parametrize("removed", [0, 1, 40])
+def test_a_dry_run_says_what_the_journal_gives_back(repository: Repository, removed: int) -> None:
+    a_line_of_saves(repository, 60)
+    kept = save(repository, {"k": b"kept"}, branch="kept").id
+    for number in range(removed):
+        save(repository, {"k": b"%d" % number}, parents=[kept], branch="gone")
+        repository.refs.delete_branch("gone")
+    before = repository.directory.journal.stat()
+    expected = compaction.freed_of_journal(repository, *divided(repository))
+    promised = repository.gc(dry_run=True)
+    done = repository.gc()
+    after = repository.directory.journal.stat()
+    assert expected > 0
+    assert (before.st_blocks - after.st_blocks) * 512 == expected
+    assert promised.bytes_before - promised.bytes_after >= expected
+    assert done.snapshots_removed == removed
+
+
+def divided(
+    repository: Repository,
+) -> tuple[frozenset[bytes], frozenset[bytes], dict[bytes, tuple[bytes, ...]]]:
+    """What gc keeps and drops of the list, and everybody's parents."""
+    collector = gc._Collector(repository, None)
+    with repository.index.read() as view:
+        heads = collector._heads(view)
+    listed = collector._listed()
+    collector._learn_parents(listed)
+    roots = collector._divide(frozenset(listed), heads)
+    return roots.keep, roots.drop, collector._parents
 
 
 def test_gc_compacts_and_the_line_stays_bounded(repository: Repository) -> None:

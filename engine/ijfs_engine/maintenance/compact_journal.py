@@ -13,10 +13,11 @@ repository next sees that both say the same, and has the index take the journal'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from ijfs_engine.format.records import ObjectId
 from ijfs_engine.maintenance.reachability import split
 from ijfs_engine.storage.index import REFLOG, REMOVED, SNAPSHOTS, U64, Update, View
 from ijfs_engine.storage.journal import (
@@ -27,6 +28,7 @@ from ijfs_engine.storage.journal import (
     Transaction,
     decode_record,
     encode_journal,
+    encode_transaction,
     file_status,
 )
 from ijfs_engine.storage.journal_tail import relog
@@ -38,6 +40,21 @@ _GAIN: Final = 2
 """What is written anew has to be so many times smaller."""
 NEWEST: Final = 1000
 """Changes of refs that stay whatever they lead to: what somebody may want to look up."""
+
+
+class Listing(NamedTuple):
+    """What a journal has to lead to: when each listed snapshot was made, and the parents of those that were removed."""
+
+    listed: Mapping[ObjectId, int]
+    removed: Mapping[ObjectId, Sequence[ObjectId]]
+
+    @classmethod
+    def of(cls, view: View) -> Listing:
+        """As the index has it."""
+        return cls(
+            {ident: U64.unpack(row)[0] for ident, row in view.items(SNAPSHOTS)},
+            {ident: tuple(split(row[1:])) for ident, row in view.items(REMOVED)},
+        )
 
 
 class _Change(NamedTuple):
@@ -55,41 +72,94 @@ def compact_journal(repository: OpenRepository) -> bool:
     return repository.index.write(lambda update: _compact(repository, update))
 
 
+def freed_of_journal(
+    repository: OpenRepository, keep: Set[ObjectId], drop: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]
+) -> int:
+    """Bytes on disk that gc would give back here, were no session running; less than none where the journal only grows.
+    `keep`: what stays listed; `drop`: what gc takes off the list; `parents` of both, and of what was removed before.
+    StorageError, CorruptError."""
+    now = file_status(repository.directory.journal)
+    records = [SnapshotRemoved(ident, tuple(parents[ident])) for ident in sorted(drop)]
+    with repository.index.read() as view:
+        end, sequence = repository.journal.position(view)
+        if records:
+            sequence += 1
+            end += len(encode_transaction(Transaction(sequence, time.time_ns(), tuple(records))))
+        if end >= SMALL:
+            transactions = compacted(view, sequence, _to_come(view, keep, parents))
+            data = encode_journal(transactions, repository.directory.id)
+            if _pays(data, end):
+                return now.st_blocks * 512 - _blocks(len(data), now.st_blksize)
+    return min(0, now.st_blocks * 512 - _blocks(end, now.st_blksize))
+
+
+def _to_come(view: View, keep: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]) -> Listing:
+    """What gc leaves: of removed snapshots those that a listed one names as its parent, past which there is one."""
+    listed = {ident: U64.unpack(row)[0] for ident, row in view.items(SNAPSHOTS) if ident in keep}
+    named = {parent for ident in keep for parent in parents[ident]} - keep
+    ways = {ident: _listed_above(ident, keep, parents) for ident in sorted(named) if ident in parents}
+    return Listing(listed, {ident: way for ident, way in ways.items() if way})
+
+
+def _listed_above(
+    ident: ObjectId, keep: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]
+) -> list[ObjectId]:
+    found: dict[ObjectId, None] = {}
+    seen: set[ObjectId] = set()
+    edge = [ident]
+    while edge:
+        one = edge.pop()
+        if one in keep:
+            found[one] = None
+        elif one not in seen:
+            seen.add(one)
+            edge += parents.get(one, ())
+    return list(found)
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def _pays(data: bytes, end: int) -> bool:
+    return _GAIN * len(data) <= end
+
+
 def _compact(repository: OpenRepository, update: Update) -> bool:
     journal = repository.journal
     journal.settle(update)
     end, sequence = journal.position(update)
-    transactions = compacted(update, sequence)
+    transactions = compacted(update, sequence, Listing.of(update))
     data = encode_journal(transactions, repository.directory.id)
-    if _GAIN * len(data) > end:
+    if not _pays(data, end):
         return False
     relog(update, transactions)
     journal.replace(update, data, sequence)
     return True
 
 
-def compacted(view: View, sequence: int) -> list[Transaction]:
-    """A journal that leads to what the index says, whose last transaction has this sequence."""
-    kept = _kept(view)
+def compacted(view: View, sequence: int, listing: Listing) -> list[Transaction]:
+    """A journal that leads to what is listed and where the refs are, whose last transaction has this sequence."""
+    kept = _kept(view, listing)
     found = [
         Transaction(number, changes[0].time_ns, tuple(change.moved for change in changes))
         for number, changes in ((number, list(lot)) for number, lot in groupby(kept, key=lambda one: one.sequence))
     ]
     last = found.pop() if found and found[-1].sequence == sequence else None
     time_ns = last.time_ns if last is not None else time.time_ns()
-    return [*found, Transaction(sequence, time_ns, (*_state(view), *(last.records if last is not None else ())))]
+    return [*found, Transaction(sequence, time_ns, (*_state(listing), *(last.records if last is not None else ())))]
 
 
-def _state(view: View) -> Iterable[Record]:
-    yield from (SnapshotRemoved(ident, tuple(split(row[1:]))) for ident, row in view.items(REMOVED))
-    yield from (SnapshotAdded(ident, U64.unpack(row)[0]) for ident, row in view.items(SNAPSHOTS))
+def _state(listing: Listing) -> Iterable[Record]:
+    yield from (SnapshotRemoved(ident, tuple(parents)) for ident, parents in listing.removed.items())
+    yield from (SnapshotAdded(ident, created_ns) for ident, created_ns in listing.listed.items())
 
 
-def _kept(view: View) -> list[_Change]:
+def _kept(view: View, listing: Listing) -> list[_Change]:
     """The changes that stay, in order. Of a name of which one does, the last does: it says where the ref is now."""
     changes = list(_changes(view))
-    listed = {ident for ident, _ in view.items(SNAPSHOTS)}
-    latest = {(one.moved.name, one.moved.new): at for at, one in enumerate(changes) if one.moved.new in listed}
+    there = listing.listed
+    latest = {(one.moved.name, one.moved.new): at for at, one in enumerate(changes) if one.moved.new in there}
     leading = set(latest.values())
     wanted = [at >= len(changes) - NEWEST or at in leading for at in range(len(changes))]
     names = {one.moved.name for one, want in zip(changes, wanted, strict=True) if want}

@@ -19,7 +19,7 @@ from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
 from ijfs_engine.maintenance import flatten
-from ijfs_engine.maintenance.compact_journal import compact_journal
+from ijfs_engine.maintenance.compact_journal import compact_journal, freed_of_journal
 from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
@@ -218,6 +218,7 @@ class _Collector:
 
         found = Repacker(self._repository, self._progress).estimate(dead)
         freed = found.freed - flat.size + sum(orphan.size for orphan in orphans(self._repository))
+        freed += freed_of_journal(self._repository, roots.keep, roots.drop, self._parents)
         return GcReport(
             dry_run=True,
             snapshots_removed=len(roots.drop),
