@@ -6,11 +6,14 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -267,3 +270,28 @@ def test_a_socket_of_another_user_gets_nothing(live_env: LiveEnv, tmp_path: Path
         assert theirs.stdout.readline() == "ready\n"
         assert not fork_request.ask(path, fork_request.keepers_for([tmp_path], lazy=False))
         assert theirs.stdout.readline() == "0\n"
+
+
+class Impatient(socket.socket):
+    """A client's end at which the time is over when it is first looked, after `meanwhile`."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        if (late := self.meanwhile) is not None:
+            self.meanwhile = None
+            late()
+            raise TimeoutError
+        return super().recv(bufsize, flags)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_client_that_gives_up_and_a_forkserver_that_answers_just_then_agree(in_time: bool) -> None:
+    """Else each would have keepers forked, for the same instances."""
+    ours, theirs = socket.socketpair()
+    with theirs, Impatient(fileno=ours.detach()) as client_end:
+        client_end.meanwhile = partial(fork_request.accept, theirs) if in_time else lambda: None
+        assert fork_request.is_taken_over(client_end) == in_time
+        if not in_time:
+            with pytest.raises(BrokenPipeError):
+                fork_request.accept(theirs)

@@ -129,9 +129,19 @@ def ask(path: Path, request: ForkRequest, fds: Sequence[int] = ()) -> bool:
             if peer(sock)[1] != os.geteuid():  # whoever put it there may not have our environment
                 return False
             send(sock, request, fds)
-            return sock.recv(len(_ACCEPTED)) == _ACCEPTED
+            return is_taken_over(sock)
     except OSError:
         return False
+
+
+def is_taken_over(sock: socket.socket) -> bool:
+    """Whether the answer comes in time. Where it does not, nobody can answer any more before it is looked for once
+    more: a forkserver that answered just then would fork keepers beside those of the next one, on the same lock, and
+    such a keeper, without a client, would remove the directory of the other."""
+    with contextlib.suppress(TimeoutError):
+        return sock.recv(len(_ACCEPTED)) == _ACCEPTED
+    sock.shutdown(socket.SHUT_RD)
+    return sock.recv(len(_ACCEPTED)) == _ACCEPTED
 
 
 def forkserver_pid(repo: str | os.PathLike[str]) -> int | None:
