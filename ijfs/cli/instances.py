@@ -111,16 +111,21 @@ def the_only(app: App) -> str:
     return live[0]
 
 
-def named(app: App, name: str | None, wish: str, start: Callable[[str], T]) -> T:
+def named(app: App, name: str | None, wish: str, start: Callable[[str], T], *, replace: bool = False) -> T:
     """What `start` makes of the name that was asked for, or of a free one after the wish; who interrupts it hears what
-    runs."""
+    runs, or with `replace` that it may be another by now."""
     from ijfs.live.client import instances
 
     def interruptible(chosen: str) -> T:
-        with coming_up(app, chosen):
+        with app.interruptible(lambda: replaced(chosen)) if replace else coming_up(app, chosen):
             return start(chosen)
 
     return instances.named(app.repository_path, name, wish, interruptible)
+
+
+def replaced(name: str) -> str:
+    """What is said to one who interrupts going back in place: it goes on, and nobody here hears how it ends."""
+    return f"`{name}` is still being replaced by the snapshot, or was: `ijfs ps` shows it"
 
 
 @contextlib.contextmanager

@@ -316,10 +316,17 @@ class Box:
         )
 
     async def restore(
-        self, snapshot: Snapshot | str, *, timeout: float | None = None, on_event: OnEvent | None = None
-    ) -> None:
+        self,
+        snapshot: Snapshot | str,
+        *,
+        save_first: bool = False,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> str | None:
         """As Box.restore."""
-        await in_thread(self.blocking.restore, str(snapshot), timeout=timeout, on_event=on_event)
+        return await in_thread(
+            self.blocking.restore, str(snapshot), save_first=save_first, timeout=timeout, on_event=on_event
+        )
 
     async def fork(
         self,

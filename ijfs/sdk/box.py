@@ -220,13 +220,25 @@ class Box:
         return Snapshot(self.repo, result.snapshot, saved=result)
 
     def restore(
-        self, snapshot: Snapshot | str, *, timeout: float | None = None, on_event: OnEvent | None = None
-    ) -> None:
-        """Go back (or over) to a snapshot in place: name, ports and clients stay. What it was since its last save is
-        lost. An ended program comes back."""
-        spec = str(snapshot)
-        call = partial(client.restore, self.repo, spec, self.name, replace=True, on_event=on_event)
-        calls.within(timeout, "the restore", call)
+        self,
+        snapshot: Snapshot | str,
+        *,
+        save_first: bool = False,
+        timeout: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> str | None:
+        """Go back (or over) to a snapshot in place: name, ports and clients stay. An ended program comes back. What it
+        was since its last save is lost, unless `save_first` saves that: its snapshot's id is returned then."""
+        call = partial(
+            client.restore,
+            self.repo,
+            str(snapshot),
+            self.name,
+            replace=True,
+            save_first=save_first,
+            on_event=on_event,
+        )
+        return calls.within(timeout, "the restore", call).left
 
     def fork(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -48,6 +50,33 @@ def until(ijfs: Ijfs, *argv: str, holds: str) -> str:
         assert time.monotonic() < deadline, out
         time.sleep(0.05)
     return out
+
+
+def test_going_back_in_place_says_what_is_gone_or_saves_it_first(ijfs: Ijfs, live: Path) -> None:
+    assert ijfs("run", "--name", "p", "-q", "--", "sh", "-c", "while :; do sleep 0.1; done").code == 0
+    one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])
+    assert f"gone: what it did since {one[:10]}; `--save-first`" in ijfs("restore", "p", "--replace").out
+    back = ok(ijfs("restore", one, "--replace", "--save-first", "--json"), "restore")
+    left = str(back["instance"]["left"])  # type: ignore[index]
+    assert [s["id"] for s in ok(ijfs("log", "--json"), "log")["snapshots"]] == [left, one]  # type: ignore[attr-defined]
+    said = ijfs("restore", "p~1", "--replace", "--save-first").out
+    assert f"runs from {one[:10]}" in said, "p~1 is what it was before the save"
+    forward = said.partition("`ijfs ")[2].partition("`")[0].split()
+    assert ijfs(*forward).out.startswith(f"p runs from {forward[1]}")
+    assert ijfs("restore", one, "--name", "other", "--save-first").code == 2
+
+
+def test_a_person_is_asked_before_a_live_program_goes_back(ijfs: Ijfs, live: Path, tmp_path: Path) -> None:
+    assert ijfs("run", "--name", "p", "-q", "--", "sleep", "1000").code == 0
+    one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])
+    pid = ok(ijfs("ps", "--json"), "ps")["instances"][0]["pid"]  # type: ignore[index]
+    words = f"{sys.executable} -m ijfs.cli -r {live} restore {one} --replace"
+    asked = subprocess.run(["script", "-qec", words, "/dev/null"], input="n\n", capture_output=True, text=True)
+    assert "`p` is live and loses what it did since" in asked.stdout
+    assert asked.returncode == 1
+    assert ok(ijfs("ps", "--json"), "ps")["instances"][0]["pid"] == pid  # type: ignore[index]
+    told = subprocess.run(["script", "-qec", f"{words} -y", "/dev/null"], capture_output=True, text=True)
+    assert (told.returncode, "Go back?" in told.stdout) == (0, False)
 
 
 def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:

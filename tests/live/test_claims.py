@@ -237,6 +237,24 @@ def test_a_start_that_is_interrupted_when_the_program_runs_says_that_it_does(liv
         assert "`up` did not come up" in said
 
 
+def test_an_interrupted_restore_in_place_does_not_say_that_the_old_one_stays(
+    live_env: LiveEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "criu"
+    at_it = tmp_path / "restoring"
+    slow.write_text(f'#!/bin/sh\n[ "$1" = restore ] && touch {at_it} && sleep 0.5\nexec {criu_command.find()} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("IJFS_CRIU", str(slow))  # before the program: it is its keeper that goes back
+    live_env.command("there", IDLE)
+    snapshot = live_env.save("there").snapshot
+    restoring = ijfs(live_env, "restore", snapshot, "--name", "there", "--replace")
+    assert eventually(at_it.exists)
+    restoring.send_signal(signal.SIGINT)
+    said, _ = restoring.communicate(timeout=patient(60))
+    assert restoring.returncode == 128 + signal.SIGINT
+    assert "`there` is still being replaced by the snapshot, or was" in said
+
+
 # -- programs that have ended ------------------------------------------------------------------------------------------
 
 

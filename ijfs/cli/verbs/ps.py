@@ -44,6 +44,10 @@ def ps(app: App, every: bool) -> Answer:
             _remarks(out, info)
         for error in damaged.values():
             out.line((f"{error}; {error.hint}", "red"))
+        if out.terminal and any(info.snapshot for info in listed):
+            out.line(
+                ("back to its last save: `ijfs restore NAME --replace`; `--save-first` keeps what it is now", "dim")
+            )
         if ended and not every:
             names = (
                 text.listing(info.name for info in ended[:3]) if len(ended) <= 3 else text.count(len(ended), "program")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
 from ijfs.history.snapshots import program_of
+from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="N", type=INSTANCE, help="Its name (default: the one it was saved under).")
 @click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
+@click.option("--save-first", is_flag=True, help="With --replace: save what is there first, to go forward to again.")
+@click.option("-y", "--yes", is_flag=True, help="With --replace: do not ask.")
 @click.option("--wait", is_flag=True, help="Return when all its memory is in.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
@@ -33,6 +37,8 @@ def restore(
     name: str | None,
     eager: bool,
     replace: bool,
+    save_first: bool,
+    yes: bool,
     wait: bool,
     gpus: tuple[str, ...],
     ports: tuple[starting.GivenPort, ...],
@@ -41,6 +47,9 @@ def restore(
     same_random: bool,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
+
+    With --replace the live program of that name goes back in place, and what it did since its last save is gone,
+    unless --save-first saves it. At a terminal that is asked first.
 
     Its environment is that of when it was saved. What --env adds a program gets that can be told: a Python kernel, or
     one that uses `ijfs.after_restore`; every command that is run inside has it.
@@ -54,6 +63,12 @@ def restore(
     instances.require_program(record)
     wish = program_of(record) or snapshot
     given = starting.variables(env, env_files)
+    if save_first and not replace:
+        raise click.UsageError("--save-first saves what --replace replaces: it needs that")
+    old = _replaced(app, name or wish) if replace else None
+    gone = old if not save_first else None
+    if gone is not None and not yes:
+        _ask(app, gone)
 
     def restored(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
         progress = app.progress(f"restore {chosen}")
@@ -63,6 +78,7 @@ def restore(
             chosen,
             eager=eager,
             replace=replace,
+            save_first=save_first,
             gpus=gpus,
             same_random=same_random,
             env=given,
@@ -75,19 +91,45 @@ def restore(
         if wait and info.memory < 1 and not ended:
             with client.connect(app.repository_path, chosen, on_event=progress.event) as keeper:
                 # How long it took to run is said, not how long the rest of its memory took.
-                info = msgspec.structs.replace(keeper.wait_memory(), phases=info.phases)
+                info = msgspec.structs.replace(keeper.wait_memory(), phases=info.phases, left=info.left)
         return info, ended
 
-    info, ended = instances.named(app, name or (wish if replace else None), wish, restored)
+    info, ended = instances.named(app, name or (wish if replace else None), wish, restored, replace=old is not None)
 
     def show(out: Printer) -> None:
         instances.started(out, info, f"{'ran' if ended else 'runs'} from {text.short(record.id)}")
         if info.memory < 1 and not ended:
             out.line((f"  {info.memory:.0%} of its memory is in, the rest follows while it runs", "dim"))
         starting.show_ports(out, info)
+        if info.left is not None:
+            forward = f"ijfs restore {info.left[: text.SHORT_ID]} --name {info.name} --replace"
+            out.line((f"  what it was before is saved: `{forward}` goes forward again", "dim"))
+        elif gone is not None:
+            out.line((f"  gone: {_unsaved(gone)}; `--save-first` would have kept it", "dim"))
 
     data = {"snapshot": record.id.hex(), "instance": instances.instance_json(ended or info)}
     return Answer(data, show, first_moment.exit_code(ended))
+
+
+def _replaced(app: App, name: str) -> InstanceInfo | None:
+    """The live program that is to be replaced, where one is."""
+    from ijfs.live.client import api as client
+
+    return client.describe(app.repository_path, name) if client.is_running(app.repository_path, name) else None
+
+
+def _unsaved(info: InstanceInfo) -> str:
+    """What going back loses. Whether a program changed since it was saved is not known: one that ran may have."""
+    return f"what it did since {info.snapshot[: text.SHORT_ID]}" if info.snapshot else "all that it did"
+
+
+def _ask(app: App, info: InstanceInfo) -> None:
+    """At a terminal, whether that may go. Who says no has changed nothing."""
+    if app.json or app.quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    saved = "" if info.snapshot else ", which was never saved,"
+    if not click.confirm(f"`{info.name}` is live{saved} and loses {_unsaved(info)}. Go back?", err=True):
+        raise IjfsError("nothing was changed", hint="`--save-first` saves what is there before it goes back")
 
 
 COMMANDS = {"restore": restore}

@@ -90,10 +90,10 @@ def save(
 
     data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None}
     exit_code = UNRESTORABLE if result.verified is False else ENDED if result.image_bytes == 0 else 0
-    return Answer(data, lambda out: _report(out, result, phases=app.verbose > 0), exit_code)
+    return Answer(data, lambda out: _report(out, name, result, phases=app.verbose > 0), exit_code)
 
 
-def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
+def _report(out: Printer, name: str, result: SaveResult, *, phases: bool) -> None:
     out.line(
         (result.snapshot[: text.SHORT_ID] or "saving", "yellow"),
         "  ",
@@ -112,6 +112,8 @@ def _report(out: Printer, result: SaveResult, *, phases: bool) -> None:
     if result.stored_bytes is not None:
         parts.append(f"{text.size(result.stored_bytes)} stored")
     out.line(("  " + " · ".join(parts), "dim"))
+    if out.terminal and result.snapshot and result.image_bytes and not result.stopped:
+        out.line((f"  back to it: `ijfs restore {result.snapshot[: text.SHORT_ID]} --name {name} --replace`", "dim"))
     if phases:
         out.line(("  " + "  ".join(f"{k} {text.seconds(v)}" for k, v in result.phases.items()), "dim"))
 

@@ -109,6 +109,7 @@ def _next_steps(out: Printer, history: History, record: Snapshot) -> None:
     steps = [f"ijfs ls {name}"]
     if isinstance(record.meta.get("spec"), dict):
         steps.insert(0, f"ijfs restore {name}")
+        steps.insert(1, f"ijfs restore {name} --replace")
     if any(parent in history.snapshots for parent in history.parents[record.id]):
         steps.append(f"ijfs diff {name}~1 {name}")
     out.line()

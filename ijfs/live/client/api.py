@@ -7,6 +7,7 @@ Imports stay light: this module is on the way of every restore, and of every `ij
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from ijfs.live.client.instances import (
     spawned,
 )
 from ijfs.live.client.record import record_of
-from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError
+from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError, NoInstanceError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
@@ -78,6 +79,7 @@ def restore(
     *,
     eager: bool = False,
     replace: bool = False,
+    save_first: bool = False,
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Mapping[str, str] | None = None,
@@ -89,8 +91,9 @@ def restore(
     `replace` goes back in place: a live instance of that name ends when the restored one runs, and its clients go
     on with the same ports and key; when the restore fails it runs on as before. An ended instance of that name leaves
     its ports to the restored one, and its files go; without one, `replace` is an ordinary restore. Where that instance
-    is just coming up, it is waited for. `gpus` (index or UUID) chooses the GPUs of a program that held some, in the
-    order in which it held them; by default the same ones.
+    is just coming up, it is waited for. `save_first` saves what is there before it is replaced, and leaves everything
+    as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again. `gpus` (index or
+    UUID) chooses the GPUs of a program that held some, in the order in which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
@@ -98,10 +101,15 @@ def restore(
     """
     given = dict(env or {})
     _require_text(given)
+    if replace and save_first:
+        snapshot, left = _saved_first(repo, snapshot, name, on_event)
+    else:
+        left = None
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            return keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
+            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
+        return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
         eager=eager,
@@ -111,7 +119,23 @@ def restore(
         env=given,
         ports=tuple(ports),
     )
-    return spawned(claimed, wanted, on_event)
+    return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
+
+
+def _saved_first(repo: RepoPath, snapshot: str, name: str, on_event: OnEvent | None) -> tuple[str, str | None]:
+    """The id of the snapshot that is meant (`name~1` is another after a save), and that of what is there now; None
+    where nothing is that was not saved."""
+    from ijfs_engine import Repository  # not on the way of other restores
+
+    with Repository.open(Path(repo)) as repository:
+        meant = repository.resolve(snapshot).hex()
+    message = f"before going back to {meant[:12]}"
+    if is_running(repo, name):
+        with connect(repo, name, on_event=on_event) as keeper:
+            return meant, keeper.save(message).snapshot
+    with contextlib.suppress(NoInstanceError, InstanceExitedError):
+        return meant, save_ended(repo, name, message=message).snapshot
+    return meant, None
 
 
 def _claimed_unless_live(repo: RepoPath, name: str) -> Claim | None:

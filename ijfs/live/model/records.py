@@ -174,7 +174,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     not durable yet. `save_error`: why the last save that nobody waited for came to nothing; "" again after the next one
     that is durable. `base`: the name of the base that its files come from; None where they are the machine's own.
     `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time
-    to live is over; None where it has no such limit.
+    to live is over; None where it has no such limit. `left`: the snapshot (hex) of what the program was before it went
+    back, where that was to be saved first.
     """
 
     name: str
@@ -202,6 +203,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None = None
     damage: str = ""
     ends_ns: int | None = None
+    left: str | None = None
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
