@@ -61,6 +61,8 @@ class Glyphs:
 
 UNICODE = Glyphs("●", "@", "▶", "⋮", "├─", "└─", "│ ", "×", "…")
 ASCII = Glyphs("*", "@", ">", ":", "|-", "`-", "| ", "x", "..")
+NAMED = Glyphs("snapshot", "here", "live", "fold", "fork", "corner", "pipe", "times", "dots")
+"""For who draws the strokes otherwise; empty columns are spaces."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class PictureRow:
 
     strokes: Sequence[Stroke] = ()
     node: PictureNode | None = None
-    folded: int = 0
+    folded: Sequence[PictureNode] = ()
     fan: Sequence[PictureNode] = ()
 
 
@@ -83,7 +85,7 @@ class _Place:
     lane: int
     nodes: Sequence[PictureNode]
 
-    def row(self, bullet: str, *, node: PictureNode | None = None, folded: int = 0) -> PictureRow:
+    def row(self, bullet: str, *, node: PictureNode | None = None, folded: Sequence[PictureNode] = ()) -> PictureRow:
         return PictureRow((*self.first, (bullet, self.lane)), node=node, folded=folded)
 
     def under(self, node: PictureNode) -> _Place:
@@ -163,7 +165,7 @@ def _tree(plan: _Plan, root: _Place, lanes: Iterator[int], glyphs: Glyphs, *, fo
         yield place.row(glyphs.snapshot, node=node)
         if len(stretch) > FOLD:
             place = place.under(stretch[-1])
-            yield place.row(glyphs.fold, folded=len(stretch) - 2)
+            yield place.row(glyphs.fold, folded=stretch[1:-1])
             todo.append(place)
             continue
         sides, main = plan.split(node)

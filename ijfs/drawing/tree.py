@@ -98,16 +98,18 @@ def _snap(found: Mapping[str, Any], answer: Mapping[str, Any]) -> Snap:
     )
 
 
+def rows_of(scene: Scene, glyphs: Glyphs, *, fold: bool) -> list[PictureRow]:
+    """Which snapshot stands on which line, and the strokes before it."""
+    return list(draw(_nodes(scene), trunk=_trunk(scene), glyphs=glyphs, fold=fold))
+
+
 def picture(
     scene: Scene, *, width: int | None = None, unicode: bool = True, fold: bool = True, now_ns: int | None = None
 ) -> list[Line]:
     """The whole picture, with what it adds up to above it; at most `width` columns wide where that is possible."""
     glyphs = UNICODE if unicode else ASCII
     now_ns = time.time_ns() if now_ns is None else now_ns
-    rows = [
-        _Row.of(scene, row, glyphs, now_ns)
-        for row in draw(_nodes(scene), trunk=_trunk(scene), glyphs=glyphs, fold=fold)
-    ]
+    rows = [_Row.of(scene, row, glyphs, now_ns) for row in rows_of(scene, glyphs, fold=fold)]
     shown = _columns_shown(rows, width)
     left = _left_width(rows, width, shown)
     lines = [*_headline(scene, glyphs, width), []]
@@ -180,7 +182,7 @@ class _Row:
         if row.fan:
             return cls(strokes, *_fan(scene, row.fan, glyphs, now_ns))
         if row.node is None:
-            more = f" {words.count(row.folded, 'more snapshot')}"
+            more = f" {words.count(len(row.folded), 'more snapshot')}"
             return cls([*strokes, (more, "dim")] if row.folded else strokes)
         snap = scene.by_id[row.node.id]
         if snap.id == scene.here:

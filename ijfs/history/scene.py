@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ijfs.drawing import tree as drawing
-from ijfs.history.snapshots import History, program_of
+from ijfs.history.snapshots import History, Labels, program_of
 
 if TYPE_CHECKING:
     from ijfs.live.model.records import InstanceInfo
@@ -33,6 +33,11 @@ class Scene:
         stats = repository.stats()
         stored = stats.pack_bytes + stats.index_bytes + stats.journal_bytes
         return cls(str(repository.path), History.of(repository), stored, live)
+
+    @classmethod
+    def nothing(cls, path: str) -> Scene:
+        """A repository that is still to be made."""
+        return cls(path, History({}, {}, Labels({}, {})), 0, ())
 
     @property
     def logical(self) -> int:

@@ -75,6 +75,16 @@ class IjfsProvisioner(KernelProvisionerBase):
     _launched = False
 
     @property
+    def repository(self) -> Path:
+        """Where the kernel's snapshots go."""
+        return self._repository
+
+    @property
+    def instance(self) -> str:
+        """The instance that the kernel is; "" before it was launched."""
+        return self._instance
+
+    @property
     def has_process(self) -> bool:
         """Whether a kernel was launched and its end not yet waited for."""
         return self._managing

@@ -32,7 +32,7 @@ def _shown(row: PictureRow) -> str:
     strokes = "".join(stroke for stroke, _ in row.strokes)
     if row.fan:
         return f"{strokes} {len(row.fan)}"
-    behind = str(int(row.node.id, 16)) if row.node else f"+{row.folded}" if row.folded else ""
+    behind = str(int(row.node.id, 16)) if row.node else f"+{len(row.folded)}" if row.folded else ""
     return f"{strokes} {behind}".rstrip()
 
 
@@ -118,7 +118,7 @@ def test_every_snapshot_is_drawn_once_or_counted_in_a_fold(parents: list[int], t
     rows = list(draw(nodes, trunk=_id(trunk)))
     shown = [row.node.id for row in rows if row.node]
     assert len(shown) == len(set(shown))
-    assert len(shown) + sum(row.folded + len(row.fan) for row in rows) == len(nodes)
+    assert len(shown) + sum(len(row.folded) + len(row.fan) for row in rows) == len(nodes)
     apart = sum(n.parent is None for n in nodes) - 1 if nodes else 0
     assert len(list(draw(nodes, fold=False))) == len(nodes) + apart
     for row in rows:

@@ -1,0 +1,25 @@
+"""The extension of Jupyter servers that the panel in JupyterLab speaks with: an API below `/ijfs/api`.
+
+    requests.py   what may be asked, each request a class
+    tree.py       what there is to see of a repository
+    kernels.py    which instance a kernel of this server is, and which notebook it belongs to
+    api.py        what is done for each request
+    handlers.py   HTTP around it: who may, what is read, how an error is answered
+
+The wheel enables it (etc/jupyter/jupyter_server_config.d). docs/jupyter.md has what a user sees of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    return [{"module": "ijfs.jupyter.server"}]
+
+
+def _load_jupyter_server_extension(app: Any) -> None:
+    """Add the handlers to a Jupyter server."""
+    from ijfs.jupyter.server.handlers import add_handlers
+
+    add_handlers(app)

@@ -1,0 +1,118 @@
+"""What is done for each request of the panel. Made by handlers.py; what blocks runs in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ijfs.history.scene import Scene
+from ijfs.jupyter.repository import choose_repository
+from ijfs.jupyter.server import requests, tree
+from ijfs.jupyter.server.kernels import Kernels, NotIjfsError, Target
+from ijfs.live.client import api as client
+from ijfs_engine import Repository, Snapshot
+from ijfs_engine.errors import NoRepositoryError, UnknownNameError
+
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+
+class Api:
+    """The panel's API, of one Jupyter server."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    async def info(self, request: requests.Info) -> Answer:
+        """What the extension is, and which repository it takes where none is named."""
+        from importlib.metadata import version
+
+        return {"version": version("ijfs"), "repository": str(choose_repository(None))}
+
+    async def tree(self, request: requests.Tree) -> Answer:
+        """The picture of a repository; an empty one where there is none yet."""
+        target = self._target(request.kernel)
+        repo = self._repo(request, target)
+        instance = target.instance if target is not None else ""
+        paths = await self._kernels.paths()
+        kernels = self._kernels.of_instances(repo)
+        notebook = self._kernels.file_of(request.path)
+
+        def look() -> Answer:
+            live = [info for info in client.list_instances(repo) if info.status != "exited"]
+            scene = _scene(repo, live)
+            if request.scope == "notebook":
+                scene = scene.around(tree.made_by(scene, instance, notebook), [instance])
+            here = next((info.snapshot for info in live if info.name == instance), None)
+            return {
+                **tree.scene_json(scene, self._kernels.path_of, fold=request.fold),
+                "instance": instance or None,
+                "here": here,
+                "live": [tree.live_json(info, kernels, paths) for info in scene.live],
+            }
+
+        return await asyncio.to_thread(look)
+
+    async def status(self, request: requests.Status) -> Answer:
+        """How a kernel stands; of one that is not ijfs's, that it is not."""
+        try:
+            target = self._kernels.target(request.kernel)
+        except NotIjfsError as error:
+            return {"ijfs": False, "reason": str(error), "hint": error.hint}
+        return await asyncio.to_thread(_status, target)
+
+    # -- what requests share --------------------------------------------------------------------------------------
+
+    def _target(self, kernel: str) -> Target | None:
+        """The instance that a kernel is; None where none was named, or it is not ijfs's."""
+        try:
+            return self._kernels.target(kernel) if kernel else None
+        except NotIjfsError:
+            return None
+
+    def _repo(self, request: requests.Request, target: Target | None) -> Path:
+        if request.repository:
+            return choose_repository(request.repository)
+        return target.repo if target is not None else choose_repository(None)
+
+
+def _scene(repo: Path, live: list[client.InstanceInfo]) -> Scene:
+    try:
+        return in_repository(repo, lambda repository: Scene.of(repository, live))
+    except NoRepositoryError:
+        return Scene.nothing(str(repo))
+
+
+def in_repository(repo: Path, use: Callable[[Repository], T]) -> T:
+    """What `use` makes of a repository, which is open meanwhile."""
+    with Repository.open(repo) as repository:
+        return use(repository)
+
+
+def _status(target: Target) -> Answer:
+    info = client.describe(target.repo, target.instance)
+    snapshot = _snapshot(target.repo, info.snapshot)
+    return {
+        "ijfs": True,
+        "instance": info.name,
+        "repository": str(target.repo),
+        "attached": target.attached,
+        **{name: getattr(info, name) for name in ("status", "snapshot", "memory", "saving", "save_error", "damage")},
+        "message": snapshot.message if snapshot is not None else None,
+        "saved_ns": snapshot.created_ns if snapshot is not None else None,
+        "size": snapshot.size if snapshot is not None else None,
+        "added": snapshot.added if snapshot is not None else None,
+        "frozen_s": snapshot.meta.get("frozen_s") if snapshot is not None else None,
+    }
+
+
+def _snapshot(repo: Path, ident: str | None) -> Snapshot | None:
+    """The record of the snapshot that a program stands on; None where it has none, or that was removed."""
+    if ident is None:
+        return None
+    try:
+        return in_repository(repo, lambda repository: repository.snapshot(bytes.fromhex(ident)))
+    except UnknownNameError:
+        return None

@@ -1,0 +1,122 @@
+"""HTTP around the panel's API: who may ask, what is read, and how an error is answered. Called by __init__.py.
+
+GET for what only looks, POST for what changes something; Jupyter's own authorizer is asked for the resource `ijfs`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+
+from ijfs.jupyter.server import requests
+from ijfs.jupyter.server.api import Answer, Api
+from ijfs.jupyter.server.kernels import Kernels, UnknownKernelError
+from ijfs.live.errors import InstanceExistsError, InstanceExitedError, NoInstanceError
+from ijfs_engine.errors import (
+    AmbiguousNameError,
+    ConflictError,
+    IjfsError,
+    LockedError,
+    NoRepositoryError,
+    PreflightError,
+    TargetDiedError,
+    UnknownNameError,
+)
+
+RESOURCE = "ijfs"
+"""What an authorizer is asked for."""
+
+Verb = tuple[type[requests.Request], Callable[[Any], Awaitable[Answer]]]
+
+
+def add_handlers(app: Any) -> None:
+    """Serve the API below `/ijfs/api` of a Jupyter server."""
+    api = Api(Kernels(app))
+    looking: dict[str, Verb] = {
+        "info": (requests.Info, api.info),
+        "tree": (requests.Tree, api.tree),
+        "status": (requests.Status, api.status),
+    }
+    changing: dict[str, Verb] = {}
+    base = url_path_join(app.web_app.settings["base_url"], "ijfs", "api")
+    handlers = [
+        (url_path_join(base, name), kind, {"verb": verb})
+        for kind, verbs in ((LookingHandler, looking), (ChangingHandler, changing))
+        for name, verb in verbs.items()
+    ]
+    app.web_app.add_handlers(".*$", handlers)
+
+
+class _Handler(APIHandler):
+    auth_resource = RESOURCE
+
+    def initialize(self, verb: Verb) -> None:
+        """What it serves."""
+        self._request_type, self._do = verb
+
+    async def _answered(self, given: Any) -> None:
+        try:
+            request = msgspec.convert(given, self._request_type, strict=False)
+        except msgspec.ValidationError as error:
+            self._refused(400, "UsageError", f"this request is not understood: {error}", None)
+            return
+        try:
+            answer = await self._do(request)
+        except IjfsError as error:
+            self._refused(status_of(error), type(error).__name__, str(error), error.hint)
+        else:
+            await self.finish(json.dumps(msgspec.to_builtins(answer)))
+
+    def _refused(self, status: int, kind: str, message: str, hint: str | None) -> None:
+        self.set_status(status)
+        self.finish(json.dumps({"message": message, "hint": hint, "type": kind, "reason": ""}))
+
+
+class LookingHandler(_Handler):
+    """A request that changes nothing: its fields are in the query."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Look."""
+        await self._answered({name: self.get_query_argument(name) for name in self.request.query_arguments})
+
+
+class ChangingHandler(_Handler):
+    """A request that does something: its fields are in the body."""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        """Do it."""
+        body = self.request.body.strip()
+        try:
+            given = json.loads(body) if body else {}
+        except ValueError as error:
+            self._refused(400, "UsageError", f"the body is no JSON: {error}", None)
+            return
+        await self._answered(given)
+
+
+_NOT_THERE = (UnknownKernelError, UnknownNameError, NoInstanceError, NoRepositoryError)
+_NOT_NOW = (
+    AmbiguousNameError,
+    ConflictError,
+    InstanceExistsError,
+    InstanceExitedError,
+    LockedError,
+    PreflightError,
+    TargetDiedError,
+)
+
+
+def status_of(error: IjfsError) -> int:
+    """The HTTP status of an error."""
+    return 409 if isinstance(error, _NOT_NOW) else 404 if isinstance(error, _NOT_THERE) else 500
