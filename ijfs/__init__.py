@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ijfs.jupyter.cells import CellTimeoutError
     from ijfs.jupyter.kernelspec import KernelSpecError
     from ijfs.jupyter.outputs import CellResult
+    from ijfs.live.client.watch import RepositoryEvent
     from ijfs.live.errors import (
         CommandError,
         CriuError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ijfs.sdk.box import Box, NotAKernelError
     from ijfs.sdk.calls import CallTimeoutError
     from ijfs.sdk.commands import Command, CommandFailedError, CommandTimeoutError, Completed
+    from ijfs.sdk.events import events
     from ijfs.sdk.files import FileError, Files, NoSuchFileError
     from ijfs.sdk.forks import branches
     from ijfs.sdk.repository import Repository, kernel, restore, start
@@ -102,6 +104,7 @@ __all__ = [
     "ProgramRefusedError",
     "ProtocolError",
     "Repository",
+    "RepositoryEvent",
     "SandboxError",
     "SaveResult",
     "Snapshot",
@@ -114,6 +117,7 @@ __all__ = [
     "barrier",
     "before_save",
     "branches",
+    "events",
     "explore",
     "in_sandbox",
     "kernel",

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "kernel": VerbEntry("kernel", "Start a Jupyter kernel, or make Jupyter start sandboxed ones."),
         "ps": VerbEntry("ps", "List live programs."),
         "logs": VerbEntry("logs", "Print what a program wrote."),
+        "watch": VerbEntry("watch", "Print what happens, as it happens."),
         "cp": VerbEntry("cp", "Copy files out of a program or snapshot, or into a live program."),
         "exec": VerbEntry("exec_", "Run a command or a cell inside a live program."),
         "stop": VerbEntry("stop", "Stop live programs."),

@@ -184,12 +184,14 @@ def writing_out() -> Iterator[None]:
         raise OutputError(f"cannot write to standard output: {(error.strerror or str(error)).lower()}") from error
 
 
-def write_json(data: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """One object with the version first; bytes as hex, other strangers as their str()."""
+def write_json(data: Mapping[str, Any], stream: TextIO | None = None, *, a_line: bool = False) -> None:
+    """One object with the version first; bytes as hex, other strangers as their str(). On a terminal it is indented,
+    but for `a_line`: one of many."""
     import json
 
     stream = stream or sys.stdout
-    json.dump({"ijfs": JSON_VERSION, **data}, stream, default=_plain, indent=2 if stream.isatty() else None)
+    indent = 2 if stream.isatty() and not a_line else None
+    json.dump({"ijfs": JSON_VERSION, **data}, stream, default=_plain, indent=indent)
     stream.write("\n")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from calls import Ijfs, Result
 from json_page import check
-from waiting import patient
+from waiting import eventually, patient
 
 from ijfs.cli.main import invoke
 
@@ -281,6 +283,35 @@ def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:
     assert followed.out.splitlines() == [f"line {i}" for i in range(5)]
     assert run_ijfs("logs", "-n", "2", "brief").out.splitlines() == ["line 3", "line 4"]
     check(run_ijfs("logs", "brief", "--json").json, "logs")
+
+
+def test_watch_prints_what_happens_and_runs_a_command_for_it(ijfs: Ijfs, live: Path, tmp_path: Path) -> None:
+    hook = f'cat >> {tmp_path}/hooked; echo "$IJFS_EVENT $IJFS_EVENT_PROGRAM" >> {tmp_path}/named'
+    command = [sys.executable, "-m", "ijfs.cli", "-r", str(live), "watch", "p", "--json", "--exec", hook]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    try:
+        assert eventually(lambda: "anon_inode:inotify" in descriptors(watch.pid), 30)
+        assert ijfs("run", "--name", "p", "-q", "--", "sleep", "1000").code == 0
+        one = str(ok(ijfs("save", "p", "-m", "one", "--json"), "save")["snapshot"])
+        while (event := json.loads(watch.stdout.readline()))["event"] != "saved":
+            check(event, "watch")
+        assert (event["instance"], event["snapshot"], event["text"]) == ("p", one, "one")
+        assert eventually(lambda: "saved p" in (tmp_path / "named").read_text().splitlines(), 30)
+        assert '"event": "saved"' in (tmp_path / "hooked").read_text()
+    finally:
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(patient(20)) == 130
+        watch.stdout.close()
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return found
 
 
 def test_names_of_new_programs_are_free_ones(ijfs: Ijfs, live: Path) -> None:

@@ -23,6 +23,7 @@ REQUESTS: list[tuple[str, protocol.Arguments[Any], dict[str, Any]]] = [
     ("save", protocol.SaveArguments(message="m", notebook=b"abc"), {"message": "m", "notebook": "YWJj", "wait": True}),
     ("wait_save", protocol.WaitSaveArguments(number=3), {"number": 3}),
     ("wait_memory", protocol.WaitMemoryArguments(), {}),
+    ("watch", protocol.WatchArguments(), {}),
     ("signal", protocol.SignalArguments(number=2), {"number": 2}),
     ("stop", protocol.StopArguments(timeout_s=1.5), {"timeout_s": 1.5, "force": False}),
 ]

@@ -53,6 +53,10 @@ class KeeperClient:
         """Close the connection; a verb the keeper has begun goes on."""
         self._socket.close()
 
+    def detach(self) -> socket.socket:
+        """The connection itself, for who speaks the protocol over it; this object has none any more."""
+        return socket.socket(fileno=self._socket.detach())
+
     def __enter__(self) -> KeeperClient:
         return self
 

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ijfs_engine.errors import IjfsError, StorageError, is_of_a_disk
 
 Dispatch = Callable[[Arguments[Any], Emit], Awaitable[InstanceInfo | SaveResult | None]]
 """Does what a request asks for, its events to `Emit`, and returns the reply."""
+
+WATCH = protocol.verb_of(protocol.WatchArguments())
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -90,10 +93,28 @@ async def serve_request(stream: trio.SocketStream, line: bytes, dispatch: Dispat
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_forward, receiver, stream)
-        succeeded, last = await _answer(request, dispatch, lambda event: post(protocol.encode_event(request.id, event)))
+        wanted = partial(_until_left, stream, dispatch) if request.verb == WATCH else dispatch
+        succeeded, last = await _answer(request, wanted, lambda event: post(protocol.encode_event(request.id, event)))
         post(last)
         token.run_sync_soon(sender.close)
     return succeeded
+
+
+async def _until_left(
+    stream: trio.SocketStream, dispatch: Dispatch, arguments: Arguments[Any], emit: Emit
+) -> InstanceInfo | SaveResult | None:
+    """A watch ends with its client, or with the next thing that it says; other verbs are done for whoever has left."""
+    reply = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_left, stream, nursery.cancel_scope)
+        reply = await dispatch(arguments, emit)
+        nursery.cancel_scope.cancel()
+    return reply
+
+
+async def _left(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    await trio.lowlevel.wait_readable(stream.socket)
+    scope.cancel()
 
 
 async def _answer(request: Request, dispatch: Dispatch, emit: Emit) -> tuple[bool, bytes]:

@@ -32,7 +32,15 @@ from ijfs.live.keeper.threads import in_thread, phase_events
 from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
-from ijfs.live.model.protocol import AdoptArguments, Emit, Notice, PhaseBegan, RestoreArguments, StartArguments
+from ijfs.live.model.protocol import (
+    AdoptArguments,
+    Emit,
+    Happened,
+    Notice,
+    PhaseBegan,
+    RestoreArguments,
+    StartArguments,
+)
 from ijfs.live.model.record_file import ends_ns, kernel_connection, read_record, write_connection_files
 from ijfs.live.model.records import (
     LOST_WITH_KEEPER,
@@ -153,6 +161,7 @@ class Lifecycle:
             restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation, arguments.env)
+            state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
             return self._with_restore(state.info(), restored)
 

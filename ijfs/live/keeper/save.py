@@ -43,7 +43,7 @@ from ijfs.live.keeper.state import InstanceState
 from ijfs.live.keeper.threads import in_thread, phase_events
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
-from ijfs.live.model.protocol import BytesDone, Emit, Event, Notice, RestoreArguments, SaveArguments
+from ijfs.live.model.protocol import BytesDone, Emit, Event, Happened, Notice, RestoreArguments, SaveArguments
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import scheduling
 from ijfs.live.sandbox import network_state
@@ -146,6 +146,7 @@ class Saver:
             raise
         store = partial(self._store, save, sandbox, frozen, contents)
         queued = self._queue.put(store, waited_for=save.waited_for, auto=contents.meta.auto)
+        self._state.watchers.tell(Happened("saving", text=contents.message))
         if not save.waited_for:
             save.mark_answered()
         return queued, _result(save, frozen, contents, queued.number)
@@ -245,6 +246,7 @@ class Saver:
         finally:
             await self._let_go(frozen)
         state.record_save(outcome.snapshot, stat_cache)
+        state.watchers.tell(Happened("saved", outcome.snapshot.id.hex(), contents.message))
         if contents.meta.auto:
             await in_thread(thin, state.snapshots.repository, state.name)
         result = _result(save, frozen, contents, number, outcome)

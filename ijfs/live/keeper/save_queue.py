@@ -63,16 +63,16 @@ def _explained(error: Exception) -> IjfsError:
 class SaveQueue:
     """The saves of one keeper that are being stored, oldest first.
 
-    `changed` is told how many there are when one is put in or leaves; `lost` what a save failed with that nobody waits
-    for.
+    `changed` is told how many there are when one is put in or leaves; `failed` what a save failed with, and whether
+    somebody waits for it.
     """
 
     def __init__(
-        self, spawn: Callable[..., None], changed: Callable[[int], None], lost: Callable[[IjfsError], None]
+        self, spawn: Callable[..., None], changed: Callable[[int], None], failed: Callable[[IjfsError, bool], None]
     ) -> None:
         self._spawn = spawn
         self._changed = changed
-        self._lost = lost
+        self._failed = failed
         self._room = trio.Semaphore(MOST)
         self._waiting: list[QueuedSave] = []
         self._by_number: dict[int, QueuedSave] = {}
@@ -122,8 +122,7 @@ class SaveQueue:
             save.done.set()
         if save.error is not None:
             _log.warning("save %d was not stored: %s", save.number, save.error)
-            if not save.waited_for:
-                self._lost(save.error)
+            self._failed(save.error, save.waited_for)
         self._changed(len(self._waiting))
         for number in [n for n, old in self._by_number.items() if old.done.is_set()][:-REMEMBERED]:
             del self._by_number[number]

@@ -40,6 +40,7 @@ from ijfs.live.model.protocol import (
     AdoptArguments,
     Arguments,
     Emit,
+    Happened,
     Notice,
     RestoreArguments,
     SaveArguments,
@@ -49,6 +50,7 @@ from ijfs.live.model.protocol import (
     StopArguments,
     WaitMemoryArguments,
     WaitSaveArguments,
+    WatchArguments,
 )
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs_engine.errors import IjfsError
@@ -83,13 +85,18 @@ class Keeper:
         self._queue = SaveQueue(
             self._state.spawn,
             changed=lambda count: self._state.note(saving=count),
-            lost=lambda error: self._state.note(save_error=str(error)),  # said wherever the instance is shown
+            failed=self._save_failed,
         )
         autosaver = Autosaver(self._state, self._queue)
         self._saver = Saver(self._state, self._queue, autosaver)
         self._requests = GuestRequests(self._state, autosaver, self._saver.save)
         self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early)
         self._requests_under_way = 0
+
+    def _save_failed(self, error: IjfsError, waited_for: bool) -> None:
+        self._state.watchers.tell(Happened("failed", text=str(error)))
+        if not waited_for:
+            self._state.note(save_error=str(error))  # said wherever the instance is shown
 
     async def _answer_program(self, request: GuestRequest) -> GuestAnswer:
         return await self._requests.answer(request)
@@ -206,6 +213,7 @@ class Keeper:
             WaitSaveArguments: self._wait_save,
             RestoreArguments: self._lifecycle.go_back,
             WaitMemoryArguments: self._wait_memory,
+            WatchArguments: self._watch,
             SignalArguments: self._signal,
             StopArguments: self._stop,
         }
@@ -257,6 +265,11 @@ class Keeper:
 
     async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:
         await self._state.wait_for_memory()
+        return self._state.info()
+
+    async def _watch(self, arguments: WatchArguments, emit: Emit) -> InstanceInfo:
+        with self._state.watchers.listening(emit):
+            await self._state.ended.wait()
         return self._state.info()
 
 

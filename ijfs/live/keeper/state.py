@@ -25,7 +25,9 @@ from ijfs.live.checkpoint.workspace import StatCache
 from ijfs.live.errors import InstanceExitedError
 from ijfs.live.keeper.guest_port import AnswerGuest, GuestPort
 from ijfs.live.keeper.threads import in_thread
+from ijfs.live.keeper.watchers import Watchers
 from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.protocol import Happened
 from ijfs.live.model.record_file import info_of, read_record, write_record
 from ijfs.live.model.records import (
     Base,
@@ -92,6 +94,7 @@ class InstanceState:
         self.relay = Relay()
         self.guest = GuestPort(answer, lambda ports: self.note(hook_ports=ports))
         self.busy = trio.Lock()
+        self.watchers = Watchers()
         self.ended = trio.Event()
         """Set when the program has ended for good, and the keeper is to end too."""
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))
@@ -260,6 +263,7 @@ class InstanceState:
         # The record keeps its keeper for as long as saves are on their way into the repository.
         note = note or after_save or self.record.note
         self.note(status="exited", exit_status=status, pager=None, note=note, damage=damage)
+        self.watchers.tell(Happened("exited", text=note or (f"exit status {status}" if status is not None else "")))
         self.ended.set()
 
     # -- what the program asks ------------------------------------------------------------------------------------
@@ -331,6 +335,7 @@ class InstanceState:
         if self.pager is pager:
             self.pager = None
             self.note(pager=None, damage=status.damage)
+            self.watchers.tell(Happened("memory", text=status.damage))
             await in_thread(pager.close)
 
     async def _follow_earlier(self, pager: Process) -> None:
@@ -340,6 +345,7 @@ class InstanceState:
             return  # the instance went back meanwhile
         if progress.complete:
             self.note(pager=None, damage=progress.damage)
+            self.watchers.tell(Happened("memory", text=progress.damage))
         elif progress.damage:
             raise self._not_whole(progress.damage)
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
 
@@ -101,6 +101,10 @@ class WaitMemoryArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Wait until all memory of a lazy restore is in."""
 
 
+class WatchArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Hear what happens to the instance, as `Happened` events, until its program ends or the client leaves."""
+
+
 class SignalArguments(Arguments[None], frozen=True, kw_only=True):
     """Send a signal to the program's process group."""
 
@@ -131,6 +135,7 @@ VERBS = {
     "save": Verb(SaveArguments, SaveResult),
     "wait_save": Verb(WaitSaveArguments, SaveResult),
     "wait_memory": Verb(WaitMemoryArguments, InstanceInfo),
+    "watch": Verb(WatchArguments, InstanceInfo),
     "signal": Verb(SignalArguments, None),
     "stop": Verb(StopArguments, InstanceInfo),
 }
@@ -157,7 +162,22 @@ class Notice(msgspec.Struct, frozen=True, tag_field="kind", tag="notice"):
     text: str
 
 
-Event = PhaseBegan | BytesDone | Notice
+What = Literal["saving", "saved", "failed", "restored", "memory", "busy", "idle", "input", "exited"]
+"""saving: the program runs on after a freeze, and what was taken is being stored; saved: it is durable; failed: it will
+not be. restored: the program went back in place. memory: all memory of a lazy restore is in. busy, idle: a kernel runs
+a cell, or waits for one; input: a cell waits for what somebody types. exited: the program has ended."""
+
+
+class Happened(msgspec.Struct, frozen=True, tag_field="kind", tag="happened"):
+    """Something happened to the instance. `snapshot`: which one was saved, or gone back to; `text`: its message, or why
+    something failed or ended."""
+
+    what: What
+    snapshot: str = ""
+    text: str = ""
+
+
+Event = PhaseBegan | BytesDone | Notice | Happened
 Emit = Callable[[Event], None]
 """Where a verb's events go."""
 
