@@ -87,6 +87,19 @@ class Containers:
             subprocess.run([*self._podman, "rm", "--force", "--ignore", name], capture_output=True, check=False)
         return Ran(done.returncode, done.stdout, done.stderr)
 
+    def podman(self, *arguments: str) -> Ran:
+        """Any command of podman's, with the checkout's CRIU."""
+        criu = f"{CHECKOUT}/.prefix/bin"
+        done = subprocess.run(
+            [*self._podman, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": f"{criu}:{os.environ['PATH']}"},
+            timeout=LIMIT_S,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
     def close(self) -> list[str]:
         """Remove everything; what is left in spite of it."""
         subprocess.run([*self._podman, "rm", "--all", "--force"], capture_output=True, check=False)

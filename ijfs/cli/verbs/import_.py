@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
@@ -13,31 +13,41 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import MESSAGE, REF, SNAPSHOT
 
 if TYPE_CHECKING:
-    from ijfs_engine import Repository, Snapshot
+    from ijfs_engine import Progress, Repository, Snapshot
+
+    class _How(TypedDict):
+        """What both kinds of import are told."""
+
+        parents: list[bytes]
+        message: str
+        branch: str
+        progress: Progress | None
+
 
 DEFAULT_BRANCH = "main"
 
 
 @verb("import")
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--parent", type=SNAPSHOT, help="The snapshot this one follows: what is the same is not read twice.")
 @click.option("-m", "--message", type=MESSAGE, default="", help="What it is.")
 @click.option("--branch", type=REF, help="The branch that moves to it (see below).")
-def import_(app: App, directory: Path, parent: str | None, message: str, branch: str | None) -> Answer:
-    """Store DIRECTORY as a snapshot. CRIU's images go to `images/`, anything else to `files/`.
+def import_(app: App, source: Path, parent: str | None, message: str, branch: str | None) -> Answer:
+    """Store SOURCE, a directory, as a snapshot. CRIU's images go to `images/`, anything else to `files/`.
 
-    It follows the tip of its branch unless --parent says otherwise. The branch is `main`, or the one that stands
-    at the parent; a parent that has moved on gets a new branch, named after the directory.
+    SOURCE may also be an archive that `podman container checkpoint --export` wrote, or the directory that it holds:
+    its images go to `images/`, the rest to `container/`; `ijfs export --for podman` gives it back.
+
+    The snapshot follows the tip of its branch unless --parent says otherwise. The branch is `main`, or the one that
+    stands at the parent; a parent that has moved on gets a new branch, named after the source.
     """
-    from ijfs_engine import import_directory
-
     repository = app.repository()
-    base, name = _place(repository, directory, parent, branch)
-    snapshot = import_directory(
+    base, name = _place(repository, source, parent, branch)
+    snapshot = _stored(
         repository,
-        directory,
+        source,
         parents=[base] if base else [],
-        message=message or text.message(f"import {directory.resolve().name}"),
+        message=message or text.message(f"import {source.resolve().name}"),
         branch=name,
         on_damage=lambda error: app.warn(
             f"{text.short(base or b'')}, its parent, is damaged ({error}): stored without it"
@@ -53,6 +63,19 @@ def import_(app: App, directory: Path, parent: str | None, message: str, branch:
     return Answer(data, lambda out: _show(out, snapshot, name))
 
 
+def _stored(repository: Repository, source: Path, **how: Unpack[_How]) -> Snapshot:
+    """The source as what it is."""
+    from ijfs.cli.containers import reading
+    from ijfs_engine import import_directory
+
+    if not source.is_dir():
+        with reading.unpacked(source) as directory:
+            return reading.store(repository, directory, **how)
+    if reading.is_checkpoint(source):
+        return reading.store(repository, source, **how)
+    return import_directory(repository, source, **how)
+
+
 def _show(out: Printer, snapshot: Snapshot, branch: str) -> None:
     subject = text.first_line(snapshot.message)
     out.line((text.short(snapshot.id), "yellow"), "  ", subject, "  ", (f"[{branch}]", "bold green"))
@@ -60,7 +83,7 @@ def _show(out: Printer, snapshot: Snapshot, branch: str) -> None:
         out.line(f"not kept: the chattr flags ({lost['chattr']}) of {text.count(lost['files'], 'file')}")
 
 
-def _place(repository: Repository, directory: Path, parent: str | None, branch: str | None) -> tuple[bytes | None, str]:
+def _place(repository: Repository, source: Path, parent: str | None, branch: str | None) -> tuple[bytes | None, str]:
     """The parent and the branch of an import; no branch ever leaves a snapshot behind."""
     branches = repository.refs.branches()
     if parent is None:
@@ -71,7 +94,7 @@ def _place(repository: Repository, directory: Path, parent: str | None, branch: 
         _check_free(branches, branch, base)
         return base, branch
     standing = [parent] if parent in branches else sorted(n for n, at in branches.items() if at == base)
-    return base, standing[0] if standing else _new_name(branches, directory.resolve().name or "import")
+    return base, standing[0] if standing else _new_name(branches, source.resolve().name or "import")
 
 
 def _check_free(branches: dict[str, bytes], name: str, base: bytes) -> None:

@@ -240,12 +240,18 @@ def gpu_record(meta: LiveMeta) -> GpuRecord | None:
     return msgspec.convert(meta.gpu, GpuRecord, strict=False)
 
 
+_PODMAN = "it is a container's: `ijfs export SNAPSHOT FILE --for podman` writes what podman restores"
+
+
 def live_meta(snapshot: Snapshot) -> LiveMeta:
     """What a snapshot says of its program. NotLiveError."""
     try:
         return msgspec.convert(snapshot.meta, LiveMeta)
     except msgspec.ValidationError:
-        raise NotLiveError(f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs") from None
+        raise NotLiveError(
+            f"{snapshot.id.hex()[:12]} is not a snapshot of a program that ran in ijfs",
+            hint=_PODMAN if "container" in snapshot.meta else None,
+        ) from None
 
 
 def program_in(snapshot: Snapshot) -> LiveMeta:
