@@ -24,7 +24,7 @@ from ijfs.live.checks.result import CheckOutcome, CheckResult
 from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.machine import place
-from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
 from ijfs.live.sandbox import disk
@@ -54,6 +54,7 @@ def machine(repo: Path) -> list[CheckResult]:
         _io_uring,
         lambda: _repository(repo),
         lambda: _space(repo),
+        lambda: _lost(repo),
         lambda: _spare(repo),
         _gpus,
     ]
@@ -240,6 +241,30 @@ def _space(repo: Path) -> Iterator[CheckResult]:
     free = shutil.disk_usage(where).free
     evidence = f"{free / 1e9:.1f} GB free at {where}"
     yield _result("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+
+
+def _lost(repo: Path) -> Iterator[CheckResult]:
+    """Programs that were running when the machine went down. Nothing where there are none."""
+    live = live_directory(repo)
+    lost = []
+    for name in sorted(os.listdir(live)) if live.is_dir() else ():
+        try:
+            record = read_record(InstancePaths.of(repo, name))
+        except IjfsError:
+            continue
+        if record.status == "running" and record.boot_id != procfs.boot_id():
+            lost.append((name, record.snapshot is not None))
+    if not lost:
+        return
+    saved = [name for name, is_saved in lost if is_saved]
+    yield CheckResult(
+        check="programs",
+        outcome="warn",
+        evidence=f"{len(lost)} ended with the machine: {', '.join(name for name, _ in lost)}",
+        remedy=f"`ijfs restore NAME` brings back what was saved: {', '.join(saved)}"
+        if saved
+        else "nothing of them was saved; `ijfs cp NAME:PATH .` takes out a file, `ijfs stop --rm NAME` forgets one",
+    )
 
 
 def _spare(repo: Path) -> Iterator[CheckResult]:

@@ -17,6 +17,9 @@ from ijfs.live import doctor
 from ijfs.live.checks import blockers
 from ijfs.live.checks.result import refused
 from ijfs.live.client import api as client
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import write_record
+from ijfs.live.model.records import InstanceRecord, InstanceSpec
 from ijfs_engine import UnknownNameError
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -150,3 +153,19 @@ def test_limit_an_open_sqlite_connection_is_read_only_after_a_restore_and_a_new_
     live_env.restore(result.snapshot, "sibling")
     sibling = Path(client.describe(live_env.repo, "sibling").log).parents[2] / "tmp/attempt"
     assert eventually(lambda: sibling.read_text() == "attempt to write a readonly database | ok")
+
+
+def test_programs_that_ended_with_the_machine_are_named_and_those_that_were_saved_come_back(tmp_path: Path) -> None:
+    """What is left of them is a record of a machine that was started at another time."""
+    for name, snapshot in (("saved", "ab" * 32), ("never", None)):
+        paths = InstancePaths.of(tmp_path, name)
+        paths.root.mkdir(parents=True)
+        spec = InstanceSpec(name=name, argv=("sleep", "9"), cwd="/")
+        write_record(paths, InstanceRecord(spec=spec, boot_id="another", snapshot=snapshot))
+    (lost,) = [verdict for verdict in doctor.machine(tmp_path) if verdict.check == "programs"]
+    assert lost.evidence == "2 ended with the machine: never, saved"
+    assert lost.remedy == "`ijfs restore NAME` brings back what was saved: saved"
+    assert {info.name: info.note for info in client.list_instances(tmp_path)} == {
+        "saved": "ended with the machine",
+        "never": "ended with the machine",
+    }

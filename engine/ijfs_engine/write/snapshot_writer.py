@@ -249,6 +249,10 @@ def begin(
         raise
 
 
+def _add(writer: SnapshotWriter, path: Path) -> None:
+    writer.add_directory("images" if is_image_directory(path) else "files", path)
+
+
 def _storable(message: str) -> str:
     """A message as UTF-8 has it: what cannot be encoded is made visible."""
     return message.encode("utf-8", "backslashreplace").decode()
@@ -275,10 +279,12 @@ def import_directory(
     message: str = "",
     branch: str | None = None,
     meta: Mapping[str, Any] | None = None,
+    add: Callable[[SnapshotWriter, Path], None] | None = None,
     on_damage: Callable[[CorruptError], None] | None = None,
     progress: Progress | None = None,
 ) -> Snapshot:
-    """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`. StorageError.
+    """Store a directory as a snapshot: a CRIU image set at `images/`, any other at `files/`, or as `add` adds it.
+    StorageError.
 
     What is not kept is in the snapshot's meta, as `not_kept`: {"chattr": letters, "files": how many have some}. Where a
     parent is damaged, `on_damage` is called, and it is stored without it.
@@ -286,7 +292,7 @@ def import_directory(
 
     def store(*, anew: bool) -> Snapshot:
         with begin(repository, parents, anew=anew, progress=progress) as writer:
-            writer.add_directory("images" if is_image_directory(path) else "files", path)
+            (add or _add)(writer, path)
             lost = {"not_kept": writer.not_kept} if writer.not_kept else {}
             return writer.commit(message=message, branch=branch, meta={**(meta or {}), **lost})
 

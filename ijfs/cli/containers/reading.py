@@ -13,14 +13,14 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from ijfs_engine.errors import IjfsError, StorageError
 
 if TYPE_CHECKING:
-    from ijfs_engine import Progress, Repository, Snapshot
+    from ijfs_engine import SnapshotWriter
 
 CHECKPOINT = "checkpoint"
 """Where CRIU's images are in an archive."""
@@ -108,36 +108,26 @@ def _plain(file: IO[bytes]) -> Iterator[IO[bytes]]:
         raise tarfile.ReadError(str(error)) from error
 
 
-def store(
-    repository: Repository,
-    directory: Path,
-    *,
-    parents: Sequence[bytes],
-    message: str,
-    branch: str,
-    progress: Progress | None,
-) -> Snapshot:
-    """Store such a directory as a snapshot; `meta["container"]` says which container it was. StorageError."""
-    with repository.begin(parents, progress=progress) as writer:
-        writer.add_directory(IMAGES, directory / CHECKPOINT)
-        for child in sorted(directory.iterdir()):
-            if child.name == CHECKPOINT or child.is_symlink():
-                continue
-            at = f"{BESIDE}/{child.name}"
-            if child.is_dir():
-                writer.add_directory(at, child)
-            else:
-                writer.add_file(at, child)
-        return writer.commit(message=message, branch=branch, meta={"container": _described(directory)})
+def add(writer: SnapshotWriter, directory: Path) -> None:
+    """Add such a directory to a snapshot. StorageError."""
+    writer.add_directory(IMAGES, directory / CHECKPOINT)
+    for child in sorted(directory.iterdir()):
+        if child.name == CHECKPOINT or child.is_symlink():
+            continue
+        at = f"{BESIDE}/{child.name}"
+        if child.is_dir():
+            writer.add_directory(at, child)
+        else:
+            writer.add_file(at, child)
 
 
-def _described(directory: Path) -> dict[str, str]:
-    """The container's name and its image's, where podman's own description is there."""
+def meta(directory: Path) -> dict[str, Any]:
+    """What its snapshot says of it: the container's name and its image's, where podman's own description is there."""
     try:
         said = description((directory / CONFIG).read_bytes())
     except OSError:
-        return {}
-    return {key: said[key] for key in ("name", "rootfsImageName") if key in said}
+        said = {}
+    return {"container": {key: said[key] for key in ("name", "rootfsImageName") if key in said}}
 
 
 def description(data: bytes) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -13,15 +15,13 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import MESSAGE, REF, SNAPSHOT
 
 if TYPE_CHECKING:
-    from ijfs_engine import Progress, Repository, Snapshot
+    from ijfs_engine import Repository, Snapshot, SnapshotWriter
 
-    class _How(TypedDict):
-        """What both kinds of import are told."""
+    class _AsWhat(TypedDict, total=False):
+        """What `import_directory` is told of a container's checkpoint."""
 
-        parents: list[bytes]
-        message: str
-        branch: str
-        progress: Progress | None
+        add: Callable[[SnapshotWriter, Path], None]
+        meta: dict[str, Any]
 
 
 DEFAULT_BRANCH = "main"
@@ -41,19 +41,23 @@ def import_(app: App, source: Path, parent: str | None, message: str, branch: st
     The snapshot follows the tip of its branch unless --parent says otherwise. The branch is `main`, or the one that
     stands at the parent; a parent that has moved on gets a new branch, named after the source.
     """
+    from ijfs_engine import import_directory
+
     repository = app.repository()
     base, name = _place(repository, source, parent, branch)
-    snapshot = _stored(
-        repository,
-        source,
-        parents=[base] if base else [],
-        message=message or text.message(f"import {source.resolve().name}"),
-        branch=name,
-        on_damage=lambda error: app.warn(
-            f"{text.short(base or b'')}, its parent, is damaged ({error}): stored without it"
-        ),
-        progress=app.progress("import"),
-    )
+    with _directory(source) as (directory, as_what):
+        snapshot = import_directory(
+            repository,
+            directory,
+            parents=[base] if base else [],
+            message=message or text.message(f"import {source.resolve().name}"),
+            branch=name,
+            on_damage=lambda error: app.warn(
+                f"{text.short(base or b'')}, its parent, is damaged ({error}): stored without it"
+            ),
+            progress=app.progress("import"),
+            **as_what,
+        )
     data = {
         "snapshot": snapshot.id.hex(),
         "parent": base.hex() if base else None,
@@ -63,17 +67,17 @@ def import_(app: App, source: Path, parent: str | None, message: str, branch: st
     return Answer(data, lambda out: _show(out, snapshot, name))
 
 
-def _stored(repository: Repository, source: Path, **how: Unpack[_How]) -> Snapshot:
-    """The source as what it is."""
+@contextlib.contextmanager
+def _directory(source: Path) -> Iterator[tuple[Path, _AsWhat]]:
+    """The source as a directory, and how that is stored where it is more than a directory."""
     from ijfs.cli.containers import reading
-    from ijfs_engine import import_directory
 
-    if not source.is_dir():
-        with reading.unpacked(source) as directory:
-            return reading.store(repository, directory, **how)
-    if reading.is_checkpoint(source):
-        return reading.store(repository, source, **how)
-    return import_directory(repository, source, **how)
+    with contextlib.ExitStack() as stack:
+        directory = source if source.is_dir() else stack.enter_context(reading.unpacked(source))
+        if reading.is_checkpoint(directory):
+            yield directory, {"add": reading.add, "meta": reading.meta(directory)}
+        else:
+            yield directory, {}
 
 
 def _show(out: Printer, snapshot: Snapshot, branch: str) -> None:

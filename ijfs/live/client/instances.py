@@ -77,7 +77,8 @@ def describe(repo: RepoPath, name: str) -> InstanceInfo:
         record = record_of(paths)  # it may have ended just now, and its keeper said how
     alive = procfs.is_alive(record.program)
     if record.status == "running" and not alive:
-        record = msgspec.structs.replace(record, status="exited", note=record.note or "ended without a keeper")
+        how = "ended without a keeper" if record.boot_id == procfs.boot_id() else "ended with the machine"
+        record = msgspec.structs.replace(record, status="exited", note=record.note or how)
     if record.saving and not procfs.is_alive(record.keeper):
         record = msgspec.structs.replace(record, saving=0, save_error=record.save_error or LOST_WITH_KEEPER)
     keeper_running = procfs.is_alive(record.keeper)
