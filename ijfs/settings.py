@@ -59,6 +59,8 @@ SETTINGS = {
         Setting("repository", "", "where snapshots are kept, unless -r says so", variable="IJFS_REPO"),
         Setting("network", "none", "`none` or `slirp4netns`: how programs get out", _one_of("none", "slirp4netns")),
         Setting("gpu", FALSE, "`true`: programs get the machine's GPUs", _truth),
+        Setting("share", "", "folders that programs share with this machine: `.`, `/data:.`, or `none`"),
+        Setting("share_limit", "", "how much a shared folder may hold, as `4G`", variable="IJFS_SHARE_LIMIT"),
         Setting("base", "", "the base that programs stand on; empty: the place decides"),
         Setting(
             "auto", "", "`on`, or `on --every 60`: Jupyter's new kernels are saved after cells", _matching("on( .*)?")
@@ -123,6 +125,15 @@ def value(name: str) -> str:
 def is_true(name: str) -> bool:
     """Whether a setting is `true`. SettingError."""
     return value(name) == TRUE
+
+
+NO_FOLDERS = "none"
+"""What says that no folder is to be shared."""
+
+
+def folders(value: str) -> list[str]:
+    """The folders that a value of `share` names."""
+    return [path for path in value.split(":") if path]
 
 
 _handed_on: dict[str, str] = {}

@@ -94,6 +94,11 @@ class App:
         self._reporters.append(self.closing.enter_context(Reporter(title, visible=visible)))
         return self._reporters[-1]
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody is there who can be asked."""
+        return not self.json and not self.quiet and sys.stdin.isatty() and sys.stderr.isatty()
+
     def note(self, message: str) -> None:
         """A remark for a person, on standard error: not with -q, not with --json."""
         if not self.quiet and not self.json:

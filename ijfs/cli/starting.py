@@ -88,6 +88,35 @@ disk_option = click.option(
     help="A disk of its own for what it writes: 10G, 512M. Its files then keep their inode numbers.",
 )
 
+SHARE_HELP = (
+    "A folder that stays this machine's own: it is written through, each save keeps its state, a copy gets its own; "
+    "`none` for none."
+)
+
+share_option = click.option(
+    "--share",
+    "share",
+    multiple=True,
+    default=lambda: settings.folders(settings.value("share")),
+    metavar="DIR",
+    help=SHARE_HELP,
+)
+
+bind_option = click.option(
+    "--bind",
+    "bind",
+    multiple=True,
+    metavar="DIR[:ro]",
+    help="A folder of this machine's that no save keeps, for large data; `:ro`: not to write to.",
+)
+
+files_option = click.option(
+    "--files",
+    type=click.Choice(["keep", "restore", "private"]),
+    help="Folders it shared: as they are now, put back as they were, or a copy as they were (default: asked at a "
+    "terminal, else `keep` under the name that was saved, `private` under another).",
+)
+
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."
 )
@@ -139,6 +168,11 @@ def _variable(word: str, where: str) -> tuple[str, str]:
             raise click.UsageError(f"{where}: there is no variable {name} here: write {name}=VALUE")
         value = os.environ[name]
     return name, value
+
+
+def folders(given: Sequence[str]) -> tuple[str, ...]:
+    """Folders as they were typed, as the program is to have them; none where that was said."""
+    return () if settings.NO_FOLDERS in given else tuple(os.path.abspath(path) for path in given)
 
 
 def published(ports: Sequence[GivenPort]) -> tuple[HostPort, ...]:

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def install(
     attach: str | None = None,
     auto: str | None = None,
     disk: int = 0,
+    share: Sequence[str] = (),
     prefix: Path | None = None,
     sys_prefix: bool = False,
     manager: KernelSpecManager | None = None,
@@ -63,7 +65,8 @@ def install(
 
     `name` is "ijfs-BASE" by default, with `snapshot` or `attach` "ijfs-" and what that says; `display_name` is
     "BASE'S NAME (ijfs)". `repo`, `network`, `gpu`,
-    `base_image` (what their files come from), `disk` (bytes of a disk of their own),
+    `base_image` (what their files come from), `disk` (bytes of a disk of their own), `share` (folders that they share
+    with the machine; relative to the notebook's),
     `snapshot` (new kernels begin as a restored copy of it), `attach` (new kernels *are* that live instance) and `auto`
     (they are saved after cells) become the provisioner's configuration. Raises `KernelSpecError` for an unknown base,
     a base that has a provisioner already, a name that Jupyter would refuse, one taken by a spec that is not ijfs's, or
@@ -78,7 +81,8 @@ def install(
         _refuse_of_another_kind(manager, named, begins)
     if auto:
         check_auto(auto)
-    config = _config(repo=repo, network=network, gpu=gpu, base=base_image, auto=auto, disk=disk, **begins)
+    own = {"share": list(share)} if not any(begins.values()) else {}
+    config = _config(repo=repo, network=network, gpu=gpu, base=base_image, auto=auto, disk=disk, **own, **begins)
     spec = _derive(source, base, display_name or _display_name(source, snapshot, attach), config)
     where = str(sys.prefix if sys_prefix else prefix) if (prefix or sys_prefix) else None
     directory = _write(manager, named, spec, Path(source.resource_dir), where)
@@ -161,7 +165,7 @@ def _refuse_of_another_kind(manager: KernelSpecManager, name: str, begins: dict[
         )
 
 
-def _config(*, repo: Path | None, **options: str | bool | int | None) -> dict[str, Any]:
+def _config(*, repo: Path | None, **options: str | bool | int | list[str] | None) -> dict[str, Any]:
     if options.get("snapshot") and options.get("attach"):
         raise KernelSpecError("a kernel spec begins from a snapshot or attaches to an instance, not both")
     config: dict[str, Any] = {key: value for key, value in options.items() if value}

@@ -18,19 +18,20 @@ from typing import Any, cast
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Bool, Enum, Int, Unicode, default
+from traitlets import Bool, Enum, Int, List, Unicode, default
 
 from ijfs import settings
 from ijfs.guest.magics import AUTO_VARIABLE
 from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
 from ijfs.jupyter.naming import instance_name
 from ijfs.jupyter.repository import choose_repository, ensure_repository
-from ijfs.jupyter.unsaved_work import written_work
+from ijfs.jupyter.unsaved_work import written_work, wrote_elsewhere
 from ijfs.live.client import api as client
 from ijfs.live.client.api import InstanceInfo, InstanceSpec
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.environment import is_text
 from ijfs.live.model.records import Network
+from ijfs.live.sandbox import host_folders
 
 POLL_S = 0.1
 """How often `wait` looks; what jupyter_client's own provisioner takes."""
@@ -49,6 +50,8 @@ class IjfsProvisioner(KernelProvisionerBase):
     attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
     disk = Int(0, config=True, help="Bytes of a disk of its own for what it writes; 0: none.")
+    share = List(Unicode(), config=True, help="Folders that it shares with the machine, from its working directory.")
+    bind = List(Unicode(), config=True, help="Folders of the machine's that no save keeps; DIR:ro not to write to.")
     auto = Unicode("", config=True, help="Save after cells: `on`, or what `%ijfs auto` takes, `on --every 60`.")
 
     @default("network")
@@ -144,7 +147,8 @@ class IjfsProvisioner(KernelProvisionerBase):
             await asyncio.to_thread(self._stop)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Forget the ended instance unless the kernel wrote in its working directory; keep it for a restart."""
+        """Forget the ended instance unless the kernel wrote in its working directory; keep it for a restart. What it
+        wrote elsewhere is kept in a snapshot."""
         if not restart and self._instance and not self.attach:
             await asyncio.to_thread(self._remove)
 
@@ -201,6 +205,9 @@ class IjfsProvisioner(KernelProvisionerBase):
         return client.start(self._repository, self._spec(cmd, env, cwd), again=self._launched)
 
     def _spec(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceSpec:
+        folders = host_folders.bearable([os.path.join(cwd, path) for path in self.share], self._repository)
+        for note in folders.notes:
+            self.log.warning(note)
         return InstanceSpec(
             name=self._instance,
             kind="kernel",
@@ -215,6 +222,8 @@ class IjfsProvisioner(KernelProvisionerBase):
             notebook=_notebook(env),
             base=self.base,
             disk=self.disk,
+            share=folders.share,
+            bind=(*folders.bind, *(os.path.join(cwd, path) for path in self.bind)),
         )
 
     def _key(self) -> str:
@@ -265,9 +274,22 @@ class IjfsProvisioner(KernelProvisionerBase):
                     *[self._instance] * 3,
                 )
                 return
+            self._keep_what_is_elsewhere()
             client.remove(self._repository, self._instance)
         except NoInstanceError:
             self.log.debug("cleanup: the instance is gone already")
+
+    def _keep_what_is_elsewhere(self) -> None:
+        """A snapshot of what the kernel wrote outside of its working directory, where that would be missed."""
+        if not wrote_elsewhere(self._repository, self._instance):
+            return
+        kept = client.save_ended(self._repository, self._instance, message="what the kernel left when it ended")
+        self.log.warning(
+            "files that the kernel wrote outside of %s are in the snapshot %s: `ijfs ls -R %s` shows them",
+            self._cwd,
+            kept.snapshot[:12],
+            kept.branch,
+        )
 
 
 def _notebook(env: Mapping[str, str]) -> str:

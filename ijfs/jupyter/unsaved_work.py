@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ijfs.live.checkpoint.ended_files import unsaved_files
 from ijfs.live.model.paths import InstancePaths, SandboxPaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk
+from ijfs.live.sandbox.volumes import OWN, is_below
 
 BY_PRODUCTS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
@@ -27,6 +29,14 @@ def written_work(repo: Path, name: str) -> Path | None:
         if not seen.is_dir() or not any(_is_work(entry) for entry in seen.iterdir()):
             return None
     return box.image if box.image.exists() else directory
+
+
+def wrote_elsewhere(repo: Path, name: str) -> bool:
+    """Whether an ended instance wrote files outside of its working directory that are in no snapshot: not scratch
+    files, and not what programs keep for themselves in hidden directories."""
+    paths = InstancePaths.of(repo, name)
+    found = map(Path, unsaved_files(paths, read_record(paths)))
+    return any(not is_below(path, OWN) and not any(part.startswith(".") for part in path.parts) for path in found)
 
 
 def _upper_of_cwd(layers: SandboxPaths, record: InstanceRecord) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -28,7 +28,7 @@ from ijfs.sdk.search import Action, Actions, Node, Score
 
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
-    from ijfs.live.client.api import OnEvent
+    from ijfs.live.client.api import FilesChoice, OnEvent
     from ijfs.live.model.records import InstanceInfo, Network, SaveResult
     from ijfs.live.sandbox.file_access import FileInfo
     from ijfs.sdk import commands as blocking_commands
@@ -320,12 +320,18 @@ class Box:
         snapshot: Snapshot | str,
         *,
         save_first: bool = False,
+        files: FilesChoice | Literal[""] = "",
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> str | None:
         """As Box.restore."""
         return await in_thread(
-            self.blocking.restore, str(snapshot), save_first=save_first, timeout=timeout, on_event=on_event
+            self.blocking.restore,
+            str(snapshot),
+            save_first=save_first,
+            files=files,
+            timeout=timeout,
+            on_event=on_event,
         )
 
     async def fork(

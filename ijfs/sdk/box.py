@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ijfs.live.client import api as client
 from ijfs.live.errors import InstanceExitedError
@@ -22,7 +22,7 @@ from ijfs_engine.errors import IjfsError, NoRepositoryError
 
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
-    from ijfs.live.client.api import OnEvent
+    from ijfs.live.client.api import FilesChoice, OnEvent
     from ijfs.sdk.commands import Command, Completed, OnBytes
     from ijfs.sdk.files import Files
     from ijfs.sdk.snapshots import Snapshot
@@ -224,11 +224,14 @@ class Box:
         snapshot: Snapshot | str,
         *,
         save_first: bool = False,
+        files: FilesChoice | Literal[""] = "",
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> str | None:
         """Go back (or over) to a snapshot in place: name, ports and clients stay. An ended program comes back. What it
-        was since its last save is lost, unless `save_first` saves that: its snapshot's id is returned then."""
+        was since its last save is lost, unless `save_first` saves that: its snapshot's id is returned then. `files`:
+        folders that it shares stay as they are ("keep", the default), are put back as they were ("restore"), or it gets
+        a copy as they were ("private")."""
         call = partial(
             client.restore,
             self.repo,
@@ -236,6 +239,7 @@ class Box:
             self.name,
             replace=True,
             save_first=save_first,
+            files=files,
             on_event=on_event,
         )
         return calls.within(timeout, "the restore", call).left

@@ -19,6 +19,7 @@ from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manag
 from ijfs.jupyter.provisioner import IjfsProvisioner
 from ijfs.jupyter.unsaved_work import written_work
 from ijfs.live.client import api as client
+from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
@@ -101,6 +102,32 @@ def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(
     assert work is not None
     assert (work / "written-by-the-kernel").read_text() == "kept"
     client.remove(jupyter_env.repo, name)
+
+
+def test_a_kernel_writes_in_a_shared_folder_and_what_it_wrote_elsewhere_is_kept_at_its_end(
+    jupyter_env: JupyterEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    kernelspec.install(name="ijfs-shared", share=["."])
+    with started(KernelManager(kernel_name="ijfs-shared")) as cells:
+        cells("open('out.csv', 'w').write('a,b'); import os; os.makedirs('/srv/ijfs-test')")
+        assert (folder / "out.csv").read_text() == "a,b"
+        name = jupyter_env.the_instance()
+        saved = jupyter_env.save(name)
+        cells("open('/srv/ijfs-test/result', 'w').write('lost'); open('/tmp/scratch', 'w').write('')")
+        (folder / "out.csv").write_text("by hand")
+        client.restore(jupyter_env.repo, saved, name, replace=True)
+        cells.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
+        assert cells("print(open('out.csv').read(), os.path.exists('/srv/ijfs-test/result'))") == "by hand False"
+        cells("open('/srv/ijfs-test/result', 'w').write('elsewhere')")
+    assert client.list_instances(jupyter_env.repo) == []
+    assert [path.name for path in folder.iterdir()] == ["out.csv"]
+    with Repository.open(jupyter_env.repo) as repository:
+        root = repository.snapshot(repository.resolve(f"{name}.ended")).root
+        entry = repository.reader().lookup(root, "files/srv/ijfs-test/result")
+        assert repository.reader().open(entry).read(0, 100) == b"elsewhere"
 
 
 def test_a_polite_shutdown_lets_the_kernel_say_goodbye_and_leaves_nothing(jupyter_env: JupyterEnv) -> None:

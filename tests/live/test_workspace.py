@@ -20,12 +20,11 @@ import pytest
 
 from ijfs.live.checkpoint import workspace
 from ijfs.live.checkpoint.ahead import key_of
+from ijfs.live.checkpoint.layers import WritableLayer, layers_of
 from ijfs.live.checkpoint.workspace import (
     Capture,
     LayerWalker,
     StatCache,
-    WritableLayer,
-    layers_of,
     mapped_in,
     put_back,
     stat_cache_of,
@@ -453,7 +452,12 @@ def test_what_is_as_it_was_is_not_read_while_the_program_stands_still(
     (upper / "new").write_text("new")
     read = []
     real = LayerWalker._source
-    monkeypatch.setattr(LayerWalker, "_source", lambda *args: (read.append(args[1].name), real(*args))[1])
+
+    def source(*args: Any, **more: Any) -> Any:
+        read.append(args[1].name)
+        return real(*args, **more)
+
+    monkeypatch.setattr(LayerWalker, "_source", source)
     found = walker.capture(arena, frozenset())
     assert sorted(read) == [b"7", b"new"]
     assert len(found.items) == 52

@@ -55,6 +55,7 @@ def export_tree(
     privileged: bool | None = None,
     progress: Progress | None = None,
     on_make: Callable[[bytes], None] | None = None,
+    leave_out: frozenset[bytes] = frozenset(),
 ) -> Exported:
     """Write a stored directory's contents to `target`, which is an empty directory or is made here.
 
@@ -62,11 +63,12 @@ def export_tree(
     `privileged` sets owners, setuid and setgid bits and privileged attributes and makes device nodes, as only root can;
     without it the caller owns everything and devices are left out. By default root does and others do not, and a device
     is then a StorageError. `on_make` is called with the path of each thing below `target` right before it is made.
+    `leave_out`: paths below `target` of what is not made, a directory with all that is in it.
     StorageError (disk full, no permission), CorruptError (what is stored is damaged);
     KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
     fd = _open_target(target)
-    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make)
+    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make, leave_out)
     try:
         return work.run(_Directory(top, tree))
     except IjfsError as error:
@@ -184,8 +186,10 @@ class _Export:
         rights: _Rights,
         progress: Progress | None,
         on_make: Callable[[bytes], None] | None,
+        leave_out: frozenset[bytes],
     ) -> None:
         self._on_make = on_make
+        self._leave_out = leave_out
         self._reader = reader
         self._top = top
         self._target = target
@@ -254,6 +258,8 @@ class _Export:
     def _make_all(self, directory: _Directory, walk: Descent) -> None:
         """Make what is in a directory; those among it are empty yet."""
         entries = self._reader.tree(directory.content).entries if directory.content is not None else ()
+        if self._leave_out:
+            entries = tuple(entry for entry in entries if walk.path(entry.name) not in self._leave_out)
         for at in range(0, len(entries), _TOGETHER):
             some = entries[at : at + _TOGETHER]
             plains = self._small_files(some)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import instances, starting
+from ijfs import settings
+from ijfs.cli import instances, starting, text
 from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
@@ -33,6 +34,8 @@ def kernel() -> None:
 @starting.base_option
 @starting.ttl_option
 @starting.disk_option
+@starting.share_option
+@starting.bind_option
 @starting.replace_option
 def start(
     app: App,
@@ -46,6 +49,8 @@ def start(
     base: str,
     ttl: float | None,
     disk: int,
+    share: tuple[str, ...],
+    bind: tuple[str, ...],
     replace: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
@@ -71,6 +76,8 @@ def start(
             base=base,
             ttl_s=ttl,
             disk=disk,
+            share=starting.folders(share),
+            bind=starting.folders(bind),
         )
         info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)
@@ -102,6 +109,14 @@ def start(
 @click.option("--snapshot", type=SNAPSHOT, help="New kernels begin as copies of this snapshot.")
 @click.option("--attach", type=INSTANCE, metavar="NAME", help="New kernels are this live program.")
 @starting.disk_option
+@click.option(
+    "--share",
+    "share",
+    multiple=True,
+    default=lambda: settings.folders(settings.value("share")) or ["."],
+    metavar="DIR",
+    help="A folder that new kernels share with this machine (default: `.`, their notebook's); `none` for none.",
+)
 @click.option("--auto", metavar="OPTIONS", help="New kernels are saved after cells: 'on', or 'on --every 60' and more.")
 @click.option("--sys-prefix", is_flag=True, help="Into this Python environment (default: for the user).")
 def install(
@@ -115,6 +130,7 @@ def install(
     snapshot: str | None,
     attach: str | None,
     disk: int,
+    share: tuple[str, ...],
     auto: str | None,
     sys_prefix: bool,
 ) -> Answer:
@@ -134,12 +150,15 @@ def install(
         attach=attach,
         auto=auto,
         disk=disk,
+        share=() if settings.NO_FOLDERS in share else share,
         sys_prefix=sys_prefix,
     )
 
     def show(out: Printer) -> None:
         again = "installed again " if made.name in before else "installed "
         out.line(again, (made.name, "bold green"), f' ("{made.display_name}") in {made.directory}')
+        if not (snapshot or attach):
+            out.line((f"  {_where_files_go(made)}", "dim"))
         out.line((f"  jupyter console --kernel {made.name}", "dim"))
 
     return Answer({"spec": _spec_json(made)}, show)
@@ -176,6 +195,13 @@ def remove(app: App, name: str) -> Answer:
 
     directory = kernelspec.remove(name)
     return Answer({"name": name, "directory": str(directory)}, lambda out: out.line("removed ", str(directory)))
+
+
+def _where_files_go(spec: InstalledSpec) -> str:
+    folders = ["the notebook's folder" if path == "." else path for path in spec.config.get("share", ())]
+    if not folders:
+        return "what kernels write stays their own: `--share .` lets them write in the notebook's folder"
+    return f"kernels write in {text.listing(folders)} itself, and each save keeps its state; all else is their own"
 
 
 def _spec_json(spec: InstalledSpec) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,6 +16,7 @@ from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs_engine import Repository, Snapshot
 
 
 @verb("restore")
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
 @starting.env_options
+@starting.files_option
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
     app: App,
@@ -44,6 +45,7 @@ def restore(
     ports: tuple[starting.GivenPort, ...],
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
+    files: str | None,
     same_random: bool,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
@@ -71,6 +73,7 @@ def restore(
         _ask(app, gone)
 
     def restored(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
+        of_shared = _files(app, repository, record, chosen, "" if files is None and yes else files)
         progress = app.progress(f"restore {chosen}")
         info = client.restore(
             app.repository_path,
@@ -83,6 +86,7 @@ def restore(
             same_random=same_random,
             env=given,
             ports=starting.all_chosen(ports),
+            files=of_shared,
             on_event=progress.event,
         )
         ended = first_moment.ended(app, info, first_moment.RESTORE)
@@ -125,11 +129,29 @@ def _unsaved(info: InstanceInfo) -> str:
 
 def _ask(app: App, info: InstanceInfo) -> None:
     """At a terminal, whether that may go. Who says no has changed nothing."""
-    if app.json or app.quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not app.can_ask:
         return
     saved = "" if info.snapshot else ", which was never saved,"
     if not click.confirm(f"`{info.name}` is live{saved} and loses {_unsaved(info)}. Go back?", err=True):
         raise IjfsError("nothing was changed", hint="`--save-first` saves what is there before it goes back")
+
+
+def _files(
+    app: App, repository: Repository, record: Snapshot, name: str, said: str | None
+) -> Literal["", "keep", "restore", "private"]:
+    """What becomes of folders that it shared: as said, or as somebody at a terminal says; else the default."""
+    if said is not None or not app.can_ask:
+        return said or ""  # type: ignore[return-value]  # click.Choice's
+    from ijfs.live.client import folders
+
+    found = folders.changed_since(repository, record, name)
+    if not found.files:
+        return ""
+    files = "1 file" if found.files == 1 else f"{found.files:,} files"
+    app.note(f"{files} in {text.listing(found.folders)}, which `{name}` shares with this machine, changed since")
+    question = "keep them as they are now, or restore them as they were (what is there now is kept in a snapshot)?"
+    answer: str = click.prompt(question, type=click.Choice(["keep", "restore"]), default="keep", err=True)
+    return "restore" if answer == "restore" else "keep"
 
 
 COMMANDS = {"restore": restore}

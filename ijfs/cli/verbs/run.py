@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
 NO_VOLUMES = (
-    "a program sees this machine's files at their places; what it writes stays its own, and `ijfs cp NAME:PATH .` "
-    "brings it out"
+    "a program sees this machine's files at their places; what it writes stays its own, but for folders given by "
+    "`--share` or `--bind`"
 )
 
 
@@ -33,6 +33,8 @@ NO_VOLUMES = (
 @starting.base_option
 @starting.ttl_option
 @starting.disk_option
+@starting.share_option
+@starting.bind_option
 @starting.replace_option
 @needless("-d", "--detach")
 @elsewhere("-i", "--interactive", said=IN_BACKGROUND)
@@ -53,13 +55,16 @@ def run(
     ttl: float | None,
     replace: bool,
     disk: int,
+    share: tuple[str, ...],
+    bind: tuple[str, ...],
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
     failed by then.
 
     Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
-    not seen outside. Write `--` before COMMAND if it has options that look like these.
+    not seen outside, but for folders given by --share and --bind. Write `--` before COMMAND if it has options that
+    look like these.
     """
     import msgspec
 
@@ -81,6 +86,8 @@ def run(
         base=base,
         ttl_s=ttl,
         disk=disk,
+        share=starting.folders(share),
+        bind=starting.folders(bind),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
 

@@ -57,11 +57,15 @@ class _Folder:
 
 
 class LayerAhead:
-    """What was seen of one layer. `old_ns`: a ctime before this (wall clock) can be believed."""
+    """What was seen of one layer. `old_ns`: a ctime before this (wall clock) can be believed. `without`: paths in it
+    that do not count. `changing`: others than the program work in it."""
 
-    def __init__(self, outside: Path, at: str, old_ns: int) -> None:
+    def __init__(
+        self, outside: Path, old_ns: int, *, without: frozenset[str] = frozenset(), changing: bool = False
+    ) -> None:
         self._outside = os.fsencode(outside)
-        self._at = at
+        self._without = frozenset(os.path.join(self._outside, os.fsencode(path)) for path in without)
+        self._changing = changing
         self._old_ns = old_ns
         self._expected = Expected()
         self._lines: list[tuple[_Folder, bytes | None]] = []
@@ -137,15 +141,14 @@ class LayerAhead:
                 yield from self._dropped(folder)
                 return
             yield folder.at, FoundOnDisk((), folder.name, status, fd, b".", folder.path)
-            with os.scandir(fd) as listing:
-                there = {os.fsencode(entry.name): entry.stat(follow_symlinks=False) for entry in listing}
+            there = dict(_listed(fd))
             for name in sorted(folder.files.keys() - there.keys()):
                 yield _inner(folder, name), None
             for name, below in sorted(folder.folders.items()):
                 if name not in there or there[name].st_ino != below.inode:
                     yield from self._dropped(below)
             for name, found in sorted(there.items()):
-                if found.st_dev == self._device:
+                if found.st_dev == self._device and folder.path + b"/" + name not in self._without:
                     yield from self._new_name(folder, name, found, fd, lines)
 
     def _new_name(
@@ -161,7 +164,10 @@ class LayerAhead:
     def _walked(self, at: str, path: bytes) -> Iterator[Changed]:
         """A directory that is new, and everything in it."""
         with _opened(path) as top:
-            for found in walk_directory(top, one_filesystem=True, path=path):
+            if top < 0:  # somebody else has removed it again
+                return
+            inner = frozenset(os.path.relpath(one, path) for one in self._without if one.startswith(path + b"/"))
+            for found in walk_directory(top, leave_out=inner, one_filesystem=True, changing=self._changing, path=path):
                 if found.name:
                     yield f"{at}/{os.fsdecode(found.path)}", found
                 else:
@@ -176,6 +182,13 @@ class LayerAhead:
             yield here.at, None
             yield from ((_inner(here, name), None) for name in here.files)
             todo += here.folders.values()
+
+
+def _listed(directory: int) -> Iterator[tuple[bytes, os.stat_result]]:
+    with os.scandir(directory) as listing:
+        for entry in listing:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.fsencode(entry.name), entry.stat(follow_symlinks=False)
 
 
 def _inner(folder: _Folder, name: bytes) -> str:

@@ -12,14 +12,13 @@ is larger goes to disk for the rest, and the save says so.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import weakref
 from pathlib import Path
 
+from ijfs.live.model.sizes import parse_size
 from ijfs.live.process import memory
 from ijfs_engine import Arena
-from ijfs_engine.errors import IjfsError
 
 # Of what is available, so much at most: an image is stored by compressors that need memory too.
 SHARE = 0.8
@@ -30,7 +29,7 @@ KEPT_S = 60.0
 # Address space for a quarter more than was asked for: a program that grows a little does not have to begin cold.
 GROWTH = 4
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_VARIABLE = "IJFS_SAVE_MEMORY"
 
 
 class ArenaPool:
@@ -72,13 +71,5 @@ class ArenaPool:
 
 def budget(lent: int = 0) -> int:
     """Bytes of memory that the next save may take, while the saves before it use `lent` bytes. IjfsError."""
-    said = os.environ.get("IJFS_SAVE_MEMORY", "")
-    return max(0, parse_size(said) - lent) if said else int(SHARE * memory.available())
-
-
-def parse_size(text: str) -> int:
-    """Bytes, from `512M`, `4G`, `1048576`. IjfsError."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise IjfsError(f"IJFS_SAVE_MEMORY is `{text}`, which is no size", hint="say it as 512M or 4G")
-    return int(found[1]) * _UNITS[found[2].upper()]
+    said = os.environ.get(_VARIABLE, "")
+    return max(0, parse_size(_VARIABLE, said) - lent) if said else int(SHARE * memory.available())

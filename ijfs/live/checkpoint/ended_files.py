@@ -15,15 +15,9 @@ from typing import NamedTuple
 
 from ijfs.live.bases.cache import directory_of
 from ijfs.live.checkpoint.files_before import SnapshotFiles
+from ijfs.live.checkpoint.layers import WritableLayer, layers_of, upper_directories, walk
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, SnapshotStore
-from ijfs.live.checkpoint.workspace import (
-    Capture,
-    LayerWalker,
-    WritableLayer,
-    layers_of,
-    upper_directories,
-    walk,
-)
+from ijfs.live.checkpoint.workspace import Capture, LayerWalker
 from ijfs.live.model.paths import RUN_INSIDE, InstancePaths
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk

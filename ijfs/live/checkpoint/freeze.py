@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ijfs.live.checkpoint.arena_pool import ArenaPool
+from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.phases import Clock
-from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, leased_in, mapped_in, writable_layers
+from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, leased_in, mapped_in
 from ijfs.live.checks import blockers, nested
 from ijfs.live.checks.result import refused
 from ijfs.live.criu import command as criu_command

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijfs.live.checkpoint import inodes
+from ijfs.live.checkpoint import inodes, shared_folders
+from ijfs.live.checkpoint.layers import upper_directories
 from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
-from ijfs.live.checkpoint.workspace import put_back, upper_directories
+from ijfs.live.checkpoint.workspace import put_back
 from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.criu.image_format import parse_unsent_bytes
@@ -30,6 +31,7 @@ from ijfs.live.criu.mending import Noted
 from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
+from ijfs.live.model.records import Volume
 from ijfs.live.pager import present
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.pager.messages import Source
@@ -75,10 +77,16 @@ class RestoreRequest:
     """How many restores were asked for together."""
     beside: bool = False
     """It is a copy that draws random numbers of its own: memory that is to be empty in one is empty."""
+    files: str = ""
+    """What was asked for of folders that it shared (RestoreArguments.files)."""
     gpus: tuple[str, ...] = ()
     """GPUs (index or UUID) for a program that held some; by default those that it held."""
     gpu: GpuProgram | None = None
     """The keeper's GPU side, where the program was started with one."""
+    volumes: tuple[Volume, ...] = ()
+    """What it sees beside its root: as it was saved, or folders of the host as files of its own."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of that."""
     pages: Path | None = None
     """For an eager restore: a directory with the memory, from which CRIU reads it. None: it is staged first."""
 
@@ -89,6 +97,7 @@ class RestoreRequest:
         """What the arguments of the verb `restore` ask for. `beside`: not in the place of what was saved.
         UnknownNameError; NotLiveError for an imported snapshot."""
         snapshot, meta = store.load(arguments.snapshot)
+        decided = shared_folders.decide(meta, paths.name, arguments.files)
         return cls(
             snapshot,
             meta,
@@ -97,19 +106,24 @@ class RestoreRequest:
             siblings=arguments.siblings,
             beside=beside and not arguments.same_random,
             gpus=arguments.gpus,
+            files=arguments.files,
+            volumes=decided.volumes,
+            notes=decided.notes,
         )
 
 
 @dataclass(slots=True)
 class Restored:
     """A program that runs again. `pager` brings its memory in; None when all of it is in. `read_ahead`: bytes that were
-    read before it ran, by why. `began_ns`: when its files were back and it did not run yet (wall clock)."""
+    read before it ran, by why. `began_ns`: when its files were back and it did not run yet (wall clock). `notes`: what
+    a person should know."""
 
     sandbox: Sandbox
     pager: Pager | None
     began_ns: int
     read_ahead: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def abandon(self) -> None:
         """End the program again, where nobody is going to keep it."""
@@ -159,6 +173,7 @@ class _Restore:
         self._sandbox: Sandbox | None = None
         self._pager: Pager | None = None
         self._read_ahead: dict[str, int] = {}
+        self._notes = request.notes
 
     def run(self, on_running: Callable[[], None]) -> Restored:
         """The steps, in order."""
@@ -183,7 +198,7 @@ class _Restore:
         except BaseException:
             self._undo()
             raise
-        return Restored(sandbox, self._pager, began_ns, self._read_ahead, self._clock.phases)
+        return Restored(sandbox, self._pager, began_ns, self._read_ahead, self._clock.phases, self._notes)
 
     def attempt(self) -> IjfsError | None:
         """The steps up to the moment at which the program would run, and the way back."""
@@ -217,8 +232,12 @@ class _Restore:
 
     def _make_sandbox(self) -> Sandbox:
         """The directories and the network namespace; no mounts and no process yet."""
-        volumes = self._request.meta.volumes
-        self._sandbox = Sandbox(self._request.paths, ns.new_network(), volumes, lower=self._lower())
+        request = self._request
+        for volume in request.volumes:
+            if volume.kind == "bind":
+                rootfs.require_folder(volume)
+        self._notes += shared_folders.check_open_files(self._store, request.snapshot, request.meta, request.volumes)
+        self._sandbox = Sandbox(request.paths, ns.new_network(), request.volumes, lower=self._lower())
         try:
             self._sandbox.make_layers(self._request.meta.spec.disk)
         except SandboxError as error:  # it runs all the same, and its open databases are read-only
@@ -263,7 +282,7 @@ class _Restore:
         snapshot, spec, paths = self._request.snapshot, self._request.meta.spec, sandbox.paths
         with self._numbers(paths) as on_make:
             put_back(
-                lambda path, target: self._store.export(snapshot, path, target, on_make=on_make),
+                self._exporter(on_make),
                 paths.upper,
                 upper_directories(paths, sandbox.volumes),
                 same_lower=self._request.meta.base == sandbox.lower.base,
@@ -275,6 +294,18 @@ class _Restore:
         if self._request.meta.network is not None:
             network_state.put_back(sandbox.network_fd, self._request.meta.network)
 
+    def _exporter(self, on_make: Callable[[bytes], None] | None) -> Callable[[str, Path], None]:
+        """What writes a tree of the snapshot into a directory; nothing of folders that the host has itself."""
+
+        def export(path: str, target: Path) -> None:
+            below = os.fsencode(path.removeprefix("files").lstrip("/"))
+            of_host = [os.fsencode(path.lstrip("/")) for path in self._shared()]
+            leave_out = frozenset(os.path.relpath(one, below or b".") for one in of_host)
+            made = (lambda name: on_make(os.path.join(below, name))) if on_make is not None else None
+            self._store.export(self._request.snapshot, path, target, on_make=made, leave_out=leave_out)
+
+        return export
+
     @contextlib.contextmanager
     def _numbers(self, paths: SandboxPaths) -> Iterator[Callable[[bytes], None] | None]:
         """What gives each file that is put back the inode number that it had."""
@@ -282,9 +313,10 @@ class _Restore:
             yield None
             return
         numbers = self._store.inodes(self._request.snapshot)
-        overlays = [paths.volume(volume.key) for volume in self._request.meta.volumes if volume.kind == "overlay"]
-        for overlay in overlays:  # its number is that of the directory which takes its place
-            overlay.upper.rmdir()
+        volumes = self._request.volumes
+        overlays = [paths.volume(volume.key) for volume in volumes if volume.kind == "overlay"]
+        for layer in (paths.volume(volume.key) for volume in volumes if volume.is_layer):
+            layer.upper.rmdir()  # its number is that of the directory which takes its place
         with disk.inode_goal(paths) as choose:
             yield lambda path: choose(numbers.get(b"files/" + path, 0))
         for overlay in (paths, *overlays):
@@ -314,7 +346,7 @@ class _Restore:
                 target,
                 lazy=lazy,
                 pages=self._request.pages,
-                noted=Noted(stored_ns, meta.timers),
+                noted=Noted(stored_ns, meta.timers, self._shared()),
                 wipe=self._request.beside,
             )
             if staged.present:
@@ -322,6 +354,10 @@ class _Restore:
             yield target, staged.images
         finally:
             ns.umount(target)
+
+    def _shared(self) -> list[str]:
+        """Folders of the host that it goes on in."""
+        return [volume.path for volume in self._request.volumes if volume.kind == "shared"]
 
     def _run_criu(
         self,

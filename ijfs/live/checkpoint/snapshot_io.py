@@ -139,6 +139,14 @@ class SnapshotStore:
         except UnknownNameError:
             return None
 
+    def image(self, snapshot: Snapshot, name: str) -> bytes:
+        """One of CRIU's small images; nothing where it wrote none."""
+        try:
+            entry = self.reader.lookup(snapshot.root, f"images/{name}")
+        except UnknownNameError:
+            return b""
+        return self.reader.open(entry).read(0, entry.size)
+
     def inodes(self, snapshot: Snapshot) -> dict[bytes, int]:
         """The inode numbers of its files, by path; empty where none were kept. CorruptError."""
         try:
@@ -148,15 +156,22 @@ class SnapshotStore:
         return inodes.decode(self.reader.open(entry).read(0, entry.size))
 
     def export(
-        self, snapshot: Snapshot, path: str, target: Path, *, on_make: Callable[[bytes], None] | None = None
+        self,
+        snapshot: Snapshot,
+        path: str,
+        target: Path,
+        *,
+        on_make: Callable[[bytes], None] | None = None,
+        leave_out: frozenset[bytes] = frozenset(),
     ) -> None:
         """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none.
-        `on_make` is called with the path of each thing in it that is about to be made."""
+        `on_make` is called with the path of each thing in it that is about to be made; `leave_out`: paths in it of what
+        is not."""
         try:
             entry = self.reader.lookup(snapshot.root, path)
         except UnknownNameError:
             return
-        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make)
+        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make, leave_out=leave_out)
 
     def store(
         self,

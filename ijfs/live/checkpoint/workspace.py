@@ -23,19 +23,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from ijfs.live.checkpoint.ahead import LayerAhead, StatKey, key_of
+from ijfs.live.checkpoint.layers import WritableLayer, walk
 from ijfs.live.checkpoint.staging import Staging
-from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import descriptors, procfs
 from ijfs.live.process.descriptors import FileId, Leases
-from ijfs.live.sandbox import rootfs
-from ijfs.live.sandbox.sandbox import Sandbox
-from ijfs_engine import Arena, Descent, Entry, FoundOnDisk, Segments, walk_directory
+from ijfs.live.sandbox.volumes import is_below
+from ijfs_engine import Arena, Descent, Entry, FoundOnDisk, Segments
 from ijfs_engine.errors import StorageError
 
 # A file's times are believed only when they are older than this at the moment it is read: the kernel's clock for them
@@ -96,52 +94,6 @@ class Capture:
             self.staging.discard()
 
 
-class WritableLayer(NamedTuple):
-    """A writable directory outside, its place in the snapshot's tree, and where the program sees it."""
-
-    outside: Path
-    at: str
-    inside: str
-    without: frozenset[str] = frozenset()
-    """Names at its top that every sandbox has, and no snapshot. Where there are only those, the layer is left out."""
-    numbered: bool = False
-    """Whether it is on a disk of its own, so that a restored file can have the inode number that it had."""
-
-
-def layers_of(
-    upper: Path, volumes: Sequence[tuple[Volume, Path]], shm: Path | None, *, numbered: bool = False
-) -> list[WritableLayer]:
-    """The root's writable layer, then the volumes' (they lie at empty directories of it), then /dev/shm."""
-    found = [WritableLayer(upper, "files", "", numbered=numbered)]
-    found += [
-        WritableLayer(path, f"files{volume.path}", volume.path, numbered=numbered)
-        for volume, path in volumes
-        if volume.kind == "overlay"
-    ]
-    if shm is not None:
-        found.append(WritableLayer(shm, "shm", "/dev/shm"))
-    return found
-
-
-def writable_layers(sandbox: Sandbox) -> list[WritableLayer]:
-    """The writable layers of a sandbox whose program runs."""
-    dev = Path(f"/proc/{sandbox.pid}/root/dev")
-    volumes = upper_directories(sandbox.paths, sandbox.volumes)
-    layers = layers_of(sandbox.paths.upper, volumes, dev / "shm", numbered=sandbox.paths.image.exists())
-    return [*layers, WritableLayer(dev, "dev", "/dev", own_devices(dev))]
-
-
-def own_devices(dev: Path) -> frozenset[str]:
-    """What a sandbox's /dev holds of itself: made anew by each restore, with the numbers of its machine."""
-    nvidia = [name for name in os.listdir(dev) if name.startswith("nvidia")]
-    return frozenset((*rootfs.DEVICES, *rootfs.LINKS, *rootfs.OTHER_NAMES, *nvidia))
-
-
-def upper_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> list[tuple[Volume, Path]]:
-    """Each volume with the directory that holds what was written to it."""
-    return [(volume, paths.volume(volume.key).upper) for volume in volumes]
-
-
 class LayerWalker:
     """One capture in the making. `measure` and `read_ahead` while the program runs, `capture` while it stands still.
 
@@ -166,13 +118,14 @@ class LayerWalker:
         self._mapped_before = mapped
         total = 0
         for layer in self._layers:
-            ahead = LayerAhead(layer.outside, layer.at, time.time_ns() - RACY_NS)
+            old_ns = time.time_ns() - RACY_NS
+            ahead = LayerAhead(layer.outside, old_ns, without=layer.without, changing=layer.shared)
             for at, found in walk(layer, running=True):
                 with contextlib.suppress(*GONE):
                     item = self._take(layer, at, found)
                     ahead.saw(at, found, key_of(found.status))
                     total += item.entry.size if _is_read(item) and item.entry.size <= LARGEST_IN_MEMORY else 0
-            if ahead.usable and not layer.without:
+            if ahead.usable:
                 self._ahead[layer.at] = ahead
             else:
                 self._forget_all(layer.at)
@@ -201,10 +154,13 @@ class LayerWalker:
             self._outside = layer.outside
             ahead = self._ahead.get(layer.at)
             for at, found in walk(layer) if ahead is None else self._changed(ahead, layer, mapped):
-                item = self._take(layer, at, found)
-                if _is_read(item):
-                    item.source = self._source(found, arena)
-                trusted = found.status.st_ctime_ns < now - RACY_NS and _inside(layer, at) not in mapped
+                try:
+                    self._capture_one(layer, at, found, arena)
+                except GONE:
+                    if not layer.shared:
+                        raise
+                    self._forget(at)
+                trusted = found.status.st_ctime_ns < now - RACY_NS and layer.place_inside(at) not in mapped
                 if not trusted:
                     self._capture.stat_cache.pop(at, None)
         return self._capture
@@ -224,6 +180,13 @@ class LayerWalker:
                 self._forget(at)
             else:
                 yield at, found
+
+    def _capture_one(self, layer: WritableLayer, at: str, found: FoundOnDisk, arena: Arena | None) -> None:
+        item = self._take(layer, at, found)
+        if _is_read(item):
+            item.source = self._source(found, arena, shared=layer.shared)
+            if layer.shared:  # somebody may have made it shorter meanwhile
+                item.entry = msgspec.structs.replace(item.entry, size=_length(item.source))
 
     def _take(self, layer: WritableLayer, at: str, found: FoundOnDisk) -> Item:
         """The item of what is at a path, without its bytes."""
@@ -266,31 +229,42 @@ class LayerWalker:
         finally:
             os.close(fd)
 
-    def _source(self, found: FoundOnDisk, arena: Arena | None) -> bytes | Segments | Path:
+    def _source(self, found: FoundOnDisk, arena: Arena | None, *, shared: bool) -> bytes | Segments | Path:
         size = found.status.st_size
         path = self._outside / os.fsdecode(found.path)
         if arena is None and size and len(os.fsencode(path)) < _LONGEST:
             return path
         holder = self._leased.get((found.status.st_dev, found.status.st_ino))
         with descriptors.opened(found.at, holder, found.directory) as fd:
-            return self._bytes_of(fd, size, os.fsdecode(found.path), arena)
+            return self._bytes_of(fd, size, os.fsdecode(found.path), arena, shared=shared)
 
-    def _bytes_of(self, fd: int, size: int, shown: str, arena: Arena | None) -> bytes | Segments | Path:
+    def _bytes_of(
+        self, fd: int, size: int, shown: str, arena: Arena | None, *, shared: bool = False
+    ) -> bytes | Segments | Path:
+        """StorageError where it became shorter, unless it is `shared`: then what there is of it."""
         if size == 0:
             return b""
         if size > LARGEST_IN_MEMORY or arena is None:
-            return self._staging.copy(fd, size)
-        return _read(fd, size, shown, arena)
+            return self._staging.copy(fd, min(size, os.fstat(fd).st_size) if shared else size)
+        return _read(fd, size, shown, arena, shared=shared)
 
 
 def _is_read(item: Item) -> bool:
     return item.entry.kind == "f" and not item.unchanged and item.source is None
 
 
-def _read(fd: int, size: int, shown: str, arena: Arena) -> Segments:
+def _length(source: bytes | Segments | Path) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return len(source) if isinstance(source, bytes) else source.nbytes
+
+
+def _read(fd: int, size: int, shown: str, arena: Arena, *, shared: bool) -> Segments:
     file = arena.new_file(size)
     while file.size < size:
         count = os.readv(fd, [file.tail(size - file.size)])
+        if count == 0 and shared:
+            break
         if count == 0:
             raise StorageError(f"{shown} became shorter while it was read")
         file.advance(count)
@@ -301,6 +275,8 @@ def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
     """Keys of files that were put back before `before_ns` (wall clock), when the program did not run yet."""
     stat_cache: StatCache = {}
     for layer in layers:
+        if layer.shared:  # the host's own: nobody has put it back
+            continue
         for at, found in walk(layer):
             status = found.status
             if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
@@ -343,6 +319,7 @@ def put_back(
     """Fill new, empty writable layers from a snapshot: `export` writes a tree of it into a directory.
 
     The volumes' files come in the root's tree and are moved to their layers; an empty directory stays, to mount on.
+    Where one lies in a folder that the host has itself, its files come by themselves.
     A symbolic link on the way to a volume is an error: what it leads to is not the snapshot's.
     Without `same_lower` the root's layer will stand on another copy of what it stood on.
     """
@@ -350,12 +327,15 @@ def put_back(
     _forget_origin(upper)
     if not same_lower:
         forget_origins(upper)
+    of_host = [volume.path for volume, _ in volumes if volume.kind == "shared"]  # nothing in them was exported
     deepest_first = sorted(volumes, key=lambda pair: pair[0].path.count("/"), reverse=True)
     top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for volume, target in deepest_first:
             try:
                 _separate(top, volume, target)
+                if volume.is_layer and is_below(Path(volume.path).parent, of_host):
+                    export(f"files{volume.path}", target)
             except OSError as error:
                 raise StorageError.of(f"cannot put back {volume.path}", error) from error
     finally:
@@ -369,7 +349,7 @@ def _separate(top: int, volume: Volume, target: Path) -> None:
         for part in above:
             _make_directory(part, walk.here)
             walk.enter(part)
-        if volume.kind == "overlay" and _is_directory(name, walk.here):
+        if volume.is_layer and _is_directory(name, walk.here):
             with contextlib.suppress(FileNotFoundError):
                 target.rmdir()
             os.rename(name, target, src_dir_fd=walk.here)
@@ -406,27 +386,3 @@ def _forget_origin(root: Path) -> None:
     for name in ("trusted.overlay.origin", "trusted.overlay.uuid"):
         with contextlib.suppress(OSError):
             os.removexattr(root, name)
-
-
-def walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, FoundOnDisk]]:
-    """Each thing in the layer, its root too, with its path in the snapshot's tree. While the program is `running`, what
-    it removes meanwhile is left out."""
-    top = os.open(layer.outside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if layer.without and layer.without.issuperset(os.listdir(top)):
-            return
-        without = frozenset(map(os.fsencode, layer.without))
-        path = os.fsencode(layer.outside)
-        above: tuple[bytes, ...] | None = None
-        prefix = ""
-        for found in walk_directory(top, leave_out=without, one_filesystem=True, changing=running, path=path):
-            if found.above is not above:
-                above = found.above
-                prefix = os.fsdecode(b"/".join((os.fsencode(layer.at), *above, b"")))
-            yield (prefix + os.fsdecode(found.name) if found.name else layer.at), found
-    finally:
-        os.close(top)
-
-
-def _inside(layer: WritableLayer, at: str) -> str:
-    return layer.inside + at[len(layer.at) :]

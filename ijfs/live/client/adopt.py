@@ -118,7 +118,7 @@ def _instance(repository: Repository, name: str) -> Branch | None:
 
 def _layers(paths: InstancePaths, record: InstanceRecord) -> LayerFiles:
     box = paths.sandbox(record.generation)
-    volumes = [(volume.path, box.volume(volume.key).upper) for volume in record.volumes if volume.kind == "overlay"]
+    volumes = [(volume.path, box.volume(volume.key).upper) for volume in record.volumes if volume.is_layer]
     with disk.opened(box) as place:
         layers = [(inside, place / upper.relative_to(box.layers)) for inside, upper in [("/", box.upper), *volumes]]
         return LayerFiles(layers)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -35,7 +36,15 @@ from ijfs.live.client.record import record_of
 from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError, NoInstanceError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.paths import InstancePaths
-from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan, RestoreArguments, StartArguments
+from ijfs.live.model.protocol import (
+    BytesDone,
+    Event,
+    FilesChoice,
+    Notice,
+    PhaseBegan,
+    RestoreArguments,
+    StartArguments,
+)
 from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
 
@@ -63,6 +72,10 @@ def start(
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
     privilege.require()
+    if spec.share or spec.bind:
+        from ijfs.live.sandbox import host_folders
+
+        spec = host_folders.settled(spec, Path(repo).resolve())
     before = base_before(repo, spec.name) if again else None
     from ijfs.live.bases.settle import settled  # only a start needs it: `ijfs ps` loads this module, too
 
@@ -84,6 +97,7 @@ def restore(
     same_random: bool = False,
     env: Mapping[str, str] | None = None,
     ports: Sequence[HostPort] = (),
+    files: FilesChoice | Literal[""] = "",
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -97,7 +111,9 @@ def restore(
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
-    going back in place, they stay where they are.
+    going back in place, they stay where they are. `files`: what becomes of folders that it shared with the machine
+    (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
+    gets them as they were, as files of its own.
     """
     given = dict(env or {})
     _require_text(given)
@@ -108,7 +124,7 @@ def restore(
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given)
+            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files)
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
@@ -118,6 +134,7 @@ def restore(
         same_random=same_random,
         env=given,
         ports=tuple(ports),
+        files=files,
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
@@ -246,6 +263,7 @@ def _require_text(env: Mapping[str, str]) -> None:
 __all__ = [
     "BytesDone",
     "Event",
+    "FilesChoice",
     "HostPort",
     "InstanceInfo",
     "InstanceRecord",

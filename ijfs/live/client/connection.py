@@ -8,11 +8,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
 from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
-from ijfs.live.model.protocol import Arguments, Event, Reply
+from ijfs.live.model.protocol import Arguments, Event, FilesChoice, Reply
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs.live.process import procfs
@@ -109,13 +110,20 @@ class KeeperClient:
         return self.request(protocol.WaitSaveArguments(number=number))
 
     def restore(
-        self, snapshot: str, *, eager: bool = False, gpus: Sequence[str] = (), env: Mapping[str, str] | None = None
+        self,
+        snapshot: str,
+        *,
+        eager: bool = False,
+        gpus: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        files: FilesChoice | Literal[""] = "",
     ) -> InstanceInfo:
-        """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for it
-        (api.restore says who gets them)."""
-        return self.request(
-            protocol.RestoreArguments(snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}))
+        """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for
+        it, `files`: what becomes of folders that it shares (api.restore says both)."""
+        wanted = protocol.RestoreArguments(
+            snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}), files=files
         )
+        return self.request(wanted)
 
     def wait_memory(self) -> InstanceInfo:
         """Block until all memory of a lazily restored program is in."""

@@ -12,12 +12,12 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ijfs.live.client.record import record_of
 from ijfs.live.errors import NoInstanceError
-from ijfs.live.model.paths import BadNameError, InstancePaths
-from ijfs.live.model.records import InstanceRecord
+from ijfs.live.model.paths import BadNameError, InstancePaths, SandboxPaths
+from ijfs.live.model.records import InstanceRecord, Volume
 from ijfs.live.process import procfs
 from ijfs.live.process.root_paths import open_below
 from ijfs.live.sandbox import disk
@@ -249,16 +249,23 @@ def _live(name: str, record: InstanceRecord) -> ProgramFiles:
     return ProgramFiles(name, True, record.spec.cwd, [("/", root)], frozenset(devices))
 
 
+def _outside(volume: Volume, sandbox: SandboxPaths, place: Path) -> Path:
+    """Where an ended program's files of a volume are; those of a shared folder are the host's own."""
+    if volume.kind == "shared":
+        return Path(volume.path)
+    return place / sandbox.volume(volume.key).upper.relative_to(sandbox.layers)
+
+
 def _ended(name: str, record: InstanceRecord, paths: InstancePaths) -> ProgramFiles:
     sandbox = paths.sandbox(record.generation)
-    layers = [(v.path, sandbox.volume(v.key).upper) for v in record.volumes if v.kind == "overlay"]
-    layers.sort(key=lambda layer: -len(layer[0]))
     found = ProgramFiles(name, False, record.spec.cwd)
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with disk.opened(sandbox) as place:
-        for inside, upper in [*layers, ("/", sandbox.upper)]:
+        layers = [(v.path, _outside(v, sandbox, place)) for v in record.volumes if v.is_layer or v.kind == "shared"]
+        layers.sort(key=lambda layer: -len(layer[0]))
+        for inside, outside in [*layers, ("/", place / sandbox.upper.relative_to(sandbox.layers))]:
             with contextlib.suppress(FileNotFoundError):
-                found.roots.append((inside, os.open(place / upper.relative_to(sandbox.layers), flags)))
+                found.roots.append((inside, os.open(outside, flags)))
     if not found.roots or found.roots[-1][0] != "/":
         found.__exit__()
         raise UnknownNameError(f"the files of `{name}` are gone", hint=f"`ijfs stop --rm {name}` forgets it")

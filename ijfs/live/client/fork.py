@@ -51,6 +51,7 @@ def fork(
             gpus=tuple(gpus),
             siblings=len(claimed),
             same_random=same_random,
+            files="private",
         )
         sockets = spawn_keepers(claimed, lazy=not eager)
         firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ijfs.live.criu import posix_timers, reservations, timerfd
+from ijfs.live.criu import posix_timers, reservations, shared_files, timerfd
 from ijfs.live.criu.image_format import parse_threads
 from ijfs.live.process.timers import NotifiedThread
 
 
 class Noted(NamedTuple):
-    """What a save notes that its images do not say."""
+    """What is known that the images do not say."""
 
     stored_ns: int = 0
     """For how long it was stored: from its freeze to the beginning of the present second (timerfd.py)."""
     timers: Sequence[NotifiedThread] = ()
+    shared: Sequence[str] = ()
+    """Folders whose files others may have changed since (shared_files.py)."""
 
 
 NOTHING = Noted()
@@ -32,6 +34,7 @@ class _Machine(NamedTuple):
     timers: Mapping[int, Mapping[int, int]]
     most: int | None
     stored_ns: int
+    shared: Sequence[str]
 
 
 def mended(images: Mapping[str, bytes], noted: Noted = NOTHING) -> dict[str, bytes]:
@@ -40,13 +43,13 @@ def mended(images: Mapping[str, bytes], noted: Noted = NOTHING) -> dict[str, byt
     for pid, timer, thread in noted.timers:
         timers.setdefault(pid, {})[timer] = thread
     threads = parse_threads("pstree.img", images.get("pstree.img", b""))
-    machine = _Machine(threads, timers, reservations.mappable_bytes(), noted.stored_ns)
+    machine = _Machine(threads, timers, reservations.mappable_bytes(), noted.stored_ns, noted.shared)
     return {name: _mended(name, data, machine) for name, data in images.items()}
 
 
 def _mended(name: str, data: bytes, machine: _Machine) -> bytes:
     if name == "files.img":
-        return timerfd.rewind(data, machine.stored_ns)
+        return shared_files.unchecked(timerfd.rewind(data, machine.stored_ns), machine.shared)
     if name.startswith("core-"):
         pid = name.removeprefix("core-").removesuffix(".img")
         if not pid.isdecimal():

@@ -142,6 +142,6 @@ def _plain_restore(line: bytes | None) -> RestoreArguments | None:
     with contextlib.suppress(ProtocolError):  # the keeper refuses it
         arguments = protocol.decode_request(line).arguments()
         if isinstance(arguments, RestoreArguments):
-            plain = not (arguments.eager or arguments.again or arguments.gpus)
+            plain = not (arguments.eager or arguments.again or arguments.gpus or arguments.files == "restore")
             return arguments if plain else None
     return None

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
-from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of, writable_layers
+from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of
 from ijfs.live.errors import InstanceExitedError, KeeperError
+from ijfs.live.keeper import shared_files
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState, RecordChanges
@@ -141,14 +143,15 @@ class Lifecycle:
             if self._early is not None:
                 await in_thread(self._early.abandon)
             raise
-        restored = await self._restored(request, emit)
+        async with shared_files.put_back(request, self._state.snapshots, None, emit):
+            restored = await self._restored(request, emit)
         await self._move_into(restored, request)
         info = self._let_clients_in(again=before is not None)
         if before:
             keep_log(self._state.paths, before.generation)
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
         await self._resume_guest(restored, request, arguments, beside=request.beside, emit=emit)
-        return self._with_restore(info, restored)
+        return self._with_restore(info, restored, emit)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
         """Restore in place: the new program is up before the old one ends, so that a failure costs nothing."""
@@ -158,12 +161,13 @@ class Lifecycle:
             await self._queue.settled()
             generation = state.record.generation + 1
             request = await self._requested(arguments, generation, beside=False)
-            restored = await self._restored(request, emit)
+            async with shared_files.put_back(request, state.snapshots, old, emit):
+                restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
             await self._switch(old, restored, request, generation, arguments.env)
             state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
-            return self._with_restore(state.info(), restored)
+            return self._with_restore(state.info(), restored, emit)
 
     async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
         """Take over the program of a keeper that was killed."""
@@ -391,8 +395,10 @@ class Lifecycle:
         await in_thread(old.dispose)
         await self._admit_clients(connected > 0)
 
-    def _with_restore(self, info: InstanceInfo, restored: Restored) -> InstanceInfo:
+    def _with_restore(self, info: InstanceInfo, restored: Restored, emit: Emit) -> InstanceInfo:
         """What callers are shown of the instance, and of this restore."""
+        for note in restored.notes:
+            emit(Notice(note))
         memory = self._state.memory()
         return msgspec.structs.replace(info, phases=restored.phases, memory=memory, read_ahead=restored.read_ahead)
 

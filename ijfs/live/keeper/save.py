@@ -273,7 +273,10 @@ class Saver:
 
         def tried() -> IjfsError | None:
             return try_restore(
-                RestoreRequest.of(RestoreArguments(snapshot=result.snapshot), store, paths, beside=True), store
+                RestoreRequest.of(
+                    RestoreArguments(snapshot=result.snapshot, files="private"), store, paths, beside=True
+                ),
+                store,
             )
 
         refusal = await in_thread(tried)

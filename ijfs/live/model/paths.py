@@ -133,6 +133,16 @@ class SandboxPaths(OverlayDirectories):
     """The directories of one sandbox; going back in place makes new ones beside the old."""
 
     @property
+    def name(self) -> str:
+        """What the instance is called."""
+        return self.root.parent.name
+
+    @property
+    def repository(self) -> Path:
+        """The repository that the instance belongs to."""
+        return self.root.parents[2]
+
+    @property
     def image(self) -> Path:
         """The disk of its own that a sandbox may have (sandbox/disk.py)."""
         return self.root / "disk.ext4"

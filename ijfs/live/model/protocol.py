@@ -26,6 +26,10 @@ MAX_LINE = 64 << 20
 
 Reply = TypeVar("Reply")
 
+FilesChoice = Literal["keep", "restore", "private"]
+"""Folders that a program shared with the host, when it comes back: `keep` shares them as they are now, `restore` first
+puts them as they were, `private` gives it a copy as they were."""
+
 
 class Arguments(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
     """The arguments of a verb. `Reply` is what its answer holds (None: nothing)."""
@@ -49,7 +53,8 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
     `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
     the snapshot's program had (records.InstanceSpec.late_env). `ports`: where its ports are to be reached, instead of
-    where the snapshot says.
+    where the snapshot says. `files`: what becomes of folders that it shared with the host (FilesChoice); "": they stay
+    as they are for a program of the name that it was saved under, and any other gets its own.
     """
 
     snapshot: str
@@ -60,6 +65,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     same_random: bool = False
     env: dict[str, str] = {}
     ports: tuple[HostPort, ...] = ()
+    files: FilesChoice | Literal[""] = ""
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

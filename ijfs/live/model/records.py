@@ -78,6 +78,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `kernel_key`: the HMAC key of a kernel's connection file (drawn where empty). `io_uring`: False makes
     io_uring_setup fail with ENOSYS inside, which programs fall back from, because CRIU cannot save an io_uring.
     `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
+    `share`: folders of the host that it works in as they are; each save keeps their state, and a copy of the program
+    gets one of its own. `bind`: folders of the host that it works in, too, that no save keeps; `DIR:ro`: not to write.
     `disk`: bytes of a disk of its own for what it writes (sandbox/disk.py); 0: it writes to the repository's.
     `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
     (the process itself was started with others).
@@ -104,19 +106,31 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     late_env: dict[str, str] = {}
     ttl_s: float | None = None
     disk: int = 0
+    share: tuple[str, ...] = ()
+    bind: tuple[str, ...] = ()
+
+
+VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]
 
 
 class Volume(msgspec.Struct, frozen=True):
-    """One filesystem of a sandbox beside its root: a mount of the host, shown at the same path.
+    """One filesystem of a sandbox beside its root: a mount or folder of the host, shown at the same path.
 
     `overlay`: the host's files below, the program's writes in a layer of its own, saved with the rest. `readonly`: the
-    host's mount itself, where no overlay can stand on it. `key` names it to CRIU, from dump to restore.
+    host's own, not to write to: where no overlay can stand on it, or as asked for. `shared`: the host's own, written
+    through, its state kept by each save. `private`: what a shared one was when it was saved, as a directory of the
+    program's own. `bind`: the host's own, kept by no save. `key` names it to CRIU, from dump to restore.
     """
 
     # A snapshot, perhaps a stranger's, says both, and directories are made by these names.
     key: Annotated[str, msgspec.Meta(pattern=r"\A\w+\Z")]
     path: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*$")]
-    kind: Literal["overlay", "readonly"] = "overlay"
+    kind: VolumeKind = "overlay"
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether what was written to it is in a directory of the sandbox."""
+        return self.kind in ("overlay", "private")
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -70,6 +70,15 @@ def leased_for_writing(pids: Sequence[int]) -> Leases:
     return found
 
 
+def locked_files(pids: Sequence[int]) -> Iterator[str]:
+    """Paths, as the programs see them, of files on which one of these processes has a lock (flock or fcntl)."""
+    for pid in pids:
+        for fd in _descriptors(pid):
+            with contextlib.suppress(OSError):
+                if "\nlock:" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text():
+                    yield os.readlink(f"/proc/{pid}/fd/{fd}")
+
+
 def _descriptors(pid: int) -> Iterator[int]:
     with contextlib.suppress(OSError):
         yield from map(int, os.listdir(f"/proc/{pid}/fd"))

@@ -69,7 +69,8 @@ def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: S
         (paths.upper / "var").chmod(0o755)
     (paths.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
     for volume in volumes:
-        shutil.copystat(volume.path, paths.volume(volume.key).upper)
+        if volume.kind == "overlay":
+            shutil.copystat(volume.path, paths.volume(volume.key).upper)
     for path in copies:
         target = paths.upper / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,17 +108,28 @@ def mount_overlay(lower: Path, layers: OverlayDirectories, target: Path, *, numb
 
 
 def _mount_volume(paths: SandboxPaths, volume: Volume) -> None:
-    """A volume's overlay. A path this machine does not have is an empty directory below what was written there."""
+    """A volume's overlay, or the directory that it is. For an overlay, a path this machine does not have is an empty
+    directory below what was written there."""
     of_volume = paths.volume(volume.key)
     lower = Path(volume.path)
-    if volume.kind == "readonly":
-        ns.bind(lower, of_volume.mountpoint)
-        ns.mount("none", of_volume.mountpoint, "", ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY)
+    if volume.kind != "overlay":
+        ns.bind(of_volume.upper if volume.kind == "private" else lower, of_volume.mountpoint)
+        if volume.kind == "readonly":
+            ns.mount("none", of_volume.mountpoint, "", ns.MS_BIND | ns.MS_REMOUNT | ns.MS_RDONLY)
         return
     if not lower.is_dir():
         lower = of_volume.root / "empty"
         lower.mkdir(exist_ok=True)
     mount_overlay(lower, of_volume, of_volume.mountpoint, numbers=disk.keeps_numbers(paths))
+
+
+def require_folder(volume: Volume) -> None:
+    """SandboxError where a folder of the host is not there that the program works in."""
+    if volume.kind in ("shared", "bind", "readonly") and not Path(volume.path).is_dir():
+        raise SandboxError(
+            f"the folder {volume.path}, which the program works in, is not on this machine",
+            hint="bring it back under this name, or mount what it was on",
+        )
 
 
 def overlay_fits(paths: SandboxPaths, volume: Volume) -> bool:

@@ -23,7 +23,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, init, rootfs, slirp
+from ijfs.live.sandbox import disk, host_folders, init, rootfs, slirp
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
 from ijfs.live.sandbox.volumes import choose, is_below
@@ -184,7 +184,7 @@ def launch(
     try:
         needs = needed_directories(argv[0], environment)
         mountinfo = Path("/proc/self/mountinfo").read_text()
-        volumes, copies = choose(spec.cwd, repo, mountinfo, needs, below=lower.root)
+        volumes, copies = choose(spec.cwd, repo, mountinfo, needs, below=lower.root, given=host_folders.given(spec))
         volumes = volumes if kept is None else kept
         check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
         sandbox.volumes = volumes
@@ -214,7 +214,11 @@ def launch(
 
 
 def _settled(paths: SandboxPaths, volume: Volume) -> Volume:
-    """The volume as it can be had here: read-only where no overlay stands on it."""
+    """The volume as it can be had here: read-only where no overlay stands on it. SandboxError for a folder of the host
+    that is not there any more."""
+    if volume.kind != "overlay":
+        rootfs.require_folder(volume)
+        return volume
     return volume if rootfs.overlay_fits(paths, volume) else Volume(volume.key, volume.path, "readonly")
 
 

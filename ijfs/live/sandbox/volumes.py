@@ -10,11 +10,12 @@ In a snapshot every volume's files are under `files/` at the volume's path, as a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from ijfs.live.model.records import Volume
+from ijfs.live.model.records import Volume, VolumeKind
 from ijfs.live.sandbox.lower import inside
 
 # Filesystems of the kernel's own and in memory: nobody keeps files there. The sandbox has its own of those it needs.
@@ -87,21 +88,28 @@ def is_below(path: Path, parents: Iterable[str | Path]) -> bool:
 
 
 def choose(
-    cwd: str, repo: Path, mountinfo: str, needs: Iterable[Path] = (), *, below: Path = Path("/")
+    cwd: str,
+    repo: Path,
+    mountinfo: str,
+    needs: Iterable[Path] = (),
+    *,
+    below: Path = Path("/"),
+    given: Mapping[str, VolumeKind] = MappingProxyType({}),
 ) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
     `needs` are directories that the program cannot do without, as it cannot without `cwd`. Those that the sandbox's own
     /tmp would hide become volumes: at the path given, and, where that leads through links, at the real path as well. So
     do those that the root `below` has not got (a base of another system).
+    `given` are folders of the host that it gets as they are (host_folders.py), and what they are to be.
     Files have to be copied because containers bind single ones such as /etc/resolv.conf, and no overlay stands on a
     file.
     """
-    directories: list[Path] = []
+    directories = [Path(path) for path in given]
     files: list[Path] = []
     for mount in host_mounts(mountinfo):
         hidden = mount.path == Path("/") or is_below(mount.path, OWN) or is_below(mount.path, [repo])
-        if not hidden:
+        if not hidden and str(mount.path) not in given:
             (directories if mount.path.is_dir() else files).append(mount.path)
     wanted = (Path(cwd), *needs)
     for path in sorted({Path(os.path.abspath(path)) for path in wanted} | {path.resolve() for path in wanted}):
@@ -109,5 +117,5 @@ def choose(
         hidden = absent and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)
-    volumes = tuple(Volume(f"v{number}", str(path)) for number, path in enumerate(directories))
-    return volumes, tuple(files)
+    kinds = ((str(path), given.get(str(path), "overlay")) for path in directories)
+    return tuple(Volume(f"v{number}", path, kind) for number, (path, kind) in enumerate(kinds)), tuple(files)
