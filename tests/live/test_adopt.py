@@ -24,7 +24,10 @@ from ijfs.live.adopt.apply import apply
 from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles
 from ijfs.live.adopt.plan import TICK_NS, Step, plan, scope_of
 from ijfs.live.checkpoint.ahead import StatKey
+from ijfs.live.checkpoint.snapshot_io import live_meta
+from ijfs.live.client import api as client
 from ijfs.live.client.adopt import Adoption
+from ijfs.live.client.winner import family, settle
 from ijfs.live.model.records import FilesOrigin, Volume
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError
@@ -389,6 +392,31 @@ def test_a_programs_files_come_home_while_it_runs_and_from_a_fork_after_it(live_
         assert [bool(s.conflict) for s in _steps(repository, "fork")] == [True]
         from_snapshot = Adoption(repository, saved).branch
         assert isinstance(from_snapshot.files, SnapshotFiles)
+
+
+@pytest.mark.criu
+def test_the_winner_of_several_forks_gets_the_branch_and_the_others_are_saved_and_ended(live_env: LiveEnv) -> None:
+    for name in ("lab", "bystander"):
+        live_env.command(name, f"echo {name} > /tmp/is; sleep 600")
+    live_env.save("bystander")
+    client.fork(live_env.repo, "lab", ("a", "b"))
+    assert live_env.exec("a", "sh", "-c", "echo a > /tmp/is") == 0
+    live_env.save("lab", "went on")
+    live_env.restore(live_env.save("b").snapshot, "grandchild")
+    with Repository.open(live_env.repo) as repository:
+        went_on = repository.refs.branches()["lab"]
+        found = family(repository, "a")
+        assert (found.branch, set(found.others)) == ("lab", {"lab", "b"}), "not what is a copy of a copy"
+        assert family(repository, "grandchild").branch == "b"
+        with pytest.raises(IjfsError, match="no copy"):
+            family(repository, "bystander")
+        assert settle(repository, found) == "lab.1"
+        branches = repository.refs.branches()
+        heads = [repository.snapshot(branches[name]) for name in ("lab", "lab.1")]
+        assert [live_meta(head).spec.name for head in heads] == ["a", "lab"]
+        assert went_on in repository.parents(branches["lab.1"]), "what `lab` did since is saved"
+        live = {info.name for info in client.list_instances(live_env.repo) if info.status == "running"}
+        assert live == {"a", "bystander", "grandchild"}
 
 
 def _steps(repository: Repository, name: str) -> tuple[Step, ...]:

@@ -6,6 +6,7 @@ A path is the program's, as bytes, with `/` before each name; the top is empty. 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import weakref
@@ -161,7 +162,6 @@ def entry_on_disk(path: bytes) -> Entry:
     """What `lstat` and the extended attributes of a path say; of a file without its content. OSError."""
     status = os.lstat(path)
     kind = KINDS[stat.S_IFMT(status.st_mode)]
-    names = os.listxattr(path, follow_symlinks=False)
     return Entry(
         name=os.path.basename(path),
         kind=kind,
@@ -172,8 +172,19 @@ def entry_on_disk(path: bytes) -> Entry:
         size=status.st_size if kind in "fl" else 0,
         target=os.readlink(path) if kind == "l" else b"",
         rdev=status.st_rdev if kind in "cb" else 0,
-        xattrs=tuple(sorted((os.fsencode(n), os.getxattr(path, n, follow_symlinks=False)) for n in names)),
+        xattrs=tuple(sorted(_attributes(path))),
     )
+
+
+def _attributes(path: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The extended attributes of what is at a path. One that goes between two looks (the overlay's own, while the
+    program deletes a file) is none."""
+    for name in os.listxattr(path, follow_symlinks=False):
+        try:
+            yield os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
 
 
 @dataclass(frozen=True, slots=True)
