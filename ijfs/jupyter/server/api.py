@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ijfs.history import comparison
 from ijfs.history.scene import Scene
 from ijfs.jupyter.repository import choose_repository
 from ijfs.jupyter.server import requests, tree
+from ijfs.jupyter.server.documents import cells, document_of
 from ijfs.jupyter.server.kernels import Kernels, NotIjfsError, Target
+from ijfs.jupyter.server.opening import in_repository
 from ijfs.live.client import api as client
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.errors import NoRepositoryError, UnknownNameError
 
 Answer = dict[str, Any]
-T = TypeVar("T")
+R = TypeVar("R", bound=requests.Request)
+
+NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes"})
+"""What is at a snapshot's top beside its program's files."""
+MOST_FILES = 1000
+"""Paths that a comparison names."""
 
 
 class Api:
@@ -63,7 +73,25 @@ class Api:
             return {"ijfs": False, "reason": str(error), "hint": error.hint}
         return await asyncio.to_thread(_status, target)
 
+    async def document(self, request: requests.DocumentOf) -> Answer:
+        """The notebook that was stored with a snapshot."""
+
+        def read(repository: Repository) -> Answer:
+            snapshot = repository.snapshot(repository.resolve(request.snapshot))
+            return {"snapshot": snapshot.id.hex(), "document": document_of(repository.reader(), snapshot)}
+
+        return await self.using(request, lambda repo, _: in_repository(repo, read))
+
+    async def compare(self, request: requests.Compare) -> Answer:
+        """What differs between two snapshots."""
+        return await self.using(request, lambda repo, _: in_repository(repo, lambda r: _compared(r, request)))
+
     # -- what requests share --------------------------------------------------------------------------------------
+
+    async def using(self, request: R, do: Callable[[Path, R], Answer]) -> Answer:
+        """What `do` makes of a request, in a thread, with the repository that it is about."""
+        repo = self._repo(request, self._target(request.kernel))
+        return await asyncio.to_thread(do, repo, request)
 
     def _target(self, kernel: str) -> Target | None:
         """The instance that a kernel is; None where none was named, or it is not ijfs's."""
@@ -83,12 +111,6 @@ def _scene(repo: Path, live: list[client.InstanceInfo]) -> Scene:
         return in_repository(repo, lambda repository: Scene.of(repository, live))
     except NoRepositoryError:
         return Scene.nothing(str(repo))
-
-
-def in_repository(repo: Path, use: Callable[[Repository], T]) -> T:
-    """What `use` makes of a repository, which is open meanwhile."""
-    with Repository.open(repo) as repository:
-        return use(repository)
 
 
 def _status(target: Target) -> Answer:
@@ -116,3 +138,18 @@ def _snapshot(repo: Path, ident: str | None) -> Snapshot | None:
         return in_repository(repo, lambda repository: repository.snapshot(bytes.fromhex(ident)))
     except UnknownNameError:
         return None
+
+
+def _compared(repository: Repository, request: requests.Compare) -> Answer:
+    parts = request.parts.split(",")
+    reader = repository.reader()
+    old, new = (repository.snapshot(repository.resolve(spec)) for spec in (request.old, request.new))
+    answer: Answer = {"old": {"snapshot": old.id.hex()}, "new": {"snapshot": new.id.hex()}}
+    if "cells" in parts:
+        answer["cells"] = cells(document_of(reader, old), document_of(reader, new))
+    if "files" in parts:
+        changes = comparison.files(reader, old.root, new.root, skip=NO_FILES)
+        found = list(islice(changes, MOST_FILES + 1))
+        answer["files"] = [asdict(change) for change in found[:MOST_FILES]]
+        answer["files_cut"] = len(found) > MOST_FILES
+    return answer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,20 +16,12 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from ijfs.jupyter.server import requests
+from ijfs.jupyter.server import names, requests
 from ijfs.jupyter.server.api import Answer, Api
 from ijfs.jupyter.server.kernels import Kernels, UnknownKernelError
-from ijfs.live.errors import InstanceExistsError, InstanceExitedError, NoInstanceError
-from ijfs_engine.errors import (
-    AmbiguousNameError,
-    ConflictError,
-    IjfsError,
-    LockedError,
-    NoRepositoryError,
-    PreflightError,
-    TargetDiedError,
-    UnknownNameError,
-)
+from ijfs.jupyter.server.programs import Programs
+from ijfs.live.errors import CriuError, KeeperError, NoInstanceError
+from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownNameError
 
 RESOURCE = "ijfs"
 """What an authorizer is asked for."""
@@ -38,13 +31,25 @@ Verb = tuple[type[requests.Request], Callable[[Any], Awaitable[Answer]]]
 
 def add_handlers(app: Any) -> None:
     """Serve the API below `/ijfs/api` of a Jupyter server."""
-    api = Api(Kernels(app))
+    kernels = Kernels(app)
+    api, programs = Api(kernels), Programs(kernels)
     looking: dict[str, Verb] = {
         "info": (requests.Info, api.info),
         "tree": (requests.Tree, api.tree),
         "status": (requests.Status, api.status),
+        "document": (requests.DocumentOf, api.document),
+        "compare": (requests.Compare, api.compare),
     }
-    changing: dict[str, Verb] = {}
+    changing: dict[str, Verb] = {
+        "save": (requests.Save, programs.save),
+        "restore": (requests.Restore, programs.restore),
+        "undo": (requests.Undo, programs.undo),
+        "tag": (requests.Tag, partial(api.using, do=names.tag)),
+        "untag": (requests.Untag, partial(api.using, do=names.untag)),
+        "rename": (requests.Rename, partial(api.using, do=names.rename)),
+        "delete": (requests.Delete, partial(api.using, do=names.delete)),
+        "adopt": (requests.Adopt, partial(api.using, do=names.adopt)),
+    }
     base = url_path_join(app.web_app.settings["base_url"], "ijfs", "api")
     handlers = [
         (url_path_join(base, name), kind, {"verb": verb})
@@ -106,17 +111,9 @@ class ChangingHandler(_Handler):
 
 
 _NOT_THERE = (UnknownKernelError, UnknownNameError, NoInstanceError, NoRepositoryError)
-_NOT_NOW = (
-    AmbiguousNameError,
-    ConflictError,
-    InstanceExistsError,
-    InstanceExitedError,
-    LockedError,
-    PreflightError,
-    TargetDiedError,
-)
+_BROKEN = (CorruptError, CriuError, KeeperError, StorageError)
 
 
 def status_of(error: IjfsError) -> int:
-    """The HTTP status of an error."""
-    return 409 if isinstance(error, _NOT_NOW) else 404 if isinstance(error, _NOT_THERE) else 500
+    """The HTTP status of an error: what is asked for is not there, cannot be done now, or something is broken."""
+    return 404 if isinstance(error, _NOT_THERE) else 500 if isinstance(error, _BROKEN) else 409

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ijfs.jupyter.provisioner import IjfsProvisioner
+from ijfs.live.client.api import InstanceInfo
 from ijfs_engine.errors import ConflictError, IjfsError
 
 
@@ -32,6 +33,12 @@ class Target:
     instance: str
     attached: bool
     manager: Any
+
+    def speak_with(self, info: InstanceInfo) -> None:
+        """The program was replaced by another's snapshot, perhaps: speak with it by its key. (Channels of a browser
+        that is connected take it up when they connect again.)"""
+        if info.connection is not None:
+            self.manager.session.key = info.connection["key"].encode()
 
 
 class Kernels:

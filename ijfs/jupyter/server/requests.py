@@ -36,3 +36,86 @@ class Status(Request, frozen=True):
 
 Document = dict[str, Any]
 """A notebook, as nbformat's JSON."""
+
+
+class Save(Request, frozen=True):
+    """Save a kernel's program, with the notebook as the browser has it. Without `wait` the answer comes at the thaw."""
+
+    message: str = ""
+    document: Document | None = None
+    wait: bool = True
+    verify: bool = False
+
+
+Busy = Literal["refuse", "interrupt", "force"]
+"""What becomes of a cell that runs when its kernel goes back: nothing, and neither does the kernel; it is interrupted;
+it is left behind."""
+
+
+class Restore(Request, frozen=True):
+    """Have a kernel go back in place. `save_first`: what it leaves is saved, with `document`."""
+
+    snapshot: str
+    save_first: bool = True
+    document: Document | None = None
+    busy: Busy = "refuse"
+
+
+class Undo(Request, frozen=True):
+    """Have a kernel go back to before its last cell. What it leaves is saved, with `document`."""
+
+    document: Document | None = None
+    busy: Busy = "refuse"
+
+
+class Tag(Request, frozen=True):
+    """Give a snapshot a tag; `force` takes it from another."""
+
+    snapshot: str
+    name: str
+    force: bool = False
+
+
+class Untag(Request, frozen=True):
+    """Remove a tag."""
+
+    name: str
+
+
+class Rename(Request, frozen=True):
+    """Give a branch another name, or a snapshot without a branch one."""
+
+    name: str
+    branch: str = ""
+    snapshot: str = ""
+
+
+class Delete(Request, frozen=True):
+    """Remove snapshots; `dry_run` says only what would come back."""
+
+    snapshots: tuple[str, ...]
+    dry_run: bool = False
+
+
+class Adopt(Request, frozen=True):
+    """Take home the files that a snapshot's program wrote. `choice`: what counts where both have changed."""
+
+    snapshot: str
+    paths: tuple[str, ...] = ()
+    dry_run: bool = False
+    choice: Literal["", "ours", "theirs"] = ""
+
+
+class DocumentOf(Request, frozen=True):
+    """The notebook that was stored with a snapshot."""
+
+    snapshot: str
+
+
+class Compare(Request, frozen=True):
+    """What differs between two snapshots. `new` may be `live`: the kernel as it is now. `parts`: of cells, files and
+    variables, those that are asked for, with commas."""
+
+    old: str
+    new: str = "latest"
+    parts: str = "cells,files"

@@ -93,6 +93,7 @@ def restore(
     eager: bool = False,
     replace: bool = False,
     save_first: bool = False,
+    notebook: bytes | None = None,
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Mapping[str, str] | None = None,
@@ -106,8 +107,9 @@ def restore(
     on with the same ports and key; when the restore fails it runs on as before. An ended instance of that name leaves
     its ports to the restored one, and its files go; without one, `replace` is an ordinary restore. Where that instance
     is just coming up, it is waited for. `save_first` saves what is there before it is replaced, and leaves everything
-    as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again. `gpus` (index or
-    UUID) chooses the GPUs of a program that held some, in the order in which it held them; by default the same ones.
+    as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again; `notebook` is
+    the document that it gets. `gpus` (index or UUID) chooses the GPUs of a program that held some, in the order in
+    which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
@@ -118,7 +120,7 @@ def restore(
     given = dict(env or {})
     _require_text(given)
     if replace and save_first:
-        snapshot, left = _saved_first(repo, snapshot, name, on_event)
+        snapshot, left = _saved_first(repo, snapshot, name, notebook, on_event)
     else:
         left = None
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
@@ -139,7 +141,9 @@ def restore(
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
 
-def _saved_first(repo: RepoPath, snapshot: str, name: str, on_event: OnEvent | None) -> tuple[str, str | None]:
+def _saved_first(
+    repo: RepoPath, snapshot: str, name: str, notebook: bytes | None, on_event: OnEvent | None
+) -> tuple[str, str | None]:
     """The id of the snapshot that is meant (`name~1` is another after a save), and that of what is there now; None
     where nothing is that was not saved."""
     from ijfs_engine import Repository  # not on the way of other restores
@@ -149,7 +153,7 @@ def _saved_first(repo: RepoPath, snapshot: str, name: str, on_event: OnEvent | N
     message = f"before going back to {meant[:12]}"
     if is_running(repo, name):
         with connect(repo, name, on_event=on_event) as keeper:
-            return meant, keeper.save(message).snapshot
+            return meant, keeper.save(message, notebook=notebook).snapshot
     with contextlib.suppress(NoInstanceError, InstanceExitedError):
         return meant, save_ended(repo, name, message=message).snapshot
     return meant, None

@@ -1,0 +1,76 @@
+"""The panel's API: what changes something. A real server, over HTTP, with real kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from jupyter_env import JupyterEnv
+from jupyter_http import JupyterServer, RefusedError, notebook
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.criu]
+
+
+@pytest.fixture(scope="module")
+def server(jupyter_env: JupyterEnv, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    running = JupyterServer(jupyter_env, tmp_path_factory.mktemp("notebooks") / "root")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def kernel(server: JupyterServer) -> Iterator[str]:
+    started = server.open("study.ipynb")
+    yield started
+    server.call("DELETE", f"api/kernels/{started}")
+
+
+def test_a_save_has_the_browsers_document_and_going_back_brings_it_and_keeps_what_was_left(
+    server: JupyterServer, kernel: str
+) -> None:
+    server.run(kernel, "x = 1")
+    first = server.do("save", kernel=kernel, message="one", document=notebook("x = 1"))
+    assert server.ask("document", snapshot=first["snapshot"])["document"] == notebook("x = 1")
+    server.run(kernel, "x = 2")
+    back = server.do("restore", kernel=kernel, snapshot=first["snapshot"], document=notebook("x = 2"))
+    assert (back["snapshot"], back["document"]) == (first["snapshot"], notebook("x = 1"))
+    assert server.run(kernel, "print(x)") == "1"
+    assert server.ask("document", snapshot=back["left"])["document"] == notebook("x = 2")
+    forward = server.do("restore", kernel=kernel, snapshot=back["left"], save_first=False)
+    assert (forward["left"], server.run(kernel, "print(x)")) == (None, "2")
+    undone = server.do("undo", kernel=kernel, document=notebook("x = 2"))
+    assert undone["snapshot"] == back["left"]
+
+
+def test_cells_and_files_of_two_snapshots_are_compared(server: JupyterServer, kernel: str) -> None:
+    old, new = notebook("a = 1", "b = 2"), notebook("a = 1", "b = 3", "c = 4")
+    first = server.do("save", kernel=kernel, document=old)["snapshot"]
+    server.run(kernel, "open('out.csv', 'w').write('1,2')")
+    second = server.do("save", kernel=kernel, document=new)["snapshot"]
+    found = server.ask("compare", old=first, new=second)
+    assert [cell["change"] for cell in found["cells"]] == ["same", "changed", "added"]
+    assert found["cells"][1]["lines"] == [["-", "b = 2"], ["+", "b = 3"]]
+    assert [f["change"] for f in found["files"] if f["path"].endswith("out.csv")] == ["added"]
+    took = server.do("adopt", snapshot=second)
+    assert [file["path"] for file in took["files"]] == [str(server.root / "out.csv")]
+    assert (server.root / "out.csv").read_text() == "1,2"
+
+
+def test_names_are_given_moved_and_taken_and_what_they_hold_is_not_removed(server: JupyterServer, kernel: str) -> None:
+    first = server.do("save", kernel=kernel)["snapshot"]
+    second = server.do("save", kernel=kernel)["snapshot"]
+    assert server.do("tag", snapshot=first, name="kept")["snapshot"] == first
+    with pytest.raises(RefusedError) as refused:
+        server.do("tag", snapshot=second, name="kept")
+    assert (refused.value.status, refused.value.said["type"]) == (409, "ConflictError")
+    assert server.do("tag", snapshot=second, name="kept", force=True)["snapshot"] == second
+    with pytest.raises(RefusedError):
+        server.do("rename", branch=server.instance(kernel), name="other")
+    assert server.do("rename", snapshot=first, name="aside")["name"] == "aside"
+    assert server.do("rename", branch="aside", name="beside")["name"] == "beside"
+    assert server.do("delete", snapshots=["beside"], dry_run=True)["removed"] == [first]
+    assert server.do("delete", snapshots=[first])["bytes"] >= 0
+    with pytest.raises(RefusedError) as refused:
+        server.do("delete", snapshots=[second])
+    assert refused.value.status == 409
+    assert server.do("untag", name="kept")["snapshot"] == second
