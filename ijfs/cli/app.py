@@ -132,7 +132,10 @@ class App:
         with writing_out():
             if self.json:
                 write_json({"verb": name, **answer.data})
-            elif answer.show is not None and not self.quiet:
+            elif self.quiet:
+                for listed in answer.names:
+                    Printer().line(listed)
+            elif answer.show is not None:
                 answer.show(Printer())
             sys.stdout.flush()
 
@@ -140,6 +143,8 @@ class App:
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Store a common option; given after the verb it wins over the same one before it."""
     app = ctx.ensure_object(App)
+    if param.name == "repo" and ctx.info_name == "cp" and value is not None and not value.exists():
+        raise click.UsageError("`cp` copies directories without -r, which names the repository", ctx)
     if value is not None and value is not False and value != 0 and param.name:
         setattr(app, {"as_json": "json"}.get(param.name, param.name), value)
 
@@ -156,7 +161,7 @@ def common_options() -> list[click.Option]:
             **kept,
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object (docs/json.md).", **kept),
-        click.Option(["-q", "--quiet"], count=True, help="Print errors only.", **kept),
+        click.Option(["-q", "--quiet"], count=True, help="Print errors only; of a list its names.", **kept),
         click.Option(["-v", "--verbose"], count=True, help="Say more.", **kept),
     ]
 

@@ -27,11 +27,13 @@ Span = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a verb found or did: for scripts (`data`), for people (`show`), and the exit code."""
+    """What a verb found or did: for scripts (`data`), for people (`show`), and the exit code. `names`: what a verb that
+    lists prints with -q, a line each."""
 
     data: Mapping[str, Any]
     show: Callable[[Printer], None] | None = None
     exit_code: int = 0
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

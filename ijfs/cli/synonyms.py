@@ -74,7 +74,6 @@ SAID = {
     "notebook": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "lab": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "ports": "`ijfs ps` shows which ports here lead to which inside",
-    "watch": "`ijfs logs -f NAME` follows what a program prints",
     "serve": "`ijfs run --port 8000 -- COMMAND` runs a server whose port 8000 is reached from here",
 }
 """What to type instead, for words that would change something, or that nothing here is called by."""

@@ -48,7 +48,7 @@ def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
         if unreadable:
             out.line((f"{text.count(unreadable, 'snapshot')} cannot be read: `ijfs fsck` says why", "red"))
 
-    return Answer(data, show)
+    return Answer(data, show, names=[text.short(s.id) for s in found])
 
 
 def _short(out: Printer, found: list[Snapshot], history: History) -> None:

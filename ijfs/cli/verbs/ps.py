@@ -34,8 +34,9 @@ def ps(app: App, every: bool) -> Answer:
     waiting = fork_request.forkserver_info(app.repository_path)
     ended = [info for info in found if info.status == "exited"]
 
+    listed = found if every else [info for info in found if info.status != "exited"]
+
     def show(out: Printer) -> None:
-        listed = found if every else [info for info in found if info.status != "exited"]
         if listed or damaged:
             instances.table(out, listed, damaged)
         else:
@@ -61,7 +62,7 @@ def ps(app: App, every: bool) -> Answer:
         "damaged": [{"name": name, "message": str(error), "hint": error.hint} for name, error in damaged.items()],
         "spare": msgspec.to_builtins(waiting),
     }
-    return Answer(data, show)
+    return Answer(data, show, names=[info.name for info in listed])
 
 
 def _remarks(out: Printer, info: InstanceInfo) -> None:

@@ -105,7 +105,7 @@ def _list(repository: Repository, kind: Literal["branch", "tag"]) -> Answer:
             ),
         )
 
-    return Answer(data, show)
+    return Answer(data, show, names=[name for name, _ in sorted(table.items(), key=_naturally)])
 
 
 def _naturally(row: tuple[str, bytes]) -> list[tuple[bool, int, str]]:
