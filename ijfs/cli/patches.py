@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 
-# A larger file is not compared line by line: difflib takes seconds for a MiB of lines that all differ.
-LARGEST = 1 << 20
+from ijfs.cli import notebooks
+
+# A larger file is not compared line by line: difflib takes seconds for a MiB of lines that all differ. Of a notebook
+# most is pictures, and not compared.
+_LARGEST, _LARGEST_NOTEBOOK = 1 << 20, 64 << 20
+_NOTEBOOK = ".ipynb"
+
+
+def largest(path: str) -> int:
+    """Bytes of the largest file that is compared line by line."""
+    return _LARGEST_NOTEBOOK if path.endswith(_NOTEBOOK) else _LARGEST
 
 
 def patch(path: str, old: bytes | None, new: bytes | None) -> str:
     """A unified diff, or a line that says why there is none; None stands for no file."""
+    if path.endswith(_NOTEBOOK) and old is not None and new is not None and (found := notebooks.patch(path, old, new)):
+        return found
     before, after = _lines(old), _lines(new)
     if before is None or after is None:
         return f"binary or large files differ: {path}\n"
@@ -22,7 +33,7 @@ def _lines(content: bytes | None) -> list[str] | None:
     """The lines of a text; None for what is none, or too long."""
     if content is None:
         return []
-    if len(content) > LARGEST or b"\0" in content:
+    if len(content) > _LARGEST or b"\0" in content:
         return None
     try:
         return content.decode().splitlines(keepends=True)

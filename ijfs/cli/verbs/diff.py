@@ -108,7 +108,7 @@ def _step_patch(adoption: Adoption, step: Step) -> str | None:
     if set(kinds) != {"f"}:
         return None
     sizes = [step.old_size or 0, step.new_size or 0]
-    old, new = adoption.contents(step) if max(sizes) <= patches.LARGEST else (b"\0", b"\0")
+    old, new = adoption.contents(step) if max(sizes) <= patches.largest(host_files.shown(step.path)) else (b"\0", b"\0")
     return patches.patch(host_files.shown(step.path).lstrip("/"), old, new)
 
 
@@ -129,7 +129,7 @@ def _side(reader: Reader, snapshot: Snapshot, path: str) -> bytes | None:
         return None
     if entry.kind != "f":
         return None
-    return reader.open(entry).read(0, entry.size) if entry.size <= patches.LARGEST else b"\0"
+    return reader.open(entry).read(0, entry.size) if entry.size <= patches.largest(path) else b"\0"
 
 
 def _is_snapshot(repository: Repository, name: str) -> bool:
