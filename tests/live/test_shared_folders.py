@@ -18,6 +18,7 @@ from ijfs.live.adopt.branch import SnapshotFiles
 from ijfs.live.checkpoint.layers import WritableLayer
 from ijfs.live.checkpoint.workspace import LayerWalker
 from ijfs.live.client import api as client
+from ijfs.live.client.adopt import Adoption
 from ijfs.live.client.files import program_files
 from ijfs.live.client.folders import changed_since
 from ijfs.live.errors import CommandError, ProgramRefusedError, SandboxError
@@ -109,6 +110,36 @@ def test_it_writes_into_the_folder_itself_and_a_fork_into_a_copy_of_what_it_was(
     assert _inside(live_env, "third", "log") == "1\n2\n3\n"
     assert _inside(live_env, "third", "of the host") == "then"
     assert not Path("/srv/ijfs-private").exists()
+
+
+@live
+def test_a_forks_copy_comes_home_as_a_three_way_merge(live_env: LiveEnv) -> None:
+    work = live_env.work
+    (work / "deep").mkdir()
+    for name in ("removed", "edited", "here", "both", "deep/removed", "gone here"):
+        (work / name).write_text(name)
+    _start(live_env)
+    with Repository.open(live_env.repo) as repository:
+        client.fork(live_env.repo, "first", ("second",))
+        edit = f"cd {work} && rm removed deep/removed && echo by the fork > edited && cp edited both && echo > new"
+        assert live_env.exec("second", "sh", "-c", edit) == 0
+        (work / "here").write_text("edited here")
+        (work / "both").write_text("edited here, too")
+        (work / "gone here").unlink()
+        adoption = Adoption(repository, "second")
+        steps = adoption.compare(()).steps
+        assert {step.path.removeprefix(os.fsencode(work)): (step.change, bool(step.conflict)) for step in steps} == {
+            b"/removed": ("removed", False),
+            b"/deep/removed": ("removed", False),
+            b"/edited": ("changed", False),
+            b"/new": ("added", False),
+            b"/both": ("changed", True),
+        }
+        list(adoption.take_home([step for step in steps if not step.conflict]))
+        assert sorted(path.name for path in work.iterdir()) == ["both", "deep", "edited", "here", "last", "log", "new"]
+        assert Adoption(repository, "first").compare(()).steps == (), "what it shares is at home"
+        live_env.save("second")
+        assert [s.path for s in Adoption(repository, "second").compare(()).steps] == [os.fsencode(work / "both")]
 
 
 @live

@@ -189,7 +189,8 @@ def _attributes(path: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A branch that is compared with its machine. `ancestors`: the root trees of the snapshots it comes from."""
+    """A branch that is compared with its machine. `ancestors`: the root trees of the snapshots it comes from; `common`
+    that of the one whose program shared the folders that this one has copies of."""
 
     name: str
     cwd: str
@@ -198,6 +199,12 @@ class Branch:
     volumes: tuple[Volume, ...] = ()
     on_base: bool = False
     ancestors: tuple[ObjectId, ...] = ()
+    common: ObjectId | None = None
+
+    def is_copy(self, path: bytes) -> bool:
+        """Whether the branch has a folder of the machine there as a whole, and not what it wrote over it."""
+        copies = [volume.path for volume in self.volumes if volume.kind == "private"]
+        return bool(copies) and is_below(Path(os.fsdecode(path) or "/"), copies)
 
     def since_ns(self, path: bytes) -> int:
         """Since when what the branch has at a path differs from the machine's (wall clock); 0 where it did not begin as

@@ -79,6 +79,7 @@ class _Comparison:
         self._noted = noted
         self._without = without
         self._before = [SnapshotFiles(reader, root) for root in branch.ancestors]
+        self._common = SnapshotFiles(reader, branch.common) if branch.common is not None else None
 
     def below(self, path: bytes) -> Iterator[Step]:
         """The steps of one path and all below it."""
@@ -104,13 +105,32 @@ class _Comparison:
                     yield from self._compare(here.path + b"/" + name, file, here, todo)
             if here.hides and here.on_host:
                 yield from self._hidden(here.path, children)
+            elif here.on_host and self._common is not None and self._branch.is_copy(here.path):
+                yield from self._gone(here.path, children, self._common)
 
     def _hidden(self, directory: bytes, kept: Mapping[bytes, BranchFile]) -> Iterator[Step]:
         for name in sorted(set(_names(directory)) - kept.keys()):
             yield from self._removed(directory + b"/" + name)
 
+    def _is_as_copied(self, path: bytes, file: BranchFile) -> bool:
+        """Whether the branch left alone what it has in a copy of a folder: what the machine has there is right then."""
+        if self._common is None or not self._branch.is_copy(path):
+            return False
+        before = self._common.at(path)
+        fields = ("kind", "mode", "uid", "gid", "size", "mtime_ns", "target")
+        return before is not None and all(getattr(before.entry, f) == getattr(file.entry, f) for f in fields)
+
+    def _gone(self, directory: bytes, kept: Mapping[bytes, BranchFile], common: SnapshotFiles) -> Iterator[Step]:
+        """What the branch removed from a copy of a folder: it was there when the copy was made."""
+        for name in sorted(common.children(directory).keys() - kept.keys()):
+            path = directory + b"/" + name
+            if path not in self._without and _status(path) is not None:
+                yield from self._removed(path)
+
     def _compare(self, path: bytes, file: BranchFile, above: _Directory, todo: list[_Directory]) -> Iterator[Step]:
         status = _status(path) if above.on_host else None
+        if file.entry.kind != "d" and self._is_as_copied(path, file):
+            return
         if file.whiteout:
             yield from self._removed(path) if status is not None else ()
         elif file.entry.kind == "d":

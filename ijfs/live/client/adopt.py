@@ -15,9 +15,10 @@ from ijfs.live.adopt.apply import Done, apply
 from ijfs.live.adopt.branch import Branch, LayerFiles, SnapshotFiles, entry_on_disk
 from ijfs.live.adopt.plan import Step, plan, scope_of
 from ijfs.live.checkpoint.ahead import StatKey
+from ijfs.live.checkpoint.shared_folders import OF_THE_HOST
 from ijfs.live.checkpoint.snapshot_io import live_meta
 from ijfs.live.client.record import record_of
-from ijfs.live.errors import NoInstanceError
+from ijfs.live.errors import NoInstanceError, NotLiveError
 from ijfs.live.model.paths import BadNameError, InstancePaths
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk
@@ -53,10 +54,11 @@ class Adoption:
         """With the machine as it is now: what lies at these paths, by default in the program's directory."""
         branch = self.branch
         scope = scope_of(branch, paths)
+        scope = [path for path in scope if not is_below(Path(os.fsdecode(path) or "/"), self._at_home())]
         if paths:
             return Comparison(branch, tuple(self._plan(scope)), ())
         everything = tuple(self._plan([b"", *self._volumes_in_hidden()]))
-        inside = scope[0] + b"/"
+        inside = tuple(path + b"/" for path in scope)
         here = tuple(step for step in everything if (step.path + b"/").startswith(inside))
         return Comparison(branch, here, tuple(step for step in everything if not (step.path + b"/").startswith(inside)))
 
@@ -84,8 +86,12 @@ class Adoption:
 
     def _plan(self, scope: Sequence[bytes]) -> Iterator[Step]:
         repository = os.fsencode(self._repository.path.resolve())
-        without = frozenset([*map(os.fsencode, self._hidden()), repository])
+        without = frozenset([*map(os.fsencode, (*self._hidden(), *self._at_home())), repository])
         return plan(self.branch, scope, self._noted, self._reader, without=without)
+
+    def _at_home(self) -> list[str]:
+        """Folders of the machine that the branch works in itself: what it writes there is at home already."""
+        return [volume.path for volume in self.branch.volumes if volume.kind in OF_THE_HOST]
 
     def _hidden(self) -> list[str]:
         """Scratch directories, which a sandbox has of its own."""
@@ -105,6 +111,7 @@ def _instance(repository: Repository, name: str) -> Branch | None:
         record = record_of(paths)
     except (NoInstanceError, BadNameError):
         return None
+    ancestors = _ancestors(repository, record.snapshot)
     return Branch(
         name=name,
         cwd=record.spec.cwd,
@@ -112,7 +119,8 @@ def _instance(repository: Repository, name: str) -> Branch | None:
         origin=record.origin,
         volumes=record.volumes,
         on_base=record.base is not None,
-        ancestors=tuple(_ancestors(repository, record.snapshot)),
+        ancestors=tuple(one.root for one in ancestors),
+        common=_common(ancestors),
     )
 
 
@@ -127,6 +135,7 @@ def _layers(paths: InstancePaths, record: InstanceRecord) -> LayerFiles:
 def _snapshot(repository: Repository, reader: Reader, name: str) -> Branch:
     snapshot = repository.snapshot(repository.resolve(name))
     meta = live_meta(snapshot)
+    ancestors = _ancestors(repository, snapshot.id.hex())
     return Branch(
         name=meta.spec.name,
         cwd=meta.spec.cwd,
@@ -134,20 +143,32 @@ def _snapshot(repository: Repository, reader: Reader, name: str) -> Branch:
         origin=meta.origin,
         volumes=meta.volumes,
         on_base=meta.base is not None,
-        ancestors=tuple(_ancestors(repository, snapshot.id.hex())),
+        ancestors=tuple(one.root for one in ancestors),
+        common=_common(ancestors),
     )
 
 
-def _ancestors(repository: Repository, newest: str | None) -> Iterator[ObjectId]:
-    """The root trees of a snapshot and of those before it, newest first."""
+def _ancestors(repository: Repository, newest: str | None) -> tuple[Snapshot, ...]:
+    """A snapshot and those before it, newest first."""
+    found: list[Snapshot] = []
     at = newest
-    for _ in range(MOST_ANCESTORS):
-        if at is None:
-            return
+    while at is not None and len(found) < MOST_ANCESTORS:
         try:
-            found: Snapshot = repository.snapshot(repository.resolve(at))
+            found.append(repository.snapshot(repository.resolve(at)))
         except IjfsError:  # removed: what is older is not reached through it
-            return
-        yield found.root
-        parents = repository.parents(found.id)
+            break
+        parents = repository.parents(found[-1].id)
         at = parents[0].hex() if parents else None
+    return tuple(found)
+
+
+def _common(ancestors: Sequence[Snapshot]) -> ObjectId | None:
+    """The root tree of the newest of them whose program shared folders."""
+    return next((snapshot.root for snapshot in ancestors if _shared(snapshot)), None)
+
+
+def _shared(snapshot: Snapshot) -> bool:
+    try:
+        return any(volume.kind == "shared" for volume in live_meta(snapshot).volumes)
+    except NotLiveError:
+        return False
