@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ijfs.fs import mountpoint as mounting
@@ -47,6 +47,19 @@ def mounted(repository: Path) -> Iterator[Path]:
             yield Path(place) / "branches" / "main"
         finally:
             mounting.umount(Path(place))
+
+
+def processor_s(place: Path) -> float:
+    """Seconds of processor time of whoever serves the mount that a path is in; 0 where the kernel does."""
+    mount = next((path for path in (place, *place.parents) if path.is_mount()), place)
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(mount) in words and mount != Path("/"):
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def why_no_squashfuse() -> str | None:

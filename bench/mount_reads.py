@@ -4,7 +4,8 @@ A Python process with `--gib` of memory (half random, half at four bits a byte) 
 files are made. Both are imported into a repository and put into a squashfs (zstd). The images are then read from tmpfs,
 from a mount of the repository and from squashfuse: in a row, again from the page cache, by O_DIRECT in 1 MiB pieces, at
 random in 4 KiB all over and in 64 MiB (where chunks repeat), and by `criu restore`, which reads all before the program
-runs. The small files are read by `grep -r`, beside an ext4 just mounted. Each round mounts anew, so that neither
+runs. The small files are read by `grep -r`, beside an ext4 just mounted. Beside each figure stands the processor time
+of whoever serves the mount, which other programs on the machine hardly change. Each round mounts anew, so that neither
 the kernel nor the engine has anything of it in memory; packs and squashfs are in the page cache, the ext4 is not.
 """
 
@@ -148,21 +149,25 @@ def measure(places: dict[str, Place], small: dict[str, Place], rounds: int) -> F
     """Every round of every measure; the places in turn. `places` have the images, `small` the small files."""
     found: Found = {}
 
-    def add(what: str, where: str, value: float) -> None:
-        found.setdefault(what, {}).setdefault(where, []).append(value)
-        print(f"{where}: {what} {value:,.2f}", file=sys.stderr, flush=True)
+    def add(what: str, where: str, place: Path, rate: Callable[[Path], float]) -> None:
+        before = mount_places.processor_s(place)
+        value = rate(place)
+        used = mount_places.processor_s(place) - before
+        for name, one in ((what, value), (f"{what}: processor s", used)):
+            found.setdefault(name, {}).setdefault(where, []).append(one)
+        print(f"{where}: {what} {value:,.2f} ({used:.2f} s of processor)", file=sys.stderr, flush=True)
 
     for _ in range(rounds):
         for where, place in places.items():
             with place() as images:
-                add("in a row, MB/s", where, in_a_row(images / "pages-1.img") / 1e6)
-                add("again, MB/s", where, in_a_row(images / "pages-1.img") / 1e6)
+                for what in ("in a row, MB/s", "again, MB/s"):
+                    add(what, where, images, lambda at: in_a_row(at / "pages-1.img") / 1e6)
             for what, rate in MEASURES.items():
                 with place() as images:
-                    add(what, where, rate(images))
+                    add(what, where, images, rate)
         for where, place in small.items():
             with place() as tree:
-                add(GREP, where, grep_s(tree))
+                add(GREP, where, tree, grep_s)
     return found
 
 
@@ -182,6 +187,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="memory of the program")
     parser.add_argument("--files", type=int, default=mount_places.SMALL_FILES, help="small files")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--realtime", action="store_true", help="measure before all else that runs here")
     parser.add_argument("--work", type=Path, default=CACHE, help="where the repository goes")
     parser.add_argument("--json", type=Path, default=CACHE / "bench" / "mount_reads.json")
     options = parser.parse_args()
@@ -205,13 +211,16 @@ def main() -> None:
         make_images(options.gib, Path(images))
         mount_places.make_small_files(tree, options.files)
         places, small = make_places(Path(images), tree, work)
+        if options.realtime:  # whoever serves a mount inherits it
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         found = measure(places, small, options.rounds)
     load.append(os.getloadavg()[0])
     heads = ["tmpfs", "mount", "squashfuse", "ext4, cold"]
     print(common.table(["", *heads], rows(found, heads)))
     if why := mount_places.why_no_squashfuse():
         print(why)
-    print(f"\nload average before and after: {load[0]:.1f}, {load[1]:.1f}")
+    how = ", measured at real-time priority" if options.realtime else ""
+    print(f"\nload average before and after: {load[0]:.1f}, {load[1]:.1f}{how}")
     common.write_json(
         options.json, {"machine": machine, "versions": versions, "gib": options.gib, "load": load, "found": found}
     )

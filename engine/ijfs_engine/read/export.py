@@ -219,8 +219,8 @@ class _Export:
 
     def unfinished(self) -> str:
         """What an export that ended early leaves."""
-        count = f"{self._files:,} of its files" if self._files else "none of its files"
-        return f"the export is not complete: {count} in {self._target}, each of them whole"
+        there = f"{self._files:,} of its files, each of them whole, are" if self._files else "no file of it is"
+        return f"the export is not complete: {there} in {self._target}"
 
     def close(self) -> None:
         self._pipeline.close()
