@@ -233,10 +233,13 @@ def exec_line(
     cwd: str | None = None,
     env: Mapping[str, str] | None = None,
     session: bool = False,
+    user: str | None = None,
+    tell: int | None = None,
 ) -> list[str]:
     """The command line, for this machine, of a process that runs `argv` inside an instance's namespaces and has its
-    exit status (sandbox/enter.py); `session`: in a session of its own, which ends with that process.
-    InstanceExitedError."""
+    exit status (sandbox/enter.py); `session`: in a session of its own, which ends with that process, and at the
+    terminal that is its standard input; `user`: as one of the sandbox's users, by name or number; `tell`: a descriptor
+    that the process inherits and tells the command's pid, as the sandbox numbers it. InstanceExitedError."""
     record = record_of(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
@@ -246,7 +249,8 @@ def exec_line(
         **_prompt(record.spec.name, argv[0]),
         **(env or {}),
     }
-    request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given, "session": session}
+    request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given}
+    request |= {"session": session, "user": user, "tell": tell}
     return [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
 
 

@@ -4,15 +4,19 @@
 
 It takes the environment of the program's first process, so that the command finds what the program finds. Its exit
 status is the command's. A command that leads a session of its own gets SIGTERM, SIGINT and SIGHUP handed on to its
-process group; SIGUSR1 means SIGKILL, and so does the death of this program.
+process group; SIGUSR1 means SIGKILL, and so does the death of this program. Where its standard input is a terminal,
+that becomes the session's.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import signal
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +26,7 @@ import msgspec
 from ijfs.live.model.records import Process
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox import users
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -36,13 +41,15 @@ HANDED_ON = {
 
 class EnterRequest(msgspec.Struct, frozen=True):
     """Which instance's first process, what to run, where, with what on top of the environment; whether the command
-    leads a session of its own."""
+    leads a session of its own, as which of the sandbox's users it runs, and a descriptor that is told its pid."""
 
     program: Process
     argv: list[str]
     cwd: str | None = None
     env: dict[str, str] = {}
     session: bool = False
+    user: str | None = None
+    tell: int | None = None
 
 
 def main() -> int:
@@ -50,10 +57,10 @@ def main() -> int:
     request = msgspec.json.decode(sys.argv[1], type=EnterRequest)
     pid = request.program.pid
     try:
-        environment = {**environment_of(pid), **request.env}
-        cwd = request.cwd or os.readlink(f"/proc/{pid}/cwd")
+        home = os.readlink(f"/proc/{pid}/cwd")
+        environment = environment_of(pid)
         _join(request.program)
-        return _run(request.argv, cwd, environment, session=request.session)
+        return _run(request, home, environment)
     except OSError as error:
         print(f"ijfs exec: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
@@ -75,26 +82,38 @@ def _join(program: Process) -> None:
         os.close(fd)
 
 
-def _run(argv: list[str], cwd: str, environment: dict[str, str], *, session: bool) -> int:
-    """Only a child is inside the pid namespace."""
+def _run(request: EnterRequest, home: str, environment: dict[str, str]) -> int:
+    """Only a child is inside the pid namespace. `home`: where it begins unless the request says so, or its user has a
+    directory of his own."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the command's, which decides what becomes of it
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
     pid = os.fork()
     if pid == 0:
+        argv = request.argv
         try:
-            if session:
+            if request.session:
                 os.setsid()
-                _die_with_parent()
+                _take_terminal()
+            if request.user is not None:
+                environment |= _become(request.user)
+                home = environment["HOME"] if os.access(environment["HOME"], os.X_OK) else "/"
+            if request.session:
+                _die_with_parent()  # after the change of user, which takes it back
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
-            os.chdir(cwd)
-            os.execvpe(argv[0], argv, environment)
+            os.chdir(request.cwd or home)
+            if request.tell is not None:
+                os.write(request.tell, str(os.getpid()).encode())
+                os.close(request.tell)
+            os.execvpe(argv[0], argv, environment | request.env)
         except OSError as error:
-            print(f"ijfs exec: {argv[0]}: {error.strerror}", file=sys.stderr)
+            print(f"ijfs exec: {error.filename or argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
             os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-    if session:
+    if request.tell is not None:
+        os.close(request.tell)
+    if request.session:
         _hand_signals_on(pid)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     _, status = os.waitpid(pid, 0)
@@ -111,6 +130,32 @@ def _hand_signals_on(group: int) -> None:
 
     for number in HANDED_ON:
         signal.signal(number, hand_on)
+
+
+def _take_terminal() -> None:
+    """What a session leader's standard input is, if it is a terminal, becomes that of the session."""
+    if os.isatty(0):
+        with suppress(OSError):  # the terminal of another session already
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _become(wanted: str) -> dict[str, str]:
+    """Go on as one of the sandbox's users, by name or number; the variables that a login sets. OSError where there is
+    none."""
+    user = users.find(_text(users.PASSWD), wanted)
+    if user is None:
+        raise PermissionError(errno.EPERM, "the sandbox has no user of this name", wanted)
+    os.setgroups(users.groups_of(_text(users.GROUP), user))
+    os.setgid(user.gid)
+    os.setuid(user.uid)
+    return {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _die_with_parent() -> None:
