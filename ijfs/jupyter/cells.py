@@ -25,6 +25,10 @@ QUIET_S = 5.0
 """How long the end of a cell that has replied is waited for, while nothing is published. It comes within
 milliseconds."""
 
+BEGIN_S = 2.0
+"""How long a cell that is not wanted any more gets to begin, so that it can be interrupted: one in an idle kernel
+begins within milliseconds, and one behind another's does not."""
+
 INTERRUPT_S = 10.0
 """How long a cell gets to end after it was interrupted: a library in the middle of a long call into C takes a while."""
 
@@ -46,6 +50,7 @@ def run_cell(
     on_output: OnOutput | None = None,
     interrupt: Callable[[], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    store_history: bool = False,
 ) -> CellResult:
     """Run `code` as a cell of the kernel at `connection_file` and wait until it is done, at most `timeout` seconds.
 
@@ -53,6 +58,7 @@ def run_cell(
     is asked every second whether there still is a kernel. Raises `CellTimeoutError` (also while another cell keeps the
     kernel busy) and `TargetDiedError`. When the time is over, or `cancelled` says so, a cell that has begun is
     interrupted by `interrupt`, where that is given, and its end waited for: the kernel keeps its state.
+    `store_history`: it counts, and is found again in the kernel's `In` and `Out`.
     """
     waiting = _Waiting(_deadline(timeout), alive, cancelled)
     with _Line(connection_file) as line:
@@ -60,13 +66,13 @@ def run_cell(
             line.send("kernel_info_request", {})
         # Not stop_on_error: a cell that raises would take down what a notebook has queued behind it, and, for a moment
         # after its answer, whatever cell comes next.
-        content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-        request = line.send("execute_request", {**content, "stop_on_error": False})
+        content = {"code": code, "silent": False, "user_expressions": {}, "allow_stdin": False, "stop_on_error": False}
+        request = line.send("execute_request", {**content, "store_history": store_history})
         outputs = Outputs(request, on_stream, on_output)
         try:
             return _collected(line, outputs, waiting)
         except CellTimeoutError:
-            if interrupt is None or not outputs.begun:
+            if interrupt is None or not (outputs.begun or _begins(line, outputs, alive)):
                 raise
             interrupt()
             return _interrupted(line, outputs, alive)
@@ -159,6 +165,19 @@ def _collected(line: _Line, outputs: Outputs, waiting: _Waiting) -> CellResult:
             if time.monotonic() - quiet_since > QUIET_S:
                 break
     return outputs.result()
+
+
+def _begins(line: _Line, outputs: Outputs, alive: Callable[[], bool]) -> bool:
+    """Whether a cell that was only just sent begins: nobody would interrupt it later."""
+    waiting = _Waiting(_deadline(BEGIN_S), alive)
+    while not outputs.begun:
+        try:
+            message = waiting.receive(line.published)
+        except CellTimeoutError:
+            return False
+        if message is not None:
+            outputs.add(message)
+    return True
 
 
 def _interrupted(line: _Line, outputs: Outputs, alive: Callable[[], bool]) -> CellResult:

@@ -28,7 +28,7 @@ class CellResult:
     """What a cell did. `stdout` and `stderr` are the streams (what it displayed counts as `stdout`, as text);
     `result_text` the value of its last expression as text ("" without one); `error` the exception's traceback as text,
     without colours, "" when `status` is "ok"; `error_name` the exception's class. `outputs`: all of it, with every MIME
-    type that the kernel sent."""
+    type that the kernel sent. `execution_count`: the kernel's number of it; None where it gave none."""
 
     status: Literal["ok", "error"]
     stdout: str
@@ -37,6 +37,7 @@ class CellResult:
     error: str
     error_name: str = ""
     outputs: tuple[Output, ...] = ()
+    execution_count: int | None = None
 
     @property
     def text(self) -> str:
@@ -152,6 +153,7 @@ class Outputs:
             error=error,
             error_name="" if ok else reply.get("ename", ""),
             outputs=tuple(_joined(self._outputs)),
+            execution_count=reply.get("execution_count"),
         )
 
 

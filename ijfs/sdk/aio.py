@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -57,6 +57,39 @@ async def in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=_threads())
     except anyio.get_cancelled_exc_class():
         cancellation.cancel()
+        raise
+
+
+async def to_its_end(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """The same, but left only when the call has ended: what it works on is free then."""
+    cancellation = calls.Cancellation()
+
+    def run() -> T:
+        calls.under(cancellation)
+        return call(*args, **kwargs)
+
+    async def tell_it() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancellation.cancel()
+
+    with _one_error():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_it)
+            result = await anyio.to_thread.run_sync(run, limiter=_threads())
+            tasks.cancel_scope.cancel()
+    return result
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """The call's own error, out of the group that a task group makes of it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
         raise
 
 
@@ -245,10 +278,17 @@ class Box:
         interrupt: bool = True,
         on_output: OnOutput | None = None,
         on_stream: OnStream = lambda name, text: None,
+        store_history: bool = False,
     ) -> CellResult:
         """As Box.run; `on_output` and `on_stream` are called in another thread."""
         return await in_thread(
-            self.blocking.run, code, timeout=timeout, interrupt=interrupt, on_output=on_output, on_stream=on_stream
+            self.blocking.run,
+            code,
+            timeout=timeout,
+            interrupt=interrupt,
+            on_output=on_output,
+            on_stream=on_stream,
+            store_history=store_history,
         )
 
     async def exec(

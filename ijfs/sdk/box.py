@@ -116,12 +116,13 @@ class Box:
         interrupt: bool = True,
         on_output: OnOutput | None = None,
         on_stream: OnStream = lambda name, text: None,
+        store_history: bool = False,
     ) -> CellResult:
         """Run a cell in a kernel. An exception of the cell's is in the result, not raised.
 
         `timeout` seconds later it is interrupted, as by Ctrl-C, and CellTimeoutError raised (its `result` has what was
         printed); the kernel keeps its state. With `interrupt=False` it runs on. `on_output` gets each output as it
-        comes, as nbformat has it.
+        comes, as nbformat has it. `store_history`: it gets a number, and is in the kernel's `In` and `Out`.
         """
         from ijfs.jupyter.cells import run_cell
 
@@ -135,6 +136,7 @@ class Box:
             on_output=on_output,
             interrupt=self.interrupt if interrupt else None,
             cancelled=lambda: cancellation.cancelled,
+            store_history=store_history,
         )
 
     def exec(
