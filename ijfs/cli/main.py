@@ -70,6 +70,8 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
     },
     "For agents": {
         "mcp": VerbEntry("mcp", "Serve an agent by the Model Context Protocol."),
+        "serve": VerbEntry("serve", "Serve sandboxes over HTTP; E2B's clients speak to it."),
+        "key": VerbEntry("serve", "List, make or remove keys of that server."),
     },
     "The repository": {
         "du": VerbEntry("du", "Say what each snapshot takes."),
