@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
+.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-full-disk-live: setup ## verbs of live programs on full disks, 10 minutes. 
 
 test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 minutes. ARGS=--kills 100 --seed 2
 	$(BIN)/python tests/engine/kill_campaign.py $(ARGS)
+
+test-killed-criu: setup ## CRIUs killed at random moments of saves and restores; 5 minutes. ARGS=--count 50 --seed 2
+	PYTHONPATH=.:tests $(BIN)/python tests/live/kill_criu.py $(ARGS)
 
 bench: bench-store bench-live ## both benchmarks
 

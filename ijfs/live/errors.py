@@ -16,6 +16,10 @@ class CriuError(IjfsError):
     """CRIU refused or failed; the message holds CRIU's own error line."""
 
 
+class CriuKilledError(CriuError):
+    """A CRIU was ended by a signal in the middle of its work."""
+
+
 class ProgramRefusedError(CriuError):
     """The program has something that cannot be saved, or its snapshot something that cannot be restored."""
 

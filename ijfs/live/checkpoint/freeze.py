@@ -32,9 +32,9 @@ from ijfs.live.criu import kernel_features
 from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
 from ijfs.live.criu.log import cut_short
-from ijfs.live.errors import CriuError, InstanceExitedError, ProgramRefusedError
+from ijfs.live.errors import CriuError, CriuKilledError, InstanceExitedError, ProgramRefusedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
-from ijfs.live.process import procfs
+from ijfs.live.process import procfs, tcp_repair
 from ijfs.live.process.datagrams import unread_datagrams
 from ijfs.live.process.timers import NotifiedThread, notified_threads
 from ijfs.live.sandbox import rootfs
@@ -235,8 +235,11 @@ def _explained(error: BaseException, sandbox: Sandbox, stopped: frozenset[int]) 
     if not isinstance(error, IjfsError | OSError):
         return error
     if sandbox.wait(DEATH_S):
-        return InstanceExitedError("the program ended while it was being saved; nothing was stored")
+        why = f", because {error}" if isinstance(error, CriuKilledError) else ""
+        return InstanceExitedError(f"the program ended while it was being saved{why}; nothing was stored")
     wake_stopped(sandbox, but=stopped)
+    if isinstance(error, CriuKilledError):
+        tcp_repair.end(_members(sandbox))
     if isinstance(error, OSError):
         return StorageError.of("the program runs on, but cannot be saved", error)
     if isinstance(error, CriuError):
@@ -261,9 +264,13 @@ def wake_stopped(sandbox: Sandbox, *, but: frozenset[int]) -> None:
 
 def _stopped(sandbox: Sandbox) -> list[int]:
     """The processes of the sandbox that a signal has stopped."""
+    return [pid for pid in _members(sandbox) if procfs.state(pid) == "T"]
+
+
+def _members(sandbox: Sandbox) -> list[int]:
+    """The processes of the sandbox; none where it has ended."""
     with contextlib.suppress(OSError, InstanceExitedError):
-        members = procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
-        return [pid for pid in members if procfs.state(pid) == "T"]
+        return procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
     return []
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 import ijfs
 from ijfs.live.criu.action_script import ActionHook
 from ijfs.live.criu.log import explain
-from ijfs.live.errors import CriuError, CriuMissingError
+from ijfs.live.errors import CriuKilledError, CriuMissingError
+from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import proc_sys
 
@@ -33,6 +34,12 @@ MINIMUM = (4, 1, 1)  # Debian 12's 3.17.1 does not run on Linux 6.18; 4.1.1, 4.2
 # A dump of 13 GB took 8 s; a CRIU that hangs has to end some day, and nothing it waits for takes minutes.
 # IJFS_CRIU_LIMIT_S sets another limit, in seconds, for machines where it does.
 LIMIT_S = 120.0
+
+OOM_NEVER = "-1000"
+"""proc(5), /proc/PID/oom_score_adj."""
+
+LEFT_S = 5.0
+"""How long the processes of a restore that failed get to be gone, once killed."""
 
 RESTART_CALLS = Path(__file__).with_name(f"restart_calls{importlib.machinery.EXTENSION_SUFFIXES[0]}")
 """What CRIU loads at a dump, so that the program's system calls do not end with EINTR (restart_calls.c)."""
@@ -158,8 +165,12 @@ def restore(
             hook = stack.enter_context(ActionHook(request.work, "post-restore", when_there))
             command += ["--action-script", str(hook.script)]
         log = request.work / "restore.log"
-        _run("restore", [*command, *request.options], log, request.network_fd, hook, while_running)
-    return int(pid_file.read_text())
+        try:
+            _run("restore", [*command, *request.options], log, request.network_fd, hook, while_running)
+            return int(pid_file.read_text())
+        except BaseException:
+            _end_left(request.network_fd)
+            raise
 
 
 def _with_its_keeper() -> list[str]:
@@ -186,32 +197,43 @@ def _run(
     log.unlink(missing_ok=True)
     limit_s = float(os.environ.get("IJFS_CRIU_LIMIT_S") or LIMIT_S)
     deadline = time.monotonic() + limit_s
+    # No pipe: what is left of a CRIU that was killed holds it open, and its end is waited for in vain.
+    complaints = os.memfd_create("criu-complaints")
     with ns.in_network(network_fd), _loaded_into(verb) as (environment, fds):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=complaints,
             env=environment,
             pass_fds=fds,
             start_new_session=True,
         )
+    if verb == "dump":
+        _spare(process.pid)
     try:
         while_running()
         if hook is not None:
             hook.serve(process, deadline)
-        _, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+        process.wait(max(0.0, deadline - time.monotonic()))
+        complaint = _read_all(complaints)
     except subprocess.TimeoutExpired:
-        raise CriuError(
+        raise CriuKilledError(
             f"CRIU's {verb} did not end within {limit_s:.0f} s and was killed",
             hint=f"its log is {log}; a program that waits on a dead network or FUSE mount cannot be frozen",
         ) from None
     finally:
         _end(process)
+        os.close(complaints)
     if hook is not None and hook.error is not None:
         raise hook.error
+    if process.returncode < 0:
+        raise CriuKilledError(
+            f"CRIU was ended by {_signal_name(-process.returncode)} in the middle of the {verb}",
+            hint="the kernel does that where memory runs out (`dmesg` says so); else try again",
+        )
     if process.returncode != 0:
-        raise explain(verb, log, complaint.decode(errors="replace"), process.returncode)
+        raise explain(verb, log, complaint, process.returncode)
 
 
 @contextlib.contextmanager
@@ -232,9 +254,40 @@ def _loaded_into(verb: str) -> Iterator[tuple[dict[str, str], Sequence[int]]]:
         os.close(fd)
 
 
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _read_all(fd: int) -> str:
+    return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
+
+
+def _spare(pid: int) -> None:
+    """Keep the kernel from choosing this process where memory runs out: a program whose dump is killed may end with
+    it. Without the right to (CAP_SYS_RESOURCE), it is one like others."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_NEVER)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a CRIU that still runs, and its helpers (it leads a session of its own)."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+
+
+def _end_left(network_fd: int) -> None:
+    """End what a restore that failed left, as a CRIU does that is killed: processes of the program, which wait for it
+    for ever or even run. They are in the network namespace that was made for this program, and nothing else is."""
+    deadline = time.monotonic() + LEFT_S
+    inode = os.fstat(network_fd).st_ino
+    while (left := procfs.processes_in("net", inode)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # of those that this process was left with (a subreaper)
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)
