@@ -279,6 +279,33 @@ def test_an_ended_program_with_unsaved_files_is_not_replaced_without_a_word(live
     assert client.start(live_env.repo, spec, forget=True).status == "running"
 
 
+CHANGES_BYTES_ALONE = """
+import mmap, os, signal
+for name in "mapped", "put-back":
+    open(f"/root/{name}", "w").write("before")
+mapped = mmap.mmap(os.open("/root/mapped", os.O_RDWR), 6)
+mapped[:] = b"before"
+signal.sigwait([signal.SIGUSR1])
+mapped[:] = b"after!"
+before = os.stat("/root/put-back")
+open("/root/put-back", "w").write("after!")
+os.utime("/root/put-back", ns=(before.st_atime_ns, before.st_mtime_ns))
+"""
+
+
+def test_a_file_that_changed_in_nothing_but_its_bytes_is_not_taken_for_saved(live_env: LiveEnv) -> None:
+    live_env.python("work", f"import signal; signal.pthread_sigmask(0, [signal.SIGUSR1])\n{CHANGES_BYTES_ALONE}")
+    assert eventually(lambda: (live_env.upper("work") / "root/put-back").exists())
+    live_env.save("work")
+    live_env.exec("work", "pkill", "-USR1", "-f", "put-back")
+    assert eventually(lambda: client.describe(live_env.repo, "work").status == "exited")
+    with pytest.raises(UnsavedFilesError, match="2 files that are in no snapshot") as caught:
+        live_env.command("work", IDLE)
+    assert all(f"/root/{name}" in str(caught.value) for name in ("mapped", "put-back"))
+    client.save_ended(live_env.repo, "work")
+    live_env.command("work", IDLE)
+
+
 def test_an_ended_program_that_wrote_nothing_of_its_own_makes_room(live_env: LiveEnv) -> None:
     """Output, by-products, what was opened for writing and never written, what it deleted."""
     script = """

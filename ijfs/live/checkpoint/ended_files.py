@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ from ijfs_engine.errors import IjfsError
 
 BY_PRODUCTS = frozenset({"__pycache__", ".ipynb_checkpoints", ".cache", ".ipython"})
 """Directories that programs fill by the way, and fill again: nobody misses them."""
+
+COMPARED = 1 << 20
+"""Bytes of a file that are compared at a time."""
 
 _OWN = (f"{RUN_INSIDE}/", "/etc/resolv.conf")
 """What the sandbox wrote."""
@@ -115,15 +118,30 @@ def _is_as_below(file: _Written, paths: InstancePaths, record: InstanceRecord) -
     lowers = [Path("/")]
     if record.base is not None:
         lowers.append(directory_of(paths.root.parent.parent, record.base.snapshot).root)
-    return any(_is_same(file.found.status, f"{lower}/{file.inside}") for lower in lowers)
+    return any(_is_same(file.found, f"{lower}/{file.inside}") for lower in lowers)
 
 
-def _is_same(status: os.stat_result, path: str) -> bool:
+def _is_same(found: FoundOnDisk, path: str) -> bool:
     try:
-        other = os.lstat(path)
+        if _key(found.status) != _key(os.lstat(path)):
+            return False
+        if not stat.S_ISREG(found.status.st_mode):
+            return True
+        with open(path, "rb") as other:
+            return _has_bytes(found, lambda offset, length: os.pread(other.fileno(), length, offset))
     except OSError:
         return False
-    return _key(status) == _key(other)
+
+
+def _has_bytes(found: FoundOnDisk, read: Callable[[int, int], bytes]) -> bool:
+    """Whether a regular file has these bytes. Neither size nor times say so: a write through a mapping may change none
+    of them, and a program may put them back. OSError."""
+    fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
+    with open(fd, "rb", buffering=0) as file:
+        for offset in range(0, found.status.st_size, COMPARED):
+            if os.pread(file.fileno(), COMPARED, offset) != read(offset, COMPARED):
+                return False
+    return True
 
 
 def _key(status: os.stat_result) -> tuple[int, int, int]:
@@ -148,9 +166,12 @@ class _Saved:
             return False
         try:
             entry = self._files.at(file.at)
-        except IjfsError:
+            return _is_entry(entry, file) and (entry.kind != "f" or self._has_content(entry, file))
+        except (IjfsError, OSError):
             return False
-        return _is_entry(entry, file)
+
+    def _has_content(self, entry: Entry, file: _Written) -> bool:
+        return _has_bytes(file.found, self._store.reader.open(entry).read)
 
     def close(self) -> None:
         self._store.close()
