@@ -130,6 +130,6 @@ def test_a_restore_that_is_killed_leaves_the_live_program_and_nothing_else(
         live_env.restore(saved, "p", replace=True)
     assert killer.killed
     assert [(info.name, info.pid) for info in client.list_instances(live_env.repo)] == [("p", pid)]
-    assert not procfs.processes_on(live_env.repo / "live/new")
+    assert eventually(lambda: not procfs.processes_on(live_env.repo / "live/new")), "its keeper ends a moment later"
     assert not procfs.processes_on(live_env.repo / "live/p/box-2")
     assert_it_goes_on(live_env, "p")
