@@ -64,7 +64,7 @@ def run(shim: Path, path: Path, what: str, file: int = 0, at: int = 0) -> dict[s
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("at", [5 * 4096, 200 * 4096, 760 * 4096])
+@pytest.mark.parametrize("at", [0, 5 * 4096, 200 * 4096, 760 * 4096])
 def test_a_bad_sector_costs_what_lies_in_it(shim: Path, stored: Path, at: int) -> None:
     whole = run(shim, stored, "check")["found"]
     (pack,) = (stored / "packs").iterdir()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import storekit
 from storekit import contents, save
 
 from ijfs_engine import LockedError, Repository, UnknownNameError
+from ijfs_engine.format.frames import chunk_id
+from ijfs_engine.storage.index import CHUNKS
 from ijfs_engine.storage.locks import exclusive
 
 OLD = {"a": b"first" * 3000, "b": b"both" * 3000}
@@ -84,8 +87,26 @@ def test_an_index_that_is_built_anew_knows_that_it_came_back(repository: Reposit
         assert contents(again, second) == NEW
 
 
-def test_what_was_never_there_does_not_come_back(repository: Repository) -> None:
-    line(repository)
-    with pytest.raises(UnknownNameError):
-        repository.bring_back(bytes(32))
+def test_what_was_never_there_or_is_still_listed_does_not_come_back(repository: Repository) -> None:
+    first, _ = line(repository)
+    for ident in (bytes(32), first):
+        with pytest.raises(UnknownNameError):
+            repository.bring_back(ident)
     assert repository.removed("xyz") == []
+
+
+def test_a_parent_that_gc_has_taken_is_not_offered(repository: Repository) -> None:
+    first, _ = line(repository)
+    repository.remove(first)
+    repository.gc()
+    assert repository.removed(first.hex()) == []
+
+
+def test_what_a_gc_that_died_took_a_chunk_of_does_not_come_back(repository: Repository) -> None:
+    _, second = line(repository)
+    repository.remove(second)
+    lost = chunk_id(NEW["a"][: storekit.CHUNK])
+    repository.index.write(lambda update: update.delete(CHUNKS, lost))
+    with pytest.raises(UnknownNameError, match="gc has taken"):
+        repository.bring_back(second)
+    assert [one.id for one in repository.snapshots()] != [second]

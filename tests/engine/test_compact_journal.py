@@ -69,22 +69,26 @@ def test_a_long_line_leaves_a_short_journal(repository: Repository, tmp_path: Pa
     assert contents(repository, kept.id) == {"k": b"kept"}
 
 
-@pytest.mark.parametrize("removed", [0, 1, 40])
-def test_a_dry_run_says_what_the_journal_gives_back(repository: Repository, removed: int) -> None:
+@pytest.mark.parametrize(("removed", "gain"), [(0, 2), (1, 2), (40, 2), (40, 1000)])
+def test_a_dry_run_says_what_the_journal_gives_back(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, removed: int, gain: int
+) -> None:
+    monkeypatch.setattr(compaction, "_GAIN", gain)
     a_line_of_saves(repository, 60)
     kept = save(repository, {"k": b"kept"}, branch="kept").id
     for number in range(removed):
         save(repository, {"k": b"%d" % number}, parents=[kept], branch="gone")
         repository.refs.delete_branch("gone")
     before = repository.directory.journal.stat()
-    expected = compaction.freed_of_journal(repository, *divided(repository))
+    size = compaction.size_to_come(repository, *divided(repository))
+    freed = compaction.freed_of_journal(repository, *divided(repository))
     promised = repository.gc(dry_run=True)
-    done = repository.gc()
+    assert repository.gc().snapshots_removed == removed
     after = repository.directory.journal.stat()
-    assert expected > 0
-    assert (before.st_blocks - after.st_blocks) * 512 == expected
-    assert promised.bytes_before - promised.bytes_after >= expected
-    assert done.snapshots_removed == removed
+    assert after.st_size == size
+    assert (size < before.st_size) == (gain == 2)
+    assert (freed > 0) == (gain == 2)
+    assert promised.bytes_before - promised.bytes_after >= freed
 
 
 def divided(

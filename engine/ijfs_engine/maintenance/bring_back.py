@@ -1,16 +1,14 @@
 """A removed snapshot is listed again, as long as gc has taken nothing of it. `Repository.bring_back` calls it.
 
-gc is kept out meanwhile. What a gc that died had condemned is alive again in the same transaction.
+gc is kept out meanwhile. Marks that a gc set are left: the next one takes them off what is listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ijfs_engine.errors import CorruptError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
-from ijfs_engine.storage.index import CHUNKS, CONDEMNED, REMOVED, SNAPSHOTS, U64, Update
+from ijfs_engine.storage.index import CHUNKS, REMOVED, SNAPSHOTS, U64, Update
 from ijfs_engine.storage.journal import SnapshotAdded
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -20,14 +18,12 @@ from ijfs_engine.storage.refs import log_records, write_logged
 def bring_back(repository: OpenRepository, ident: ObjectId) -> Snapshot:
     """List a snapshot that was removed. UnknownNameError where gc has taken of it, LockedError beside a gc."""
     with exclusive(repository.directory.gc_lock, "gc"):
-        needed = list(_needed(repository, ident))
+        _check_whole(repository, ident)
         snapshot = repository.store.snapshot(ident)
 
         def change(update: Update) -> None:
             if update.get(REMOVED, ident) is None:
-                raise _gone(ident)
-            if update.count(CONDEMNED):
-                update.delete_many(CONDEMNED, needed)
+                raise UnknownNameError(f"{ident.hex()[:12]} is no snapshot that was removed")
             update.delete(REMOVED, ident)
             update.put(SNAPSHOTS, ident, U64.pack(snapshot.created_ns))
             log_records(update, repository.journal, [SnapshotAdded(ident, snapshot.created_ns)])
@@ -36,20 +32,15 @@ def bring_back(repository: OpenRepository, ident: ObjectId) -> Snapshot:
     return snapshot
 
 
-def _needed(repository: OpenRepository, ident: ObjectId) -> Iterator[bytes]:
-    """The ids of all that it reaches. UnknownNameError where some of it is gone."""
+def _check_whole(repository: OpenRepository, ident: ObjectId) -> None:
+    """UnknownNameError where something that it reaches is gone."""
     walker = TreeWalker(repository.store, repository.index)
     try:
-        for _, found, children in walk(walker, [ident], set()):
+        for _, _, children in walk(walker, [ident], set()):
             chunks = list(split(walker.with_bases(children.chunks)))
             with repository.index.read() as view:
                 if None in view.get_many(CHUNKS, chunks):
-                    raise _gone(ident)
-            yield found
-            yield from chunks
+                    raise CorruptError("a chunk of it is gone")
     except CorruptError as error:
-        raise _gone(ident) from error
-
-
-def _gone(ident: ObjectId) -> UnknownNameError:
-    return UnknownNameError(f"the snapshot {ident.hex()[:12]} was removed, and gc has taken what it was made of")
+        message = f"the snapshot {ident.hex()[:12]} was removed, and gc has taken what it was made of"
+        raise UnknownNameError(message) from error

@@ -76,21 +76,28 @@ def freed_of_journal(
     repository: OpenRepository, keep: Set[ObjectId], drop: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]
 ) -> int:
     """Bytes on disk that gc would give back here, were no session running; less than none where the journal only grows.
-    `keep`: what stays listed; `drop`: what gc takes off the list; `parents` of both, and of what was removed before.
-    StorageError, CorruptError."""
+    Arguments as of `size_to_come`. StorageError, CorruptError."""
     now = file_status(repository.directory.journal)
+    size = size_to_come(repository, keep, drop, parents)
+    freed = now.st_blocks * 512 - -(-size // now.st_blksize) * now.st_blksize
+    return freed if size < now.st_size else min(0, freed)
+
+
+def size_to_come(
+    repository: OpenRepository, keep: Set[ObjectId], drop: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]
+) -> int:
+    """Bytes of the journal after a gc. `keep`: what stays listed; `drop`: what gc takes off the list; `parents` of
+    both, and of what was removed before. StorageError, CorruptError."""
     records = [SnapshotRemoved(ident, tuple(parents[ident])) for ident in sorted(drop)]
     with repository.index.read() as view:
         end, sequence = repository.journal.position(view)
         if records:
             sequence += 1
             end += len(encode_transaction(Transaction(sequence, time.time_ns(), tuple(records))))
-        if end >= SMALL:
-            transactions = compacted(view, sequence, _to_come(view, keep, parents))
-            data = encode_journal(transactions, repository.directory.id)
-            if _pays(data, end):
-                return now.st_blocks * 512 - _blocks(len(data), now.st_blksize)
-    return min(0, now.st_blocks * 512 - _blocks(end, now.st_blksize))
+        if end < SMALL:
+            return end
+        data = encode_journal(compacted(view, sequence, _to_come(view, keep, parents)), repository.directory.id)
+    return len(data) if _pays(data, end) else end
 
 
 def _to_come(view: View, keep: Set[ObjectId], parents: Mapping[ObjectId, Sequence[ObjectId]]) -> Listing:
@@ -115,10 +122,6 @@ def _listed_above(
             seen.add(one)
             edge += parents.get(one, ())
     return list(found)
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block) * block
 
 
 def _pays(data: bytes, end: int) -> bool:

@@ -9,10 +9,12 @@ written anew from the index; an index that is lost, damaged, or not what packs a
 
 from __future__ import annotations
 
+import errno
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind
 from ijfs_engine.format.place import Place
@@ -21,7 +23,6 @@ from ijfs_engine.maintenance.pack_check import Finding
 from ijfs_engine.maintenance.reachability import split
 from ijfs_engine.maintenance.rebuild_index import Rebuilder
 from ijfs_engine.maintenance.rescue import rescue
-from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.index import (
     BASES,
@@ -152,9 +153,18 @@ class Repairer:
         named = {one.where for one in findings}
         for number in kinds.keys() - set(gone):
             path = pack_path(self._repository.directory.packs, number)
-            with disk.storage_errors(f"writing the header of {path.name}"):
-                if path.name in named and mend_pack_header(path, kinds[number], self._repository.directory.id):
-                    self.done.append(f"wrote the header of {path.name} anew")
+            if path.name in named:
+                self._mend_header(path, kinds[number])
+
+    def _mend_header(self, path: Path, kind: int) -> None:
+        """No reader needs the header: where the disk does not take it, the rest is repaired all the same."""
+        try:
+            if mend_pack_header(path, kind, self._repository.directory.id):
+                self.done.append(f"wrote the header of {path.name} anew")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise StorageError.of(f"writing the header of {path.name}", error) from error
+            self.done.append(f"left the header of {path.name}: the disk does not give it")
 
     # --- names
 
