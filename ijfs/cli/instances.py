@@ -77,6 +77,7 @@ def status(info: InstanceInfo) -> Span:
     """What is not as usual: how it ended, what is still on its way, or nothing of a program that just runs."""
     if info.status == "running":
         parts = [f"{info.memory:.0%} in"] if info.memory < 1 else []
+        parts += ["parked"] if info.parked else []
         parts += ["saving"] if info.saving else []
         parts += [] if info.keeper_running else ["no keeper"]
         return (", ".join(parts), "yellow")

@@ -18,6 +18,7 @@ from ijfs.cli.params import SIZE, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
+    from ijfs.live.model.records import Hooks
 
 TOLD_S = 10.0
 """How long a kernel may take to take variables: one that was saved in the middle of a cell is busy with that."""
@@ -116,6 +117,36 @@ files_option = click.option(
     help="Folders it shared: as they are now, put back as they were, or a copy as they were (default: asked at a "
     "terminal, else `keep` under the name that was saved, `private` under another).",
 )
+_HOOK = "A request (`POST http://127.0.0.1:8000/sleep`), `file:/PATH`, or a command inside"
+
+
+def hook_options(function: F) -> F:
+    """`--before-save`, `--after-save`, `--after-restore`, `--ready`."""
+    about = {
+        "before-save": "before each save and park; one that fails refuses it.",
+        "after-save": "after each save, and at a wake.",
+        "after-restore": "after each restore, before anyone is let in.",
+        "ready": "until it succeeds the program counts as starting, and nobody is let in.",
+    }
+    for name, when in reversed(about.items()):
+        option = click.option(f"--{name}", multiple=True, metavar="HOOK", help=f"{_HOOK}: {when}")
+        function = option(function)
+    return function
+
+
+def hooks(
+    before_save: Sequence[str], after_save: Sequence[str], after_restore: Sequence[str], ready: Sequence[str]
+) -> Hooks:
+    """What the options say."""
+    from ijfs.live.model.records import Hooks
+
+    return Hooks(
+        before_save=tuple(before_save),
+        after_save=tuple(after_save),
+        after_restore=tuple(after_restore),
+        ready=tuple(ready),
+    )
+
 
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."

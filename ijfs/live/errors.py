@@ -80,6 +80,16 @@ class InstanceExitedError(TargetDiedError):
     default_hint = "`ijfs logs` shows its last words; `ijfs restore` brings a snapshot of it back"
 
 
+class HookError(IjfsError):
+    """A hook that somebody gave for a program failed, or took too long."""
+
+
+class NotReadyError(TargetDiedError):
+    """A program was not ready in time, or ended before it was."""
+
+    default_hint = "`ijfs logs` shows its last words"
+
+
 class KeeperError(IjfsError):
     """The keeper of an instance could not be started or reached, or broke off in the middle."""
 

@@ -35,6 +35,7 @@ NO_VOLUMES = (
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.hook_options
 @starting.replace_option
 @needless("-d", "--detach")
 @elsewhere("-i", "--interactive", said=IN_BACKGROUND)
@@ -57,6 +58,10 @@ def run(
     disk: int,
     share: tuple[str, ...],
     bind: tuple[str, ...],
+    before_save: tuple[str, ...],
+    after_save: tuple[str, ...],
+    after_restore: tuple[str, ...],
+    ready: tuple[str, ...],
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -88,6 +93,7 @@ def run(
         disk=disk,
         share=starting.folders(share),
         bind=starting.folders(bind),
+        hooks=starting.hooks(before_save, after_save, after_restore, ready),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
 

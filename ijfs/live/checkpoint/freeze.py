@@ -110,7 +110,7 @@ def prepare(sandbox: Sandbox, stat_cache: StatCache, arenas: ArenaPool, *, gpu: 
     """
     _require_restorable(sandbox)
     kernel_features.mount_cache()
-    stopped = frozenset(_stopped(sandbox))
+    stopped = frozenset(stopped_processes(sandbox))
     try:
         # A directory of its own: the save before may still be reading what it staged.
         staging = sandbox.paths.root / f"stage-{time.monotonic_ns()}"
@@ -256,13 +256,13 @@ def _explained(error: BaseException, sandbox: Sandbox, stopped: frozenset[int]) 
 def wake_stopped(sandbox: Sandbox, *, but: frozenset[int]) -> None:
     """Let every process of the sandbox run on that a save has stopped: one with `stop`, or a CRIU that was killed. Not
     those that were stopped before (`but`), and not those that somebody traces."""
-    for pid in _stopped(sandbox):
+    for pid in stopped_processes(sandbox):
         if pid not in but:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
 
-def _stopped(sandbox: Sandbox) -> list[int]:
+def stopped_processes(sandbox: Sandbox) -> list[int]:
     """The processes of the sandbox that a signal has stopped."""
     return [pid for pid in _members(sandbox) if procfs.state(pid) == "T"]
 

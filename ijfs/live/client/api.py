@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -35,6 +34,7 @@ from ijfs.live.client.instances import (
 from ijfs.live.client.record import record_of
 from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError, NoInstanceError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
+from ijfs.live.model.hooks import check_hooks
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import (
     BytesDone,
@@ -47,6 +47,7 @@ from ijfs.live.model.protocol import (
 )
 from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
 from ijfs.live.process import procfs
+from ijfs.live.process.entering import enter_line
 
 COMING_UP_S = 60.0
 """How long who wants to replace an instance waits for it to come up; a large eager restore takes longer."""
@@ -71,6 +72,7 @@ def start(
             "an argument, the working directory or a variable given for the program is not UTF-8, as its record is",
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
+    check_hooks(spec.hooks)
     privilege.require()
     if spec.share or spec.bind:
         from ijfs.live.sandbox import host_folders
@@ -249,9 +251,7 @@ def exec_line(
         **_prompt(record.spec.name, argv[0]),
         **(env or {}),
     }
-    request = {"program": record.program, "argv": list(argv), "cwd": cwd, "env": given}
-    request |= {"session": session, "user": user, "tell": tell}
-    return [sys.executable, "-P", "-m", "ijfs.live.sandbox.enter", msgspec.json.encode(request).decode()]
+    return enter_line(record.program, argv, cwd=cwd, env=given, session=session, user=user, tell=tell)
 
 
 def _prompt(name: str, shell: str) -> dict[str, str]:

@@ -133,6 +133,15 @@ class KeeperClient:
         """Send a signal to the program's process group; SIGINT interrupts a kernel."""
         self.request(protocol.SignalArguments(number=number))
 
+    def park(self) -> InstanceInfo:
+        """Let the program stand still in host memory, where it takes no processor and no GPU; clients wait. Does
+        nothing where it is parked already."""
+        return self.request(protocol.ParkArguments())
+
+    def wake(self) -> InstanceInfo:
+        """Let a parked program go on. PreflightError where the GPU has no room for it: it stays parked."""
+        return self.request(protocol.WakeArguments())
+
     def stop(self, *, timeout_s: float = 5.0, force: bool = False) -> InstanceInfo:
         """End the program: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when its keeper has ended too.
 

@@ -6,7 +6,7 @@ at once, since the first save should not wait for it. What a snapshot has to rem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -118,6 +118,22 @@ class GpuProgram:
         if pids:
             with self._huge_pages.wanted():
                 self._steps.resume(pids)
+
+    def resume_found(self, root_pid: int) -> None:
+        """Give the GPU back to whatever of the tree has none: `suspend` took it, perhaps that of an earlier keeper."""
+        if not self._suspended:
+            self._suspended = [
+                pid
+                for pid in host_pids(root_pid).values()
+                if self._driver.state(pid) in (ProcessState.CHECKPOINTED, ProcessState.LOCKED)
+            ]
+        self.resume()
+
+    def require_room_again(self, held: Mapping[str, int]) -> None:
+        """Refuse to go on where others have taken the GPU meanwhile: running out inside the driver would wedge it.
+        `held`: UUID → bytes. Raises PreflightError with the numbers."""
+        if held:
+            require_room(self._inventory(), held, {})
 
     def require_room(self, record: GpuRecord, wanted: Sequence[str] = (), *, copies: int = 1) -> None:
         """Refuse a restore that cannot fit before anything is started. Raises PreflightError with the numbers."""

@@ -26,8 +26,9 @@ from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
 from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of
 from ijfs.live.errors import InstanceExitedError, KeeperError
-from ijfs.live.keeper import shared_files
+from ijfs.live.keeper import outside_hooks, shared_files
 from ijfs.live.keeper.guest_requests import GuestRequests
+from ijfs.live.keeper.parking import Parking
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState, RecordChanges
 from ijfs.live.keeper.threads import in_thread, phase_events
@@ -90,12 +91,18 @@ class Lifecycle:
     """The verbs that make a program run, of one keeper. `early`: a restore that is under way already."""
 
     def __init__(
-        self, state: InstanceState, queue: SaveQueue, requests: GuestRequests, early: EarlyRestore | None
+        self,
+        state: InstanceState,
+        queue: SaveQueue,
+        requests: GuestRequests,
+        early: EarlyRestore | None,
+        parking: Parking,
     ) -> None:
         self._state = state
         self._queue = queue
         self._requests = requests
         self._early = early
+        self._parking = parking
         self.began_again = False
         """There was an ended instance of this name, which this one goes on from."""
 
@@ -120,8 +127,10 @@ class Lifecycle:
         except BaseException:
             await in_thread(_end, sandbox, keep_files=before is not None)
             raise
-        info = self._let_clients_in(again=before is not None)
+        info = self._serve_ports()
         self._state.open_guest_port(sandbox)
+        await self._made_ready(sandbox)
+        self._state.spawn(self._admit_clients, before is not None)
         return info
 
     async def restore(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -146,11 +155,13 @@ class Lifecycle:
         async with shared_files.put_back(request, self._state.snapshots, None, emit):
             restored = await self._restored(request, emit)
         await self._move_into(restored, request)
-        info = self._let_clients_in(again=before is not None)
+        info = self._serve_ports()
         if before:
             keep_log(self._state.paths, before.generation)
             await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
         await self._resume_guest(restored, request, arguments, beside=request.beside, emit=emit)
+        await self._made_ready(restored.sandbox, restored=True)
+        self._state.spawn(self._admit_clients, before is not None)
         return self._with_restore(info, restored, emit)
 
     async def go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
@@ -188,10 +199,19 @@ class Lifecycle:
         state.move_into(
             sandbox,
             earlier_pager=record.pager,
-            changes={"damage": record.damage, "keeper": keeper, "relay": ports, **_lost_saves(record)},
+            changes={
+                "damage": record.damage,
+                "parked": record.parked,
+                "keeper": keeper,
+                "relay": ports,
+                **_lost_saves(record),
+            },
         )
-        info = self._let_clients_in(again=True)
-        state.open_guest_port(sandbox)
+        self._parking.take_over()
+        info = self._serve_ports()
+        state.spawn(self._admit_clients, True)
+        if not self._parking.is_parked:
+            state.open_guest_port(sandbox)
         text = f"the keeper of `{state.name}` had been killed; a new one took the running program over"
         if moved:
             text += f"; ports taken by others meanwhile were replaced: {', '.join(moved)}"
@@ -393,6 +413,12 @@ class Lifecycle:
         await in_thread(old.kill)
         old.reap()
         await in_thread(old.dispose)
+        state.relay.release()  # the old one may have been parked
+        try:
+            await self._get_ready(restored.sandbox, restored=True)
+        except IjfsError as error:
+            await state.kill(str(error))
+            raise
         await self._admit_clients(connected > 0)
 
     def _with_restore(self, info: InstanceInfo, restored: Restored, emit: Emit) -> InstanceInfo:
@@ -404,14 +430,29 @@ class Lifecycle:
 
     # -- once it runs ---------------------------------------------------------------------------------------------
 
-    def _let_clients_in(self, *, again: bool) -> InstanceInfo:
-        """Serve the relay's ports, which have to be known outside first."""
+    def _serve_ports(self) -> InstanceInfo:
+        """Serve the relay's ports, which have to be known outside first; who connects waits until he is let in."""
         state = self._state
         write_connection_files(state.paths, state.record)
         state.spawn(state.relay.serve)
-        state.spawn(self._admit_clients, again)
         state.spawn(self._end_in_time)
         return state.info()
+
+    async def _made_ready(self, sandbox: Sandbox, *, restored: bool = False) -> None:
+        """Return when it is ready; what does not get ready is ended. NotReadyError, HookError."""
+        try:
+            await self._get_ready(sandbox, restored=restored)
+        except IjfsError as error:
+            async with self._state.busy:
+                await self._state.kill(str(error))
+            raise
+
+    async def _get_ready(self, sandbox: Sandbox, *, restored: bool) -> None:
+        """Run the hooks that were given for it, if any."""
+        hooks = self._state.record.spec.hooks
+        if restored:
+            await outside_hooks.run(hooks.after_restore, sandbox, self._state.name)
+        await outside_hooks.wait_ready(hooks, sandbox, self._state.name)
 
     async def _end_in_time(self) -> None:
         """End the program when its time to live is over. What was saved is stored first; saves under way go on."""

@@ -1,7 +1,7 @@
 """One save from its request to its commit. Made by server.py; the steps in their order:
 
     wait        for room in the queue, for what is being done to the instance, for the memory of a lazy restore
-    hooks       the program's own, before_save                                                      `_freeze`
+    hooks       those given for it and its own, before_save                                         `_freeze`
     prepare     measure, fault in memory (checkpoint/freeze.py)
     hold        the guest port closed, the relay held                                               `_held`
     freeze      GPU, freeze, dump, capture the files, thaw, GPU back (checkpoint/freeze.py)
@@ -37,6 +37,7 @@ from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, 
 from ijfs.live.checks import blockers
 from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import PassingError
+from ijfs.live.keeper import outside_hooks
 from ijfs.live.keeper.autosave import Autosaver, thin
 from ijfs.live.keeper.save_queue import QueuedSave, SaveQueue
 from ijfs.live.keeper.state import InstanceState
@@ -155,14 +156,18 @@ class Saver:
         """From the hooks to the release; the hooks hear of the end too, unless the program is left stopped."""
         gpu = _gpu_part(self._state.gpu, save.arguments)
         stopped = False
+        given = self._state.record.spec.hooks
+        if given.before_save or given.after_save:
+            self._state.relay.hold()  # a server that was told to sleep is to get no request
         try:
             save.clock.begin("hooks", silent=True)
+            await outside_hooks.run(given.before_save, sandbox, self._state.name)
             await self._state.guest.tell(sandbox.network_fd, HookEvent("before_save"))
             frozen = await self._frozen(save, sandbox, gpu)
             stopped = frozen.stopped
         finally:  # whatever came of it: hooks wait for this. Who is left stopped cannot hear it
             if not stopped:
-                await self._tell_after(sandbox)
+                await self._tell_after(save, sandbox)
         return frozen
 
     async def _frozen(self, save: _Save, sandbox: Sandbox, gpu: GpuPart | None) -> Frozen:
@@ -197,12 +202,20 @@ class Saver:
         try:
             yield
         finally:
-            self._state.relay.release()
+            if not self._state.record.spec.hooks.after_save:
+                self._state.relay.release()
             if sandbox.is_alive():
                 self._state.open_guest_port(sandbox)
 
-    async def _tell_after(self, sandbox: Sandbox) -> None:
-        await self._state.guest.tell(sandbox.network_fd, HookEvent("after_save", None))
+    async def _tell_after(self, save: _Save, sandbox: Sandbox) -> None:
+        """The program runs again: its hooks hear so, those given for it are run, and clients reach it."""
+        try:
+            await self._state.guest.tell(sandbox.network_fd, HookEvent("after_save", None))
+            lines = self._state.record.spec.hooks.after_save
+            for said in await outside_hooks.run_all(lines, sandbox, self._state.name):
+                save.emit(Notice(said))
+        finally:
+            self._state.relay.release()
 
     # -- with `stop` ----------------------------------------------------------------------------------------------
 
@@ -225,7 +238,7 @@ class Saver:
         wake_stopped(sandbox, but=save.stopped_before)
         if self._state.gpu is not None:
             await in_thread(self._state.gpu.resume)
-        await self._tell_after(sandbox)
+        await self._tell_after(save, sandbox)
 
     # -- into the repository --------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     state.py            what the instance is: record, sandbox, pager, relay, the snapshot it stands on
     lifecycle.py        how its program comes to run: start, restore, going back, adopt
+    parking.py          how it stands still in host memory, and goes on
     save.py             how it is saved; save_queue.py: saves on their way into the repository
     autosave.py         saves after cells
     guest_requests.py   what the program itself asks
@@ -30,6 +31,7 @@ from ijfs.live.keeper import control_socket
 from ijfs.live.keeper.autosave import Autosaver
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.lifecycle import Lifecycle
+from ijfs.live.keeper.parking import Parking
 from ijfs.live.keeper.save import Saver
 from ijfs.live.keeper.save_queue import SaveQueue
 from ijfs.live.keeper.state import InstanceState
@@ -42,6 +44,7 @@ from ijfs.live.model.protocol import (
     Emit,
     Happened,
     Notice,
+    ParkArguments,
     RestoreArguments,
     SaveArguments,
     SignalArguments,
@@ -50,6 +53,7 @@ from ijfs.live.model.protocol import (
     StopArguments,
     WaitMemoryArguments,
     WaitSaveArguments,
+    WakeArguments,
     WatchArguments,
 )
 from ijfs.live.model.records import InstanceInfo, SaveResult
@@ -90,7 +94,8 @@ class Keeper:
         autosaver = Autosaver(self._state, self._queue)
         self._saver = Saver(self._state, self._queue, autosaver)
         self._requests = GuestRequests(self._state, autosaver, self._saver.save)
-        self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early)
+        self._parking = Parking(self._state)
+        self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early, self._parking)
         self._requests_under_way = 0
 
     def _save_failed(self, error: IjfsError, waited_for: bool) -> None:
@@ -209,7 +214,9 @@ class Keeper:
         """What clients ask for of a running instance."""
         verbs: _Verbs = {
             StatusArguments: self._status,
-            SaveArguments: self._saver.save,
+            SaveArguments: self._save,
+            ParkArguments: self._park,
+            WakeArguments: self._wake,
             WaitSaveArguments: self._wait_save,
             RestoreArguments: self._lifecycle.go_back,
             WaitMemoryArguments: self._wait_memory,
@@ -237,6 +244,26 @@ class Keeper:
             result = msgspec.structs.replace(result, phases=_rounded(phases))
         return result
 
+    async def _save(self, arguments: SaveArguments, emit: Emit) -> SaveResult:
+        """A parked program is woken for it, and stands still again afterwards."""
+        parked = self._parking.is_parked
+        if parked:
+            await self._wake(WakeArguments(), emit)
+        result = await self._saver.save(arguments, emit)
+        if parked and not result.stopped:
+            await self._park(ParkArguments(), emit)
+        return result
+
+    async def _park(self, arguments: ParkArguments, emit: Emit) -> InstanceInfo:
+        async with self._state.busy:
+            await self._parking.park(emit)
+            return self._state.info()
+
+    async def _wake(self, arguments: WakeArguments, emit: Emit) -> InstanceInfo:
+        async with self._state.busy:
+            await self._parking.wake(emit)
+            return self._state.info()
+
     async def _wait_save(self, arguments: WaitSaveArguments, emit: Emit) -> SaveResult:
         return await self._queue.outcome(arguments.number)
 
@@ -249,7 +276,7 @@ class Keeper:
             failed = await self._queue.settled()
             if failed and not arguments.force:
                 raise failed[0].reason_not_to_stop()
-            if arguments.timeout_s > 0:
+            if arguments.timeout_s > 0 and not self._parking.is_parked:  # what stands still takes no SIGTERM
                 with contextlib.suppress(InstanceExitedError):
                     sandbox.signal(signal.SIGTERM)
                 await in_thread(sandbox.wait, arguments.timeout_s)

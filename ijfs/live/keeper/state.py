@@ -35,6 +35,7 @@ from ijfs.live.model.records import (
     InstanceInfo,
     InstanceRecord,
     InstanceSpec,
+    Parked,
     Process,
     RelayPort,
     Status,
@@ -81,6 +82,7 @@ class RecordChanges(TypedDict, total=False):
     base: Base | None
     damage: str
     origin: FilesOrigin | None
+    parked: Parked | None
 
 
 class InstanceState:
@@ -198,6 +200,7 @@ class InstanceState:
             "base": sandbox.lower.base,
             "pager": bringing,
             "damage": "",
+            "parked": None,
             **(changes or RecordChanges()),
         }
         if snapshot is not None:
@@ -262,7 +265,7 @@ class InstanceState:
         await in_thread(sandbox.dispose, keep_files=True)
         # The record keeps its keeper for as long as saves are on their way into the repository.
         note = note or after_save or self.record.note
-        self.note(status="exited", exit_status=status, pager=None, note=note, damage=damage)
+        self.note(status="exited", exit_status=status, pager=None, note=note, damage=damage, parked=None)
         self.watchers.tell(Happened("exited", text=note or (f"exit status {status}" if status is not None else "")))
         self.ended.set()
 

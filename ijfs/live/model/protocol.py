@@ -124,6 +124,14 @@ class StopArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     force: bool = False
 
 
+class ParkArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Let the program stand still in host memory, its GPU memory too. Clients keep their connections, and wait."""
+
+
+class WakeArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
+    """Let a parked program go on."""
+
+
 class Verb(msgspec.Struct, frozen=True):
     """What a verb takes, and what its answer holds."""
 
@@ -144,6 +152,8 @@ VERBS = {
     "watch": Verb(WatchArguments, InstanceInfo),
     "signal": Verb(SignalArguments, None),
     "stop": Verb(StopArguments, InstanceInfo),
+    "park": Verb(ParkArguments, InstanceInfo),
+    "wake": Verb(WakeArguments, InstanceInfo),
 }
 _NAMES = {verb.arguments: name for name, verb in VERBS.items()}
 

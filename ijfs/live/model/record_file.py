@@ -120,4 +120,5 @@ def info_of(
         base=record.base.name if record.base is not None else None,
         damage=damage or record.damage,
         ends_ns=ends_ns(record),
+        parked=record.parked is not None and record.status == "running",
     )

@@ -66,6 +66,21 @@ def _machine() -> str:
     return hashlib.blake2b(ident + os.fsencode(os.uname().nodename), digest_size=16).hexdigest()
 
 
+class Hooks(msgspec.Struct, frozen=True, kw_only=True):
+    """What its keeper does for a program that knows nothing of ijfs, a line each (hooks.py has the forms): around
+    a save and a park, after a restore, and until it counts as running.
+
+    `before_save` that fails refuses the save; what runs then is `after_save`, as after every save and at a wake.
+    `ready_s`: how long `ready` may take after a start or a restore; the relay lets nobody in before.
+    """
+
+    before_save: tuple[str, ...] = ()
+    after_save: tuple[str, ...] = ()
+    after_restore: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
+    ready_s: float = 600.0
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a program in a sandbox.
 
@@ -85,6 +100,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     (the process itself was started with others).
     `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
+    `hooks`: what the keeper does for it around saves, and until it is ready.
     """
 
     name: str
@@ -108,6 +124,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     disk: int = 0
     share: tuple[str, ...] = ()
     bind: tuple[str, ...] = ()
+    hooks: Hooks = Hooks()
 
 
 VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]
@@ -138,6 +155,15 @@ class Process(msgspec.Struct, frozen=True):
 
     pid: int
     start_ticks: int
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that stands still in host memory (keeper/parking.py). `stopped`: processes that the user had stopped
+    before; `held`: GPU UUID → bytes that it needs to go on."""
+
+    since_ns: int
+    stopped: tuple[int, ...] = ()
+    held: dict[str, int] = {}
 
 
 class RelayPort(msgspec.Struct, frozen=True):
@@ -173,6 +199,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     base: Base | None = None
     damage: str = ""
     origin: FilesOrigin | None = None
+    parked: Parked | None = None
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +216,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     that is durable. `base`: the name of the base that its files come from; None where they are the machine's own.
     `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time
     to live is over; None where it has no such limit. `left`: the snapshot (hex) of what the program was before it went
-    back, where that was to be saved first.
+    back, where that was to be saved first. `parked`: it stands still in host memory until it is woken.
     """
 
     name: str
@@ -217,6 +244,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None = None
     damage: str = ""
     ends_ns: int | None = None
+    parked: bool = False
     left: str | None = None
 
 
