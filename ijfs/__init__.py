@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ijfs.deployments.records import DeploymentInfo, NoDeploymentError
     from ijfs.guest import GuestError, SaveResult, after_restore, barrier, before_save, in_sandbox, save
     from ijfs.jupyter.cells import CellTimeoutError
     from ijfs.jupyter.kernelspec import KernelSpecError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ijfs.sdk.box import Box, NotAKernelError
     from ijfs.sdk.calls import CallTimeoutError
     from ijfs.sdk.commands import Command, CommandFailedError, CommandTimeoutError, Completed
+    from ijfs.sdk.deployments import Deployment, NoAnswerError, deploy
     from ijfs.sdk.events import events
     from ijfs.sdk.files import FileError, Files, NoSuchFileError
     from ijfs.sdk.forks import branches
@@ -82,6 +84,8 @@ __all__ = [
     "CorruptError",
     "CriuError",
     "CriuMissingError",
+    "Deployment",
+    "DeploymentInfo",
     "Difference",
     "FileError",
     "FileInfo",
@@ -94,6 +98,8 @@ __all__ = [
     "KeeperError",
     "KernelSpecError",
     "LockedError",
+    "NoAnswerError",
+    "NoDeploymentError",
     "NoInstanceError",
     "NoRepositoryError",
     "NoSuchFileError",
@@ -117,6 +123,7 @@ __all__ = [
     "barrier",
     "before_save",
     "branches",
+    "deploy",
     "events",
     "explore",
     "in_sandbox",

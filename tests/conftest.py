@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-START_PROGRAMS = ("cli", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
+START_PROGRAMS = ("cli", "deployments", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
 """The directories whose tests get a second run."""
 
 MOST = 5

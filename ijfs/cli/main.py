@@ -44,6 +44,13 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "exec": VerbEntry("exec_", "Run a command or a cell inside a live program."),
         "stop": VerbEntry("stop", "Stop live programs."),
     },
+    "Servers": {
+        "deploy": VerbEntry("deploy", "Keep a server behind a port: started by a request, parked without one."),
+        "deployments": VerbEntry("deploy", "List deployments."),
+        "park": VerbEntry("deploy", "Let a deployment or program stand still in memory, or on disk."),
+        "wake": VerbEntry("deploy", "Let it go on."),
+        "undeploy": VerbEntry("deploy", "End a deployment and forget it."),
+    },
     "Snapshots of them": {
         "save": VerbEntry("save", "Save a live program: memory, GPU memory and files."),
         "restore": VerbEntry("restore", "Bring a snapshot back to life."),

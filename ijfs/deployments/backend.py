@@ -1,0 +1,135 @@
+"""One instance of a deployment: what blocks, by the client's verbs. deployment.py calls it in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import msgspec
+
+from ijfs.deployments.records import Stage
+from ijfs.live.client import api as client
+from ijfs.live.errors import NoInstanceError
+from ijfs.live.model.protocol import SaveArguments
+from ijfs.live.model.records import InstanceInfo, InstanceSpec, Process, SaveResult
+from ijfs.live.process import procfs
+from ijfs_engine import Repository
+from ijfs_engine.errors import IjfsError, TargetDiedError
+
+END_S = 10.0
+"""How long a server gets for its end after SIGTERM."""
+
+
+class Backend:
+    """An instance by its name; `requests` are those under way in it."""
+
+    def __init__(self, repo: Path, name: str, program: InstanceSpec, inside: int) -> None:
+        self.name = name
+        self.requests = 0
+        self.port = 0
+        """Where it is reached on this machine; 0 while it does not run."""
+        self._repo = repo
+        self._program = msgspec.structs.replace(program, name=name)
+        self._inside = inside
+        self._process: Process | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its program is there, as far as one look at /proc says."""
+        return self.port != 0 and procfs.is_alive(self._process)
+
+    def depth(self) -> Stage:
+        """Where it is: `running`, in `memory`, or `gone` (perhaps with a snapshot, of which this knows nothing)."""
+        try:
+            info = client.describe(self._repo, self.name)
+        except NoInstanceError:
+            return "gone"
+        if info.status != "running":
+            return "gone"
+        self._found(info)
+        return "memory" if info.parked else "running"
+
+    def start(self, *, keep_files: bool) -> None:
+        """Begin its command; returns when it is ready. `keep_files`: what an ended one wrote is there again."""
+        self._found(client.start(self._repo, self._program, again=keep_files, forget=not keep_files))
+
+    def restore(self, snapshot: str) -> None:
+        """Bring a snapshot back; returns when it is ready."""
+        self._found(client.restore(self._repo, snapshot, self.name, replace=True))
+
+    def ended_with_files(self) -> bool:
+        """Whether it ended by itself: what it wrote since it was last saved is only in its directory."""
+        try:
+            info = client.describe(self._repo, self.name)
+        except NoInstanceError:
+            return False
+        return info.status == "exited" and not info.note.startswith("saved as ")
+
+    def park(self) -> None:
+        """Stand still in host memory."""
+        with client.connect(self._repo, self.name) as keeper:
+            keeper.park()
+
+    def wake(self) -> None:
+        """Go on from there."""
+        with client.connect(self._repo, self.name) as keeper:
+            self._found(keeper.wake())
+
+    def save(self, message: str, *, stop: bool = False, thinned: bool = False) -> SaveResult:
+        """Save it; with `stop` it ends there. `thinned`: older ones of this kind are removed by and by."""
+        with client.connect(self._repo, self.name) as keeper:
+            result = keeper.request(SaveArguments(message=message, stop=stop, auto=thinned))
+        if result.stopped:
+            self.port = 0
+        return result
+
+    def stop(self) -> None:
+        """End it; nothing where it has ended."""
+        self.port = 0
+        with contextlib.suppress(NoInstanceError, TargetDiedError):
+            if client.is_running(self._repo, self.name):
+                with client.connect(self._repo, self.name) as keeper:
+                    keeper.stop(timeout_s=END_S)
+
+    def forget(self) -> None:
+        """Remove what is left of it, its files too."""
+        self.stop()
+        with contextlib.suppress(NoInstanceError):
+            client.remove(self._repo, self.name)
+
+    def last_words(self) -> str:
+        """The end of what it wrote, for an error."""
+        with contextlib.suppress(IjfsError, OSError):
+            lines = Path(client.describe(self._repo, self.name).log).read_text(errors="replace").strip().splitlines()
+            return lines[-1] if lines else ""
+        return ""
+
+    def _found(self, info: InstanceInfo) -> None:
+        self._process = procfs.identify(info.pid) if info.pid is not None else None
+        self.port = next((port.host for port in info.relay if port.inside == self._inside), 0)
+
+
+def tag_of(instance: str) -> str:
+    """The tag that keeps a deployment's snapshot."""
+    return f"deployed-{instance}"
+
+
+def keep(repo: Path, instance: str, snapshot: str) -> None:
+    """Tag a deployment's snapshot, so that nothing removes it."""
+    with Repository.open(repo) as repository:
+        tags = repository.refs.tags()
+        name = tag_of(instance)
+        ident = repository.resolve(snapshot)
+        if tags.get(name) != ident:
+            repository.refs.set_tag(name, ident, expect=tags.get(name), why=f"the deployment's moment, {time.ctime()}")
+
+
+def let_go(repo: Path, instance: str) -> None:
+    """Remove a deployment's snapshots: its tag and branch; what nothing else holds is freed by the next gc."""
+    with Repository.open(repo) as repository:
+        refs = repository.refs
+        if tag_of(instance) in refs.tags():
+            refs.delete_tag(tag_of(instance))
+        if instance in refs.branches():
+            refs.delete_branch(instance)

@@ -1,0 +1,110 @@
+"""What is known of inference servers: how vLLM and SGLang are started, drained, put to sleep and asked.
+
+vllm      sleep mode, level 1: weights go to host memory, the KV cache is let go of, so that no snapshot holds it.
+          Its development endpoints are needed for that (`/sleep`, `/wake_up`), and closed to clients.
+sglang    `/release_memory_occupation` and `/resume_memory_occupation`, under --enable-memory-saver
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ijfs.live.errors import CommandError
+from ijfs.live.model.records import Hooks
+
+PORT = 8000
+"""Where an engine listens inside its sandbox."""
+
+READY_S = 1800.0
+"""How long a first start may take: kernels are compiled, and a large model's weights come from a disk."""
+
+
+class Engine(NamedTuple):
+    """How one engine is kept: its command, variables, hooks, the paths that clients must not ask for, and a request
+    whose answer is always the same."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    hooks: Hooks
+    hidden: tuple[str, ...]
+    verify: str
+
+
+def engine(name: str, model: str, arguments: Sequence[str] = (), *, python: str = sys.executable) -> Engine:
+    """What is known of `vllm` or `sglang` with that model and further arguments of its own. CommandError for another
+    name."""
+    if name not in _ENGINES:
+        raise CommandError(
+            f"there is no engine `{name}`", hint=f"{' or '.join(_ENGINES)}, or give a command after `--`"
+        )
+    return _ENGINES[name](model, tuple(arguments), python)
+
+
+def _vllm(model: str, arguments: tuple[str, ...], python: str) -> Engine:
+    here = f"http://127.0.0.1:{PORT}"
+    served = _value(arguments, "--served-model-name") or model
+    one = json.dumps({"model": served, "prompt": "1", "max_tokens": 1, "temperature": 0})
+    eight = json.dumps(
+        {"model": served, "prompt": "1 2 3", "max_tokens": 8, "temperature": 0, "logprobs": 1, "ignore_eos": True}
+    )
+    return Engine(
+        argv=(
+            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
+            *("--host", "127.0.0.1", "--port", str(PORT), "--enable-sleep-mode", *arguments),
+        ),
+        env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        hooks=Hooks(
+            before_save=(f"POST {here}/sleep?level=1",),
+            after_save=(f"POST {here}/wake_up",),
+            after_restore=(f"POST {here}/wake_up",),
+            # /health is right long before the first token can come.
+            ready=(f"POST {here}/v1/completions {one}",),
+            ready_s=READY_S,
+        ),
+        hidden=(
+            *("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache"),
+            *("/server_info", "/start_profile", "/stop_profile", "/pause", "/resume", "/scale_elastic_ep"),
+            *("/load_lora_adapter", "/unload_lora_adapter", "/update_weights", "/init_weight_transfer_engine"),
+        ),
+        verify=f"POST {here}/v1/completions {eight}",
+    )
+
+
+def _sglang(model: str, arguments: tuple[str, ...], python: str) -> Engine:
+    here = f"http://127.0.0.1:{PORT}"
+    one = json.dumps({"text": "1", "sampling_params": {"max_new_tokens": 1, "temperature": 0}})
+    return Engine(
+        argv=(
+            *(python, "-m", "sglang.launch_server", "--model-path", model),
+            *("--host", "127.0.0.1", "--port", str(PORT), "--enable-memory-saver", *arguments),
+        ),
+        env={},
+        hooks=Hooks(
+            before_save=(f"POST {here}/release_memory_occupation {{}}",),
+            after_save=(f"POST {here}/resume_memory_occupation {{}}",),
+            after_restore=(f"POST {here}/resume_memory_occupation {{}}",),
+            ready=(f"POST {here}/generate {one}",),
+            ready_s=READY_S,
+        ),
+        hidden=(
+            *("/release_memory_occupation", "/resume_memory_occupation", "/flush_cache", "/update_weights_from_disk"),
+            *("/update_weights_from_distributed", "/update_weights_from_tensor", "/start_profile", "/stop_profile"),
+        ),
+        verify=f"POST {here}/generate {one}",
+    )
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    """What an option of the engine's was given, if it was."""
+    for at, word in enumerate(arguments):
+        if word == option and at + 1 < len(arguments):
+            return arguments[at + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+_ENGINES = {"vllm": _vllm, "sglang": _sglang}
