@@ -169,6 +169,11 @@ def common_options() -> list[click.Option]:
 class Verb(click.Command):
     """A command that also takes the common options."""
 
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        """As of any command; its help may be printed meanwhile."""
+        with writing_out():
+            return super().make_context(*args, **settings)
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not any(p.name == "as_json" for p in self.params):
             self.params = [*self.params, *common_options()]

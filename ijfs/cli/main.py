@@ -221,7 +221,9 @@ def _dispatch(argv: list[str], app: App) -> None:
     """Parse and run. click's own `main` only serves the shell's completion: it has other ideas of exit codes."""
     if "_IJFS_COMPLETE" in os.environ:
         cli.main(args=argv, prog_name="ijfs", obj=app)
-    with app.closing, cli.make_context("ijfs", argv, obj=app) as context:
+    with writing_out():  # the help, or the version
+        context = cli.make_context("ijfs", argv, obj=app)
+    with app.closing, context:
         cli.invoke(context)
 
 
