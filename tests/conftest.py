@@ -2,6 +2,8 @@
 
 Those tests meet what a machine does beside them: other programs, a slow disk, a kernel that takes its time. One that
 needed its second run is a fault to look at all the same (docs/testing.md). Tests of the engine never get one.
+
+And no example of hypothesis has a deadline: its 200 ms say how busy the machine is.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 START_PROGRAMS = ("cli", "deployments", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
 """The directories whose tests get a second run."""
