@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock pictures tour docs wheel clean
+.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock labextension setup-browser pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ setup: ## what the machine lacks: packages, CRIU, .venv
 demo: setup ## a live kernel saved, restored and forked, in a minute
 	$(BIN)/ijfs demo
 
-test: setup ## every test that this machine can run; ARGS go to pytest
+test: setup setup-browser ## every test that this machine can run; ARGS go to pytest
 	$(BIN)/pytest $(ARGS)
 
 fuzz: setup ## damaged repositories against what the store promises, an hour. ARGS=--seed 2 --seconds 600
@@ -70,6 +70,12 @@ bench-scale: setup ## the store at 1 and 10 million chunks; 15 minutes, 4 GB of 
 
 setup-bench: setup ## the peers that bench-store compares with; ARGS=--torch for torch kernels
 	@tools/setup-bench $(ARGS)
+
+setup-browser: setup ## what the tests in a browser need: chromium, JupyterLab, playwright
+	@tools/setup-browser
+
+labextension: ## the panel for JupyterLab from its sources into labextension/built; needs node and npm
+	tools/labextension
 
 lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 	tools/lock $(ARGS)

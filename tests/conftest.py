@@ -17,7 +17,7 @@ import pytest
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-START_PROGRAMS = ("cli", "deployments", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
+START_PROGRAMS = ("browser", "cli", "deployments", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
 """The directories whose tests get a second run."""
 
 MOST = 5

@@ -32,10 +32,10 @@ class RefusedError(AssertionError):
 class JupyterServer:
     """A server whose notebooks are in `root`; the environment is that of a JupyterEnv."""
 
-    def __init__(self, env: JupyterEnv, root: Path, *options: str) -> None:
+    def __init__(self, env: JupyterEnv, root: Path, *options: str, program: str = "jupyter_server") -> None:
         self.env, self.root = env, root
         root.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--port=0"]
+        command = [sys.executable, "-m", program, "--no-browser", "--allow-root", "--port=0"]
         given = [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", *options]
         self.log = (root.parent / f"{root.name}.log").open("w+")
         self.process = subprocess.Popen([*command, *given], stdout=self.log, stderr=self.log)

@@ -13,6 +13,7 @@ ensure_python_environment() {
     ensure_locked_packages
     ensure_gpu_packages
     ensure_editable_install
+    ensure_jupyter_files
     ensure_extensions
     ensure_bytecode
 }
@@ -89,6 +90,14 @@ ensure_editable_install() {
     pip_install --no-deps --no-build-isolation --editable .
     stamp editable "$made_from"
     stamp extensions "$(extension_sources | xargs_digest)" # pip has compiled them on the way
+}
+
+# An editable install brings no data files (pyproject.toml, data-files): what Jupyter looks for in its environment is
+# linked, so that what was built anew is found, too.
+ensure_jupyter_files() {
+    mkdir -p "$VENV/etc/jupyter/jupyter_server_config.d" "$VENV/share/jupyter/labextensions"
+    ln -sfn "$CHECKOUT/etc/jupyter/jupyter_server_config.d/ijfs.json" "$VENV/etc/jupyter/jupyter_server_config.d/ijfs.json"
+    ln -sfn "$CHECKOUT/labextension/built" "$VENV/share/jupyter/labextensions/ijfs-panel"
 }
 
 ensure_extensions() {
