@@ -52,6 +52,13 @@ if TYPE_CHECKING:
     from ijfs_engine.read.export import Exported, export_tree
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.read.stored_file import Extent, StoredFile
+    from ijfs_engine.remote.bucket import MissingObjectError, RemoteError
+    from ijfs_engine.remote.fetch import FetchReport
+    from ijfs_engine.remote.known import KnownTree
+    from ijfs_engine.remote.pull import PullReport
+    from ijfs_engine.remote.push import PushReport
+    from ijfs_engine.remote.remotes import Remotes
+    from ijfs_engine.remote.stored_names import RemoteName
     from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
@@ -95,13 +102,16 @@ __all__ = [
     "EntryKind",
     "Exported",
     "Extent",
+    "FetchReport",
     "FoundOnDisk",
     "FsckReport",
     "GcReport",
     "Holder",
     "IjfsError",
     "KeptPack",
+    "KnownTree",
     "LockedError",
+    "MissingObjectError",
     "NoRepositoryError",
     "ObjectId",
     "PageLayout",
@@ -115,9 +125,14 @@ __all__ = [
     "Progress",
     "PrunePolicy",
     "PruneReport",
+    "PullReport",
+    "PushReport",
     "Reader",
     "RefChange",
     "Refs",
+    "RemoteError",
+    "RemoteName",
+    "Remotes",
     "Repository",
     "Segments",
     "Snapshot",
@@ -169,6 +184,13 @@ _MODULES = {
     "read.export": ("Exported", "export_tree"),
     "read.reader": ("Reader",),
     "read.stored_file": ("Extent", "StoredFile"),
+    "remote.bucket": ("MissingObjectError", "RemoteError"),
+    "remote.fetch": ("FetchReport",),
+    "remote.known": ("KnownTree",),
+    "remote.pull": ("PullReport",),
+    "remote.push": ("PushReport",),
+    "remote.remotes": ("Remotes",),
+    "remote.stored_names": ("RemoteName",),
     "repository": ("Repository",),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),

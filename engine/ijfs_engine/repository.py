@@ -13,8 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError
+from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
+from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
+from ijfs_engine.remote.remotes import Remotes
 from ijfs_engine.storage import disk, listed, working_sets
 from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory
 from ijfs_engine.storage.index import (
@@ -43,6 +45,16 @@ if TYPE_CHECKING:
 
 class Repository(OpenRepository):
     """A repository, open. One per process and path is enough; safe to use from several threads. A context manager."""
+
+    def __init__(self, directory: RepositoryDirectory, index: Index) -> None:
+        super().__init__(directory, index)
+        self.remotes = Remotes(self)
+        self.store.look_elsewhere(self.remotes.elsewhere)
+
+    def close(self) -> None:
+        """Let go of every file; safe to call twice."""
+        self.remotes.close()
+        super().close()
 
     # --- Opening
 
@@ -119,11 +131,13 @@ class Repository(OpenRepository):
     ) -> SnapshotWriter:
         """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
 
-        `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read.
+        `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read. What
+        is needed of a parent that is at a remote is stored here, too.
         """
         from ijfs_engine.write.snapshot_writer import begin
 
-        return begin(self, parents, anew=anew, progress=progress)
+        far = [parent for parent in parents if not self.is_here(parent) and self.snapshot(parent)]
+        return begin(self, parents, anew=anew, elsewhere=far, progress=progress)
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
         """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by
@@ -136,25 +150,42 @@ class Repository(OpenRepository):
     def working_set(self, ident: ObjectId, *, inherited: bool = True) -> bytes | None:
         """What `put_working_set` kept for a snapshot or, with `inherited`, for its nearest ancestor that has one; it
         may vanish at any time. CorruptError."""
-        return working_sets.find(self, ident, working_sets.MAX_GENERATIONS if inherited else 1)
+        found = working_sets.find(self, ident, working_sets.MAX_GENERATIONS if inherited else 1)
+        return found if found is not None or self.is_here(ident) else self.remotes.working_set(ident)
 
     def put_working_set(self, ident: ObjectId, data: bytes) -> None:
         """Keep what a restore of a snapshot needed first (at most 1 MiB); the latest one wins. It is no part of the
         snapshot, and goes with it. UnknownNameError, StorageError, ValueError."""
+        self.snapshot(ident)
         working_sets.put(self, ident, data)
 
     # --- History
 
     def resolve(self, spec: str) -> ObjectId:
-        """A snapshot's id from a prefix of at least 4 digits, a branch, a tag, `name~2` or `latest`.
+        """A snapshot's id from a prefix of at least 4 digits, a branch, a tag, `name~2` or `latest`; behind the name of
+        a remote and a slash, one that is there.
 
         UnknownNameError, AmbiguousNameError (which lists the candidates).
         """
-        return listed.resolve(self, spec)
+        found = self.remotes.resolve(spec)
+        if found is None and len(spec) == 2 * ID_SIZE and self.remotes.lists(spec):
+            found = bytes.fromhex(spec)
+        return found or listed.resolve(self, spec)
 
     def snapshot(self, ident: ObjectId) -> Snapshot:
-        """The record of a snapshot that is listed. UnknownNameError."""
-        return listed.snapshot(self, ident)
+        """The record of a snapshot that is listed, here or at a remote. UnknownNameError."""
+        try:
+            return listed.snapshot(self, ident)
+        except UnknownNameError:
+            found = self.remotes.snapshot(ident)
+            if found is None:
+                raise
+            return found
+
+    def is_here(self, ident: ObjectId) -> bool:
+        """Whether a snapshot is listed here, and so whole: it can be read without any remote."""
+        with self.index.read() as view:
+            return view.get(SNAPSHOTS, ident) is not None
 
     def snapshots(self, newest: int | None = None) -> list[Snapshot]:
         """All, or so many, newest first, without those whose record cannot be read; fsck names these."""
@@ -193,9 +224,11 @@ class Repository(OpenRepository):
         return bring_back(self, ident)
 
     def pin(self, ident: ObjectId, owner: str) -> Pin:
-        """Keep a snapshot from gc and rm as long as the answer is open and this process lives. UnknownNameError."""
+        """Keep a snapshot from gc and rm as long as the answer is open and this process lives; of one that is not here
+        the pin only says who reads it. UnknownNameError."""
         self.directory.check_writable()
-        return make_pin(self.directory.pins, self.index, ident, owner)
+        far = not self.is_here(ident) and self.snapshot(ident) is not None
+        return make_pin(self.directory.pins, self.index, ident, owner, elsewhere=far)
 
     def pins(self) -> list[PinInfo]:
         """The pins whose owners live."""

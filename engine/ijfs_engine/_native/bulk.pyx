@@ -143,6 +143,11 @@ cdef class BulkRead(ReadPlan):
         self.n_packs = len(packs)
         return packs
 
+    def planned(self):
+        """(number of the pack in what `schedule` gave, offset, bytes) of what `read` will read, in that order."""
+        cdef size_t i
+        return [(self.reads[i].pack, self.reads[i].begin, self.reads[i].size) for i in range(self.n_reads)]
+
     def read(self, descriptors):
         """Read, unpack and check what was planned: a descriptor for each pack, -1 where there is none. OSError.
 

@@ -45,10 +45,19 @@ class FrameKind:
     SNAPSHOT: Final = 6
     SIDECAR: Final = 7
     JOURNAL: Final = 8
+    PACK_INDEX: Final = 9
+    """What a pack of an object store holds."""
+    OPERATION: Final = 10
+    """One change of an object store's refs."""
+    MANIFEST: Final = 11
+    """All refs and snapshots of an object store up to an operation."""
 
     NAMES: Final = {
         1: "chunk", 2: "leaf", 3: "file", 4: "layout", 5: "tree", 6: "snapshot", 7: "sidecar", 8: "journal",
+        9: "pack index", 10: "operation", 11: "manifest",
     }  # fmt: skip
+    LOCAL: Final = frozenset((2, 3, 4, 5, 6))
+    """Kinds of objects that a repository's packs hold."""
 
 
 class Codec:

@@ -40,7 +40,7 @@ from ijfs_engine.storage.refs import is_ref_key
 _MOST: Final = 20
 """Faults that are named; one damaged page may have thousands."""
 _CODECS: Final = frozenset(value for name, value in vars(Codec).items() if not name.startswith("_"))
-_KINDS: Final = frozenset(FrameKind.NAMES) - {FrameKind.CHUNK, FrameKind.SIDECAR, FrameKind.JOURNAL}
+_KINDS: Final = FrameKind.LOCAL
 _META_ROWS: Final = {b"whole": 1, b"journal": 16, b"next_pack": 8, b"epoch": 8}
 _NAMES: Final = (SNAPSHOTS, REMOVED, REFS, REFLOG, META)
 """Tables that a rebuild takes from the journal."""

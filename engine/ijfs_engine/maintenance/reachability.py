@@ -37,9 +37,11 @@ class Children(NamedTuple):
 class TreeWalker:
     """Expands objects into what they point at."""
 
-    def __init__(self, store: Store, index: Index) -> None:
+    def __init__(self, store: Store, index: Index, *, elsewhere: bool = False) -> None:
+        """With `elsewhere`, what is walked may be where the store looks else, and not in the index."""
         self._store = store
         self._index = index
+        self._elsewhere = elsewhere
 
     def expand(
         self, kind: int, ids: Sequence[ObjectId], on_error: OnError | None = None
@@ -88,8 +90,11 @@ class TreeWalker:
 
     def _trees(self, trees: Sequence[Tree]) -> list[Children]:
         contents = [entry.content for tree in trees for entry in tree.entries if entry.content and entry.kind != "d"]
-        with self._index.read() as view:
-            rows = view.get_many(OBJECTS, contents)
+        if self._elsewhere:
+            rows = self._store.object_rows(contents)
+        else:
+            with self._index.read() as view:
+                rows = view.get_many(OBJECTS, contents)
         kinds = {
             ident: Place.decode(row).tag if row is not None else FrameKind.CHUNK
             for ident, row in zip(contents, rows, strict=True)

@@ -167,3 +167,16 @@ def put_in_place(temporary: Path, path: Path) -> None:
     note("rename", path)
     temporary.rename(path)
     fsync_dir(path.parent)
+
+
+def punch(fd: int, path: Path, offset: int, length: int) -> None:
+    """Give a stretch of a file back to the disk: it reads as zeros then. Where the filesystem cannot, zeros are
+    written. OSError."""
+    import ctypes
+
+    note("punch", path, fd, offset)
+    keep_size, hole = 1, 2
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if fallocate(fd, keep_size | hole, offset, length):
+        os.pwrite(fd, bytes(length), offset)

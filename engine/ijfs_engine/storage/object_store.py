@@ -40,6 +40,7 @@ from ijfs_engine.format.records import (
 from ijfs_engine.format.row import misshapen
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
+from ijfs_engine.storage.elsewhere import FAR, Elsewhere, OpenFile
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS, Index
 from ijfs_engine.storage.pack import PackReader
 from ijfs_engine.util.io_wait import add_io_wait
@@ -56,6 +57,11 @@ _LONGEST: Final = 4 << 20
 """Longest single read, so that memory stays bounded."""
 _ATTEMPTS: Final = 3
 """gc may move a frame between the look into the index and the read; hardly ever twice in a row."""
+
+
+def _nowhere() -> Elsewhere | None:
+    """There is no other place."""
+    return None
 
 
 class ChunkInfo(NamedTuple):
@@ -82,9 +88,15 @@ class Store:
         self._directory = directory
         self._index = index
         self._packs = PackReader(directory.packs, ahead=ahead)
+        self._find_elsewhere: Callable[[], Elsewhere | None] = _nowhere
+
+    def look_elsewhere(self, find: Callable[[], Elsewhere | None]) -> None:
+        """From now on, what is not here may be where `find` says; it is called when something is not here."""
+        self._find_elsewhere = find
 
     def without_readahead(self) -> Store:
-        """A second store over the same repository without read-ahead, for small reads in many places. Close it."""
+        """A second store over the same repository without read-ahead, for small reads in many places; of what is here
+        alone. Close it."""
         return Store(self._directory, self._index, ahead=False)
 
     @cached_property
@@ -112,16 +124,31 @@ class Store:
 
     def chunk_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
         """The index's rows (`Place.encode`), for `ReadPlan`, which parses them itself; None for no such chunk."""
-        with self._index.read() as view:
-            rows = view.get_many(CHUNKS, ids)
+        rows = self._rows(CHUNKS, ids)
         if any(row is not None and len(row) != len(NO_PLACE) for row in rows):
             raise misshapen()
         return rows
+
+    def object_rows(self, ids: Sequence[bytes]) -> list[bytes | None]:
+        """The same of objects, for who walks; None for no such object."""
+        return self._rows(OBJECTS, ids)
+
+    def _rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
+        """Where frames are: here, or elsewhere what is not here."""
+        with self._index.read() as view:
+            rows = view.get_many(table, ids)
+        if None not in rows or table == SIDECARS or (elsewhere := self._find_elsewhere()) is None:
+            return rows
+        missing = [ident for ident, row in zip(ids, rows, strict=True) if row is None]
+        far = iter(elsewhere.rows(table, missing))
+        return [row if row is not None else next(far) for row in rows]
 
     def advise_reads(self, rows: Iterable[bytes]) -> None:
         """Have the kernel begin to read the frames at these rows: large reads follow, in this order. StorageError."""
         spans: dict[int, list[int]] = {}
         for place in map(Place.decode, rows):
+            if place.pack >= FAR:
+                continue
             span = spans.setdefault(place.pack, [place.pack, place.offset, place.offset])
             span[2] = max(span[2], place.offset + place.span)
         with disk.storage_errors("reading packs"):
@@ -130,13 +157,26 @@ class Store:
     def read_planned(self, what: BulkRead, packs: Sequence[Sequence[int]]) -> None:
         """Do the reads that `schedule` planned of these packs; packs that gc has removed are left out. StorageError."""
         names = ", ".join(f"{number:08x}" for number, _, _ in packs)
-        with disk.storage_errors(f"reading pack {names}"), self._packs.opened(packs) as descriptors:
-            add_io_wait(what.read(descriptors))
+        near = [pack for pack in packs if pack[0] < FAR]
+        with disk.storage_errors(f"reading pack {names}"), self._packs.opened(near) as descriptors:
+            # Packs are sorted by number: those elsewhere come last.
+            far = self._fetched(what, packs, len(near))
+            add_io_wait(what.read([*descriptors, *(file.fd if file is not None else -1 for file in far)]))
+
+    def _fetched(self, what: BulkRead, packs: Sequence[Sequence[int]], near: int) -> list[OpenFile | None]:
+        """Files that hold what is about to be read of the packs elsewhere."""
+        elsewhere = self._find_elsewhere() if near < len(packs) else None
+        if elsewhere is None:
+            return [None] * (len(packs) - near)
+        wanted: dict[int, list[tuple[int, int]]] = {at: [] for at in range(near, len(packs))}
+        for at, offset, length in what.planned():
+            if at >= near:
+                wanted[at].append((offset, length))
+        return elsewhere.files([(packs[at][0], reads) for at, reads in wanted.items()])
 
     def chunk_info(self, ids: Sequence[bytes]) -> list[ChunkInfo | None]:
         """Sizes, codec and depth from the index alone; None where there is no such chunk."""
-        with self._index.read() as view:
-            rows = view.get_many(CHUNKS, ids)
+        rows = self._rows(CHUNKS, ids)
         places = [Place.decode(row) if row is not None else None for row in rows]
         return [place and ChunkInfo(place.plain, place.span, place.tag, place.depth) for place in places]
 
@@ -148,6 +188,10 @@ class Store:
                 return Place.decode(row).tag
             if view.get(CHUNKS, content) is not None:
                 return FrameKind.CHUNK
+        for table in (OBJECTS, CHUNKS):
+            (row,) = self._rows(table, [content])
+            if row is not None:
+                return Place.decode(row).tag if table == OBJECTS else FrameKind.CHUNK
         raise CorruptError(f"nothing has the id {content.hex()[:12]}")
 
     def get_object(self, ident: ObjectId, kind: int) -> bytes:
@@ -221,7 +265,7 @@ class Store:
                 return found
             for failure in failed.values():
                 if failure.place is not None:
-                    self._packs.forget(failure.place.pack)
+                    self._distrust(failure.place)
             before = failed
             more, failed = self._attempt(table, list(failed))
             found.update(more)
@@ -232,9 +276,24 @@ class Store:
             raise next(iter(failed.values())).error
         return found
 
+    def _distrust(self, place: Place) -> None:
+        """A frame that was read there is not what it should be: look anew."""
+        if place.pack < FAR:
+            self._packs.forget(place.pack)
+        elif (elsewhere := self._find_elsewhere()) is not None:
+            elsewhere.distrust(place.pack, place.offset, place.span)
+
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        """Bytes of a pack, wherever it is. FileNotFoundError, OSError, StorageError."""
+        if number < FAR:
+            return self._packs.read(number, offset, length)
+        elsewhere = self._find_elsewhere()
+        if elsewhere is None:
+            raise FileNotFoundError(number)
+        return elsewhere.read(number, offset, length)
+
     def _attempt(self, table: bytes, ids: Sequence[bytes]) -> tuple[dict[bytes, EncodedChunk], dict[bytes, _Failed]]:
-        with self._index.read() as view:
-            rows = view.get_many(table, ids)
+        rows = self._rows(table, ids)
         found: dict[bytes, EncodedChunk] = {}
         failed: dict[bytes, _Failed] = {}
         wanted: list[tuple[Place, bytes]] = []
@@ -259,7 +318,7 @@ class Store:
         data = b""
         with disk.storage_errors(f"reading {name}"):
             try:
-                data = self._packs.read(first.pack, first.offset, last.offset + last.span - first.offset)
+                data = self._read(first.pack, first.offset, last.offset + last.span - first.offset)
             except FileNotFoundError:
                 name = f"{name} (which is missing)"
             except OSError as error:
@@ -286,7 +345,7 @@ class Store:
         for place, ident in batch:
             where = f"pack {place.pack:08x} at {place.offset}"
             try:
-                data = self._packs.read(place.pack, place.offset, place.span)
+                data = self._read(place.pack, place.offset, place.span)
                 found[ident] = _frame(table, memoryview(data), place, ident, f"pack {place.pack:08x}")
             except CorruptError as error:
                 failed[ident] = _Failed(place, error)

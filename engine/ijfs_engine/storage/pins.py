@@ -44,15 +44,16 @@ class Pin:
         self.close()
 
 
-def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str) -> Pin:
-    """Pin a listed snapshot. UnknownNameError if it is gone, StorageError."""
+def make_pin(directory: Path, index: Index, ident: ObjectId, owner: str, *, elsewhere: bool = False) -> Pin:
+    """Pin a listed snapshot, or one that is `elsewhere`. UnknownNameError if it is gone, StorageError."""
     info = PinInfo(ident, owner, os.getpid())
     with disk.storage_errors("pinning a snapshot"):
         file = LockFile.create(directory)
         try:
             file.write(msgspec.msgpack.encode(info))
             # rm and gc look at the pins inside a write transaction: passing through one orders us with them.
-            index.write(lambda update: _check_listed(update, ident))
+            if not elsewhere:
+                index.write(lambda update: _check_listed(update, ident))
         except BaseException:
             file.close()
             raise

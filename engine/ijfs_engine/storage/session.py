@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +31,7 @@ from ijfs_engine.storage.index import (
     PACK_ROW,
     PACKS,
     REFS,
+    REMOVED,
     SIDECARS,
     SNAPSHOTS,
     U64,
@@ -249,6 +250,28 @@ class Session:
             self._end()
             self._directory.reserve.take(self._index.size_on_disk())
         return msgspec.structs.replace(blank, id=ident)
+
+    def commit_copies(self, snapshots: Mapping[ObjectId, int], heads: Mapping[str, ObjectId], why: str) -> None:
+        """Make durable and visible what was copied from another tree, and end the session: snapshots (with when they
+        were made, ns), whose records and all they reach were put here, and branches or tags that move to some."""
+
+        def visible(update: Update) -> None:
+            self._rows.put(update)
+            records: list[Record] = []
+            for ident, created_ns in snapshots.items():
+                records.append(SnapshotAdded(ident, created_ns))
+                update.put(SNAPSHOTS, ident, U64.pack(created_ns))
+                update.delete(REMOVED, ident)
+            for name, ident in heads.items():
+                records.append(move_ref(update, name.encode(), update.get(REFS, name.encode()), ident, why))
+            if records:
+                log_records(update, self._journal, records)
+
+        with self._lock, disk.storage_errors("committing snapshots"):
+            self._check_open()
+            self._settle()
+            self._index.write(visible, last_room=False)
+            self._end()
 
     def publish(self) -> dict[bytes, bytes]:
         """Make what was put so far durable and put it into the index without a snapshot."""

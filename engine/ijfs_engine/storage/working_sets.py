@@ -22,10 +22,9 @@ MAX_GENERATIONS: Final = 64
 
 
 def put(repository: OpenRepository, ident: ObjectId, data: bytes) -> None:
-    """Keep `data` as the working set of a snapshot; the latest one wins. UnknownNameError, StorageError, ValueError."""
+    """Keep `data` as the working set of a snapshot; the latest one wins. StorageError, ValueError."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"a working set has at most {MAX_BYTES} bytes, not {len(data)}")
-    listed.snapshot(repository, ident)
     with repository.session() as session:
         session.put_sidecar(ident, data)
         session.publish()

@@ -6,8 +6,10 @@ the place. (Counting whole reads was tried: beside another busy program the page
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 
 class _Waited(threading.local):
@@ -32,3 +34,13 @@ def simulate_latency(delay_s: float) -> None:
 def add_io_wait(seconds: float) -> None:
     """Count a request of the calling thread that has waited so long."""
     _waited.seconds += seconds
+
+
+@contextlib.contextmanager
+def waited_for() -> Iterator[None]:
+    """Count what the block waits for as a request of the calling thread."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        add_io_wait(time.monotonic() - began)

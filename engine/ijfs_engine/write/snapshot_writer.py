@@ -229,21 +229,28 @@ class SnapshotWriter:
 
 
 def begin(
-    repository: OpenRepository, parents: Sequence[ObjectId], *, anew: bool = False, progress: Progress | None = None
+    repository: OpenRepository,
+    parents: Sequence[ObjectId],
+    *,
+    anew: bool = False,
+    elsewhere: Sequence[ObjectId] = (),
+    progress: Progress | None = None,
 ) -> SnapshotWriter:
     """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
 
-    `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read.
+    `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read. Nor are
+    those read that are `elsewhere`: nothing that is stored here may count on what is not.
     """
     # The session first: from then on gc takes nothing that the parents reach.
     repository.directory.check_writable()
     session = ProvingSession(repository) if anew else repository.session()
     try:
+        near = [parent for parent in parents if parent not in elsewhere]
         if anew:
-            listed.check_listed(repository, parents)
+            listed.check_listed(repository, near)
             return SnapshotWriter(repository.store, session, unread=parents, progress=progress)
-        snapshots = tuple(listed.snapshot(repository, parent) for parent in parents)
-        return SnapshotWriter(repository.store, session, snapshots, progress=progress)
+        snapshots = tuple(listed.snapshot(repository, parent) for parent in near)
+        return SnapshotWriter(repository.store, session, snapshots, unread=elsewhere, progress=progress)
     except BaseException:
         session.abort()
         raise

@@ -1,0 +1,159 @@
+"""What a repository's store reads that is not here: from the object stores of its remotes, through the cache on the
+disk.
+
+Nothing is opened before something is asked for that is not here. A snapshot's packs are looked up when its root tree is
+read, since everything that is read of a snapshot begins with its root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from threading import RLock
+
+from ijfs_engine.errors import IjfsError
+from ijfs_engine.format.records import ObjectId, Snapshot
+from ijfs_engine.remote import indexes
+from ijfs_engine.remote.bucket import Bucket, RemoteError
+from ijfs_engine.remote.cache import CachedPack, PackCache
+from ijfs_engine.remote.far_index import FarIndex, FarPack
+from ijfs_engine.remote.known import KnownTree, read_known
+from ijfs_engine.remote.packing import pack_name, working_set_name
+from ijfs_engine.remote.ranges import RangeReader
+from ijfs_engine.remote.remote import known_path
+from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
+from ijfs_engine.storage import disk
+from ijfs_engine.storage.elsewhere import OpenFile
+from ijfs_engine.storage.index import OBJECTS
+from ijfs_engine.util.io_wait import waited_for
+
+
+class RemoteElsewhere:
+    """Implements `storage.elsewhere.Elsewhere`. Safe to use from several threads."""
+
+    def __init__(self, directory: Path, cache_limit: int) -> None:
+        """`directory` is the repository's `remotes/`. StorageError."""
+        self._directory = directory
+        self._lock = RLock()
+        self.far = FarIndex(directory)
+        self._names = RemoteNames(directory)
+        self._cache = PackCache(directory / "cache", cache_limit, self._fetch)
+        self._ranges: dict[bytes, RangeReader] = {}
+        self._known: dict[str, tuple[int, KnownTree]] = {}
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._cache.close()
+        for reader in self._ranges.values():
+            reader.close()
+        self.far.close()
+
+    def rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
+        """As `Elsewhere` says. CorruptError, RemoteError."""
+        rows = self.far.rows(table, ids)
+        missing = [ident for ident, row in zip(ids, rows, strict=True) if row is None]
+        if table == OBJECTS and missing and self._load_roots(missing):
+            return self.far.rows(table, ids)
+        return rows
+
+    def _load_roots(self, ids: Sequence[ObjectId]) -> int:
+        """Know the packs of the snapshots that these are, or the root trees of; how many were not known."""
+        new = 0
+        for name, known in self._trees():
+            packs = {
+                pack
+                for ident in ids
+                for snapshot in known.snapshots_of(ident)
+                for pack in known.view.listings[snapshot].pack_ids()
+            }
+            if packs:
+                with self._lock:
+                    bucket = Bucket.open(name.url)
+                    new += indexes.load(bucket, self.far, bytes.fromhex(name.store), packs)
+        return new
+
+    def _trees(self) -> list[tuple[RemoteName, KnownTree]]:
+        """What is known of each remote, read anew where somebody fetched."""
+        return [(name, self.tree(name)) for name in self._names.all().values() if name.store]
+
+    def tree(self, name: RemoteName) -> KnownTree:
+        """What is known of one remote."""
+        path = known_path(self._directory, name.store)
+        stamp = path.stat().st_mtime_ns if path.exists() else 0
+        with self._lock:
+            kept = self._known.get(name.store)
+            if kept is None or kept[0] != stamp:
+                kept = self._known[name.store] = (stamp, read_known(path))
+            return kept[1]
+
+    def snapshot(self, ident: ObjectId) -> Snapshot | None:
+        """The record of a snapshot that some remote's tree lists."""
+        for _, known in self._trees():
+            if known.listing(ident) is not None:
+                return known.snapshot(ident)
+        return None
+
+    def listed_by(self, ident: ObjectId) -> RemoteName | None:
+        """The first remote whose tree lists a snapshot."""
+        return next((name for name, known in self._trees() if known.listing(ident) is not None), None)
+
+    def working_set(self, ident: ObjectId) -> bytes | None:
+        """What a restore needed first of a snapshot; a hint, so a store that does not give it has none."""
+        name = self.listed_by(ident)
+        if name is None:
+            return None
+        try:
+            return Bucket.open(name.url).get(working_set_name(ident))
+        except RemoteError:
+            return None
+
+    # --- Bytes
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """As `Elsewhere` says."""
+        pack = self.far.pack(number)
+        if pack is None:
+            raise FileNotFoundError(number)
+        file = self._cache.opened(pack)
+        with waited_for():
+            self._cache.bring([(file, [(offset, length)])])
+        return os.pread(file.fd, length, offset)
+
+    def files(self, wanted: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> list[OpenFile | None]:
+        """As `Elsewhere` says."""
+        found: list[CachedPack | None] = []
+        for number, _ in wanted:
+            pack = self.far.pack(number)
+            found.append(self._cache.opened(pack) if pack is not None else None)
+        with waited_for():
+            self._cache.bring([(f, reads) for f, (_, reads) in zip(found, wanted, strict=True) if f is not None])
+        return list(found)
+
+    def distrust(self, number: int, offset: int, length: int) -> None:
+        """As `Elsewhere` says."""
+        pack = self.far.pack(number)
+        if pack is not None:
+            self._cache.distrust(self._cache.opened(pack), offset, length)
+
+    def _fetch(self, pack: FarPack, start: int, end: int) -> bytes:
+        with self._lock:
+            reader = self._ranges.get(pack.store)
+            if reader is None:
+                reader = self._ranges[pack.store] = RangeReader(self._bucket(pack.store))
+        return reader.read(pack_name(pack.pack), start, end)
+
+    def _bucket(self, store: bytes) -> Bucket:
+        for name in self._names.all().values():
+            if name.store == store.hex():
+                return Bucket.open(name.url)
+        raise IjfsError("the remote that has these bytes was removed", hint="`ijfs remote add` it again")
+
+
+def find_elsewhere(repository: Path, cache_limit: int) -> RemoteElsewhere | None:
+    """What a repository's remotes have; None where nothing was ever fetched from or pushed to one."""
+    directory = repository / "remotes"
+    if not (directory / "index" / "data.mdb").exists():
+        return None
+    with disk.storage_errors("opening what is known of remotes"):
+        return RemoteElsewhere(directory, cache_limit)

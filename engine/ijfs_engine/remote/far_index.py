@@ -1,0 +1,142 @@
+"""Which chunks and objects are in object stores, and where: one index for all stores of a repository, apart from its
+own.
+
+The repository's own index says what is here, and only that: so nothing that is here ever counts on a store. The tables
+are the same; packs have numbers from `FAR` on, by which readers tell them apart (storage/elsewhere.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from ijfs_engine.format.frames import ID_SIZE
+from ijfs_engine.format.pack_index import CHUNK_PACK, PackIndex
+from ijfs_engine.format.place import Place
+from ijfs_engine.storage.elsewhere import FAR
+from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, U64, Index, Update, View
+
+_PACK = b"pack/"
+_NAME = b"name/"
+
+
+class FarPack(NamedTuple):
+    """A pack of a store: which store (its repository's id), its id there, its size."""
+
+    number: int
+    store: bytes
+    pack: bytes
+    size: int
+
+
+class FarIndex:
+    """Safe to use from several threads and processes."""
+
+    def __init__(self, directory: Path) -> None:
+        """Makes it where there is none. StorageError."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._index = Index.open(directory / "index")
+        self._known: dict[int, FarPack] = {}
+        self._lock = Lock()
+
+    def close(self) -> None:
+        """Let go."""
+        self._index.close()
+
+    def rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
+        """Where frames are; None for what is in no pack that was registered."""
+        with self._index.read() as view:
+            return view.get_many(table, ids)
+
+    def bases(self, chunks: Sequence[bytes]) -> list[bytes]:
+        """Of each chunk the ids of those it is stored against there, end to end."""
+        with self._index.read() as view:
+            return view.bases(chunks)
+
+    def has_packs(self, packs: Iterable[bytes]) -> list[bool]:
+        """For each pack id: was it registered?"""
+        with self._index.read() as view:
+            return [view.get(META, _PACK + pack) is not None for pack in packs]
+
+    def register(self, store: bytes, packs: Sequence[PackIndex]) -> None:
+        """Take in what packs hold. What is known to be elsewhere stays there."""
+
+        def change(update: Update) -> None:
+            for pack in packs:
+                _register(update, store, pack)
+
+        self._index.write(change)
+
+    def pack(self, number: int) -> FarPack | None:
+        """What is known of a pack; None for one that is gone."""
+        with self._lock:
+            found = self._known.get(number)
+        if found is None:
+            with self._index.read() as view:
+                found = _pack(view, number)
+            if found is not None:
+                with self._lock:
+                    self._known[number] = found
+        return found
+
+    def packs(self, store: bytes) -> list[FarPack]:
+        """All that were registered of a store."""
+        with self._index.read() as view:
+            numbers = [PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)]
+            found = [_pack(view, number) for number in numbers]
+        return [one for one in found if one is not None and one.store == store]
+
+    def packs_of(self, table: bytes, ids: Sequence[bytes]) -> set[int]:
+        """The numbers of the packs without which these cannot be read: bases counted. KeyError for what is nowhere."""
+        found: set[int] = set()
+        edge, seen = list(ids), set(ids)
+        with self._index.read() as view:
+            while edge:
+                for ident, row in zip(edge, view.get_many(table, edge), strict=True):
+                    if row is None:
+                        raise KeyError(ident)
+                    found.add(Place.decode(row).pack)
+                bases = b"".join(view.bases(edge)) if table == CHUNKS else b""
+                edge = [b for at in range(0, len(bases), ID_SIZE) if (b := bases[at : at + ID_SIZE]) not in seen]
+                edge = list(dict.fromkeys(edge))
+                seen.update(edge)
+        return found
+
+    def forget_all(self) -> None:
+        """Know nothing any more, because packs went: what is needed is learned again. (To drop the rows of some packs
+        would lose what is in others as well.) Numbers are not given again, so who reads goes on."""
+        self._index.write(_forget_all)
+
+
+def _register(update: Update, store: bytes, pack: PackIndex) -> None:
+    if update.get(META, _PACK + pack.pack) is not None:
+        return
+    number = max(update.number(b"next_pack"), FAR)
+    update.set_number(b"next_pack", number + 1)
+    key = PACK_KEY.pack(number)
+    update.put(META, _PACK + pack.pack, U64.pack(number))
+    update.put(META, _NAME + key, store + pack.pack)
+    update.put(PACKS, key, PACK_ROW.pack(pack.kind, pack.size))
+    table = CHUNKS if pack.kind == CHUNK_PACK else OBJECTS
+    old = update.get_many(table, [row.id for row in pack.rows])
+    new = [row for row, there in zip(pack.rows, old, strict=True) if there is None]
+    places = ((r.id, Place(number, r.offset, r.span, r.plain, r.tag, r.depth).encode()) for r in new)
+    update.put_many(table, places)
+    update.put_many(BASES, ((row.id, row.bases) for row in new if row.bases))
+
+
+def _pack(view: View, number: int) -> FarPack | None:
+    key = PACK_KEY.pack(number)
+    name, row = view.get(META, _NAME + key), view.get(PACKS, key)
+    if name is None or row is None:
+        return None
+    return FarPack(number, name[:16], name[16:], PACK_ROW.unpack(row)[1])
+
+
+def _forget_all(update: Update) -> None:
+    number = update.number(b"next_pack")
+    for table in (CHUNKS, OBJECTS, BASES, PACKS, META):
+        update.clear(table)
+    update.set_number(b"next_pack", number)

@@ -1,0 +1,98 @@
+"""One remote, open: its bucket, which tree is in it, and what was last known of that tree.
+
+The verbs (`push.py`, `fetch.py`, `pull.py`, `sweep.py`, `check.py`) are functions of one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from ijfs_engine.errors import IjfsError, UnknownFormatError
+from ijfs_engine.remote.bucket import Bucket, MissingObjectError
+from ijfs_engine.remote.far_index import FarIndex
+from ijfs_engine.remote.known import KnownTree, read_known, write_known
+from ijfs_engine.remote.oplog import OpLog
+from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
+
+FORMAT: Final = "format"
+FEATURES: Final = "metapacks operations"
+_FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\nfeatures: ([a-z ]*)\n")
+
+
+class Remote:
+    """A remote of one repository. Used from one thread; its bucket from many."""
+
+    def __init__(self, directory: Path, name: RemoteName, far: FarIndex, bucket: Bucket) -> None:
+        """`directory` is the repository's `remotes/`."""
+        self.name = name.name
+        self.url = name.url
+        self.far = far
+        self.bucket = bucket
+        self._names = RemoteNames(directory)
+        self._directory = directory
+        self.store = bytes.fromhex(name.store)
+        self.log = OpLog(bucket)
+        if self.store:
+            known = self.known()
+            self.log = OpLog(bucket, known.view, known.heads)
+
+    def known(self) -> KnownTree:
+        """The tree as it was last looked at."""
+        return read_known(known_path(self._directory, self.store.hex()))
+
+    def remember(self) -> KnownTree:
+        """Keep what the log of operations knows now."""
+        known = KnownTree(self.log.view, self.log.heads)
+        write_known(known_path(self._directory, self.store.hex()), known)
+        return known
+
+    def find_tree(self, *, make: bool = False) -> None:
+        """See which tree is there; with `make`, begin one where there is nothing. IjfsError for a place that holds
+        something else, UnknownFormatError, RemoteError."""
+        try:
+            data = self.bucket.get(FORMAT)
+        except MissingObjectError:
+            data = self._begin_tree(make=make)
+        version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data[:4096])
+        found = _FORMAT.fullmatch(data[:4096])
+        if version is None or (found is None and int(version[1]) == 2):
+            raise IjfsError(
+                f"{self.url} holds something else than an ijfs tree", hint="name an empty prefix of its own"
+            )
+        unknown = set(found[3].decode().split()) - set(FEATURES.split()) if found else set()
+        if found is None or int(found[1]) != 2 or unknown:
+            what = f"features {', '.join(sorted(unknown))}" if unknown else f"format {int(version[1])}"
+            raise UnknownFormatError(f"{self.url} has {what}, which this program does not know")
+        store = bytes.fromhex(found[2].decode())
+        if self.store and store != self.store:
+            raise IjfsError(
+                f"{self.url} holds another tree than it did ({store.hex()[:8]}, not {self.store.hex()[:8]})",
+                hint=f"if that is meant: `ijfs remote remove {self.name}`, then add it again",
+            )
+        self._use(store)
+
+    def _use(self, store: bytes) -> None:
+        if store != self.store:
+            self.store = store
+            self._names.seen(self.name, store.hex())
+            known = self.known()
+            self.log = OpLog(self.bucket, known.view, known.heads)
+
+    def _begin_tree(self, *, make: bool) -> bytes:
+        there = next(iter(self.bucket.list("")), None)
+        if there is not None:
+            raise IjfsError(f"{self.url} holds something else than an ijfs tree: {there.path}",
+                            hint="name an empty prefix of its own")  # fmt: skip
+        if not make:
+            raise IjfsError(f"there is no tree at {self.url} yet", hint=f"`ijfs push {self.name}` begins one")
+        text = f"ijfs repository\nversion: 2\nid: {os.urandom(16).hex()}\nfeatures: {FEATURES}\n"
+        self.bucket.put_new(FORMAT, text.encode())
+        return self.bucket.get(FORMAT)
+
+
+def known_path(directory: Path, store: str) -> Path:
+    """Where what is known of a tree is kept."""
+    return directory / f"{store}.tree"

@@ -1,0 +1,135 @@
+"""Push, fetch, pull and reading from a store, on a directory as the store: nothing of it needs a network."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from storekit import contents, save
+
+from ijfs_engine import IjfsError, Repository, UnknownNameError
+
+RNG = random.Random(11)
+
+
+def noise(size: int) -> bytes:
+    return RNG.randbytes(size)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/bucket"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Repository:
+    return Repository.init(tmp_path / "other")
+
+
+def branches(repository: Repository) -> dict[str, bytes]:
+    return {f"branch/{name}": ident for name, ident in repository.refs.branches().items()}
+
+
+def test_what_is_pushed_can_be_read_elsewhere_before_it_is_there(
+    repository: Repository, other: Repository, url: str
+) -> None:
+    files = {"a": noise(50_000), "b": noise(300), "c": noise(9000)}
+    saved = save(repository, files, branch="main", message="hello")
+    repository.remotes.add("origin", url)
+    report = repository.remotes.push("origin", branches(repository))
+    assert report.snapshots == [saved.id]
+    other.remotes.add("origin", url)
+    assert other.remotes.fetch("origin").new == 1
+    ident = other.resolve("origin/main")
+    assert ident == saved.id
+    assert other.snapshot(ident).message == "hello"
+    assert not other.is_here(ident)
+    assert contents(other, ident) == files
+
+
+def test_a_second_push_sends_what_is_new(repository: Repository, url: str) -> None:
+    same = noise(400_000)
+    first = save(repository, {"same": same, "new": noise(4000)}, branch="main")
+    repository.remotes.add("origin", url)
+    repository.remotes.push("origin", branches(repository))
+    save(repository, {"same": same, "new": noise(4000)}, branch="main", parents=[first.id])
+    report = repository.remotes.push("origin", branches(repository))
+    assert 4000 < report.sent < 8000
+    assert repository.remotes.push("origin", branches(repository)).sent == 0
+
+
+def test_what_is_pulled_is_here_without_the_store(
+    repository: Repository, other: Repository, url: str, tmp_path: Path
+) -> None:
+    old = save(repository, {"a": noise(50_000)}, branch="main")
+    files = {"a": noise(50_000), "b": noise(5000)}
+    new = save(repository, files, branch="main", parents=[old.id])
+    repository.refs.set_tag("v1", old.id)
+    repository.remotes.add("origin", url)
+    repository.remotes.push("origin", {**branches(repository), "tag/v1": old.id})
+    other.remotes.add("origin", url)
+    report = other.remotes.pull("origin")
+    assert report.snapshots == [old.id, new.id]
+    other.remotes.remove("origin")
+    (tmp_path / "bucket").rename(tmp_path / "gone")
+    assert contents(other, other.resolve("main")) == files
+    assert other.resolve("v1") == other.resolve("main~1") == old.id
+    assert other.fsck().clean
+
+
+def test_branches_that_moved_apart_are_both_kept(repository: Repository, other: Repository, url: str) -> None:
+    for each in (repository, other):
+        each.remotes.add("origin", url)
+    root = save(repository, {"a": noise(5000)}, branch="main")
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.pull("origin")
+    mine = save(repository, {"a": noise(5000)}, branch="main", parents=[root.id])
+    theirs = save(other, {"a": noise(5000)}, branch="main", parents=[root.id])
+    repository.remotes.push("origin", branches(repository))
+    report = other.remotes.push("origin", branches(other))
+    (name,) = report.apart.values()
+    assert name.startswith("branch/main@")
+    repository.remotes.fetch("origin")
+    refs = repository.remotes.known("origin").refs
+    assert (refs["branch/main"], refs[name]) == (mine.id, theirs.id)
+    assert other.remotes.pull("origin", ["main"]).apart == {"branch/main": "branch/main@origin"}
+    assert other.refs.branches() == {"main": theirs.id, "main@origin": mine.id}
+
+
+def test_a_place_that_holds_something_else_is_left_alone(repository: Repository, url: str, tmp_path: Path) -> None:
+    save(repository, {"a": b"x"}, branch="main")
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    (bucket / "holiday.jpg").write_bytes(b"photo")
+    repository.remotes.add("origin", url)
+    with pytest.raises(IjfsError, match="something else"):
+        repository.remotes.push("origin", branches(repository))
+    assert [path.name for path in bucket.iterdir()] == ["holiday.jpg"]
+
+
+def test_there_is_nothing_before_the_first_push(repository: Repository, url: str) -> None:
+    repository.remotes.add("origin", url)
+    with pytest.raises(IjfsError, match="no tree"):
+        repository.remotes.fetch("origin")
+    with pytest.raises(UnknownNameError):
+        repository.resolve("origin/main")
+
+
+def test_what_is_saved_after_a_remote_snapshot_counts_on_no_remote(
+    repository: Repository, other: Repository, url: str, tmp_path: Path
+) -> None:
+    files = {"a": noise(50_000)}
+    saved = save(repository, files, branch="main")
+    repository.remotes.add("origin", url)
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.add("origin", url)
+    other.remotes.fetch("origin")
+    assert contents(other, saved.id) == files
+    after = save(other, files, branch="main", parents=[saved.id])
+    (tmp_path / "bucket").rename(tmp_path / "gone")
+    other.close()
+    with Repository.open(other.path) as again:
+        again.remotes.remove("origin")
+        assert contents(again, after.id) == files
+        assert again.fsck().clean
