@@ -75,6 +75,13 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "mount": VerbEntry("mount", "Show all snapshots as a filesystem."),
         "umount": VerbEntry("mount", "Take that filesystem away."),
     },
+    "Many machines": {
+        "remote": VerbEntry("remote", "Name object stores that hold a tree of snapshots."),
+        "push": VerbEntry("remote", "Send branches and what they reach to a remote."),
+        "fetch": VerbEntry("remote", "Look what is new at a remote."),
+        "pull": VerbEntry("remote", "Copy branches of a remote here, whole."),
+        "clone": VerbEntry("remote", "Make a repository that knows a remote's tree."),
+    },
     "For agents": {
         "mcp": VerbEntry("mcp", "Serve an agent by the Model Context Protocol."),
         "serve": VerbEntry("serve", "Serve sandboxes over HTTP; E2B's clients speak to it."),

@@ -42,6 +42,8 @@ WORDS = {
     "gc: repack": "copying what is still needed",
     "gc: flatten": "storing whole what stood on what is gone",
     "fsck: packs": "reading every byte",
+    "push": "sending",
+    "pull": "copying",
 }
 """What a person is told of a phase, by the name that the engine or a keeper gives it."""
 

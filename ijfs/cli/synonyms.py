@@ -32,6 +32,7 @@ DONE_AS = {
     "copy": "cp",
     "get": "cp",
     "settings": "config",
+    "remotes": "remote list",
     "configure": "config",
 }
 """Verbs that change nothing, by other words for them. They are done as if they had been typed by their name."""
@@ -43,7 +44,7 @@ _START = "`ijfs run -- COMMAND` starts a program, `ijfs kernel start` a kernel, 
 _STOP = "`ijfs stop NAME` ends a program; `ijfs save NAME --stop` saves it first"
 _REMOVE = "`ijfs rm NAME` removes a branch, tag or snapshot; `ijfs stop --rm NAME` ends and forgets a program"
 _WHOLE = "there is nothing to put together: a snapshot is whole, with all memory and files"
-_REMOTE = "no remotes yet: a repository is one directory, which `cp -a` copies while nothing is saved"
+_REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is new there, `ijfs pull` copies it here"
 
 SAID = {
     **dict.fromkeys(("commit", "snapshot", "checkpoint", "backup", "dump", "freeze"), _SAVE),
@@ -57,7 +58,7 @@ SAID = {
     **dict.fromkeys(("kill", "pause", "suspend", "end", "quit", "shutdown", "down"), _STOP),
     **dict.fromkeys(("delete", "forget", "remove", "drop", "del", "rmi"), _REMOVE),
     **dict.fromkeys(("clean", "cleanup", "purge"), "`ijfs prune` thins out snapshots, `ijfs gc` frees their bytes"),
-    **dict.fromkeys(("push", "pull", "clone", "remote", "fetch", "sync"), _REMOTE),
+    **dict.fromkeys(("sync", "upload", "download"), _REMOTE),
     **dict.fromkeys(("stash", "add", "rebase", "squash"), _WHOLE),
     **dict.fromkeys(("merge", "cherry-pick", "apply"), "`ijfs adopt NAME` takes home the files that a program wrote"),
     **dict.fromkeys(

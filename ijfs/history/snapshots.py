@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ijfs.drawing import words
 
 if TYPE_CHECKING:
-    from ijfs_engine import Refs, Repository, Snapshot
+    from ijfs_engine import KnownTree, Refs, Repository, Snapshot
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ class History:
             for s in snapshots.values()
         }
         return cls(snapshots, parents, Labels.of(repository.refs))
+
+    @classmethod
+    def there(cls, tree: KnownTree) -> History:
+        """That of a remote, as far as is known here."""
+        snapshots = {s.id: s for s in tree.snapshots()}
+        parents = {s.id: tuple(parent for parent in s.parents if parent in snapshots) for s in snapshots.values()}
+        return cls(snapshots, parents, Labels(_turned(tree.named("branch")), _turned(tree.named("tag"))))
 
     def json(self, snapshot: Snapshot) -> dict[str, Any]:
         """The object that stands for a snapshot in every verb's JSON."""

@@ -28,18 +28,25 @@ COLUMNS = [Column("SNAPSHOT", style="yellow"), Column("AGE", right=True), Column
 @elsewhere("--stat", said="`ijfs diff OLD NEW` says what differs")
 @elsewhere("-f", "--follow", said="`ijfs logs -f NAME` follows what a program prints")
 def log(app: App, snapshot: str | None, limit: int | None) -> Answer:
-    """List snapshots with [branches] and (tags), newest first: all, or SNAPSHOT and its ancestors.
+    """List snapshots with [branches] and (tags), newest first: all, or SNAPSHOT and its ancestors. Of a remote, by its
+    name, what was there at the last `ijfs fetch`.
 
     -v adds whole messages, parents and times.
     """
     repository = app.repository()
-    listed = repository.stats().snapshots
-    wanted = listed if limit is None or snapshot is not None else min(limit, listed)
-    history = History.of(repository, wanted)
+    remote, _, rest = (snapshot or "").partition("/")
+    if remote in {one.name for one in repository.remotes.all()}:
+        history, wanted = History.there(repository.remotes.known(remote)), 0
+        snapshot = snapshot if rest else None
+    else:
+        listed = repository.stats().snapshots
+        wanted = listed if limit is None or snapshot is not None else min(limit, listed)
+        history = History.of(repository, wanted)
     found = list(history.snapshots.values())
     if snapshot is not None:
         kept = history.ancestors([repository.resolve(snapshot)])
-        found = [s for s in found if s.id in kept][:limit]
+        found = [s for s in found if s.id in kept]
+    found = found[:limit]
     data = {"snapshots": [history.json(s) for s in found]}
     unreadable = max(0, wanted - len(history.snapshots))
 

@@ -207,7 +207,8 @@ class SnapshotStore:
         on_phase("ingest")
         repository = self.repository
         with repository.begin(parents, anew=anew, progress=progress) as writer:
-            before = FilesBefore(repository, self.reader, parents, contents.workspace, writer)
+            near = [parent for parent in parents if repository.is_here(parent)]
+            before = FilesBefore(repository, self.reader, near, contents.workspace, writer)
             writer.add_entries(before.entry(item) for item in contents.workspace.items.values())
             if contents.workspace.inodes:
                 writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))

@@ -485,7 +485,9 @@ class Lifecycle:
         run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
         state.set_hooks(request.meta.guest.hook_ports)
-        state.set_files(await in_thread(_files_put_back, restored))
+        # A save stores here all that it needs, and so all files of a program whose snapshot is a remote's.
+        here = await in_thread(state.snapshots.repository.is_here, request.snapshot.id)
+        state.set_files(await in_thread(_files_put_back, restored) if here else {})
         told = {**arguments.env, INSTANCE_VARIABLE: state.name}
         event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET, told)
         if arguments.env and not state.guest.hook_ports and state.record.spec.kind != "kernel":
