@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places test-programs check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock labextension setup-browser pictures tour docs wheel clean
+.PHONY: help setup demo test test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock labextension setup-browser pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ test-places: setup ## containers of podman, as people have them; installs podman
 test-programs: setup ## redis to chromium, each by its own client; installs them, 12 GB, half an hour; writes docs/programs.md
 	@tools/setup-programs
 	IJFS_TEST_PROGRAMS=1 $(BIN)/pytest tests/programs $(ARGS); status=$$?; $(BIN)/python tools/programs_page.py; exit $$status
+
+test-remote: setup ## remotes against Ceph's S3 gateway on loopback; fetches it, 200 MB. ARGS go to pytest
+	IJFS_TEST_RGW=1 $(BIN)/pytest tests/remote $(ARGS)
+
+test-remote-kills: setup ## machines and gateway killed at random while they push, half an hour. ARGS=--rounds 50 --seed 2
+	PYTHONPATH=tests/remote $(BIN)/python tests/remote/campaign.py $(ARGS)
 
 check: setup ## format, lint, types, import contracts, shell scripts; before each commit
 	$(BIN)/ruff format --check

@@ -69,6 +69,13 @@ SETTINGS = {
             "port_address", "127.0.0.1", "where `--port` is reached; 0.0.0.0: from everywhere", _matching(r"[\d.]+")
         ),
         Setting("save_memory", "", "how much memory saves may take, as `4G`", variable="IJFS_SAVE_MEMORY"),
+        Setting(
+            "remote_cache",
+            "20G",
+            "what was read from remotes and stays on the disk",
+            _matching(r"\d+[KMGT]"),
+            "IJFS_REMOTE_CACHE",
+        ),
         Setting("spare_s", "600", "seconds that a spare waits for the next start", _matching(r"\d+"), "IJFS_SPARE_S"),
         Setting("criu", "", "the CRIU to use; empty: the one that is found", variable="IJFS_CRIU"),
         Setting(

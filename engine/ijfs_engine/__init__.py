@@ -53,12 +53,16 @@ if TYPE_CHECKING:
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.read.stored_file import Extent, StoredFile
     from ijfs_engine.remote.bucket import MissingObjectError, RemoteError
+    from ijfs_engine.remote.check import CheckReport
     from ijfs_engine.remote.fetch import FetchReport
     from ijfs_engine.remote.known import KnownTree
+    from ijfs_engine.remote.operation import Operation
     from ijfs_engine.remote.pull import PullReport
     from ijfs_engine.remote.push import PushReport
     from ijfs_engine.remote.remotes import Remotes
     from ijfs_engine.remote.stored_names import RemoteName
+    from ijfs_engine.remote.sweep import SweepReport
+    from ijfs_engine.remote.undo import UndoReport
     from ijfs_engine.repository import Repository
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
@@ -93,6 +97,7 @@ __all__ = [
     "ArenaFile",
     "ArenaFullError",
     "Attrs",
+    "CheckReport",
     "ConflictError",
     "CorruptError",
     "Damage",
@@ -114,6 +119,7 @@ __all__ = [
     "MissingObjectError",
     "NoRepositoryError",
     "ObjectId",
+    "Operation",
     "PageLayout",
     "PageRun",
     "Pagemap",
@@ -141,8 +147,10 @@ __all__ = [
     "Stats",
     "StorageError",
     "StoredFile",
+    "SweepReport",
     "TargetDiedError",
     "Tree",
+    "UndoReport",
     "UnknownFormatError",
     "UnknownNameError",
     "Usage",
@@ -185,12 +193,16 @@ _MODULES = {
     "read.reader": ("Reader",),
     "read.stored_file": ("Extent", "StoredFile"),
     "remote.bucket": ("MissingObjectError", "RemoteError"),
+    "remote.check": ("CheckReport",),
     "remote.fetch": ("FetchReport",),
     "remote.known": ("KnownTree",),
+    "remote.operation": ("Operation",),
     "remote.pull": ("PullReport",),
     "remote.push": ("PushReport",),
     "remote.remotes": ("Remotes",),
     "remote.stored_names": ("RemoteName",),
+    "remote.sweep": ("SweepReport",),
+    "remote.undo": ("UndoReport",),
     "repository": ("Repository",),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),

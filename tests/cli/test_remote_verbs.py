@@ -67,3 +67,28 @@ def test_what_cannot_be_is_said_in_a_sentence(repo: Path, ijfs: Ijfs, url: str, 
     assert failed.code == 1
     assert not (tmp_path / "other").exists()
     assert "`ijfs fetch origin`" in ijfs("log", "origin/nothing").err
+
+
+def test_a_store_is_looked_after(repo: Path, ijfs: Ijfs, work: Path, url: str) -> None:
+    first = ijfs("import", work, "--json").json["snapshot"]
+    ijfs("remote", "add", "origin", url)
+    ijfs("push")
+    (work / "hello.txt").write_text("hello, world\n")
+    ijfs("import", work)
+    ijfs("push")
+    operations = ijfs("op", "log", "--json").json
+    check(operations, "op log")
+    assert len(operations["operations"]) == 2
+    undone = ijfs("op", "undo", "--json").json
+    check(undone, "op undo")
+    assert undone["refs"] == {"branch/main": first}
+    assert "undo of" in ijfs("op", "log").out
+    found = ijfs("remote", "fsck", "--json").json
+    check(found, "remote fsck")
+    assert found["clean"]
+    check(ijfs("remote", "du", "--json").json, "remote du")
+    swept = ijfs("remote", "gc", "--grace", "0s", "--json").json
+    check(swept, "remote gc")
+    assert swept["packs_marked"] == 2
+    assert "freed" in ijfs("remote", "gc", "--grace", "0s").out
+    assert "whole" in ijfs("remote", "fsck").out

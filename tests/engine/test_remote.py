@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from storekit import contents, save
+from storekit import contents, read, save
 
 from ijfs_engine import IjfsError, Repository, UnknownNameError
 
@@ -114,6 +114,36 @@ def test_there_is_nothing_before_the_first_push(repository: Repository, url: str
         repository.remotes.fetch("origin")
     with pytest.raises(UnknownNameError):
         repository.resolve("origin/main")
+
+
+def test_a_snapshot_whose_root_came_with_another_is_opened_whole(
+    repository: Repository, other: Repository, url: str
+) -> None:
+    repository.remotes.add("origin", url)
+    files = [{"same": noise(9000), f"f{n}": noise(9000)} for n in range(3)]
+    first = save(repository, files[0], branch="main")
+    repository.remotes.push("origin", branches(repository))
+    second = save(repository, {**files[0], **files[1]}, branch="main", parents=[first.id])
+    third = save(repository, files[2], branch="main", parents=[second.id])
+    repository.remotes.push("origin", branches(repository))  # both records are in one pack
+    other.remotes.add("origin", url)
+    other.remotes.fetch("origin")
+    assert contents(other, third.id) == files[2]
+    assert contents(other, second.id) == {**files[0], **files[1]}
+
+
+def test_what_goes_from_the_far_index_is_learnt_again(repository: Repository, other: Repository, url: str) -> None:
+    repository.remotes.add("origin", url)
+    files = {"a": noise(30_000), "b": noise(9000)}
+    saved = save(repository, files, branch="main")
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.add("origin", url)
+    other.remotes.fetch("origin")
+    tree = other.store.tree(other.snapshot(saved.id).root)
+    elsewhere = other.remotes.elsewhere()
+    assert elsewhere is not None
+    elsewhere.far.forget_all()
+    assert read(other, tree.entries[0].content) == files["a"]
 
 
 def test_what_is_saved_after_a_remote_snapshot_counts_on_no_remote(

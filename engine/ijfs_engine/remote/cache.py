@@ -34,6 +34,8 @@ _LONGEST: Final = 4 << 20
 """One request: longer ones would make a fault wait behind them."""
 _AT_ONCE: Final = 16
 _MAX_OPEN: Final = 256
+_IN_USE_S: Final = 10
+"""What was used so lately stays, even above the limit: somebody is about to read it."""
 _LOW: Final = 0.9
 """What is left of the limit after something was given back."""
 
@@ -194,9 +196,10 @@ class PackCache:
 
     def _give_back(self, paths: Sequence[Path], surplus: int) -> None:
         ages: list[tuple[int, int, int]] = []
+        before = int(time.time()) - _IN_USE_S
         for at, path in enumerate(paths):
             used = array("I", path.with_suffix(".map").read_bytes())
-            ages += [(second, at, number) for number, second in enumerate(used) if second]
+            ages += [(second, at, number) for number, second in enumerate(used) if 0 < second <= before]
         ages.sort()
         given = [(at, number) for _, at, number in ages[: -(-surplus // BLOCK)]]
         for at, path in enumerate(paths):

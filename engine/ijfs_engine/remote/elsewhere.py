@@ -41,6 +41,8 @@ class RemoteElsewhere:
         self._cache = PackCache(directory / "cache", cache_limit, self._fetch)
         self._ranges: dict[bytes, RangeReader] = {}
         self._known: dict[str, tuple[int, KnownTree]] = {}
+        self._opened: set[ObjectId] = set()
+        self._generation = 0
 
     def close(self) -> None:
         """Let go of everything."""
@@ -51,27 +53,33 @@ class RemoteElsewhere:
 
     def rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
         """As `Elsewhere` says. CorruptError, RemoteError."""
+        if table == OBJECTS:
+            self._open(ids)
         rows = self.far.rows(table, ids)
-        missing = [ident for ident, row in zip(ids, rows, strict=True) if row is None]
-        if table == OBJECTS and missing and self._load_roots(missing):
-            return self.far.rows(table, ids)
+        if None in rows and self._opened and self.far.forgotten() != self._generation:
+            self._open_again()
+            rows = self.far.rows(table, ids)
         return rows
 
-    def _load_roots(self, ids: Sequence[ObjectId]) -> int:
-        """Know the packs of the snapshots that these are, or the root trees of; how many were not known."""
-        new = 0
+    def _open(self, ids: Sequence[ObjectId]) -> None:
+        """Know the packs of the snapshots that these are, or the root trees of. (That these themselves are known says
+        nothing: they may be in a pack with what another snapshot needs.)"""
         for name, known in self._trees():
-            packs = {
-                pack
-                for ident in ids
-                for snapshot in known.snapshots_of(ident)
-                for pack in known.view.listings[snapshot].pack_ids()
-            }
-            if packs:
-                with self._lock:
-                    bucket = Bucket.open(name.url)
-                    new += indexes.load(bucket, self.far, bytes.fromhex(name.store), packs)
-        return new
+            new = {snapshot for ident in ids for snapshot in known.snapshots_of(ident)} - self._opened
+            if new:
+                self._load(name, known, new)
+
+    def _load(self, name: RemoteName, known: KnownTree, snapshots: set[ObjectId]) -> None:
+        packs = {pack for ident in snapshots for pack in known.view.listings[ident].pack_ids()}
+        with self._lock:
+            self._generation = self.far.forgotten()
+            indexes.load(Bucket.open(name.url), self.far, bytes.fromhex(name.store), packs)
+            self._opened |= snapshots
+
+    def _open_again(self) -> None:
+        """Somebody made the far index forget, because packs went."""
+        for name, known in self._trees():
+            self._load(name, known, self._opened & known.view.listings.keys())
 
     def _trees(self) -> list[tuple[RemoteName, KnownTree]]:
         """What is known of each remote, read anew where somebody fetched."""

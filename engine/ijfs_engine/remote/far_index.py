@@ -20,6 +20,7 @@ from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PA
 
 _PACK = b"pack/"
 _NAME = b"name/"
+_FORGOTTEN = b"forgotten"
 
 
 class FarPack(NamedTuple):
@@ -104,6 +105,11 @@ class FarIndex:
                 seen.update(edge)
         return found
 
+    def forgotten(self) -> int:
+        """How often `forget_all` was called, ever."""
+        with self._index.read() as view:
+            return view.number(_FORGOTTEN)
+
     def forget_all(self) -> None:
         """Know nothing any more, because packs went: what is needed is learned again. (To drop the rows of some packs
         would lose what is in others as well.) Numbers are not given again, so who reads goes on."""
@@ -136,7 +142,8 @@ def _pack(view: View, number: int) -> FarPack | None:
 
 
 def _forget_all(update: Update) -> None:
-    number = update.number(b"next_pack")
+    number, times = update.number(b"next_pack"), update.number(_FORGOTTEN)
     for table in (CHUNKS, OBJECTS, BASES, PACKS, META):
         update.clear(table)
     update.set_number(b"next_pack", number)
+    update.set_number(_FORGOTTEN, times + 1)

@@ -59,6 +59,18 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     since: tuple[OperationId, ...] = ()
     manifest: bool = False
 
+    def moves(self) -> dict[str, bytes | None]:
+        """Refs that it moved, and where to."""
+        return {one.name: one.new for one in self.changes if isinstance(one, Moved)}
+
+    def listed(self) -> list[bytes]:
+        """Snapshots that it listed."""
+        return [one.id for one in self.changes if isinstance(one, Listed)]
+
+    def unlisted(self) -> list[bytes]:
+        """Snapshots that it took off the list."""
+        return [one.id for one in self.changes if isinstance(one, Unlisted)]
+
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder(Operation)

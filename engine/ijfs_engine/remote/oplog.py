@@ -151,6 +151,14 @@ class OpLog:
         self.view, self.heads = view, (ident,)
         return ident
 
+    def operation(self, ident: OperationId) -> Operation:
+        """One operation. CorruptError, RemoteError."""
+        return self._get(ident)
+
+    def way_of_heads(self) -> set[OperationId]:
+        """The operations from the nearest manifests to the heads: what a cold host reads."""
+        return {one for head in self.heads for one in (head, *self._get(head).since)}
+
     def history(self, most: int) -> list[tuple[OperationId, Operation]]:
         """The newest operations, so many at most, newest first. CorruptError, RemoteError."""
         found: dict[OperationId, Operation] = {}

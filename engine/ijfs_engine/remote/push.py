@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError, UnknownNameError
@@ -53,9 +53,11 @@ def push(
     refs: Mapping[str, ObjectId],
     *,
     also: Sequence[ObjectId] = (),
+    without: Set[bytes] = frozenset(),
     progress: Progress | None = None,
 ) -> PushReport:
     """Bring refs (`branch/NAME`, `tag/NAME`) and what they reach to a remote, and snapshots that nothing names there.
+    Packs of the store that are `without` worth count as absent, and what needs them is sent and listed anew.
 
     RemoteError, CorruptError for what is damaged here; then nothing has changed in the tree there.
     """
@@ -63,16 +65,16 @@ def push(
     remote.find_tree(make=True)
     with repository.session():
         view = remote.log.refresh()
-        new = _new_snapshots(repository, view, [*refs.values(), *also])
+        new = _new_snapshots(repository, view, [*refs.values(), *also], without)
         moves: dict[str, ObjectId] = {}
-        with contextlib.closing(_Reached(repository, remote, new)) as reached:
+        with contextlib.closing(_Reached(repository, remote, new, without)) as reached:
             packs = _send_all(remote, reached, new, progress or (lambda phase, done, total: None))
 
             def changes(now: View) -> list[Change]:
                 moves.update(_plan_refs(repository, now, refs))
                 moved = {name: ident for name, ident in moves.items() if shown_refs(now).get(name) != ident}
                 # What a ref is moved to is listed again: then a removal elsewhere, of which we do not know, keeps it.
-                fresh = {*moved.values(), *(ident for ident in new if ident not in now.listings)}
+                fresh = {*moved.values(), *(i for i in new if without or i not in now.listings)}
                 return [*reached.listings(fresh, now), *(_moved(now, name, ident) for name, ident in moved.items())]
 
             remote.log.add(changes, who=whoami(), host=os.uname().nodename, why="push")
@@ -107,13 +109,17 @@ def _moved(view: View, name: str, ident: ObjectId) -> Moved:
     return Moved(name, ident, tuple(view.refs.get(name, {})))
 
 
-def _new_snapshots(repository: OpenRepository, view: View, heads: Iterable[ObjectId]) -> list[ObjectId]:
-    """What the tree there lacks of some snapshots and their ancestors, parents first."""
+def _new_snapshots(
+    repository: OpenRepository, view: View, heads: Iterable[ObjectId], without: Set[bytes]
+) -> list[ObjectId]:
+    """What the tree there lacks of some snapshots and their ancestors, parents first; and those of them that need packs
+    which count as absent."""
     found: dict[ObjectId, None] = {}
     stack = list(heads)
     while stack:
         ident = stack.pop()
-        if ident not in found and ident not in view.listings:
+        there = view.listings.get(ident)
+        if ident not in found and (there is None or there.pack_ids() & without):
             found[ident] = None
             stack += listed.parents(repository, ident)
     return list(reversed(found))
@@ -166,7 +172,10 @@ def _recorded(repository: OpenRepository, ident: ObjectId) -> Sequence[ObjectId]
 class _Reached:
     """What new snapshots reach, and what of it has to be sent. Close it."""
 
-    def __init__(self, repository: OpenRepository, remote: Remote, new: Sequence[ObjectId]) -> None:
+    def __init__(
+        self, repository: OpenRepository, remote: Remote, new: Sequence[ObjectId], without: Set[bytes]
+    ) -> None:
+        self._without = without
         self._repository = repository
         self._remote = remote
         self._new = new
@@ -188,7 +197,7 @@ class _Reached:
         self._packs.clear()
         parents = {p for one in self._store.snapshots(self._new) for p in one.parents if p in view.listings}
         packs = {pack for parent in parents for pack in view.listings[parent].pack_ids()}
-        indexes.load(self._remote.bucket, self._remote.far, self._remote.store, packs)
+        indexes.load(self._remote.bucket, self._remote.far, self._remote.store, packs - self._without)
 
     def send(self, progress: Callable[[str, int, int], None]) -> int:
         """Send what the store lacks. How many packs that took."""
@@ -269,12 +278,13 @@ class _Reached:
 
     def _listed(self, ident: ObjectId, view: View) -> Listed:
         there = view.listings.get(ident)
-        if there is not None:
+        if there is not None and ident not in self._below:
             packs = b"".join(sorted(there.pack_ids()))
             return Listed(ident, there.created_ns, there.record, packs, tuple(there.packs))
         created_ns = self._store.snapshot(ident).created_ns
         record = self._store.get_object(ident, FrameKind.SNAPSHOT)
-        return Listed(ident, created_ns, record, self._pack_ids(self._needs(ident)))
+        over = tuple(there.packs) if there is not None else ()
+        return Listed(ident, created_ns, record, self._pack_ids(self._needs(ident)), over)
 
     def _pack_ids(self, numbers: Iterable[int]) -> bytes:
         found = (self._remote.far.pack(number) for number in numbers)

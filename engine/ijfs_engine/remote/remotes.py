@@ -7,37 +7,43 @@ through `elsewhere`, which the repository's store is given.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ijfs_engine.errors import CorruptError, UnknownNameError
+from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.util.progress import Progress
 
 if TYPE_CHECKING:
+    from ijfs_engine.remote.check import CheckReport
     from ijfs_engine.remote.elsewhere import RemoteElsewhere
     from ijfs_engine.remote.fetch import FetchReport
     from ijfs_engine.remote.known import KnownTree
+    from ijfs_engine.remote.operation import Operation, OperationId
     from ijfs_engine.remote.pull import PullReport
     from ijfs_engine.remote.push import PushReport
     from ijfs_engine.remote.remote import Remote
+    from ijfs_engine.remote.sweep import SweepReport
+    from ijfs_engine.remote.undo import UndoReport
+    from ijfs_engine.remote.usage import RemoteUsage
 
-CACHE_LIMIT = 20 << 30
-"""Bytes of what was read from remotes that stay on the disk, unless the settings say otherwise."""
+CACHE_LIMIT: Final = 20 << 30
+"""Bytes of what was read from remotes that stay on the disk, unless $IJFS_REMOTE_CACHE says otherwise."""
 
 
 class Remotes:
     """Safe to use from several threads; a forked child opens its own repository."""
 
-    def __init__(self, repository: OpenRepository, *, cache_limit: int = CACHE_LIMIT) -> None:
+    def __init__(self, repository: OpenRepository) -> None:
         self._repository = repository
         self._directory: Path = repository.directory.path / "remotes"
         self._names = RemoteNames(self._directory)
-        self._cache_limit = cache_limit
         self._lock = Lock()
         self._elsewhere: RemoteElsewhere | None = None
 
@@ -102,7 +108,7 @@ class Remotes:
                     return None
                 from ijfs_engine.remote.elsewhere import find_elsewhere
 
-                self._elsewhere = find_elsewhere(self._directory.parent, self._cache_limit)
+                self._elsewhere = find_elsewhere(self._directory.parent, _cache_limit())
             return self._elsewhere
 
     def close(self) -> None:
@@ -149,6 +155,46 @@ class Remotes:
         refs = {ref: tree.refs[ref] for ref in _chosen(tree, wanted)} if wanted else dict(tree.refs)
         return pull(self._repository, Source(self._repository.store, tree, name, elsewhere.far.bases), refs, progress)
 
+    def gc(self, name: str, *, grace_s: float | None = None, dry_run: bool = False) -> SweepReport:
+        """As `sweep.sweep` says."""
+        from ijfs_engine.remote.sweep import GRACE_S, sweep
+
+        with self._opened(name) as remote:
+            return sweep(remote, grace_s=GRACE_S if grace_s is None else grace_s, dry_run=dry_run)
+
+    def fsck(
+        self, name: str, *, repair: bool = False, data: bool = True, progress: Progress | None = None
+    ) -> CheckReport:
+        """As `check.check` says; with `repair`, what is whole here is sent anew where it is harmed there."""
+        from ijfs_engine.remote.check import check, heal
+
+        with self._opened(name) as remote:
+            report = check(remote, data=data, progress=progress)
+            healed = heal(self._repository, remote, report, progress) if repair and report.harm else []
+            return report._replace(healed=healed)
+
+    def du(self, name: str) -> RemoteUsage:
+        """As `usage.usage` says."""
+        from ijfs_engine.remote.usage import usage
+
+        with self._opened(name) as remote:
+            return usage(remote)
+
+    def operations(self, name: str, most: int) -> list[tuple[OperationId, Operation]]:
+        """The newest operations of a remote's tree, newest first. CorruptError, RemoteError."""
+        with self._opened(name) as remote:
+            remote.find_tree()
+            remote.log.refresh()
+            remote.remember()
+            return remote.log.history(most)
+
+    def undo(self, name: str, operation: str | None = None) -> UndoReport:
+        """As `undo.undo` says: of the newest operation, or of the one whose id begins so."""
+        from ijfs_engine.remote.undo import undo
+
+        with self._opened(name) as remote:
+            return undo(remote, operation)
+
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Remote]:
         from ijfs_engine.remote.bucket import Bucket
@@ -162,6 +208,17 @@ class Remotes:
             yield Remote(self._directory, found, far, bucket)
         finally:
             far.close()
+
+
+def _cache_limit() -> int:
+    """What the setting says: `500M`, `20G`, `1T`. IjfsError."""
+    value = os.environ.get("IJFS_REMOTE_CACHE") or ""
+    if not value:
+        return CACHE_LIMIT
+    size = re.fullmatch(r"(\d+)([KMGT])", value)
+    if size is None:
+        raise IjfsError(f"IJFS_REMOTE_CACHE is {value!r}, no size like 500M or 20G")
+    return int(size[1]) << 10 * (" KMGT".index(size[2]))
 
 
 def _chosen(tree: KnownTree, wanted: Sequence[str]) -> list[str]:

@@ -12,11 +12,12 @@ from ijfs.cli import text
 from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import ANY, REF
+from ijfs.cli.verbs import remote_upkeep
 
 if TYPE_CHECKING:
     from ijfs_engine import FetchReport, PullReport, PushReport, Repository
 
-DEFAULT = "origin"
+DEFAULT = remote_upkeep.DEFAULT
 COLUMNS = [
     Column("NAME", style="bold green"),
     Column("URL", flex=True),
@@ -84,7 +85,7 @@ def list_(app: App) -> Answer:
     return Answer({"remotes": data}, show)
 
 
-for _command in (add, remove, list_):
+for _command in (add, remove, list_, remote_upkeep.gc, remote_upkeep.fsck, remote_upkeep.du):
     remote.add_command(_command)
 
 
@@ -99,7 +100,9 @@ def push(app: App, words: tuple[str, ...]) -> Answer:
     repository = app.repository()
     name, names = _which(repository, words)
     refs, alone = _to_push(repository, names)
-    also = [*alone, *_bases(repository, [*refs.values(), *alone])]
+    bases = _bases(repository, [*refs.values(), *alone])
+    refs |= {f"tag/{tag}": ident for tag, ident in repository.refs.tags().items() if ident in bases}
+    also = [*alone, *bases]
     report = repository.remotes.push(name, refs, also=also, progress=app.progress(f"push to {name}"))
     data = {
         "remote": name,
@@ -241,18 +244,9 @@ def _undo(path: Path, *, keep: bool) -> None:
 
 def _which(repository: Repository, words: Sequence[str]) -> tuple[str, list[str]]:
     """The remote that is meant, and the names behind it. UnknownNameError."""
-    from ijfs_engine.errors import UnknownNameError
-
-    known = [one.name for one in repository.remotes.all()]
-    if words and words[0] in known:
+    if words and words[0] in {one.name for one in repository.remotes.all()}:
         return words[0], list(words[1:])
-    if DEFAULT in known:
-        return DEFAULT, list(words)
-    if len(known) == 1:
-        return known[0], list(words)
-    which = f"; there are {', '.join(known)}" if known else ""
-    raise UnknownNameError(f"there is no remote '{words[0] if words else DEFAULT}'{which}",
-                           hint="`ijfs remote add origin URL` makes one")  # fmt: skip
+    return remote_upkeep.chosen(repository, None), list(words)
 
 
 def _to_push(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:

@@ -1,0 +1,106 @@
+"""The same promises with a store that speaks S3: put-if-absent, ranges, lists, a gateway that dies and comes back."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from remote_store import RGW, start
+
+from ijfs_engine import RemoteError, Repository, import_directory
+from ijfs_engine.remote.bucket import Bucket
+
+pytestmark = pytest.mark.rgw
+
+RNG = random.Random(5)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository.init(tmp_path / "repository")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    path = tmp_path / "work"
+    path.mkdir()
+    (path / "large").write_bytes(RNG.randbytes(20 << 20))
+    (path / "small").write_text("hello")
+    return path
+
+
+def pushed(repository: Repository, work: Path, url: str) -> bytes:
+    saved = import_directory(repository, work, branch="main")
+    if not repository.remotes.all():
+        repository.remotes.add("origin", url)
+    repository.remotes.push("origin", {"branch/main": saved.id})
+    return saved.id
+
+
+def read_all(repository: Repository, ident: bytes, name: str) -> bytes:
+    reader = repository.reader()
+    entry = reader.lookup(repository.snapshot(ident).root, f"files/{name}")
+    return reader.open(entry).read(0, entry.size)
+
+
+def test_one_of_many_that_put_at_once_is_first(url: str) -> None:
+    bucket = Bucket.open(url)
+    won: list[bytes] = []
+
+    def put(data: bytes) -> None:
+        if bucket.put_new("one", data):
+            won.append(data)
+
+    threads = [threading.Thread(target=put, args=(bytes([n]),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [bucket.get("one")]
+
+
+def test_push_fetch_and_read(repository: Repository, work: Path, url: str, tmp_path: Path) -> None:
+    ident = pushed(repository, work, url)
+    with Repository.init(tmp_path / "other") as other:
+        other.remotes.add("origin", url)
+        assert other.remotes.fetch("origin").new == 1
+        assert read_all(other, ident, "large") == (work / "large").read_bytes()
+        other.remotes.pull("origin")
+        assert other.fsck().clean
+    assert not repository.remotes.fsck("origin").harm
+    assert repository.remotes.gc("origin").packs_removed == 0
+
+
+def test_a_gateway_that_dies_under_a_push_costs_time(repository: Repository, work: Path, url: str) -> None:
+    (work / "more").write_bytes(RNG.randbytes(100 << 20))
+    killed = threading.Event()
+
+    def kill_and_start() -> None:
+        subprocess.run([sys.executable, RGW, "kill"], check=True, timeout=60)
+        os.environ.update(start())
+        killed.set()
+
+    thread = threading.Timer(0.3, kill_and_start)
+    thread.start()
+    try:
+        pushed(repository, work, url)
+    finally:
+        thread.join()
+    assert killed.is_set()
+    assert not repository.remotes.fsck("origin").harm
+
+
+def test_a_wrong_key_is_said_in_a_sentence(
+    repository: Repository, work: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(RemoteError, match="the store says no"):
+        pushed(repository, work, url)
+    monkeypatch.undo()
+    with pytest.raises(RemoteError, match="no such bucket"):
+        Bucket.open("s3://there-is-none").get("format")
