@@ -44,6 +44,7 @@ check: setup ## format, lint, types, import contracts, shell scripts; before eac
 	$(BIN)/lint-imports
 	@tools/check-shell
 	$(BIN)/python tools/pictures.py --check
+	$(BIN)/python tools/json_schema.py --check
 
 check-native: setup ## the engine's compiled loops under AddressSanitizer
 	tools/check-native

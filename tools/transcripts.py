@@ -86,6 +86,7 @@ def steps(page: str) -> Iterator[Step]:
 def shape(output: str) -> list[str]:
     """The lines of an output without what differs from run to run."""
     text = re.sub(r"\b[0-9a-f]{10,64}\b", "ID", output)
+    text = re.sub(r"\b\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", text)
     text = re.sub(r"\b(?:now|just now)\b|\b[\d.]+ ?(?:s|min|h|d|ms)\b", "AGE", text)
     text = re.sub(r"\b[\d.,]+ ?(?:B|[kMGT]i?B)(?:/s)?", "SIZE", text)
     text = re.sub(r"(?<![\w.~-])\d[\d,.]*(?![\w-])", "N", text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+from jsonschema import Draft202012Validator
+
+from tools import json_schema
+from tools.json_schema import tables
+
 PLAIN: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "integer": int,
@@ -18,25 +20,15 @@ PLAIN: dict[str, type | tuple[type, ...]] = {
 
 
 @cache
-def tables() -> dict[str, dict[str, str]]:
-    """Section title → field → type, with the fields a section takes over from another."""
-    found: dict[str, dict[str, str]] = {}
-    title = ""
-    for line in PAGE.read_text().splitlines():
-        if heading := re.match(r"#{2,3} (.+)", line):
-            title = heading[1]
-            assert title not in found, f"two sections are called {title}"
-            found[title] = {}
-        elif inherited := re.match(r"All fields of \[(.+?)\]", line):
-            found[title].update(found[inherited[1]])
-        elif row := re.match(r"\| `(\w+)` \| ([^|]+?) \|", line):
-            found[title][row[1]] = re.sub(r"\[(.+)\]\(.*\)", r"\1", row[2])
-    return found
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(json_schema.schema())
 
 
 def check(data: dict[str, Any], section: str) -> None:
     """Assert that an object printed by a verb is what the page says: every field, no other, each of its type."""
     assert data["ijfs"] == 1
+    if "verb" in data:
+        _validator().validate(data)
     rest = {key: value for key, value in data.items() if key not in ("ijfs", "verb")}
     _check_object(rest, section, section)
 

@@ -15,6 +15,7 @@ TYPED = [
     "docs/tutorials/notebook.md",
     "docs/tutorials/server.md",
     "docs/tutorials/agent.md",
+    "docs/json.md",
 ]
 """Pages that are typed from top to bottom, each in a home directory and a repository of its own."""
 
