@@ -1,12 +1,15 @@
 """The documentation points at what is there: its links, the files that it names, pictures drawn from their sources."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
@@ -103,3 +106,8 @@ def test_the_pages_make_a_site(tmp_path: Path) -> None:
     commands = (tmp_path / "site/commands.html").read_text()
     assert 'id="ijfs-restore"' in commands
     assert "--replace" in commands
+
+
+def test_the_json_schema_is_made_from_its_page() -> None:
+    """`tools/json_schema.py` writes it."""
+    assert json.loads(json_schema.SCHEMA.read_text()) == json_schema.schema()
