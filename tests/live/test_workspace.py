@@ -20,17 +20,20 @@ import pytest
 
 from ijfs.live.checkpoint import workspace
 from ijfs.live.checkpoint.ahead import key_of
+from ijfs.live.checkpoint.files_before import whole_directories
 from ijfs.live.checkpoint.layers import WritableLayer, layers_of
+from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SnapshotStore
 from ijfs.live.checkpoint.workspace import (
     Capture,
+    Item,
     LayerWalker,
     StatCache,
     mapped_in,
     put_back,
     stat_cache_of,
 )
-from ijfs.live.model.records import Volume
-from ijfs_engine import Repository, StorageError, export_tree
+from ijfs.live.model.records import InstanceSpec, Volume
+from ijfs_engine import Entry, Repository, Snapshot, StorageError, export_tree
 from ijfs_engine.write.arena import Arena
 
 OLD = time.time_ns() - 10 * 10**9
@@ -300,14 +303,14 @@ def test_a_file_changed_a_moment_before_it_was_read_is_not_believed_to_be_unchan
         patch.setattr(workspace, "RACY_NS", 10**12)  # a moment that a busy machine does not let pass
         assert capture(layers, {}, tmp_path).stat_cache == {}
     settle()
-    assert set(capture(layers, {}, tmp_path).stat_cache) == {"files/fresh"}
+    assert set(capture(layers, {}, tmp_path).stat_cache) == {"files", "files/fresh"}
 
 
 def test_a_file_mapped_for_writing_is_always_read_again(upper: Path, tmp_path: Path) -> None:
     (upper / "mapped").write_bytes(b"x" * 4096)
     settle()
     layers = layers_of(upper, [], None)
-    assert capture(layers, {}, tmp_path, frozenset({"/mapped"})).stat_cache == {}
+    assert set(capture(layers, {}, tmp_path, frozenset({"/mapped"})).stat_cache) == {"files"}
 
 
 def test_which_files_are_mapped_for_writing_is_seen(tmp_path: Path) -> None:
@@ -462,3 +465,55 @@ def test_what_is_as_it_was_is_not_read_while_the_program_stands_still(
     assert sorted(read) == [b"7", b"new"]
     assert len(found.items) == 52
     assert all(item.source is not None for item in found.items.values() if item.entry.kind == "f")
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_what_is_stored_of_a_changed_workspace_is_what_is_there(tmp_path: Path, upper: Path, seed: int) -> None:
+    for above in ("quiet/a", "quiet/b/c", "d/e", "d/f"):
+        (upper / above).mkdir(parents=True)
+        for number in range(3):
+            (upper / above / f"file {number}").write_text(f"{above} {number}")
+    os.link(upper / "quiet/a/file 0", upper / "quiet/a/another name")
+    Repository.init(tmp_path / "repo").close()
+    store = SnapshotStore(tmp_path / "repo")
+    known: StatCache = {}
+    parent: Snapshot | None = None
+    for turn in range(3):
+        settle()
+        walker = LayerWalker([WritableLayer(upper, "files", "")], known, tmp_path / "stage")
+        walker.measure()
+        walker.read_ahead(arena := Arena(64 << 20))
+        _disturb(upper, 100 * turn + seed)
+        found = walker.capture(arena, frozenset())
+        meta = LiveMeta(spec=InstanceSpec(name="n", argv=("true",)))
+        contents = SaveContents(images={}, workspace=found, notebook=None, meta=meta, message="", branch="n")
+        parent = store.store(contents, parent.id if parent is not None else None, None).snapshot
+        known = found.stat_cache
+        target = tmp_path / f"out {turn}"
+        store.export(parent, "files", target)
+        assert describe(target) == describe(upper)
+        assert parent.size == sum(item.entry.size for item in found.items.values() if item.entry.kind == "f")
+    assert store.repository.fsck().clean
+    store.close()
+
+
+def test_a_directory_is_taken_over_where_nothing_in_it_changed() -> None:
+    def item(at: str, kind: str = "f", *, unchanged: bool = True, link: int = 0) -> tuple[str, Item]:
+        name = os.fsencode(at.rpartition("/")[2])
+        return at, Item(at, Entry(name, kind, 0o644, 0, 0, 0, link=link), unchanged=unchanged)  # type: ignore[arg-type]
+
+    items = dict(
+        [
+            item("files", "d"),
+            item("files/quiet", "d"),
+            item("files/quiet/inner", "d"),
+            item("files/quiet/inner/file"),
+            item("files/changed", "d"),
+            item("files/changed/file", unchanged=False),
+            item("files/changed/beside", "d"),
+            item("files/linked", "d"),
+            item("files/linked/name", link=1),
+            item("files/renamed in", "d", unchanged=False),
+        ]
+    )
+    assert whole_directories(items) == {"files/quiet", "files/quiet/inner", "files/changed/beside"}

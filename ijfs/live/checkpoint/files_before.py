@@ -1,13 +1,14 @@
 """Files that are as in the snapshot before: the writer gets what that one has of them. Called by snapshot_io.py.
 
-Where that one is damaged they are read after all, out of the sandbox, if they are still what the freeze saw.
+A directory that is as it was with all that is in it is taken over as a whole: storing costs what changed. Where that
+snapshot is damaged files are read after all, out of the sandbox, if they are still what the freeze saw.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ class SnapshotFiles:
         """UnknownNameError, CorruptError."""
         directory, _, name = path.rpartition("/")
         if directory != self._directory:
-            content = self._reader.lookup(self._root, directory).content
+            content = self._reader.lookup(self._root, directory).content if directory else self._root
             tree = self._reader.tree(content).entries if content is not None else ()
             self._directory, self._entries = directory, {entry.name: entry for entry in tree}
         found = self._entries.get(os.fsencode(name))
@@ -56,10 +57,23 @@ class FilesBefore:
         self._files: SnapshotFiles | None = None
         with contextlib.suppress(*((CorruptError,) if writer.anew else ())):
             self._files = SnapshotFiles(reader, repository.snapshot(parents[0]).root) if parents else None
+        self._whole = whole_directories(capture.items) if self._files is not None and not writer.anew else frozenset()
+
+    def directories(self) -> Iterator[tuple[str, Entry]]:
+        """Those that are as they were with all that is in them: what the parent has of each. CorruptError."""
+        if self._files is not None:
+            yield from ((at, self._files.at(at)) for at in self._whole if _above(at) not in self._whole)
+
+    def rest(self) -> Iterator[tuple[str, Entry, bytes | Segments | Path | None]]:
+        """Everything that is in none of those. CorruptError."""
+        whole = self._whole
+        for at, item in self._capture.items.items():
+            if at not in whole and _above(at) not in whole:
+                yield self.entry(item)
 
     def entry(self, item: Item) -> tuple[str, Entry, bytes | Segments | Path | None]:
         """With the bytes that were read, or with those the parent has. CorruptError."""
-        if not item.unchanged:
+        if not item.unchanged or item.entry.kind != "f":
             return item.at, item.entry, item.source
         there = self._in_parent(item)
         if there is None:
@@ -67,14 +81,33 @@ class FilesBefore:
         return item.at, msgspec.structs.replace(item.entry, content=there.content, size=there.size), None
 
     def _in_parent(self, item: Item) -> Entry | None:
-        """Its entry there; of a snapshot that is made anew, None where that cannot be read whole."""
+        """Its entry there; None where that snapshot is not here, or, of one that is made anew, where the file cannot be
+        read whole."""
+        if self._files is None:
+            return None
         if not self._writer.anew:
-            assert self._files is not None
             return self._files.at(item.at)
         with contextlib.suppress(CorruptError, UnknownNameError):
-            there = self._files.at(item.at) if self._files is not None else None
-            return there if there is not None and self._writer.is_whole(there) else None
+            there = self._files.at(item.at)
+            return there if self._writer.is_whole(there) else None
         return None
+
+
+def whole_directories(items: Mapping[str, Item]) -> frozenset[str]:
+    """Directories that are as they were with all that is in them. Not those with a name of a file that has several: the
+    others may be elsewhere, and which names are one file is numbered anew by each save."""
+    changed: set[str] = set()
+    for at, item in items.items():
+        if not item.unchanged or item.entry.link:
+            here = at if item.entry.kind == "d" else _above(at)
+            while here and here not in changed:
+                changed.add(here)
+                here = _above(here)
+    return frozenset(at for at, item in items.items() if item.entry.kind == "d" and at not in changed)
+
+
+def _above(at: str) -> str:
+    return at.rpartition("/")[0]
 
 
 def _read_again(capture: Capture, item: Item) -> Path:

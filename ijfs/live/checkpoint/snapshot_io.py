@@ -209,7 +209,9 @@ class SnapshotStore:
         with repository.begin(parents, anew=anew, progress=progress) as writer:
             near = [parent for parent in parents if repository.is_here(parent)]
             before = FilesBefore(repository, self.reader, near, contents.workspace, writer)
-            writer.add_entries(before.entry(item) for item in contents.workspace.items.values())
+            for at, entry in before.directories():
+                writer.reuse(at, entry)
+            writer.add_entries(before.rest())
             if contents.workspace.inodes:
                 writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))
             if contents.notebook is not None:

@@ -52,7 +52,7 @@ _LONGEST = 4096
 
 
 StatCache = dict[str, StatKey]
-"""Files that are in the snapshot a program stands on, by path in its tree, as they were when they were read."""
+"""What is in the snapshot that a program stands on, by path in its tree, as it was when it was looked at."""
 
 
 @dataclass(slots=True)
@@ -63,6 +63,7 @@ class Item:
     entry: Entry
     source: bytes | Segments | Path | None = None
     unchanged: bool = False
+    """As in the parent; of a directory, its metadata and the names in it."""
     key: StatKey | None = None
 
 
@@ -196,10 +197,9 @@ class LayerWalker:
         self._capture.items[at] = item
         if layer.numbered:
             self._capture.inodes[at] = key.inode
-        if item.entry.kind == "f":
-            item.key = key
-            item.unchanged = self._stat_cache.get(at) == key
-            self._capture.stat_cache[at] = key
+        item.key = key
+        item.unchanged = self._stat_cache.get(at) == key
+        self._capture.stat_cache[at] = key
         return item
 
     def _forget(self, at: str) -> None:
