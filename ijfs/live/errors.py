@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ijfs_engine import errors as engine_errors
-from ijfs_engine.errors import IjfsError, TargetDiedError, UnknownNameError
+from ijfs_engine.errors import IjfsError, LockedError, TargetDiedError, UnknownNameError
 
 
 class CriuError(IjfsError):
@@ -88,6 +88,12 @@ class NotReadyError(TargetDiedError):
     """A program was not ready in time, or ended before it was."""
 
     default_hint = "`ijfs logs` shows its last words"
+
+
+class KernelBusyError(LockedError):
+    """A kernel runs a cell, and shall not be taken back meanwhile."""
+
+    default_hint = "interrupt it first, or `--force` leaves the cell behind"
 
 
 class KeeperError(IjfsError):

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_env import ANSWER_TIMEOUT_S, KERNEL, JupyterEnv
 from waiting import eventually
 
@@ -101,8 +102,36 @@ class JupyterServer:
 
     def run(self, kernel: str, code: str) -> str:
         """Run a cell in a kernel; what it printed."""
-        connection = InstancePaths.of(self.env.repo, self.instance(kernel)).connection_file
-        return run_cell(str(connection), code, ANSWER_TIMEOUT_S).stdout.strip()
+        return run_cell(str(self._connection(kernel)), code, ANSWER_TIMEOUT_S).stdout.strip()
+
+    def _connection(self, kernel: str) -> Path:
+        return InstancePaths.of(self.env.repo, self.instance(kernel)).connection_file
+
+    def client(self, kernel: str) -> BlockingKernelClient:
+        """A client of a kernel, to be stopped by who asks for it."""
+        found = BlockingKernelClient(connection_file=str(self._connection(kernel)))
+        found.load_connection_file()
+        found.start_channels()
+        found.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
+        return found
+
+    def type(self, kernel: str, code: str) -> None:
+        """Run a cell as a person does: it counts as a prompt."""
+        client = self.client(kernel)
+        try:
+            reply = client.execute_interactive(code, timeout=ANSWER_TIMEOUT_S, allow_stdin=False)
+            assert reply["content"]["status"] == "ok"
+        finally:
+            client.stop_channels()
+
+    def begin(self, kernel: str, code: str) -> None:
+        """Begin a cell that does not end by itself; back when it runs."""
+        client = self.client(kernel)
+        try:
+            client.execute(code)
+            assert eventually(lambda: self.ask("status", kernel=kernel)["busy"])
+        finally:
+            client.stop_channels()
 
     def close(self) -> None:
         """End it as Ctrl-C twice does, and its kernels with it."""

@@ -38,8 +38,38 @@ def test_a_save_has_the_browsers_document_and_going_back_brings_it_and_keeps_wha
     assert server.ask("document", snapshot=back["left"])["document"] == notebook("x = 2")
     forward = server.do("restore", kernel=kernel, snapshot=back["left"], save_first=False)
     assert (forward["left"], server.run(kernel, "print(x)")) == (None, "2")
-    undone = server.do("undo", kernel=kernel, document=notebook("x = 2"))
-    assert undone["snapshot"] == back["left"]
+
+
+def test_undo_goes_back_to_before_the_last_cell_and_says_how_many_it_undoes(server: JupyterServer, kernel: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        server.do("undo", kernel=kernel)
+    assert refused.value.status == 404
+    server.type(kernel, "x = 1")
+    first = server.do("save", kernel=kernel)["snapshot"]
+    server.type(kernel, "x = 2")
+    second = server.do("save", kernel=kernel)["snapshot"]
+    undone = server.do("undo", kernel=kernel)
+    assert (undone["snapshot"], undone["cells"], undone["exact"]) == (first, 1, True)
+    assert server.run(kernel, "print(x)") == "1"
+    server.do("restore", kernel=kernel, snapshot=second, save_first=False)
+    assert server.ask("status", kernel=kernel)["count"] == 2
+    server.type(kernel, "x = 3")
+    server.type(kernel, "x = 4")
+    undone = server.do("undo", kernel=kernel)
+    assert (undone["snapshot"], undone["cells"], undone["exact"]) == (second, 2, False)
+
+
+def test_a_kernel_that_runs_a_cell_is_not_taken_back_unless_that_is_asked_for(
+    server: JupyterServer, kernel: str
+) -> None:
+    saved = server.do("save", kernel=kernel)["snapshot"]
+    server.begin(kernel, "import time; time.sleep(600)")
+    with pytest.raises(RefusedError) as refused:
+        server.do("restore", kernel=kernel, snapshot=saved)
+    assert (refused.value.status, refused.value.said["type"]) == (409, "KernelBusyError")
+    back = server.do("restore", kernel=kernel, snapshot=saved, save_first=False, busy="interrupt")
+    assert any("was interrupted" in notice for notice in back["notices"])
+    assert not server.ask("status", kernel=kernel)["busy"]
 
 
 def test_cells_and_files_of_two_snapshots_are_compared(server: JupyterServer, kernel: str) -> None:

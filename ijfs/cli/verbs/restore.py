@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
 @click.option("--save-first", is_flag=True, help="With --replace: save what is there first, to go forward to again.")
 @click.option("-y", "--yes", is_flag=True, help="With --replace: do not ask.")
+@click.option("--force", is_flag=True, help="With --replace: leave a cell that runs behind instead of interrupting it.")
 @click.option("--wait", is_flag=True, help="Return when all its memory is in.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
@@ -40,6 +41,7 @@ def restore(
     replace: bool,
     save_first: bool,
     yes: bool,
+    force: bool,
     wait: bool,
     gpus: tuple[str, ...],
     ports: tuple[starting.GivenPort, ...],
@@ -82,6 +84,7 @@ def restore(
             eager=eager,
             replace=replace,
             save_first=save_first,
+            busy="force" if force else "interrupt",
             gpus=gpus,
             same_random=same_random,
             env=given,

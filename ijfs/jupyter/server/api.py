@@ -17,6 +17,7 @@ from ijfs.jupyter.server.documents import cells, document_of
 from ijfs.jupyter.server.kernels import Kernels, NotIjfsError, Target
 from ijfs.jupyter.server.opening import in_repository
 from ijfs.live.client import api as client
+from ijfs.live.model.records import KernelState
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.errors import NoRepositoryError, UnknownNameError
 
@@ -116,12 +117,18 @@ def _scene(repo: Path, live: list[client.InstanceInfo]) -> Scene:
 def _status(target: Target) -> Answer:
     info = client.describe(target.repo, target.instance)
     snapshot = _snapshot(target.repo, info.snapshot)
+    doing = info.kernel or KernelState()
     return {
         "ijfs": True,
         "instance": info.name,
         "repository": str(target.repo),
         "attached": target.attached,
         **{name: getattr(info, name) for name in ("status", "snapshot", "memory", "saving", "save_error", "damage")},
+        "unsaved": info.unsaved,
+        "busy": doing.busy,
+        "count": doing.count,
+        "waiting_for_input": doing.prompt is not None,
+        "prompt": doing.prompt,
         "message": snapshot.message if snapshot is not None else None,
         "saved_ns": snapshot.created_ns if snapshot is not None else None,
         "size": snapshot.size if snapshot is not None else None,

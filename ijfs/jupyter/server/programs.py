@@ -14,6 +14,7 @@ from ijfs.jupyter.server import requests
 from ijfs.jupyter.server.documents import Document, document_of
 from ijfs.jupyter.server.kernels import Kernels, Target
 from ijfs.jupyter.server.opening import in_repository
+from ijfs.jupyter.server.tree import count_of
 from ijfs.live.client import api as client
 from ijfs.live.client.api import Event, InstanceInfo, Notice, SaveResult
 from ijfs_engine import Repository, Snapshot
@@ -71,6 +72,7 @@ class Programs:
                 replace=True,
                 save_first=save_first,
                 notebook=packed(request.document),
+                busy=request.busy,
                 on_event=hear,
             )
             return info, _document(target.repo, info.snapshot)
@@ -82,6 +84,8 @@ class Programs:
             "left": info.left,
             "document": document,
             "notices": notices,
+            "count": info.kernel.count if info.kernel is not None else None,
+            "waiting_for_input": info.kernel is not None and info.kernel.prompt is not None,
             "instance": info.name,
         }
 
@@ -92,16 +96,23 @@ def packed(document: Document | None) -> bytes | None:
 
 
 def before_last_cell(repository: Repository, info: InstanceInfo) -> Snapshot:
-    """The newest snapshot of a program's line from before the last cell that it ran; where it is not known what ran,
-    the one that it stands on. UnknownNameError where there is none."""
-    if info.snapshot is None:
-        raise UnknownNameError("nothing was saved before the last cell", hint="save now, and undo goes back to that")
-    return repository.snapshot(bytes.fromhex(info.snapshot))
+    """The newest snapshot of a program's line from before the last cell that it ran; where nobody knows what ran, the
+    one that it stands on. UnknownNameError where there is none."""
+    found = None if info.snapshot is None else bytes.fromhex(info.snapshot)
+    ran = info.kernel.count if info.kernel is not None else None
+    while found is not None:
+        snapshot = repository.snapshot(found)
+        count = count_of(snapshot)
+        if info.unsaved or ran is None or (count is not None and count < ran):
+            return snapshot
+        found = next(iter(repository.parents(found)), None)
+    raise UnknownNameError("nothing was saved before the last cell", hint="save now, and undo goes back to that")
 
 
 def _undone(info: InstanceInfo, found: Snapshot) -> int | None:
     """How many cells a way back undoes; None where that is not known."""
-    return None
+    ran, count = info.kernel.count if info.kernel is not None else None, count_of(found)
+    return None if ran is None or count is None else ran - count
 
 
 def _document(repo: Path, snapshot: str | None) -> Document | None:

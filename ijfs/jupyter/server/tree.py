@@ -42,8 +42,15 @@ def snapshot_json(scene: Scene, snapshot: Snapshot, path_of: PathOf) -> dict[str
         "kernel": _spec(snapshot).get("kind") == "kernel" and not meta.get("ended"),
         "auto": meta.get("auto") is True,
         "frozen_s": meta.get("frozen_s"),
-        "count": meta.get("execution_count"),
+        "count": count_of(snapshot),
     }
+
+
+def count_of(snapshot: Snapshot) -> int | None:
+    """The number of the last cell that a kernel had run when it was saved; None where that is not known."""
+    kernel = snapshot.meta.get("kernel")
+    count = kernel.get("count") if isinstance(kernel, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def live_json(info: InstanceInfo, kernels: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
@@ -53,6 +60,7 @@ def live_json(info: InstanceInfo, kernels: Mapping[str, str], paths: Mapping[str
         "name": info.name,
         "snapshot": info.snapshot,
         "memory": info.memory,
+        "busy": info.kernel is not None and info.kernel.busy,
         "kernel": kernel,
         "path": paths.get(kernel or ""),
     }

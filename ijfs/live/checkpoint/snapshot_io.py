@@ -21,7 +21,7 @@ from ijfs.live.checkpoint.files_before import FilesBefore
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.workspace import Capture
 from ijfs.live.errors import NotLiveError
-from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, Volume
+from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, KernelState, Volume
 from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.process.timers import NotifiedThread
@@ -49,7 +49,8 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     the wall clock; 0 where it is not known. `timers`: which thread each timer notifies. `scheduling`: threads whose
     processors, io priority or timer slack are not those of a new program. `ended`: made of the files of a program that
     had ended: there is no memory, and nothing to restore.
-    `origin`: when and where its files began to stand over a machine's; None in older snapshots."""
+    `origin`: when and where its files began to stand over a machine's; None in older snapshots. `kernel`: what
+    a kernel was doing."""
 
     spec: InstanceSpec
     volumes: tuple[Volume, ...] = ()
@@ -67,6 +68,7 @@ class LiveMeta(msgspec.Struct, frozen=True, kw_only=True):
     scheduling: tuple[ThreadSchedule, ...] = ()
     ended: bool = False
     origin: FilesOrigin | None = None
+    kernel: KernelState | None = None
 
 
 class SaveContents(msgspec.Struct, frozen=True, kw_only=True):

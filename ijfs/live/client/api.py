@@ -32,11 +32,12 @@ from ijfs.live.client.instances import (
     spawned,
 )
 from ijfs.live.client.record import record_of
-from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError, NoInstanceError
+from ijfs.live.errors import CommandError, InstanceExistsError, InstanceExitedError, KernelBusyError, NoInstanceError
 from ijfs.live.model.environment import INSTANCE_VARIABLE, is_text
 from ijfs.live.model.hooks import check_hooks
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import (
+    Busy,
     BytesDone,
     Event,
     FilesChoice,
@@ -96,11 +97,14 @@ def restore(
     replace: bool = False,
     save_first: bool = False,
     notebook: bytes | None = None,
+    busy: Busy = "interrupt",
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Mapping[str, str] | None = None,
     ports: Sequence[HostPort] = (),
     files: FilesChoice | Literal[""] = "",
+    of_notebook: str = "",
+    front_end: bool = False,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -110,17 +114,21 @@ def restore(
     its ports to the restored one, and its files go; without one, `replace` is an ordinary restore. Where that instance
     is just coming up, it is waited for. `save_first` saves what is there before it is replaced, and leaves everything
     as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again; `notebook` is
-    the document that it gets. `gpus` (index or UUID) chooses the GPUs of a program that held some, in the order in
-    which it held them; by default the same ones.
+    the document that it gets. `busy`: a cell that a live kernel runs is interrupted, or stands in the way
+    (KernelBusyError), or is left behind, its answer `aborted` (`force`). `gpus` (index or UUID) chooses the GPUs of a
+    program that held some, in the order in which it held them; by default the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
     going back in place, they stay where they are. `files`: what becomes of folders that it shared with the machine
     (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
-    gets them as they were, as files of its own.
+    gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
+    by a front end, which may end it.
     """
     given = dict(env or {})
     _require_text(given)
+    if replace and busy == "refuse":
+        _refuse_busy(repo, name)  # before anything is saved
     if replace and save_first:
         snapshot, left = _saved_first(repo, snapshot, name, notebook, on_event)
     else:
@@ -128,7 +136,7 @@ def restore(
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files)
+            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files, busy=busy)
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
@@ -139,8 +147,15 @@ def restore(
         env=given,
         ports=tuple(ports),
         files=files,
+        notebook=of_notebook or None,
+        front_end=front_end,
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
+
+
+def _refuse_busy(repo: RepoPath, name: str) -> None:
+    if is_running(repo, name) and (kernel := describe(repo, name).kernel) is not None and kernel.busy:
+        raise KernelBusyError(f"`{name}` is running a cell")
 
 
 def _saved_first(

@@ -13,7 +13,7 @@ from typing import Literal
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError, ProtocolError, rebuild
 from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
-from ijfs.live.model.protocol import Arguments, Event, FilesChoice, Reply
+from ijfs.live.model.protocol import Arguments, Busy, Event, FilesChoice, Reply
 from ijfs.live.model.record_file import read_record
 from ijfs.live.model.records import InstanceInfo, SaveResult
 from ijfs.live.process import procfs
@@ -117,11 +117,13 @@ class KeeperClient:
         gpus: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         files: FilesChoice | Literal[""] = "",
+        busy: Busy = "interrupt",
     ) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for
-        it, `files`: what becomes of folders that it shares (api.restore says both)."""
+        it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs (api.restore says all).
+        KernelBusyError."""
         wanted = protocol.RestoreArguments(
-            snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}), files=files
+            snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}), files=files, busy=busy
         )
         return self.request(wanted)
 

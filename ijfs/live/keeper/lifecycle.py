@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ import trio
 from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
 from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of
-from ijfs.live.errors import InstanceExitedError, KeeperError
+from ijfs.live.errors import InstanceExitedError, KeeperError, KernelBusyError
 from ijfs.live.keeper import outside_hooks, shared_files
 from ijfs.live.keeper.guest_requests import GuestRequests
 from ijfs.live.keeper.parking import Parking
@@ -37,6 +38,7 @@ from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import (
     AdoptArguments,
+    Busy,
     Emit,
     Happened,
     Notice,
@@ -80,6 +82,9 @@ NOT_TOLD = (
     "the program keeps the environment that it was saved with: nothing in it takes new variables (a Python program "
     "that uses `ijfs.after_restore` does); commands run inside have them"
 )
+
+# How long a cell that is interrupted has to end: a library in the middle of a long call into C takes a while.
+INTERRUPT_S = 10.0
 
 # How often the end of a program's time is looked at again: somebody may have put the clock right.
 CLOCK_S = 60.0
@@ -139,7 +144,7 @@ class Lifecycle:
         generation = before.generation + 1 if before else 1
         request = await self._requested(arguments, generation, beside=not arguments.again)
         try:
-            spec = _with(request.meta.spec, arguments)
+            spec = _with(request.meta.spec, arguments, before)
             self._begin_record(
                 spec,
                 before,
@@ -155,6 +160,7 @@ class Lifecycle:
         async with shared_files.put_back(request, self._state.snapshots, None, emit):
             restored = await self._restored(request, emit)
         await self._move_into(restored, request)
+        self._state.relay.traffic.goes_on_as(request.meta.kernel)
         info = self._serve_ports()
         if before:
             keep_log(self._state.paths, before.generation)
@@ -169,6 +175,7 @@ class Lifecycle:
         state = self._state
         async with state.busy:
             old = state.live_sandbox()
+            await self._end_cell(old, arguments.busy, emit)
             await self._queue.settled()
             generation = state.record.generation + 1
             request = await self._requested(arguments, generation, beside=False)
@@ -179,6 +186,22 @@ class Lifecycle:
             state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
             return self._with_restore(state.info(), restored, emit)
+
+    async def _end_cell(self, sandbox: Sandbox, busy: Busy, emit: Emit) -> None:
+        """Before a kernel goes back: what becomes of a cell that it runs. LockedError where it goes on."""
+        traffic, name = self._state.relay.traffic, self._state.name
+        if not traffic.busy or busy == "force":
+            return
+        if busy == "refuse":
+            raise KernelBusyError(f"`{name}` is running a cell")
+        emit(PhaseBegan("interrupt"))
+        sandbox.signal(signal.SIGINT)
+        with trio.move_on_after(INTERRUPT_S):
+            while traffic.busy:
+                await trio.sleep(0.02)
+        if traffic.busy:
+            raise KernelBusyError(f"the cell that `{name}` is running goes on in spite of an interrupt")
+        emit(Notice(f"`{name}` was running a cell, which was interrupted"))
 
     async def adopt(self, arguments: AdoptArguments, emit: Emit) -> InstanceInfo:
         """Take over the program of a keeper that was killed."""
@@ -397,7 +420,7 @@ class Lifecycle:
     ) -> None:
         """The restored program takes the place of the old one, which ends; clients have to connect again."""
         state = self._state
-        old_pager = state.pager
+        old_pager, old_key = state.pager, state.record.spec.kernel_key
         # Another kernel's snapshot brings its own key: who connects anew finds it in the connection file.
         key = request.meta.spec.kernel_key
         spec = msgspec.structs.replace(_with_env(state.record.spec, env), kernel_key=key)
@@ -406,7 +429,8 @@ class Lifecycle:
         )
         write_connection_files(state.paths, state.record)
         state.relay.bar()
-        connected = state.relay.drop()
+        connected = state.relay.drop(key=old_key)
+        state.relay.traffic.goes_on_as(request.meta.kernel)
         state.guest.close()
         if old_pager is not None:
             await in_thread(old_pager.close)
@@ -434,6 +458,7 @@ class Lifecycle:
         """Serve the relay's ports, which have to be known outside first; who connects waits until he is let in."""
         state = self._state
         write_connection_files(state.paths, state.record)
+        state.relay.traffic.ends_by_message = state.record.spec.front_end
         state.spawn(state.relay.serve)
         state.spawn(self._end_in_time)
         return state.info()
@@ -533,14 +558,18 @@ def _lost_saves(record: InstanceRecord) -> RecordChanges:
     return {"saving": 0, "save_error": LOST_WITH_KEEPER}
 
 
-def _with(spec: InstanceSpec, arguments: RestoreArguments) -> InstanceSpec:
-    """The spec of a snapshot with what its restore asks for."""
+def _with(spec: InstanceSpec, arguments: RestoreArguments, before: InstanceRecord | None) -> InstanceSpec:
+    """The spec of a snapshot with what its restore asks for. Nobody has the notebook of what was saved open beside a
+    copy of it."""
+    own = before.spec.notebook if before is not None else ""
     chosen = {port.inside: port for port in (*spec.published, *arguments.ports)}
     return msgspec.structs.replace(
         spec,
         ports=tuple(dict.fromkeys((*spec.ports, *(port.inside for port in arguments.ports)))),
         published=tuple(chosen.values()),
         late_env={**spec.late_env, **arguments.env},
+        notebook=own if arguments.notebook is None else arguments.notebook,
+        front_end=arguments.front_end,
     )
 
 

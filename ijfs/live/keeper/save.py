@@ -45,7 +45,7 @@ from ijfs.live.keeper.threads import in_thread, phase_events
 from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import BytesDone, Emit, Event, Happened, Notice, RestoreArguments, SaveArguments
-from ijfs.live.model.records import InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.model.records import InstanceRecord, InstanceSpec, KernelState, SaveResult
 from ijfs.live.process import scheduling
 from ijfs.live.sandbox import network_state
 from ijfs_engine import Arena, is_pages
@@ -136,10 +136,11 @@ class Saver:
         await self._state.wait_for_memory()
         await self._autosaver.before_freeze(sandbox)
         frozen = await self._freeze(save, sandbox)
+        kernel = self._state.kernel_saved()
         self._autosaver.after_freeze(frozen.frozen_s, frozen.image_bytes)
         try:
             hooks = list(self._state.guest.hook_ports)
-            contents = await in_thread(_contents, save, frozen, sandbox, self._state.record, hooks)
+            contents = await in_thread(_contents, save, frozen, sandbox, self._state.record, hooks, kernel)
         except BaseException:
             await self._let_go(frozen)
             if frozen.stopped:
@@ -323,7 +324,12 @@ def _with_hint(error: IjfsError) -> str:
 
 
 def _contents(
-    save: _Save, frozen: Frozen, sandbox: Sandbox, record: InstanceRecord, hook_ports: Sequence[int]
+    save: _Save,
+    frozen: Frozen,
+    sandbox: Sandbox,
+    record: InstanceRecord,
+    hook_ports: Sequence[int],
+    kernel: KernelState | None,
 ) -> SaveContents:
     """What goes into the repository. In a thread, right after the thaw."""
     arguments = save.arguments
@@ -345,6 +351,7 @@ def _contents(
         network=network,
         scheduling=scheduling.capture(sandbox.pid) if sandbox.is_alive() else (),
         origin=record.origin,
+        kernel=kernel,
     )
     lost = [f"an earlier save was not stored: {record.save_error}"] if record.save_error else []
     return SaveContents(

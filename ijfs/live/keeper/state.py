@@ -27,7 +27,7 @@ from ijfs.live.keeper.guest_port import AnswerGuest, GuestPort
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.keeper.watchers import Watchers
 from ijfs.live.model.paths import InstancePaths
-from ijfs.live.model.protocol import Happened
+from ijfs.live.model.protocol import Happened, What
 from ijfs.live.model.record_file import info_of, read_record, write_record
 from ijfs.live.model.records import (
     Base,
@@ -35,6 +35,7 @@ from ijfs.live.model.records import (
     InstanceInfo,
     InstanceRecord,
     InstanceSpec,
+    KernelState,
     Parked,
     Process,
     RelayPort,
@@ -94,6 +95,7 @@ class InstanceState:
         self.paths = InstancePaths(directory)
         self.snapshots = snapshots or SnapshotStore(self.repo)
         self.relay = Relay()
+        self.relay.traffic.tell = self._tell_of_kernel
         self.guest = GuestPort(answer, lambda ports: self.note(hook_ports=ports))
         self.busy = trio.Lock()
         self.watchers = Watchers()
@@ -165,7 +167,14 @@ class InstanceState:
     def info(self) -> InstanceInfo:
         """The instance as callers are shown it."""
         memory, damage = self._memory()
-        return info_of(self.paths, self.record, memory=memory, damage=damage)
+        info = info_of(self.paths, self.record, memory=memory, damage=damage)
+        if info.kind != "kernel" or info.status != "running":
+            return info
+        traffic = self.relay.traffic
+        return msgspec.structs.replace(info, kernel=traffic.state, unsaved=traffic.unsaved)
+
+    def _tell_of_kernel(self, what: What, text: str) -> None:
+        self.watchers.tell(Happened(what, text=text))
 
     # -- the program and its sandbox ------------------------------------------------------------------------------
 
@@ -242,6 +251,14 @@ class InstanceState:
         async with self.busy:
             if self.sandbox is sandbox:
                 await self._finish()
+
+    def kernel_saved(self) -> KernelState | None:
+        """A kernel was frozen just now: what it was doing, None of other programs. What it runs from now on is not
+        saved."""
+        if self.record.spec.kind != "kernel":
+            return None
+        self.relay.traffic.unsaved = self.relay.traffic.busy
+        return self.relay.traffic.state
 
     def note_thaw(self) -> None:
         """A save has let the program go on: an end soon after it is told with its reason."""

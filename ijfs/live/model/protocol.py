@@ -46,6 +46,11 @@ class StartArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     delta: dict[str, list[str]] | None = None
 
 
+Busy = Literal["interrupt", "refuse", "force"]
+"""What becomes of a cell that a kernel runs when it shall go back: it is interrupted and waited for; it goes on, and
+the kernel does not go back (KernelBusyError); it is left behind."""
+
+
 class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Bring a snapshot (any spelling) back: as the first request into a new instance, later in place.
 
@@ -54,7 +59,9 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
     the snapshot's program had (records.InstanceSpec.late_env). `ports`: where its ports are to be reached, instead of
     where the snapshot says. `files`: what becomes of folders that it shared with the host (FilesChoice); "": they stay
-    as they are for a program of the name that it was saved under, and any other gets its own.
+    as they are for a program of the name that it was saved under, and any other gets its own. `busy`: of a cell
+    that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
+    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it.
     """
 
     snapshot: str
@@ -66,6 +73,9 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     env: dict[str, str] = {}
     ports: tuple[HostPort, ...] = ()
     files: FilesChoice | Literal[""] = ""
+    busy: Busy = "interrupt"
+    notebook: str | None = None
+    front_end: bool = False
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

@@ -121,4 +121,5 @@ def info_of(
         damage=damage or record.damage,
         ends_ns=ends_ns(record),
         parked=record.parked is not None and record.status == "running",
+        notebook=record.spec.notebook,
     )

@@ -101,6 +101,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     `hooks`: what the keeper does for it around saves, and until it is ready.
+    `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
     """
 
     name: str
@@ -118,6 +119,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_name: str = ""
     kernel_key: str = ""
     notebook: str = ""
+    front_end: bool = False
     base: str = ""
     late_env: dict[str, str] = {}
     ttl_s: float | None = None
@@ -175,6 +177,15 @@ class RelayPort(msgspec.Struct, frozen=True):
     address: str = LOOPBACK
 
 
+class KernelState(msgspec.Struct, frozen=True):
+    """What a kernel was doing. `count`: the number of the last cell that ran, None where none did; `busy`: a cell runs;
+    `prompt`: what somebody is asked to type, where a cell waits for that."""
+
+    count: int | None = None
+    busy: bool = False
+    prompt: str | None = None
+
+
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.SandboxPaths)."""
 
@@ -214,9 +225,11 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `keeper_running`: False where the next verb starts a new keeper. `saving`: saves whose freeze is over and which are
     not durable yet. `save_error`: why the last save that nobody waited for came to nothing; "" again after the next one
     that is durable. `base`: the name of the base that its files come from; None where they are the machine's own.
-    `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time
-    to live is over; None where it has no such limit. `left`: the snapshot (hex) of what the program was before it went
-    back, where that was to be saved first. `parked`: it stands still in host memory until it is woken.
+    `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time to
+    live is over; None where it has no such limit. `kernel`: what a kernel is doing, None of other programs and where no
+    keeper answers; `unsaved`: whether it ran a cell since its last save. `notebook`: the one it belongs to. `left`: the
+    snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it
+    stands still in host memory until it is woken.
     """
 
     name: str
@@ -246,6 +259,9 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     ends_ns: int | None = None
     parked: bool = False
     left: str | None = None
+    kernel: KernelState | None = None
+    unsaved: bool = False
+    notebook: str = ""
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):

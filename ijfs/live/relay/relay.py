@@ -10,6 +10,7 @@ a kernel's iopub are handed to the new one (zmtp.py), because a subscriber that 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -22,6 +23,7 @@ import trio
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.records import RelayPort
 from ijfs.live.relay import zmtp
+from ijfs.live.relay.kernel_traffic import CHANNELS, KernelTraffic, Line
 from ijfs.live.sandbox import namespaces as ns
 
 # One read: a page of numpy output or an image fits; larger reads only cost memory per connection.
@@ -32,6 +34,9 @@ BACKLOG = 128
 Send = Callable[[bytes], Awaitable[None]]
 
 _log = logging.getLogger("ijfs.keeper")
+
+# How long a client whose kernel is gone has to take its last words.
+LAST_WORDS_S = 1.0
 
 # How long a client's connection to a kernel waits until the kernel listens; libzmq gives up its handshake after 30 s.
 KERNEL_START_S = 25.0
@@ -49,6 +54,11 @@ class Relay:
         self._flow.set()
         self._connections: set[trio.CancelScope] = set()
         self._reached: dict[str, trio.Event] = {}
+        self.traffic = KernelTraffic()
+        """What a kernel is doing."""
+        self._words: dict[zmtp.Subscriber | Line, bytes] = {}
+        """What connections that are being cut are still told."""
+        self._subscribers: set[zmtp.Subscriber] = set()
 
     def open(self, wanted: Mapping[str, int], taken: Iterable[RelayPort] = ()) -> tuple[RelayPort, ...]:
         """Listen for each `name: port inside`; ports of `taken` are asked for (again), others are the system's choice.
@@ -110,8 +120,13 @@ class Relay:
         """Forward again."""
         self._flow.set()
 
-    def drop(self) -> int:
-        """Cut all connections that were let in (outside too, where they cannot go on); how many there were."""
+    def drop(self, key: str = "") -> int:
+        """Cut all connections that were let in (outside too, where they cannot go on); how many there were. Clients of
+        a kernel are told that what they had asked for is aborted, signed with its `key`."""
+        replies, published = self.traffic.last_words(key.encode())
+        self._words = dict.fromkeys(self._subscribers, published)
+        for line, reply in replies.items():
+            self._words[line] = reply
         connections = list(self._connections)
         for scope in connections:
             scope.cancel()
@@ -147,33 +162,62 @@ class Relay:
             nursery.start_soon(self._connection, name, stream)
 
     async def _connection(self, name: str, outside: trio.SocketStream) -> None:
-        subscriber = zmtp.Subscriber() if name == "iopub" else None
+        end = self._end(name)
         async with outside:
-            while True:
-                await self._gates[name].wait()
-                with trio.CancelScope() as scope:
-                    self._connections.add(scope)
-                    try:
-                        await self._forward(name, outside, subscriber)
-                    except OSError as error:  # nobody listens inside: the client sees its connection closed
-                        _log.debug("no connection to %s inside: %s", name, error)
-                    except Exception:  # one connection may break, never the keeper
-                        _log.exception("a connection to %s broke in an unknown way", name)
-                    finally:
-                        self._connections.discard(scope)
-                if not scope.cancelled_caught or subscriber is None or not subscriber.resumable:
-                    return
+            try:
+                await self._served(name, outside, end)
+            finally:
+                if isinstance(end, Line):
+                    self.traffic.left(end)
+                elif end is not None:
+                    self._subscribers.discard(end)
 
-    async def _forward(self, name: str, outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> None:
+    def _end(self, name: str) -> zmtp.Subscriber | Line | None:
+        """What follows a client's connection to that port, where it has to be followed."""
+        if name == "iopub":
+            subscriber = zmtp.Subscriber()
+            self._subscribers.add(subscriber)
+            return subscriber
+        return Line(name, self.traffic) if name in CHANNELS else None
+
+    async def _served(self, name: str, outside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> None:
+        while True:
+            await self._gates[name].wait()
+            with trio.CancelScope() as scope:
+                self._connections.add(scope)
+                try:
+                    await self._forward(name, outside, end)
+                except OSError as error:  # nobody listens inside: the client sees its connection closed
+                    _log.debug("no connection to %s inside: %s", name, error)
+                except Exception:  # one connection may break, never the keeper
+                    _log.exception("a connection to %s broke in an unknown way", name)
+                finally:
+                    self._connections.discard(scope)
+            if not scope.cancelled_caught or end is None:
+                return
+            await self._say_last_words(outside, end)
+            if not isinstance(end, zmtp.Subscriber) or not end.resumable:
+                return
+
+    async def _say_last_words(self, outside: trio.SocketStream, end: zmtp.Subscriber | Line) -> None:
+        """To a client whose kernel is gone, where no message to it is half through."""
+        words = self._words.pop(end, b"")
+        with trio.move_on_after(LAST_WORDS_S), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if words and isinstance(end, zmtp.Subscriber) and end.resumable:
+                await end.deliver(words, outside)
+            elif words and isinstance(end, Line) and end.can_be_told:
+                await outside.send_all(words)
+
+    async def _forward(self, name: str, outside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> None:
         await self._flow.wait()
         inside = trio.SocketStream(await self._reach(name))
         async with inside:
-            if subscriber is not None and subscriber.said:
-                await subscriber.introduce(inside)
+            if isinstance(end, zmtp.Subscriber) and end.said:
+                await end.introduce(inside)
             self._reached[name].set()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope, _inwards(inside, subscriber))
-                nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, subscriber))
+                nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope, _inwards(inside, end))
+                nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, end))
 
     async def _reach(self, name: str) -> trio.socket.SocketType:
         """A connection inside; for a kernel's channel, once it listens.
@@ -209,25 +253,33 @@ class Relay:
             both.cancel()
 
 
-def _inwards(inside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+def _inwards(inside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> Send:
     """How what a client says gets to the program."""
-    if subscriber is None:
+    if end is None:
         return inside.send_all
 
     async def send(data: bytes) -> None:
-        subscriber.say(data)
+        if isinstance(end, Line):
+            data = end.asks(data)
+        else:
+            end.say(data)
         await inside.send_all(data)
 
     return send
 
 
-def _outwards(outside: trio.SocketStream, subscriber: zmtp.Subscriber | None) -> Send:
+def _outwards(outside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> Send:
     """How what the program says gets to a client."""
-    if subscriber is None:
+    if end is None:
         return outside.send_all
 
     async def send(data: bytes) -> None:
-        await subscriber.deliver(data, outside)
+        if isinstance(end, Line):
+            end.begins_to_answer()
+            await outside.send_all(data)
+            end.answered(data)
+        else:
+            await end.deliver(data, outside)
 
     return send
 
