@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ijfs.deployments.records import DeploymentInfo, NoDeploymentError
-    from ijfs.guest import GuestError, SaveResult, after_restore, barrier, before_save, in_sandbox, save
+    from ijfs.guest import (
+        Forked,
+        GuestError,
+        SaveResult,
+        after_restore,
+        barrier,
+        before_save,
+        fork,
+        in_sandbox,
+        save,
+        undo,
+    )
     from ijfs.jupyter.cells import CellTimeoutError
     from ijfs.jupyter.kernelspec import KernelSpecError
     from ijfs.jupyter.outputs import CellResult
@@ -58,13 +69,16 @@ if TYPE_CHECKING:
     )
 
 INSIDE = (
+    "Forked",
     "GuestError",
     "SaveResult",
     "after_restore",
     "barrier",
     "before_save",
+    "fork",
     "in_sandbox",
     "save",
+    "undo",
 )
 """What a program in a sandbox may use, on every Python from 3.9 on."""
 
@@ -90,6 +104,7 @@ __all__ = [
     "FileError",
     "FileInfo",
     "Files",
+    "Forked",
     "GuestError",
     "IjfsError",
     "InstanceExistsError",
@@ -126,12 +141,14 @@ __all__ = [
     "deploy",
     "events",
     "explore",
+    "fork",
     "in_sandbox",
     "kernel",
     "load_ipython_extension",
     "restore",
     "save",
     "start",
+    "undo",
     "unload_ipython_extension",
 ]
 

@@ -7,6 +7,7 @@ nobody. Who names another repository by -r means that one, and is served as anyw
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 ANYWHERE = ("completion", "config")
 """Verbs that need no repository."""
 
-HERE = "in here there are `ijfs save`, `log`, `tree` and `ps`; in a notebook `%ijfs`"
+HERE = (
+    "in here there are `ijfs save`, `log`, `tree`, `ps`, `tag`, `branch`, `show`, `diff`, `du`; in a notebook `%ijfs`"
+)
+HANDED_ON = ("tag", "branch", "show", "diff", "du")
+"""Verbs that the keeper has run outside, as they were typed."""
 
 
 def answered(app: App, verb: str, given: Mapping[str, Any]) -> Answer | None:
@@ -38,6 +43,8 @@ def answered(app: App, verb: str, given: Mapping[str, Any]) -> Answer | None:
             "tree": lambda: _tree(app, given),
             "ps": _ps,
         }
+        if verb in HANDED_ON:
+            return _handed_on()
         return verbs[verb]() if verb in verbs else _refuse(verb, name)
     except GuestError as error:
         raise IjfsError(str(error)) from None
@@ -46,6 +53,15 @@ def answered(app: App, verb: str, given: Mapping[str, Any]) -> Answer | None:
 def _refuse(verb: str, name: str) -> NoReturn:
     where = f"inside the sandbox of `{name}`" if name else "inside a sandbox"
     raise PreflightError(f"this is {where}: `ijfs {verb}` works in a terminal of the machine", hint=HERE)
+
+
+def _handed_on() -> Answer:
+    """The words as they were typed: the verb outside reads them itself."""
+    from ijfs.guest import acts
+
+    code, out, err = acts.outside(sys.argv[1:])
+    sys.stderr.write(err)
+    return Answer({}, lambda printer: print(out, end=""), code)
 
 
 def _save(app: App, name: str, given: Mapping[str, Any]) -> Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ijfs.guest.acts import Forked, fork, undo
 from ijfs.guest.hooks import after_restore, barrier, before_save
 from ijfs.guest.port import ENVIRONMENT_VARIABLE, GUEST_PORT, GuestError, in_sandbox
 from ijfs.guest.saving import SaveResult, save
@@ -23,11 +24,14 @@ __all__ = [
     "GUEST_PORT",
     "PYTHON_PATH",
     "TORCH_PATH",
+    "Forked",
     "GuestError",
     "SaveResult",
     "after_restore",
     "barrier",
     "before_save",
+    "fork",
     "in_sandbox",
     "save",
+    "undo",
 ]

@@ -1,4 +1,4 @@
-"""The `%ijfs` line magic: save, log, tree, status and auto from a notebook cell.
+"""The magics `%ijfs` and `%%ijfs try`: what a program does to itself, from a notebook cell.
 
 Loaded by `%load_ext ijfs`, which hands in the shell; IPython is the program's own.
 """
@@ -8,33 +8,41 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ijfs.drawing import tree
 from ijfs.drawing.render import Drawing, as_text
-from ijfs.guest import port, saving
+from ijfs.guest import acts, port, saving
 
 USAGE = """\
 %ijfs save [-m MESSAGE]   save this program as a snapshot; returns again, resumed, in every restored child
                           (--verify: and try whether it can be restored)
+%ijfs undo                go back to before the last cell; what is now is saved first
+%ijfs restore SNAPSHOT    go back to a snapshot in place; what is now is saved first
+%ijfs fork [N]            make N live copies of this program, which go on from here, each on its own
 %ijfs log                 the repository's snapshots, newest first
 %ijfs tree                the same as a picture; @ marks where this program is
 %ijfs status              this program's instance, repository and last snapshot
+%ijfs tag|branch NAME [SNAPSHOT]     give a snapshot a name
+%ijfs show|diff|du SNAPSHOT …        what one is, what differs between two, what they take on disk
+%ijfs adopt [PATH …]      take home what this program wrote, as it was saved last
 %ijfs auto on|off         save after a cell when 5 % of the memory changed or 300 s went by since the last save, unless
                           the program would stand still for more than 2 s
-                          (auto on --changed PERCENT --every SECONDS --limit SECONDS)"""
+                          (auto on --changed PERCENT --every SECONDS --limit SECONDS)
+%%ijfs try [--keep]       first line of a cell: save, run the cell, go back if it raises
+                          (--keep: a save that is not thinned out)"""
 
 OUTSIDE = {
-    "restore": "ijfs restore NAME~1 --replace",
-    "fork": "ijfs fork NAME -n 2",
     "ps": "ijfs ps",
-    "diff": "ijfs diff NAME~1 NAME",
     "cp": "ijfs cp NAME:FILE .",
     "stop": "ijfs stop NAME",
     "rm": "ijfs rm NAME",
-    "show": "ijfs show NAME",
 }
 """What a program cannot do to itself, and where it is done."""
+
+HANDED_ON = ("tag", "branch", "show", "diff", "du")
+"""Verbs of the command line that the keeper has run outside, as they were typed."""
 
 NOTHING_YET = "no snapshots yet: `%ijfs save` makes one"
 
@@ -86,29 +94,54 @@ class Magic:
             "tree": _tree,
             "status": _status,
             "auto": self._auto,
+            "undo": _undo,
+            "restore": _restore,
+            "fork": _fork,
+            "adopt": _adopt,
+            **{verb: partial(_handed_on, verb) for verb in HANDED_ON},
         }
+        self._shell = shell
 
-    def __call__(self, line: str) -> None:
+    def __call__(self, line: str, cell: str | None = None) -> None:
+        """The line magic, or with `cell` the cell magic. A wrong use is an error, so that "run all" stops there;
+        without IPython's traceback: the sentence says it all."""
         try:
             words = shlex.split(line)
         except ValueError as error:
-            return _usage(f"{error} in: %ijfs {line}")
-        if words and words[0] in OUTSIDE:
-            return print(f"%ijfs {words[0]} works in a terminal of the machine: `{OUTSIDE[words[0]]}`")
-        if not words or words[0] not in self.verbs:
-            return _usage(f"unknown verb {words[0]!r}" if words else None)
+            raise _quiet(f"{error} in: %ijfs {line}") from None
+        if cell is not None:
+            return self._try(words, cell)
+        if not words:
+            return print(USAGE)
+        if words[0] in OUTSIDE:
+            raise _quiet(f"%ijfs {words[0]} works in a terminal of the machine: `{OUTSIDE[words[0]]}`")
+        if words[0] not in self.verbs:
+            raise _wrong(f"unknown verb {words[0]!r}")
         try:
             self.verbs[words[0]](words[1:])
         except port.GuestError as error:
-            # Without IPython's traceback: the sentence says it all. Still an error, so that "run all" stops
-            # here.
+            raise _quiet(error) from None
+        return None
+
+    def _try(self, words: list[str], cell: str) -> None:
+        if words not in (["try"], ["try", "--keep"]):
+            raise _wrong("a cell begins with %%ijfs try, or %%ijfs try --keep")
+        try:
+            before = saving.save("before a try", auto="--keep" not in words)
+            if before.resumed:
+                print(f"went back to {before.name}, to before this cell")
+                return
+            done = self._shell.run_cell(cell)
+            if not done.success:
+                acts.back(before.id, save_first=False)
+        except port.GuestError as error:
             raise _quiet(error) from None
 
     def _auto(self, words: list[str]) -> None:
         wishes = auto_wishes(words[1:]) if words[:1] == ["on"] else {} if words == ["off"] else None
         if wishes is None:
             options = " ".join(f"[{option} NUMBER]" for option in AUTO_OPTIONS)
-            return _usage(f"%ijfs auto off, or on {options}, not {' '.join(words)!r}")
+            raise _wrong(f"%ijfs auto off, or on {options}, not {' '.join(words)!r}")
         on = words[0] == "on"
         if on:
             # Says at once when there is no keeper, or when it does not like a number.
@@ -116,7 +149,6 @@ class Magic:
         self.auto.wishes = wishes
         self.auto.turn(on)
         print(f"auto: {' '.join(words)}")
-        return None
 
 
 def auto_wishes(words: list[str]) -> dict[str, float] | None:
@@ -135,7 +167,7 @@ def load(shell: Any) -> None:
     if "ijfs" in shell.magics_manager.magics["line"]:
         return
     magic = Magic(shell)
-    shell.register_magic_function(magic, "line", "ijfs")
+    shell.register_magic_function(magic, "line_cell", "ijfs")
     words = os.environ.get(AUTO_VARIABLE)
     if words is not None and port.in_sandbox():
         magic.auto.wishes = auto_wishes(words.split()) or {}
@@ -145,6 +177,7 @@ def load(shell: Any) -> None:
 def unload(shell: Any) -> None:
     """Remove `%ijfs` and stop saving after cells."""
     magic = shell.magics_manager.magics["line"].pop("ijfs", None)
+    shell.magics_manager.magics["cell"].pop("ijfs", None)
     if isinstance(magic, Magic):
         magic.auto.turn(False)
 
@@ -153,8 +186,7 @@ def _save(words: list[str]) -> None:
     verify = VERIFY in words
     message = _message([word for word in words if word != VERIFY])
     if message is None:
-        _usage("%ijfs save [--verify] [-m MESSAGE]")
-        return
+        raise _wrong("%ijfs save [--verify] [-m MESSAGE]")
     print(saving.save(message, verify=verify))
 
 
@@ -190,19 +222,61 @@ def _status(words: list[str]) -> None:
     print(f"snapshot    {answer.get('snapshot') or 'none yet'}")
 
 
-def _usage(problem: str | None) -> None:
-    print(f"{problem}\n{USAGE}" if problem else USAGE)
+def _undo(words: list[str]) -> None:
+    if words:
+        raise _wrong("%ijfs undo takes nothing: `%ijfs restore SNAPSHOT` goes back to one")
+    acts.undo()
+    print("forward again, to before it went back")
+
+
+def _restore(words: list[str]) -> None:
+    if len(words) != 1:
+        raise _wrong("%ijfs restore SNAPSHOT")
+    acts.back(words[0])
+    print("forward again, to before it went back")
+
+
+def _fork(words: list[str]) -> None:
+    if len(words) > 1 or not all(word.isdecimal() for word in words):
+        raise _wrong("%ijfs fork [N]")
+    forked = acts.fork(int(words[0]) if words else 1)
+    if forked:
+        print(f"this is {forked.name}, copy {int(forked)}")
+    else:
+        print(f"copies: {', '.join(forked.names)}")
+
+
+def _adopt(words: list[str]) -> None:
+    """What the program wrote is taken from its last snapshot's name: its own."""
+    own = str(port.ask({"verb": "status"}).get("instance", ""))
+    options = [word for word in words if word.startswith("-")]
+    _handed_on("adopt", [*options, own, *(word for word in words if not word.startswith("-"))])
+
+
+def _handed_on(verb: str, words: list[str]) -> None:
+    code, out, err = acts.outside([verb, *words])
+    if out:
+        print(out, end="")
+    if code:
+        raise port.GuestError((err or f"ijfs {verb} failed").strip().removeprefix("ijfs: "))
+    if err:
+        print(err, end="")
+
+
+def _wrong(problem: str) -> Exception:
+    """A wrong use, with what can be used."""
+    return _quiet(f"{problem}\n{USAGE}")
 
 
 def _is_number(word: str) -> bool:
     return word.replace(".", "", 1).isdecimal()
 
 
-def _quiet(error: port.GuestError) -> Exception:
-    """IPython prints a UsageError as one line; anywhere else the error stays what it is."""
+def _quiet(error: port.GuestError | str) -> Exception:
+    """IPython prints a UsageError without a traceback; anywhere else the error stays what it is."""
     try:
         from IPython.core.error import UsageError
     except ImportError:
-        return error
+        return error if isinstance(error, Exception) else ValueError(error)
     quiet: Exception = UsageError(str(error))
     return quiet

@@ -53,13 +53,14 @@ class SaveResult:
         return "\n".join((f"saved {self.instance} as {self.name}{proven}", *(f"warning: {w}" for w in self.warnings)))
 
 
-def save(message: str = "", *, wait: bool = True, verify: bool = False) -> SaveResult:
+def save(message: str = "", *, wait: bool = True, verify: bool = False, auto: bool = False) -> SaveResult:
     """Save this program as a snapshot, and return when the snapshot is durable.
 
     Without `wait` it returns as soon as the program runs again, with an empty `id`; the snapshot appears when it is
     durable (`ijfs ps` says when, or why not).
 
-    With `verify` it also tries whether the snapshot can be restored, in a sandbox that never runs, and says so.
+    With `verify` it also tries whether the snapshot can be restored, in a sandbox that never runs, and says so. An
+    `auto` one may be thinned out later, as saves after cells are.
 
     Returns twice: here with `resumed=False`, and with `resumed=True` in every child restored from the
     snapshot. A failed save leaves the program running and raises `GuestError`; so does a call outside a
@@ -67,16 +68,16 @@ def save(message: str = "", *, wait: bool = True, verify: bool = False) -> SaveR
     """
     hooks.refuse_inside_barrier()
     hooks.prepare()
-    request = new_request(message, wait=wait, verify=verify)
-    return _until_settled(request)
+    return _result(settled(new_request("save", message=message, wait=wait, verify=verify, auto=auto)))
 
 
-def new_request(message: str, *, wait: bool = True, verify: bool = False) -> dict[str, Any]:
-    """A save request with a nonce of its own; sending it once starts the save, sending it again asks how it goes."""
-    return {"verb": "save", "nonce": secrets.token_hex(16), "message": message, "wait": wait, "verify": verify}
+def new_request(verb: str, **fields: Any) -> dict[str, Any]:
+    """A request with a nonce of its own; sending it once begins it, sending it again asks how it goes."""
+    return {"verb": verb, "nonce": secrets.token_hex(16), **fields}
 
 
-def _until_settled(request: dict[str, Any]) -> SaveResult:
+def settled(request: dict[str, Any]) -> dict[str, Any]:
+    """Send a request until it is settled; what came of it."""
     pause = FIRST_PAUSE_S
     failures = 0
     while True:
@@ -89,7 +90,7 @@ def _until_settled(request: dict[str, Any]) -> SaveResult:
         else:
             failures = 0
             if answer.get("state") != "pending":
-                return _result(answer)
+                return answer
         time.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE_S)
 

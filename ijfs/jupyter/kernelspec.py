@@ -41,6 +41,8 @@ class InstalledSpec:
     language: str
     directory: Path
     config: dict[str, Any]
+    base: str = ""
+    """The spec that it was made from."""
 
 
 def install(
@@ -235,4 +237,6 @@ def _provisioner(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(name: str, directory: Path, spec: dict[str, Any]) -> InstalledSpec:
     config = _provisioner(spec).get("config", {})
-    return InstalledSpec(name, spec.get("display_name", name), spec.get("language", ""), directory, config)
+    ours = spec.get("metadata", {}).get("ijfs", {})
+    base = str(ours.get("base", "")) if isinstance(ours, dict) else ""
+    return InstalledSpec(name, spec.get("display_name", name), spec.get("language", ""), directory, config, base)

@@ -32,6 +32,11 @@ from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.environment import is_text
 from ijfs.live.model.records import Network
 from ijfs.live.sandbox import host_folders
+from ijfs_engine.errors import IjfsError
+
+BEGINS_AS, JOINS = "ijfs_snapshot", "ijfs_attach"
+"""What `start_kernel` may be told of one launch: a snapshot that the kernel begins as a copy of; the live instance that
+it is."""
 
 POLL_S = 0.1
 """How often `wait` looks; what jupyter_client's own provisioner takes."""
@@ -76,6 +81,14 @@ class IjfsProvisioner(KernelProvisionerBase):
     _instance = ""
     _managing = False
     _launched = False
+    _begins_as = ""
+    _notebook = ""
+    _joined = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether the kernel is an instance that was there before: it is left, not ended, when nobody wants it here."""
+        return bool(self.attach) or self._joined
 
     @property
     def repository(self) -> Path:
@@ -93,13 +106,21 @@ class IjfsProvisioner(KernelProvisionerBase):
         return self._managing
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Choose repository and instance name; complete the command, but for `{connection_file}`, and environment."""
+        """Choose repository and instance name; complete the command, but for `{connection_file}`, and environment.
+
+        Of this launch alone, not of a restart: `ijfs_snapshot`, the kernel begins as a copy of it; `ijfs_attach`, it is
+        that live instance.
+        """
+        begins_as, joins = kwargs.pop(BEGINS_AS, ""), kwargs.pop(JOINS, "")
+        if not self._launched:
+            self._begins_as, self._joined = begins_as, bool(joins)
         kwargs["cmd"] = self._command(kwargs.pop("extra_arguments", []))
         kwargs = await super().pre_launch(**kwargs)
         if self.auto:
             kwargs["env"] = {**kwargs["env"], AUTO_VARIABLE: self.auto.removeprefix("on")}
         self._repository = choose_repository(self.repo, kwargs["env"])
-        self._instance = self.attach or self._instance or self._new_name(kwargs["env"])
+        self._instance = self._instance or joins or self.attach or self._new_name(kwargs["env"])
+        self._notebook = _notebook(kwargs["env"])
         await asyncio.to_thread(ensure_repository, self._repository)
         return kwargs
 
@@ -133,23 +154,42 @@ class IjfsProvisioner(KernelProvisionerBase):
         return status
 
     async def send_signal(self, signum: int) -> None:
-        """Deliver a signal inside the kernel's pid namespace, to the kernel itself; an ended kernel takes none."""
-        if signum and self._managing:
+        """Deliver a signal inside the kernel's pid namespace, to the kernel itself; an ended kernel takes none. A
+        manager that shuts down interrupts first: one that leaves a kernel only does not."""
+        if signum and self._managing and not (self.attached and self._is_shutting_down()):
             await asyncio.to_thread(self._signal, signum)
+
+    def _is_shutting_down(self) -> bool:
+        return bool(getattr(self.parent, "shutting_down", False))
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """The manager has asked the kernel to end. An attached one is left running, and not looked at any more."""
+        if self.attached and not restart:
+            self._managing = False
+
+    def let_go(self) -> None:
+        """Leave the kernel as it is: this manager is done with it."""
+        self._managing = False
+
+    async def save_before_end(self, why: str) -> None:
+        """Save what the kernel did since its last save, where it did anything and is this manager's to end."""
+        if self._managing and not self.attached:
+            await asyncio.to_thread(self._save_unsaved, why)
 
     async def terminate(self, restart: bool = False) -> None:
         """Ask the kernel to end (SIGTERM)."""
-        await self.send_signal(signal.SIGTERM)
+        if restart or not self.attached:
+            await asyncio.to_thread(self._signal, signal.SIGTERM)
 
     async def kill(self, restart: bool = False) -> None:
         """End the sandbox and all that runs in it, now."""
-        if self._managing:
+        if self._managing and (restart or not self.attached):
             await asyncio.to_thread(self._stop)
 
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the ended instance unless the kernel wrote in its working directory; keep it for a restart. What it
         wrote elsewhere is kept in a snapshot."""
-        if not restart and self._instance and not self.attach:
+        if not restart and self._instance and not self.attached:
             await asyncio.to_thread(self._remove)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
@@ -197,11 +237,19 @@ class IjfsProvisioner(KernelProvisionerBase):
         return instance_name(env.get("JPY_SESSION_NAME", ""), kernel_name, self.kernel_id)
 
     def _launch(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceInfo:
-        if self.attach:
+        if self.attached:
             return self._attach()
         # After the first launch this is a restart: the kernel's clients find it at the same ports.
-        if self.snapshot:
-            return client.restore(self._repository, self.snapshot, self._instance, replace=self._launched)
+        snapshot = self.snapshot if self._launched else self._begins_as or self.snapshot
+        if snapshot:
+            return client.restore(
+                self._repository,
+                snapshot,
+                self._instance,
+                replace=self._launched,
+                of_notebook=self._notebook,
+                front_end=True,
+            )
         return client.start(self._repository, self._spec(cmd, env, cwd), again=self._launched)
 
     def _spec(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceSpec:
@@ -219,7 +267,8 @@ class IjfsProvisioner(KernelProvisionerBase):
             gpu=self.gpu,
             kernel_name=getattr(self.parent, "kernel_name", ""),
             kernel_key=self._key(),
-            notebook=_notebook(env),
+            notebook=self._notebook,
+            front_end=True,
             base=self.base,
             disk=self.disk,
             share=folders.share,
@@ -255,6 +304,26 @@ class IjfsProvisioner(KernelProvisionerBase):
                 keeper.signal(signum)
         except (InstanceExitedError, NoInstanceError):
             self.log.debug("signal %d: the kernel has ended", signum)
+
+    def _save_unsaved(self, why: str) -> None:
+        try:
+            if client.describe(self._repository, self._instance).unsaved:
+                with client.connect(self._repository, self._instance) as keeper:
+                    saved = keeper.save(why, auto=True)
+                self.log.info("%s: saved as %s %s", self._instance, saved.snapshot[:12], why)
+        except IjfsError as error:
+            self.log.warning("%s could not be saved %s: %s", self._instance, why, error)
+
+    def set_notebook(self, env: Mapping[str, str]) -> None:
+        """The kernel's notebook has another name from now on, as JPY_SESSION_NAME has it."""
+        self._notebook = _notebook(env)
+        if not self._managing:
+            return
+        try:
+            with client.connect(self._repository, self._instance) as keeper:
+                keeper.set_notebook(self._notebook)
+        except IjfsError as error:
+            self.log.warning("%s does not know of its notebook's new name: %s", self._instance, error)
 
     def _stop(self) -> None:
         try:

@@ -8,14 +8,18 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import websocket
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_env import ANSWER_TIMEOUT_S, KERNEL, JupyterEnv
 from waiting import eventually
 
 from ijfs.jupyter.cells import run_cell
+from ijfs.jupyter.server.events import SCHEMA_ID
 from ijfs.live.model.paths import InstancePaths
 
 TOKEN = "for-tests"
@@ -28,6 +32,20 @@ class RefusedError(AssertionError):
         super().__init__(f"{status}: {body}")
         self.status = status
         self.said: dict[str, Any] = json.loads(body) if body.startswith("{") else {}
+
+
+class Heard:
+    """Events of ijfs on a server's bus."""
+
+    def __init__(self, connection: websocket.WebSocket) -> None:
+        self._connection = connection
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """The next event of that kind; what comes before it is passed over."""
+        while True:
+            event: dict[str, Any] = json.loads(self._connection.recv())
+            if event.get("schema_id") == SCHEMA_ID and event.get("kind") == kind:
+                return event
 
 
 class JupyterServer:
@@ -112,7 +130,7 @@ class JupyterServer:
         found = BlockingKernelClient(connection_file=str(self._connection(kernel)))
         found.load_connection_file()
         found.start_channels()
-        found.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
+        assert eventually(lambda: _is_ready(found), ANSWER_TIMEOUT_S)
         return found
 
     def type(self, kernel: str, code: str) -> None:
@@ -133,11 +151,32 @@ class JupyterServer:
         finally:
             client.stop_channels()
 
+    @contextmanager
+    def listening(self) -> Iterator[Heard]:
+        """What is said on the server's event bus meanwhile."""
+        where = self.url.replace("http", "ws", 1) + "api/events/subscribe"
+        connection = websocket.create_connection(
+            where, header=[f"Authorization: token {TOKEN}"], timeout=ANSWER_TIMEOUT_S
+        )
+        try:
+            yield Heard(connection)
+        finally:
+            connection.close()
+
     def close(self) -> None:
         """End it as Ctrl-C twice does, and its kernels with it."""
         self.process.terminate()
         self.process.wait(ANSWER_TIMEOUT_S)
         self.log.close()
+
+
+def _is_ready(client: BlockingKernelClient) -> bool:
+    """A heartbeat later than a second is death to jupyter_client; on a busy machine it is not to us."""
+    try:
+        client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
+    except RuntimeError:
+        return False
+    return True
 
 
 def notebook(*cells: str) -> dict[str, Any]:

@@ -131,14 +131,39 @@ def test_a_cell_does_not_wait_for_a_keeper_that_is_silent(shell: Any, keeper: Pe
 
 @pytest.mark.parametrize(
     "line",
-    ["", "explode", "save now", "auto", "auto on --every soon", "auto on --every", "auto off 1", "save 'unclosed"],
+    ["explode", "save now", "auto", "auto on --every soon", "auto on --every", "auto off 1", "undo now", "restore"],
 )
-def test_what_is_not_understood_prints_the_usage(
+def test_a_wrong_use_is_an_error_that_shows_the_usage(
     shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
-    shell.run_line_magic("ijfs", line)
-    assert "%ijfs save [-m MESSAGE]" in capsys.readouterr().out
+    assert not shell.run_cell(f"%ijfs {line}").success
+    shown = "".join(capsys.readouterr())
+    assert "%ijfs save [-m MESSAGE]" in shown
+    assert "Traceback" not in shown
     assert keeper.requests == []
+
+
+def test_alone_it_shows_the_usage_and_words_that_end_nowhere_are_an_error(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shell.run_cell("%ijfs").success
+    assert "%ijfs save [-m MESSAGE]" in capsys.readouterr().out
+    assert not shell.run_cell("%ijfs save 'unclosed").success
+    assert not shell.run_cell("%ijfs stop").success
+    assert "a terminal of the machine: `ijfs stop NAME`" in "".join(capsys.readouterr())
+
+
+def test_a_verb_that_is_handed_on_prints_what_it_printed_outside_and_fails_as_it_did(
+    shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = {"state": "done", "code": 0, "out": "kept is at abc\n", "err": ""}
+    keeper.answer = settles({"ok": {"state": "pending"}}, {"ok": done})
+    assert shell.run_cell("%ijfs tag kept latest").success
+    assert capsys.readouterr().out == "kept is at abc\n"
+    assert [request["words"] for request in keeper.requests] == [["tag", "kept", "latest"]] * 2
+    keeper.answer = settles({"ok": {**done, "code": 1, "out": "", "err": "ijfs: no such snapshot\n"}})
+    assert not shell.run_cell("%ijfs show nothing").success
+    assert "UsageError: no such snapshot" in "".join(capsys.readouterr())
 
 
 def test_outside_a_sandbox_a_cell_fails_with_one_sentence(

@@ -59,13 +59,20 @@ def test_a_program_saves_itself_and_nothing_else(keeper: Peer) -> None:
     assert ijfs("save", "--stop").returncode == 12
 
 
-@pytest.mark.parametrize("argv", [["restore", "demo"], ["fork", "demo"], ["show"], ["gc"], ["run", "true"], ["init"]])
+@pytest.mark.parametrize("argv", [["restore", "demo"], ["fork", "demo"], ["gc"], ["run", "true"], ["init"]])
 def test_what_a_program_cannot_do_to_itself_says_where_it_is_done(keeper: Peer, argv: list[str]) -> None:
     keeper.answer = answers
     result = ijfs(*argv)
     assert result.returncode == 12
     assert f"this is inside the sandbox of `demo`: `ijfs {argv[0]}` works in a terminal of the machine" in result.stderr
     assert result.stdout == ""
+
+
+def test_what_looks_or_names_is_handed_on_as_it_was_typed(keeper: Peer) -> None:
+    keeper.answer = settles({"ok": {"state": "done", "code": 3, "out": "shown\n", "err": "warning: x\n"}})
+    result = ijfs("show", "latest", "-v")
+    assert (result.returncode, result.stdout, result.stderr) == (3, "shown\n", "warning: x\n")
+    assert keeper.requests[0]["words"] == ["show", "latest", "-v"]
 
 
 def test_another_repository_that_is_named_is_meant(keeper: Peer, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ REQUESTS: list[tuple[str, protocol.Arguments[Any], dict[str, Any]]] = [
     ("wait_save", protocol.WaitSaveArguments(number=3), {"number": 3}),
     ("wait_memory", protocol.WaitMemoryArguments(), {}),
     ("watch", protocol.WatchArguments(), {}),
+    ("notebook", protocol.NotebookArguments(path="/n.ipynb"), {"path": "/n.ipynb"}),
     ("signal", protocol.SignalArguments(number=2), {"number": 2}),
     ("stop", protocol.StopArguments(timeout_s=1.5), {"timeout_s": 1.5, "force": False}),
 ]

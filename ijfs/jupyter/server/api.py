@@ -14,6 +14,7 @@ from ijfs.history.scene import Scene
 from ijfs.jupyter.repository import choose_repository
 from ijfs.jupyter.server import requests, tree
 from ijfs.jupyter.server.documents import cells, document_of
+from ijfs.jupyter.server.events import SCHEMA_ID, Events
 from ijfs.jupyter.server.kernels import Kernels, NotIjfsError, Target
 from ijfs.jupyter.server.opening import in_repository
 from ijfs.live.client import api as client
@@ -33,19 +34,21 @@ MOST_FILES = 1000
 class Api:
     """The panel's API, of one Jupyter server."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, events: Events) -> None:
         self._kernels = kernels
+        self._events = events
 
     async def info(self, request: requests.Info) -> Answer:
         """What the extension is, and which repository it takes where none is named."""
         from importlib.metadata import version
 
-        return {"version": version("ijfs"), "repository": str(choose_repository(None))}
+        return {"version": version("ijfs"), "repository": str(choose_repository(None)), "schema": SCHEMA_ID}
 
     async def tree(self, request: requests.Tree) -> Answer:
         """The picture of a repository; an empty one where there is none yet."""
-        target = self._target(request.kernel)
-        repo = self._repo(request, target)
+        target = self._kernels.target_or_none(request.kernel)
+        repo = self._kernels.repository(request)
+        self._events.follow(repo)
         instance = target.instance if target is not None else ""
         paths = await self._kernels.paths()
         kernels = self._kernels.of_instances(repo)
@@ -70,6 +73,7 @@ class Api:
         """How a kernel stands; of one that is not ijfs's, that it is not."""
         try:
             target = self._kernels.target(request.kernel)
+            self._events.follow(target.repo)
         except NotIjfsError as error:
             return {"ijfs": False, "reason": str(error), "hint": error.hint}
         return await asyncio.to_thread(_status, target)
@@ -91,20 +95,8 @@ class Api:
 
     async def using(self, request: R, do: Callable[[Path, R], Answer]) -> Answer:
         """What `do` makes of a request, in a thread, with the repository that it is about."""
-        repo = self._repo(request, self._target(request.kernel))
+        repo = self._kernels.repository(request)
         return await asyncio.to_thread(do, repo, request)
-
-    def _target(self, kernel: str) -> Target | None:
-        """The instance that a kernel is; None where none was named, or it is not ijfs's."""
-        try:
-            return self._kernels.target(kernel) if kernel else None
-        except NotIjfsError:
-            return None
-
-    def _repo(self, request: requests.Request, target: Target | None) -> Path:
-        if request.repository:
-            return choose_repository(request.repository)
-        return target.repo if target is not None else choose_repository(None)
 
 
 def _scene(repo: Path, live: list[client.InstanceInfo]) -> Scene:

@@ -18,6 +18,8 @@ from tornado import web
 
 from ijfs.jupyter.server import names, requests
 from ijfs.jupyter.server.api import Answer, Api
+from ijfs.jupyter.server.events import Events
+from ijfs.jupyter.server.forks import Forks
 from ijfs.jupyter.server.kernels import Kernels, UnknownKernelError
 from ijfs.jupyter.server.programs import Programs
 from ijfs.live.errors import CriuError, KeeperError, NoInstanceError
@@ -32,18 +34,22 @@ Verb = tuple[type[requests.Request], Callable[[Any], Awaitable[Answer]]]
 def add_handlers(app: Any) -> None:
     """Serve the API below `/ijfs/api` of a Jupyter server."""
     kernels = Kernels(app)
-    api, programs = Api(kernels), Programs(kernels)
+    events = Events(app.event_logger, kernels.kernel_of)
+    api, programs, forks = Api(kernels, events), Programs(kernels), Forks(kernels)
     looking: dict[str, Verb] = {
         "info": (requests.Info, api.info),
         "tree": (requests.Tree, api.tree),
         "status": (requests.Status, api.status),
         "document": (requests.DocumentOf, api.document),
         "compare": (requests.Compare, api.compare),
+        "offer": (requests.Offer, forks.offer),
     }
     changing: dict[str, Verb] = {
         "save": (requests.Save, programs.save),
         "restore": (requests.Restore, programs.restore),
         "undo": (requests.Undo, programs.undo),
+        "fork": (requests.Fork, forks.fork),
+        "resume": (requests.Resume, forks.resume),
         "tag": (requests.Tag, partial(api.using, do=names.tag)),
         "untag": (requests.Untag, partial(api.using, do=names.untag)),
         "rename": (requests.Rename, partial(api.using, do=names.rename)),

@@ -14,11 +14,10 @@ from ijfs.jupyter.server import requests
 from ijfs.jupyter.server.documents import Document, document_of
 from ijfs.jupyter.server.kernels import Kernels, Target
 from ijfs.jupyter.server.opening import in_repository
-from ijfs.jupyter.server.tree import count_of
+from ijfs.live.checkpoint.undoing import before_cell, count_of
 from ijfs.live.client import api as client
 from ijfs.live.client.api import Event, InstanceInfo, Notice, SaveResult
 from ijfs_engine import Repository, Snapshot
-from ijfs_engine.errors import UnknownNameError
 
 Answer = dict[str, Any]
 
@@ -96,17 +95,9 @@ def packed(document: Document | None) -> bytes | None:
 
 
 def before_last_cell(repository: Repository, info: InstanceInfo) -> Snapshot:
-    """The newest snapshot of a program's line from before the last cell that it ran; where nobody knows what ran, the
-    one that it stands on. UnknownNameError where there is none."""
-    found = None if info.snapshot is None else bytes.fromhex(info.snapshot)
+    """Where undo goes back to. UnknownNameError."""
     ran = info.kernel.count if info.kernel is not None else None
-    while found is not None:
-        snapshot = repository.snapshot(found)
-        count = count_of(snapshot)
-        if info.unsaved or ran is None or (count is not None and count < ran):
-            return snapshot
-        found = next(iter(repository.parents(found)), None)
-    raise UnknownNameError("nothing was saved before the last cell", hint="save now, and undo goes back to that")
+    return before_cell(repository, bytes.fromhex(info.snapshot) if info.snapshot else None, ran)
 
 
 def _undone(info: InstanceInfo, found: Snapshot) -> int | None:

@@ -119,3 +119,24 @@ class Compare(Request, frozen=True):
     old: str
     new: str = "latest"
     parts: str = "cells,files"
+
+
+class Fork(Request, frozen=True):
+    """A copy of a kernel, or of a snapshot, as the kernel of a copy of the notebook at `path`. `document`: the notebook
+    as the browser has it. `name`: what the copy is for."""
+
+    snapshot: str = ""
+    document: Document | None = None
+    name: str = ""
+    message: str = ""
+
+
+class Offer(Request, frozen=True):
+    """What a reopened notebook can go on with."""
+
+
+class Resume(Request, frozen=True):
+    """Go on with a snapshot, or with a live program."""
+
+    snapshot: str = ""
+    instance: str = ""

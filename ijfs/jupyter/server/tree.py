@@ -9,6 +9,7 @@ from ijfs.drawing.layout import NAMED, PictureRow
 from ijfs.drawing.tree import rows_of
 from ijfs.history.scene import Scene
 from ijfs.history.snapshots import program_of
+from ijfs.live.checkpoint.undoing import count_of
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -38,19 +39,12 @@ def snapshot_json(scene: Scene, snapshot: Snapshot, path_of: PathOf) -> dict[str
         "added": snapshot.added,
         "live": [info.name for info in scene.at(snapshot.id)],
         "program": program_of(snapshot),
-        "notebook": path_of(str(_spec(snapshot).get("notebook", ""))),
-        "kernel": _spec(snapshot).get("kind") == "kernel" and not meta.get("ended"),
+        "notebook": path_of(str(spec_of(snapshot).get("notebook", ""))),
+        "kernel": spec_of(snapshot).get("kind") == "kernel" and not meta.get("ended"),
         "auto": meta.get("auto") is True,
         "frozen_s": meta.get("frozen_s"),
         "count": count_of(snapshot),
     }
-
-
-def count_of(snapshot: Snapshot) -> int | None:
-    """The number of the last cell that a kernel had run when it was saved; None where that is not known."""
-    kernel = snapshot.meta.get("kernel")
-    count = kernel.get("count") if isinstance(kernel, dict) else None
-    return count if isinstance(count, int) else None
 
 
 def live_json(info: InstanceInfo, kernels: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
@@ -72,12 +66,13 @@ def made_by(scene: Scene, instance: str, notebook: str) -> list[bytes]:
     made = [
         s.id
         for s in scene.history.snapshots.values()
-        if (instance and program_of(s) == instance) or (notebook and _spec(s).get("notebook") == notebook)
+        if (instance and program_of(s) == instance) or (notebook and spec_of(s).get("notebook") == notebook)
     ]
     return standing + made
 
 
-def _spec(snapshot: Snapshot) -> Mapping[str, Any]:
+def spec_of(snapshot: Snapshot) -> Mapping[str, Any]:
+    """How the program of a snapshot was started (records.InstanceSpec)."""
     spec = snapshot.meta.get("spec")
     return spec if isinstance(spec, dict) else {}
 

@@ -81,6 +81,7 @@ class KeeperClient:
         gpu_timeout_s: float | None = None,
         wait: bool = True,
         verify: bool = False,
+        auto: bool = False,
     ) -> SaveResult:
         """Save the program: memory, files, and the notebook document where one is given. Returns when it is durable.
 
@@ -92,6 +93,7 @@ class KeeperClient:
         a third waits; they are stored in order, each the parent of the next. For a GPU program, `force` saves in spite
         of what preflight refuses, and `gpu_timeout_s` is how long running kernels get. `verify` restores the snapshot
         into a sandbox that is thrown away before the program in it runs; the result says whether CRIU accepts it.
+        `auto`: nobody asked for it, and it is thinned out with others of its kind.
         """
         arguments = protocol.SaveArguments(
             message=message,
@@ -102,8 +104,13 @@ class KeeperClient:
             gpu_timeout_s=gpu_timeout_s,
             wait=wait,
             verify=verify,
+            auto=auto,
         )
         return self.request(arguments)
+
+    def set_notebook(self, path: str) -> None:
+        """The notebook that a kernel belongs to, a path of this machine; "" for none."""
+        self.request(protocol.NotebookArguments(path=path))
 
     def wait_save(self, number: int) -> SaveResult:
         """What a save came to that was not waited for, when it is durable; raises what it failed with."""

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from ijfs.live.checkpoint import undoing
 from ijfs.live.checkpoint.snapshot_io import live_meta
 from ijfs.live.errors import NotLiveError, ProtocolError
+from ijfs.live.keeper import outside
 from ijfs.live.keeper.autosave import Autosaver, SaveVerb
 from ijfs.live.keeper.state import InstanceState
+from ijfs.live.keeper.threads import in_thread
+from ijfs.live.model.environment import NUMBER_VARIABLE
 from ijfs.live.model.guest_protocol import (
     GuestAnswer,
+    GuestBack,
     GuestCell,
+    GuestFork,
     GuestLog,
     GuestRequest,
     GuestSave,
     GuestStatus,
+    GuestVerb,
     LogAnswer,
     LoggedProgram,
     LoggedSnapshot,
     SaveAnswer,
     StatusAnswer,
+    VerbAnswer,
 )
 from ijfs.live.model.paths import InstancePaths, live_directory
-from ijfs.live.model.protocol import SaveArguments
+from ijfs.live.model.protocol import Emit, Event, RestoreArguments, SaveArguments
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import procfs
 from ijfs_engine import Snapshot
@@ -38,27 +47,44 @@ from ijfs_engine.errors import IjfsError
 _log = logging.getLogger("ijfs.keeper")
 
 
+MOST_COPIES = 64
+
+RestoreVerb = Callable[[RestoreArguments, Emit], Awaitable[object]]
+"""The keeper's way of going back in place."""
+R = TypeVar("R")
+Done = SaveAnswer | VerbAnswer
+
+
 class GuestRequests:
     """The requests of one keeper's program. `save`: the keeper's verb."""
 
-    def __init__(self, state: InstanceState, autosaver: Autosaver, save: SaveVerb) -> None:
+    def __init__(self, state: InstanceState, autosaver: Autosaver, save: SaveVerb, go_back: RestoreVerb) -> None:
         self._state = state
         self._autosaver = autosaver
         self._save_verb = save
-        self._nonces: dict[str, SaveAnswer | IjfsError] = {}
+        self._go_back_verb = go_back
+        self._nonces: dict[str, SaveAnswer | VerbAnswer | IjfsError] = {}
 
     def resumes(self, snapshot: Snapshot) -> None:
         """The program was restored from that snapshot. If the program itself asked for that snapshot, its next request
         is answered with `resumed`, even where this keeper has answered `saved`."""
         nonce = live_meta(snapshot).guest.nonce
         if nonce:
-            self._nonces[nonce] = SaveAnswer("resumed", snapshot.id.hex(), self._state.name)
+            number = int(self._state.record.spec.late_env.get(NUMBER_VARIABLE, "0"))
+            self._nonces[nonce] = SaveAnswer("resumed", snapshot.id.hex(), self._state.name, number=number)
 
     async def answer(self, request: GuestRequest) -> GuestAnswer:
         """Answer one request at once. (Hooks are the guest port's own.)"""
         match request:
             case GuestSave():
-                return self._save(request)
+                return self._begun(request.nonce, self._save_for_program, request)
+            case GuestBack():
+                return self._begun(request.nonce, self._go_back, request)
+            case GuestFork():
+                return self._begun(request.nonce, self._fork, request)
+            case GuestVerb():
+                outside.checked(request.words)
+                return self._begun(request.nonce, self._run_outside, request)
             case GuestCell():
                 return self._autosaver.cell(request, self._save_verb)
             case GuestLog():
@@ -71,36 +97,78 @@ class GuestRequests:
         state = self._state
         return StatusAnswer(state.name, str(state.repo), state.record.snapshot)
 
-    def _save(self, request: GuestSave) -> SaveAnswer:
-        nonce = request.nonce
+    def _begun(self, nonce: str, do: Callable[[R], Awaitable[Done]], request: R) -> SaveAnswer | VerbAnswer:
+        """How far the request of this nonce is, which is begun where it was not yet."""
         if not nonce:
-            raise IjfsError("a save needs a nonce")
+            raise IjfsError("such a request needs a nonce")
         if nonce not in self._nonces:
             self._nonces[nonce] = SaveAnswer("pending")
-            verify = request.verify and request.wait
-            arguments = SaveArguments(message=request.message, nonce=nonce, wait=request.wait, verify=verify)
-            self._state.spawn(self._save_for_program, nonce, arguments)
+            self._state.spawn(self._settle, nonce, do, request)
         answer = self._nonces[nonce]
         if isinstance(answer, IjfsError):
             raise answer.with_traceback(None)  # each time anew: the frames of the last time go
         return answer
 
-    async def _save_for_program(self, nonce: str, arguments: SaveArguments) -> None:
+    async def _settle(self, nonce: str, do: Callable[[R], Awaitable[Done]], request: R) -> None:
         try:
-            result = await self._save_verb(arguments, lambda event: None)
+            self._nonces[nonce] = await do(request)
         except IjfsError as error:
             self._nonces[nonce] = error
         except Exception as error:
-            _log.exception("save for the program failed")
-            self._nonces[nonce] = IjfsError(f"the save failed: {error}")
-        else:
-            self._nonces[nonce] = SaveAnswer(
-                "saved" if result.snapshot else "thawed",
-                result.snapshot,
-                self._state.name,
-                result.verified,
-                result.warnings,
+            _log.exception("a request of the program failed")
+            self._nonces[nonce] = IjfsError(f"the keeper failed: {error}")
+
+    async def _save_for_program(self, request: GuestSave) -> SaveAnswer:
+        arguments = SaveArguments(
+            message=request.message,
+            nonce=request.nonce,
+            wait=request.wait,
+            verify=request.verify and request.wait,
+            auto=request.auto,
+        )
+        result = await self._save_verb(arguments, _silent)
+        return SaveAnswer(
+            "saved" if result.snapshot else "thawed",
+            result.snapshot,
+            self._state.name,
+            result.verified,
+            result.warnings,
+        )
+
+    async def _go_back(self, request: GuestBack) -> SaveAnswer:
+        """Whoever hears of this is the program after a way forward: where it goes back, nobody is there to hear."""
+        state = self._state
+        meant = await in_thread(self._meant, request.snapshot)
+        if request.save_first:
+            message = f"before going back to {meant.id.hex()[:12]}"
+            await self._save_verb(SaveArguments(message=message, nonce=request.nonce), _silent)
+        await self._go_back_verb(RestoreArguments(snapshot=meant.id.hex(), busy="force"), _silent)
+        return SaveAnswer("resumed", meant.id.hex(), state.name)
+
+    def _meant(self, spelling: str) -> Snapshot:
+        """The snapshot to go back to. The cell that asks has run no further than to here."""
+        repository, state = self._state.snapshots.repository, self._state
+        if spelling:
+            return repository.snapshot(repository.resolve(spelling))
+        stands_on = state.snapshot.id if state.snapshot is not None else None
+        return undoing.before_cell(repository, stands_on, state.relay.traffic.count)
+
+    async def _fork(self, request: GuestFork) -> SaveAnswer:
+        if not 1 <= request.count <= MOST_COPIES:
+            raise ProtocolError(f"a program can have 1 to {MOST_COPIES} copies at once")
+        state = self._state
+        arguments = SaveArguments(message=request.message or "where copies begin", nonce=request.nonce)
+        result = await self._save_verb(arguments, _silent)
+        names = await in_thread(outside.fork, state.repo, result.snapshot, state.name, request.count)
+        return SaveAnswer("saved", result.snapshot, state.name, names=tuple(names), number=0)
+
+    async def _run_outside(self, request: GuestVerb) -> VerbAnswer:
+        if request.words[0] == "adopt" and not self._state.record.spec.front_end:
+            raise ProtocolError(
+                "only the kernel of a notebook can put files on the machine", hint="`ijfs adopt` in a terminal does"
             )
+        done = await in_thread(outside.run, self._state.repo, request.words, request.columns)
+        return VerbAnswer("done", done.code, done.out, done.err)
 
     def _log(self) -> LogAnswer:
         repository = self._state.snapshots.repository
@@ -114,6 +182,10 @@ class GuestRequests:
             stored=stats.pack_bytes + stats.index_bytes + stats.journal_bytes,
             live=tuple(_live_programs(self._state.repo)),
         )
+
+
+def _silent(event: Event) -> None:
+    """Nobody is told how far it is."""
 
 
 def _logged(snapshot: Snapshot) -> LoggedSnapshot:

@@ -86,6 +86,9 @@ NOT_TOLD = (
 # How long a cell that is interrupted has to end: a library in the middle of a long call into C takes a while.
 INTERRUPT_S = 10.0
 
+# How often it is interrupted: one that is only about to begin does not notice.
+AGAIN_S = 1.0
+
 # How often the end of a program's time is looked at again: somebody may have put the clock right.
 CLOCK_S = 60.0
 
@@ -195,10 +198,11 @@ class Lifecycle:
         if busy == "refuse":
             raise KernelBusyError(f"`{name}` is running a cell")
         emit(PhaseBegan("interrupt"))
-        sandbox.signal(signal.SIGINT)
         with trio.move_on_after(INTERRUPT_S):
             while traffic.busy:
-                await trio.sleep(0.02)
+                sandbox.signal(signal.SIGINT)
+                with trio.move_on_after(AGAIN_S):
+                    await traffic.no_cell()
         if traffic.busy:
             raise KernelBusyError(f"the cell that `{name}` is running goes on in spite of an interrupt")
         emit(Notice(f"`{name}` was running a cell, which was interrupted"))

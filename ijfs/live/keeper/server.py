@@ -43,6 +43,7 @@ from ijfs.live.model.protocol import (
     Arguments,
     Emit,
     Happened,
+    NotebookArguments,
     Notice,
     ParkArguments,
     RestoreArguments,
@@ -93,7 +94,7 @@ class Keeper:
         )
         autosaver = Autosaver(self._state, self._queue)
         self._saver = Saver(self._state, self._queue, autosaver)
-        self._requests = GuestRequests(self._state, autosaver, self._saver.save)
+        self._requests = GuestRequests(self._state, autosaver, self._saver.save, self._go_back)
         self._parking = Parking(self._state)
         self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early, self._parking)
         self._requests_under_way = 0
@@ -102,6 +103,9 @@ class Keeper:
         self._state.watchers.tell(Happened("failed", text=str(error)))
         if not waited_for:
             self._state.note(save_error=str(error))  # said wherever the instance is shown
+
+    async def _go_back(self, arguments: RestoreArguments, emit: Emit) -> InstanceInfo:
+        return await self._lifecycle.go_back(arguments, emit)
 
     async def _answer_program(self, request: GuestRequest) -> GuestAnswer:
         return await self._requests.answer(request)
@@ -221,6 +225,7 @@ class Keeper:
             RestoreArguments: self._lifecycle.go_back,
             WaitMemoryArguments: self._wait_memory,
             WatchArguments: self._watch,
+            NotebookArguments: self._notebook,
             SignalArguments: self._signal,
             StopArguments: self._stop,
         }
@@ -293,6 +298,10 @@ class Keeper:
     async def _wait_memory(self, arguments: WaitMemoryArguments, emit: Emit) -> InstanceInfo:
         await self._state.wait_for_memory()
         return self._state.info()
+
+    async def _notebook(self, arguments: NotebookArguments, emit: Emit) -> None:
+        spec = msgspec.structs.replace(self._state.record.spec, notebook=arguments.path)
+        self._state.write(spec=spec)
 
     async def _watch(self, arguments: WatchArguments, emit: Emit) -> InstanceInfo:
         with self._state.watchers.listening(emit):

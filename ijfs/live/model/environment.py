@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 INSTANCE_VARIABLE = "IJFS_INSTANCE"
 """In a sandbox: what the instance is called."""
 
+NUMBER_VARIABLE = "IJFS_FORK_NUMBER"
+"""In a copy that its program made of itself: which one it is, from 1."""
+
 
 def packed(environment: Mapping[str, str]) -> str:
     """NUL-separated as /proc/PID/environ has it, each byte a character."""

@@ -17,12 +17,38 @@ from ijfs_engine.errors import IjfsError
 
 
 class GuestSave(msgspec.Struct, frozen=True):
-    """Save me. May come any number of times; `nonce` says which save is meant."""
+    """Save me. May come any number of times; `nonce` says which save is meant. `auto`: it may be thinned out."""
 
     nonce: str = ""
     message: str = ""
     wait: bool = True
     verify: bool = False
+    auto: bool = False
+
+
+class GuestBack(msgspec.Struct, frozen=True):
+    """Take me back to a snapshot (any spelling), in place; "": to before the last cell. `save_first`: what I am is
+    saved before; who goes forward to that hears `resumed` of this nonce. Nobody who was taken back hears anything."""
+
+    nonce: str = ""
+    snapshot: str = ""
+    save_first: bool = True
+
+
+class GuestFork(msgspec.Struct, frozen=True):
+    """Save me, and make that many live copies of it. I hear their names, each copy `resumed`, with its number."""
+
+    nonce: str = ""
+    count: int = 1
+    message: str = ""
+
+
+class GuestVerb(msgspec.Struct, frozen=True):
+    """Run a verb of the command line for me, outside (keeper/outside.py has which). `columns`: how wide it may be."""
+
+    nonce: str = ""
+    words: tuple[str, ...] = ()
+    columns: int = 100
 
 
 class GuestStatus(msgspec.Struct, frozen=True):
@@ -53,7 +79,7 @@ class GuestHooks(msgspec.Struct, frozen=True):
     port: int
 
 
-GuestRequest = GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks
+GuestRequest = GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks | GuestBack | GuestFork | GuestVerb
 
 GUEST_VERBS: dict[str, type[GuestRequest]] = {
     "save": GuestSave,
@@ -61,19 +87,34 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
     "log": GuestLog,
     "cell": GuestCell,
     "hooks": GuestHooks,
+    "back": GuestBack,
+    "fork": GuestFork,
+    "verb": GuestVerb,
 }
 
 
 class SaveAnswer(msgspec.Struct, frozen=True):
     """How far a save is. `saved`: durable; `thawed`: the program goes on, and it was not to be waited for; `resumed`:
     who asks was restored from that snapshot. `instance`: whose answer this is. `verified`: whether it can be restored,
-    where that was tried or is known; `warnings`: what will not be quite the same."""
+    where that was tried or is known; `warnings`: what will not be quite the same. `names`: of the copies that were
+    made; `number`: which of them this is, from 1."""
 
     state: Literal["pending", "thawed", "saved", "resumed"]
     snapshot: str | msgspec.UnsetType = msgspec.UNSET
     instance: str | msgspec.UnsetType = msgspec.UNSET
     verified: bool | msgspec.UnsetType | None = msgspec.UNSET
     warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    names: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    number: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class VerbAnswer(msgspec.Struct, frozen=True):
+    """What a verb printed, once it is done, and its exit code."""
+
+    state: Literal["done"]
+    code: int
+    out: str
+    err: str
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -126,7 +167,7 @@ class HooksAnswer(msgspec.Struct, frozen=True):
     """The port is known from now on."""
 
 
-GuestAnswer = SaveAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
+GuestAnswer = SaveAnswer | VerbAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
 
 
 class HookEvent(msgspec.Struct, frozen=True):

@@ -92,7 +92,8 @@ class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
     `branch`: None is the instance's own. `stop`: end the program in the frozen state. `notebook`: the document as it
     is in an editor; None takes the file that the kernel belongs to. `verify`: try whether it can be restored. `force`,
     `gpu_timeout_s`: for a GPU program.
-    What the keeper asks of itself: `nonce` is the program's own request, `auto` a save after a cell.
+    `auto`: nobody asked for it; such saves are thinned out. What the keeper asks of itself: `nonce` is the program's
+    own request.
     """
 
     message: str = ""
@@ -119,6 +120,12 @@ class WaitMemoryArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
 class WatchArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Hear what happens to the instance, as `Happened` events, until its program ends or the client leaves."""
+
+
+class NotebookArguments(Arguments[None], frozen=True, kw_only=True):
+    """The notebook that a kernel belongs to has this path from now on."""
+
+    path: str = ""
 
 
 class SignalArguments(Arguments[None], frozen=True, kw_only=True):
@@ -160,6 +167,7 @@ VERBS = {
     "wait_save": Verb(WaitSaveArguments, SaveResult),
     "wait_memory": Verb(WaitMemoryArguments, InstanceInfo),
     "watch": Verb(WatchArguments, InstanceInfo),
+    "notebook": Verb(NotebookArguments, None),
     "signal": Verb(SignalArguments, None),
     "stop": Verb(StopArguments, InstanceInfo),
     "park": Verb(ParkArguments, InstanceInfo),

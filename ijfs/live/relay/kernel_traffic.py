@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
 from ijfs.live.model.protocol import What
 from ijfs.live.model.records import KernelState
@@ -23,6 +24,7 @@ RUN = "execute_request"
 STATUS_TOPIC = b"kernel.ijfs.status"
 
 
+POLL_S = 0.01
 MOST_HELD = 1 << 20
 
 
@@ -83,6 +85,29 @@ class Line:
             self._traffic.answered(self, message)
 
 
+class Ear:
+    """Listens to what a kernel publishes to one subscriber, while that is the only way to hear of a cell's end."""
+
+    def __init__(self, traffic: KernelTraffic) -> None:
+        self._traffic = traffic
+        self._reader: MessageReader | None = None
+
+    def hears(self, data: bytes, *, between: bool) -> None:
+        """The kernel publishes this; `between`: the message before is whole."""
+        if self._reader is None and between and self._traffic.has_lost_one:
+            self._reader = MessageReader(greeted=True)
+        if self._reader is None:
+            return
+        for message in self._reader.feed(data):
+            self._traffic.published(message)
+        if self._reader.at_rest and not self._traffic.has_lost_one:
+            self._reader = None
+
+
+class _Status(msgspec.Struct):
+    execution_state: str = ""
+
+
 @dataclass(frozen=True)
 class _Open:
     """A request without a reply yet. `line`: None where its client has left, or it was open in a snapshot."""
@@ -111,6 +136,11 @@ class KernelTraffic:
     def busy(self) -> bool:
         """Whether a cell runs."""
         return any(request.runs for request in self._open.values())
+
+    async def no_cell(self) -> None:
+        """Wait until no cell runs."""
+        while self.busy:
+            await trio.sleep(POLL_S)
 
     @property
     def state(self) -> KernelState:
@@ -165,6 +195,27 @@ class KernelTraffic:
                 del self._open[ident]
             if ident == message.parent.msg_id:
                 break
+        if busy and not self.busy:
+            self.tell("idle", "")
+
+    @property
+    def has_lost_one(self) -> bool:
+        """Whether a cell runs whose client has left, so that its reply goes to nobody."""
+        return any(request.runs and request.line is None for request in self._open.values())
+
+    def published(self, message: Message) -> None:
+        """The kernel publishes something: perhaps that a cell has ended whose client has left."""
+        if message.header.msg_type != "status" or message.parent.msg_type != RUN:
+            return
+        with contextlib.suppress(msgspec.DecodeError):
+            if msgspec.json.decode(message.content, type=_Status).execution_state == "idle":
+                self._ended(message.parent.msg_id)
+
+    def _ended(self, ident: str) -> None:
+        """This cell has ended, and one that was running in a snapshot, too."""
+        busy = self.busy
+        for gone in (ident, ""):
+            self._open.pop(gone, None)
         if busy and not self.busy:
             self.tell("idle", "")
 

@@ -46,15 +46,15 @@ class Message(NamedTuple):
 
 
 class MessageReader:
-    """One direction of a connection, from its greeting on."""
+    """One direction of a connection, from its greeting on, or (`greeted`) from between two messages."""
 
-    def __init__(self) -> None:
-        self._left = GREETING
+    def __init__(self, *, greeted: bool = False) -> None:
+        self._left = 0 if greeted else GREETING
         self._flags = COMMAND  # the greeting is no part of a message, and neither are commands
         self._head = bytearray()
         self._frame = bytearray()
         self._frames: list[bytes] = []
-        self.greeted = False
+        self.greeted = greeted
 
     @property
     def at_rest(self) -> bool:

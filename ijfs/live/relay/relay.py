@@ -23,7 +23,7 @@ import trio
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.records import RelayPort
 from ijfs.live.relay import zmtp
-from ijfs.live.relay.kernel_traffic import CHANNELS, KernelTraffic, Line
+from ijfs.live.relay.kernel_traffic import CHANNELS, Ear, KernelTraffic, Line
 from ijfs.live.sandbox import namespaces as ns
 
 # One read: a page of numpy output or an image fits; larger reads only cost memory per connection.
@@ -217,7 +217,9 @@ class Relay:
             self._reached[name].set()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, outside, inside, nursery.cancel_scope, _inwards(inside, end))
-                nursery.start_soon(self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, end))
+                nursery.start_soon(
+                    self._pump, inside, outside, nursery.cancel_scope, _outwards(outside, end, self.traffic)
+                )
 
     async def _reach(self, name: str) -> trio.socket.SocketType:
         """A connection inside; for a kernel's channel, once it listens.
@@ -268,10 +270,11 @@ def _inwards(inside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> S
     return send
 
 
-def _outwards(outside: trio.SocketStream, end: zmtp.Subscriber | Line | None) -> Send:
+def _outwards(outside: trio.SocketStream, end: zmtp.Subscriber | Line | None, traffic: KernelTraffic) -> Send:
     """How what the program says gets to a client."""
     if end is None:
         return outside.send_all
+    ear = Ear(traffic)
 
     async def send(data: bytes) -> None:
         if isinstance(end, Line):
@@ -279,6 +282,7 @@ def _outwards(outside: trio.SocketStream, end: zmtp.Subscriber | Line | None) ->
             await outside.send_all(data)
             end.answered(data)
         else:
+            ear.hears(data, between=end.between)
             await end.deliver(data, outside)
 
     return send

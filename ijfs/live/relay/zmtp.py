@@ -84,6 +84,11 @@ class Subscriber:
         between = self._saying.at_rest and self._hearing.at_rest and not self._delivering
         return plain and between and len(self.said) <= MAX_SAID
 
+    @property
+    def between(self) -> bool:
+        """Whether no message of the kernel's is half through."""
+        return self._hearing.at_rest and not self._delivering
+
     def say(self, data: bytes) -> None:
         """The client said this; beyond the limit it is no longer kept, and the connection not resumable."""
         self._saying.feed(data)

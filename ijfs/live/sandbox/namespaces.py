@@ -104,8 +104,14 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")
 
 
+machine_mounts = -1
+"""The mount namespace that this process left by `private_mounts`, a descriptor; -1 before."""
+
+
 def private_mounts() -> None:
     """Give this (single-threaded) process a mount namespace: the host's later mounts reach it, its own stay inside."""
+    global machine_mounts
+    machine_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_SLAVE)
 
