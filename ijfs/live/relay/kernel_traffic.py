@@ -16,6 +16,7 @@ import trio
 from ijfs.live.model.protocol import What
 from ijfs.live.model.records import KernelState
 from ijfs.live.relay.messages import Message, MessageReader, made
+from ijfs.live.relay.zmtp import handshake_of, introduce
 
 CHANNELS = ("shell", "control", "stdin")
 """Ports of a kernel on which somebody asks and is answered."""
@@ -26,6 +27,8 @@ STATUS_TOPIC = b"kernel.ijfs.status"
 
 POLL_S = 0.01
 MOST_HELD = 1 << 20
+MOST_SAID = 1 << 10
+"""A handshake is some hundred bytes."""
 
 
 class _Shutdown(msgspec.Struct):
@@ -49,6 +52,22 @@ class Line:
         self._asking, self._answering = MessageReader(), MessageReader()
         self._delivering = False
         self._held = bytearray()
+        self._said = bytearray()
+
+    @property
+    def said(self) -> bytes:
+        """The client's handshake, where another kernel can go on with it."""
+        return handshake_of(bytes(self._said)) or b""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another kernel can go on where the last one stopped: nothing is half through, either way. The client
+        would connect again by itself, but what it says until it notices would be lost."""
+        return bool(self.said) and self._asking.at_rest and not self._held and self.can_be_told
+
+    async def introduce(self, kernel: trio.SocketStream) -> None:
+        """Say to another kernel what the client said first. ConnectionError."""
+        await introduce(kernel, self.said)
 
     @property
     def can_be_told(self) -> bool:
@@ -57,6 +76,8 @@ class Line:
 
     def asks(self, data: bytes) -> bytes:
         """The client says this; what of it the kernel is to hear, now."""
+        if len(self._said) < MOST_SAID:
+            self._said += data
         messages = self._asking.feed(data)
         if self.channel == "control":
             return self._withheld(data, messages)

@@ -5,7 +5,7 @@ connection outside becomes one inside, made by setns. While a program is saved t
 and keeps every connection, so that no byte is on its way when memory is copied (dropping the connections instead lost
 output; holding lost none of 9000 lines in 15 saves of a chatty loop). When another program takes the sandbox's place
 (going back), the connections are *dropped*: clients connect anew, and wait until the relay lets them in again. Those to
-a kernel's iopub are handed to the new one (zmtp.py), because a subscriber that is dropped loses outputs.
+a kernel are handed to the new one (zmtp.py): a subscriber that is dropped loses outputs, and who asks, a request.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Relay:
             if not scope.cancelled_caught or end is None:
                 return
             await self._say_last_words(outside, end)
-            if not isinstance(end, zmtp.Subscriber) or not end.resumable:
+            if not end.resumable:
                 return
 
     async def _say_last_words(self, outside: trio.SocketStream, end: zmtp.Subscriber | Line) -> None:
@@ -212,7 +212,7 @@ class Relay:
         await self._flow.wait()
         inside = trio.SocketStream(await self._reach(name))
         async with inside:
-            if isinstance(end, zmtp.Subscriber) and end.said:
+            if end is not None and end.said:
                 await end.introduce(inside)
             self._reached[name].set()
             async with trio.open_nursery() as nursery:

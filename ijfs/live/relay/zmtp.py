@@ -1,4 +1,5 @@
-"""Enough of ZMTP 3 to hand a subscriber's connection from one kernel to the next. Used by relay.py, for iopub.
+"""Enough of ZMTP 3 to hand a client's connection from one kernel to the next. Used by relay.py for subscribers to
+iopub, and by kernel_traffic.py for the channels on which clients ask.
 
 When a program is replaced in place, its clients' connections would have to be made anew. ZMQ does that by itself, but a
 subscriber only says again what it subscribes to when its program next touches the socket: `jupyter console`, waiting at
@@ -104,22 +105,38 @@ class Subscriber:
 
     async def introduce(self, kernel: trio.SocketStream) -> None:
         """Say to another kernel what the client said, and swallow its handshake. ConnectionError when it is another."""
-        try:
-            with trio.fail_after(HANDSHAKE_LIMIT_S):
-                await self._shake_hands(kernel)
-        except (trio.TooSlowError, trio.BrokenResourceError) as error:
-            raise ConnectionError("the kernel broke off in its handshake") from error
+        await introduce(kernel, bytes(self.said))
 
-    async def _shake_hands(self, kernel: trio.SocketStream) -> None:
-        # libzmq closes a connection that says more than a greeting before it has said its own.
-        await kernel.send_all(self.said[:GREETING])
-        greeting = await _exactly(kernel, GREETING)
-        await kernel.send_all(self.said[GREETING:])
-        flags = (await _exactly(kernel, 1))[0]
-        size = int.from_bytes(await _exactly(kernel, 8 if flags & LONG else 1), "big")
-        ready = await _exactly(kernel, size)
-        if greeting[MECHANISM] != NULL or not flags & COMMAND or not ready.startswith(b"\x05READY"):
-            raise ConnectionError("the kernel's handshake is not the one expected")
+
+def handshake_of(said: bytes) -> bytes | None:
+    """The greeting and the first command of a client that uses ZMTP 3 without encryption; None where they are not
+    whole, or others."""
+    if len(said) < GREETING + 2 or said[VERSION_AT] < 3 or said[MECHANISM] != NULL:
+        return None
+    head = 9 if said[GREETING] & LONG else 2
+    end = GREETING + head + int.from_bytes(said[GREETING + 1 : GREETING + head], "big")
+    return said[:end] if said[GREETING] & COMMAND and len(said) >= end else None
+
+
+async def introduce(kernel: trio.SocketStream, said: bytes) -> None:
+    """Say to another kernel what a client said first, and swallow its handshake. ConnectionError when it is another."""
+    try:
+        with trio.fail_after(HANDSHAKE_LIMIT_S):
+            await _shake_hands(kernel, said)
+    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        raise ConnectionError("the kernel broke off in its handshake") from error
+
+
+async def _shake_hands(kernel: trio.SocketStream, said: bytes) -> None:
+    # libzmq closes a connection that says more than a greeting before it has said its own.
+    await kernel.send_all(said[:GREETING])
+    greeting = await _exactly(kernel, GREETING)
+    await kernel.send_all(said[GREETING:])
+    flags = (await _exactly(kernel, 1))[0]
+    size = int.from_bytes(await _exactly(kernel, 8 if flags & LONG else 1), "big")
+    ready = await _exactly(kernel, size)
+    if greeting[MECHANISM] != NULL or not flags & COMMAND or not ready.startswith(b"\x05READY"):
+        raise ConnectionError("the kernel's handshake is not the one expected")
 
 
 async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
