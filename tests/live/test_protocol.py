@@ -26,6 +26,8 @@ REQUESTS: list[tuple[str, protocol.Arguments[Any], dict[str, Any]]] = [
     ("watch", protocol.WatchArguments(), {}),
     ("notebook", protocol.NotebookArguments(path="/n.ipynb"), {"path": "/n.ipynb"}),
     ("signal", protocol.SignalArguments(number=2), {"number": 2}),
+    ("park", protocol.ParkArguments(), {}),
+    ("wake", protocol.WakeArguments(), {}),
     ("stop", protocol.StopArguments(timeout_s=1.5), {"timeout_s": 1.5, "force": False}),
 ]
 
