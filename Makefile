@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale setup-bench lock labextension setup-browser pictures tour docs wheel clean
+.PHONY: help setup demo test test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale bench-remote setup-bench lock labextension setup-browser pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-remote: setup ## remotes against Ceph's S3 gateway on loopback; fetches it,
 
 test-remote-kills: setup ## machines and gateway killed at random while they push, half an hour. ARGS=--rounds 50 --seed 2
 	PYTHONPATH=tests/remote $(BIN)/python tests/remote/campaign.py $(ARGS)
+
+bench-remote: setup ## push, clone, restore and gc through a store 20 and 50 ms away; as root. ARGS=--quick
+	$(BIN)/python -m bench.remote $(ARGS)
 
 check: setup ## format, lint, types, import contracts, shell scripts; before each commit
 	$(BIN)/ruff format --check

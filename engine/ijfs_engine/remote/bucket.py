@@ -70,10 +70,11 @@ class Bucket:
         self.traffic = Traffic()
 
     @classmethod
-    def open(cls, url: str) -> Bucket:
-        """The place that a URL names; nothing is asked of it yet. IjfsError, RemoteError."""
+    def open(cls, url: str, *, retry_s: float = _RETRY_S) -> Bucket:
+        """The place that a URL names; nothing is asked of it yet. What fails for a passing reason is repeated for so
+        long. IjfsError, RemoteError."""
         with _errors(f"opening {url}"):
-            return cls(_store(url), url)
+            return cls(_store(url, retry_s), url)
 
     def get(self, path: str) -> bytes:
         """A whole object. MissingObjectError, RemoteError."""
@@ -178,7 +179,7 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _store(url: str) -> ObjectStore:
+def _store(url: str, retry_s: float) -> ObjectStore:
     try:
         from obstore.store import LocalStore, from_url
     except ModuleNotFoundError:
@@ -187,7 +188,7 @@ def _store(url: str) -> ObjectStore:
     parts = urlsplit(check_url(url))
     if parts.scheme == "file":
         return LocalStore(Path(unquote(parts.path)), mkdir=True)
-    retry: Any = {"max_retries": 12, "retry_timeout": timedelta(seconds=_RETRY_S)}
+    retry: Any = {"max_retries": 12, "retry_timeout": timedelta(seconds=retry_s)}
     options: Any = {
         "connect_timeout": timedelta(seconds=_CONNECT_S),
         "timeout": timedelta(seconds=_REQUEST_S),

@@ -11,8 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
+from typing import Final
 
 from ijfs_engine.errors import IjfsError
+from ijfs_engine.format.pack_index import METADATA_PACK
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.remote import indexes
 from ijfs_engine.remote.bucket import Bucket, RemoteError
@@ -27,6 +29,13 @@ from ijfs_engine.storage import disk
 from ijfs_engine.storage.elsewhere import OpenFile
 from ijfs_engine.storage.index import OBJECTS
 from ijfs_engine.util.io_wait import waited_for
+
+_RETRY_S: Final = 5.0
+"""Of one request for bytes: who waits for a page is better served by a second request (ranges.py)."""
+
+
+_MOST_OBJECTS: Final = 32 << 20
+"""Objects of a snapshot that come at once: 0.2% of its bytes, so those of 16 GB. Of a larger one as they are needed."""
 
 
 class RemoteElsewhere:
@@ -75,6 +84,15 @@ class RemoteElsewhere:
             self._generation = self.far.forgotten()
             indexes.load(Bucket.open(name.url), self.far, bytes.fromhex(name.store), packs)
             self._opened |= snapshots
+        self._bring_objects(packs)
+
+    def _bring_objects(self, packs: set[bytes]) -> None:
+        """Have what describes files here at once: whoever opens a snapshot goes through it step by step, and each step
+        would be a request."""
+        metadata = [pack for pack in self.far.by_ids(packs) if pack.kind == METADATA_PACK]
+        if sum(pack.size for pack in metadata) <= _MOST_OBJECTS:
+            with waited_for():
+                self._cache.bring([(self._cache.opened(pack), [(0, pack.size)]) for pack in metadata])
 
     def _open_again(self) -> None:
         """Somebody made the far index forget, because packs went."""
@@ -154,7 +172,7 @@ class RemoteElsewhere:
     def _bucket(self, store: bytes) -> Bucket:
         for name in self._names.all().values():
             if name.store == store.hex():
-                return Bucket.open(name.url)
+                return Bucket.open(name.url, retry_s=_RETRY_S)
         raise IjfsError("the remote that has these bytes was removed", hint="`ijfs remote add` it again")
 
 

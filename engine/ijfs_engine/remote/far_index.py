@@ -24,12 +24,13 @@ _FORGOTTEN = b"forgotten"
 
 
 class FarPack(NamedTuple):
-    """A pack of a store: which store (its repository's id), its id there, its size."""
+    """A pack of a store: which store (its repository's id), its id there, its size, its kind."""
 
     number: int
     store: bytes
     pack: bytes
     size: int
+    kind: int
 
 
 class FarIndex:
@@ -81,6 +82,13 @@ class FarIndex:
                 with self._lock:
                     self._known[number] = found
         return found
+
+    def by_ids(self, packs: Iterable[bytes]) -> list[FarPack]:
+        """Those of some packs that were registered."""
+        with self._index.read() as view:
+            rows = [view.get(META, _PACK + pack) for pack in packs]
+            found = [_pack(view, U64.unpack(row)[0]) for row in rows if row is not None]
+        return [one for one in found if one is not None]
 
     def packs(self, store: bytes) -> list[FarPack]:
         """All that were registered of a store."""
@@ -138,7 +146,8 @@ def _pack(view: View, number: int) -> FarPack | None:
     name, row = view.get(META, _NAME + key), view.get(PACKS, key)
     if name is None or row is None:
         return None
-    return FarPack(number, name[:16], name[16:], PACK_ROW.unpack(row)[1])
+    kind, size = PACK_ROW.unpack(row)
+    return FarPack(number, name[:16], name[16:], size, kind)
 
 
 def _forget_all(update: Update) -> None:

@@ -20,6 +20,8 @@ _TIMES: Final = 4
 """So many times what a request takes on average is much longer."""
 _SILENCE_S: Final = 30.0
 """A store that says nothing for so long is gone, to who waits for a page."""
+_PROBE_S: Final = 1.0
+"""What who asks a store that was gone at the last request is willing to wait: thousands of pages may be asked for."""
 _TRIES: Final = 4
 _PAUSE_S: Final = 0.1
 
@@ -33,6 +35,7 @@ class RangeReader:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ijfs-range")
         self._lock = Lock()
         self._usual_s = _LEAST_S
+        self._gone = False
         self.hedged = 0
         """Requests that were asked a second time."""
 
@@ -42,16 +45,28 @@ class RangeReader:
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes of an object. MissingObjectError; RemoteError for a store that fails again and again, or is silent."""
-        deadline = time.monotonic() + self._silence_s
+        try:
+            data = self._read(path, start, end, min(_PROBE_S, self._silence_s) if self._gone else self._silence_s)
+        except MissingObjectError:
+            raise
+        except RemoteError:
+            self._gone = True
+            raise
+        self._gone = False
+        return data
+
+    def _read(self, path: str, start: int, end: int, patience_s: float) -> bytes:
+        deadline = time.monotonic() + patience_s
         for attempt in range(_TRIES):
             try:
                 return self._hedged(lambda: self._timed(path, start, end), deadline)
             except MissingObjectError:
                 raise
             except RemoteError:
-                if attempt == _TRIES - 1 or time.monotonic() >= deadline:
+                left = deadline - time.monotonic()
+                if attempt == _TRIES - 1 or left <= 0:
                     raise
-                time.sleep(_PAUSE_S * 2**attempt)
+                time.sleep(min(_PAUSE_S * 2**attempt, left))
         raise AssertionError("unreachable")
 
     def _hedged(self, ask: Callable[[], bytes], deadline: float) -> bytes:
@@ -65,8 +80,7 @@ class RangeReader:
                 if future.exception() is None or not pending:
                     return future.result()
             if left <= 0:
-                raise RemoteError(f"{self._bucket.url} has not answered for {self._silence_s:g} s",
-                                  hint="is the store there? `ijfs fetch` asks it")  # fmt: skip
+                raise RemoteError(f"{self._bucket.url} does not answer", hint="is it there? `ijfs fetch` asks it")
             if not done and len(asked) == 1:
                 self.hedged += 1
                 asked.append(self._pool.submit(ask))
