@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale bench-remote setup-bench lock labextension setup-browser pictures tour docs wheel clean
+.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-scale bench-remote setup-bench lock labextension setup-browser pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 
 
 test-killed-criu: setup ## CRIUs killed at random moments of saves and restores; 5 minutes. ARGS=--count 50 --seed 2
 	PYTHONPATH=.:tests $(BIN)/python tests/live/kill_criu.py $(ARGS)
+
+soak: setup ## a server's sandboxes made, forked and killed: what is left, how long calls take. ARGS=--cycles 1000
+	$(BIN)/python -m bench.serve_soak $(ARGS)
 
 bench: bench-store bench-live ## both benchmarks
 
