@@ -89,6 +89,27 @@ def test_nobody_is_inside_beside_one_who_is_alone(inside: str, outside: str) -> 
     assert entered.is_set()
 
 
+def test_an_index_is_opened_while_its_last_user_lets_go_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread of the process, which had been told that the index may be damaged."""
+    index, opened = Index.open(tmp_path / "index"), []
+    gate = index._environment._gate
+    alone = gate.alone
+    other = threading.Thread(target=lambda: opened.append(Index.open(tmp_path / "index")))
+
+    @contextmanager
+    def later() -> Iterator[None]:
+        other.start()
+        other.join(0.2)  # it waits for what is to follow, or has failed by then
+        with alone():
+            yield
+
+    monkeypatch.setattr(gate, "alone", later)
+    index.close()
+    other.join(patient(20))
+    assert len(opened) == 1
+    opened[0].close()
+
+
 def test_readers_do_not_wait_for_a_write_transaction(repository: Repository) -> None:
     with write_lock_held_elsewhere(repository.directory.index) as let_go:
         assert repository.snapshots() == []

@@ -499,9 +499,10 @@ class _Environment:
             if self._users:
                 return
             self._shared.pop(self._key, None)
-        if self._key[0] == os.getpid():
-            with self._gate.alone():
-                self._env.close()
+            # Before anyone else may open it: LMDB opens a file once in a process, and py-lmdb refuses a second time.
+            if self._key[0] == os.getpid():
+                with self._gate.alone():
+                    self._env.close()
 
     def is_replaced(self) -> bool:
         """Whether another file stands where this one was opened; one that is gone is in use until there is."""
