@@ -255,8 +255,9 @@ def exec_line(
 ) -> list[str]:
     """The command line, for this machine, of a process that runs `argv` inside an instance's namespaces and has its
     exit status (sandbox/enter.py); `session`: in a session of its own, which ends with that process, and at the
-    terminal that is its standard input; `user`: as one of the sandbox's users, by name or number; `tell`: a descriptor
-    that the process inherits and tells the command's pid, as the sandbox numbers it. InstanceExitedError."""
+    terminal that is its standard input; `user`: as one of the sandbox's users, by name or number (default: the
+    program's own); `tell`: a descriptor that the process inherits and tells the command's pid, as the sandbox numbers
+    it. InstanceExitedError."""
     record = record_of(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
         raise InstanceExitedError(f"the program of `{name}` has ended")
@@ -266,6 +267,7 @@ def exec_line(
         **_prompt(record.spec.name, argv[0]),
         **(env or {}),
     }
+    user = user or record.spec.user or None
     return enter_line(record.program, argv, cwd=cwd, env=given, session=session, user=user, tell=tell)
 
 

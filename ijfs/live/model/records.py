@@ -96,6 +96,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `share`: folders of the host that it works in as they are; each save keeps their state, and a copy of the program
     gets one of its own. `bind`: folders of the host that it works in, too, that no save keeps; `DIR:ro`: not to write.
     `disk`: bytes of a disk of its own for what it writes (sandbox/disk.py); 0: it writes to the repository's.
+    `user`: the sandbox's user, by name or number, that its processes and commands run as; "": root.
     `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
     (the process itself was started with others).
     `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
@@ -121,6 +122,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     notebook: str = ""
     front_end: bool = False
     base: str = ""
+    user: str = ""
     late_env: dict[str, str] = {}
     ttl_s: float | None = None
     disk: int = 0

@@ -11,7 +11,6 @@ that becomes the session's.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import signal
@@ -83,8 +82,8 @@ def _join(program: Process) -> None:
 
 
 def _run(request: EnterRequest, home: str, environment: dict[str, str]) -> int:
-    """Only a child is inside the pid namespace. `home`: where it begins unless the request says so, or its user has a
-    directory of his own."""
+    """Only a child is inside the pid namespace. `home`: where it begins unless the request says where, or its user may
+    not go there."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the command's, which decides what becomes of it
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
@@ -96,8 +95,8 @@ def _run(request: EnterRequest, home: str, environment: dict[str, str]) -> int:
                 os.setsid()
                 _take_terminal()
             if request.user is not None:
-                environment |= _become(request.user)
-                home = environment["HOME"] if os.access(environment["HOME"], os.X_OK) else "/"
+                environment |= users.become(request.user)
+                home = next((path for path in (home, environment["HOME"]) if os.access(path, os.X_OK)), "/")
             if request.session:
                 _die_with_parent()  # after the change of user, which takes it back
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE):
@@ -137,25 +136,6 @@ def _take_terminal() -> None:
     if os.isatty(0):
         with suppress(OSError):  # the terminal of another session already
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _become(wanted: str) -> dict[str, str]:
-    """Go on as one of the sandbox's users, by name or number; the variables that a login sets. OSError where there is
-    none."""
-    user = users.find(_text(users.PASSWD), wanted)
-    if user is None:
-        raise PermissionError(errno.EPERM, "the sandbox has no user of this name", wanted)
-    os.setgroups(users.groups_of(_text(users.GROUP), user))
-    os.setgid(user.gid)
-    os.setuid(user.uid)
-    return {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell}
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _die_with_parent() -> None:

@@ -22,7 +22,7 @@ from ijfs.live.model.environment import packed, unpacked
 from ijfs.live.model.paths import LOG_INSIDE, SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import rootfs, seccomp
+from ijfs.live.sandbox import rootfs, seccomp, users
 
 
 class LaunchRequest(msgspec.Struct, frozen=True):
@@ -35,6 +35,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     env: str  # environment.packed
     cwd: str
     io_uring: bool
+    user: str = ""
 
 
 def start(
@@ -46,14 +47,15 @@ def start(
     cwd: str,
     *,
     io_uring: bool,
+    user: str = "",
     inherited: Sequence[int] = (),
 ) -> int:
     """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process.
-    `inherited`: descriptors that it has open."""
+    `user`: as one of its users; `inherited`: descriptors that it has open."""
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
-    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring)
+    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user)
     helper = subprocess.run(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
         input=msgspec.json.encode(request),
@@ -93,11 +95,14 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         os.setsid()
         enter_root(Path(request.root), request.mounts)
         _redirect()
-        _change_directory(request.cwd)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if not request.io_uring:
             seccomp.refuse_io_uring()
-        os.execvpe(request.argv[0], request.argv, unpacked(request.env))
+        environment = unpacked(request.env)
+        if request.user:
+            environment |= {name: value for name, value in users.become(request.user).items() if name != "SHELL"}
+        _change_directory(request.cwd)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execvpe(request.argv[0], request.argv, environment)
     except BaseException as error:
         text = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
         name = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""

@@ -69,12 +69,31 @@ def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: S
         (paths.upper / "var").chmod(0o755)
     (paths.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
     for volume in volumes:
+        _make_way(paths, Path(volume.path))
         if volume.kind == "overlay":
-            shutil.copystat(volume.path, paths.volume(volume.key).upper)
+            _look_alike(Path(volume.path), paths.volume(volume.key).upper)
     for path in copies:
         target = paths.upper / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
+        shutil.copyfile(path, target)
+        _look_alike(path, target)
+
+
+def _make_way(paths: SandboxPaths, volume: Path) -> None:
+    """Directories of the host's that lead to a volume in a directory of the sandbox's own, which is empty: with the
+    host's owners and modes, because who may not go there on the host may not in a sandbox."""
+    for path in reversed(volume.parents):
+        target = paths.upper / str(path).lstrip("/")
+        if not target.exists() and any(Path("/", name) in path.parents for name in OWN_DIRECTORIES) and path.is_dir():
+            target.mkdir()
+            _look_alike(path, target)
+
+
+def _look_alike(source: Path, target: Path) -> None:
+    """Times, mode, attributes, and the owner."""
+    status = source.stat()
+    os.chown(target, status.st_uid, status.st_gid)
+    shutil.copystat(source, target)
 
 
 def mount_root(

@@ -202,7 +202,14 @@ def launch(
             sandbox.connect_outwards()
         command = [init_program, "-g", "--", *argv]
         started = init.start(
-            paths, sandbox.volumes, sandbox.network_fd, command, environment, spec.cwd, io_uring=spec.io_uring
+            paths,
+            sandbox.volumes,
+            sandbox.network_fd,
+            command,
+            environment,
+            spec.cwd,
+            io_uring=spec.io_uring,
+            user=spec.user,
         )
         sandbox.own(started)
     except BaseException:

@@ -1,12 +1,18 @@
-"""The users of a sandbox: what its /etc/passwd and /etc/group say. Called by enter.py, and by who shows a file's owner.
+"""The users of a sandbox: what its /etc/passwd and /etc/group say. Called by init.py, enter.py, and by who shows a
+file's owner.
 
 Read here and not by the C library: that would load what the sandbox's nsswitch.conf names, from the sandbox's files.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
+NO_GROUP = 65534
+"""`nogroup`: a number without a name is in no group that anybody else may be in."""
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
 
 
@@ -33,11 +39,11 @@ def users(passwd: str) -> list[User]:
 
 
 def find(passwd: str, wanted: str) -> User | None:
-    """A user by name or number; a number that has no name is a user without a group of its own."""
+    """A user by name or number, who need not have a name; None where there is none of that name."""
     for user in users(passwd):
         if wanted in (user.name, str(user.uid)):
             return user
-    return User(wanted, int(wanted), int(wanted), "/", "/bin/sh") if wanted.isdecimal() else None
+    return User(wanted, int(wanted), NO_GROUP, "/", "/bin/sh") if wanted.isdecimal() else None
 
 
 def groups(group: str) -> list[tuple[str, int, list[str]]]:
@@ -49,3 +55,22 @@ def groups(group: str) -> list[tuple[str, int, list[str]]]:
 def groups_of(group: str, user: User) -> list[int]:
     """The groups that a user is in."""
     return sorted({user.gid, *(gid for _, gid, members in groups(group) if user.name in members)})
+
+
+def become(wanted: str) -> dict[str, str]:
+    """Have this process go on as one of the users of the root that it is in; the variables that a login sets. OSError
+    where there is none."""
+    user = find(_text(PASSWD), wanted)
+    if user is None:
+        raise PermissionError(errno.EPERM, "the sandbox has no user of this name", wanted)
+    os.setgroups(groups_of(_text(GROUP), user))
+    os.setgid(user.gid)
+    os.setuid(user.uid)
+    return {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
