@@ -96,6 +96,8 @@ class Soak:
         if template != "base":
             self._cells(box, number)
         (copy,) = self.timed("fork", lambda: box.fork(count=1, timeout=600))
+        if isinstance(copy, Exception):
+            raise copy
         assert self.timed("files.read", lambda: copy.files.read("/tmp/n")) == str(number)
         for each in (box, copy):
             self.timed("kill", each.kill)

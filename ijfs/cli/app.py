@@ -18,6 +18,7 @@ import click
 from ijfs.cli.output import Answer, Printer, write_json, writing_out
 
 if TYPE_CHECKING:
+    from ijfs.cli.callers import Caller
     from ijfs.cli.progress import Reporter
     from ijfs_engine import Repository
 
@@ -34,6 +35,8 @@ class App:
     verbose: int = 0
     verb: str = ""
     """Which verb is called, once that is known."""
+    caller: Caller | None = None
+    """The user without root for whom this is done (callers.py)."""
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     listener: Callable[[Answer], None] | None = None
     """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
@@ -44,6 +47,8 @@ class App:
     @property
     def repository_path(self) -> Path:
         """-r/--repo, else IJFS_REPO, else the user's XDG data directory."""
+        if self.caller is not None:
+            return self.caller.repo
         if self.repo is not None:
             return self.repo
         if os.environ.get("IJFS_REPO"):
@@ -199,6 +204,8 @@ def run_verb(function: Callable[..., Answer | None], verb_name: str, /, *args: A
 
     app = click.get_current_context().ensure_object(App)
     settings.hand_on()
+    if app.caller is not None:
+        app.caller.check(click.get_current_context())
     with app.closing:
         answer = _inside(app, verb_name, kwargs)
         if answer is None:

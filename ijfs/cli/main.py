@@ -13,12 +13,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
 from ijfs.cli.app import App, common_options
 from ijfs.cli.output import OutputError, writing_out
+
+if TYPE_CHECKING:
+    from ijfs.cli.callers import Caller
 
 
 class VerbEntry(NamedTuple):
@@ -191,13 +194,14 @@ cli = LazyGroup(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit. Nothing but SystemExit leaves this function."""
+def main(argv: Sequence[str] | None = None, *, caller: Caller | None = None) -> NoReturn:
+    """Run the command line and exit; for a `caller`, whom this is done for. Nothing but SystemExit leaves this
+    function."""
     gc.set_threshold(_YOUNG)
     _standard_streams()
     _signals()
     try:
-        code = invoke(list(sys.argv[1:] if argv is None else argv))
+        code = invoke(list(sys.argv[1:] if argv is None else argv), caller=caller)
     except KeyboardInterrupt:  # a second one, while what came of the first was being said
         code = 128 + signal.SIGINT
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -207,9 +211,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def invoke(argv: list[str]) -> int:
+def invoke(argv: list[str], *, caller: Caller | None = None) -> int:
     """Run the command line and return its exit code."""
-    app = App(json="--json" in argv[: argv.index("--")] if "--" in argv else "--json" in argv)
+    if os.geteuid() != 0:
+        from ijfs.cli.callers import handed_over
+
+        done = handed_over(argv)
+        if done is not None:
+            return done
+    app = App(caller=caller, json="--json" in argv[: argv.index("--")] if "--" in argv else "--json" in argv)
     try:
         _dispatch(argv or ["--help"], app)
         with writing_out():

@@ -178,26 +178,27 @@ def env_options(function: F) -> F:
     )(function)
 
 
-def variables(env: Sequence[str], files: Sequence[Path]) -> dict[str, str]:
-    """What the options say; a variable of the command line wins over one of a file, the last of either counts."""
+def variables(env: Sequence[str], files: Sequence[Path], *, here: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the options say; a variable of the command line wins over one of a file, the last of either counts. `here`:
+    where those without a value are taken from."""
     found: dict[str, str] = {}
     for file in files:
         for number, line in enumerate(file.read_text(errors="surrogateescape").splitlines(), start=1):
             if line.strip() and not line.lstrip().startswith("#"):
-                found.update([_variable(line.lstrip(), f"{file}, line {number}")])
+                found.update([_variable(line.lstrip(), f"{file}, line {number}", here)])
     for word in env:
-        found.update([_variable(word, "--env")])
+        found.update([_variable(word, "--env", here)])
     return found
 
 
-def _variable(word: str, where: str) -> tuple[str, str]:
+def _variable(word: str, where: str, here: Mapping[str, str]) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not name or any(c.isspace() for c in name):
         raise click.UsageError(f"{where}: '{word}' is not NAME=VALUE")
     if not equals:
-        if name not in os.environ:
+        if name not in here:
             raise click.UsageError(f"{where}: there is no variable {name} here: write {name}=VALUE")
-        value = os.environ[name]
+        value = here[name]
     return name, value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from pathlib import Path
@@ -43,4 +44,6 @@ def run(server: Server, at: socket.socket, *, certificate: Path | None = None, k
         ssl_keyfile=key,
         timeout_graceful_shutdown=GRACE_S,
     )
-    uvicorn.Server(config).run(sockets=[at])
+    # uvicorn ends as it should, and then raises the signal again.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        uvicorn.Server(config).run(sockets=[at])

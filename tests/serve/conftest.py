@@ -46,7 +46,7 @@ class RunningServer:
     def end(self, number: int = signal.SIGTERM) -> None:
         """By a signal; what it said to standard error is nothing."""
         self.process.send_signal(number)
-        self.process.wait(patient(30))
+        assert self.process.wait(patient(30)) == 0
         assert self.process.stderr is not None
         with self.process.stderr as said:
             assert said.read() == ""

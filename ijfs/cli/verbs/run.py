@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -81,11 +81,9 @@ def run(
     spec = client.InstanceSpec(
         name="",
         argv=command,
-        cwd=os.getcwd(),
         network="slirp4netns" if network == "slirp4netns" else "none",
         ports=tuple(dict.fromkeys(port.inside for port in ports)),
         published=starting.published(ports),
-        env=starting.variables(env, env_files),
         gpu=gpu or nccl_safe,
         nccl_safe=nccl_safe,
         base=base,
@@ -94,6 +92,7 @@ def run(
         share=starting.folders(share),
         bind=starting.folders(bind),
         hooks=starting.hooks(before_save, after_save, after_restore, ready),
+        **_whose(app, env, env_files),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
 
@@ -113,6 +112,13 @@ def run(
             starting.show_network(out, info)
 
     return Answer({"instance": instances.instance_json(ended or info)}, show, first_moment.exit_code(ended))
+
+
+def _whose(app: App, env: tuple[str, ...], env_files: tuple[Path, ...]) -> dict[str, Any]:
+    """Where it begins, with which variables, as which user: those of who typed this."""
+    if app.caller is not None:
+        return app.caller.fields(starting.variables(env, env_files, here=app.caller.env))
+    return {"cwd": os.getcwd(), "env": starting.variables(env, env_files)}
 
 
 COMMANDS = {"run": run}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import click
 
 from ijfs.cli import starting, text
 from ijfs.cli.app import App, VerbGroup, verb
+from ijfs.cli.callers import SOCKET
 from ijfs.cli.output import Answer, Column, Printer
 
 if TYPE_CHECKING:
     from ijfs.serve.keys import Keys
 
+REPOSITORIES = "/var/lib/ijfs/users"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 KEY_COLUMNS = [
     Column("KEY", style="bold green"),
@@ -31,6 +34,11 @@ KEY_COLUMNS = [
 @click.option("--kernel", default="python3", metavar="SPEC", help="The kernel spec of code interpreters.")
 @click.option("--home", default="/root", metavar="DIR", help="Where the programs of new templates start.")
 @starting.network_option
+@click.option(
+    "--users", metavar="GROUP", help="Let users of this group run programs, as themselves, by their own `ijfs`."
+)
+@click.option("--users-socket", default=SOCKET, metavar="PATH", help=f"Where they call (default: {SOCKET}).")
+@click.option("--users-dir", default=REPOSITORIES, metavar="DIR", help=f"Their repositories (default: {REPOSITORIES}).")
 def serve(
     app: App,
     host: str,
@@ -40,6 +48,9 @@ def serve(
     kernel: str,
     home: str,
     network: str,
+    users: str | None,
+    users_socket: str,
+    users_dir: str,
 ) -> Answer | None:
     """Serve sandboxes to programs on this machine and others; E2B's clients speak to it (docs/serve.md).
 
@@ -49,6 +60,7 @@ def serve(
     from ijfs.sdk.repository import Repository
     from ijfs.serve import running
     from ijfs.serve.app import Server, Settings
+    from ijfs.serve.users import Users
 
     if app.json:
         raise click.UsageError("it answers nothing by itself; --json goes with other verbs")
@@ -57,10 +69,11 @@ def serve(
     if tls_cert is None and not running.is_loopback(host):
         raise click.UsageError(f"{host} is reached by others: keys and data want --tls-cert and --tls-key there")
     repo = Repository.open(app.repository_path, create=True)
-    if not _keys(app).all():
+    if not _keys(app).all() and users is None:
         raise click.UsageError("nobody could call: `ijfs key add NAME` makes a key")
     settings = Settings(kernel=kernel, home=home, network="slirp4netns" if network == "slirp4netns" else "none")
-    with running.listen(host, port) as at:
+    served = Users(Path(users_socket), users, Path(users_dir)).served() if users is not None else nullcontext()
+    with served, running.listen(host, port) as at:
         scheme = "http" if tls_cert is None else "https"
         app.note(f"serving at {scheme}://{host}:{at.getsockname()[1]}")
         running.run(Server(repo, settings), at, certificate=tls_cert, key=tls_key)
