@@ -142,11 +142,11 @@ class JupyterServer:
         finally:
             client.stop_channels()
 
-    def begin(self, kernel: str, code: str) -> None:
+    def begin(self, kernel: str, code: str, **options: Any) -> None:
         """Begin a cell that does not end by itself; back when it runs."""
         client = self.client(kernel)
         try:
-            client.execute(code)
+            client.execute(code, **options)
             assert eventually(lambda: self.ask("status", kernel=kernel)["busy"])
         finally:
             client.stop_channels()

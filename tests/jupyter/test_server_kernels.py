@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -114,3 +115,20 @@ def test_what_is_done_in_a_terminal_is_an_event_on_the_bus(server: JupyterServer
         saved = server.env.save(server.instance(kernel), "from a terminal")
         event = heard.until("saved")
     assert (event["snapshot"], event["kernel"], event["text"]) == (saved, kernel, "from a terminal")
+
+
+def test_a_save_in_a_terminal_has_the_notebook_as_the_browser_has_it(server: JupyterServer, kernel: str) -> None:
+    server.ask("status", kernel=kernel)
+    with server.listening() as heard, ThreadPoolExecutor(1) as terminal:
+        saved = terminal.submit(server.env.save, server.instance(kernel))
+        event = heard.until("document")
+        assert event["kernel"] == kernel
+        assert server.do("give", kernel=kernel, ticket=event["text"], document=notebook("not on disk"))["taken"]
+    assert server.ask("document", snapshot=saved.result())["document"] == notebook("not on disk")
+
+
+def test_what_a_cell_waits_for_can_be_typed_from_the_panel(server: JupyterServer, kernel: str) -> None:
+    server.begin(kernel, "name = input('who? ')", allow_stdin=True)
+    assert eventually(lambda: server.ask("status", kernel=kernel)["prompt"] == "who? ")
+    server.do("input", kernel=kernel, value="me")
+    assert server.run(kernel, "print(name)") == "me"

@@ -8,11 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from live_env import LiveEnv
 from waiting import eventually, patient
 
+from ijfs.live.client import api as client
 from ijfs.live.client.watch import RepositoryEvent, RepositoryWatch
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
@@ -50,8 +52,8 @@ class Heard:
 
 
 @contextmanager
-def watching(env: LiveEnv) -> Iterator[Heard]:
-    watch = RepositoryWatch(env.repo)
+def watching(env: LiveEnv, *, documents: bool = False) -> Iterator[Heard]:
+    watch = RepositoryWatch(env.repo, documents=documents)
     heard = Heard(watch)
     try:
         yield heard
@@ -98,3 +100,37 @@ def test_a_program_is_heard_again_when_another_keeper_has_taken_it_over(live_env
         live_env.stop("one")
         assert heard.until("exited").instance == "one"
         assert not heard.now("started")
+
+
+def test_a_save_from_elsewhere_has_the_notebook_as_its_editor_has_it(live_env: LiveEnv, tmp_path: Path) -> None:
+    (tmp_path / "n.ipynb").write_text("on disk")
+    live_env.command("one", "sleep 600", notebook=str(tmp_path / "n.ipynb"))
+
+    def document(snapshot: str) -> bytes:
+        with Repository.open(live_env.repo) as repository:
+            reader = repository.reader()
+            root = repository.snapshot(bytes.fromhex(snapshot)).root
+            return reader.open(reader.lookup(root, "notebook.ipynb")).read(0, 100)
+
+    assert document(live_env.save("one").snapshot) == b"on disk"
+    with watching(live_env, documents=True) as heard:
+        saved = SavedMeanwhile(live_env, "one")
+        with client.connect(live_env.repo, "one") as keeper:
+            keeper.give(heard.until("document").text, b"as typed")
+        assert document(saved.result()) == b"as typed"
+        # An editor that says nothing is waited for once, and then not again.
+        assert document(live_env.save("one").snapshot) == b"on disk"
+        assert document(live_env.save("one").snapshot) == b"on disk"
+
+
+class SavedMeanwhile:
+    """A save in a thread; its snapshot."""
+
+    def __init__(self, env: LiveEnv, name: str) -> None:
+        self._found = ""
+        self._thread = threading.Thread(target=lambda: setattr(self, "_found", env.save(name).snapshot))
+        self._thread.start()
+
+    def result(self) -> str:
+        self._thread.join(patient(30))
+        return self._found

@@ -50,7 +50,7 @@ class Events:
         if repo in self._watched or not repo.is_dir():
             return
         with contextlib.suppress(IjfsError, OSError):
-            watch = RepositoryWatch(repo)
+            watch = RepositoryWatch(repo, documents=True)
             self._watched.add(repo)
             self._watches.append(watch)
             loop = asyncio.get_running_loop()

@@ -48,6 +48,8 @@ def add_handlers(app: Any) -> None:
         "save": (requests.Save, programs.save),
         "restore": (requests.Restore, programs.restore),
         "undo": (requests.Undo, programs.undo),
+        "give": (requests.Give, programs.give),
+        "input": (requests.Input, programs.input),
         "fork": (requests.Fork, forks.fork),
         "resume": (requests.Resume, forks.resume),
         "tag": (requests.Tag, partial(api.using, do=names.tag)),

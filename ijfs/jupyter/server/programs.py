@@ -22,6 +22,10 @@ from ijfs_engine import Repository, Snapshot
 Answer = dict[str, Any]
 
 
+SENDING_S = 0.5
+"""How long a channel that is opened for one message stays open: nobody answers it."""
+
+
 class Programs:
     """The kernels of one Jupyter server, as programs that can be saved and taken back."""
 
@@ -39,6 +43,28 @@ class Programs:
                 )
 
         return dict(msgspec.to_builtins(await asyncio.to_thread(do)))
+
+    async def give(self, request: requests.Give) -> Answer:
+        """A save that comes from elsewhere has asked for the notebook as the browser has it."""
+        target = self._kernels.target(request.kernel)
+
+        def do() -> None:
+            with client.connect(target.repo, target.instance) as keeper:
+                keeper.give(request.ticket, packed(request.document) or b"")
+
+        await asyncio.to_thread(do)
+        return {"taken": True}
+
+    async def input(self, request: requests.Input) -> Answer:
+        """Answer a cell that waits: one that went back with its kernel, whose box the browser does not have."""
+        asking = self._kernels.target(request.kernel).manager.client()
+        asking.start_channels(shell=False, iopub=False, hb=False, control=False)
+        try:
+            asking.input(request.value)
+            await asyncio.sleep(SENDING_S)
+        finally:
+            asking.stop_channels()
+        return {}
 
     async def restore(self, request: requests.Restore) -> Answer:
         """Have a kernel go back in place."""

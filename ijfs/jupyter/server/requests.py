@@ -47,6 +47,19 @@ class Save(Request, frozen=True):
     verify: bool = False
 
 
+class Give(Request, frozen=True):
+    """The notebook as the browser has it, which a `document` event asked for; `ticket` is the event's text."""
+
+    ticket: str
+    document: Document
+
+
+class Input(Request, frozen=True):
+    """What somebody types for a cell that waits for it."""
+
+    value: str
+
+
 Busy = Literal["refuse", "interrupt", "force"]
 """What becomes of a cell that runs when its kernel goes back: nothing, and neither does the kernel; it is interrupted;
 it is left behind."""

@@ -108,6 +108,10 @@ class KeeperClient:
         )
         return self.request(arguments)
 
+    def give(self, ticket: str, document: bytes) -> None:
+        """The notebook as its editor has it, which a `document` event asked for."""
+        self.request(protocol.GiveArguments(ticket=ticket, document=document))
+
     def set_notebook(self, path: str) -> None:
         """The notebook that a kernel belongs to, a path of this machine; "" for none."""
         self.request(protocol.NotebookArguments(path=path))

@@ -59,10 +59,12 @@ Refs = tuple[dict[str, bytes], dict[str, bytes], int]
 class RepositoryWatch:
     """Events of a repository from now on; a context manager, used by one thread and stopped from any.
 
-    NoRepositoryError where there is none.
+    NoRepositoryError where there is none. `documents`: whoever hears of `document` gives the notebook
+    (KeeperClient.give).
     """
 
-    def __init__(self, repo: str | os.PathLike[str]) -> None:
+    def __init__(self, repo: str | os.PathLike[str], *, documents: bool = False) -> None:
+        self._documents = documents
         self._engine = Repository.open(Path(repo))
         self._live = live_directory(repo)
         self._notices = inotify.Inotify()
@@ -187,7 +189,7 @@ class RepositoryWatch:
             self._unreached.discard(name)
             return False
         try:
-            line = _Line(InstancePaths(self._live / name))
+            line = _Line(InstancePaths(self._live / name), documents=self._documents)
         except (KeeperError, OSError):
             self._unreached.add(name)
             return False
@@ -220,12 +222,12 @@ class RepositoryWatch:
 class _Line:
     """A connection to a keeper that tells what happens. KeeperError, OSError where nobody listens."""
 
-    def __init__(self, paths: InstancePaths) -> None:
+    def __init__(self, paths: InstancePaths, *, documents: bool) -> None:
         with KeeperClient.open(paths) as client:
             self.socket = client.detach()
         self.ended = self.said_exited = False
         self._lines = protocol.LineBuffer()
-        self.socket.sendall(protocol.encode_request(1, protocol.WatchArguments()))
+        self.socket.sendall(protocol.encode_request(1, protocol.WatchArguments(documents=documents)))
         self.socket.setblocking(False)
 
     def events(self) -> list[Happened]:

@@ -80,6 +80,8 @@ class _Save:
         self.asked = time.monotonic()
         self.clock = Clock(phase_events(self.emit))
         self.stop = arguments.stop
+        self.document: bytes | None = None
+        """The notebook as an editor has it."""
         self.waited_for = arguments.stop or arguments.wait
         self.stopped_before: frozenset[int] = frozenset()
         """Processes that the user had stopped."""
@@ -135,11 +137,13 @@ class Saver:
         sandbox = self._state.live_sandbox()
         await self._state.wait_for_memory()
         await self._autosaver.before_freeze(sandbox)
+        ticket = self._state.documents.ask() if save.arguments.notebook is None else ""
         frozen = await self._freeze(save, sandbox)
         kernel = self._state.kernel_saved()
         self._autosaver.after_freeze(frozen.frozen_s, frozen.image_bytes)
         try:
             hooks = list(self._state.guest.hook_ports)
+            save.document = save.arguments.notebook or await self._state.documents.collect(ticket)
             contents = await in_thread(_contents, save, frozen, sandbox, self._state.record, hooks, kernel)
         except BaseException:
             await self._let_go(frozen)
@@ -357,7 +361,7 @@ def _contents(
     return SaveContents(
         images=frozen.images,
         workspace=frozen.workspace,
-        notebook=_notebook(arguments, record.spec),
+        notebook=_notebook(save.document, record.spec),
         meta=meta,
         message=arguments.message,
         branch=arguments.branch or record.branch or record.spec.name,
@@ -453,10 +457,10 @@ def _cut_short(frozen: Frozen) -> list[str]:
     return [f"{text}: {', '.join(frozen.cut_short[:MOST_NAMES])}{' …' if frozen.cut_short[MOST_NAMES:] else ''}"]
 
 
-def _notebook(arguments: SaveArguments, spec: InstanceSpec) -> bytes | None:
-    """The notebook document: the one that came with the request, else the one the kernel belongs to, as it is now."""
-    if arguments.notebook is not None:
-        return arguments.notebook
+def _notebook(document: bytes | None, spec: InstanceSpec) -> bytes | None:
+    """The notebook document: as an editor has it, else the file that the kernel belongs to, as it is now."""
+    if document is not None:
+        return document
     if spec.notebook:
         with contextlib.suppress(OSError):  # renamed or not saved yet: no reason to fail
             return Path(spec.notebook).read_bytes()

@@ -42,6 +42,7 @@ from ijfs.live.model.protocol import (
     AdoptArguments,
     Arguments,
     Emit,
+    GiveArguments,
     Happened,
     NotebookArguments,
     Notice,
@@ -225,6 +226,7 @@ class Keeper:
             RestoreArguments: self._lifecycle.go_back,
             WaitMemoryArguments: self._wait_memory,
             WatchArguments: self._watch,
+            GiveArguments: self._give,
             NotebookArguments: self._notebook,
             SignalArguments: self._signal,
             StopArguments: self._stop,
@@ -299,12 +301,15 @@ class Keeper:
         await self._state.wait_for_memory()
         return self._state.info()
 
+    async def _give(self, arguments: GiveArguments, emit: Emit) -> None:
+        self._state.documents.give(arguments.ticket, arguments.document)
+
     async def _notebook(self, arguments: NotebookArguments, emit: Emit) -> None:
         spec = msgspec.structs.replace(self._state.record.spec, notebook=arguments.path)
         self._state.write(spec=spec)
 
     async def _watch(self, arguments: WatchArguments, emit: Emit) -> InstanceInfo:
-        with self._state.watchers.listening(emit):
+        with self._state.watchers.listening(emit, documents=arguments.documents):
             await self._state.ended.wait()
         return self._state.info()
 

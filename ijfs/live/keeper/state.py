@@ -23,6 +23,7 @@ import trio
 from ijfs.live.checkpoint.snapshot_io import SnapshotStore
 from ijfs.live.checkpoint.workspace import StatCache
 from ijfs.live.errors import InstanceExitedError
+from ijfs.live.keeper.documents import Documents
 from ijfs.live.keeper.guest_port import AnswerGuest, GuestPort
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.keeper.watchers import Watchers
@@ -99,6 +100,7 @@ class InstanceState:
         self.guest = GuestPort(answer, lambda ports: self.note(hook_ports=ports))
         self.busy = trio.Lock()
         self.watchers = Watchers()
+        self.documents = Documents(self.watchers)
         self.ended = trio.Event()
         """Set when the program has ended for good, and the keeper is to end too."""
         self.record = InstanceRecord(spec=InstanceSpec(name=self.name, argv=()))

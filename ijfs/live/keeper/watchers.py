@@ -13,17 +13,31 @@ class Watchers:
 
     def __init__(self) -> None:
         self._emits: list[Emit] = []
+        self._editors: list[Emit] = []
 
     def tell(self, happened: Happened) -> None:
         """Tell all. Never waits: what is told is in line at each client's connection."""
         for emit in self._emits:
             emit(happened)
 
+    @property
+    def give_documents(self) -> bool:
+        """Whether somebody can give the notebook as an editor has it."""
+        return bool(self._editors)
+
+    def ask(self, happened: Happened) -> None:
+        """Tell those who can give documents."""
+        for emit in self._editors:
+            emit(happened)
+
     @contextlib.contextmanager
-    def listening(self, emit: Emit) -> Iterator[None]:
+    def listening(self, emit: Emit, *, documents: bool) -> Iterator[None]:
         """Tell this one, too, for a while."""
-        self._emits.append(emit)
+        lists = [self._emits, self._editors] if documents else [self._emits]
+        for each in lists:
+            each.append(emit)
         try:
             yield
         finally:
-            self._emits.remove(emit)
+            for each in lists:
+                each.remove(emit)

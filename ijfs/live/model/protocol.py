@@ -119,7 +119,19 @@ class WaitMemoryArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
 
 class WatchArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
-    """Hear what happens to the instance, as `Happened` events, until its program ends or the client leaves."""
+    """Hear what happens to the instance, as `Happened` events, until its program ends or the client leaves.
+
+    `documents`: the client can give the notebook as its editor has it, when a `document` event asks.
+    """
+
+    documents: bool = False
+
+
+class GiveArguments(Arguments[None], frozen=True, kw_only=True):
+    """The notebook as its editor has it, which a `document` event asked for; `ticket` is the text of that."""
+
+    ticket: str
+    document: bytes
 
 
 class NotebookArguments(Arguments[None], frozen=True, kw_only=True):
@@ -167,6 +179,7 @@ VERBS = {
     "wait_save": Verb(WaitSaveArguments, SaveResult),
     "wait_memory": Verb(WaitMemoryArguments, InstanceInfo),
     "watch": Verb(WatchArguments, InstanceInfo),
+    "give": Verb(GiveArguments, None),
     "notebook": Verb(NotebookArguments, None),
     "signal": Verb(SignalArguments, None),
     "stop": Verb(StopArguments, InstanceInfo),
@@ -196,10 +209,11 @@ class Notice(msgspec.Struct, frozen=True, tag_field="kind", tag="notice"):
     text: str
 
 
-What = Literal["saving", "saved", "failed", "restored", "memory", "busy", "idle", "input", "exited"]
+What = Literal["saving", "saved", "failed", "restored", "memory", "busy", "idle", "input", "document", "exited"]
 """saving: the program runs on after a freeze, and what was taken is being stored; saved: it is durable; failed: it will
 not be. restored: the program went back in place. memory: all memory of a lazy restore is in. busy, idle: a kernel runs
-a cell, or waits for one; input: a cell waits for what somebody types. exited: the program has ended."""
+a cell, or waits for one; input: a cell waits for what somebody types.
+document: the notebook is asked for (GiveArguments), of clients that can give it. exited: the program has ended."""
 
 
 class Happened(msgspec.Struct, frozen=True, tag_field="kind", tag="happened"):
