@@ -85,6 +85,7 @@ class Deployment:
         self._turn = 0
         self._wakes = 0
         self._wake_s: float | None = None
+        self._start_s: float | None = None
         self._failure: tuple[float, IjfsError] | None = None
         self._listener: trio.SocketListener | None = None
         self._life = trio.CancelScope()
@@ -119,6 +120,7 @@ class Deployment:
             served=self._served,
             wakes=self._wakes,
             wake_s=self._wake_s,
+            start_s=self._start_s,
             used_s=time.monotonic() - self.last_used if self.record.last_used_ns else None,
             note=self.record.note,
         )
@@ -357,8 +359,10 @@ class Deployment:
 
     async def _start(self, backend: Backend) -> None:
         """From its command; the first time of a deployment that is checkpointed, a snapshot is made at once."""
+        began = time.monotonic()
         try:
             await _in_thread(backend.start, keep_files=not self.spec.stateless)
+            self._start_s = time.monotonic() - began
         except IjfsError as error:
             words = await _in_thread(backend.last_words)
             raise type(error)(f"{error}: {words}" if words else str(error), hint=error.hint) from error

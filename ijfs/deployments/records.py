@@ -88,7 +88,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment as callers are shown it. `requests`: under way; `served`: since the supervisor began; `wakes`: how
-    often it came up, with the seconds that the last time took; `used_s`: seconds since the last request."""
+    often it came up, with the seconds that the last time took; `start_s`: those from its command until it was ready;
+    `used_s`: seconds since the last request."""
 
     name: str
     state: Stage
@@ -103,6 +104,7 @@ class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     served: int = 0
     wakes: int = 0
     wake_s: float | None = None
+    start_s: float | None = None
     used_s: float | None = None
     note: str = ""
 

@@ -52,6 +52,18 @@ def test_a_program_without_torch_fails_as_it_would_without_us(tmp_path: Path) ->
     assert done.stdout == "torch\n"
 
 
+def test_vllm_sleeps_in_memory_that_comes_in_with_the_rest(tmp_path: Path) -> None:
+    package = tmp_path / "vllm/device_allocator"
+    package.mkdir(parents=True)
+    (tmp_path / "vllm/__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "cumem.py").write_text("PIN_MEMORY = True\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHON_PATH, TORCH_PATH, str(tmp_path)])}
+    code = "from vllm.device_allocator import cumem; print(cumem.PIN_MEMORY)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 class Compiling(ModuleType):
     """A stand-in for torch._inductor.async_compile with one pool of compile workers."""
 

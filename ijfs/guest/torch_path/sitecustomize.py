@@ -1,7 +1,8 @@
 """Found first on the PYTHONPATH of GPU programs: what ijfs does in them without a line of their code.
 
 Python imports `sitecustomize` at its start. Once torch is imported, its cached blocks are given back before saves; this
-waits for torch by an import hook, so that a process without torch pays nothing. A child that is forked after CUDA was
+waits for torch by an import hook, so that a process without torch pays nothing; vLLM's allocator is met in the same
+way. A child that is forked after CUDA was
 initialised lets go of the GPU's files. At last the environment's own sitecustomize runs, which this one stands before.
 """
 
@@ -14,11 +15,14 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class _WhenTorchIsImported(importlib.abc.MetaPathFinder):
-    """Finds torch like everybody else, but has the built-in hook of ijfs.guest.hooks started after it has run."""
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Finds a module like everybody else, but has something done with it after it has run."""
+
+    def __init__(self, name, then):  # type: ignore[no-untyped-def]
+        self._name, self._then = name, then
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        if name != "torch":
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -28,13 +32,20 @@ class _WhenTorchIsImported(importlib.abc.MetaPathFinder):
 
         def run_and_listen(module):  # type: ignore[no-untyped-def]
             run(module)
-            _listen()
+            self._then(module)
 
         spec.loader.exec_module = run_and_listen  # type: ignore[method-assign]
         return spec
 
 
-def _listen() -> None:
+def _sleep_in_ordinary_memory(module) -> None:  # type: ignore[no-untyped-def]
+    """vLLM's sleep mode keeps weights in pinned memory, which is shared memory, rounded up to a power of two: a restore
+    has to wait for all of it. In ordinary memory they are as large as they are, and come in with the rest."""
+    if hasattr(module, "PIN_MEMORY"):
+        module.PIN_MEMORY = False
+
+
+def _listen(module) -> None:  # type: ignore[no-untyped-def]
     try:
         import ijfs  # noqa: F401
         from ijfs.guest import hooks
@@ -73,5 +84,6 @@ def _run_the_environments_own() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
-sys.meta_path.insert(0, _WhenTorchIsImported())
+sys.meta_path.insert(0, _WhenImported("torch", _listen))
+sys.meta_path.insert(0, _WhenImported("vllm.device_allocator.cumem", _sleep_in_ordinary_memory))
 _run_the_environments_own()
