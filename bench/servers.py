@@ -135,7 +135,7 @@ def wanted(options: argparse.Namespace) -> tuple[DeploymentSpec, str]:
     if options.engine:
         spec = specified(
             NAME,
-            options.command,
+            [word for word in options.command if word != "--"],
             engine_name=options.engine,
             idle_s=None,
             disk_s=None,
@@ -153,6 +153,13 @@ def timed(call: Callable[[], None]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def last_lines(repo: Path) -> str:
+    """The ends of all logs, for a run that failed."""
+    logs = sorted((*repo.glob("deployments/*.log"), *repo.glob("live/**/*.log")))
+    ends = ("\n".join(log.read_text(errors="replace").splitlines()[-25:]) for log in logs)
+    return "\n".join(f"--- {log}\n{end}" for log, end in zip(logs, ends, strict=True))
 
 
 def main() -> None:
@@ -173,6 +180,9 @@ def main() -> None:
         bench = Bench(repo, spec, question, figures)
         try:
             whole = timed(lambda: bench.run(options.turns))
+        except BaseException:
+            print(last_lines(repo), file=sys.stderr)
+            raise
         finally:
             bench.close()
     print(f"{whole:.0f} s on {os.cpu_count()} processors")

@@ -93,6 +93,20 @@ def test_a_lock_that_times_out_leaves_the_program_right(lab: Lab) -> None:
     assert ask(program, "sum") == "1048576.0"
 
 
+def test_a_parked_program_gives_the_gpu_back_and_goes_on_with_the_same_bits(lab: Lab) -> None:
+    program = lab.start("big", "4")
+    before, free = ask(program, "sum"), inventory().gpus[0].free_bytes
+    with client.connect(lab.path, program.name) as keeper:
+        assert keeper.park().parked
+        assert inventory().gpus[0].free_bytes > free + (4 << 30)
+        saved = keeper.save("while it is parked")
+        assert keeper.status().parked
+        keeper.wake()
+    assert ask(program, "sum") == before
+    lab.kill(program)
+    assert ask(client.restore(lab.path, saved.snapshot, "back"), "sum") == before
+
+
 HOG = """
 import sys, torch
 free, _ = torch.cuda.mem_get_info()
