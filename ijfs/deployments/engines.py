@@ -8,12 +8,15 @@ sglang    `/release_memory_occupation` and `/resume_memory_occupation`, under --
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ijfs.live.errors import CommandError
 from ijfs.live.model.records import Hooks
+from ijfs_engine.errors import StorageError
 
 PORT = 8000
 """Where an engine listens inside its sandbox."""
@@ -31,6 +34,9 @@ class Engine(NamedTuple):
     hooks: Hooks
     hidden: tuple[str, ...]
     verify: str
+    caches: dict[str, str]
+    """Variable → directory in the engine's folder of this machine (`cache_folder`): what it compiles is there for the
+    next start, is in no snapshot, and need not be put back by a restore."""
 
 
 def engine(name: str, model: str, arguments: Sequence[str] = (), *, python: str = sys.executable) -> Engine:
@@ -41,6 +47,16 @@ def engine(name: str, model: str, arguments: Sequence[str] = (), *, python: str 
             f"there is no engine `{name}`", hint=f"{' or '.join(_ENGINES)}, or give a command after `--`"
         )
     return _ENGINES[name](model, tuple(arguments), python)
+
+
+def cache_folder(name: str) -> Path:
+    """Where an engine's caches are on this machine; made where it is not there. StorageError."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ijfs" / "engines" / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError.of(f"cannot make {home}", error) from error
+    return home
 
 
 def _vllm(model: str, arguments: tuple[str, ...], python: str) -> Engine:
@@ -70,6 +86,7 @@ def _vllm(model: str, arguments: tuple[str, ...], python: str) -> Engine:
             *("/load_lora_adapter", "/unload_lora_adapter", "/update_weights", "/init_weight_transfer_engine"),
         ),
         verify=f"POST {here}/v1/completions {eight}",
+        caches={"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"},
     )
 
 
@@ -94,6 +111,7 @@ def _sglang(model: str, arguments: tuple[str, ...], python: str) -> Engine:
             *("/update_weights_from_distributed", "/update_weights_from_tensor", "/start_profile", "/stop_profile"),
         ),
         verify=f"POST {here}/generate {one}",
+        caches={"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from ijfs.deployments.engines import PORT, Engine, engine
+from ijfs.deployments.engines import PORT, Engine, cache_folder, engine
 from ijfs.deployments.records import DeploymentSpec, Protocol, StartMode
 from ijfs.live.errors import CommandError
 from ijfs.live.model.environment import is_text
@@ -36,15 +36,18 @@ def specified(
     verify: str = "",
     network: Network = "none",
     base: str = "",
+    share: Sequence[str] = (),
+    bind: Sequence[str] = (),
 ) -> DeploymentSpec:
     """A deployment of `command`, or, with `engine_name`, of the model that it begins with. `port`: the one that the
-    server listens on, and where it is reached (`host` 0: at the same number). `env`: over this process's. CommandError.
-    """
+    server listens on, and where it is reached (`host` 0: at the same number). `env`: over this process's. `share`,
+    `bind`: folders, as InstanceSpec has them. CommandError, StorageError."""
     known = engine(engine_name, command[0], command[1:]) if engine_name else _NO_ENGINE
     if port is None and not engine_name:
         raise CommandError("nobody said which port the server listens on", hint="`--port 8000`")
     inside = PORT if port is None or engine_name else port.inside
-    variables = {**known.env, **(env or {})}
+    cached, caches = _caches(engine_name, known)
+    variables = {**known.env, **caches, **(env or {})}
     used = tuple(gpus) or (("0",) if engine_name else ())
     needs = {"memory": memory, **{f"gpu:{number}": gpu_memory for number in used}}
     return DeploymentSpec(
@@ -60,6 +63,8 @@ def specified(
             gpu=bool(used) or nccl_safe,
             nccl_safe=nccl_safe,
             base=base,
+            share=tuple(share),
+            bind=(*bind, *cached),
             hooks=hooks if hooks is not None and hooks != Hooks() else known.hooks,
         ),
         variables=variables,
@@ -81,7 +86,15 @@ def specified(
     )
 
 
-_NO_ENGINE = Engine((), {}, Hooks(), (), "")
+def _caches(engine_name: str | None, known: Engine) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The folder that an engine's caches are in, to be bound, and the variables that lead there. StorageError."""
+    if engine_name is None or not known.caches:
+        return (), {}
+    folder = cache_folder(engine_name)
+    return (str(folder),), {name: str(folder / below) for name, below in known.caches.items()}
+
+
+_NO_ENGINE = Engine((), {}, Hooks(), (), "", {})
 
 
 def _environment() -> dict[str, str]:

@@ -65,6 +65,8 @@ STATES = {"memory": "parked in memory", "disk": "parked on disk", "gone": "not s
 @starting.network_option
 @starting.env_options
 @starting.base_option
+@starting.share_option
+@starting.bind_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def deploy(app: App, replace: bool, no_start: bool, storage: str, **given: Any) -> Answer:
     """Keep the server COMMAND behind a port: it starts with a request, rests without one, and loses none.
@@ -119,6 +121,8 @@ def _spec(given: dict[str, Any]) -> DeploymentSpec:
         verify=given["verify"],
         network="slirp4netns" if given["network"] == "slirp4netns" else "none",
         base=given["base"],
+        share=starting.folders(given["share"]),
+        bind=starting.folders(given["bind"]),
     )
 
 
