@@ -126,17 +126,18 @@ def test_everything_a_layer_holds_comes_back(repository: Repository, upper: Path
         writer.add_entries((item.at, item.entry, item.source) for item in found.items.values())
         snapshot = writer.commit()
     reader = repository.reader()
-    target = tmp_path / "target"
-    target.mkdir()
+    for unseen in (False, True):  # the second is how restores do it
+        target = tmp_path / f"target {unseen}"
+        target.mkdir()
 
-    def export(path: str, into: Path) -> None:
-        content = reader.lookup(snapshot.root, path).content
-        assert content is not None
-        export_tree(reader, content, into)
+        def export(path: str, into: Path, unseen: bool = unseen) -> None:
+            content = reader.lookup(snapshot.root, path).content
+            assert content is not None
+            export_tree(reader, content, into, unseen=unseen)
 
-    put_back(export, target, [])
-    assert describe(target) == describe(upper)
-    assert (target / "sparse").stat().st_blocks < 1000
+        put_back(export, target, [])
+        assert describe(target) == describe(upper)
+        assert (target / "sparse").stat().st_blocks < 1000
 
 
 @pytest.mark.root

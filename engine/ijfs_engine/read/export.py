@@ -35,6 +35,7 @@ _MOST_OPEN: Final = 64
 # Files of one chunk that are no longer than this are fetched together, so many of a directory at a time.
 _SMALL: Final = 64 << 10
 _TOGETHER: Final = 256
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL_HINT: Final = "free some space there (where it is the repository's disk, `ijfs gc` may help) and try again"
 
 
@@ -56,6 +57,7 @@ def export_tree(
     progress: Progress | None = None,
     on_make: Callable[[bytes], None] | None = None,
     leave_out: frozenset[bytes] = frozenset(),
+    unseen: bool = False,
 ) -> Exported:
     """Write a stored directory's contents to `target`, which is an empty directory or is made here.
 
@@ -63,12 +65,13 @@ def export_tree(
     `privileged` sets owners, setuid and setgid bits and privileged attributes and makes device nodes, as only root can;
     without it the caller owns everything and devices are left out. By default root does and others do not, and a device
     is then a StorageError. `on_make` is called with the path of each thing below `target` right before it is made.
-    `leave_out`: paths below `target` of what is not made, a directory with all that is in it.
+    `leave_out`: paths below `target` of what is not made, a directory with all that is in it. `unseen`: nobody looks at
+    `target` before this returns, and it is thrown away where it does not: small files have their own names at once.
     StorageError (disk full, no permission), CorruptError (what is stored is damaged);
     KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
     fd = _open_target(target)
-    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make, leave_out)
+    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make, leave_out, unseen)
     try:
         return work.run(_Directory(top, tree))
     except IjfsError as error:
@@ -146,8 +149,7 @@ class _NewFile:
         self._temporary = temporary
         self._directory = os.dup(directory)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.fd = os.open(temporary, flags, 0o600, dir_fd=self._directory)
+            self.fd = os.open(temporary, _NEW, 0o600, dir_fd=self._directory)
         except BaseException:
             os.close(self._directory)
             raise
@@ -187,7 +189,9 @@ class _Export:
         progress: Progress | None,
         on_make: Callable[[bytes], None] | None,
         leave_out: frozenset[bytes],
+        unseen: bool,
     ) -> None:
+        self._unseen = unseen
         self._on_make = on_make
         self._leave_out = leave_out
         self._reader = reader
@@ -322,6 +326,15 @@ class _Export:
         return _NewFile(entry, self._shown(walk, entry.name), walk.here, temporary)
 
     def _write_small(self, entry: Entry, walk: Descent, plain: Plain) -> None:
+        if self._unseen:
+            fd = os.open(entry.name, _NEW, 0o600, dir_fd=walk.here)
+            try:
+                _pwrite(fd, memoryview(plain), 0)
+                _set_metadata(fd, entry, self._rights)
+            finally:
+                os.close(fd)
+            self._count(entry)
+            return
         file = self._new_file(entry, walk)
         try:
             _pwrite(file.fd, memoryview(plain), 0)

@@ -173,7 +173,7 @@ class SnapshotStore:
             entry = self.reader.lookup(snapshot.root, path)
         except UnknownNameError:
             return
-        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make, leave_out=leave_out)
+        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make, leave_out=leave_out, unseen=True)
 
     def store(
         self,
