@@ -86,6 +86,22 @@ def test_cells_and_files_of_two_snapshots_are_compared(server: JupyterServer, ke
     assert (server.root / "out.csv").read_text() == "1,2"
 
 
+def test_variables_of_a_snapshot_and_of_the_kernel_as_it_is_now_are_compared(
+    server: JupyterServer, kernel: str
+) -> None:
+    server.run(kernel, "import numpy, threading; a = numpy.arange(6); same = [1, 2]; lock = threading.Lock(); gone = 1")
+    saved = server.do("save", kernel=kernel)["snapshot"]
+    server.run(kernel, "a[0] = 7; del gone; new = 'text'")
+    found = server.ask("compare", old=saved, new="live", kernel=kernel, parts="variables")
+    assert found["variables_error"] is None
+    changes = {one["name"]: one["change"] for one in found["variables"]}
+    assert changes == {"a": "changed", "same": "same", "lock": "unknown", "gone": "removed", "new": "added"}
+    (a,) = [one for one in found["variables"] if one["name"] == "a"]
+    assert a["new"] == {"type": "numpy.ndarray", "shape": [6], "size": 48}
+    assert server.env.instances() == [server.instance(kernel)]
+    assert server.run(kernel, "print(dir().count('found'))") == "0"
+
+
 def test_names_are_given_moved_and_taken_and_what_they_hold_is_not_removed(server: JupyterServer, kernel: str) -> None:
     first = server.do("save", kernel=kernel)["snapshot"]
     second = server.do("save", kernel=kernel)["snapshot"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ijfs.history import comparison
 from ijfs.history.scene import Scene
 from ijfs.jupyter.repository import choose_repository
 from ijfs.jupyter.server import requests, tree
-from ijfs.jupyter.server.documents import cells, document_of
+from ijfs.jupyter.server.comparing import compared
+from ijfs.jupyter.server.documents import document_of
 from ijfs.jupyter.server.events import SCHEMA_ID, Events
 from ijfs.jupyter.server.kernels import Kernels, NotIjfsError, Target
 from ijfs.jupyter.server.opening import in_repository
@@ -24,11 +22,6 @@ from ijfs_engine.errors import NoRepositoryError, UnknownNameError
 
 Answer = dict[str, Any]
 R = TypeVar("R", bound=requests.Request)
-
-NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes"})
-"""What is at a snapshot's top beside its program's files."""
-MOST_FILES = 1000
-"""Paths that a comparison names."""
 
 
 class Api:
@@ -88,8 +81,10 @@ class Api:
         return await self.using(request, lambda repo, _: in_repository(repo, read))
 
     async def compare(self, request: requests.Compare) -> Answer:
-        """What differs between two snapshots."""
-        return await self.using(request, lambda repo, _: in_repository(repo, lambda r: _compared(r, request)))
+        """What differs between two states of a kernel."""
+        target = self._kernels.target_or_none(request.kernel)
+        instance = target.instance if target is not None else ""
+        return await self.using(request, lambda repo, asked: compared(repo, asked, instance))
 
     # -- what requests share --------------------------------------------------------------------------------------
 
@@ -137,18 +132,3 @@ def _snapshot(repo: Path, ident: str | None) -> Snapshot | None:
         return in_repository(repo, lambda repository: repository.snapshot(bytes.fromhex(ident)))
     except UnknownNameError:
         return None
-
-
-def _compared(repository: Repository, request: requests.Compare) -> Answer:
-    parts = request.parts.split(",")
-    reader = repository.reader()
-    old, new = (repository.snapshot(repository.resolve(spec)) for spec in (request.old, request.new))
-    answer: Answer = {"old": {"snapshot": old.id.hex()}, "new": {"snapshot": new.id.hex()}}
-    if "cells" in parts:
-        answer["cells"] = cells(document_of(reader, old), document_of(reader, new))
-    if "files" in parts:
-        changes = comparison.files(reader, old.root, new.root, skip=NO_FILES)
-        found = list(islice(changes, MOST_FILES + 1))
-        answer["files"] = [asdict(change) for change in found[:MOST_FILES]]
-        answer["files_cut"] = len(found) > MOST_FILES
-    return answer
