@@ -4,6 +4,7 @@
     snapshots/<id>/images/ files/ …    the snapshot's tree, as it was saved (ijfs.fs.stored)
     branches/<name> tags/<name>        links to ../snapshots/<id>
     live/<name>                        a link to the snapshot the instance last stood on
+    remotes/<name>/branches/ tags/     the same of remotes, as they were last fetched; bytes come when they are read
 
 `ijfs.fs.daemon` mounts `repository_root`. Nothing is read before it is looked at: the list of snapshots when it is
 listed, a directory's tree when something in it is named or listed, a file's chunks when they are read.
@@ -38,15 +39,15 @@ def repository_root(repository: Repository, reader: Reader) -> DirectoryNode:
     """The root of the mount of a repository."""
     world = World(repository, reader)
     refs = repository.refs
-    return RootDirectory(
-        world,
-        {
-            b"snapshots": SnapshotsDirectory(world),
-            b"branches": LinksDirectory(world, b"branches", refs.branches),
-            b"tags": LinksDirectory(world, b"tags", refs.tags),
-            b"live": LinksDirectory(world, b"live", lambda: live_snapshots(repository.path)),
-        },
-    )
+    children: dict[bytes, Node] = {
+        b"snapshots": SnapshotsDirectory(world),
+        b"branches": LinksDirectory(world, b"branches", refs.branches),
+        b"tags": LinksDirectory(world, b"tags", refs.tags),
+        b"live": LinksDirectory(world, b"live", lambda: live_snapshots(repository.path)),
+    }
+    if repository.remotes.all():
+        children[b"remotes"] = RemotesDirectory(world)
+    return RootDirectory(world, children)
 
 
 class _LiveRecord(msgspec.Struct):
@@ -129,8 +130,12 @@ class SnapshotsDirectory(DirectoryNode):
 class LinksDirectory(DirectoryNode):
     """branches/, tags/ and live/: names that point at snapshots. The engine lets no name have a slash in it."""
 
-    def __init__(self, world: World, name: bytes, targets: Callable[[], Mapping[str, ObjectId]]) -> None:
+    def __init__(
+        self, world: World, name: bytes, targets: Callable[[], Mapping[str, ObjectId]], up: bytes = b"../"
+    ) -> None:
+        """`up` leads to the root from it."""
         self._world = world
+        self._up = up
         self._name = name
         self._targets = targets
         self._key = key_of(b"links", name)
@@ -149,7 +154,54 @@ class LinksDirectory(DirectoryNode):
         target = self._targets().get(os.fsdecode(name))
         if target is None:
             raise no_entry(name)
-        return b"../snapshots/" + target.hex().encode()
+        return self._up + b"snapshots/" + target.hex().encode()
+
+
+class RemotesDirectory(DirectoryNode):
+    """remotes/: one directory for each remote, with what was there at the last look."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._key = key_of(b"remotes")
+        self.ino = inode_of(self._key)
+
+    def attributes(self) -> Attributes:
+        return self._world.made_up(self._key, stat.S_IFDIR | 0o555)
+
+    def lookup(self, name: bytes) -> Node:
+        if name not in self.names():
+            raise no_entry(name)
+        return RemoteDirectory(self._world, name)
+
+    def names(self) -> Sequence[bytes]:
+        return sorted(os.fsencode(one.name) for one in self._world.repository.remotes.all())
+
+
+class RemoteDirectory(DirectoryNode):
+    """remotes/<name>/: branches/ and tags/."""
+
+    def __init__(self, world: World, name: bytes) -> None:
+        self._world = world
+        self._name = name
+        self._key = key_of(b"remote", name)
+        self.ino = inode_of(self._key)
+
+    def attributes(self) -> Attributes:
+        return self._world.made_up(self._key, stat.S_IFDIR | 0o555)
+
+    def lookup(self, name: bytes) -> Node:
+        kinds = {b"branches": "branch", b"tags": "tag"}
+        if name not in kinds:
+            raise no_entry(name)
+        return LinksDirectory(
+            self._world, b"remotes/" + self._name + b"/" + name, lambda: self._named(kinds[name]), b"../../../"
+        )
+
+    def names(self) -> Sequence[bytes]:
+        return [b"branches", b"tags"]
+
+    def _named(self, kind: str) -> Mapping[str, ObjectId]:
+        return self._world.repository.remotes.known(os.fsdecode(self._name)).named(kind)
 
 
 class Link(Symlink):
