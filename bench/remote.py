@@ -214,8 +214,8 @@ def gc(bench: Bench) -> None:
                 (files / f"f{name}").write_bytes(os.urandom(20_000))
             saved = import_directory(repository, files, branch=f"b{number}")
             repository.remotes.push("origin", {f"branch/b{number}": saved.id})
-        for _ in range(pushes // 2):
-            repository.remotes.undo("origin")
+        for ident, _ in repository.remotes.operations("origin", pushes // 2):
+            repository.remotes.undo("origin", ident.hex())
         for delay in DELAYS_MS:
             with bench.far(delay):
                 began = time.perf_counter()

@@ -9,6 +9,7 @@ import pytest
 from storekit import contents, read, save
 
 from ijfs_engine import IjfsError, Repository, UnknownNameError
+from ijfs_engine.remote import packing
 
 RNG = random.Random(11)
 
@@ -144,6 +145,27 @@ def test_what_goes_from_the_far_index_is_learnt_again(repository: Repository, ot
     assert elsewhere is not None
     elsewhere.far.forget_all()
     assert read(other, tree.entries[0].content) == files["a"]
+
+
+def test_a_push_beside_which_the_far_index_was_emptied_lists_all_packs(
+    repository: Repository, other: Repository, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.remotes.add("origin", url)
+    files = {"a": noise(30_000), "b": noise(9000)}
+    saved = save(repository, files, branch="main")
+    times = iter([True])
+    finish = packing.Sender.finish
+
+    def forgetting(self: packing.Sender) -> None:
+        finish(self)
+        if next(times, False):
+            self._far.forget_all()
+
+    monkeypatch.setattr(packing.Sender, "finish", forgetting)
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.add("origin", url)
+    other.remotes.fetch("origin")
+    assert contents(other, saved.id) == files
 
 
 def test_what_is_saved_after_a_remote_snapshot_counts_on_no_remote(

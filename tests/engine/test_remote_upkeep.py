@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import threading
+import time
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from storekit import contents, damage, save
 
-from ijfs_engine import CorruptError, Repository, StorageError
+from ijfs_engine import CorruptError, IjfsError, Repository, StorageError
 from ijfs_engine.remote import cache
 
 RNG = random.Random(12)
@@ -189,3 +193,93 @@ def test_an_undo_can_be_undone(pushed: Repository) -> None:
     pushed.remotes.undo("origin")
     assert pushed.resolve("origin/main") == newest
     assert [one.why for _, one in pushed.remotes.operations("origin", 10)][-1] == "push"
+
+
+def test_two_machines_may_gc_at_once(pushed: Repository, bucket: Path, tmp_path: Path) -> None:
+    save(pushed, {"b": noise(20_000)}, branch="side")
+    push(pushed)
+    pushed.remotes.undo("origin")
+    age(bucket, 8)
+    with clone(pushed, tmp_path) as other:
+        rivals = (pushed, other)
+        for each in rivals:
+            each.remotes.gc("origin")
+        age(bucket, 8)
+        failed = run_at_once([lambda each=each: each.remotes.gc("origin") for each in rivals])  # type: ignore[misc]
+        assert not failed
+        assert not other.remotes.fsck("origin").harm
+        assert contents(other, other.resolve("origin/main")) == contents(pushed, pushed.resolve("main"))
+        assert other.remotes.du("origin").unneeded == 0
+
+
+def run_at_once(calls: list[Callable[[], object]]) -> list[BaseException]:
+    """Each in a thread of its own; what they raised."""
+    failed: list[BaseException] = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_a_day_off_takes_nothing_too_early(
+    pushed: Repository, bucket: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    save(pushed, {"b": noise(20_000)}, branch="side")
+    push(pushed)
+    pushed.remotes.undo("origin")
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + int(days * DAY * 1e9))
+    before = packs(bucket)
+    assert pushed.remotes.gc("origin", grace_s=DAY / 2).packs_marked == 0
+    age(bucket, 0.6)
+    assert pushed.remotes.gc("origin", grace_s=DAY / 2).packs_marked == 2
+    assert pushed.remotes.gc("origin", grace_s=DAY / 2).packs_removed == 0
+    assert packs(bucket) == before
+
+
+def test_machines_that_push_at_once_all_arrive(repository: Repository, bucket: Path, tmp_path: Path) -> None:
+    hosts = [Repository.init(tmp_path / f"host{n}") for n in range(3)]
+    saved = [save(host, {"a": noise(9000)}, branch="main").id for host in hosts]
+    for host in hosts:
+        host.remotes.add("origin", f"file://{bucket}")
+    assert not run_at_once([lambda host=host: push(host) for host in hosts])  # type: ignore[misc]
+    hosts[0].remotes.fetch("origin")
+    tree = hosts[0].remotes.known("origin")
+    assert set(tree.refs.values()) == set(saved)
+    assert {name.partition("@")[0] for name in tree.refs} == {"branch/main"}
+    for host in hosts:
+        host.close()
+
+
+def test_a_store_that_went_away_is_said_and_harms_nothing(pushed: Repository, bucket: Path, tmp_path: Path) -> None:
+    main = pushed.resolve("main")
+    with clone(pushed, tmp_path) as other:
+        shutil.rmtree(bucket)
+        with pytest.raises(IjfsError, match="no tree"):
+            other.remotes.fetch("origin")
+        with pytest.raises((CorruptError, StorageError)):
+            contents(other, main)
+        assert other.fsck().clean
+    assert contents(pushed, main)
+    assert pushed.fsck().clean
+
+
+def test_another_tree_in_the_same_place_is_refused(pushed: Repository, bucket: Path, tmp_path: Path) -> None:
+    shutil.rmtree(bucket)
+    with Repository.init(tmp_path / "stranger") as stranger:
+        save(stranger, {"x": noise(100)}, branch="main")
+        stranger.remotes.add("origin", f"file://{bucket}")
+        push(stranger)
+    for verb in (push, lambda one: one.remotes.fetch("origin"), lambda one: one.remotes.gc("origin")):
+        with pytest.raises(IjfsError, match="another tree"):
+            verb(pushed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+from ijfs_engine.errors import ConflictError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.pack_index import CHUNK_PACK, PackIndex
 from ijfs_engine.format.place import Place
@@ -21,6 +22,7 @@ from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PA
 _PACK = b"pack/"
 _NAME = b"name/"
 _FORGOTTEN = b"forgotten"
+_FORGOT = "what is known of the remote's packs changed meanwhile"
 
 
 class FarPack(NamedTuple):
@@ -56,6 +58,13 @@ class FarIndex:
         """Of each chunk the ids of those it is stored against there, end to end."""
         with self._index.read() as view:
             return view.bases(chunks)
+
+    def pack_ids(self, numbers: Iterable[int]) -> list[bytes]:
+        """The ids of packs in their store. ConflictError where one is not known any more."""
+        found = [self.pack(number) for number in numbers]
+        if None in found:
+            raise ConflictError(_FORGOT)
+        return [pack.pack for pack in found if pack is not None]
 
     def has_packs(self, packs: Iterable[bytes]) -> list[bool]:
         """For each pack id: was it registered?"""
@@ -98,14 +107,15 @@ class FarIndex:
         return [one for one in found if one is not None and one.store == store]
 
     def packs_of(self, table: bytes, ids: Sequence[bytes]) -> set[int]:
-        """The numbers of the packs without which these cannot be read: bases counted. KeyError for what is nowhere."""
+        """The numbers of the packs without which these cannot be read: bases counted. ConflictError for what is nowhere
+        (any more: another process had the index forget)."""
         found: set[int] = set()
         edge, seen = list(ids), set(ids)
         with self._index.read() as view:
             while edge:
-                for ident, row in zip(edge, view.get_many(table, edge), strict=True):
+                for row in view.get_many(table, edge):
                     if row is None:
-                        raise KeyError(ident)
+                        raise ConflictError(_FORGOT)
                     found.add(Place.decode(row).pack)
                 bases = b"".join(view.bases(edge)) if table == CHUNKS else b""
                 edge = [b for at in range(0, len(bases), ID_SIZE) if (b := bases[at : at + ID_SIZE]) not in seen]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
-from ijfs_engine.errors import CorruptError, UnknownNameError
+from ijfs_engine.errors import ConflictError, CorruptError, UnknownNameError
 from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId
@@ -88,14 +88,16 @@ def push(
 def _send_all(
     remote: Remote, reached: _Reached, new: Sequence[ObjectId], progress: Callable[[str, int, int], None]
 ) -> int:
-    """Send what the store lacks; how many packs that took. What a gc of it marked meanwhile is sent anew."""
+    """Send what the store lacks; how many packs that took. What a gc of it marked meanwhile is sent anew, and so is
+    what is not known to be there any more because another process here made the index forget."""
     packs = 0
     for _ in range(_ATTEMPTS):
         packs += reached.send(progress)
-        needed = {pack for one in reached.listings(new, remote.log.view) for pack in split_packs(one.packs)}
-        if not needed & going(remote):
-            return packs
-        remote.far.forget_all()
+        with contextlib.suppress(ConflictError):
+            needed = {pack for one in reached.listings(new, remote.log.view) for pack in split_packs(one.packs)}
+            if not needed & going(remote):
+                return packs
+            remote.far.forget_all()
         reached.learn()
     raise RemoteError(f"a gc of {remote.url} takes what is sent", hint="push again when it is done")
 
@@ -284,11 +286,8 @@ class _Reached:
         created_ns = self._store.snapshot(ident).created_ns
         record = self._store.get_object(ident, FrameKind.SNAPSHOT)
         over = tuple(there.packs) if there is not None else ()
-        return Listed(ident, created_ns, record, self._pack_ids(self._needs(ident)), over)
-
-    def _pack_ids(self, numbers: Iterable[int]) -> bytes:
-        found = (self._remote.far.pack(number) for number in numbers)
-        return b"".join(sorted(pack.pack for pack in found if pack is not None))
+        packs = b"".join(sorted(self._remote.far.pack_ids(self._needs(ident))))
+        return Listed(ident, created_ns, record, packs, over)
 
     def _needs(self, ident: ObjectId) -> frozenset[int]:
         """The packs that hold an object and all below it."""
