@@ -83,6 +83,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "push": VerbEntry("remote", "Send branches and what they reach to a remote."),
         "fetch": VerbEntry("remote", "Look what is new at a remote."),
         "pull": VerbEntry("remote", "Copy branches of a remote here, whole."),
+        "migrate": VerbEntry("migrate", "Move a live program to another machine."),
         "op": VerbEntry("remote_upkeep", "See and undo what was done at a remote."),
         "clone": VerbEntry("remote", "Make a repository that knows a remote's tree."),
     },

@@ -70,11 +70,11 @@ class Bucket:
         self.traffic = Traffic()
 
     @classmethod
-    def open(cls, url: str, *, retry_s: float = _RETRY_S) -> Bucket:
-        """The place that a URL names; nothing is asked of it yet. What fails for a passing reason is repeated for so
-        long. IjfsError, RemoteError."""
+    def open(cls, url: str, *, request_s: float = _REQUEST_S, retry_s: float = _RETRY_S) -> Bucket:
+        """The place that a URL names; nothing is asked of it yet. How long a request may take, and how long one that
+        fails for a passing reason is repeated. IjfsError, RemoteError."""
         with _errors(f"opening {url}"):
-            return cls(_store(url, retry_s), url)
+            return cls(_store(url, request_s, retry_s), url)
 
     def get(self, path: str) -> bytes:
         """A whole object. MissingObjectError, RemoteError."""
@@ -179,7 +179,7 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _store(url: str, retry_s: float) -> ObjectStore:
+def _store(url: str, request_s: float, retry_s: float) -> ObjectStore:
     try:
         from obstore.store import LocalStore, from_url
     except ModuleNotFoundError:
@@ -191,7 +191,7 @@ def _store(url: str, retry_s: float) -> ObjectStore:
     retry: Any = {"max_retries": 12, "retry_timeout": timedelta(seconds=retry_s)}
     options: Any = {
         "connect_timeout": timedelta(seconds=_CONNECT_S),
-        "timeout": timedelta(seconds=_REQUEST_S),
+        "timeout": timedelta(seconds=request_s),
         "allow_http": _is_plain(os.environ.get("AWS_ENDPOINT_URL", "")),
     }
     config: Any = _profile() if parts.scheme == "s3" else None

@@ -30,8 +30,10 @@ from ijfs_engine.storage.elsewhere import OpenFile
 from ijfs_engine.storage.index import OBJECTS
 from ijfs_engine.util.io_wait import waited_for
 
+_REQUEST_S: Final = 15.0
+"""Of one request for bytes, 4 MiB at most: 2 Mbit/s."""
 _RETRY_S: Final = 5.0
-"""Of one request for bytes: who waits for a page is better served by a second request (ranges.py)."""
+"""Who waits for a page is better served by a second request (ranges.py)."""
 
 
 _MOST_OBJECTS: Final = 32 << 20
@@ -172,7 +174,7 @@ class RemoteElsewhere:
     def _bucket(self, store: bytes) -> Bucket:
         for name in self._names.all().values():
             if name.store == store.hex():
-                return Bucket.open(name.url, retry_s=_RETRY_S)
+                return Bucket.open(name.url, request_s=_REQUEST_S, retry_s=_RETRY_S)
         raise IjfsError("the remote that has these bytes was removed", hint="`ijfs remote add` it again")
 
 

@@ -21,7 +21,8 @@ _TIMES: Final = 4
 _SILENCE_S: Final = 30.0
 """A store that says nothing for so long is gone, to who waits for a page."""
 _PROBE_S: Final = 1.0
-"""What who asks a store that was gone at the last request is willing to wait: thousands of pages may be asked for."""
+"""A store that was gone at the last request is asked again after so long, and given as long: thousands of pages may be
+asked for, one by one."""
 _TRIES: Final = 4
 _PAUSE_S: Final = 0.1
 
@@ -35,7 +36,7 @@ class RangeReader:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ijfs-range")
         self._lock = Lock()
         self._usual_s = _LEAST_S
-        self._gone = False
+        self._gone_at: float | None = None
         self.hedged = 0
         """Requests that were asked a second time."""
 
@@ -45,15 +46,21 @@ class RangeReader:
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes of an object. MissingObjectError; RemoteError for a store that fails again and again, or is silent."""
+        gone_at = self._gone_at
+        if gone_at is not None and time.monotonic() - gone_at < _PROBE_S:
+            raise self._silent()
         try:
-            data = self._read(path, start, end, min(_PROBE_S, self._silence_s) if self._gone else self._silence_s)
+            data = self._read(path, start, end, self._silence_s if gone_at is None else _PROBE_S)
         except MissingObjectError:
             raise
         except RemoteError:
-            self._gone = True
+            self._gone_at = time.monotonic()
             raise
-        self._gone = False
+        self._gone_at = None
         return data
+
+    def _silent(self) -> RemoteError:
+        return RemoteError(f"{self._bucket.url} does not answer", hint="is it there? `ijfs fetch` asks it")
 
     def _read(self, path: str, start: int, end: int, patience_s: float) -> bytes:
         deadline = time.monotonic() + patience_s
@@ -80,7 +87,7 @@ class RangeReader:
                 if future.exception() is None or not pending:
                     return future.result()
             if left <= 0:
-                raise RemoteError(f"{self._bucket.url} does not answer", hint="is it there? `ijfs fetch` asks it")
+                raise self._silent()
             if not done and len(asked) == 1:
                 self.hedged += 1
                 asked.append(self._pool.submit(ask))

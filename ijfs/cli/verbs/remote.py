@@ -99,10 +99,7 @@ def push(app: App, words: tuple[str, ...]) -> Answer:
     """
     repository = app.repository()
     name, names = _which(repository, words)
-    refs, alone = _to_push(repository, names)
-    bases = _bases(repository, [*refs.values(), *alone])
-    refs |= {f"tag/{tag}": ident for tag, ident in repository.refs.tags().items() if ident in bases}
-    also = [*alone, *bases]
+    refs, also = to_push(repository, names)
     report = repository.remotes.push(name, refs, also=also, progress=app.progress(f"push to {name}"))
     data = {
         "remote": name,
@@ -249,7 +246,15 @@ def _which(repository: Repository, words: Sequence[str]) -> tuple[str, list[str]
     return remote_upkeep.chosen(repository, None), list(words)
 
 
-def _to_push(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
+def to_push(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
+    """Refs to push, with the tags of the bases that go along, and snapshots that no ref here stands for."""
+    refs, alone = _named(repository, names)
+    bases = _bases(repository, [*refs.values(), *alone])
+    refs |= {f"tag/{tag}": ident for tag, ident in repository.refs.tags().items() if ident in bases}
+    return refs, [*alone, *bases]
+
+
+def _named(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
     """Refs to push, and snapshots that were named by something else."""
     branches, tags = repository.refs.branches(), repository.refs.tags()
     if not names:
