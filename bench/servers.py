@@ -79,7 +79,8 @@ class Bench:
         self._first = self._answer(info)
         self._save()
         self._say("parked in memory, until a request has its answer", [self._woken("memory") for _ in range(turns)])
-        self._say("parked on disk, until a request has its answer", [self._woken("disk") for _ in range(turns)])
+        seconds = [self._woken("disk") for _ in range(turns)]
+        self._say("parked on disk, until a request has its answer", seconds, self._steps())
         self._forks()
 
     def close(self) -> None:
@@ -105,6 +106,11 @@ class Bench:
         note = client.describe(self._repo, NAME).note
         assert not note, note
         return seconds
+
+    def _steps(self) -> str:
+        """Of the last wake."""
+        phases = client.describe(self._repo, NAME).phases
+        return ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items() if seconds >= 0.01)
 
     def _forks(self) -> None:
         """Two copies of its snapshot at once, beside nothing else, until both have answered."""

@@ -29,6 +29,8 @@ class Backend:
         self.requests = 0
         self.port = 0
         """Where it is reached on this machine; 0 while it does not run."""
+        self.phases: dict[str, float] = {}
+        """Seconds of each step of its last start, restore or wake."""
         self._repo = repo
         self._program = msgspec.structs.replace(program, name=name)
         self._inside = inside
@@ -106,6 +108,7 @@ class Backend:
         return ""
 
     def _found(self, info: InstanceInfo) -> None:
+        self.phases = info.phases
         self._process = procfs.identify(info.pid) if info.pid is not None else None
         self.port = next((port.host for port in info.relay if port.inside == self._inside), 0)
 

@@ -121,6 +121,7 @@ class Deployment:
             wakes=self._wakes,
             wake_s=self._wake_s,
             start_s=self._start_s,
+            phases=self._backends[0].phases,
             used_s=time.monotonic() - self.last_used if self.record.last_used_ns else None,
             note=self.record.note,
         )

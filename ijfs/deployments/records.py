@@ -89,7 +89,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
 class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment as callers are shown it. `requests`: under way; `served`: since the supervisor began; `wakes`: how
     often it came up, with the seconds that the last time took; `start_s`: those from its command until it was ready;
-    `used_s`: seconds since the last request."""
+    `phases`: of each step of what its first instance did last, hooks in `total`; `used_s`: seconds since the last
+    request."""
 
     name: str
     state: Stage
@@ -105,6 +106,7 @@ class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     wakes: int = 0
     wake_s: float | None = None
     start_s: float | None = None
+    phases: dict[str, float] = {}
     used_s: float | None = None
     note: str = ""
 

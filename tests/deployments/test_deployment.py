@@ -50,6 +50,7 @@ class Scripted:
 
     def __init__(self, script: Script, name: str) -> None:
         self.name, self.requests, self.port = name, 0, 1
+        self.phases: dict[str, float] = {}
         self._script = script
         self._depth: Stage = "gone"
 
