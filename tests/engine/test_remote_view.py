@@ -6,11 +6,16 @@ import hashlib
 import random
 from collections.abc import Sequence
 
+import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
+from ijfs_engine import CorruptError
+from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header
 from ijfs_engine.remote.bucket import Bucket
+from ijfs_engine.remote.known import KnownTree
 from ijfs_engine.remote.operation import Change, Listed, Moved, Operation, Unlisted, encode_operation
 from ijfs_engine.remote.oplog import MANIFEST_EVERY, OpLog
 from ijfs_engine.remote.view import EMPTY, View, applied, decode_view, encode_view, merged, shown_refs
@@ -112,6 +117,23 @@ def test_a_branch_that_moved_apart_keeps_both_names() -> None:
     assert first == "branch/main"
     assert second in ("branch/main@h0", "branch/main@h1")
     assert set(refs.values()) == {ident(2), ident(3)}
+
+
+def test_a_name_that_cannot_be_one_is_not_shown() -> None:
+    view = EMPTY
+    for name in ("branch/main", "branch/../../x", "branch/a\nb", "elsewhere/x", "tag/v1"):
+        operation = Operation(tuple(view.history), 1, "", "h", "", (Moved(name, ident(1)),))
+        view = applied(view, encode_operation(operation)[0], operation)
+    assert sorted(KnownTree(view, ()).refs) == ["branch/main", "tag/v1"]
+
+
+def test_a_manifest_that_claims_to_be_huge_is_refused() -> None:
+    sound = encode_view(EMPTY)
+    huge = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(1 << 20))
+    header = encode_header(FrameKind.MANIFEST, EncodedChunk(bytes(32), Codec.ZSTD, 10, huge))
+    assert decode_view(sound) == EMPTY
+    with pytest.raises(CorruptError, match="two different sizes"):
+        decode_view(header + huge)
 
 
 def test_a_removal_and_a_use_keep_the_snapshot() -> None:

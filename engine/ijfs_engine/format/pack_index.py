@@ -127,6 +127,9 @@ def opened(kind: int, data: bytes) -> bytes:
     plain = bytes(frame.payload)
     if frame.codec == Codec.ZSTD:
         try:
+            # zstd believes the size in its own frame and allocates it, so that has to agree with ours first.
+            if zstandard.frame_content_size(plain) != header.plain:
+                raise CorruptError(f"a {FrameKind.NAMES[kind]} claims two different sizes")
             plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=max(header.plain, 1))
         except zstandard.ZstdError as error:
             raise CorruptError(f"a {FrameKind.NAMES[kind]} cannot be decompressed: {error}") from error

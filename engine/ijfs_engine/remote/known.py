@@ -18,6 +18,7 @@ from ijfs_engine.remote.operation import OperationId
 from ijfs_engine.remote.view import EMPTY, Listing, View, decode_view, encode_view, shown_refs
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.names import MIN_PREFIX, parse
+from ijfs_engine.storage.refs import is_ref_key
 
 _MAGIC: Final = b"ijfsview"
 
@@ -31,8 +32,8 @@ class KnownTree:
 
     @cached_property
     def refs(self) -> dict[str, ObjectId]:
-        """`branch/NAME` and `tag/NAME`, as people see them."""
-        return shown_refs(self.view)
+        """`branch/NAME` and `tag/NAME`, as people see them, without what cannot be a name: a store may say anything."""
+        return {name: at for name, at in shown_refs(self.view).items() if is_ref_key(name.encode(errors="replace"))}
 
     @cached_property
     def roots(self) -> dict[ObjectId, set[ObjectId]]:

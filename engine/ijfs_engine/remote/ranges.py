@@ -13,7 +13,7 @@ from typing import Final
 
 from ijfs_engine.remote.bucket import Bucket, MissingObjectError, RemoteError
 
-_WORKERS: Final = 64
+_WORKERS: Final = 128
 _LEAST_S: Final = 0.25
 """No request is asked again before: a busy processor alone makes one take as long."""
 _TIMES: Final = 4
