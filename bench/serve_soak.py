@@ -69,6 +69,7 @@ class Soak:
     def __init__(self, directory: Path) -> None:
         self.repo, self.mark = directory / "repo", uuid.uuid4().hex
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.failed: list[str] = []
         os.environ[MARK] = self.mark
         ijfs = [sys.executable, "-P", "-m", "ijfs.cli", "-r", str(self.repo)]
         key = json.loads(subprocess.check_output([*ijfs, "key", "add", "soak", "--json"]))["key"]
@@ -85,7 +86,19 @@ class Soak:
         return result
 
     def cycle(self, number: int) -> None:
-        """One life of a sandbox and its copy."""
+        """One life of a sandbox and its copy. A call that fails is noted, and ends both."""
+        from e2b import SandboxException
+        from e2b_code_interpreter import Sandbox
+
+        try:
+            self._cycle(number)
+        except SandboxException as error:
+            print(f"cycle {number}: {error}", flush=True)
+            self.failed.append(f"cycle {number}: {error}")
+            for listed in Sandbox.list().next_items():
+                Sandbox.kill(listed.sandbox_id)
+
+    def _cycle(self, number: int) -> None:
         from e2b_code_interpreter import Sandbox
 
         template = "code-interpreter-v1" if number % 10 == 0 else "base"
@@ -207,9 +220,10 @@ def main() -> int:
     print(common.table(["call, seconds", "n", "p50", "p99", "mean"], rows(soak.seconds)))
     grown = looks[-1].grown(looks[0])
     print("left behind:", "; ".join([*grown, *(f"process {pid}" for pid in left)]) or "nothing")
+    print("failed calls:", len(soak.failed))
     if options.json is not None:
-        common.write_json(options.json, {"looks": looks, "seconds": soak.seconds})
-    return 1 if grown or left else 0
+        common.write_json(options.json, {"looks": looks, "seconds": soak.seconds, "failed": soak.failed})
+    return 1 if grown or left or soak.failed else 0
 
 
 if __name__ == "__main__":

@@ -64,9 +64,15 @@ class Sessions:
     def __init__(self, repo: Repository, *, kernel: str = "python3", network: Network = "none") -> None:
         self.repo, self._kernel, self._network = repo, kernel, network
         self._known: dict[str, Session] = {}
+        self._starting: dict[str, anyio.Lock] = {}
 
     async def start(self, name: str) -> tuple[Session, str]:
-        """The session of this name, and where it comes from: running, back from a snapshot, or new."""
+        """The session of this name, and where it comes from: running, back from a snapshot, or new. Calls for one name
+        that come together find the one that the first of them has started."""
+        async with self._starting.setdefault(name, anyio.Lock()):
+            return await self._start(name)
+
+    async def _start(self, name: str) -> tuple[Session, str]:
         try:
             info = await aio.in_thread(client.describe, self.repo.path, name)
         except NoInstanceError:
@@ -95,9 +101,10 @@ class Sessions:
 
     async def ready(self, name: str) -> Session:
         """The session of this name, started or brought back where it does not run."""
-        if name in self._known and await self._known[name].box.running():
-            return self._known[name]
-        return (await self.start(name))[0]
+        async with self._starting.setdefault(name, anyio.Lock()):
+            if name in self._known and await self._known[name].box.running():
+                return self._known[name]
+            return (await self._start(name))[0]
 
     async def before_run(self, session: Session, what: str) -> Checkpoint:
         """Save the moment before something runs, where something ran since the last save; the kernel goes on at the

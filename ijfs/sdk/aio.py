@@ -382,6 +382,7 @@ class Box:
         env: Sequence[Env] = (),
         message: str = "",
         same_random: bool = False,
+        seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Box]:
@@ -393,10 +394,17 @@ class Box:
             env=env,
             message=message,
             same_random=same_random,
+            seed=seed,
             timeout=timeout,
             on_event=on_event,
         )
         return [Box(box) for box in found]
+
+    async def adopt(
+        self, paths: Sequence[str] = (), *, keep: Literal["ours", "theirs"] | None = None, winner: bool = False
+    ) -> list[str]:
+        """As Box.adopt."""
+        return await in_thread(self.blocking.adopt, paths, keep=keep, winner=winner)
 
     def keep(self) -> Box:
         """As Box.keep."""
@@ -498,6 +506,7 @@ class Snapshot:
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
         same_random: bool = False,
+        seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Box]:
@@ -508,6 +517,7 @@ class Snapshot:
             names=names,
             env=env,
             same_random=same_random,
+            seed=seed,
             timeout=timeout,
             on_event=on_event,
         )

@@ -254,6 +254,7 @@ class Box:
         env: Sequence[Env] = (),
         message: str = "",
         same_random: bool = False,
+        seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Box]:
@@ -268,9 +269,21 @@ class Box:
             env=env,
             message=message,
             same_random=same_random,
+            seed=seed,
             timeout=timeout,
             on_event=on_event,
         )
+
+    def adopt(
+        self, paths: Sequence[str] = (), *, keep: Literal["ours", "theirs"] | None = None, winner: bool = False
+    ) -> list[str]:
+        """Take home what it wrote, onto this machine: what lies in its working directory, or at these paths; which were
+        put there. ConflictError where the machine has changed one meanwhile, unless `keep` says whose to keep; nothing
+        is done then. `winner`: the branch of the program that it is a fork of goes on from it, and that program and its
+        other forks are saved and ended."""
+        from ijfs.sdk.adoption import adopt
+
+        return adopt(self.repo, self.name, paths, keep=keep, winner=winner)
 
     # -- its end --------------------------------------------------------------------------------------------------
 

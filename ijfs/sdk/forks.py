@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ijfs.live.client import api as client
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
+from ijfs.sdk.calls import CallTimeoutError
+from ijfs_engine.errors import TargetDiedError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo, OnEvent
     from ijfs.sdk.snapshots import Snapshot
 
-REFRESH_S = 60.0
-"""How long a kernel gets to take its variables over; a few milliseconds are usual."""
+TELL_S = 10.0
+"""How long is waited until a kernel has taken what it is told over; a few milliseconds are usual. One in the middle of
+a cell takes it when that is done."""
+
+_TELL = """
+import os, sys
+os.environ.update(env)
+for name, function in (("random", "seed"), ("numpy.random", "seed"), ("torch", "manual_seed")):
+    if seed is not None and name in sys.modules:
+        getattr(sys.modules[name], function)(seed)
+"""
+"""What a kernel is told, as a cell that leaves no name behind."""
 
 
 def fork(
@@ -29,6 +43,7 @@ def fork(
     env: Sequence[Env],
     message: str,
     same_random: bool,
+    seed: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
     wish: str = "",
@@ -51,10 +66,14 @@ def fork(
 
     infos = calls.within(timeout, "the fork", call)
     boxes = [Box(repo, info.name) for info in infos]
-    told = [(box, own) for box, info, own in zip(boxes, infos, env, strict=False) if own and is_python_kernel(info)]
+    seeds = [None if seed is None else seed + number for number in range(len(boxes))]
+    each = zip(boxes, infos, env or [{}] * len(boxes), seeds, strict=False)
+    told = [
+        (box, own, drawn) for box, info, own, drawn in each if (own or drawn is not None) and is_python_kernel(info)
+    ]
     if told:
         with ThreadPoolExecutor(len(told)) as pool:
-            list(pool.map(lambda pair: refresh(*pair), told))
+            list(pool.map(lambda all_of_it: tell(*all_of_it), told))
     return boxes
 
 
@@ -63,9 +82,12 @@ def is_python_kernel(info: InstanceInfo) -> bool:
     return info.kind == "kernel" and any("ipykernel" in word for word in info.argv)
 
 
-def refresh(box: Box, env: Mapping[str, str]) -> None:
-    """Have a Python kernel's `os.environ` hold its own variables; it leaves no name behind."""
-    box.run(f"__import__('os').environ.update({dict(env)!r})", timeout=REFRESH_S)
+def tell(box: Box, env: Mapping[str, str], seed: int | None = None) -> None:
+    """Have a Python kernel's `os.environ` hold its own variables, and its generators begin with `seed`. A kernel that
+    is busy does it when it is not; of one that has ended, whoever uses it next is told."""
+    code = f"exec({_TELL!r}, {{'env': {dict(env)!r}, 'seed': {seed!r}}})"
+    with contextlib.suppress(CallTimeoutError, TargetDiedError):
+        calls.within(TELL_S, "what a copy is told", partial(box.run, code))
 
 
 @contextmanager

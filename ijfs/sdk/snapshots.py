@@ -126,7 +126,7 @@ class Snapshot:
         """Bring it back to life beside everything that is live; it runs at once and its memory follows (`eager`: all
         memory first). `env`, `same_random`: as `fork` has them."""
         from ijfs.live.client.instances import named
-        from ijfs.sdk.forks import is_python_kernel, refresh
+        from ijfs.sdk.forks import is_python_kernel, tell
 
         def restored(chosen: str) -> client.InstanceInfo:
             return client.restore(
@@ -136,7 +136,7 @@ class Snapshot:
         info = calls.within(timeout, "the restore", partial(named, self.repo, name, self._wish, restored))
         box = Box(self.repo, info.name)
         if env and is_python_kernel(info):
-            refresh(box, env)
+            tell(box, env)
         return box
 
     def fork(
@@ -146,12 +146,15 @@ class Snapshot:
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
         same_random: bool = False,
+        seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Box]:
         """Live copies of it, all at once. `env`: variables of each, in their order; commands that are run in it have
         them, Python kernels in `os.environ`, other programs when they have given a hook (`ijfs.after_restore`).
-        `same_random`: they draw the same random numbers. When one does not come up the others stay (PartialError)."""
+        `same_random`: they draw the same random numbers; `seed`: those of the Nth Python kernel's shared generators
+        (random, numpy, torch) begin with `seed` + N, from 0 on. A kernel in the middle of a cell takes variables and
+        seed when that is done. When one does not come up the others stay (PartialError)."""
         from ijfs.sdk.forks import fork
 
         return fork(
@@ -163,6 +166,7 @@ class Snapshot:
             env=env,
             message="",
             same_random=same_random,
+            seed=seed,
             timeout=timeout,
             on_event=on_event,
         )

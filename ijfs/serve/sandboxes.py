@@ -19,7 +19,7 @@ import msgspec
 from ijfs.live.client import api as client
 from ijfs.sdk import aio
 from ijfs.sdk.box import Box
-from ijfs.sdk.forks import is_python_kernel, refresh
+from ijfs.sdk.forks import is_python_kernel, tell
 from ijfs.sdk.repository import Repository
 from ijfs.sdk.snapshots import Snapshot
 from ijfs.serve import limits
@@ -123,7 +123,7 @@ class Sandboxes:
             info = await aio.in_thread(restore)
             work.phases(info.phases)
         if env and is_python_kernel(info):
-            await aio.in_thread(refresh, sandbox.box, env)
+            await aio.in_thread(tell, sandbox.box, env)
         sandbox.change(self.records, state="running", paused_at="")
 
     async def kill(self, sandbox: Sandbox) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def test_a_session_is_found_again_by_the_next_server(live_env: LiveEnv) -> None:
 
 def test_pictures_long_output_and_code_out_of_time(live_env: LiveEnv) -> None:
     async def work(call: Agent) -> None:
+        async with anyio.create_task_group() as together:  # one of them starts the session, and both find it
+            for session in ("main", "main"):
+                together.start_soon(partial(call, "run_code", session=session, code="1"))
         picture = "from IPython.display import Image\nImage(b'\\x89PNG drawn', format='png')"
         _, shown = await call.content("run_code", code=picture)
         assert (shown.mime_type, base64.b64decode(shown.data)) == ("image/png", b"\x89PNG drawn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from looking import pids_of
 from waiting import eventually, patient
 
 import ijfs
+from ijfs.sdk import forks
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -231,6 +233,31 @@ def test_siblings_have_variables_of_their_own(box: ijfs.Box) -> None:
     kids[0].discard()
     with pytest.raises(ijfs.CommandError, match="variables were given for 1 siblings"):
         moment.fork(names=["one", "two"], env=[{}])
+
+
+def test_copies_of_a_busy_kernel_are_told_when_it_is_done(
+    box: ijfs.Box, live_env: LiveEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a cell they come up all the same; the copy's files are taken home by it."""
+    monkeypatch.setattr(forks, "TELL_S", 1.0)
+    wait = "import os, random, time\nopen('/tmp/in', 'w').close()\nwhile not os.path.exists('/tmp/go'): time.sleep(0.1)"
+    cell = threading.Thread(target=box.run, args=[wait])
+    cell.start()
+    try:
+        assert eventually(lambda: box.files.exists("/tmp/in"))
+        (kid,) = box.fork(env=[{"PART": "late"}], seed=7)
+        with kid:
+            kid.files.write("/tmp/go", "")
+            drawn = random.Random(7).random()
+            assert eventually(lambda: kid.run("os.environ.get('PART')").text == "'late'")
+            assert kid.run("random.random()").text == repr(drawn)
+            kid.run("open('adopted', 'w').write('by the copy')")
+            home = str(live_env.work / "adopted")
+            assert kid.adopt([home]) == [home]
+    finally:
+        box.files.write("/tmp/go", "")
+        cell.join()
+    assert (live_env.work / "adopted").read_text() == "by the copy"
 
 
 def test_a_program_with_hooks_is_told_its_variables(repo: ijfs.Repository, live_env: LiveEnv) -> None:

@@ -11,16 +11,12 @@ from ijfs.cli import host_files, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY
-from ijfs_engine.errors import ConflictError
 
 if TYPE_CHECKING:
     from ijfs.live.adopt.apply import Done
     from ijfs.live.adopt.plan import Step
-    from ijfs.live.client.adopt import Comparison
+    from ijfs.live.client.adopt import Choice, Comparison
     from ijfs.live.client.winner import Family
-
-# Of paths that an error names.
-MOST_NAMES = 5
 
 
 @verb("adopt")
@@ -30,7 +26,7 @@ MOST_NAMES = 5
 @click.option("--winner", is_flag=True, help="And give NAME the branch it came from; the other copies end, saved.")
 @click.option("--ours", "choice", flag_value="ours", help="Where both changed, leave the machine's file.")
 @click.option("--theirs", "choice", flag_value="theirs", help="Where both changed, take NAME's file.")
-def adopt(app: App, name: str, paths: tuple[str, ...], dry_run: bool, winner: bool, choice: str | None) -> Answer:
+def adopt(app: App, name: str, paths: tuple[str, ...], dry_run: bool, winner: bool, choice: Choice | None) -> Answer:
     """Take home what NAME wrote: put it where it would be without ijfs.
 
     By default what lies in its working directory; else PATHs, `/` for all. What changed on the machine since NAME
@@ -45,10 +41,10 @@ def adopt(app: App, name: str, paths: tuple[str, ...], dry_run: bool, winner: bo
     won = family(app.repository(), name) if winner else None
     adoption = Adoption(app.repository(), name)
     found = adoption.compare(paths)
-    steps = [step for step in found.steps if not (step.conflict and choice == "ours")]
-    conflicts = [step for step in steps if step.conflict]
-    if conflicts and choice is None and not dry_run:
-        raise _conflict(name, conflicts)
+    if dry_run:
+        steps = [step for step in found.steps if not (step.conflict and choice == "ours")]
+    else:
+        steps = adoption.chosen(found, choice)
     done: list[Done] = [] if dry_run else list(adoption.take_home(steps))
     left = [item for item in done if item.left]
     kept = None
@@ -72,15 +68,6 @@ def adopt(app: App, name: str, paths: tuple[str, ...], dry_run: bool, winner: bo
             _report_winner(out, won, kept, dry_run=dry_run)
 
     return Answer(data, show, 3 if left else 0)
-
-
-def _conflict(name: str, conflicts: Sequence[Step]) -> ConflictError:
-    names = ", ".join(host_files.shown(step.path) for step in conflicts[:MOST_NAMES])
-    more = f" and {len(conflicts) - MOST_NAMES} more" if len(conflicts) > MOST_NAMES else ""
-    return ConflictError(
-        f"both `{name}` and this machine have changed {names}{more}; nothing was done",
-        hint="`--theirs` takes those of the branch, `--ours` leaves the machine's, `--dry-run` lists all",
-    )
 
 
 def _report(out: Printer, found: Comparison, steps: Sequence[Step], left: Sequence[Done], *, dry_run: bool) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ijfs.live.adopt import noted
 from ijfs.live.adopt.apply import Done, apply
@@ -24,10 +25,14 @@ from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk
 from ijfs.live.sandbox.volumes import OWN, is_below
 from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import ConflictError, IjfsError
 
 # How far back a file of the machine is looked for in what the branch once had.
 MOST_ANCESTORS = 50
+MOST_NAMES = 5
+"""Of paths that an error names."""
+Choice = Literal["ours", "theirs"]
+"""Whose is kept where both sides have changed something: the machine's, or the program's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Adoption:
     """What `name`, an instance or else a snapshot, has to take home. NotLiveError, UnknownNameError."""
 
     def __init__(self, repository: Repository, name: str) -> None:
-        self._repository = repository
+        self._repository, self._name = repository, name
         self._reader = repository.reader()
         found = _instance(repository, name)
         self.branch = found or _snapshot(repository, self._reader, name)
@@ -61,6 +66,20 @@ class Adoption:
         inside = tuple(path + b"/" for path in scope)
         here = tuple(step for step in everything if (step.path + b"/").startswith(inside))
         return Comparison(branch, here, tuple(step for step in everything if not (step.path + b"/").startswith(inside)))
+
+    def chosen(self, found: Comparison, keep: Choice | None) -> list[Step]:
+        """What is to be done of it. ConflictError where both sides have changed something, unless it is chosen whose is
+        kept."""
+        steps = [step for step in found.steps if not (step.conflict and keep == "ours")]
+        conflicts = [os.fsdecode(step.path) for step in steps if step.conflict]
+        if conflicts and keep is None:
+            more = f" and {len(conflicts) - MOST_NAMES} more" if len(conflicts) > MOST_NAMES else ""
+            raise ConflictError(
+                f"both `{self._name}` and this machine have changed {', '.join(conflicts[:MOST_NAMES])}{more}; nothing "
+                "was done",
+                hint="`--theirs` takes those of the branch, `--ours` leaves the machine's, `--dry-run` lists all",
+            )
+        return steps
 
     def take_home(self, steps: Sequence[Step]) -> Iterator[Done]:
         """Do these steps; what was put where is remembered, also when this ends early."""
