@@ -12,6 +12,9 @@ import uvicorn
 from ijfs.live.errors import CommandError
 from ijfs.serve.app import Server
 
+KEEP_ALIVE_S = 300
+"""How long a connection that nobody uses stays open. Longer than clients keep theirs (90 s are usual): one that was
+closed just as a client sent something is an error there, and uvicorn's 5 s made it one in some hundred calls."""
 GRACE_S = 10
 """How long calls that are under way may take when the server ends."""
 
@@ -42,6 +45,7 @@ def run(server: Server, at: socket.socket, *, certificate: Path | None = None, k
         lifespan="on",
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
     # uvicorn ends as it should, and then raises the signal again.
