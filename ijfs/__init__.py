@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+"""The package's metadata have it from here (pyproject.toml); to read those would take a command 15 ms."""
+
 if TYPE_CHECKING:
     from ijfs.deployments.records import DeploymentInfo, NoDeploymentError
     from ijfs.guest import (

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
+from ijfs import __version__
 from ijfs.cli.app import App, common_options
 from ijfs.cli.output import OutputError, writing_out
 
@@ -169,9 +170,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def _version_line() -> str:
-    from importlib.metadata import version
-
-    return f"ijfs {version('ijfs')}"
+    return f"ijfs {__version__}"
 
 
 cli = LazyGroup(

@@ -7,7 +7,6 @@ reason that passes; here its errors become ours, and requests and bytes are coun
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -206,6 +205,8 @@ def _profile() -> dict[str, str] | None:
     """What ~/.aws says where no variable does: obstore reads the variables and the machine's own identity alone."""
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return None
+    import configparser
+
     name = os.environ.get("AWS_PROFILE", "default")
     found: dict[str, str] = {}
     for variable, file, section in (

@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
-from ijfs_engine.remote.bucket import check_url
 from ijfs_engine.storage import disk
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -59,6 +58,8 @@ class RemoteNames:
             raise IjfsError(
                 f"there is a remote '{name}' already: {known[name].url}", hint=f"`ijfs remote remove {name}`"
             )
+        from ijfs_engine.remote.bucket import check_url  # each verb asks for the names, few for a store
+
         made = RemoteName(name, check_url(url))
         self._write({**known, name: made})
         return made

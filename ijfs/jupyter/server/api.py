@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ijfs import __version__
 from ijfs.history.scene import Scene
 from ijfs.jupyter.repository import choose_repository
 from ijfs.jupyter.server import requests, tree
@@ -33,9 +34,7 @@ class Api:
 
     async def info(self, request: requests.Info) -> Answer:
         """What the extension is, and which repository it takes where none is named."""
-        from importlib.metadata import version
-
-        return {"version": version("ijfs"), "repository": str(choose_repository(None)), "schema": SCHEMA_ID}
+        return {"version": __version__, "repository": str(choose_repository(None)), "schema": SCHEMA_ID}
 
     async def tree(self, request: requests.Tree) -> Answer:
         """The picture of a repository; an empty one where there is none yet."""
