@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ijfs.live.client.adopt import Adoption
     from ijfs_engine import Reader, Repository, Snapshot
 
+NO_FILES = frozenset({b"images", b"inodes", b"packages"})
+"""What is at the top of a snapshot and no file of the program's."""
 HOST = "host"
 """What names this machine's own files, unless a branch or tag is called so."""
 MEMORY = [
@@ -64,7 +66,7 @@ def diff(app: App, old: str, new: str | None, only: str | None, patched: bool) -
     memory: list[MemoryChange] = []
     texts: dict[str, str] = {}
     if only != "memory":
-        found = comparison.files(reader, before.root, after.root, skip=frozenset({b"images"}))
+        found = comparison.files(reader, before.root, after.root, skip=NO_FILES)
         files, stopped = bounded(found, lambda change: change.path)
         texts = _patches(reader, before, after, files) if patched else {}
     if only != "files":

@@ -21,7 +21,7 @@ Answer = dict[str, Any]
 
 LIVE = "live"
 """What names a kernel as it is now."""
-NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes"})
+NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes", b"packages"})
 """What is at a snapshot's top beside its program's files."""
 MOST_FILES = 1000
 """Paths that a comparison names."""

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijfs.live.checkpoint import inodes, shared_folders
+from ijfs.live.checkpoint import inodes, python_packages, shared_folders
 from ijfs.live.checkpoint.layers import upper_directories
+from ijfs.live.checkpoint.machine_files import REMEDY, differences
 from ijfs.live.checkpoint.phases import Clock, OnPhase
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
 from ijfs.live.checkpoint.workspace import put_back
@@ -53,6 +54,9 @@ RESUME_LIMIT_S = 60.0
 # Of siblings that come up at once, the memory that nobody waits for leaves the processors to those that start: on 2
 # cores 8 kernels of 300 MB had answered a cell after 1.5 s and not 1.85 (4 rounds).
 CROWD_S = 1.5
+
+# Of files that a refusal names.
+MOST_NAMES = 10
 
 # In a repository's live/: what CRIU wrote about the last restore that failed.
 KEPT_LOG = ".restore.log"
@@ -192,7 +196,7 @@ class _Restore:
             self._give_gpu(sandbox)
             self._clock.end()
         except CriuError as error:
-            kept = self._keep_log(error)
+            kept = self._explained(self._keep_log(error))
             self._undo()
             raise kept from None
         except BaseException:
@@ -289,10 +293,17 @@ class _Restore:
             )
         sandbox.mount(gpu=spec.gpu, fill_dev=lambda dev: self._store.export(snapshot, "dev", dev))
         self._store.export(snapshot, "shm", paths.shm)
+        self._compare_packages(sandbox)
         if spec.network == "slirp4netns":
             sandbox.connect_outwards()
         if self._request.meta.network is not None:
             network_state.put_back(sandbox.network_fd, self._request.meta.network)
+
+    def _compare_packages(self, sandbox: Sandbox) -> None:
+        """Say which Python packages are others than it was saved with."""
+        noted = self._store.packages(self._request.snapshot)
+        if noted:
+            self._notes += tuple(python_packages.differences(noted, sandbox.outside))
 
     def _exporter(self, on_make: Callable[[bytes], None] | None) -> Callable[[str, Path], None]:
         """What writes a tree of the snapshot into a directory; nothing of folders that the host has itself."""
@@ -424,6 +435,16 @@ class _Restore:
             shutil.copyfile(log, kept)
             hint = (error.hint or f"its log is {kept}").replace(os.fspath(log), os.fspath(kept))
             return type(error)(str(error), hint=hint)
+        return error
+
+    def _explained(self, error: CriuError) -> CriuError:
+        """The error; where files of the machine are not as they were, with each of them and what to do."""
+        with contextlib.suppress(IjfsError, OSError):
+            found = differences(self._store, self._request.snapshot, self._request.meta)
+            if found:
+                more = f" and {len(found) - MOST_NAMES} more" if found[MOST_NAMES:] else ""
+                names = "; ".join(found[:MOST_NAMES])
+                return type(error)(f"{error}. Not as it was when it was saved: {names}{more}", hint=REMEDY)
         return error
 
     def _undo(self) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ijfs.live.checkpoint import inodes
+from ijfs.live.checkpoint import inodes, python_packages
 from ijfs.live.checkpoint.files_before import FilesBefore
 from ijfs.live.checkpoint.phases import OnPhase
+from ijfs.live.checkpoint.python_packages import Packages
 from ijfs.live.checkpoint.workspace import Capture
 from ijfs.live.errors import NotLiveError
 from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, KernelState, Volume
@@ -83,6 +84,8 @@ class SaveContents(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     unrestorable: tuple[str, ...] = ()
     """Why it cannot be restored, known already."""
+    packages: Packages = {}
+    """Python packages that it could import."""
 
 
 class SaveOutcome(NamedTuple):
@@ -145,6 +148,14 @@ class SnapshotStore:
         """One of CRIU's small images; nothing where it wrote none."""
         try:
             entry = self.reader.lookup(snapshot.root, f"images/{name}")
+        except UnknownNameError:
+            return b""
+        return self.reader.open(entry).read(0, entry.size)
+
+    def packages(self, snapshot: Snapshot) -> bytes:
+        """The Python packages that its program could import (python_packages.py); nothing where none were noted."""
+        try:
+            entry = self.reader.lookup(snapshot.root, python_packages.NAME)
         except UnknownNameError:
             return b""
         return self.reader.open(entry).read(0, entry.size)
@@ -216,6 +227,8 @@ class SnapshotStore:
             writer.add_entries(before.rest())
             if contents.workspace.inodes:
                 writer.add_file(inodes.NAME, inodes.encode(contents.workspace.inodes))
+            if contents.packages:
+                writer.add_file(python_packages.NAME, python_packages.encode(contents.packages))
             if contents.notebook is not None:
                 writer.add_file("notebook.ipynb", contents.notebook)
             writer.add_images("images", contents.images)

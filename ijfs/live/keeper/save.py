@@ -32,6 +32,7 @@ from ijfs.live.checkpoint import proof
 from ijfs.live.checkpoint.arena_pool import KEPT_S, ArenaPool
 from ijfs.live.checkpoint.freeze import Frozen, GpuPart, freeze, prepare, wake_stopped
 from ijfs.live.checkpoint.phases import Clock
+from ijfs.live.checkpoint.python_packages import of_processes
 from ijfs.live.checkpoint.restore import RestoreRequest, try_restore
 from ijfs.live.checkpoint.snapshot_io import GuestMeta, LiveMeta, SaveContents, SaveOutcome, machine_versions
 from ijfs.live.checks import blockers
@@ -46,7 +47,7 @@ from ijfs.live.model.guest_protocol import HookEvent
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import BytesDone, Emit, Event, Happened, Notice, RestoreArguments, SaveArguments
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, KernelState, SaveResult
-from ijfs.live.process import scheduling
+from ijfs.live.process import procfs, scheduling
 from ijfs.live.sandbox import network_state
 from ijfs_engine import Arena, is_pages
 from ijfs_engine.errors import CorruptError, IjfsError
@@ -373,6 +374,9 @@ def _contents(
             *_not_saved(list(lost_devices)),
             *lost,
         ),
+        packages=of_processes(procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid")))
+        if sandbox.is_alive()
+        else {},
         unrestorable=tuple(f"this snapshot cannot be restored: {text}" for text in unrestorable),
     )
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ijfs.live.checkpoint.machine_files import REMEDY, difference, machine_files
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
 from ijfs.live.checks import privilege
 from ijfs.live.checks.result import CheckOutcome, CheckResult
 from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import reservations
-from ijfs.live.criu.image_format import RegularFile, parse_areas, parse_regular_files, parse_remapped
+from ijfs.live.criu.image_format import parse_areas
 from ijfs.live.errors import CriuMissingError
-from ijfs.live.process import elf, processor
+from ijfs.live.process import processor
 from ijfs.live.process.memory import available
-from ijfs.live.sandbox.lower import inside
-from ijfs.live.sandbox.volumes import OWN, is_below
 from ijfs_engine import Snapshot, is_pages
 from ijfs_engine.errors import IjfsError, UnknownNameError
 
@@ -140,11 +138,10 @@ class _Fit:
         root = self._root()
         if root is None:
             return
-        found = list(self._machine_files())
-        differences = [(file.path, text) for file in found if (text := _difference(file, root))]
+        found = list(machine_files(self._store, self._snapshot, self._meta))
+        differences = [(file.path, text) for file in found if (text := difference(file, root))]
         for path, text in differences[:MOST_ROWS]:
-            remedy = "install the package's version of the snapshot again, or bring the file back"
-            yield _result("file", "refuse", f"{path} {text}", remedy)
+            yield _result("file", "refuse", f"{path} {text}", REMEDY)
         if differences[MOST_ROWS:]:
             yield _result("file", "refuse", f"and {len(differences) - MOST_ROWS} others", "")
         if not differences:
@@ -153,23 +150,6 @@ class _Fit:
     def _root(self) -> Path | None:
         """What it would stand on, where that is not its own."""
         return Path("/") if self._meta.base is None else None
-
-    def _machine_files(self) -> Iterator[RegularFile]:
-        deleted = parse_remapped("remap-fpath.img", self._images.get("remap-fpath.img", b""))
-        seen = set()
-        for file in parse_regular_files("files.img", self._images.get("files.img", b"")):
-            own = is_below(Path(file.path), OWN[:3]) or not file.path.startswith("/") or file.id in deleted
-            if not own and file.path not in seen and not self._is_in_snapshot(file.path):
-                seen.add(file.path)
-                yield file
-
-    def _is_in_snapshot(self, path: str) -> bool:
-        """Whether it comes back with the snapshot's own files, or below a directory that hides the machine's."""
-        try:
-            self._store.reader.lookup(self._snapshot.root, f"files{path}")
-        except UnknownNameError:
-            return is_below(Path(path), OWN[3:]) and not is_below(Path(path), [v.path for v in self._meta.volumes])
-        return True
 
     def _mounts(self) -> Iterator[CheckResult]:
         if self._meta.base is not None:
@@ -252,21 +232,6 @@ _REGISTERS = frozenset(("fpu", "fxsr", "xsave", "avx", "avx512f", "amx_tile", "p
 
 def _judged(lacking: list[str]) -> CheckOutcome:
     return "refuse" if _REGISTERS.intersection(lacking) else "warn"
-
-
-def _difference(file: RegularFile, root: Path) -> str:
-    """How a file is not what it was when the program was saved; empty where it is."""
-    here = inside(root, file.path)
-    if here is None:
-        return "is gone"
-    status = here.stat()
-    if file.mode is not None and stat.S_IFMT(status.st_mode) != stat.S_IFMT(file.mode):
-        return "is no longer the kind of file that it was"
-    if stat.S_ISREG(status.st_mode) and file.size is not None and status.st_size != file.size:
-        return f"has {status.st_size} bytes and had {file.size}"
-    if file.build_id and elf.build_id(here) != file.build_id:
-        return "is another build"
-    return "" if file.mode is None or status.st_mode == file.mode else "has other permissions"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -69,6 +69,14 @@ class Sandbox:
         self.mounted = True  # a mount that fails in the middle is taken away by `dispose`
         rootfs.mount_root(self.paths, self.volumes, gpu=gpu, lower=self.lower.root, fill_dev=fill_dev)
 
+    def outside(self, path: str) -> Path:
+        """Where a path of the program is in the mount namespace in which its files were mounted."""
+        around = [volume for volume in self.volumes if is_below(Path(path), [volume.path])]
+        if not around:
+            return self.paths.mountpoint / path.lstrip("/")
+        innermost = max(around, key=lambda volume: len(volume.path))
+        return self.paths.volume(innermost.key).mountpoint / os.path.relpath(path, innermost.path)
+
     def make_layers(self, size: int) -> None:
         """Where its writable layers go: a disk of so many bytes of its own (0: none), made or found. SandboxError."""
         self.paths.root.mkdir(parents=True, exist_ok=True)
