@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import KernelManager
 from traitlets import Unicode
 
-from ijfs.jupyter.kernelspec import PROVISIONER
+from ijfs.jupyter.kernelspec import PROVISIONER, installed
 from ijfs.jupyter.repository import choose_repository
 from ijfs.live.client import api as client
 from ijfs.live.client.api import InstanceInfo
@@ -23,7 +23,8 @@ PREFIX = "ijfs-live-"
 that differ only by case show as one."""
 
 
-_NO_RESOURCES = str(Path(__file__).parent / "resources")  # does not exist: a live kernel has no logos
+_NO_RESOURCES = str(Path(__file__).parent / "resources")
+"""Does not exist: for a live kernel whose spec is not installed any more, which has no logos then."""
 
 
 class LiveKernelSpecManager(KernelSpecManager):
@@ -32,13 +33,24 @@ class LiveKernelSpecManager(KernelSpecManager):
     repo = Unicode("", config=True, help="Repository; empty: $IJFS_REPO, else the user's data directory.")
 
     def find_kernel_specs(self) -> dict[str, str]:
-        """Kernel names and resource directories; a live kernel has no resources."""
-        return {**super().find_kernel_specs(), **dict.fromkeys(self._live(), _NO_RESOURCES)}
+        """Kernel names and resource directories. A live kernel has those of the spec it was started by; one that an
+        installed spec is attached to shows as that alone."""
+        found: dict[str, str] = super().find_kernel_specs()
+        attached = {spec.config.get("attach") for spec in installed(KernelSpecManager())}
+        live = {name: info for name, info in self._live().items() if info.name not in attached}
+        return {**found, **{name: found.get(_spec_name(info), _NO_RESOURCES) for name, info in live.items()}}
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The spec of that name; NoSuchKernel when it is neither installed nor live (any more)."""
         info = self._live().get(kernel_name.lower()) if kernel_name.startswith(PREFIX) else None
         return super().get_kernel_spec(kernel_name) if info is None else self._spec(info)
+
+    def _language(self, info: InstanceInfo) -> str:
+        """That of the spec which it was started by; where that is gone, of its command."""
+        try:
+            return str(super().get_kernel_spec(_spec_name(info)).language)
+        except NoSuchKernel:
+            return "python" if any("ipykernel" in word for word in info.argv) else ""
 
     def _live(self) -> dict[str, InstanceInfo]:
         instances = client.list_instances(choose_repository(self.repo))
@@ -49,14 +61,19 @@ class LiveKernelSpecManager(KernelSpecManager):
         return KernelSpec(
             argv=list(info.argv),
             display_name=f"{info.name} (live)",
-            language="python",
+            language=self._language(info),
             metadata={"kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config}},
         )
+
+
+def _spec_name(info: InstanceInfo) -> str:
+    return str((info.connection or {}).get("kernel_name", "")).lower()
 
 
 def attached_manager(
     repo: Path, instance: str, manager_class: type[KernelManager] = KernelManager, **traits: Any
 ) -> KernelManager:
-    """A KernelManager for a live instance; its `start_kernel` attaches, its `shutdown_kernel` ends the instance."""
+    """A KernelManager for a live instance; its `start_kernel` attaches, its `shutdown_kernel` leaves it
+    running."""
     specs = LiveKernelSpecManager(repo=str(repo))
     return manager_class(kernel_name=PREFIX + instance.lower(), kernel_spec_manager=specs, **traits)

@@ -177,13 +177,18 @@ class IjfsProvisioner(KernelProvisionerBase):
             await asyncio.to_thread(self._save_unsaved, why)
 
     async def terminate(self, restart: bool = False) -> None:
-        """Ask the kernel to end (SIGTERM)."""
-        if restart or not self.attached:
-            await asyncio.to_thread(self._signal, signal.SIGTERM)
+        """Ask the kernel to end (SIGTERM); one that is attached is left."""
+        if self.attached:
+            self.let_go()
+        else:
+            await self.send_signal(signal.SIGTERM)
 
     async def kill(self, restart: bool = False) -> None:
-        """End the sandbox and all that runs in it, now."""
-        if self._managing and (restart or not self.attached):
+        """End the sandbox and all that runs in it, now; one that is attached is left (a manager does not say here
+        whether it will begin again: then it goes back)."""
+        if self.attached:
+            self.let_go()
+        elif self._managing:
             await asyncio.to_thread(self._stop)
 
     async def cleanup(self, restart: bool = False) -> None:
@@ -281,8 +286,13 @@ class IjfsProvisioner(KernelProvisionerBase):
         return session.key.decode() if session is not None else ""
 
     def _attach(self) -> InstanceInfo:
-        """The live instance; one that has ended (a restart, for Jupyter) goes back to the snapshot it stood on."""
+        """The live instance. At a restart, or where it has ended, it goes back to the snapshot it stands on; without
+        one, it is left as it is."""
         info = client.describe(self._repository, self._instance)
+        if info.status == "running" and self._launched and info.snapshot is not None:
+            return client.restore(
+                self._repository, info.snapshot, self._instance, replace=True, save_first=info.unsaved, busy="force"
+            )
         if info.status == "running":
             return info
         if info.snapshot is None:

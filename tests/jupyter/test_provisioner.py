@@ -54,7 +54,7 @@ def test_save_go_back_and_interrupt_under_one_manager_and_client(jupyter_env: Ju
     assert client.list_instances(jupyter_env.repo) == []
 
 
-def test_a_sibling_under_a_second_manager_diverges_and_ends_alone(jupyter_env: JupyterEnv) -> None:
+def test_a_sibling_under_a_second_manager_diverges_and_is_left_running(jupyter_env: JupyterEnv) -> None:
     with started(KernelManager(kernel_name=KERNEL)) as cells:
         name = jupyter_env.the_instance()
         cells("x = 'both'")
@@ -64,8 +64,11 @@ def test_a_sibling_under_a_second_manager_diverges_and_ends_alone(jupyter_env: J
             other("x = 'sibling'")
             cells("x = 'original'")
             assert (other("print(x)"), cells("print(x)")) == ("sibling", "original")
-        assert jupyter_env.instances() == [name]
+        assert sorted(jupyter_env.instances()) == sorted([name, "sibling"])
         assert cells("print(x)") == "original"
+        with started(attached_manager(jupyter_env.repo, sibling.name)) as again:
+            assert again("print(x)") == "sibling"
+    jupyter_env.stop("sibling")
     client.remove(jupyter_env.repo, "sibling")
 
 
@@ -78,6 +81,7 @@ def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(jupyter_env: J
         other.manager.restart_kernel(now=True)
         other.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
         assert other("print(x)") == "saved"
+    jupyter_env.stop(sibling.name)
     client.remove(jupyter_env.repo, sibling.name)
 
 
@@ -193,7 +197,14 @@ def test_live_kernels_are_listed_as_kernels_to_open(jupyter_env: JupyterEnv) -> 
     specs = LiveKernelSpecManager(repo=str(jupyter_env.repo))
     with started(KernelManager(kernel_name=KERNEL)):
         name = jupyter_env.the_instance()
-        assert specs.get_all_specs()[PREFIX + name]["spec"]["display_name"] == f"{name} (live)"
+        live = specs.get_all_specs()[PREFIX + name]
+        assert (live["spec"]["display_name"], live["spec"]["language"]) == (f"{name} (live)", "python")
+        assert live["resource_dir"] == specs.get_all_specs()[KERNEL]["resource_dir"]
+        # A spec that is attached to it would show it a second time.
+        kernelspec.install(attach=name)
+        assert PREFIX + name not in specs.find_kernel_specs()
+        assert specs.get_kernel_spec(PREFIX + name).display_name == f"{name} (live)"
+        kernelspec.remove(f"ijfs-{name}")
     assert PREFIX + name not in specs.find_kernel_specs()
     with pytest.raises(NoSuchKernel):
         specs.get_kernel_spec(PREFIX + name)

@@ -97,6 +97,12 @@ def start(
     return Answer({"instance": instances.instance_json(info)}, show)
 
 
+def _repository_of_the_shell() -> Path | None:
+    """$IJFS_REPO, as it is here: the server that reads the spec later may have another, or none."""
+    named = os.environ.get("IJFS_REPO")
+    return Path(named).expanduser() if named else None
+
+
 @verb("kernel install")
 @click.option("--from", "base", default="python3", metavar="SPEC", help="The kernel spec to make it from.")
 @click.option(
@@ -142,7 +148,7 @@ def install(
         base,
         name=name,
         display_name=display_name,
-        repo=app.repo,
+        repo=app.repo or _repository_of_the_shell(),
         network=network,
         gpu=gpu,
         base_image=base_name,

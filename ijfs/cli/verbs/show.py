@@ -70,7 +70,7 @@ def show(app: App, snapshot: str) -> Answer:
 
 
 def _field(out: Printer, name: str, *spans: Any) -> None:
-    out.line((f"{name:<10}", "dim"), *spans)
+    out.line((f"{name:<{max(10, len(name) + 2)}}", "dim"), *spans)
 
 
 def _head(out: Printer, history: History, record: Snapshot) -> None:

@@ -120,13 +120,15 @@ class Relay:
         """Forward again."""
         self._flow.set()
 
-    def drop(self, key: str = "") -> int:
-        """Cut all connections that were let in (outside too, where they cannot go on); how many there were. Clients of
-        a kernel are told that what they had asked for is aborted, signed with its `key`."""
-        replies, published = self.traffic.last_words(key.encode())
-        self._words = dict.fromkeys(self._subscribers, published)
-        for line, reply in replies.items():
-            self._words[line] = reply
+    def drop(self, key: str | None = None) -> int:
+        """Cut all connections that were let in (outside too, where they cannot go on); how many there were. With the
+        `key` of a kernel, its clients are told that what they had asked for is aborted, signed with that."""
+        self._words.clear()
+        if key is not None:
+            replies, published = self.traffic.last_words(key.encode())
+            self._words.update(dict.fromkeys(self._subscribers, published))
+            for line, reply in replies.items():
+                self._words[line] = reply
         connections = list(self._connections)
         for scope in connections:
             scope.cancel()
