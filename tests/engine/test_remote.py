@@ -143,7 +143,7 @@ def test_what_goes_from_the_far_index_is_learnt_again(repository: Repository, ot
     tree = other.store.tree(other.snapshot(saved.id).root)
     elsewhere = other.remotes.elsewhere()
     assert elsewhere is not None
-    elsewhere.far.forget_all()
+    elsewhere.far(other.remotes.all()[0]).forget_all()
     assert read(other, tree.entries[0].content) == files["a"]
 
 
@@ -185,3 +185,23 @@ def test_what_is_saved_after_a_remote_snapshot_counts_on_no_remote(
         again.remotes.remove("origin")
         assert contents(again, after.id) == files
         assert again.fsck().clean
+
+
+def test_two_remotes_have_each_what_was_pushed_to_it(
+    repository: Repository, other: Repository, url: str, tmp_path: Path
+) -> None:
+    files = {"a": noise(50_000), "b": noise(300)}
+    saved = save(repository, files, branch="main")
+    backup = f"file://{tmp_path}/backup"
+    for name, place in (("origin", url), ("backup", backup)):
+        repository.remotes.add(name, place)
+        assert repository.remotes.push(name, branches(repository)).sent > 50_000
+    more = save(repository, {**files, "c": noise(5000)}, branch="main", parents=[saved.id])
+    for name in ("backup", "origin"):
+        assert repository.remotes.push(name, branches(repository)).sent < 12_000
+        assert not repository.remotes.fsck(name).harm
+    (tmp_path / "bucket").rename(tmp_path / "gone")
+    other.remotes.add("backup", backup)
+    other.remotes.fetch("backup")
+    assert contents(other, more.id) == contents(repository, more.id)
+    assert contents(other, saved.id) == files

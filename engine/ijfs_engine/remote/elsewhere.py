@@ -47,7 +47,7 @@ class RemoteElsewhere:
         """`directory` is the repository's `remotes/`. StorageError."""
         self._directory = directory
         self._lock = RLock()
-        self.far = FarIndex(directory)
+        self._fars: dict[str, FarIndex] = {}
         self._names = RemoteNames(directory)
         self._cache = PackCache(directory / "cache", cache_limit, self._fetch)
         self._ranges: dict[bytes, RangeReader] = {}
@@ -60,17 +60,38 @@ class RemoteElsewhere:
         self._cache.close()
         for reader in self._ranges.values():
             reader.close()
-        self.far.close()
+        for far in self._fars.values():
+            far.close()
+
+    def far(self, name: RemoteName) -> FarIndex:
+        """Where the chunks of one remote's tree are."""
+        with self._lock:
+            found = self._fars.get(name.store)
+            if found is None:
+                found = self._fars[name.store] = FarIndex(self._directory, bytes.fromhex(name.store))
+            return found
 
     def rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
         """As `Elsewhere` says. CorruptError, RemoteError."""
         if table == OBJECTS:
             self._open(ids)
-        rows = self.far.rows(table, ids)
-        if None in rows and self._opened and self.far.forgotten() != self._generation:
+        rows = self._rows(table, ids)
+        if None in rows and self._forgotten() != self._generation:
             self._open_again()
-            rows = self.far.rows(table, ids)
+            rows = self._rows(table, ids)
         return rows
+
+    def _rows(self, table: bytes, ids: Sequence[bytes]) -> list[bytes | None]:
+        rows: list[bytes | None] = [None] * len(ids)
+        for name, _ in self._trees():
+            missing = [at for at, row in enumerate(rows) if row is None]
+            for at, row in zip(missing, self.far(name).rows(table, [ids[at] for at in missing]), strict=True):
+                rows[at] = row
+        return rows
+
+    def _forgotten(self) -> int:
+        """How often somebody made one of the indexes forget."""
+        return sum(self.far(name).forgotten() for name, _ in self._trees()) if self._opened else self._generation
 
     def _open(self, ids: Sequence[ObjectId]) -> None:
         """Know the packs of the snapshots that these are, or the root trees of. (That these themselves are known says
@@ -83,15 +104,16 @@ class RemoteElsewhere:
     def _load(self, name: RemoteName, known: KnownTree, snapshots: set[ObjectId]) -> None:
         packs = {pack for ident in snapshots for pack in known.view.listings[ident].pack_ids()}
         with self._lock:
-            self._generation = self.far.forgotten()
-            indexes.load(Bucket.open(name.url), self.far, bytes.fromhex(name.store), packs)
             self._opened |= snapshots
-        self._bring_objects(packs)
+            generation = self._forgotten()
+            indexes.load(Bucket.open(name.url), self.far(name), packs)
+            self._generation = generation
+        self._bring_objects(self.far(name), packs)
 
-    def _bring_objects(self, packs: set[bytes]) -> None:
+    def _bring_objects(self, far: FarIndex, packs: set[bytes]) -> None:
         """Have what describes files here at once: whoever opens a snapshot goes through it step by step, and each step
         would be a request."""
-        metadata = [pack for pack in self.far.by_ids(packs) if pack.kind == METADATA_PACK]
+        metadata = [pack for pack in far.by_ids(packs) if pack.kind == METADATA_PACK]
         if sum(pack.size for pack in metadata) <= _MOST_OBJECTS:
             with waited_for():
                 self._cache.bring([(self._cache.opened(pack), [(0, pack.size)]) for pack in metadata])
@@ -138,9 +160,13 @@ class RemoteElsewhere:
 
     # --- Bytes
 
+    def _pack(self, number: int) -> FarPack | None:
+        found = (self.far(name).pack(number) for name, _ in self._trees())
+        return next((pack for pack in found if pack is not None), None)
+
     def read(self, number: int, offset: int, length: int) -> bytes:
         """As `Elsewhere` says."""
-        pack = self.far.pack(number)
+        pack = self._pack(number)
         if pack is None:
             raise FileNotFoundError(number)
         file = self._cache.opened(pack)
@@ -152,7 +178,7 @@ class RemoteElsewhere:
         """As `Elsewhere` says."""
         found: list[CachedPack | None] = []
         for number, _ in wanted:
-            pack = self.far.pack(number)
+            pack = self._pack(number)
             found.append(self._cache.opened(pack) if pack is not None else None)
         with waited_for():
             self._cache.bring([(f, reads) for f, (_, reads) in zip(found, wanted, strict=True) if f is not None])
@@ -160,7 +186,7 @@ class RemoteElsewhere:
 
     def distrust(self, number: int, offset: int, length: int) -> None:
         """As `Elsewhere` says."""
-        pack = self.far.pack(number)
+        pack = self._pack(number)
         if pack is not None:
             self._cache.distrust(self._cache.opened(pack), offset, length)
 
@@ -178,10 +204,7 @@ class RemoteElsewhere:
         raise IjfsError("the remote that has these bytes was removed", hint="`ijfs remote add` it again")
 
 
-def find_elsewhere(repository: Path, cache_limit: int) -> RemoteElsewhere | None:
-    """What a repository's remotes have; None where nothing was ever fetched from or pushed to one."""
-    directory = repository / "remotes"
-    if not (directory / "index" / "data.mdb").exists():
-        return None
+def find_elsewhere(repository: Path, cache_limit: int) -> RemoteElsewhere:
+    """What a repository's remotes have. StorageError."""
     with disk.storage_errors("opening what is known of remotes"):
-        return RemoteElsewhere(directory, cache_limit)
+        return RemoteElsewhere(repository / "remotes", cache_limit)

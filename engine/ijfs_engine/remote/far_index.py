@@ -1,4 +1,4 @@
-"""Which chunks and objects are in object stores, and where: one index for all stores of a repository, apart from its
+"""Which chunks and objects are in an object store, and where: an index for each store of a repository, apart from its
 own.
 
 The repository's own index says what is here, and only that: so nothing that is here ever counts on a store. The tables
@@ -7,21 +7,26 @@ are the same; packs have numbers from `FAR` on, by which readers tell them apart
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ijfs_engine.errors import ConflictError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.pack_index import CHUNK_PACK, PackIndex
 from ijfs_engine.format.place import Place
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import BASES, CHUNKS, META, OBJECTS, PACK_KEY, PACK_ROW, PACKS, U64, Index, Update, View
 
 _PACK = b"pack/"
 _NAME = b"name/"
 _FORGOTTEN = b"forgotten"
+_SLOT_BITS: Final = 22
+"""4 million packs for each of 512 stores."""
 _FORGOT = "what is known of the remote's packs changed meanwhile"
 
 
@@ -38,10 +43,13 @@ class FarPack(NamedTuple):
 class FarIndex:
     """Safe to use from several threads and processes."""
 
-    def __init__(self, directory: Path) -> None:
-        """Makes it where there is none. StorageError."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._index = Index.open(directory / "index")
+    def __init__(self, directory: Path, store: bytes) -> None:
+        """Makes it in `remotes/` where there is none for the tree with this id. StorageError."""
+        with disk.storage_errors("making an index of a remote"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._first = FAR + (_slot(directory / "slots", store) << _SLOT_BITS)
+        self._store = store
+        self._index = Index.open(directory / f"{store.hex()}.index")
         self._known: dict[int, FarPack] = {}
         self._lock = Lock()
 
@@ -71,17 +79,17 @@ class FarIndex:
         with self._index.read() as view:
             return [view.get(META, _PACK + pack) is not None for pack in packs]
 
-    def register(self, store: bytes, packs: Sequence[PackIndex]) -> None:
-        """Take in what packs hold. What is known to be elsewhere stays there."""
+    def register(self, packs: Sequence[PackIndex]) -> None:
+        """Take in what packs hold. What is known to be in another pack stays there."""
 
         def change(update: Update) -> None:
             for pack in packs:
-                _register(update, store, pack)
+                _register(update, self._store, pack, self._first)
 
         self._index.write(change)
 
     def pack(self, number: int) -> FarPack | None:
-        """What is known of a pack; None for one that is gone."""
+        """What is known of a pack; None for one that is gone, or another store's."""
         with self._lock:
             found = self._known.get(number)
         if found is None:
@@ -99,12 +107,12 @@ class FarIndex:
             found = [_pack(view, U64.unpack(row)[0]) for row in rows if row is not None]
         return [one for one in found if one is not None]
 
-    def packs(self, store: bytes) -> list[FarPack]:
-        """All that were registered of a store."""
+    def packs(self) -> list[FarPack]:
+        """All that were registered."""
         with self._index.read() as view:
             numbers = [PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)]
             found = [_pack(view, number) for number in numbers]
-        return [one for one in found if one is not None and one.store == store]
+        return [one for one in found if one is not None]
 
     def packs_of(self, table: bytes, ids: Sequence[bytes]) -> set[int]:
         """The numbers of the packs without which these cannot be read: bases counted. ConflictError for what is nowhere
@@ -134,10 +142,25 @@ class FarIndex:
         self._index.write(_forget_all)
 
 
-def _register(update: Update, store: bytes, pack: PackIndex) -> None:
+def _slot(path: Path, store: bytes) -> int:
+    """Which numbers a store's packs have: its place in a file of the ids of all that there ever were. OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        data = os.pread(fd, len(store) << (31 - _SLOT_BITS), 0)
+        known = [data[at : at + len(store)] for at in range(0, len(data) // len(store) * len(store), len(store))]
+        if store not in known:
+            disk.write(fd, path, store, len(known) * len(store))
+            known.append(store)
+        return known.index(store)
+    finally:
+        os.close(fd)
+
+
+def _register(update: Update, store: bytes, pack: PackIndex, first: int) -> None:
     if update.get(META, _PACK + pack.pack) is not None:
         return
-    number = max(update.number(b"next_pack"), FAR)
+    number = max(update.number(b"next_pack"), first)
     update.set_number(b"next_pack", number + 1)
     key = PACK_KEY.pack(number)
     update.put(META, _PACK + pack.pack, U64.pack(number))

@@ -17,7 +17,7 @@ _TOGETHER: Final = 64
 """Packs that go into the far index in one transaction."""
 
 
-def load(bucket: Bucket, far: FarIndex, store: bytes, packs: Iterable[bytes]) -> int:
+def load(bucket: Bucket, far: FarIndex, packs: Iterable[bytes]) -> int:
     """Know what is in packs; how many were not known before. CorruptError, RemoteError."""
     wanted = sorted(packs)
     new = [pack for pack, known in zip(wanted, far.has_packs(wanted), strict=True) if not known]
@@ -28,9 +28,9 @@ def load(bucket: Bucket, far: FarIndex, store: bytes, packs: Iterable[bytes]) ->
         for found in pool.map(lambda pack: read_index(bucket, pack), new):
             lot.append(found)
             if len(lot) == _TOGETHER:
-                far.register(store, lot)
+                far.register(lot)
                 lot = []
-        far.register(store, lot)
+        far.register(lot)
     return len(new)
 
 

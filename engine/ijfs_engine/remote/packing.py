@@ -134,7 +134,7 @@ class Sender:
         if self._bucket.size(name) != len(pack.data):
             raise RemoteError(f"{self._bucket.url}/{name} did not arrive whole", hint="push again")
         self._bucket.put(f"{name}.index", pack.index_frame)
-        self._far.register(self._store, [pack.contents])
+        self._far.register([pack.contents])
         self.packs.append(pack.contents.pack)
         self._on_sent(len(pack.data))
 

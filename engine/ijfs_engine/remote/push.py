@@ -199,7 +199,7 @@ class _Reached:
         self._packs.clear()
         parents = {p for one in self._store.snapshots(self._new) for p in one.parents if p in view.listings}
         packs = {pack for parent in parents for pack in view.listings[parent].pack_ids()}
-        indexes.load(self._remote.bucket, self._remote.far, self._remote.store, packs - self._without)
+        indexes.load(self._remote.bucket, self._remote.far, packs - self._without)
 
     def send(self, progress: Callable[[str, int, int], None]) -> int:
         """Send what the store lacks. How many packs that took."""
@@ -223,7 +223,7 @@ class _Reached:
     def _forget_doubtful(self) -> None:
         """Packs of the store that nothing listed there needs may be gone, or about to go: those are not counted on."""
         reached = self._remote.log.view.packs()
-        doubtful = [p.pack for p in self._remote.far.packs(self._remote.store) if p.pack not in reached]
+        doubtful = [p.pack for p in self._remote.far.packs() if p.pack not in reached]
         gone = going(self._remote) if doubtful else set()
         if any(pack in gone or not indexes.is_there(self._remote.bucket, pack) for pack in doubtful):
             self._remote.far.forget_all()

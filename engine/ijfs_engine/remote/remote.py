@@ -25,11 +25,11 @@ _FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f
 class Remote:
     """A remote of one repository. Used from one thread; its bucket from many."""
 
-    def __init__(self, directory: Path, name: RemoteName, far: FarIndex, bucket: Bucket) -> None:
-        """`directory` is the repository's `remotes/`."""
+    def __init__(self, directory: Path, name: RemoteName, bucket: Bucket) -> None:
+        """`directory` is the repository's `remotes/`. Close it."""
         self.name = name.name
         self.url = name.url
-        self.far = far
+        self._far: FarIndex | None = None
         self.bucket = bucket
         self._names = RemoteNames(directory)
         self._directory = directory
@@ -38,6 +38,18 @@ class Remote:
         if self.store:
             known = self.known()
             self.log = OpLog(bucket, known.view, known.heads)
+
+    def close(self) -> None:
+        """Let go of what is known of packs."""
+        if self._far is not None:
+            self._far.close()
+
+    @property
+    def far(self) -> FarIndex:
+        """Where the tree's chunks are. Once the tree is known (`find_tree`)."""
+        if self._far is None:
+            self._far = FarIndex(self._directory, self.store)
+        return self._far
 
     def known(self) -> KnownTree:
         """The tree as it was last looked at."""
@@ -84,8 +96,13 @@ class Remote:
     def _begin_tree(self, *, make: bool) -> bytes:
         there = next(iter(self.bucket.list("")), None)
         if there is not None:
-            raise IjfsError(f"{self.url} holds something else than an ijfs tree: {there.path}",
-                            hint="name an empty prefix of its own")  # fmt: skip
+            try:
+                return self.bucket.get(FORMAT)  # somebody else has just begun it
+            except MissingObjectError:
+                raise IjfsError(
+                    f"{self.url} holds something else than an ijfs tree: {there.path}",
+                    hint="name an empty prefix of its own",
+                ) from None
         if not make:
             raise IjfsError(f"there is no tree at {self.url} yet", hint=f"`ijfs push {self.name}` begins one")
         text = f"ijfs repository\nversion: 2\nid: {os.urandom(16).hex()}\nfeatures: {FEATURES}\n"

@@ -101,10 +101,10 @@ class Remotes:
     # --- What is read by the way
 
     def elsewhere(self) -> RemoteElsewhere | None:
-        """What the remotes have; None where there was never anything to do with one."""
+        """What the remotes have; None where there is none, or where what is read of them could not be kept."""
         with self._lock:
             if self._elsewhere is None:
-                if not (self._directory / "index" / "data.mdb").exists():
+                if self._repository.directory.read_only_reason is not None or not self._names.path.exists():
                     return None
                 from ijfs_engine.remote.elsewhere import find_elsewhere
 
@@ -153,7 +153,8 @@ class Remotes:
         assert elsewhere is not None
         tree = self.known(name)
         refs = {ref: tree.refs[ref] for ref in _chosen(tree, wanted)} if wanted else dict(tree.refs)
-        return pull(self._repository, Source(self._repository.store, tree, name, elsewhere.far.bases), refs, progress)
+        bases = elsewhere.far(self._names.get(name)).bases
+        return pull(self._repository, Source(self._repository.store, tree, name, bases), refs, progress)
 
     def gc(self, name: str, *, grace_s: float | None = None, dry_run: bool = False) -> SweepReport:
         """As `sweep.sweep` says."""
@@ -198,16 +199,12 @@ class Remotes:
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Remote]:
         from ijfs_engine.remote.bucket import Bucket
-        from ijfs_engine.remote.far_index import FarIndex
         from ijfs_engine.remote.remote import Remote
 
         found = self._names.get(name)
         bucket = Bucket.open(found.url)
-        far = FarIndex(self._directory)
-        try:
-            yield Remote(self._directory, found, far, bucket)
-        finally:
-            far.close()
+        with contextlib.closing(Remote(self._directory, found, bucket)) as remote:
+            yield remote
 
 
 def _cache_limit() -> int:
