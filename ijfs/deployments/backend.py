@@ -10,7 +10,7 @@ import msgspec
 
 from ijfs.deployments.records import Stage
 from ijfs.live.client import api as client
-from ijfs.live.errors import NoInstanceError
+from ijfs.live.errors import InstanceExistsError, NoInstanceError
 from ijfs.live.model.protocol import SaveArguments
 from ijfs.live.model.records import InstanceInfo, InstanceSpec, Process, SaveResult
 from ijfs.live.process import procfs
@@ -111,6 +111,23 @@ class Backend:
         self.phases = info.phases
         self._process = procfs.identify(info.pid) if info.pid is not None else None
         self.port = next((port.host for port in info.relay if port.inside == self._inside), 0)
+
+
+def require_free(repo: Path, instance: str) -> None:
+    """InstanceExistsError where the name is somebody's already: a program's, with files that would go, or a branch's,
+    which ends with the deployment."""
+    with contextlib.suppress(NoInstanceError):
+        client.describe(repo, instance)
+        raise InstanceExistsError(
+            f"there is a program `{instance}`, and a deployment's is called so",
+            hint=f"choose another name, or let that one go: `ijfs stop --rm {instance}`",
+        )
+    with Repository.open(repo) as repository:
+        if instance in repository.refs.branches():
+            raise InstanceExistsError(
+                f"there is a branch `{instance}`, and a deployment's is called so: it would go with it",
+                hint="choose another name, or rename the branch",
+            )
 
 
 def tag_of(instance: str) -> str:

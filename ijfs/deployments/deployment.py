@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from ijfs.deployments import front_http, front_tcp, records
-from ijfs.deployments.backend import Backend, keep, let_go
+from ijfs.deployments.backend import Backend, keep, let_go, require_free
 from ijfs.deployments.golden import answer_of
 from ijfs.deployments.identity import key_of
 from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, Stage
@@ -500,6 +500,8 @@ class Deployment:
         fresh = msgspec.structs.replace(
             self.record, spec=spec, generation=self.record.generation + 1, snapshots={}, key="", answer="", note=""
         )
+        for instance in fresh.instances():
+            await _in_thread(require_free, self._repo, instance)
         new = Deployment(self._repo, fresh, self._room, self._spawn, self._make_backend)
         async with self._changing:
             await new._come_up()

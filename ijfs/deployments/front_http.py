@@ -8,8 +8,10 @@ sent again only where it could not have been understood: an idempotent one witho
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import h11
 import trio
@@ -62,7 +64,7 @@ async def _answered(
     deployment: Deployment, front: h11.Connection, client: trio.SocketStream, request: h11.Request
 ) -> None:
     """Have a request answered, by an instance or with the reason why by none."""
-    path = request.target.split(b"?")[0].decode(errors="replace")
+    path = _path_of(request.target)
     if any(path == hidden or path.startswith(f"{hidden}/") for hidden in deployment.spec.hidden):
         await _refuse(front, client, 403, f"{path} is not for clients of this deployment")
         return
@@ -81,6 +83,14 @@ async def _answered(
             if request.method not in _IDEMPOTENT or body.begun or tries == _MOST_TRIES:
                 await _refuse(front, client, 502, f"`{deployment.spec.name}` gave no answer: {error}")
                 return
+
+
+def _path_of(target: bytes) -> str:
+    """The path that a server will understand: decoded, without what makes one path look like another."""
+    text = target.decode("latin-1").partition("?")[0].partition("#")[0]
+    if not text.startswith("/"):  # the absolute form, which servers take as well
+        text = urlsplit(text).path
+    return posixpath.normpath("/" + unquote(text).lstrip("/"))
 
 
 def _pass_over_body(front: h11.Connection) -> None:

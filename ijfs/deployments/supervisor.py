@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from ijfs.deployments import control, records, room
+from ijfs.deployments.backend import require_free
 from ijfs.deployments.control import Answer, Deploy, List, Park, Request, Wake
 from ijfs.deployments.deployment import Deployment
 from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, NoDeploymentError
@@ -181,6 +182,8 @@ class Supervisor:
 
     async def _new(self, spec: DeploymentSpec) -> Deployment:
         """A deployment of a new name; its port is found out, and written down, before anything else is done."""
+        for instance in DeploymentRecord(spec=spec).instances():
+            await trio.to_thread.run_sync(require_free, self._repo, instance)
         listener = listen(spec)
         port = int(listener.socket.getsockname()[1])
         record = DeploymentRecord(spec=msgspec.structs.replace(spec, port=port), created_ns=time.time_ns())

@@ -15,6 +15,7 @@ from waiting import eventually, patient
 
 from ijfs.deployments import client
 from ijfs.live.client import api
+from ijfs.live.errors import InstanceExistsError
 from ijfs_engine import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -44,6 +45,19 @@ def test_a_server_keeps_its_memory_from_wake_to_wake(deployments: Deployments) -
     with Repository.open(deployments.repo) as repository:
         assert not repository.refs.branches()
         assert not repository.refs.tags()
+
+
+def test_a_name_that_is_somebodys_is_refused(deployments: Deployments) -> None:
+    deployments.env.command("web", "echo mine > /root/mine; sleep 60")
+    deployments.env.save("web", stop=True)
+    with pytest.raises(InstanceExistsError, match="program `web`"):
+        deployments.deploy()
+    api.remove(deployments.repo, "web")
+    with pytest.raises(InstanceExistsError, match="branch `web`"):
+        deployments.deploy(start=False)
+    assert eventually(lambda: deployments.supervisors() == []), "there is nothing to supervise"
+    with Repository.open(deployments.repo) as repository:
+        assert "web" in repository.refs.branches()
 
 
 def test_no_request_is_lost_while_it_is_parked_and_woken(deployments: Deployments) -> None:

@@ -160,12 +160,16 @@ async def test_a_connection_that_changes_its_protocol_carries_bytes_both_ways() 
         assert standing.streams == 1
 
 
-async def test_what_is_hidden_reaches_nobody() -> None:
+@pytest.mark.parametrize(
+    "target",
+    ["/sleep?level=1", "http://x/sleep", "/%73leep", "//sleep", "/v1/../sleep", "/sleep/", "/sleep/now", "/sleep#a"],
+)
+async def test_what_is_hidden_reaches_nobody(target: str) -> None:
     async with (
         front(answering(OK), hidden=("/sleep",)) as (standing, port),
         await trio.open_tcp_stream("127.0.0.1", port) as client,
     ):
-        await client.send_all(b"POST /sleep?level=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await client.send_all(f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
         assert b"403" in await until(client, b"deployment")
         await client.send_all(b"GET /sleepless HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200" in await until(client, b"ok")
