@@ -98,6 +98,24 @@ def test_branches_that_moved_apart_are_both_kept(repository: Repository, other: 
     assert other.refs.branches() == {"main": theirs.id, "main@origin": mine.id}
 
 
+def test_who_went_apart_goes_on_under_one_name(repository: Repository, other: Repository, url: str) -> None:
+    for each in (repository, other):
+        each.remotes.add("origin", url)
+    root = save(repository, {"a": noise(500)}, branch="main")
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.pull("origin")
+    heads = {}
+    for step in range(3):
+        for each in (repository, other):
+            before = heads.get(each, root.id)
+            heads[each] = save(each, {"a": noise(500 + step)}, branch="main", parents=[before]).id
+            each.remotes.push("origin", branches(each))
+    repository.remotes.fetch("origin")
+    refs = repository.remotes.known("origin").refs
+    assert len(refs) == 2
+    assert set(refs.values()) == set(heads.values())
+
+
 def test_a_place_that_holds_something_else_is_left_alone(repository: Repository, url: str, tmp_path: Path) -> None:
     save(repository, {"a": b"x"}, branch="main")
     bucket = tmp_path / "bucket"

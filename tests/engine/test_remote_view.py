@@ -18,7 +18,16 @@ from ijfs_engine.remote.bucket import Bucket
 from ijfs_engine.remote.known import KnownTree
 from ijfs_engine.remote.operation import Change, Listed, Moved, Operation, Unlisted, encode_operation
 from ijfs_engine.remote.oplog import MANIFEST_EVERY, OpLog
-from ijfs_engine.remote.view import EMPTY, View, applied, decode_view, encode_view, merged, shown_refs
+from ijfs_engine.remote.view import (
+    EMPTY,
+    View,
+    applied,
+    decode_view,
+    encode_view,
+    merged,
+    settled,
+    shown_refs,
+)
 
 NAMES = ("branch/main", "branch/lab", "tag/v1")
 
@@ -117,6 +126,25 @@ def test_a_branch_that_moved_apart_keeps_both_names() -> None:
     assert first == "branch/main"
     assert second in ("branch/main@h0", "branch/main@h1")
     assert set(refs.values()) == {ident(2), ident(3)}
+
+
+def test_a_ref_that_moved_apart_moves_on_and_the_other_keeps_its_name() -> None:
+    bucket = Bucket(MemoryStore(), "memory:")
+    logs = [OpLog(bucket) for _ in range(2)]
+    for at, log in enumerate(logs):
+        log.refresh()
+        logs[at] = log
+    for at, log in enumerate(logs):
+        log._add(log._next(tuple(changes(log.view, ("move", at, 0, at + 1))), "", f"h{at}", ""))
+    before = shown_refs(logs[0].refresh())
+    (beside,) = set(before) - {"branch/main"}
+    log = logs[0]
+    log.add(
+        lambda view: [*settled(view), Moved("branch/main", ident(5), tuple(view.refs["branch/main"]))],
+        who="", host="h0", why="",
+    )  # fmt: skip
+    after = shown_refs(logs[1].refresh())
+    assert after == {"branch/main": ident(5), beside: before[beside]}
 
 
 def test_a_name_that_cannot_be_one_is_not_shown() -> None:

@@ -52,6 +52,7 @@ class RemoteElsewhere:
         self._cache = PackCache(directory / "cache", cache_limit, self._fetch)
         self._ranges: dict[bytes, RangeReader] = {}
         self._known: dict[str, tuple[int, KnownTree]] = {}
+        self._packs: dict[int, FarPack] = {}
         self._opened: set[ObjectId] = set()
         self._generation = 0
 
@@ -161,8 +162,14 @@ class RemoteElsewhere:
     # --- Bytes
 
     def _pack(self, number: int) -> FarPack | None:
-        found = (self.far(name).pack(number) for name, _ in self._trees())
-        return next((pack for pack in found if pack is not None), None)
+        """What a number stands for: it is never given again, so it is looked up once."""
+        if number not in self._packs:
+            found = (self.far(name).pack(number) for name, _ in self._trees())
+            pack = next((pack for pack in found if pack is not None), None)
+            if pack is None:
+                return None
+            self._packs[number] = pack
+        return self._packs[number]
 
     def read(self, number: int, offset: int, length: int) -> bytes:
         """As `Elsewhere` says."""

@@ -11,7 +11,6 @@ import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Final, NamedTuple
 
 from ijfs_engine.errors import ConflictError
@@ -50,8 +49,6 @@ class FarIndex:
             self._first = FAR + (_slot(directory / "slots", store) << _SLOT_BITS)
         self._store = store
         self._index = Index.open(directory / f"{store.hex()}.index")
-        self._known: dict[int, FarPack] = {}
-        self._lock = Lock()
 
     def close(self) -> None:
         """Let go."""
@@ -90,15 +87,8 @@ class FarIndex:
 
     def pack(self, number: int) -> FarPack | None:
         """What is known of a pack; None for one that is gone, or another store's."""
-        with self._lock:
-            found = self._known.get(number)
-        if found is None:
-            with self._index.read() as view:
-                found = _pack(view, number)
-            if found is not None:
-                with self._lock:
-                    self._known[number] = found
-        return found
+        with self._index.read() as view:
+            return _pack(view, number)
 
     def by_ids(self, packs: Iterable[bytes]) -> list[FarPack]:
         """Those of some packs that were registered."""

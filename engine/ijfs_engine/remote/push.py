@@ -25,7 +25,7 @@ from ijfs_engine.remote.operation import Change, Listed, Moved
 from ijfs_engine.remote.packing import Sender, working_set_name
 from ijfs_engine.remote.remote import Remote
 from ijfs_engine.remote.sweeps import swept_packs
-from ijfs_engine.remote.view import View, shown_refs, split_packs
+from ijfs_engine.remote.view import View, settled, shown_refs, split_packs
 from ijfs_engine.storage import listed, working_sets
 from ijfs_engine.storage.index import CHUNKS, OBJECTS
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -75,7 +75,8 @@ def push(
                 moved = {name: ident for name, ident in moves.items() if shown_refs(now).get(name) != ident}
                 # What a ref is moved to is listed again: then a removal elsewhere, of which we do not know, keeps it.
                 fresh = {*moved.values(), *(i for i in new if without or i not in now.listings)}
-                return [*reached.listings(fresh, now), *(_moved(now, name, ident) for name, ident in moved.items())]
+                moving = [*settled(now), *(_moved(now, name, ident) for name, ident in moved.items())] if moved else []
+                return [*reached.listings(fresh, now), *moving]
 
             remote.log.add(changes, who=whoami(), host=os.uname().nodename, why="push")
         _send_working_sets(repository, remote, new)
@@ -136,13 +137,15 @@ def _plan_refs(repository: OpenRepository, view: View, refs: Mapping[str, Object
         if there is None or there == ident or _follows(repository, view, ident, there):
             planned[name] = ident
         else:
-            planned[_beside(shown, planned, f"{name}@{os.uname().nodename}", ident)] = ident
+            wish = f"{name}@{os.uname().nodename}"
+            taken = {n for n, at in shown.items() if at != ident and not _follows(repository, view, ident, at)}
+            planned[_beside({*taken, *planned}, wish)] = ident
     return planned
 
 
-def _beside(shown: Mapping[str, ObjectId], planned: Mapping[str, ObjectId], wish: str, ident: ObjectId) -> str:
+def _beside(taken: Set[str], wish: str) -> str:
     number, name = 1, wish
-    while (name in shown and shown[name] != ident) or name in planned:
+    while name in taken:
         number += 1
         name = f"{wish}.{number}"
     return name

@@ -127,16 +127,34 @@ def merged(one: View, other: View) -> View:
 def shown_refs(view: View) -> dict[str, ObjectId]:
     """Every ref by the name that people see: of one that moved apart, the value of the operation with the smallest id
     keeps the name, and the others stand beside it as `NAME@HOST` (`NAME@HOST.2`, …)."""
-    found: dict[str, ObjectId] = {}
-    apart: list[tuple[str, Value]] = []
+    found = {name: _first(values).id for name, values in view.refs.items()}
+    return {**found, **{beside: ident for beside, (_, ident) in apart_refs(view).items()}}
+
+
+def apart_refs(view: View) -> dict[str, tuple[str, ObjectId]]:
+    """The names of values that moved apart and have none of their own: name → (the ref that has them, where)."""
+    found: dict[str, tuple[str, ObjectId]] = {}
     for name, values in sorted(view.refs.items()):
-        first, *others = (values[key] for key in sorted(values))
-        found[name] = first.id
-        apart += [(name, value) for value in others if value.id != first.id]
-    for name, value in apart:
-        if value.id not in {at for known, at in found.items() if known.startswith(f"{name}@")}:
-            found[_free(found, f"{name}@{value.host}")] = value.id
+        known = {_first(values).id}
+        for key in sorted(values):
+            value = values[key]
+            if value.id not in known:
+                known.add(value.id)
+                found[_free({**view.refs, **found}, f"{name}@{value.host}")] = (name, value.id)
     return found
+
+
+def settled(view: View) -> list[Moved]:
+    """The changes that give each value that moved apart the name that it is shown by: then the ref can move on without
+    taking that name away."""
+    apart = apart_refs(view)
+    bases = sorted({name for name, _ in apart.values()})
+    made = [Moved(beside, ident) for beside, (_, ident) in sorted(apart.items())]
+    return [*made, *(Moved(name, _first(view.refs[name]).id, tuple(view.refs[name])) for name in bases)]
+
+
+def _first(values: Mapping[OperationId, Value]) -> Value:
+    return values[min(values)]
 
 
 def _free(taken: Mapping[str, object], wish: str) -> str:
