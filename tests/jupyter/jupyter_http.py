@@ -142,12 +142,12 @@ class JupyterServer:
         finally:
             client.stop_channels()
 
-    def begin(self, kernel: str, code: str, **options: Any) -> None:
-        """Begin a cell that does not end by itself; back when it runs."""
+    def begin(self, kernel: str, code: str, *, until: str = "busy", **options: Any) -> None:
+        """Begin a cell that does not end by itself; back when the kernel's status says so."""
         client = self.client(kernel)
         try:
             client.execute(code, **options)
-            assert eventually(lambda: self.ask("status", kernel=kernel)["busy"])
+            assert eventually(lambda: self.ask("status", kernel=kernel)[until])
         finally:
             client.stop_channels()
 

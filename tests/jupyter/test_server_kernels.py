@@ -128,7 +128,7 @@ def test_a_save_in_a_terminal_has_the_notebook_as_the_browser_has_it(server: Jup
 
 
 def test_what_a_cell_waits_for_can_be_typed_from_the_panel(server: JupyterServer, kernel: str) -> None:
-    server.begin(kernel, "name = input('who? ')", allow_stdin=True)
-    assert eventually(lambda: server.ask("status", kernel=kernel)["prompt"] == "who? ")
+    server.begin(kernel, "name = input('who? ')", until="waiting_for_input", allow_stdin=True)
+    assert server.ask("status", kernel=kernel)["prompt"] == "who? "
     server.do("input", kernel=kernel, value="me")
     assert server.run(kernel, "print(name)") == "me"
