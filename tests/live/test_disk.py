@@ -5,6 +5,7 @@ it is left when they have gone.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -12,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_env import LiveEnv, is_gone
-from waiting import eventually
+from waiting import eventually, patient
 
 from ijfs.live.client import api as client
 from ijfs.live.client.adopt import Adoption
@@ -268,3 +270,103 @@ def test_one_image_is_never_attached_twice(tmp_path: Path) -> None:
         held = os.open(place / "file", os.O_RDONLY)
     assert os.read(held, 100) == b"one filesystem", "what was opened outlives the mount"
     os.close(held)
+
+
+# A commit of git that waits in a hook, `tail -F` over a rotation, pages that a mapping wrote and nobody has flushed, a
+# file without a name.
+UNDER_WAY = """
+import json, mmap, os, subprocess, time
+
+def git(*words):
+    return subprocess.Popen(["git", "-c", "user.name=n", "-c", "user.email=e@x", *words], stdout=subprocess.PIPE)
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+os.makedirs("/srv/work/repo")
+os.chdir("/srv/work/repo")
+git("init", "-q").wait()
+for number in range(200):
+    open(f"{number}.txt", "w").write(str(number) * 100)
+git("add", ".").wait()
+with open(".git/hooks/pre-commit", "w") as hook:
+    hook.write("#!/bin/sh\\ntouch /tmp/in-hook\\nwhile [ ! -e /tmp/go ]; do sleep 0.02; done\\n")
+os.chmod(".git/hooks/pre-commit", 0o755)
+commit = git("commit", "-q", "-m", "under way")
+
+open("/srv/work/log", "w").write("before\\n")
+followed = open("/srv/work/followed", "w")
+tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.05", "-F", "/srv/work/log"], stdout=followed,
+                        stderr=subprocess.DEVNULL)
+while os.path.getsize("/srv/work/followed") < 7:
+    time.sleep(0.01)
+
+with open("/srv/work/mapped", "wb") as file:
+    file.truncate(1 << 20)
+mapped = mmap.mmap(os.open("/srv/work/mapped", os.O_RDWR), 1 << 20)
+for at in range(0, 1 << 20, 8192):
+    mapped[at:at + 4] = b"dirt"
+nameless = open("/srv/work/nameless", "w+")
+nameless.write("only in the descriptor")
+nameless.flush()
+os.remove("/srv/work/nameless")
+
+wait_for("/tmp/in-hook")
+open("/tmp/ready", "w").close()
+wait_for("/tmp/go")
+committed = commit.wait()
+os.rename("/srv/work/log", "/srv/work/log.1")
+with open("/srv/work/log", "w") as log:
+    log.write("after the rotation\\n")
+deadline = time.monotonic() + PATIENCE
+while "after" not in open("/srv/work/followed").read() and time.monotonic() < deadline:
+    time.sleep(0.02)
+mapped[4:8] = b"more"
+nameless.seek(0)
+said = {
+    "committed": committed,
+    "log": git("log", "--format=%s", "--stat").communicate()[0].decode(),
+    "status": git("status", "--porcelain").communicate()[0].decode(),
+    "fsck": subprocess.run(["git", "fsck", "--strict"], capture_output=True).returncode,
+    "followed": open("/srv/work/followed").read(),
+    "mapped": open("/srv/work/mapped", "rb").read().count(b"dirt"),
+    "more": open("/srv/work/mapped", "rb").read(8).decode(),
+    "nameless": nameless.read(),
+}
+with open("/tmp/said.new", "w") as file:
+    json.dump(said, file)
+os.rename("/tmp/said.new", "/tmp/said")
+time.sleep(600)
+"""
+
+
+def _root(env: LiveEnv, name: str) -> Path:
+    return Path(f"/proc/{client.describe(env.repo, name).pid}/root")
+
+
+def _ended_right(env: LiveEnv, name: str) -> None:
+    said_at = _root(env, name) / "tmp/said"
+    assert eventually(said_at.exists, 60), name
+    said: dict[str, Any] = json.loads(said_at.read_text())
+    assert (said["committed"], said["fsck"], said["status"]) == (0, 0, ""), name
+    assert said["log"].startswith("under way")
+    assert "200 files changed" in said["log"]
+    # tail looks at the number of the device, too, and a copy's overlay is another one: it prints its file once more, if
+    # it comes to look before the rotation.
+    most = 1 if name == "first" else 2
+    assert said["followed"] in ["before\n" * times + "after the rotation\n" for times in range(1, most + 1)], name
+    assert (said["mapped"], said["more"]) == (128, "dirtmore"), name
+    assert said["nameless"] == "only in the descriptor", name
+
+
+def test_work_that_is_half_done_ends_right_in_the_original_two_forks_and_a_grandchild(live_env: LiveEnv) -> None:
+    live_env.python("first", UNDER_WAY.replace("PATIENCE", str(patient(20))), disk=SIZE)
+    assert eventually((_root(live_env, "first") / "tmp/ready").exists, 60)
+    client.fork(live_env.repo, "first", ("one", "two"))
+    live_env.restore(live_env.save("one").snapshot, "grandchild")
+    names = ("first", "one", "two", "grandchild")
+    for name in names:
+        (_root(live_env, name) / "tmp/go").touch()
+    for name in names:
+        _ended_right(live_env, name)
