@@ -42,6 +42,7 @@ _BACK = "`ijfs restore NAME~1 --replace` takes a program back by one snapshot; `
 _INSIDE = "`ijfs exec NAME -- bash` opens a shell inside a program; `jupyter console --existing FILE` talks to a kernel"
 _START = "`ijfs run -- COMMAND` starts a program, `ijfs kernel start` a kernel, `ijfs restore SNAPSHOT` a saved one"
 _STOP = "`ijfs stop NAME` ends a program; `ijfs save NAME --stop` saves it first"
+_PARK = "`ijfs park NAME` lets a program stand still in memory; `ijfs save NAME --stop` saves and ends it"
 _REMOVE = "`ijfs rm NAME` removes a branch, tag or snapshot; `ijfs stop --rm NAME` ends and forgets a program"
 _WHOLE = "there is nothing to put together: a snapshot is whole, with all memory and files"
 _REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is new there, `ijfs pull` copies it here"
@@ -52,10 +53,11 @@ SAID = {
     **dict.fromkeys(("attach", "shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
     **dict.fromkeys(("start", "create", "new", "launch", "spawn"), _START),
     **dict.fromkeys(
-        ("resume", "load", "unpause", "continue"), "`ijfs restore SNAPSHOT` brings a snapshot back to life"
+        ("resume", "load", "unpause", "continue"),
+        "`ijfs restore SNAPSHOT` brings a snapshot back to life; `ijfs wake NAME` lets a parked program go on",
     ),
     **dict.fromkeys(("restart",), f"`ijfs restore NAME --replace` goes back to its last snapshot; {_START}"),
-    **dict.fromkeys(("kill", "pause", "suspend", "end", "quit", "shutdown", "down"), _STOP),
+    **dict.fromkeys(("kill", "end", "quit", "shutdown", "down"), _STOP),
     **dict.fromkeys(("delete", "forget", "remove", "drop", "del", "rmi"), _REMOVE),
     **dict.fromkeys(("clean", "cleanup", "purge"), "`ijfs prune` thins out snapshots, `ijfs gc` frees their bytes"),
     **dict.fromkeys(("sync", "upload", "download"), _REMOTE),
@@ -75,7 +77,8 @@ SAID = {
     "notebook": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "lab": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "ports": "`ijfs ps` shows which ports here lead to which inside",
-    "serve": "`ijfs run --port 8000 -- COMMAND` runs a server whose port 8000 is reached from here",
+    "vllm": "`ijfs deploy --name N --engine vllm -- MODEL` keeps a vLLM server behind a port",
+    **dict.fromkeys(("pause", "suspend", "sleep", "hibernate"), _PARK),
 }
 """What to type instead, for words that would change something, or that nothing here is called by."""
 
