@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 from storekit import contents, read, save
 
-from ijfs_engine import IjfsError, Repository, UnknownNameError
+from ijfs_engine import IjfsError, Repository, StorageError, UnknownNameError
 from ijfs_engine.remote import packing
 
 RNG = random.Random(11)
@@ -163,6 +164,23 @@ def test_what_goes_from_the_far_index_is_learnt_again(repository: Repository, ot
     assert elsewhere is not None
     elsewhere.far(other.remotes.all()[0]).forget_all()
     assert read(other, tree.entries[0].content) == files["a"]
+
+
+def test_a_store_that_did_not_answer_once_is_asked_again(
+    repository: Repository, other: Repository, url: str, tmp_path: Path
+) -> None:
+    repository.remotes.add("origin", url)
+    files = {"a": noise(30_000)}
+    saved = save(repository, files, branch="main")
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.add("origin", url)
+    other.remotes.fetch("origin")
+    (tmp_path / "bucket").rename(tmp_path / "away")
+    with pytest.raises(StorageError):
+        contents(other, saved.id)
+    shutil.rmtree(tmp_path / "bucket", ignore_errors=True)
+    (tmp_path / "away").rename(tmp_path / "bucket")
+    assert contents(other, saved.id) == files
 
 
 def test_a_push_beside_which_the_far_index_was_emptied_lists_all_packs(

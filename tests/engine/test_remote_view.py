@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from ijfs_engine import CorruptError
+from ijfs_engine import CorruptError, RemoteError
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header
 from ijfs_engine.remote.bucket import Bucket
 from ijfs_engine.remote.known import KnownTree
@@ -208,6 +208,22 @@ def test_hosts_that_write_at_once_make_heads_that_the_next_merges() -> None:
     assert sorted(shown_refs(cold.view).values()) == sorted(
         {value.id for value in cold.view.refs["branch/main"].values()}
     )
+
+
+def test_a_head_that_could_not_be_taken_away_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket(MemoryStore(), "memory:")
+    log = OpLog(bucket)
+
+    def refuse(self: Bucket, paths: Sequence[str]) -> None:
+        raise RemoteError("broken off")
+
+    monkeypatch.setattr(Bucket, "delete", refuse)
+    for number in range(3):
+        log.add(lambda view, n=number: changes(view, ("move", 0, 0, n)), who="", host="h", why="")  # type: ignore[misc]
+    assert len(list(bucket.list("heads"))) == 3
+    cold = OpLog(bucket)
+    assert cold.refresh() == log.view
+    assert cold.heads == log.heads
 
 
 def test_a_manifest_that_is_lost_is_made_up_for_from_the_operations() -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ijfs_engine.errors import IjfsError, StorageError
@@ -28,6 +29,8 @@ _REQUEST_S: Final = 60
 """Of one request; a pack of 64 MiB takes 5 s at 100 Mbit/s."""
 _RETRY_S: Final = 120
 """How long a request that fails for a passing reason (500, 503, a broken connection) is repeated."""
+_PAUSES_S: Final = (0.1, 0.5, 2.0)
+_T = TypeVar("_T")
 _NO_BUCKET: Final = "make the bucket first, or check the URL"
 _OF_THE_MACHINE: Final = "169.254.169.254"
 """Where cloud machines ask for their own identity: the last resort of who was given no other."""
@@ -40,6 +43,10 @@ class RemoteError(StorageError):
 
 class MissingObjectError(RemoteError):
     """There is no object of that name."""
+
+
+class BrokenOffError(RemoteError):
+    """A connection broke in the middle of an answer: the one failure that the library does not repeat by itself."""
 
 
 class Found(NamedTuple):
@@ -79,8 +86,11 @@ class Bucket:
         """A whole object. MissingObjectError, RemoteError."""
         import obstore
 
-        with _errors(f"reading {self.url}/{path}"):
-            data = bytes(obstore.get(self._store, path).bytes())
+        def get() -> bytes:
+            with _errors(f"reading {self.url}/{path}"):
+                return bytes(obstore.get(self._store, path).bytes())
+
+        data = _again(get)
         self._count(received=len(data))
         return data
 
@@ -148,8 +158,12 @@ class Bucket:
 
         for at in range(0, len(paths), _DELETE_AT_ONCE):
             lot = list(paths[at : at + _DELETE_AT_ONCE])
-            with contextlib.suppress(MissingObjectError), _errors(f"deleting in {self.url}"):
-                obstore.delete(self._store, lot)
+
+            def delete(lot: list[str] = lot) -> None:
+                with contextlib.suppress(MissingObjectError), _errors(f"deleting in {self.url}"):
+                    obstore.delete(self._store, lot)
+
+            _again(delete)
             self._count()
 
     def _count(self, sent: int = 0, received: int = 0) -> None:
@@ -157,6 +171,16 @@ class Bucket:
             self.traffic.requests += 1
             self.traffic.sent += sent
             self.traffic.received += received
+
+
+def _again(call: Callable[[], _T]) -> _T:
+    """Call, and again after a while where a connection broke in the middle; of what may be done twice. RemoteError."""
+    for pause_s in _PAUSES_S:
+        try:
+            return call()
+        except BrokenOffError:
+            time.sleep(pause_s)
+    return call()
 
 
 def _found(meta: Any) -> Found:
@@ -243,7 +267,8 @@ def _errors(what: str) -> Iterator[None]:
             raise RemoteError(f"{what}: there are no credentials", hint="docs/remotes.md says where from") from error
         if "NoSuchBucket" in str(error):
             raise RemoteError(f"{what}: there is no such bucket", hint=_NO_BUCKET) from error
-        raise RemoteError(
+        broken_off = "body error" in str(error).partition("Debug source")[0]
+        raise (BrokenOffError if broken_off else RemoteError)(
             f"{what}: {_sentence(error)}", hint="check the URL and the network, then try again"
         ) from error
     except OSError as error:

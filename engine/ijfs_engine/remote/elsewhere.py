@@ -77,7 +77,7 @@ class RemoteElsewhere:
         if table == OBJECTS:
             self._open(ids)
         rows = self._rows(table, ids)
-        if None in rows and self._forgotten() != self._generation:
+        if None in rows and self._opened and self._forgotten() != self._generation:
             self._open_again()
             rows = self._rows(table, ids)
         return rows
@@ -92,7 +92,7 @@ class RemoteElsewhere:
 
     def _forgotten(self) -> int:
         """How often somebody made one of the indexes forget."""
-        return sum(self.far(name).forgotten() for name, _ in self._trees()) if self._opened else self._generation
+        return sum(self.far(name).forgotten() for name, _ in self._trees())
 
     def _open(self, ids: Sequence[ObjectId]) -> None:
         """Know the packs of the snapshots that these are, or the root trees of. (That these themselves are known says
@@ -105,10 +105,10 @@ class RemoteElsewhere:
     def _load(self, name: RemoteName, known: KnownTree, snapshots: set[ObjectId]) -> None:
         packs = {pack for ident in snapshots for pack in known.view.listings[ident].pack_ids()}
         with self._lock:
-            self._opened |= snapshots
             generation = self._forgotten()
             indexes.load(Bucket.open(name.url), self.far(name), packs)
             self._generation = generation
+            self._opened |= snapshots  # now, and not where the store did not answer
         self._bring_objects(self.far(name), packs)
 
     def _bring_objects(self, far: FarIndex, packs: set[bytes]) -> None:

@@ -7,12 +7,13 @@ whose operation is in the history of the other, or an operation without a head, 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ijfs_engine.errors import ConflictError, CorruptError
-from ijfs_engine.remote.bucket import Bucket, MissingObjectError
+from ijfs_engine.remote.bucket import Bucket, MissingObjectError, RemoteError
 from ijfs_engine.remote.operation import Change, Operation, OperationId, decode_operation, encode_operation
 from ijfs_engine.remote.view import EMPTY, View, applied, decode_view, encode_view, merged
 from ijfs_engine.util.pipeline import thread_pool
@@ -146,7 +147,9 @@ class OpLog:
             if encode_operation(decode_operation(there))[0] != ident:
                 raise ConflictError(f"{self._bucket.url} has something else in the place of an operation")
         self._bucket.put(f"heads/{ident.hex()}", b"")
-        self._bucket.delete([f"heads/{parent.hex()}" for parent in operation.parents])
+        # It has happened now. A head that stays is known by its child.
+        with contextlib.suppress(RemoteError):
+            self._bucket.delete([f"heads/{parent.hex()}" for parent in operation.parents])
         self._operations[ident] = operation
         self.view, self.heads = view, (ident,)
         return ident
