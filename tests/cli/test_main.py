@@ -53,6 +53,15 @@ def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:
     assert set(verbs.split()) == set(VERBS)
 
 
+def test_a_deployment_that_cannot_be_kept_is_refused_in_a_sentence(ijfs: Ijfs) -> None:
+    ijfs("init")
+    remote = ijfs("deploy", "--name", "web", "--port", "8000", "--storage", "s3", "--", "true")
+    assert (remote.code, "needs a remote" in remote.err) == (2, True)
+    nowhere = ijfs("deploy", "--name", "web", "--", "true")
+    assert (nowhere.code, "which port" in nowhere.err) == (2, True)
+    assert "nothing is deployed" in ijfs("deployments").out
+
+
 @pytest.mark.parametrize("name", sorted(VERBS))
 def test_every_verb_has_help_the_common_options_and_a_place_on_the_json_page(name: str) -> None:
     command = importlib.import_module(f"ijfs.cli.verbs.{VERBS[name].module}").COMMANDS[name]

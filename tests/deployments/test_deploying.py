@@ -99,12 +99,12 @@ def test_forks_share_a_port_and_give_way_to_another_version_under_load(deploymen
     assert len(web.instances) == 3
     assert all(api.is_running(deployments.repo, name) for name in web.instances)
     with Load(web.port) as load:
-        assert eventually(lambda: load.answers > 50)
+        assert eventually(lambda: load.answers > 50, 60)
         asked = {name: asked_by_its_own_port(deployments, name) for name in web.instances}
         replaced = deployments.deploy(replace=True, port=web.port)
         assert answers_go_on(load)
         assert eventually(lambda: not any(api.is_running(deployments.repo, name) for name in web.instances), 60)
-    assert min(asked.values()) > 5, asked
+    assert min(asked.values()) > 2, asked
     assert load.wrong == []
     assert replaced.instances == ("web-v2",)
 

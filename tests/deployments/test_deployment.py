@@ -15,7 +15,7 @@ import trio
 from ijfs.deployments import deployment as deployment_module
 from ijfs.deployments import records
 from ijfs.deployments.backend import Backend
-from ijfs.deployments.deployment import AFTER_FAILURE_S, Deployment
+from ijfs.deployments.deployment import Deployment
 from ijfs.deployments.records import DeploymentRecord, DeploymentSpec, Stage
 from ijfs.deployments.room import Room
 from ijfs.live.errors import SandboxError
@@ -192,7 +192,10 @@ async def test_a_snapshot_that_cannot_be_restored_falls_back_to_the_command(scri
         assert web.stage == "running"
 
 
-async def test_a_gpu_without_room_starts_no_second_way(script: Script, tmp_path: Path) -> None:
+async def test_a_gpu_without_room_starts_no_second_way(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment_module, "AFTER_FAILURE_S", 0.0)
     script.failures["wake"] = [PreflightError("GPU 0 has 1 MiB free")]
     async with deployed(script, tmp_path / "repo") as web:
         await ask(web)
@@ -200,7 +203,6 @@ async def test_a_gpu_without_room_starts_no_second_way(script: Script, tmp_path:
         with pytest.raises(PreflightError, match="1 MiB free"):
             await ask(web)
         assert web.stage == "memory"
-        await trio.sleep(AFTER_FAILURE_S)
         await ask(web)
         assert script.calls == ["start", "save", "park", "wake", "wake"]
 
@@ -230,7 +232,10 @@ async def test_one_that_died_with_files_that_are_nowhere_else_begins_over_them(s
         assert script.calls == ["start", "save", "start", "save"]
 
 
-async def test_a_failed_start_is_told_with_its_last_words_and_tried_again(script: Script, tmp_path: Path) -> None:
+async def test_a_failed_start_is_told_with_its_last_words_and_tried_again(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment_module, "AFTER_FAILURE_S", 3600.0)
     script.failures["start"] = [SandboxError("it ended")]
     async with deployed(script, tmp_path / "repo") as web:
         with pytest.raises(SandboxError, match="it ended: no such model"):
@@ -238,7 +243,7 @@ async def test_a_failed_start_is_told_with_its_last_words_and_tried_again(script
         with pytest.raises(SandboxError):
             await ask(web)
         assert script.calls == ["start"], "not for every request"
-        await trio.sleep(AFTER_FAILURE_S)
+        monkeypatch.setattr(deployment_module, "AFTER_FAILURE_S", 0.0)
         await ask(web)
         assert web.stage == "running"
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from waiting import patient
 
 from ijfs.deployments import front_http
 from ijfs.deployments.deployment import Deployment
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.trio
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
-LIMIT_S = 30.0
+LIMIT_S = patient(30.0)
 
 
 class Standing:
