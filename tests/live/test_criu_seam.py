@@ -125,10 +125,23 @@ def test_the_hosts_real_mounts_become_volumes_and_single_files_are_copied(
     monkeypatch.setattr(volumes, "OWN", ("/proc", "/sys", "/dev", "/run"))
     found, copies = volumes.choose("/home", Path("/repo"), MOUNTINFO.format(file=file))
     assert [(volume.key, volume.path, volume.kind) for volume in found] == [
-        ("v0", "/home", "overlay"),
-        ("v1", "/home/data sets", "overlay"),
+        ("v0", "/tmp", "overlay"),
+        ("v1", "/home", "overlay"),
+        ("v2", "/home/data sets", "overlay"),
     ]
     assert copies == (file,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "below", "expected"),
+    [("tmpfs", "/", ["/var/tmp"]), ("overlay", "/", []), ("fuse.sshfs", "/", []), ("tmpfs", "/some/base", [])],
+)
+def test_a_scratch_directory_that_is_a_mount_becomes_a_volume_where_an_overlay_can_stand_on_it(
+    kind: str, below: str, expected: list[str]
+) -> None:
+    lines = f"22 1 254:0 / / rw - ext4 /dev/vda rw\n26 22 0:8 / /var/tmp rw - {kind} none rw\n"
+    found, _ = volumes.choose("/usr", Path("/repo"), lines, below=Path(below))
+    assert [volume.path for volume in found if volume.path != "/usr"] == expected
 
 
 def test_a_working_directory_below_tmp_becomes_a_volume(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore
 from ijfs.live.criu.image_format import RegularFile, parse_regular_files, parse_remapped
 from ijfs.live.process import elf
 from ijfs.live.sandbox.lower import inside
+from ijfs.live.sandbox.rootfs import OPAQUE
 from ijfs.live.sandbox.volumes import OWN, is_below
-from ijfs_engine import Snapshot
+from ijfs_engine import Entry, Snapshot
 from ijfs_engine.errors import UnknownNameError
 
 REMEDY = (
@@ -24,13 +25,13 @@ REMEDY = (
 )
 
 
-def machine_files(store: SnapshotStore, snapshot: Snapshot, meta: LiveMeta) -> Iterator[RegularFile]:
+def machine_files(store: SnapshotStore, snapshot: Snapshot) -> Iterator[RegularFile]:
     """Those of the machine's root and mounts, each once; not what comes back with the snapshot. CorruptError."""
     deleted = parse_remapped("remap-fpath.img", store.image(snapshot, "remap-fpath.img"))
     seen = set()
     for file in parse_regular_files("files.img", store.image(snapshot, "files.img")):
         own = is_below(Path(file.path), OWN[:3]) or not file.path.startswith("/") or file.id in deleted
-        if not own and file.path not in seen and not _is_in(store, snapshot, meta, file.path):
+        if not own and file.path not in seen and not _is_in(store, snapshot, file.path):
             seen.add(file.path)
             yield file
 
@@ -39,7 +40,7 @@ def differences(store: SnapshotStore, snapshot: Snapshot, meta: LiveMeta) -> lis
     """What is not as it was, a clause each; nothing where the program stands on a base. CorruptError."""
     if meta.base is not None:
         return []
-    found = ((file.path, difference(file, Path("/"))) for file in machine_files(store, snapshot, meta))
+    found = ((file.path, difference(file, Path("/"))) for file in machine_files(store, snapshot))
     return [f"{path} {text}" for path, text in found if text]
 
 
@@ -58,10 +59,17 @@ def difference(file: RegularFile, root: Path) -> str:
     return "" if file.mode is None or status.st_mode == file.mode else "has other permissions"
 
 
-def _is_in(store: SnapshotStore, snapshot: Snapshot, meta: LiveMeta, path: str) -> bool:
+def _is_in(store: SnapshotStore, snapshot: Snapshot, path: str) -> bool:
     """Whether it comes back with the snapshot's own files, or below a directory that hides the machine's."""
+    parents = [str(parent) for parent in Path(path).parents[:-1]]
+    hides = (_entry(store, snapshot, parent) for parent in parents)
+    return _entry(store, snapshot, path) is not None or any(
+        entry is not None and (OPAQUE.encode(), b"y") in entry.xattrs for entry in hides
+    )
+
+
+def _entry(store: SnapshotStore, snapshot: Snapshot, path: str) -> Entry | None:
     try:
-        store.reader.lookup(snapshot.root, os.fsencode(f"files{path}"))
+        return store.reader.lookup(snapshot.root, os.fsencode(f"files{path}"))
     except UnknownNameError:
-        return is_below(Path(path), OWN[3:]) and not is_below(Path(path), [v.path for v in meta.volumes])
-    return True
+        return None

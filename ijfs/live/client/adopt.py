@@ -23,6 +23,7 @@ from ijfs.live.errors import NoInstanceError, NotLiveError
 from ijfs.live.model.paths import BadNameError, InstancePaths
 from ijfs.live.model.records import InstanceRecord
 from ijfs.live.sandbox import disk
+from ijfs.live.sandbox.scratch import SCRATCH
 from ijfs.live.sandbox.volumes import OWN, is_below
 from ijfs_engine import Entry, ObjectId, Reader, Repository, Snapshot
 from ijfs_engine.errors import ConflictError, IjfsError
@@ -113,13 +114,13 @@ class Adoption:
         return [volume.path for volume in self.branch.volumes if volume.kind in OF_THE_HOST]
 
     def _hidden(self) -> list[str]:
-        """Scratch directories, which a sandbox has of its own."""
-        volumes = [volume.path for volume in self.branch.volumes]
+        """Scratch directories, and those of which a sandbox has its own."""
+        volumes = [volume.path for volume in self.branch.volumes if volume.path not in SCRATCH]
         return [path for path in OWN if not is_below(Path(path), volumes)]
 
     def _volumes_in_hidden(self) -> list[bytes]:
         """The machine's directories that a program sees in spite of that, its own working directory for one."""
-        paths = [Path(volume.path) for volume in self.branch.volumes]
+        paths = [Path(volume.path) for volume in self.branch.volumes if volume.path not in SCRATCH]
         shown = [path for path in paths if is_below(path, self._hidden())]
         return [os.fsencode(path) for path in shown if not is_below(path.parent, shown)]
 

@@ -138,7 +138,7 @@ class _Fit:
         root = self._root()
         if root is None:
             return
-        found = list(machine_files(self._store, self._snapshot, self._meta))
+        found = list(machine_files(self._store, self._snapshot))
         differences = [(file.path, text) for file in found if (text := difference(file, root))]
         for path, text in differences[:MOST_ROWS]:
             yield _result("file", "refuse", f"{path} {text}", REMEDY)

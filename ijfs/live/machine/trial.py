@@ -122,7 +122,7 @@ class _Trial:
     def _sandbox(self, name: str, lower: Lower) -> Iterator[Sandbox]:
         sandbox = Sandbox(SandboxPaths(self._directory / name), ns.new_network(), lower=lower)
         try:
-            rootfs.prepare_upper(sandbox.paths)
+            rootfs.prepare_upper(sandbox.paths, lower=lower.root)
             yield sandbox
         finally:
             if sandbox.program is not None:

@@ -16,17 +16,18 @@ from pathlib import Path
 from ijfs.live.errors import SandboxError
 from ijfs.live.model.paths import RUN_INSIDE, OverlayDirectories, SandboxPaths
 from ijfs.live.model.records import Volume
-from ijfs.live.sandbox import disk
+from ijfs.live.sandbox import disk, scratch
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox.volumes import mount_points
 from ijfs_engine.errors import StorageError, is_of_a_disk
 
 # FACTS of the filesystem layer: without `index` hard links split at copy-up; without `nfs_export` CRIU cannot resolve
 # the file handles of inotify watches; `redirect_dir=nofollow`, because the other two need it.
 OVERLAY_OPTIONS = "index=on,nfs_export=on,redirect_dir=nofollow"
 
-# Directories that a program scratches in: empty at the start, on the overlay (not tmpfs), so that they are saved as
-# files and only what changed is stored. CRIU would tar and gzip a tmpfs while the program stands still.
-OWN_DIRECTORIES = {"tmp": 0o1777, "run": 0o755, "var/tmp": 0o1777}
+# Empty at the start, and on the overlay as the scratch directories are (not tmpfs): so it is saved as files, and only
+# what changed is stored. CRIU would tar and gzip a tmpfs while the program stands still.
+RUN_MODE = 0o755
 
 OPAQUE = "trusted.overlay.opaque"
 
@@ -57,21 +58,26 @@ def make_directories(paths: SandboxPaths, volumes: Sequence[Volume]) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
-def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: Sequence[Path] = ()) -> None:
-    """A new program's writable layer: scratch directories of its own, /run/ijfs, mount points, single files."""
+def prepare_upper(
+    paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: Sequence[Path] = (), *, lower: Path = Path("/")
+) -> None:
+    """A new program's writable layer: scratch directories, a /run of its own, mount points, single files."""
     make_directories(paths, volumes)
-    for name, mode in OWN_DIRECTORIES.items():
-        path = paths.upper / name
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(mode)
-        os.setxattr(path, OPAQUE, b"y")
+    hidden = ["/run", *(name for name in scratch.SCRATCH if not _shows_scratch(Path(name), lower))]
+    for name, mode in {"/run": RUN_MODE, **dict.fromkeys(scratch.SCRATCH, scratch.MODE)}.items():
+        _make_directory(paths, name, mode, opaque=name in hidden)
+        if name not in hidden:
+            scratch.hide_running(Path(name), paths.upper / name.lstrip("/"))
     if (paths.upper / "var").exists():
         (paths.upper / "var").chmod(0o755)
     (paths.upper / RUN_INSIDE.lstrip("/")).mkdir(exist_ok=True)
     for volume in volumes:
-        _make_way(paths, Path(volume.path))
+        upper = paths.volume(volume.key).upper
+        _make_way(paths, Path(volume.path), hidden)
         if volume.kind == "overlay":
-            _look_alike(Path(volume.path), paths.volume(volume.key).upper)
+            _look_alike(Path(volume.path), upper)
+            if volume.path in scratch.SCRATCH:
+                scratch.hide_running(Path(volume.path), upper)
     for path in copies:
         target = paths.upper / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +85,12 @@ def prepare_upper(paths: SandboxPaths, volumes: Sequence[Volume] = (), copies: S
         _look_alike(path, target)
 
 
-def _make_way(paths: SandboxPaths, volume: Path) -> None:
+def _make_way(paths: SandboxPaths, volume: Path, hidden: Sequence[str]) -> None:
     """Directories of the host's that lead to a volume in a directory of the sandbox's own, which is empty: with the
     host's owners and modes, because who may not go there on the host may not in a sandbox."""
     for path in reversed(volume.parents):
         target = paths.upper / str(path).lstrip("/")
-        if not target.exists() and any(Path("/", name) in path.parents for name in OWN_DIRECTORIES) and path.is_dir():
+        if not target.exists() and any(Path(name) in path.parents for name in hidden) and path.is_dir():
             target.mkdir()
             _look_alike(path, target)
 
@@ -94,6 +100,23 @@ def _look_alike(source: Path, target: Path) -> None:
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     shutil.copystat(source, target)
+
+
+def _make_directory(paths: SandboxPaths, name: str, mode: int, *, opaque: bool) -> None:
+    """A directory of the root's writable layer; an opaque one begins empty, whatever lies below. One that an ended
+    program has left stays as it is."""
+    path = paths.upper / name.lstrip("/")
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(mode)
+    if opaque:
+        os.setxattr(path, OPAQUE, b"y")
+
+
+def _shows_scratch(path: Path, lower: Path) -> bool:
+    """Whether the root's overlay can show the host's files of a scratch directory: not those of a mount of its own,
+    which is a volume, not through a link, and not on a base."""
+    is_of_the_root = path not in mount_points() and path.is_dir() and path.resolve() == path
+    return lower == Path("/") and is_of_the_root
 
 
 def mount_root(

@@ -26,6 +26,7 @@ from ijfs.live.process import procfs
 from ijfs.live.sandbox import disk, host_folders, init, rootfs, slirp
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
+from ijfs.live.sandbox.scratch import SCRATCH
 from ijfs.live.sandbox.volumes import choose, is_below
 
 # tini reaps orphans, as pid 1 has to, and hands signals on to the program's process group.
@@ -197,8 +198,8 @@ def launch(
         check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
         sandbox.volumes = volumes
         sandbox.make_layers(spec.disk)
-        sandbox.volumes = tuple(_settled(paths, volume) for volume in volumes)
-        rootfs.prepare_upper(paths, sandbox.volumes, copies)
+        sandbox.volumes = tuple(settled for volume in volumes if (settled := _settled(paths, volume)) is not None)
+        rootfs.prepare_upper(paths, sandbox.volumes, copies, lower=lower.root)
         if lower.fresh is not None:
             lower.fresh(paths.upper)
         if connection is not None:
@@ -228,13 +229,15 @@ def launch(
     return sandbox
 
 
-def _settled(paths: SandboxPaths, volume: Volume) -> Volume:
-    """The volume as it can be had here: read-only where no overlay stands on it. SandboxError for a folder of the host
-    that is not there any more."""
+def _settled(paths: SandboxPaths, volume: Volume) -> Volume | None:
+    """The volume as it can be had here: where no overlay stands on it, read-only, and a scratch directory, in which a
+    program has to write, not at all. SandboxError for a folder of the host that is not there any more."""
     if volume.kind != "overlay":
         rootfs.require_folder(volume)
         return volume
-    return volume if rootfs.overlay_fits(paths, volume) else Volume(volume.key, volume.path, "readonly")
+    if rootfs.overlay_fits(paths, volume):
+        return volume
+    return None if volume.path in SCRATCH else Volume(volume.key, volume.path, "readonly")
 
 
 def check_command(

@@ -1,8 +1,8 @@
 """Which of the host's mounts a sandbox gets beside the root, and where their files go in a snapshot.
 
 An overlay over `/` shows only the root filesystem: /home or /data on a disk of its own would be empty inside. Each real
-mount of the host becomes a Volume, and so does a working directory that the sandbox's own /tmp would hide. Called by
-rootfs.py (mounting), sandbox.py (choosing), checkpoint/workspace.py (saving).
+mount of the host becomes a Volume, /tmp too where it is one, and so does a working directory below /tmp or /run. Called
+by rootfs.py (mounting), sandbox.py (choosing), checkpoint/workspace.py (saving).
 
 In a snapshot every volume's files are under `files/` at the volume's path, as a person would look for them.
 """
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ijfs.live.model.records import Volume, VolumeKind
 from ijfs.live.sandbox.lower import inside
+from ijfs.live.sandbox.scratch import SCRATCH
 
 # Filesystems of the kernel's own and in memory: nobody keeps files there. The sandbox has its own of those it needs.
 _PSEUDO = frozenset(
@@ -27,7 +28,8 @@ _PSEUDO = frozenset(
     )
 )
 
-# Directories that every sandbox has of its own; the last three are on its overlay and begin empty.
+# Directories of which every sandbox has its own. The last three are on its overlays: /run begins empty, and in /tmp and
+# /var/tmp, where nobody looks for what is to be kept, the host's files are below what the program writes.
 OWN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
 
 
@@ -98,9 +100,9 @@ def choose(
 ) -> tuple[tuple[Volume, ...], tuple[Path, ...]]:
     """(volumes of a sandbox, files to be copied into it because they are mounts of their own), for a program to start.
 
-    `needs` are directories that the program cannot do without, as it cannot without `cwd`. Those that the sandbox's own
-    /tmp would hide become volumes: at the path given, and, where that leads through links, at the real path as well. So
-    do those that the root `below` has not got (a base of another system).
+    `needs` are directories that the program cannot do without, as it cannot without `cwd`. Those below /tmp and /run
+    become volumes, for what is written there is no scratch and may be adopted: at the path given, and, where that leads
+    through links, at the real path as well. So do those that the root `below` has not got (a base of another system).
     `given` are folders of the host that it gets as they are (host_folders.py), and what they are to be.
     Files have to be copied because containers bind single ones such as /etc/resolv.conf, and no overlay stands on a
     file.
@@ -117,5 +119,14 @@ def choose(
         hidden = absent and path.is_dir() and path not in map(Path, OWN)
         if hidden and not is_below(path, directories):
             directories.append(path)
+    scratch = _scratch_mounts(mountinfo) if below == Path("/") else []
+    directories = [*(path for path in scratch if path not in directories), *directories]
     kinds = ((str(path), given.get(str(path), "overlay")) for path in directories)
     return tuple(Volume(f"v{number}", path, kind) for number, (path, kind) in enumerate(kinds)), tuple(files)
+
+
+def _scratch_mounts(mountinfo: str) -> list[Path]:
+    """Scratch directories that are mounts of their own, mostly in memory, and that an overlay may stand on."""
+    kinds = {_mount_path(line): line.partition(" - ")[2].split()[0] for line in mountinfo.splitlines()}
+    found = [Path(path) for path in SCRATCH if Path(path) in kinds]
+    return [path for path in found if not is_layered(kinds[path]) and path.resolve() == path]
