@@ -81,6 +81,25 @@ def test_a_person_is_asked_before_a_live_program_goes_back(ijfs: Ijfs, live: Pat
     assert (told.returncode, "Go back?" in told.stdout) == (0, False)
 
 
+def test_a_person_is_asked_before_a_live_program_ends_and_what_goes_is_named(ijfs: Ijfs, live: Path) -> None:
+    words = ("sh", "-c", "echo x > /dev/shm/x; echo up; exec sleep 1000")
+    assert ijfs("run", "--name", "p", "-q", "--", *words).code == 0
+    until(ijfs, "logs", "p", holds="up\n")
+    loses = "all that it did: its memory and 1 file in /dev/shm"
+    command = f"{sys.executable} -m ijfs.cli -r {live} stop p"
+    asked = subprocess.run(["script", "-qec", command, "/dev/null"], input="n\n", capture_output=True, text=True)
+    assert f"`p` is live and loses {loses}. Stop it?" in asked.stdout
+    assert "nothing was changed" in asked.stdout
+    assert asked.returncode == 1
+    one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])
+    assert "p  runs on from here" in ijfs("show", "p").out
+    told = subprocess.run(["script", "-qec", f"{command} -y", "/dev/null"], capture_output=True, text=True)
+    assert (told.returncode, "Stop it?" in told.stdout) == (0, False)
+    assert f"gone: what it did since {one[:10]}: its memory and 1 file in /dev/shm" in told.stdout
+    assert "gone:" not in ijfs("stop", "--rm", "p").out, "it had ended"
+    assert "runs on" not in ijfs("show", "p").out
+
+
 def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:
     started = ok(run_ijfs("run", "--name", "count", "--json", "--", "python3", "-c", COUNTER), "run")
     assert started["instance"]["status"] == "running"  # type: ignore[index]

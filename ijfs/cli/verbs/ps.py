@@ -43,12 +43,14 @@ def ps(app: App, every: bool) -> Answer:
             out.line(("nothing is live: `ijfs run` or `ijfs kernel start` begins", "dim"))
         for info in listed:
             _remarks(out, info)
+        never = [info.name for info in listed if info.status == "running" and not info.snapshot]
+        if out.terminal and never:
+            out.line((f"in no snapshot: {text.listing(never)}; `ijfs save NAME` saves one", "dim"))
         for error in damaged.values():
             out.line((f"{error}; {error.hint}", "red"))
         if out.terminal and any(info.snapshot for info in listed):
-            out.line(
-                ("back to its last save: `ijfs restore NAME --replace`; `--save-first` keeps what it is now", "dim")
-            )
+            out.line(("no snapshot has what they did since SNAPSHOT: `ijfs save NAME` keeps it,", "dim"))
+            out.line(("`ijfs restore NAME --replace` goes back to it, `--save-first` keeps what it is now", "dim"))
         if ended and not every:
             names = (
                 text.listing(info.name for info in ended[:3]) if len(ended) <= 3 else text.count(len(ended), "program")

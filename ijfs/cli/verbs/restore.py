@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ijfs.cli import first_moment, instances, starting, text
+from ijfs.cli import first_moment, instances, starting, text, unsaved
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT
@@ -112,7 +112,7 @@ def restore(
             forward = f"ijfs restore {info.left[: text.SHORT_ID]} --name {info.name} --replace"
             out.line((f"  what it was before is saved: `{forward}` goes forward again", "dim"))
         elif gone is not None:
-            out.line((f"  gone: {_unsaved(gone)}; `--save-first` would have kept it", "dim"))
+            out.line((f"  gone: {unsaved.of(gone)}; `--save-first` would have kept it", "dim"))
 
     data = {"snapshot": record.id.hex(), "instance": instances.instance_json(ended or info)}
     return Answer(data, show, first_moment.exit_code(ended))
@@ -125,17 +125,12 @@ def _replaced(app: App, name: str) -> InstanceInfo | None:
     return client.describe(app.repository_path, name) if client.is_running(app.repository_path, name) else None
 
 
-def _unsaved(info: InstanceInfo) -> str:
-    """What going back loses. Whether a program changed since it was saved is not known: one that ran may have."""
-    return f"what it did since {info.snapshot[: text.SHORT_ID]}" if info.snapshot else "all that it did"
-
-
 def _ask(app: App, info: InstanceInfo) -> None:
     """At a terminal, whether that may go. Who says no has changed nothing."""
     if not app.can_ask:
         return
     saved = "" if info.snapshot else ", which was never saved,"
-    if not click.confirm(f"`{info.name}` is live{saved} and loses {_unsaved(info)}. Go back?", err=True):
+    if not click.confirm(f"`{info.name}` is live{saved} and loses {unsaved.of(info)}. Go back?", err=True):
         raise IjfsError("nothing was changed", hint="`--save-first` saves what is there before it goes back")
 
 

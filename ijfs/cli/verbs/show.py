@@ -43,6 +43,7 @@ def show(app: App, snapshot: str) -> Answer:
     record = repository.snapshot(repository.resolve(snapshot))
     history = History.of(repository)
     usage = repository.du([record.id]).total
+    live = _runs_from(app, record)
     parts = list(_parts(repository.reader(), record.root))
     data = {
         **history.json(record),
@@ -60,6 +61,8 @@ def show(app: App, snapshot: str) -> Answer:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
         new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
         _field(out, "on disk", text.size(usage.stored) + new)
+        for name in live:
+            _field(out, "live", (name, "bold green"), ("  runs on from here; no snapshot has what it did since", "dim"))
         _next_steps(out, history, record)
         if app.verbose:
             out.line()
@@ -67,6 +70,14 @@ def show(app: App, snapshot: str) -> Answer:
                 out.line((line, "dim"))
 
     return Answer(data, print_it)
+
+
+def _runs_from(app: App, record: Snapshot) -> list[str]:
+    """Live programs that were saved to or restored from it last."""
+    from ijfs.live.client.api import list_instances
+
+    found = list_instances(app.repository_path)
+    return sorted(info.name for info in found if info.status == "running" and info.snapshot == record.id.hex())
 
 
 def _field(out: Printer, name: str, *spans: Any) -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import globs
+from ijfs.cli import globs, unsaved
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, Seconds
+from ijfs_engine.errors import IjfsError
+
+if TYPE_CHECKING:
+    from ijfs.live.client.api import InstanceInfo
 
 
 @verb("stop")
 @click.argument("names", nargs=-1, type=INSTANCE)
 @click.option("-a", "--all", "every", is_flag=True, help="All that is live.")
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
-def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: float) -> Answer:
+def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for.
+
+    What they did since they were saved is gone, and is named; at a terminal that is asked first. `ijfs save --stop`
+    keeps it.
 
     A NAME may be a pattern: `ijfs stop --rm 'agent-*'`.
     """
@@ -32,6 +40,10 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
     chosen = globs.expanded(names, lambda: _stoppable(app, ended=forget))
     if not every:  # what ends by itself meanwhile is no slip of who said --all
         _check(app, chosen, forget=forget)
+    live = _live(app, chosen)
+    if live and not yes:
+        _ask(app, live, forget=forget)
+    gone = {info.name: unsaved.by_ending(info, forget=forget) for info in live}
     done: list[dict[str, Any]] = []
     for name in chosen:
         status = _stop(app, name, forget=forget, timeout=timeout)
@@ -42,10 +54,26 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, timeout: f
     def show(out: Printer) -> None:
         for item in done:
             out.line("forgot " if forget else "stopped ", (item["name"], "bold"))
+            if item["name"] in gone:
+                out.line((f"  gone: {gone[item['name']]}; `ijfs save --stop` would have kept it", "dim"))
         if not done:
             out.line(("nothing is live", "dim"))
 
     return Answer({"stopped": done}, show)
+
+
+def _live(app: App, names: list[str]) -> list[InstanceInfo]:
+    """Those of the programs that run, and so lose something."""
+    from ijfs.live.client import api as client
+
+    running = [name for name in names if client.is_running(app.repository_path, name)]
+    return [info for name in running if (info := client.describe(app.repository_path, name)).status == "running"]
+
+
+def _ask(app: App, live: list[InstanceInfo], *, forget: bool) -> None:
+    """At a terminal, whether they may end. Who says no has changed nothing."""
+    if app.can_ask and not click.confirm(unsaved.question(live, forget=forget), err=True):
+        raise IjfsError("nothing was changed", hint="`ijfs save --stop NAME` ends a program in the state that it saves")
 
 
 def _stoppable(app: App, *, ended: bool) -> list[str]:
