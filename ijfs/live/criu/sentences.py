@@ -60,6 +60,18 @@ KNOWN: tuple[Known, ...] = (
         of_program=True,
     ),
     Known(
+        r"Unknown socket collected \(family (\d+)\)",
+        "the program has a socket of a family that CRIU does not know ({1})",
+        "close it in the program",
+        of_program=True,
+    ),
+    Known(
+        r"Unsupported proto (\d+) for socket",
+        "the program has a socket of a protocol that CRIU does not know ({1}; 262 is multipath TCP)",
+        "let it use TCP or UDP",
+        of_program=True,
+    ),
+    Known(
         r"In-flight connection",
         "a connection to a server of the program had not been accepted, at any of several tries",
         "save it when the server is less busy; one that never accepts keeps the program from being saved",
