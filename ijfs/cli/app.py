@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP: nobody has said yet what became of what was going on."""
+
+
 @dataclass
 class App:
     """One call of the command line: common options, and the repository once it is opened."""
@@ -123,9 +127,9 @@ class App:
             yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {meaning()}") from None
-        except SystemExit:
+        except Terminated as ended:
             self.warn(f"ended by a signal; {meaning()}")
-            raise
+            raise SystemExit(ended.code) from None
 
     def answer(self, answer: Answer, name: str) -> None:
         """Print what a verb returned in the way that was asked for, once no bar is in the way."""

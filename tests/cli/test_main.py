@@ -279,26 +279,31 @@ def unread(pipe: IO[bytes] | None) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["click", "ijfs_engine", "atexit"])
-def test_an_interrupt_during_the_imports_or_at_the_end_shows_no_traceback(tmp_path: Path, module: str) -> None:
-    """A module that interrupts its own process while it is imported; one more comes when all is done."""
-    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
+def test_a_signal_during_the_imports_or_at_the_end_is_said_and_shows_no_traceback(
+    tmp_path: Path, module: str, number: signal.Signals
+) -> None:
+    """A module that sends its own process a signal while it is imported; one more comes when all is done."""
+    interrupt = f"import os, signal; os.kill(os.getpid(), {int(number)})\n"
     if module == "atexit":
-        at_exit = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        at_exit = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), {int(number)})\n"
         (tmp_path / "sitecustomize.py").write_text(at_exit)
     else:
         (tmp_path / f"{module}.py").write_text(interrupt)
     done = subprocess.run(
         [*COMMAND, "log"],
         env={**os.environ, "PYTHONPATH": os.fspath(tmp_path), "IJFS_REPO": os.fspath(tmp_path / "none")},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
         capture_output=True,
         text=True,
         timeout=patient(60),
         check=False,
     )
-    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert done.returncode in (-number, 128 + number)
     assert "Traceback" not in done.stderr
+    said = ("before anything was begun", "nothing was left half done", "no ijfs repository")
+    assert sum(done.stderr.count(words) for words in said) == 1, done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -321,6 +326,7 @@ def test_an_interrupted_verb_ends_with_the_code_shells_expect(
     assert process.returncode == code
     assert out == b""
     assert b"Traceback" not in err
+    assert err.count(b"nothing was left half done") == 1
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
