@@ -257,12 +257,12 @@ def _answers(port: int) -> bool:
 def test_a_chatty_connection_loses_nothing_in_a_save(live_env: LiveEnv) -> None:
     code = """
 import socket
-listener = socket.create_server(("127.0.0.1", 7000)); peer, _ = listener.accept()
+listener = socket.create_server(("127.0.0.1", 7000)); print("up", flush=True); peer, _ = listener.accept()
 for number in range(60000): peer.sendall(b"%d\\n" % number)
 peer.close(); listener.accept()
 """
     info = live_env.python("chatty", code, ports=(7000,))
-    time.sleep(0.3)
+    assert eventually(lambda: "up" in said(live_env, "chatty"))
     with socket.create_connection(("127.0.0.1", info.relay[0].host)) as sock, sock.makefile("rb") as lines:
         heard = [int(next(lines)) for _ in range(100)]
         for _ in range(4):
