@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-scale bench-remote setup-bench lock labextension setup-browser pictures tour docs wheel clean
+.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-scale bench-remote setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ setup-browser: setup ## what the tests in a browser need: chromium, JupyterLab, 
 
 labextension: ## the panel for JupyterLab from its sources into labextension/built; needs node and npm
 	tools/labextension
+
+screenshots: setup setup-browser ## docs/jupyter-panel.png, the panel in JupyterLab as it is now
+	IJFS_SCREENSHOTS=docs $(BIN)/pytest tests/browser/test_screenshots.py
 
 lock: ## resolve the dependencies anew; ARGS=--upgrade for the newest
 	tools/lock $(ARGS)

@@ -3,6 +3,7 @@
 import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { CommandRegistry } from '@lumino/commands';
+import { Widget } from '@lumino/widgets';
 import { ApiError, IFileChange, IRestored, ISnapshot, WhenBusy } from './api';
 import type { Snapshots } from './model';
 import { bringBack, documentOf, lastCount, markTurn, reconnect } from './notebook';
@@ -165,7 +166,7 @@ export class Actions {
     const undo = { label: 'Undo', caption: 'Return to what was left', callback: () => this.back(panel, left) };
     Notification.success(said, { autoClose: TOAST_MS, actions: left === null ? [] : [undo] });
     if (waiting) {
-      Notification.warning('The program waits for input(): interrupt it, or run the cell again.', { autoClose: TOAST_MS });
+      this.offerInput(panel);
     }
     notices.forEach(notice => Notification.info(notice, { autoClose: TOAST_MS }));
   }
@@ -178,6 +179,21 @@ export class Actions {
       await bringBack(panel, at.document);
     }
     await reconnect(panel);
+  }
+
+  /** The box of an input() that waits is not in the notebook that was brought back: it is offered here. */
+  private offerInput(panel: NotebookPanel): void {
+    const answer = async (): Promise<void> => {
+      const asked = await InputDialog.getText({ title: 'The program waits for input()', label: 'Answer', okLabel: 'Send' });
+      const kernel = panel.sessionContext.session?.kernel;
+      if (asked.button.accept && kernel) {
+        await this.model.api.input(kernel.id, asked.value ?? '');
+      }
+    };
+    Notification.warning('The program waits for input().', {
+      autoClose: false,
+      actions: [{ label: 'Answer it', callback: () => void this.attempt(answer) }]
+    });
   }
 
   private back(panel: NotebookPanel, left: string | null): void {
@@ -288,12 +304,16 @@ async function during<T>(text: string, work: Promise<T>): Promise<T> {
   }
 }
 
-function listed(files: IFileChange[]): string {
+/** The files of a question, a line each. */
+function listed(files: IFileChange[]): Widget {
   const signs: Record<string, string> = { added: '+', removed: '−', changed: '~' };
   const shown = files.slice(0, NAMED_FILES).map(file => {
     const clash = file.conflict ? ' (changed here, too)' : '';
     return `${signs[file.change] ?? ' '} ${file.path}${clash}`;
   });
   const more = files.length - shown.length;
-  return [...shown, ...(more > 0 ? [`… and ${more} more`] : [])].join('\n');
+  const node = document.createElement('pre');
+  node.className = 'ijfs-List';
+  node.textContent = [...shown, ...(more > 0 ? [`… and ${more} more`] : [])].join('\n');
+  return new Widget({ node });
 }

@@ -263,6 +263,16 @@ export class Api {
     return this.get('document', this.here({ snapshot }));
   }
 
+  /** Answer a `document` event: a save from elsewhere asks for the notebook as it is here. */
+  give(body: { kernel: string; ticket: string; document: INotebookContent }): Promise<unknown> {
+    return this.post('give', body);
+  }
+
+  /** Type something for a cell that waits for it. */
+  input(kernel: string, value: string): Promise<unknown> {
+    return this.post('input', { kernel, value });
+  }
+
   compare(query: { old: string; new: string; kernel?: string; parts: string }): Promise<IComparison> {
     return this.get('compare', this.here(query));
   }

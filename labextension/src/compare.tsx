@@ -14,8 +14,11 @@ const SIGNS: Record<Change, string> = { same: ' ', changed: '~', added: '+', rem
 /** Open a tab that compares a snapshot with the notebook in front as it runs. */
 export async function showComparison(app: JupyterFrontEnd, model: Snapshots, snapshot: ISnapshot): Promise<void> {
   const live = model.ready ? model.kernel?.id : undefined;
-  const query = { old: snapshot.id, new: live === undefined ? 'latest' : 'live', kernel: live };
-  const ask = (parts: string): Promise<IComparison> => model.api.compare({ ...query, parts });
+  const here = model.tree?.here ?? 'latest';
+  const ask = (parts: string): Promise<IComparison> =>
+    live !== undefined && parts === 'variables'
+      ? model.api.compare({ old: snapshot.id, new: 'live', kernel: live, parts })
+      : model.api.compare({ old: snapshot.id, new: here, parts });
   const content = ReactWidget.create(<Comparison ask={ask} />);
   content.addClass('ijfs-Compare');
   const widget = new MainAreaWidget({ content });
@@ -29,17 +32,24 @@ export async function showComparison(app: JupyterFrontEnd, model: Snapshots, sna
 
 type Answer = IComparison | ApiError | null;
 
+function isAnswered(answer: Answer): answer is IComparison {
+  return answer !== null && !(answer instanceof ApiError);
+}
+
 function Comparison({ ask }: { ask: (parts: string) => Promise<IComparison> }): JSX.Element {
   const code = useAnswer(ask, 'cells,files');
   const values = useAnswer(ask, 'variables');
   return (
     <div className="ijfs-Compare-all">
+      <p className="ijfs-Hint">Code and files are those of the last save, variables as they are now.</p>
       <Part title="Code" answer={code}>
         {answer => <Cells cells={answer.cells ?? []} />}
       </Part>
-      <Part title="Variables" answer={values}>
-        {answer => <Variables variables={answer.variables ?? []} error={answer.variables_error ?? ''} />}
-      </Part>
+      {isAnswered(values) && values.variables === undefined ? null : (
+        <Part title="Variables" answer={values}>
+          {({ variables, variables_error: error }) => <Variables variables={variables ?? []} error={error ?? ''} />}
+        </Part>
+      )}
       <Part title="Files" answer={code}>
         {answer => <Files files={answer.files ?? []} isCut={answer.files_cut ?? false} />}
       </Part>
@@ -197,7 +207,13 @@ function valueText(value: IValue | null): string {
   return [value.type, shape, size].filter(Boolean).join(' · ');
 }
 
-function Files({ files, isCut }: { files: IFileChange[]; isCut: boolean }): JSX.Element {
+/** A directory's own times: what changed in it is said of what is in it. */
+function isOnlyTimes({ change, old_size: before, new_size: after }: IFileChange): boolean {
+  return change === 'changed' && before === 0 && after === 0;
+}
+
+function Files({ files: found, isCut }: { files: IFileChange[]; isCut: boolean }): JSX.Element {
+  const files = found.filter(file => !isOnlyTimes(file));
   if (files.length === 0) {
     return <p className="ijfs-Hint">No file changed.</p>;
   }

@@ -26,4 +26,3 @@ export const tagIcon = icon('tag', '<path d="M2.5 2.5h5l6 6-5 5-6-6z"/><circle c
 export const deleteIcon = icon('delete', '<path d="M3 4.5h10M6 4.5V3h4v1.5M4.5 4.5l.5 9h6l.5-9"/>');
 export const adoptIcon = icon('adopt', '<path d="M8 2v7.5M5 6.8 8 9.8l3-3M2.5 11v2.5h11V11"/>');
 export const hereIcon = icon('here', '<circle cx="8" cy="8" r="4.5"/><path d="M8 1v3M8 12v3M1 8h3M12 8h3"/>');
-export const refreshIcon = icon('refresh', '<path d="M13 5.5A5.7 5.7 0 1 0 13.7 8M13.5 2.5v3.2h-3.2"/>');

@@ -5,6 +5,7 @@ import type { Event, Kernel } from '@jupyterlab/services';
 import { Debouncer } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 import { Api, ApiError, IEvent, ISnapshot, ITree, Status } from './api';
+import { documentOf } from './notebook';
 import { byId } from './tree';
 
 /** Events come in bursts (saving, saved, refs): one look at the tree answers them all. */
@@ -23,6 +24,7 @@ export class Snapshots {
   scope: Scope = 'notebook';
   selected: string | null = null;
 
+  private schema = '';
   private asked = 0;
   private readonly _changed = new Signal<this, void>(this);
   private readonly _restoredElsewhere = new Signal<this, IEvent>(this);
@@ -37,6 +39,10 @@ export class Snapshots {
   ) {
     tracker.currentChanged.connect((_, panel) => this.follow(panel));
     events.stream.connect((_, emission) => this.hear(emission));
+    api.info().then(
+      ({ schema }) => (this.schema = schema),
+      () => undefined // the tree says why nothing answers
+    );
     this.follow(tracker.currentWidget);
   }
 
@@ -157,11 +163,22 @@ export class Snapshots {
     void this.later.invoke();
   }
 
+  /** A save from elsewhere asks for the notebook: whoever has it open gives it. Where nobody does, the file is taken. */
+  private async give({ kernel, text: ticket }: IEvent): Promise<void> {
+    const panel = this.tracker.find(each => each.sessionContext.session?.kernel?.id === kernel);
+    if (panel !== undefined && kernel) {
+      await this.api.give({ kernel, ticket, document: documentOf(panel) }).catch(() => undefined);
+    }
+  }
+
   private hear(emission: Event.Emission): void {
-    if (!emission.schema_id.startsWith('https://ijfs')) {
+    if (emission.schema_id !== this.schema) {
       return;
     }
     const event = emission as unknown as IEvent;
+    if (event.kind === 'document') {
+      void this.give(event);
+    }
     if (TREE_CHANGES.has(event.kind)) {
       void this.later.invoke();
     } else if (event.kernel === this.kernel?.id) {

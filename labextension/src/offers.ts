@@ -6,7 +6,7 @@ import { name } from './actions';
 import type { Actions } from './actions';
 import type { IOffer } from './api';
 import type { Snapshots } from './model';
-import { age } from './words';
+import { ago } from './words';
 
 /** Offers each notebook once, when its first kernel is fresh. */
 export class Offers {
@@ -44,7 +44,7 @@ export class Offers {
       this.ask(panel, `${live.name} of this notebook is still live.`, 'Go on with it', { instance: live.name });
     } else if (offer.snapshot !== null) {
       const { id, created } = offer.snapshot;
-      const when = `${name(offer.snapshot)}, ${age(created, Date.now())} ago`;
+      const when = `${name(offer.snapshot)}, ${ago(created, Date.now())}`;
       this.ask(panel, `The last snapshot of this notebook is ${when}.`, 'Go on from it', { snapshot: id });
     }
   }

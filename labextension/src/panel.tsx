@@ -49,7 +49,10 @@ export class SnapshotsPanel extends ReactWidget {
   protected onActivateRequest(): void {
     this.reveal += 1;
     this.update();
-    requestAnimationFrame(() => this.node.querySelector<HTMLElement>('.ijfs-Tree, .ijfs-Button')?.focus());
+    requestAnimationFrame(() => {
+      const { node } = this;
+      (node.querySelector<HTMLElement>('.ijfs-Tree') ?? node.querySelector<HTMLElement>('.ijfs-Button'))?.focus();
+    });
   }
 
   protected render(): JSX.Element {
@@ -157,7 +160,6 @@ function Tools({ model, run, isEnabled, goLive }: IToolsProps): JSX.Element {
       <span className="ijfs-Space" />
       <Tool icon={icons.forkIcon} label="Fork the running notebook into a new tab" disabled={!isEnabled('fork-running')} onClick={() => run('fork-running')} />
       <Tool icon={icons.hereIcon} label="Show where the notebook is (H)" disabled={model.here === null} onClick={goLive} />
-      <Tool icon={icons.refreshIcon} label="Look anew" onClick={() => void model.refresh()} />
     </div>
   );
 }

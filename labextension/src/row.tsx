@@ -157,7 +157,7 @@ function spoken(snapshot: ISnapshot, isHere: boolean, now: number): string {
   return [
     message || (auto ? 'auto-save' : `snapshot ${words.short(snapshot.id)}`),
     isHere ? 'the notebook is here' : '',
-    `saved ${words.age(created, now)} ago`,
+    `saved ${words.ago(created, now)}`,
     count === null ? '' : `after cell ${count}`,
     branches.length > 0 ? `branch ${branches.join(', ')}` : '',
     tags.length > 0 ? `tag ${tags.join(', ')}` : '',

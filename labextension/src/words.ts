@@ -33,6 +33,12 @@ export function age(created: string, now: number): string {
   return step === undefined ? 'now' : `${Math.floor(seconds / step[0])} ${step[1]}`;
 }
 
+/** The same in a sentence: `just now`, `3 min ago`. */
+export function ago(created: string, now: number): string {
+  const since = age(created, now);
+  return since === 'now' ? 'just now' : `${since} ago`;
+}
+
 /** As many digits of an id as a person compares. */
 export function short(id: string): string {
   return id.slice(0, 8);

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { age, bytes, duration, plural } from '../src/words.ts';
+import { age, ago, bytes, duration, plural } from '../src/words.ts';
 
 test('bytes have three digits at most', () => {
   const told = [0, 999, 1000, 9949, 9950, 999_499, 999_500, 12_345_678, 5e12].map(bytes);
@@ -17,6 +17,11 @@ test('an age is its largest unit', () => {
   const now = Date.parse('2026-11-30T12:00:00Z');
   const ago = (seconds: number): string => age(new Date(now - seconds * 1000).toISOString(), now);
   assert.deepEqual([-5, 59, 60, 3599, 3600, 86400, 8 * 86400].map(ago), ['now', 'now', '1 min', '59 min', '1 h', '1 d', '1 w']);
+});
+
+test('in a sentence an age is ago', () => {
+  const now = Date.parse('2026-11-30T12:00:00Z');
+  assert.deepEqual([59, 60].map(s => ago(new Date(now - s * 1000).toISOString(), now)), ['just now', '1 min ago']);
 });
 
 test('one of a thing is not many', () => {
