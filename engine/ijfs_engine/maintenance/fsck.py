@@ -213,7 +213,7 @@ class Checker:
             said = _Names.of_index(view)
         path = self._repository.directory.journal
         try:
-            with path.open("rb") as file:
+            with disk.read_plain(path) as file:
                 _, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
             if owner != self._repository.directory.id:
                 yield Finding("journal", None, "journal", "the journal is that of another repository")

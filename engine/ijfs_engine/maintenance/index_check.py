@@ -14,6 +14,7 @@ from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH
 from ijfs_engine.format.frames import HEADER_SIZE, ID_SIZE, MAX_CHUNK, MAX_OBJECT, Codec, FrameKind
 from ijfs_engine.format.place import NO_PLACE, Place
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import (
     BASES,
     CHUNKS,
@@ -60,7 +61,7 @@ def salvage(file: Path) -> Rows:
     """The rows of names that can still be read in an index, whatever state it is in."""
     found: Rows = {table: {} for table in _NAMES}
     try:
-        with file.open("rb", buffering=0) as data:
+        with disk.read_plain(file) as data:
             meta = newest_meta(read_head(data.fileno()))
             if meta is None:
                 return found

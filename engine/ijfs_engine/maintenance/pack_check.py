@@ -19,6 +19,7 @@ from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind, base_ids, decode_frame, padding
 from ijfs_engine.format.place import Place, encode_where
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import Scanned, Stretch, scan_stretches
 from ijfs_engine.storage.index import BASES, CHUNKS, OBJECTS, PACK_KEY, PACK_ROW, PACKS
 from ijfs_engine.storage.object_store import verify_object
@@ -131,7 +132,7 @@ class PackCheck:
         """What is wrong with the beginning of a pack."""
         path = pack_path(self._repository.directory.packs, number)
         try:
-            with path.open("rb") as file:
+            with disk.read_plain(path) as file:
                 named, own, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
         except (CorruptError, UnknownFormatError, OSError) as error:
             if kind == SIDECAR_PACK:

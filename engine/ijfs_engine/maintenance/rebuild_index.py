@@ -136,7 +136,7 @@ class Rebuilder:
         path = self._repository.directory.journal
         try:
             entries = list(self._repository.journal.transactions())
-            with path.open("rb") as file:
+            with disk.read_plain(path) as file:
                 decode_pack_header(file.read(PACK_HEADER_SIZE), path)
         except (FileNotFoundError, CorruptError, UnknownFormatError):
             return _History([], PACK_HEADER_SIZE, whole=False)

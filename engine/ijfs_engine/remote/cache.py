@@ -233,7 +233,7 @@ def _runs(blocks: Sequence[tuple[CachedPack, int]]) -> Iterator[tuple[CachedPack
 
 def _open_sized(path: Path, size: int) -> int:
     """A file of that size, made where there is none; of another size it is of no use and made anew. OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = disk.open_plain(path, os.O_RDWR | os.O_CREAT)
     if os.fstat(fd).st_size != size:
         os.ftruncate(fd, size)
     return fd
@@ -248,10 +248,13 @@ def _held(directory: Path) -> list[tuple[Path, int]]:
 def _punch(path: Path, numbers: Sequence[int]) -> None:
     """Unmark blocks, then give their space back. Who has begun to read them reads zeros, which are no frames."""
     blocks = path.with_suffix(".map").stat().st_size // 4
-    with path.with_suffix(".map").open("r+b") as marks, mmap.mmap(marks.fileno(), 4 * blocks) as mapped:
+    with (
+        open(path.with_suffix(".map"), "r+b", opener=disk.open_plain) as marks,
+        mmap.mmap(marks.fileno(), 4 * blocks) as mapped,
+    ):
         for number in numbers:
             mapped[4 * number : 4 * number + 4] = bytes(4)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = disk.open_plain(path, os.O_RDWR)
     try:
         for number in numbers:
             disk.punch(fd, path, number * BLOCK, BLOCK)
@@ -262,7 +265,7 @@ def _punch(path: Path, numbers: Sequence[int]) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     """Whether nobody else gives space back just now."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = disk.open_plain(path, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

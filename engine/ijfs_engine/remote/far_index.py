@@ -134,7 +134,7 @@ class FarIndex:
 
 def _slot(path: Path, store: bytes) -> int:
     """Which numbers a store's packs have: its place in a file of the ids of all that there ever were. OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = disk.open_plain(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         data = os.pread(fd, len(store) << (31 - _SLOT_BITS), 0)

@@ -21,6 +21,7 @@ from ijfs_engine.storage.reserve import Reserve
 FORMAT_VERSION: Final = 1
 _FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
+_FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RepositoryDirectory:
 
         NoRepositoryError, UnknownFormatError, CorruptError, StorageError."""
         _check_utf8(path)
+        disk.check_plain(path / "format")
         try:
             ident = _read_format(path)
         except (NoRepositoryError, CorruptError):
@@ -69,7 +71,10 @@ class RepositoryDirectory:
             ident = found
         if not os.access(path, os.R_OK | os.X_OK):
             raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
+        _check_kinds(path)
         if damaged:
+            # A repair would count a pack behind a link as lost.
+            disk.check_plain(*(file for _, file in pack_files(path / "packs")))
             # One damaged digit of the id in `format` is no reason to call all packs those of another repository.
             ident = id_of_packs(path) or ident
         return cls(path.resolve(), ident, _read_only_reason(path))
@@ -139,6 +144,12 @@ class RepositoryDirectory:
             return path.read_bytes()
 
 
+def _check_kinds(path: Path) -> None:
+    """That nothing in a repository leads out of it: LMDB writes its locks through a link. StorageError."""
+    disk.check_directories(*(path / name for name in _DIRECTORIES), path / "remotes")
+    disk.check_plain(*(path / name for name in _FILES))
+
+
 def _check_utf8(path: Path) -> None:
     """That LMDB, which opens files by names in UTF-8 alone, can open an index there. IjfsError."""
     try:
@@ -186,7 +197,7 @@ def id_of_packs(path: Path) -> bytes | None:
     with contextlib.suppress(OSError):
         files += [file for _, file in pack_files(path / "packs")]
     for file in files:
-        with contextlib.suppress(OSError, CorruptError, UnknownFormatError), file.open("rb") as data:
+        with contextlib.suppress(OSError, CorruptError, UnknownFormatError), disk.read_plain(file) as data:
             found[decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2]] += 1
     return next(iter(found)) if len(found) == 1 else None
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import lmdb
 
-from ijfs_engine.errors import HINTS, StorageError
+from ijfs_engine.errors import HINTS, CorruptError, StorageError
 
 
 class Step(NamedTuple):
@@ -33,6 +34,16 @@ class Step(NamedTuple):
 observer: Callable[[Step], None] | None = None
 """Called before each step. Only tests set it."""
 
+_NO_LINKS: Final = (
+    "move it out of the repository, and put back what was there; a bind mount may stand there, a link may not"
+)
+_KINDS: Final = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -81,6 +92,54 @@ def create(path: Path, flags: int = 0, mode: int = 0o600) -> int:
     """Create a file that must not exist; its descriptor (read and write). FileExistsError passes through."""
     note("create", path)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, mode)
+
+
+def open_plain(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a regular file: never through a symbolic link, and never one that waits, as a pipe's would.
+
+    CorruptError for anything else of that name; OSError."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _no_plain_file(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_plain_file(path)
+    return fd
+
+
+def _no_plain_file(path: str | Path) -> CorruptError:
+    return CorruptError(f"{path} is {_what(os.lstat(path).st_mode)}, no regular file", hint=_NO_LINKS)
+
+
+def read_plain(path: Path) -> BinaryIO:
+    """A regular file, open for reading, as `open_plain` opens it."""
+    return open(path, "rb", opener=open_plain)
+
+
+def check_plain(*files: Path) -> None:
+    """That each is a regular file or not there. StorageError."""
+    _check_modes(files, stat.S_ISREG, "regular file")
+
+
+def check_directories(*directories: Path) -> None:
+    """That each is a directory, and no link to one, or not there. StorageError."""
+    _check_modes(directories, stat.S_ISDIR, "directory")
+
+
+def _check_modes(paths: Iterable[Path], fits: Callable[[int], bool], wanted: str) -> None:
+    for path in paths:
+        # What cannot even be looked at cannot be opened either, and whoever tries says so.
+        with contextlib.suppress(OSError):
+            mode = os.lstat(path).st_mode
+            if not fits(mode):
+                raise StorageError(f"{path} is {_what(mode)}, no {wanted}", hint=_NO_LINKS)
+
+
+def _what(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def write(fd: int, path: Path, data: bytes | memoryview, offset: int) -> None:

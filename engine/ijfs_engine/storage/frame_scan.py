@@ -25,6 +25,7 @@ from ijfs_engine.format.frames import (
     decode_header,
     padding,
 )
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE
 
 _WINDOW: Final = 8 << 20
@@ -129,7 +130,7 @@ def scan_stretches(path: Path, most: int, end: int | None = None) -> Iterator[St
 @contextlib.contextmanager
 def _opened(path: Path, end: int | None) -> Iterator[_Window]:
     """A file's window that ends at `end`, or where the file does."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = disk.open_plain(path)
     try:
         size = os.fstat(fd).st_size
         yield _Window(fd, size if end is None else min(size, end))

@@ -323,7 +323,7 @@ class Index:
         """The pages of one consistent state, to be looked at without LMDB; writers go on meanwhile. StorageError."""
         with (
             disk.storage_errors("reading the index"),
-            self._data.open("rb", buffering=0) as data,
+            disk.read_plain(self._data) as data,
             self._current().one_state(data.fileno()) as meta,
         ):
             yield Pages(data.fileno(), meta)
@@ -377,7 +377,7 @@ class Index:
             txn.abort()
 
     def _lengthen(self, environment: _Environment, length: int) -> None:
-        fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+        fd = disk.open_plain(self._data, os.O_RDWR)
         try:
             used = (environment.last_page() + 1) * environment.page_size
             disk.allocate(fd, self._data, max(os.fstat(fd).st_size, used + length))
@@ -417,6 +417,8 @@ class _Environment:
         self._gate = _Gate()
         self._inside = local()
         self._users = 0
+        disk.check_directories(path)
+        disk.check_plain(path / "data.mdb", path / "lock.mdb", path / "checked")
         if os.path.exists(self._data) and os.path.getsize(self._data):
             self._refuse(look_over(path / "data.mdb", TABLES))
         self.stamp = Stamp(path / "data.mdb")

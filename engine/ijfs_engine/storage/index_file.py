@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ijfs_engine.storage.disk import note
+from ijfs_engine.storage.disk import note, open_plain
 
 _DONTNEED: Final = 4
 _PAGE_HEAD: Final = struct.Struct("<Q2xH4x")
@@ -94,7 +94,7 @@ def allocate_mapped(file: Path, readers: int) -> None:
 
     By fallocate(2) alone: the C library's would write zeros where the filesystem has none, beside who uses the map.
     """
-    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_plain(file, os.O_RDWR | os.O_CREAT)
     try:
         status = os.fstat(fd)
         if status.st_size and status.st_blocks * 512 >= status.st_size:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ijfs_engine.storage.disk import read_plain
 from ijfs_engine.storage.index_file import Meta, Tree, doubt, newest_meta
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def look_over(file: Path, names: Collection[bytes]) -> str | None:
 
 
 def _look(file: Path, names: Collection[bytes]) -> str | None:
-    with file.open("rb", buffering=0) as data:
+    with read_plain(file) as data:
         head = read_head(data.fileno())
         wrong = doubt(head)
         meta = newest_meta(head)

@@ -13,6 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.storage.disk import open_plain
+
 _NAME: Final = "checked"
 _FIELDS: Final = struct.Struct("<QQQQ")
 LARGE: Final = 16 << 20
@@ -44,9 +47,10 @@ class Stamp:
 
     def renew(self) -> None:
         """A sound index was changed by a commit. Where the stamp cannot be written, the next open looks for itself."""
-        with suppress(OSError):
+        with suppress(OSError, CorruptError):
             self._sound = _fields(os.stat(self._data))
-            self._file.write_bytes(self._sound)
+            with open(self._file, "wb", opener=open_plain) as file:
+                file.write(self._sound)
 
 
 def _fields(status: os.stat_result) -> bytes:

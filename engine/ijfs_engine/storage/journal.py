@@ -114,7 +114,7 @@ class Journal:
         transaction = Transaction(sequence + 1, time.time_ns(), tuple(records))
         frame = encode_transaction(transaction)
         # Opened anew each time: a repair in another process may have put a new file in its place.
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        fd = disk.open_plain(self.path, os.O_RDWR)
         self._written = end
         try:
             disk.write(fd, self.path, frame, end)
@@ -202,7 +202,7 @@ class Journal:
     def _cut(self, end: int) -> None:
         if self.path.stat().st_size == end:
             return
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        fd = disk.open_plain(self.path, os.O_RDWR)
         try:
             disk.truncate(fd, self.path, end)
             disk.fsync(fd, self.path)

@@ -90,7 +90,7 @@ def mend_pack_header(path: Path, kind: int, repository: bytes) -> bool:
     """Write the header of a pack anew if it is damaged, with the time of now; whether it was. OSError."""
     number = pack_number(path)
     assert number is not None
-    with path.open("rb") as file:
+    with disk.read_plain(path) as file:
         old = file.read(PACK_HEADER_SIZE)
     try:
         if decode_pack_header(old, path) == (number, kind, repository):
@@ -99,7 +99,7 @@ def mend_pack_header(path: Path, kind: int, repository: bytes) -> bool:
         return False
     except CorruptError:
         pass
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = disk.open_plain(path, os.O_WRONLY)
     try:
         disk.write(fd, path, encode_pack_header(number, kind, repository), 0)
         disk.fsync(fd, path)
@@ -264,7 +264,7 @@ class _OpenPack:
     """A descriptor that closes when the last thread using it lets go of the object."""
 
     def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = disk.open_plain(path)
         self._last = 0
         self._asked = 0
 

@@ -16,6 +16,7 @@ from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameHeader, FrameKind, base_ids, decode_frame, decode_header
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, decode_snapshot
+from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import Scanned, scan_stretches
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header
@@ -66,7 +67,7 @@ def read_pack(number: int, path: Path) -> PackContents:
 def pack_kind(path: Path) -> int:
     """The kind of a pack; one with a damaged header is taken for a data pack. OSError."""
     try:
-        with path.open("rb") as file:
+        with disk.read_plain(path) as file:
             _, kind, _ = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
     except (CorruptError, UnknownFormatError):
         return DATA_PACK

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ijfs_engine.errors import CorruptError
 from ijfs_engine.storage import disk
 
 _LEAST: Final = 2 << 20
@@ -32,7 +33,7 @@ class Reserve:
         gc notes 50 bytes for each dead chunk, and a chunk has 90 or more in the index. Where it fails there is none.
         """
         want = min(max(_LEAST, index_bytes // 2), _MOST)
-        with suppress(OSError):
+        with suppress(OSError, CorruptError):
             have = self.size()
             space = os.statvfs(self.path.parent)
             if have < want // 2 and (want - have) * _SHARE <= space.f_bavail * space.f_frsize:
@@ -48,12 +49,12 @@ class Reserve:
     def size(self) -> int:
         """Bytes it takes up now. OSError."""
         try:
-            return self.path.stat().st_blocks * 512
+            return self.path.lstat().st_blocks * 512
         except FileNotFoundError:
             return 0
 
     def _allocate(self, size: int) -> None:
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = disk.open_plain(self.path, os.O_RDWR | os.O_CREAT)
         try:
             disk.allocate(fd, self.path, size)
         except OSError:
