@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.read.stored_file import Extent, StoredFile
     from ijfs_engine.remote.bucket import MissingObjectError, RemoteError
-    from ijfs_engine.remote.check import CheckReport
+    from ijfs_engine.remote.check import CheckReport, Harm
     from ijfs_engine.remote.fetch import FetchReport
     from ijfs_engine.remote.known import KnownTree
     from ijfs_engine.remote.operation import Operation
@@ -111,6 +111,7 @@ __all__ = [
     "FoundOnDisk",
     "FsckReport",
     "GcReport",
+    "Harm",
     "Holder",
     "IjfsError",
     "KeptPack",
@@ -193,7 +194,7 @@ _MODULES = {
     "read.reader": ("Reader",),
     "read.stored_file": ("Extent", "StoredFile"),
     "remote.bucket": ("MissingObjectError", "RemoteError"),
-    "remote.check": ("CheckReport",),
+    "remote.check": ("CheckReport", "Harm"),
     "remote.fetch": ("FetchReport",),
     "remote.known": ("KnownTree",),
     "remote.operation": ("Operation",),

@@ -129,10 +129,26 @@ def test_an_altered_pack_is_named_and_healed_by_who_has_it(pushed: Repository, b
         assert other.remotes.fsck("origin", repair=True).healed == []
         with pytest.raises(CorruptError):
             contents(other, newest)
-        assert len(pushed.remotes.fsck("origin", repair=True).healed) == 2
+        repaired = pushed.remotes.fsck("origin", repair=True)
+        assert (len(repaired.healed), repaired.left) == (2, [])
         assert not pushed.remotes.fsck("origin").harm
         other.remotes.fetch("origin")
         assert contents(other, newest) == contents(pushed, newest)
+
+
+def test_a_repair_names_the_harm_that_it_leaves(pushed: Repository, bucket: Path) -> None:
+    shared = noise(300_000)
+    mine = save(pushed, {"a": shared, "b": b"b"}, branch="main")
+    push(pushed)
+    theirs = save(pushed, {"a": shared}, branch="other")
+    push(pushed)
+    pushed.refs.delete_branch("other")
+    pushed.gc()
+    damage(max(packs(bucket), key=lambda path: path.stat().st_size), 5000)
+    repaired = pushed.remotes.fsck("origin", repair=True)
+    assert mine.id in repaired.healed
+    assert [harm.snapshots for harm in repaired.left] == [(theirs.id,)]
+    assert repaired.left == pushed.remotes.fsck("origin").left
 
 
 def test_a_lost_pack_is_named(pushed: Repository, bucket: Path) -> None:

@@ -39,7 +39,7 @@ class Harm(NamedTuple):
 
 
 class CheckReport(NamedTuple):
-    """What was looked at and found; `healed` are snapshots that were sent anew."""
+    """What was looked at and found; `healed`: snapshots that were sent anew, `left`: the harm that is there still."""
 
     snapshots: int
     operations: int
@@ -47,6 +47,7 @@ class CheckReport(NamedTuple):
     bytes_read: int
     harm: list[Harm]
     healed: list[ObjectId]
+    left: list[Harm]
 
 
 def check(remote: Remote, *, data: bool = True, progress: Progress | None = None) -> CheckReport:
@@ -72,7 +73,7 @@ def check(remote: Remote, *, data: bool = True, progress: Progress | None = None
                 harm.append(Harm(pack_name(pack), message, _needing(remote, pack), pack))
     received = remote.bucket.traffic.received - before
     view = remote.log.view
-    return CheckReport(len(view.listings), len(view.history), len(packs), received, harm, [])
+    return CheckReport(len(view.listings), len(view.history), len(packs), received, harm, [], harm)
 
 
 def _needing(remote: Remote, pack: bytes) -> tuple[ObjectId, ...]:
@@ -135,6 +136,18 @@ def _check_plain(kind: int, row: IndexRow, frame: EncodedChunk) -> None:
         verify_object(row.tag, frame)
     elif not frame.bases:
         chunk_codec.decode(frame, lambda ids: [])
+
+
+def mend(repository: OpenRepository, remote: Remote, report: CheckReport, progress: Progress | None) -> CheckReport:
+    """`heal`, and what is left then: what a look without the bytes finds, and the packs whose bytes are altered as long
+    as a snapshot needs them."""
+    healed = heal(repository, remote, report, progress)
+    left = check(remote, data=False).harm
+    named, needed = {harm.where for harm in left}, remote.log.view.packs()
+    for harm in report.harm:
+        if harm.pack is not None and harm.pack in needed and harm.where not in named:
+            left.append(harm._replace(snapshots=_needing(remote, harm.pack)))
+    return report._replace(healed=healed, left=left)
 
 
 def heal(repository: OpenRepository, remote: Remote, report: CheckReport, progress: Progress | None) -> list[ObjectId]:

@@ -167,12 +167,11 @@ class Remotes:
         self, name: str, *, repair: bool = False, data: bool = True, progress: Progress | None = None
     ) -> CheckReport:
         """As `check.check` says; with `repair`, what is whole here is sent anew where it is harmed there."""
-        from ijfs_engine.remote.check import check, heal
+        from ijfs_engine.remote.check import check, mend
 
         with self._opened(name) as remote:
             report = check(remote, data=data, progress=progress)
-            healed = heal(self._repository, remote, report, progress) if repair and report.harm else []
-            return report._replace(healed=healed)
+            return mend(self._repository, remote, report, progress) if repair and report.harm else report
 
     def du(self, name: str) -> RemoteUsage:
         """As `usage.usage` says."""

@@ -12,7 +12,9 @@ from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import AGE
 
 if TYPE_CHECKING:
-    from ijfs_engine import CheckReport, Repository, SweepReport, UndoReport
+    from collections.abc import Sequence
+
+    from ijfs_engine import CheckReport, Harm, Repository, SweepReport, UndoReport
 
 DEFAULT = "origin"
 SHARES = [
@@ -81,33 +83,41 @@ def fsck(app: App, name: str | None, quick: bool, repair: bool) -> Answer:
     remote = chosen(repository, name)
     progress = app.progress(f"fsck of {remote}")
     report = repository.remotes.fsck(remote, repair=repair, data=not quick, progress=progress)
-    left = bool(report.harm) and not (repair and not repository.remotes.fsck(remote, data=False).harm)
     data = {
         "remote": remote,
         "clean": not report.harm,
         **{key: getattr(report, key) for key in ("snapshots", "operations", "packs", "bytes_read")},
-        "harm": [
-            {"where": one.where, "message": one.message, "snapshots": [i.hex() for i in one.snapshots]}
-            for one in report.harm
-        ],
+        "harm": [_harm(one) for one in report.harm],
         "healed": [ident.hex() for ident in report.healed],
+        "left": [_harm(one) for one in report.left],
     }
-    return Answer(data, lambda out: _checked(out, remote, report, left), 1 if left else 0)
+    return Answer(data, lambda out: _checked(out, remote, report), 1 if report.left else 0)
 
 
-def _checked(out: Printer, remote: str, report: CheckReport, left: bool) -> None:
+def _harm(one: Harm) -> dict[str, Any]:
+    return {"where": one.where, "message": one.message, "snapshots": [ident.hex() for ident in one.snapshots]}
+
+
+def _checked(out: Printer, remote: str, report: CheckReport) -> None:
     for one in report.harm:
-        hurt = ", ".join(map(text.short, one.snapshots[:5])) + (", …" if len(one.snapshots) > 5 else "")
+        hurt = _some(one.snapshots)
         out.line((one.where, "red"), f": {one.message}", (f"  hurts {hurt}" if hurt else "", "dim"))
     if report.healed:
         out.line(f"sent anew: {text.count(len(report.healed), 'snapshot')}")
+        left = _some(list(dict.fromkeys(ident for one in report.left for ident in one.snapshots)))
+        if left:
+            out.line(("not whole here, and harmed there still: ", "red"), left)
     what = (
         f"{text.count(report.snapshots, 'snapshot')}, {text.count(report.operations, 'operation')}, "
         f"{text.count(report.packs, 'pack')}, {text.size(report.bytes_read)} read"
     )
-    out.line((remote, "bold green"), f" is {'harmed' if left else 'whole'}: {what}")
-    if left:
+    out.line((remote, "bold green"), f" is {'harmed' if report.left else 'whole'}: {what}")
+    if report.left:
         out.line(("  on a machine that has these snapshots: `ijfs remote fsck --repair`", "dim"))
+
+
+def _some(snapshots: Sequence[bytes]) -> str:
+    return ", ".join(map(text.short, snapshots[:5])) + (", …" if len(snapshots) > 5 else "")
 
 
 @verb("remote du")
