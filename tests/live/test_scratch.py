@@ -47,12 +47,13 @@ def places() -> Iterator[list[Path]]:
 def test_the_hosts_scratch_files_are_seen_and_written_in_the_layer_and_come_back(
     live_env: LiveEnv, places: list[Path]
 ) -> None:
-    live_env.command("looks", f"cd /tmp; exec 3< {places[0]}/data; sleep 1000")
+    live_env.command("looks", f"cd /tmp; exec 3< {places[0]}/data; sleep 1000", cwd=str(live_env.work))
     shown = [str(place) for place in places]
     assert live_env.exec("looks", "sh", "-c", LOOK, "look", *shown) == 0
     assert live_env.exec("looks", "sh", "-c", f"echo inside > {places[0]}/data; rm {places[1]}/data") == 0
     assert [(place / "data").read_text() for place in places] == ["host", "host"]
-    saved = live_env.save("looks")
+    live_env.save("looks")
+    saved = live_env.save("looks")  # what is as it was in /tmp is taken over, with the working directory below it
     live_env.restore(saved.snapshot, "again")
     for name in ("looks", "again"):
         assert live_env.exec(name, "grep", "-q", "inside", f"{places[0]}/data") == 0

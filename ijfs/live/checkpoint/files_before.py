@@ -95,11 +95,13 @@ class FilesBefore:
 
 def whole_directories(items: Mapping[str, Item]) -> frozenset[str]:
     """Directories that are as they were with all that is in them. Not those with a name of a file that has several: the
-    others may be elsewhere, and which names are one file is numbered anew by each save."""
+    others may be elsewhere, and which names are one file is numbered anew by each save. Nor those above a volume whose
+    mount point no layer has: what is in the volume is put below them."""
     changed: set[str] = set()
     for at, item in items.items():
-        if not item.unchanged or item.entry.link:
-            here = at if item.entry.kind == "d" else _above(at)
+        apart = _above(at) not in items
+        if not item.unchanged or item.entry.link or apart:
+            here = at if item.entry.kind == "d" and not (item.unchanged and apart) else _above(at)
             while here and here not in changed:
                 changed.add(here)
                 here = _above(here)
