@@ -125,6 +125,22 @@ def test_gc_gives_the_bytes_back(repository: Repository) -> None:
     assert repository.gc().freed == 0
 
 
+@pytest.mark.parametrize("size", [50, 300_000])
+def test_a_dry_run_and_the_run_agree_on_packs_and_bytes(repository: Repository, size: int) -> None:
+    both = save(repository, {"a": noise(size), "b": noise(4 * size)}, branch="both")
+    kept = save(repository, {"a": contents(repository, both.id)["a"]}, branch="kept")
+    save(repository, {"c": noise(size)}, branch="gone")
+    repository.refs.delete_branch("both")
+    repository.refs.delete_branch("gone")
+    dry = repository.gc(dry_run=True)
+    report = repository.gc()
+    assert (dry.packs_removed, dry.packs_rewritten) == (report.packs_removed, report.packs_rewritten)
+    assert report.packs_removed >= 1
+    # Rows of the index and lines of the journal have blocks of their own.
+    assert abs(dry.freed - report.freed) <= 4 * 4096
+    assert contents(repository, kept.id)
+
+
 def test_gc_rewrites_a_pack_that_is_mostly_dead(repository: Repository) -> None:
     small, large = noise(30_000), noise(400_000)
     both = save(repository, {"large": large, "small": small}, branch="both")

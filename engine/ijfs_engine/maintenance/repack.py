@@ -42,6 +42,7 @@ SPARSE: Final = 0.2
 SMALL: Final = 16 << 20
 """Packs below this count as sparse once there are `MANY_SMALL` of them: every save leaves one, and files cost too."""
 MANY_SMALL: Final = 16
+_BLOCK: Final = 4096
 _ROWS: Final = 1_000_000
 _BYTES: Final = 4 << 30
 """Frames, and bytes of them, that are copied before the index is told and the old packs go. Until then they take room
@@ -61,9 +62,12 @@ class _Pack(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What `Repacker.run` would give back in bytes, and what damage would keep it from rewriting."""
+    """What `Repacker.run` would give back in bytes on the disk, with how many packs removed and rewritten, and what
+    damage would keep it from rewriting."""
 
     freed: int
+    removed: int
+    rewritten: int
     kept: tuple[KeptPack, ...]
 
 
@@ -132,9 +136,15 @@ class Repacker:
         sparse = _sparse(packs)
         kept = self._damaged(sparse, dead) if sparse else []
         names = {one.pack for one in kept}
-        given = [pack for pack in packs if pack.live == 0]
-        given += [pack for pack in sparse if pack_path(self._directory, pack.number).name not in names]
-        return Estimate(sum(pack.size - pack.live for pack in given), tuple(kept))
+        empty = [pack for pack in packs if pack.live == 0]
+        copied = [pack for pack in sparse if pack_path(self._directory, pack.number).name not in names]
+        freed = sum(map(self._on_disk, [*empty, *copied])) - sum(_copies(copied))
+        return Estimate(freed, len(empty), len(copied), tuple(kept))
+
+    def _on_disk(self, pack: _Pack) -> int:
+        with suppress(FileNotFoundError):
+            return os.stat(pack_path(self._directory, pack.number)).st_blocks * 512
+        return 0
 
     def _damaged(self, packs: Sequence[_Pack], dead: Callable[[], Iterable[bytes]]) -> list[KeptPack]:
         """Those of the packs in which a frame that is to be copied is damaged."""
@@ -383,6 +393,13 @@ def disk_size(repository: RepositoryDirectory) -> int:
             with suppress(FileNotFoundError):
                 total += path.stat().st_blocks * 512
     return total + file_status(repository.journal).st_blocks * 512
+
+
+def _copies(packs: Sequence[_Pack]) -> Iterator[int]:
+    """Bytes on the disk of what lives in packs, copied: packs of one kind into one, whose last block is whole."""
+    for kind in {pack.kind for pack in packs}:
+        size = PACK_HEADER_SIZE + sum(pack.live for pack in packs if pack.kind == kind)
+        yield -(-size // _BLOCK) * _BLOCK
 
 
 def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:
