@@ -147,7 +147,8 @@ class LazyGroup(click.Group):
 
         words = synonyms.rewritten(args)
         if words in (["--help"], ["--version"]):
-            click.echo(ctx.get_help() if words == ["--help"] else _version_line())
+            with writing_out():
+                click.echo(ctx.get_help() if words == ["--help"] else _version_line())
             ctx.exit()
         verb = synonyms.DONE_AS.get(words[0].lower())
         if verb is not None:

@@ -235,6 +235,7 @@ SAYING = [
     ["log", "nothing", "--json"],
     ["completion", "bash"],
     ["--help"],
+    ["help"],
     ["--version"],
     ["gc", "--help"],
 ]
