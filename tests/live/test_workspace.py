@@ -498,23 +498,37 @@ def test_what_is_stored_of_a_changed_workspace_is_what_is_there(tmp_path: Path, 
     store.close()
 
 
-def test_a_directory_is_taken_over_where_nothing_in_it_changed() -> None:
-    def item(at: str, kind: str = "f", *, unchanged: bool = True, link: int = 0) -> tuple[str, Item]:
-        name = os.fsencode(at.rpartition("/")[2])
-        return at, Item(at, Entry(name, kind, 0o644, 0, 0, 0, link=link), unchanged=unchanged)  # type: ignore[arg-type]
+def _item(at: str, kind: str = "f", *, unchanged: bool = True, link: int = 0) -> tuple[str, Item]:
+    name = os.fsencode(at.rpartition("/")[2])
+    return at, Item(at, Entry(name, kind, 0o644, 0, 0, 0, link=link), unchanged=unchanged)  # type: ignore[arg-type]
 
+
+def test_a_directory_is_taken_over_where_nothing_in_it_changed() -> None:
     items = dict(
         [
-            item("files", "d"),
-            item("files/quiet", "d"),
-            item("files/quiet/inner", "d"),
-            item("files/quiet/inner/file"),
-            item("files/changed", "d"),
-            item("files/changed/file", unchanged=False),
-            item("files/changed/beside", "d"),
-            item("files/linked", "d"),
-            item("files/linked/name", link=1),
-            item("files/renamed in", "d", unchanged=False),
+            _item("files", "d"),
+            _item("files/quiet", "d"),
+            _item("files/quiet/inner", "d"),
+            _item("files/quiet/inner/file"),
+            _item("files/changed", "d"),
+            _item("files/changed/file", unchanged=False),
+            _item("files/changed/beside", "d"),
+            _item("files/linked", "d"),
+            _item("files/linked/name", link=1),
+            _item("files/renamed in", "d", unchanged=False),
         ]
     )
     assert whole_directories(items) == {"files/quiet", "files/quiet/inner", "files/changed/beside"}
+
+
+def test_a_directory_is_not_taken_over_with_a_volume_below_it_whose_mount_point_no_layer_has() -> None:
+    """What the volume holds is put below it, at /tmp/a/b here, and a directory that was taken over takes nothing in."""
+    items = dict(
+        [
+            _item("files/tmp", "d"),
+            _item("files/tmp/of the layer", "d"),
+            _item("files/tmp/a/b", "d"),
+            _item("files/tmp/a/b/of the volume"),
+        ]
+    )
+    assert whole_directories(items) == {"files/tmp/of the layer", "files/tmp/a/b"}

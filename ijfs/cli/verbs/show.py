@@ -81,7 +81,7 @@ def _runs_from(app: App, record: Snapshot) -> list[str]:
 
 
 def _field(out: Printer, name: str, *spans: Any) -> None:
-    out.line((f"{name:<{max(10, len(name) + 2)}}", "dim"), *spans)
+    out.line((f"{name:<{max(10, len(name) + 1)}}", "dim"), *spans)
 
 
 def _head(out: Printer, history: History, record: Snapshot) -> None:

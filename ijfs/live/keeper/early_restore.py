@@ -52,8 +52,11 @@ class EarlyRestore:
         self._criu_works.wait()
 
     def line(self) -> bytes | None:
-        """The first request as it came; None when the client left without one, or with too long a line. Blocks."""
+        """The first request as it came; None when the client left without one. Blocks; raises what kept it from being
+        read: only of a client that left may it be said that nothing was asked."""
         self._line_read.wait()
+        if self._line is None and self._error is not None:
+            raise self._error
         return self._line
 
     @property

@@ -335,8 +335,9 @@ def _line(message: Any) -> bytes:
 
 def first_line(sock: socket.socket) -> bytes | None:
     """The first line that comes; None where the other end leaves without one. Blocks; ProtocolError if too long."""
+    sock.setblocking(True)  # whatever it was where it came from
     lines = LineBuffer()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ConnectionError):
         while data := sock.recv(1 << 16):
             if found := lines.feed(data):
                 return found[0]
