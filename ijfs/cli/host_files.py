@@ -36,7 +36,7 @@ def line(out: Printer, step: Step) -> None:
     glyph, style = MARKS[step.change]
     sizes = sizes_of(step.old_size, step.new_size)
     conflict = (f"  {step.conflict}", "red") if step.conflict else ""
-    out.line((f"{glyph} ", style), (shown(step.path), style), (sizes, "dim"), conflict)
+    out.line((f"{glyph} ", style), (text.file_name(shown(step.path)), style), (sizes, "dim"), conflict)
 
 
 def sizes_of(old: int | None, new: int | None) -> str:

@@ -56,6 +56,11 @@ def ratio(logical: int, stored: int) -> str:
     return f"{logical / stored:.1f}×" if stored else "–"
 
 
+def file_name(name: str) -> str:
+    """A file's name, or path, as it is shown: a backslash is doubled, so that `a\\nb` and `a` newline `b` differ."""
+    return name.replace("\\", "\\\\")
+
+
 def unprintable(shown: str) -> Iterator[bytes]:
     """The names that `printable`, or Python's errors, may have shown like this; none where nothing is escaped."""
     whole = os.fsencode(shown)

@@ -23,13 +23,11 @@ def spans(labels: Labels, snapshot_id: bytes) -> list[Span]:
 
 
 def lookup(reader: Reader, root: bytes, path: str) -> Entry:
-    """The entry at a path: as it is typed, or as ijfs shows a name that cannot be printed. UnknownNameError."""
+    """The entry at a path: as ijfs shows a name that cannot be printed or has a backslash, else as it is typed.
+    UnknownNameError."""
     from ijfs_engine.errors import UnknownNameError
 
-    try:
-        return reader.lookup(root, path)
-    except UnknownNameError:
-        for meant in text.unprintable(path):
-            with contextlib.suppress(UnknownNameError):
-                return reader.lookup(root, meant)
-        raise
+    for meant in text.unprintable(path):
+        with contextlib.suppress(UnknownNameError):
+            return reader.lookup(root, meant)
+    return reader.lookup(root, path)

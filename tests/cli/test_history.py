@@ -98,6 +98,19 @@ def test_ls_shows_names_kinds_and_links(ijfs: Ijfs, history: History) -> None:
     check(ijfs("ls", "-R", "main", "--json").json, "ls")
 
 
+def test_cat_takes_back_each_name_as_ls_shows_it(ijfs: Ijfs, history: History) -> None:
+    names = ["a\nb", "a\\nb", "a\\\\nb", "c\\x1b", "lone\\", "\\", "d\\q"]
+    odd = history.work / "odd"
+    odd.mkdir()
+    for name in names:
+        (odd / name).write_text(f"this is {name!r}")
+    ijfs("import", str(odd), "-m", "odd", "--branch", "odd")
+    shown = ijfs("ls", "odd", "files").out.splitlines()
+    assert len(set(shown)) == len(names)
+    assert {ijfs("cat", "odd", f"files/{one}").out for one in shown} == {f"this is {name!r}" for name in names}
+    assert ijfs("cat", "odd", "files/d\\q").out == f"this is {names[-1]!r}"
+
+
 def test_cat_writes_the_bytes_and_nothing_else(run_ijfs: Ijfs, ijfs: Ijfs, history: History) -> None:
     assert ijfs("cat", "main~2", "files/hello.txt").out == "hello\n"
     assert ijfs("cat", "main:files/hello.txt").out == "hello, world\n"

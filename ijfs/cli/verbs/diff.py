@@ -165,7 +165,7 @@ def _report(
     for change in files:
         glyph, style = host_files.MARKS[change.change]
         sizes = host_files.sizes_of(change.old_size, change.new_size)
-        out.line((f"{glyph} ", style), (change.path, style), (sizes, "dim"))
+        out.line((f"{glyph} ", style), (text.file_name(change.path), style), (sizes, "dim"))
         _lines(out, texts.get(change.path))
     if files and memory:
         out.line()

@@ -100,8 +100,8 @@ def entry_json(path: str, entry: Entry) -> dict[str, Any]:
 
 
 def _name(path: str, entry: Entry) -> list[Span]:
-    shown: list[Span] = [(path + ("/" if entry.kind == "d" else ""), STYLES.get(entry.kind, ""))]
-    return [*shown, f" -> {decoded(entry.target)}"] if entry.kind == "l" else shown
+    shown: list[Span] = [(text.file_name(path) + ("/" if entry.kind == "d" else ""), STYLES.get(entry.kind, ""))]
+    return [*shown, f" -> {text.file_name(decoded(entry.target))}"] if entry.kind == "l" else shown
 
 
 def _names(out: Printer, found: list[tuple[str, Entry]]) -> None:
