@@ -10,6 +10,9 @@ import { bringBack, documentOf, lastCount, markTurn, reconnect } from './noteboo
 import * as words from './words';
 
 const TOAST_MS = 15000;
+/** The server may hear later than the browser that a cell has ended: it is asked again before the user is. */
+const LATE_TRIES = 15;
+const LATE_MS = 200;
 /** What is done sooner needs no word that it goes on. */
 const SOON_MS = 500;
 /** Files named one by one in a question; the others are counted. */
@@ -204,12 +207,18 @@ export class Actions {
 
   /** Where a cell runs, ask whether to interrupt it, to go all the same, or not at all (null). */
   private async whenIdle<T>(go: (busy: WhenBusy) => Promise<T>): Promise<T | null> {
-    try {
-      return await go('refuse');
-    } catch (error) {
-      if (!(error instanceof ApiError) || error.type !== 'KernelBusyError') {
-        throw error;
+    for (let tries = 0; tries < LATE_TRIES; tries += 1) {
+      try {
+        return await go('refuse');
+      } catch (error) {
+        if (!(error instanceof ApiError) || error.type !== 'KernelBusyError') {
+          throw error;
+        }
       }
+      if (this.model.kernel?.status !== 'idle') {
+        break;
+      }
+      await new Promise(resolve => setTimeout(resolve, LATE_MS));
     }
     const busy = await askBusy();
     return busy === null ? null : go(busy);
