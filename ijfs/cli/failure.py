@@ -118,6 +118,7 @@ def _missing(package: str) -> tuple[str, int]:
         "jupyter_server": "jupyter",
         "cuda": "gpu",
         "mcp": "mcp",
+        "obstore": "remote",
     }
     name = extra.get(package.split(".")[0])
     return (f"pip install 'ijfs[{name}]'" if name else f"install it: pip install {package}"), 1

@@ -307,6 +307,15 @@ def test_tags_keep_what_no_branch_does(ijfs: Ijfs, history: History) -> None:
     out = ijfs("rm", "v1").out
     assert "nothing keeps" in out
     assert history.side[:10] in out
+    assert "`ijfs log` lists what nothing keeps until `ijfs gc` frees it" in out
+
+
+def test_rm_says_until_gc_only_of_what_gc_would_take(ijfs: Ijfs, history: History) -> None:
+    ijfs("tag", "v1", "side")
+    kept = ijfs("rm", "side").out
+    assert "brings it back" in kept
+    assert "gc" not in kept
+    assert "until `ijfs gc`, `ijfs tag v1 " in ijfs("rm", "v1").out
 
 
 def test_a_tag_by_a_branchs_name_alone_is_refused_with_what_was_meant(ijfs: Ijfs, history: History) -> None:
@@ -727,9 +736,10 @@ def test_a_name_as_it_is_shown_leads_to_its_file(repo: Path, tmp_path: Path, ijf
     assert ijfs("cat", "main", r"files/dir\xfe/new\nline").out == ascii("new\nline")
     assert ijfs("cat", "main", r"files/dir\xfe/bell\x07").out == ascii("bell\x07")
     assert ijfs("cat", "main", r"files/dir\xfe/right-to-left\u202e").out == ascii("right-to-left\u202e")
-    # What is really called so comes first.
+    # What is shown so comes first; a backslash of the name itself is shown twice.
     path = os.fsdecode(b"files/dir\xfe/")
-    assert ijfs("cat", "main", path + r"both\xff").out == ascii(r"both\xff")
+    assert ijfs("cat", "main", path + r"both\xff").out == ascii("both\udcff")
+    assert ijfs("cat", "main", path + r"both\\xff").out == ascii(r"both\xff")
     assert ijfs("cat", "main", path + r"back\x41").out == ascii(r"back\x41")
     assert ijfs("cat", "main", path + r"\x85").out == ascii("\x85")
     assert "bell" in ijfs("ls", "main", r"files/dir\xfe").out

@@ -108,7 +108,9 @@ def _directory(reader: Reader, record: Snapshot, where: str, spec: str) -> Entry
     if entry.kind != "d":
         from ijfs_engine.errors import IjfsError
 
-        raise IjfsError(f"{where} is not a directory", hint="`ijfs cat SNAPSHOT PATH` writes a file out")
+        raise IjfsError(
+            f"{where} is not a directory", hint="`ijfs cp SNAPSHOT:PATH .` copies a file, `ijfs cat` prints it"
+        )
     return entry
 
 

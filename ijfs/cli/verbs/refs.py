@@ -315,10 +315,11 @@ def _report(
             out.line((short, "yellow"), f" is open in the mount {one.mountpoint}, by {one.by}")
         if lost.in_use:
             out.line(("what they have not read by the next `ijfs gc` they get as `Stale file handle`", "dim"))
-        for way in ways_back:
-            out.line((f"until `ijfs gc`, `{way}` brings it back", "dim"))
+        for (kind, name), way in zip(targets, ways_back, strict=False):
+            until = "until `ijfs gc`, " if kind == "snapshot" or at[name] in lost.unreachable else ""
+            out.line((f"{until}`{way}` brings it back", "dim"))
         if lost.unreachable and not dry_run:
-            out.line(("`ijfs branch NAME ID` keeps one after all; `ijfs gc` frees the rest", "dim"))
+            out.line(("`ijfs log` lists what nothing keeps until `ijfs gc` frees it", "dim"))
 
     return Answer(data, show)
 

@@ -75,7 +75,7 @@ def paint(out: Printer, scene: Scene, *, fold: bool = True, ascii_only: bool = F
         spans: list[Span] = [(content, STYLES.get(style, "")) for content, style in line]
         out.line(*spans)
     if not scene.history.snapshots and not scene.live:
-        out.line(("nothing here yet: `ijfs run` or `ijfs kernel start`, then `ijfs save`", "dim"))
+        out.line(("nothing here yet: `ijfs run` or `ijfs kernel start`, then `ijfs save`; or `ijfs import`", "dim"))
     elif out.terminal:
         _legend(out, scene)
 
