@@ -5,10 +5,12 @@ IJFS_DEBUG=1 shows the traceback as well; without it no traceback reaches a user
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -97,10 +99,26 @@ def explain(error: BaseException, verb: str = "") -> Failure:
             return Failure(
                 "MissingPackage", f"the Python package '{error.name}' is not installed", *_missing(error.name)
             )
+        case AttributeError() | TypeError() if older := _older_than_source():
+            said = f"the compiled part {older} is older than the rest of ijfs: {error}"
+            return Failure("MissingPackage", said, "`make setup` in the checkout builds it anew", 1)
         case OSError() if error.strerror:
             return Failure("SystemError", _os_sentence(error), _OS_HINTS.get(error.errno or 0), 1)
     message = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
     return Failure("InternalError", message, "this is a fault of ijfs; IJFS_DEBUG=1 shows where", 1)
+
+
+def _older_than_source(names: Iterable[str] | None = None) -> str | None:
+    """A compiled part in use, of those of these names, whose source, beside it in a checkout, was changed since it was
+    built."""
+    for name in list(sys.modules if names is None else names):
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith(("ijfs.", "ijfs_engine.")) and file.endswith(".so"):
+            source = os.path.join(os.path.dirname(file), f"{name.rpartition('.')[2]}.pyx")
+            with contextlib.suppress(OSError):
+                if os.stat(source).st_mtime > os.stat(file).st_mtime:
+                    return name
+    return None
 
 
 def _usage(error: click.UsageError) -> str:

@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import termios
+import types
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -435,6 +437,25 @@ def test_a_compiled_part_that_is_missing_is_built_and_no_fault(fails: str) -> No
     assert said.hint == failure.NOT_BUILT == NOT_BUILT
     assert said.exit_code == 1
     assert "nothing" in said.message
+
+
+def test_a_compiled_part_that_is_older_than_its_source_is_built_and_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, source = tmp_path / "part.cpython-311.so", tmp_path / "part.pyx"
+    for at, file in enumerate((source, built)):
+        file.write_text("")
+        os.utime(file, (2e9 + at, 2e9 + at))
+    part = types.ModuleType("ijfs_engine._native.part")
+    part.__file__ = str(built)
+    monkeypatch.setitem(sys.modules, part.__name__, part)
+    error = AttributeError("'BulkRead' object has no attribute 'planned'")
+    monkeypatch.setattr(failure, "_older_than_source", partial(failure._older_than_source, [part.__name__]))
+    assert failure.explain(error).type == "InternalError"
+    os.utime(source, (2e9 + 9, 2e9 + 9))
+    said = failure.explain(error)
+    assert "ijfs_engine._native.part is older" in said.message
+    assert "make setup" in str(said.hint)
 
 
 def test_a_keeper_that_a_compiled_part_was_missing_for_says_so(tmp_path: Path) -> None:
