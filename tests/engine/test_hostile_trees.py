@@ -291,6 +291,26 @@ def test_a_disk_that_fills_up_leaves_whole_files_only(
     assert _only_whole(tmp_path / "out", contents) < len(contents)
 
 
+def test_an_export_that_wrote_no_file_leaves_no_directory(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    (source / "empty").mkdir(parents=True)
+    (source / "one").write_bytes(b"1" * 1000)
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = import_directory(repository, source).root
+    with monkeypatch.context() as patch:
+        patch.setattr("ijfs_engine.read.export.os.pwrite", full)
+        with pytest.raises(StorageError, match="no file of it is in"):
+            export_tree(repository.reader(), root, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
+    export_tree(repository.reader(), root, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out" / "files")) == ["empty", "one"]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_export_leaves_whole_files_only(
     repository: Repository, tmp_path: Path, sent: signal.Signals

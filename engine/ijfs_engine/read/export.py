@@ -97,6 +97,14 @@ def _open_target(target: Path) -> int:
     return top
 
 
+def _remove_empty(top: int) -> None:
+    """Of an export that ended before its first file: the directories with nothing in them, which it made."""
+    for _, below, _, here in os.fwalk(".", topdown=False, dir_fd=top):
+        for name in below:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=here)
+
+
 class _Rights(NamedTuple):
     """What is made of metadata that only root can give."""
 
@@ -205,6 +213,7 @@ class _Export:
         self._temporary = b".ijfs-export-" + os.urandom(8).hex().encode()
         self._number = 0
         self._files = 0
+        self._done = False
         self._left_out = 0
         self._bytes = 0
 
@@ -219,6 +228,7 @@ class _Export:
         if top.entry is not None:
             with _writing(lambda: str(self._target)):
                 self._set_directory(top, self._top)
+        self._done = True
         return Exported(self._files, self._bytes, self._left_out)
 
     def unfinished(self) -> str:
@@ -230,6 +240,8 @@ class _Export:
         self._pipeline.close()
         while self._open:
             self._open.popleft().close()
+        if not self._files and not self._done:
+            _remove_empty(self._top)
 
     def _visit(
         self,
