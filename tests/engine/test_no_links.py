@@ -64,8 +64,12 @@ def test_a_pack_that_is_no_regular_file_is_neither_read_nor_repaired(place: Path
     victim = place.with_name("victim")
     victim.write_bytes(VICTIM)
     {"link": lambda: pack.symlink_to(victim), "directory": pack.mkdir, "pipe": lambda: os.mkfifo(pack)}[kind]()
-    with Repository.open(place) as repository, pytest.raises(CorruptError):
-        contents(repository, repository.resolve("main"))
+    with Repository.open(place) as repository:
+        with pytest.raises(CorruptError):
+            contents(repository, repository.resolve("main"))
+        with pytest.raises(CorruptError) as refused:
+            repository.gc()
+        assert "ijfs rm" not in str(refused.value.hint)
     if kind != "directory":
         with pytest.raises(StorageError, match="no regular file"):
             Repository.open(place, damaged=True)

@@ -438,6 +438,8 @@ def _need_whole() -> Iterator[None]:
         yield
     except CorruptError as error:
         hint = "`ijfs fsck` names the snapshot; remove it with `ijfs rm`, and gc can go on"
+        if error.hint == disk.NO_LINKS:
+            hint = disk.NO_LINKS
         raise CorruptError(f"gc cannot tell what is needed: {error}", hint=hint) from error
 
 

@@ -34,9 +34,10 @@ class Step(NamedTuple):
 observer: Callable[[Step], None] | None = None
 """Called before each step. Only tests set it."""
 
-_NO_LINKS: Final = (
+NO_LINKS: Final = (
     "move it out of the repository, and put back what was there; a bind mount may stand there, a link may not"
 )
+"""What to do about what is no regular file, or no directory, in a repository: nothing is lost by it yet."""
 _KINDS: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a directory",
@@ -111,7 +112,7 @@ def open_plain(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def _no_plain_file(path: str | Path) -> CorruptError:
-    return CorruptError(f"{path} is {_what(os.lstat(path).st_mode)}, no regular file", hint=_NO_LINKS)
+    return CorruptError(f"{path} is {_what(os.lstat(path).st_mode)}, no regular file", hint=NO_LINKS)
 
 
 def read_plain(path: Path) -> BinaryIO:
@@ -135,7 +136,7 @@ def _check_modes(paths: Iterable[Path], fits: Callable[[int], bool], wanted: str
         with contextlib.suppress(OSError):
             mode = os.lstat(path).st_mode
             if not fits(mode):
-                raise StorageError(f"{path} is {_what(mode)}, no {wanted}", hint=_NO_LINKS)
+                raise StorageError(f"{path} is {_what(mode)}, no {wanted}", hint=NO_LINKS)
 
 
 def _what(mode: int) -> str:
