@@ -201,10 +201,10 @@ def main(argv: Sequence[str] | None = None, *, caller: Caller | None = None) -> 
     function."""
     gc.set_threshold(_YOUNG)
     _standard_streams()
-    _signals()
     try:
+        _signals()
         code = invoke(list(sys.argv[1:] if argv is None else argv), caller=caller)
-    except KeyboardInterrupt:  # a second one, while what came of the first was being said
+    except KeyboardInterrupt:  # the very first moment, or a second one while what came of the first was being said
         code = 128 + signal.SIGINT
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.default_int_handler, _leave):
