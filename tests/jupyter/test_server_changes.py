@@ -81,6 +81,7 @@ def test_cells_and_files_of_two_snapshots_are_compared(server: JupyterServer, ke
     server.run(kernel, "open('out.csv', 'w').write('1,2')")
     second = server.do("save", kernel=kernel, document=new)["snapshot"]
     found = server.ask("compare", old=first, new=second)
+    assert (found["cells_error"], found["files_error"]) == (None, None)
     assert [cell["change"] for cell in found["cells"]] == ["same", "changed", "added"]
     assert found["cells"][1]["lines"] == [["-", "b = 2"], ["+", "b = 3"]]
     assert [f["change"] for f in found["files"] if f["path"].endswith("out.csv")] == ["added"]
@@ -95,8 +96,11 @@ def test_variables_of_a_snapshot_and_of_the_kernel_as_it_is_now_are_compared(
     server.run(kernel, "import numpy, threading; a = numpy.arange(6); same = [1, 2]; lock = threading.Lock(); gone = 1")
     saved = server.do("save", kernel=kernel)["snapshot"]
     server.run(kernel, "a[0] = 7; del gone; new = 'text'")
-    found = server.ask("compare", old=saved, new="live", kernel=kernel, parts="variables")
+    found = server.ask("compare", old=saved, new="live", kernel=kernel, parts="cells,files,variables")
     assert found["variables_error"] is None
+    assert (found["cells"], found["files"]) == ([], [])  # and not that nothing changed
+    assert "in the browser is not known" in found["cells_error"]
+    assert "are not known until it is saved" in found["files_error"]
     changes = {one["name"]: one["change"] for one in found["variables"]}
     wanted = {"a": "changed", "same": "same", "lock": "unknown", "gone": "removed", "new": "added"}
     assert {name: change for name, change in changes.items() if name in wanted} == wanted

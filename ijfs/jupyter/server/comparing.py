@@ -3,7 +3,6 @@ api.py."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 from ijfs.history import comparison
 from ijfs.jupyter import variables
 from ijfs.jupyter.server import requests
-from ijfs.jupyter.server.documents import Document, cells, document_of
-from ijfs.live.client import api as client
+from ijfs.jupyter.server.documents import cells, document_of
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.errors import IjfsError
 
@@ -25,6 +23,8 @@ NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes", b"packages"})
 """What is at a snapshot's top beside its program's files."""
 MOST_FILES = 1000
 """Paths that a comparison names."""
+UNKNOWN_CELLS = "the notebook as it is in the browser is not known until it is saved: save, and compare with `latest`"
+UNKNOWN_FILES = "the files of a running program are not known until it is saved: save, and compare with `latest`"
 
 
 def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
@@ -35,26 +35,29 @@ def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
         new = None if request.new == LIVE else repository.snapshot(repository.resolve(request.new))
         answer: Answer = {"old": {"snapshot": old.id.hex()}, "new": {"snapshot": new.id.hex() if new else None}}
         if "cells" in parts:
-            now = document_of(repository.reader(), new) if new else _on_disk(client.describe(repo, instance).notebook)
-            answer["cells"] = cells(document_of(repository.reader(), old), now)
+            answer |= _cells(repository, old, new)
         if "files" in parts:
-            answer |= _files(repository, old, new) if new else {"files": [], "files_cut": False}
+            answer |= _files(repository, old, new)
     if "variables" in parts:
         answer |= _variables(repo, old, new, instance)
     return answer
 
 
-def _on_disk(notebook: str) -> Document | None:
-    try:
-        return dict(json.loads(Path(notebook).read_bytes()))
-    except (OSError, ValueError):
-        return None
+def _cells(repository: Repository, old: Snapshot, new: Snapshot | None) -> Answer:
+    """Of a live kernel none: the file may be minutes behind what is typed and run in the browser."""
+    if new is None:
+        return {"cells": [], "cells_error": UNKNOWN_CELLS}
+    before, after = (document_of(repository.reader(), snapshot) for snapshot in (old, new))
+    return {"cells": cells(before, after), "cells_error": None}
 
 
-def _files(repository: Repository, old: Snapshot, new: Snapshot) -> Answer:
+def _files(repository: Repository, old: Snapshot, new: Snapshot | None) -> Answer:
+    if new is None:
+        return {"files": [], "files_cut": False, "files_error": UNKNOWN_FILES}
     changes = comparison.files(repository.reader(), old.root, new.root, skip=NO_FILES)
     found = list(islice(changes, MOST_FILES + 1))
-    return {"files": [asdict(change) for change in found[:MOST_FILES]], "files_cut": len(found) > MOST_FILES}
+    named = [asdict(change) for change in found[:MOST_FILES]]
+    return {"files": named, "files_cut": len(found) > MOST_FILES, "files_error": None}
 
 
 def _variables(repo: Path, old: Snapshot, new: Snapshot | None, instance: str) -> Answer:

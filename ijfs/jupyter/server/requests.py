@@ -126,8 +126,8 @@ class DocumentOf(Request, frozen=True):
 
 
 class Compare(Request, frozen=True):
-    """What differs between two snapshots. `new` may be `live`: the kernel as it is now. `parts`: of cells, files and
-    variables, those that are asked for, with commas."""
+    """What differs between two snapshots. `new` may be `live`: the kernel as it is now, of which only the variables
+    are known. `parts`: of cells, files and variables, those that are asked for, with commas."""
 
     old: str
     new: str = "latest"
