@@ -1,14 +1,16 @@
 """What a kernel is doing, read off what its clients say to it and it to them. Held by relay.py.
 
-A kernel is busy from a request to run a cell until its reply. Requests that are open when another kernel takes its
-place would wait for ever: each gets a reply that says `aborted`, and `idle` over iopub, or a notebook would show `[*]`.
+A kernel is busy from a request to run a cell until its reply, or until it publishes that it is idle again: these come
+over two connections, in either order, and a client may go by either. Requests that are open when another kernel takes
+its place would wait for ever: each gets a reply that says `aborted`, and `idle` over iopub, or a notebook would show
+`[*]`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import trio
@@ -35,7 +37,9 @@ class _Shutdown(msgspec.Struct):
     restart: bool = False
 
 
-class _RunReply(msgspec.Struct):
+class _Numbered(msgspec.Struct):
+    """As much of an execute_reply, and of an execute_input, as is needed here."""
+
     execution_count: int | None = None
 
 
@@ -107,7 +111,7 @@ class Line:
 
 
 class Ear:
-    """Listens to what a kernel publishes to one subscriber, while that is the only way to hear of a cell's end."""
+    """Listens to what a kernel publishes to one subscriber while a cell runs."""
 
     def __init__(self, traffic: KernelTraffic) -> None:
         self._traffic = traffic
@@ -115,13 +119,13 @@ class Ear:
 
     def hears(self, data: bytes, *, between: bool) -> None:
         """The kernel publishes this; `between`: the message before is whole."""
-        if self._reader is None and between and self._traffic.has_lost_one:
+        if self._reader is None and between and self._traffic.busy:
             self._reader = MessageReader(greeted=True)
         if self._reader is None:
             return
         for message in self._reader.feed(data):
             self._traffic.published(message)
-        if self._reader.at_rest and not self._traffic.has_lost_one:
+        if self._reader.at_rest and not self._traffic.busy:
             self._reader = None
 
 
@@ -131,11 +135,13 @@ class _Status(msgspec.Struct):
 
 @dataclass(frozen=True)
 class _Open:
-    """A request without a reply yet. `line`: None where its client has left, or it was open in a snapshot."""
+    """A request without a reply yet. `line`: None where its client has left, or it was open in a snapshot. `runs`: it
+    is a cell whose end was not published yet, and `count` its number, once that was."""
 
     message: Message | None
     line: Line | None
     runs: bool
+    count: int | None = None
 
 
 @dataclass
@@ -207,10 +213,7 @@ class KernelTraffic:
             return
         busy = self.busy
         if message.header.msg_type == "execute_reply":
-            self.prompt = None
-            with contextlib.suppress(msgspec.DecodeError):
-                found = msgspec.json.decode(message.content, type=_RunReply).execution_count
-                self.count = self.count if found is None else found
+            self._ran(_count_in(message))
         for ident in list(self._open):
             if ident == message.parent.msg_id or self._open[ident].line is None:
                 del self._open[ident]
@@ -219,31 +222,39 @@ class KernelTraffic:
         if busy and not self.busy:
             self.tell("idle", "")
 
-    @property
-    def has_lost_one(self) -> bool:
-        """Whether a cell runs whose client has left, so that its reply goes to nobody."""
-        return any(request.runs and request.line is None for request in self._open.values())
-
     def published(self, message: Message) -> None:
-        """The kernel publishes something: perhaps that a cell has ended whose client has left."""
-        if message.header.msg_type != "status" or message.parent.msg_type != RUN:
+        """The kernel publishes something: perhaps which number a cell has, or that it has ended."""
+        ident, kind = message.parent.msg_id, message.header.msg_type
+        if kind == "execute_input" and ident in self._open:
+            self._open[ident] = replace(self._open[ident], count=_count_in(message))
+        if kind != "status" or message.parent.msg_type != RUN:
             return
         with contextlib.suppress(msgspec.DecodeError):
             if msgspec.json.decode(message.content, type=_Status).execution_state == "idle":
-                self._ended(message.parent.msg_id)
+                self._ended(ident)
 
     def _ended(self, ident: str) -> None:
-        """This cell has ended, and one that was running in a snapshot, too."""
+        """This cell has ended, and one that was running in a snapshot, too. Its client still gets a reply."""
         busy = self.busy
-        for gone in (ident, ""):
-            self._open.pop(gone, None)
+        self._open.pop("", None)
+        request = self._open.get(ident)
+        if request is not None and request.runs:  # every subscriber's connection tells of the same end
+            self._ran(request.count)
+            self._open[ident] = replace(request, runs=False)
+            if request.line is None:
+                del self._open[ident]
         if busy and not self.busy:
             self.tell("idle", "")
+
+    def _ran(self, count: int | None) -> None:
+        """A cell of that number is through."""
+        self.prompt = None
+        self.count = self.count if count is None else count
 
     def left(self, line: Line) -> None:
         """A client has left; what it had asked for goes on."""
         self._open = {
-            ident: _Open(request.message, None, request.runs) if request.line is line else request
+            ident: replace(request, line=None) if request.line is line else request
             for ident, request in self._open.items()
         }
 
@@ -264,3 +275,10 @@ class KernelTraffic:
             self.tell("idle", "")
         self._open.clear()
         return replies, published
+
+
+def _count_in(message: Message) -> int | None:
+    """The number of a cell that a message names."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(message.content, type=_Numbered).execution_count
+    return None
