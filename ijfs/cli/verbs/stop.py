@@ -63,10 +63,11 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
 
 
 def _live(app: App, names: list[str]) -> list[InstanceInfo]:
-    """Those of the programs that run, and so lose something."""
+    """Those of the programs that run, and so lose something. Of those whose record is damaged nobody knows what."""
     from ijfs.live.client import api as client
 
-    running = [name for name in names if client.is_running(app.repository_path, name)]
+    damaged = client.damaged_instances(app.repository_path)
+    running = [name for name in names if name not in damaged and client.is_running(app.repository_path, name)]
     return [info for name in running if (info := client.describe(app.repository_path, name)).status == "running"]
 
 
