@@ -131,6 +131,9 @@ class Lab:
         self.faults: list[str] = []
         self.page.on("pageerror", lambda error: self.faults.append(error.stack or str(error)))
         self._numbers = itertools.count(1)
+        # A document that `clear` puts away while it is being saved says so a moment later, over the next test's page.
+        put_away = self.page.locator(".jp-Dialog[aria-label*='Disposed']")
+        self.page.add_locator_handler(put_away, lambda dialog: dialog.press("Escape"))
         self.page.goto(f"{server.url}lab?token={TOKEN}")
         self.page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
         self.command("ijfs:show-panel")
