@@ -29,7 +29,7 @@ from ijfs.deployments.control import Answer, Deploy, List, Park, Request, Wake
 from ijfs.deployments.deployment import Deployment
 from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, NoDeploymentError
 from ijfs.live.errors import InstanceExistsError, SandboxError, error_fields
-from ijfs.live.model.paths import short_path
+from ijfs.live.process import unix_socket
 from ijfs_engine.errors import IjfsError, LockedError
 
 NOTICE_VARIABLE = "IJFS_NOTICE_S"
@@ -239,13 +239,7 @@ def control_listener(repo: Path) -> socket.socket:
     """The control socket, for its owner alone."""
     path = control.socket_path(repo)
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        with short_path(path) as name:
-            sock.bind(name)
-    finally:
-        os.umask(before)
+    sock = unix_socket.bound(path)
     sock.listen(BACKLOG)
     return sock
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from ijfs.jupyter.repository import ensure_repository
 from ijfs.live.errors import CommandError
+from ijfs.live.process import unix_socket
 from ijfs.serve.audit import Audit
 from ijfs_engine.errors import IjfsError
 
@@ -72,12 +73,7 @@ class Users:
         self.repositories.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        try:
-            listening.bind(str(self.path))
-        finally:
-            os.umask(before)
+        listening = unix_socket.bound(self.path)
         os.chown(self.path, 0, gid)
         os.chmod(self.path, 0o660)
         listening.listen(MOST_CALLS)

@@ -18,6 +18,7 @@ from ijfs.live.errors import KeeperError, ProtocolError, error_fields
 from ijfs.live.model import protocol
 from ijfs.live.model.protocol import Arguments, Emit, Request
 from ijfs.live.model.records import InstanceInfo, SaveResult
+from ijfs.live.process import unix_socket
 from ijfs_engine.errors import IjfsError, StorageError, is_of_a_disk
 
 Dispatch = Callable[[Arguments[Any], Emit], Awaitable[InstanceInfo | SaveResult | None]]
@@ -30,18 +31,9 @@ _log = logging.getLogger("ijfs.keeper")
 
 def listen(path: Path) -> trio.SocketListener:
     """A listener at the control socket's path, 0600, in the place of a dead keeper's."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        path.unlink(missing_ok=True)
-        old = os.umask(0o177)
-        try:
-            sock.bind(f"/proc/self/fd/{directory}/{path.name}")  # sun_path holds 108 bytes, a repository may lie deep
-        finally:
-            os.umask(old)
-        sock.listen(64)
-    finally:
-        os.close(directory)
+    path.unlink(missing_ok=True)
+    sock = unix_socket.bound(path)
+    sock.listen(64)
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 

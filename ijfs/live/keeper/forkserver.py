@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 
 from ijfs.live.criu import kernel_features
 from ijfs.live.model.environment import unpacked
-from ijfs.live.model.paths import short_path
-from ijfs.live.process import fork_request
+from ijfs.live.process import fork_request, unix_socket
 from ijfs.live.process.child import name_process
 from ijfs.live.process.fork_request import EndForkServer, ForkKeepers, ForkPager, Inheritance
 from ijfs.live.process.procfs import parent_of
@@ -217,13 +216,7 @@ class ForkServer:
     def _listen(self) -> tuple[socket.socket, int]:
         """Take the place of an older forkserver, which notices. Returns the listener and its socket's inode."""
         mine = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old = os.umask(0o177)
-        try:
-            with short_path(mine) as name:
-                listener.bind(name)
-        finally:
-            os.umask(old)
+        listener = unix_socket.bound(mine)
         listener.listen(16)
         inode = mine.stat().st_ino
         mine.rename(self._path)
