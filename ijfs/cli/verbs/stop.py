@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
 
     A NAME may be a pattern: `ijfs stop --rm 'agent-*'`.
     """
+    from ijfs.live.client import api as client
     from ijfs.live.process import fork_request
 
     app.live_programs()
@@ -38,15 +40,20 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
     if every:
         names = tuple(_stoppable(app, ended=forget))
     chosen = globs.expanded(names, lambda: _stoppable(app, ended=forget))
+    damaged = client.damaged_instances(app.repository_path)
     if not every:  # what ends by itself meanwhile is no slip of who said --all
-        _check(app, chosen, forget=forget)
-    live = _live(app, chosen)
+        _check(app, chosen, damaged if forget else (), forget=forget)
+    live = _live(app, [name for name in chosen if name not in damaged])
     if live and not yes:
         _ask(app, live, forget=forget)
     gone = {info.name: unsaved.by_ending(info, forget=forget) for info in live}
     done: list[dict[str, Any]] = []
     for name in chosen:
-        status = _stop(app, name, forget=forget, timeout=timeout)
+        if forget and name in damaged:
+            client.remove(app.repository_path, name)
+            status = None
+        else:
+            status = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": status, "forgotten": forget})
     if every:
         fork_request.dismiss(app.repository_path)
@@ -63,11 +70,10 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
 
 
 def _live(app: App, names: list[str]) -> list[InstanceInfo]:
-    """Those of the programs that run, and so lose something. Of those whose record is damaged nobody knows what."""
+    """Those of the programs that run, and so lose something."""
     from ijfs.live.client import api as client
 
-    damaged = client.damaged_instances(app.repository_path)
-    running = [name for name in names if name not in damaged and client.is_running(app.repository_path, name)]
+    running = [name for name in names if client.is_running(app.repository_path, name)]
     return [info for name in running if (info := client.describe(app.repository_path, name)).status == "running"]
 
 
@@ -85,11 +91,10 @@ def _stoppable(app: App, *, ended: bool) -> list[str]:
     return [*names, *damaged_instances(app.repository_path)] if ended else names
 
 
-def _check(app: App, names: list[str], *, forget: bool) -> None:
-    """Refuse a name that is none, or ended already, before any program is ended."""
+def _check(app: App, names: list[str], damaged: Collection[str], *, forget: bool) -> None:
+    """Refuse a name that is none, or ended already, before any program is ended; not one that is `damaged`."""
     from ijfs.live.client import api as client
 
-    damaged = client.damaged_instances(app.repository_path) if forget else {}
     for name in names:
         if name in damaged or client.is_running(app.repository_path, name):
             continue
@@ -102,9 +107,6 @@ def _stop(app: App, name: str, *, forget: bool, timeout: float) -> int | None:
     """End one program, and its keeper with it; its exit status, if that is known."""
     from ijfs.live.client import api as client
 
-    if forget and name in client.damaged_instances(app.repository_path):
-        client.remove(app.repository_path, name)
-        return None
     if client.is_running(app.repository_path, name):
         with client.connect(app.repository_path, name, on_event=app.progress(f"stop {name}").event) as keeper:
             info = keeper.stop(timeout_s=timeout)
