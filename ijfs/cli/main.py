@@ -66,7 +66,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "log": VerbEntry("log", "List snapshots, newest first."),
         "tree": VerbEntry("tree", "Draw snapshots, branches and what is live."),
         "show": VerbEntry("show", "Show all that is known of one snapshot."),
-        "diff": VerbEntry("diff", "Compare two snapshots, or one with this machine."),
+        "diff": VerbEntry("diff", "Say what a program did since its snapshot; compare two."),
         "ls": VerbEntry("ls", "List files in a snapshot."),
         "cat": VerbEntry("cat", "Print a file of a snapshot."),
         "branch": VerbEntry("refs", "List, make, move or delete branches."),

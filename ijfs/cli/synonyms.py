@@ -67,7 +67,8 @@ SAID = {
         ("rename", "mv"), "`ijfs branch NEW OLD`, then `ijfs branch -d OLD`; a live program keeps its name"
     ),
     **dict.fromkeys(("duplicate", "copies", "clones"), "`ijfs fork NAME -n 3` makes live siblings of a program"),
-    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots",
+    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots, `ijfs diff NAME` what a program did since",
+    **dict.fromkeys(("changes", "changed", "modified"), "`ijfs diff NAME` says what a program did since its snapshot"),
     "repair": "`ijfs fsck --repair` mends what can be mended",
     "upgrade": "ijfs is a Python package: `pip install --upgrade ijfs`",
     "update": "ijfs is a Python package: `pip install --upgrade ijfs`",

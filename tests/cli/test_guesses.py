@@ -132,7 +132,7 @@ def test_the_distance_of_two_words_is_a_distance(left: str, right: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
-        (["diff"], "hint: `ijfs diff OLD [NEW]`; `ijfs diff --help` shows how"),
+        (["diff"], "ijfs: nothing is live"),
         (["export", "x"], "hint: `ijfs export SNAPSHOT DIRECTORY`; "),
         (["save", "-m"], "hint: `ijfs save --help` shows how"),
         (["kernel"], "ijfs: say which: `ijfs kernel start`, "),
