@@ -18,7 +18,7 @@ from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
 from ijfs_engine.remote.remotes import Remotes
 from ijfs_engine.storage import disk, listed, working_sets
-from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory
+from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory, is_repository
 from ijfs_engine.storage.index import (
     CHUNKS,
     OBJECTS,
@@ -57,6 +57,11 @@ class Repository(OpenRepository):
         super().close()
 
     # --- Opening
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is one at a path, of any version, damaged or not."""
+        return is_repository(Path(path))
 
     @classmethod
     def init(cls, path: str | Path) -> Repository:

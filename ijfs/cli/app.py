@@ -152,8 +152,6 @@ class App:
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Store a common option; given after the verb it wins over the same one before it."""
     app = ctx.ensure_object(App)
-    if param.name == "repo" and ctx.info_name == "cp" and value is not None and not value.exists():
-        raise click.UsageError("`cp` copies directories without -r, which names the repository", ctx)
     if value is not None and value is not False and value != 0 and param.name:
         setattr(app, {"as_json": "json"}.get(param.name, param.name), value)
 

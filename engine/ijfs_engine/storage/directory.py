@@ -19,6 +19,7 @@ from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_
 from ijfs_engine.storage.reserve import Reserve
 
 FORMAT_VERSION: Final = 1
+_MAGIC: Final = b"ijfs repository\n"
 _FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
@@ -160,6 +161,14 @@ def _check_utf8(path: Path) -> None:
         ) from None
 
 
+def is_repository(path: Path) -> bool:
+    """Whether a repository of any version, damaged or not, is at a path."""
+    try:
+        return (path / "format").read_bytes()[: len(_MAGIC)] == _MAGIC
+    except OSError:
+        return False
+
+
 def _read_format(path: Path) -> bytes:
     """The repository's id, out of its format file."""
     file = path / "format"
@@ -168,7 +177,7 @@ def _read_format(path: Path) -> bytes:
             data = file.read_bytes()[:4096]
         except (FileNotFoundError, NotADirectoryError):
             raise NoRepositoryError(f"there is no ijfs repository at {path}", hint=_way_back(path)) from None
-    if not data.startswith(b"ijfs repository\n"):
+    if not data.startswith(_MAGIC):
         raise NoRepositoryError(f"{file} is not that of an ijfs repository", hint=_way_back(path))
     version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data)
     if version is None:
