@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "run": VerbEntry("run", "Start a program in its sandbox."),
         "kernel": VerbEntry("kernel", "Start a Jupyter kernel, or make Jupyter start sandboxed ones."),
         "ps": VerbEntry("ps", "List live programs."),
+        "top": VerbEntry("top", "Watch what live programs take, with the tree; keys save, undo, fork."),
         "logs": VerbEntry("logs", "Print what a program wrote."),
         "watch": VerbEntry("watch", "Print what happens, as it happens."),
         "cp": VerbEntry("cp", "Copy files out of a program or snapshot, or into a live program."),

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 DONE_AS = {
     "status": "ps",
-    "top": "ps",
     "instances": "ps",
     "programs": "ps",
     "snapshots": "log",

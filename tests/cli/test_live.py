@@ -10,15 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from calls import Ijfs, Result
 from json_page import check
 from waiting import eventually, patient
-
-from ijfs.cli.main import invoke
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -29,13 +26,6 @@ import http.server, threading
 server = http.server.HTTPServer(("", 8000), http.server.SimpleHTTPRequestHandler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 """
-
-
-@pytest.fixture
-def live(repo: Path) -> Iterator[Path]:
-    """A repository; whatever lives in it at the end is ended."""
-    yield repo
-    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
 
 
 def ok(result: Result, section: str) -> dict[str, object]:
