@@ -24,7 +24,8 @@ from ijfs_engine.format.frames import HEADER_SIZE, EncodedChunk, FrameKind, enco
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.reachability import ReachableSet, split
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update, next_pack
+from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA_PACK, PackWriter
 from ijfs_engine.util.progress import Progress
@@ -170,10 +171,9 @@ class _Writer:
         """Chunks that the index knows."""
 
     def put(self, chunks: Iterator[_Whole]) -> None:
-        directory = self._repository.directory
         for chunk, old in chunks:
             if self._pack is None:
-                self._pack = PackWriter(directory.packs, self._index.write(next_pack), DATA_PACK, directory.id)
+                self._pack = new_pack(self._index, self._repository.directory, DATA_PACK)
             header = encode_header(FrameKind.CHUNK, chunk)
             offset = self._pack.append(header, chunk.payload)
             span = len(header) + len(chunk.payload)

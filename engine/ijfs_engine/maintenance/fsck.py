@@ -19,7 +19,7 @@ from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId, Tree
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.link_check import LinkCheck
-from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck
+from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck, too_short
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
 from ijfs_engine.maintenance.repair import Repairer
@@ -195,10 +195,10 @@ class Checker:
             if kind == SIDECAR_PACK:
                 continue  # it was not synced, and nobody counts on it
             path = pack_path(self._repository.directory.packs, number)
-            if not path.exists():
+            try:
+                yield from too_short(path, size)
+            except FileNotFoundError:
                 yield Finding("pack", None, path.name, MISSING_PACK)
-            elif path.stat().st_size < size:
-                yield Finding("pack", None, path.name, f"the pack is shorter than its {size} bytes")
 
     # --- names
 

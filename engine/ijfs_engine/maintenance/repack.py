@@ -22,9 +22,10 @@ from ijfs_engine.format.records import KeptPack
 from ijfs_engine.maintenance.pack_source import TABLES, PackSource, SoundFrame, live_frames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
+from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update
 from ijfs_engine.storage.journal import file_status
 from ijfs_engine.storage.locks import try_take
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
     DATA_PACK,
@@ -334,9 +335,7 @@ class _Mover:
 
     def _writer(self) -> PackWriter:
         if not self._writers or self._writers[-1].size >= PACK_TARGET:
-            number = self._index.write(next_pack)
-            directory = self._repository.directory
-            self._writers.append(PackWriter(directory.packs, number, self._kind, directory.id))
+            self._writers.append(new_pack(self._index, self._repository.directory, self._kind))
         return self._writers[-1]
 
 

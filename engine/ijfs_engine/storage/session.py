@@ -37,10 +37,10 @@ from ijfs_engine.storage.index import (
     U64,
     Index,
     Update,
-    next_pack,
 )
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
 from ijfs_engine.storage.locks import LockFile
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 from ijfs_engine.storage.worn import worn_chunks
@@ -344,10 +344,7 @@ class Session:
             self.publish()
 
     def _new_pack(self, kind: int) -> PackWriter:
-        while True:
-            number = self._index.write(next_pack, last_room=False)
-            with contextlib.suppress(FileExistsError):
-                return PackWriter(self._directory.packs, number, kind, self._directory.id)
+        return new_pack(self._index, self._directory, kind, last_room=False)
 
     def _settle(self) -> None:
         """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""
