@@ -158,8 +158,10 @@ __all__ = [
 
 def load_ipython_extension(shell: Any) -> None:
     """What `%load_ext ijfs` calls: adds the `%ijfs` magic to an IPython shell."""
+    from ijfs.guest.copies import load_ipython_extension as notice_copies
     from ijfs.guest.magics import load
 
+    notice_copies(shell)
     load(shell)
 
 

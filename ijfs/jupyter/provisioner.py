@@ -32,6 +32,7 @@ from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.environment import is_text
 from ijfs.live.model.records import Network
 from ijfs.live.sandbox import host_folders
+from ijfs.live.sandbox.sandbox import EXTENSIONS
 from ijfs_engine.errors import IjfsError
 
 BEGINS_AS, JOINS = "ijfs_snapshot", "ijfs_attach"
@@ -235,7 +236,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         if not any("ipykernel" in word for word in self.kernel_spec.argv):
             raise KernelSpecError("`auto` works in IPython kernels only", hint="`ijfs save` saves any kernel")
         check_auto(self.auto)
-        return "--InteractiveShellApp.extra_extensions=ijfs"
+        return f"--{EXTENSIONS}=ijfs"
 
     def _new_name(self, env: Mapping[str, str]) -> str:
         kernel_name = getattr(self.parent, "kernel_name", "")

@@ -32,6 +32,9 @@ from ijfs.live.sandbox.volumes import choose, is_below
 # tini reaps orphans, as pid 1 has to, and hands signals on to the program's process group.
 INIT_PROGRAMS = ("tini", "docker-init")
 
+# What IPython is told to load by itself.
+EXTENSIONS = "InteractiveShellApp.extra_extensions"
+
 # How long processes get to vanish after SIGKILL before it is called a failure; uninterruptible I/O may take a while.
 KILL_LIMIT_S = 10.0
 
@@ -293,12 +296,16 @@ def find_init(root: Path, paths: SandboxPaths) -> str:
 
 
 def program_argv(spec: InstanceSpec) -> list[str]:
-    """The command line inside. IPython's history file is left out where the program has no disk of its own: a saved
-    program's open sqlite file is read-only when it comes back with another inode number."""
+    """The command line inside. An IPython kernel notices that it is a copy (guest/copies.py). Its history file is left
+    out where the program has no disk of its own: a saved program's open sqlite file is read-only when it comes back
+    with another inode number."""
     argv = [word.replace("{connection_file}", CONNECTION_FILE_INSIDE) for word in spec.argv]
-    ipython = spec.kind == "kernel" and any("ipykernel" in word for word in argv)
-    if ipython and not spec.disk and not any("HistoryManager" in word for word in argv):
+    if spec.kind != "kernel" or not any("ipykernel" in word for word in argv):
+        return argv
+    if not spec.disk and not any("HistoryManager" in word for word in argv):
         argv.append("--HistoryManager.enabled=False")
+    if not any(EXTENSIONS in word for word in argv):
+        argv.append(f"--{EXTENSIONS}=ijfs.guest.copies")
     return argv
 
 
