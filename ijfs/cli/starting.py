@@ -3,6 +3,7 @@ work go into a program that could not be saved."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import click
 from ijfs import settings
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer
-from ijfs.cli.params import SIZE, Seconds
+from ijfs.cli.params import SIZE, Limit, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
@@ -147,6 +148,38 @@ def hooks(
         ready=tuple(ready),
     )
 
+
+def limit_options(*, anew: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--memory`, `--cpus`, `--pids` and `--io`, which the function gets as `limits`. `anew`: where nobody says, the
+    settings do; else what is brought back has those that it had."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def gathered(*args: Any, **given: Any) -> Any:
+            from ijfs.live.model.records import Limits
+
+            return function(*args, limits=Limits(**{name: given.pop(name) for name in LIMITS}), **given)
+
+        for name, (kind, metavar, about) in reversed(LIMITS.items()):
+            default = functools.partial(_set_limit, name) if anew else None
+            option = click.option(f"--{name}", type=Limit(kind), default=default, metavar=metavar, help=about)
+            option(gathered)
+        return gathered
+
+    return add
+
+
+def _set_limit(name: str) -> str | None:
+    return settings.value(name) or None
+
+
+LIMITS: dict[str, tuple[click.ParamType[Any], str, str]] = {
+    "memory": (SIZE, "SIZE", "How much memory it may take: 4G, 512M; copies as much again; `none`: no limit."),
+    "cpus": (click.FloatRange(0.01, 10_000), "N", "How many processors it may keep busy: 2, 0.5."),
+    "pids": (click.IntRange(1, 1 << 22), "N", "How many processes and threads it may have (default: 8192 or more)."),
+    "io": (SIZE, "RATE", "Bytes a second that it may read, and write, on the repository's disk: 100M."),
+}
+"""What can be limited: its type, and what is said of it."""
 
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."

@@ -18,6 +18,7 @@ from ijfs_engine.errors import TargetDiedError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo, OnEvent
+    from ijfs.live.model.records import Limits
     from ijfs.sdk.snapshots import Snapshot
 
 TELL_S = 10.0
@@ -43,6 +44,7 @@ def fork(
     env: Sequence[Env],
     message: str,
     same_random: bool,
+    limits: Limits,
     seed: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
@@ -59,6 +61,7 @@ def fork(
             count=wanted,
             message=message,
             same_random=same_random,
+            limits=limits,
             env=env,
             wish=wish,
             on_event=on_event,

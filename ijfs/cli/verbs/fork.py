@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ijfs.cli import instances, starting, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, MESSAGE
+
+if TYPE_CHECKING:
+    from ijfs.live.model.records import Limits
 
 
 @verb("fork")
@@ -22,6 +26,7 @@ from ijfs.cli.params import ANY, MESSAGE
 @click.option("--eager", is_flag=True, help="Read all memory first.")
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.env_options
+@starting.limit_options(anew=False)
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
     app: App,
@@ -34,6 +39,7 @@ def fork(
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
     same_random: bool,
+    limits: Limits,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
 
@@ -60,6 +66,7 @@ def fork(
             gpus=gpus,
             same_random=same_random,
             env=[given] * many if given else (),
+            limits=limits,
             on_event=progress.event,
         )
 

@@ -16,6 +16,7 @@ from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits
     from ijfs_engine import Repository, Snapshot
 
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
 @starting.env_options
+@starting.limit_options(anew=False)
 @starting.files_option
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
@@ -49,6 +51,7 @@ def restore(
     env_files: tuple[Path, ...],
     files: str | None,
     same_random: bool,
+    limits: Limits,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
 
@@ -90,6 +93,7 @@ def restore(
             env=given,
             ports=starting.all_chosen(ports),
             files=of_shared,
+            limits=limits,
             on_event=progress.event,
         )
         ended = first_moment.ended(app, info, first_moment.RESTORE)

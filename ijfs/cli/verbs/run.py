@@ -15,6 +15,7 @@ from ijfs.cli.params import elsewhere, needless
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits
 
 IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
 NO_VOLUMES = (
@@ -35,6 +36,7 @@ NO_VOLUMES = (
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.limit_options(anew=True)
 @starting.hook_options
 @starting.replace_option
 @needless("-d", "--detach")
@@ -62,6 +64,7 @@ def run(
     after_save: tuple[str, ...],
     after_restore: tuple[str, ...],
     ready: tuple[str, ...],
+    limits: Limits,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -92,6 +95,7 @@ def run(
         share=starting.folders(share),
         bind=starting.folders(bind),
         hooks=starting.hooks(before_save, after_save, after_restore, ready),
+        limits=limits,
         **_whose(app, env, env_files),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)

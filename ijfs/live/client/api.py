@@ -46,7 +46,15 @@ from ijfs.live.model.protocol import (
     RestoreArguments,
     StartArguments,
 )
-from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.model.records import (
+    NO_LIMITS,
+    HostPort,
+    InstanceInfo,
+    InstanceRecord,
+    InstanceSpec,
+    Limits,
+    SaveResult,
+)
 from ijfs.live.process import procfs
 from ijfs.live.process.entering import enter_line
 
@@ -105,6 +113,7 @@ def restore(
     files: FilesChoice | Literal[""] = "",
     of_notebook: str = "",
     front_end: bool = False,
+    limits: Limits = NO_LIMITS,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -123,7 +132,8 @@ def restore(
     going back in place, they stay where they are. `files`: what becomes of folders that it shared with the machine
     (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
-    by a front end, which may end it.
+    by a front end, which may end it. `limits`: over those that it was saved with or, going back in place, that the live
+    one has.
     """
     given = dict(env or {})
     _require_text(given)
@@ -136,7 +146,7 @@ def restore(
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files, busy=busy)
+            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files, busy=busy, limits=limits)
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
@@ -149,6 +159,7 @@ def restore(
         files=files,
         notebook=of_notebook or None,
         front_end=front_end,
+        limits=limits,
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
@@ -200,14 +211,15 @@ def fork(
     same_random: bool = False,
     env: Sequence[Mapping[str, str]] = (),
     wish: str = "",
+    limits: Limits = NO_LIMITS,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
 
     `names` may be left out: then they are `<wish>-1`, … as far as they are free, the wish being `source` where it is
-    empty. `env`: variables of each
-    sibling, in their order (`restore` says who gets them). When one sibling fails, the
-    others stay and the error says which (PartialError), or, where none came up, it is the first one's error.
+    empty. `env`: variables of each sibling, in their order (`restore` says who gets them). `limits`: over those that it
+    has. When one sibling fails, the others stay and the error says which (PartialError), or, where none came up, it is
+    the first one's error.
     """
     from ijfs.live.client.fork import fork as fork_siblings
 
@@ -222,6 +234,7 @@ def fork(
         same_random=same_random,
         env=env,
         wish=wish or source,
+        limits=limits,
         on_event=on_event,
     )
 
@@ -294,6 +307,7 @@ __all__ = [
     "InstanceRecord",
     "InstanceSpec",
     "KeeperClient",
+    "Limits",
     "Notice",
     "OnEvent",
     "PhaseBegan",

@@ -158,6 +158,11 @@ class SandboxPaths(OverlayDirectories):
         return self.root / "program.log"
 
     @property
+    def cgroups(self) -> Path:
+        """The control groups that were made for it, a directory a line (sandbox/limits.py)."""
+        return self.root / "cgroups"
+
+    @property
     def dev(self) -> Path:
         """Where the keeper's mount namespace has the sandbox's /dev."""
         return self.root / "dev"

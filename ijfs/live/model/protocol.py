@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import msgspec
 
 from ijfs.live.errors import ProtocolError
-from ijfs.live.model.records import Base, HostPort, InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.model.records import NO_LIMITS, Base, HostPort, InstanceInfo, InstanceSpec, Limits, SaveResult
 
 MAX_LINE = 64 << 20
 """A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
@@ -61,7 +61,8 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     where the snapshot says. `files`: what becomes of folders that it shared with the host (FilesChoice); "": they stay
     as they are for a program of the name that it was saved under, and any other gets its own. `busy`: of a cell
     that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
-    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it.
+    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it. `limits`: over those
+    that the snapshot's program had.
     """
 
     snapshot: str
@@ -76,6 +77,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     busy: Busy = "interrupt"
     notebook: str | None = None
     front_end: bool = False
+    limits: Limits = NO_LIMITS
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

@@ -23,8 +23,9 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, host_folders, init, rootfs, slirp
+from ijfs.live.sandbox import disk, host_folders, init, limits, rootfs, slirp
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox.limits import NO_GROUP, Group
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
 from ijfs.live.sandbox.scratch import SCRATCH
 from ijfs.live.sandbox.volumes import choose, is_below
@@ -52,6 +53,7 @@ class Sandbox:
     slirp: slirp.Slirp | None = None
     lower: Lower = HOST
     notes: list[str] = field(default_factory=list)
+    group: Group = NO_GROUP
 
     @property
     def pid(self) -> int:
@@ -162,6 +164,7 @@ class Sandbox:
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
+        limits.remove(self.paths)
         held = (self.network_fd, self.pidfd, self.lower.fd)
         self.network_fd, self.pidfd, self.lower = -1, None, replace(self.lower, fd=-1)
         for fd in held:
@@ -200,6 +203,9 @@ def launch(
         volumes = volumes if kept is None else kept
         check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
         sandbox.volumes = volumes
+        sandbox.group = limits.make(paths, spec.limits)
+        sandbox.group.apply()
+        sandbox.group.limit_io(paths.root)
         sandbox.make_layers(spec.disk)
         sandbox.volumes = tuple(settled for volume in volumes if (settled := _settled(paths, volume)) is not None)
         rootfs.prepare_upper(paths, sandbox.volumes, copies, lower=lower.root)
@@ -222,6 +228,7 @@ def launch(
             spec.cwd,
             io_uring=spec.io_uring,
             user=spec.user,
+            groups=sandbox.group.directories,
         )
         sandbox.own(started)
     except BaseException:
