@@ -118,7 +118,18 @@ files_option = click.option(
     help="Folders it shared: as they are now, put back as they were, or a copy as they were (default: asked at a "
     "terminal, else `keep` under the name that was saved, `private` under another).",
 )
+on_demand_option = click.option(
+    "--on-demand",
+    is_flag=True,
+    help="Memory that it does not touch takes none here: it comes when it is saved. For many copies at once.",
+)
 _HOOK = "A request (`POST http://127.0.0.1:8000/sleep`), `file:/PATH`, or a command inside"
+
+
+def require_one_way(everything: bool, on_demand: bool) -> None:
+    """click.UsageError for who wants all memory, and only what is touched."""
+    if everything and on_demand:
+        raise click.UsageError("--on-demand leaves memory where it is; --eager and --wait bring all of it in")
 
 
 def hook_options(function: F) -> F:

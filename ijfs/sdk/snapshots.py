@@ -120,13 +120,15 @@ class Snapshot:
         *,
         env: Env | None = None,
         eager: bool = False,
+        on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Box:
         """Bring it back to life beside everything that is live; it runs at once and its memory follows (`eager`: all
-        memory first). `env`, `same_random`, `limits`: as `fork` has them."""
+        memory first; `on_demand`: what it touches, and the rest when it is saved). `env`, `same_random`, `limits`: as
+        `fork` has them."""
         from ijfs.live.client.instances import named
         from ijfs.sdk.forks import is_python_kernel, tell
 
@@ -136,6 +138,7 @@ class Snapshot:
                 self.id,
                 chosen,
                 eager=eager,
+                on_demand=on_demand,
                 same_random=same_random,
                 env=env,
                 limits=limits,
@@ -154,6 +157,7 @@ class Snapshot:
         *,
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
+        on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
         seed: int | None = None,
@@ -162,6 +166,7 @@ class Snapshot:
     ) -> list[Box]:
         """Live copies of it, all at once. `env`: variables of each, in their order; commands that are run in it have
         them, Python kernels in `os.environ`, other programs when they have given a hook (`ijfs.after_restore`).
+        `on_demand`: memory that they do not touch takes none, and comes when they are saved: for many at once.
         `same_random`: they draw the same random numbers; `seed`: those of the Nth Python kernel's shared generators
         (random, numpy, torch) begin with `seed` + N, from 0 on. `limits`: what each may take, over what the original
         might. A kernel in the middle of a cell takes variables and
@@ -175,6 +180,7 @@ class Snapshot:
             names=names,
             wish=self._wish,
             env=env,
+            on_demand=on_demand,
             message="",
             same_random=same_random,
             limits=limits,

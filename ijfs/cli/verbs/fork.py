@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     "-m", "--message", type=MESSAGE, default="", help="The message of the snapshot that a live program's fork makes."
 )
 @click.option("--eager", is_flag=True, help="Read all memory first.")
+@starting.on_demand_option
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.env_options
 @starting.limit_options(anew=False)
@@ -35,6 +36,7 @@ def fork(
     names: str | None,
     message: str,
     eager: bool,
+    on_demand: bool,
     gpus: tuple[str, ...],
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
@@ -47,6 +49,7 @@ def fork(
     """
     from ijfs.live.client import api as client
 
+    starting.require_one_way(eager, on_demand)
     repository = app.repository()
     chosen = _split(names, count) if names is not None else []
     many = len(chosen) or count or 1
@@ -62,6 +65,7 @@ def fork(
             chosen,
             count=many,
             eager=eager,
+            on_demand=on_demand,
             message=message,
             gpus=gpus,
             same_random=same_random,

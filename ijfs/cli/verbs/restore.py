@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("snapshot", type=SNAPSHOT)
 @click.option("--name", metavar="N", type=INSTANCE, help="Its name (default: the one it was saved under).")
 @click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
+@starting.on_demand_option
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
 @click.option("--save-first", is_flag=True, help="With --replace: save what is there first, to go forward to again.")
 @click.option("-y", "--yes", is_flag=True, help="With --replace: do not ask.")
@@ -40,6 +41,7 @@ def restore(
     snapshot: str,
     name: str | None,
     eager: bool,
+    on_demand: bool,
     replace: bool,
     save_first: bool,
     yes: bool,
@@ -65,6 +67,7 @@ def restore(
 
     from ijfs.live.client import api as client
 
+    starting.require_one_way(eager or wait, on_demand)
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
     instances.require_program(record)
@@ -85,6 +88,7 @@ def restore(
             record.id.hex(),
             chosen,
             eager=eager,
+            on_demand=on_demand,
             replace=replace,
             save_first=save_first,
             busy="force" if force else "interrupt",

@@ -77,6 +77,8 @@ class RestoreRequest:
     """New directories, for the new sandbox."""
     eager: bool = False
     """All memory is read before the program runs, without a pager."""
+    on_demand: bool = False
+    """Memory that it does not touch stays in the repository until it is wanted for a save."""
     siblings: int = 1
     """How many restores were asked for together."""
     beside: bool = False
@@ -109,6 +111,7 @@ class RestoreRequest:
             meta,
             paths,
             eager=arguments.eager,
+            on_demand=arguments.on_demand,
             siblings=arguments.siblings,
             beside=beside and not arguments.same_random,
             gpus=arguments.gpus,
@@ -276,6 +279,7 @@ class _Restore:
             snapshot=self._request.snapshot.id.hex(),
             bulk=self._gpu_record is not None,
             rest_after_s=self._rest_after_s(),
+            on_demand=self._request.on_demand and self._gpu_record is None,
             present=os.fspath(present.place(self._request.paths.criu)),
         )
         process, self._pager_process = self._pager_process, None

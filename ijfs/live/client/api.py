@@ -102,6 +102,7 @@ def restore(
     name: str,
     *,
     eager: bool = False,
+    on_demand: bool = False,
     replace: bool = False,
     save_first: bool = False,
     notebook: bytes | None = None,
@@ -124,8 +125,10 @@ def restore(
     is just coming up, it is waited for. `save_first` saves what is there before it is replaced, and leaves everything
     as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again; `notebook` is
     the document that it gets. `busy`: a cell that a live kernel runs is interrupted, or stands in the way
-    (KernelBusyError), or is left behind, its answer `aborted` (`force`). `gpus` (index or UUID) chooses the GPUs of a
-    program that held some, in the order in which it held them; by default the same ones.
+    (KernelBusyError), or is left behind, its answer `aborted` (`force`). `on_demand`: memory that it does not
+    touch stays in the repository, and takes none here, until it is saved; a program with GPU memory needs all of it.
+    `gpus` (index or UUID) chooses the GPUs of a program that held some, in the order in which it held them; by default
+    the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
@@ -146,11 +149,21 @@ def restore(
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files, busy=busy, limits=limits)
+            info = keeper.restore(
+                snapshot,
+                eager=eager,
+                on_demand=on_demand,
+                gpus=gpus,
+                env=given,
+                files=files,
+                busy=busy,
+                limits=limits,
+            )
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
         eager=eager,
+        on_demand=on_demand,
         gpus=tuple(gpus),
         again=replace,
         same_random=same_random,
@@ -206,6 +219,7 @@ def fork(
     *,
     count: int = 1,
     eager: bool = False,
+    on_demand: bool = False,
     message: str = "",
     gpus: Sequence[str] = (),
     same_random: bool = False,
@@ -229,6 +243,7 @@ def fork(
         names,
         count=count,
         eager=eager,
+        on_demand=on_demand,
         message=message,
         gpus=gpus,
         same_random=same_random,

@@ -125,6 +125,7 @@ class KeeperClient:
         snapshot: str,
         *,
         eager: bool = False,
+        on_demand: bool = False,
         gpus: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         files: FilesChoice | Literal[""] = "",
@@ -135,7 +136,14 @@ class KeeperClient:
         it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs, `limits`: what it may
         take (api.restore says all). KernelBusyError."""
         wanted = protocol.RestoreArguments(
-            snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}), files=files, busy=busy, limits=limits
+            snapshot=snapshot,
+            eager=eager,
+            on_demand=on_demand,
+            gpus=tuple(gpus),
+            env=dict(env or {}),
+            files=files,
+            busy=busy,
+            limits=limits,
         )
         return self.request(wanted)
 

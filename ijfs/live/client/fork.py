@@ -32,6 +32,7 @@ def fork(
     *,
     count: int,
     eager: bool,
+    on_demand: bool,
     message: str,
     gpus: Sequence[str],
     same_random: bool,
@@ -49,6 +50,7 @@ def fork(
         first = RestoreArguments(
             snapshot=_snapshot_of(repo, source, message, on_event),
             eager=eager,
+            on_demand=on_demand,
             gpus=tuple(gpus),
             siblings=len(claimed),
             same_random=same_random,

@@ -366,6 +366,7 @@ class InstanceState:
         return self._memory()[0]
 
     async def _follow(self, pager: Pager) -> None:
+        pager.hurry()
         try:
             status = await in_thread(pager.wait, SAVE_WAIT_S)
         except IjfsError:

@@ -54,7 +54,8 @@ the kernel does not go back (KernelBusyError); it is left behind."""
 class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Bring a snapshot (any spelling) back: as the first request into a new instance, later in place.
 
-    `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
+    `on_demand`: memory that it does not touch comes when it is saved. `gpus`: index or UUID of those to use, in the
+    order in which the program held some. `again`: an ended instance
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
     `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
     the snapshot's program had (records.InstanceSpec.late_env). `ports`: where its ports are to be reached, instead of
@@ -67,6 +68,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
     snapshot: str
     eager: bool = False
+    on_demand: bool = False
     gpus: tuple[str, ...] = ()
     again: bool = False
     siblings: int = 1
