@@ -74,6 +74,7 @@ SETTINGS = {
         Setting(
             "port_address", "127.0.0.1", "where `--port` is reached; 0.0.0.0: from everywhere", _matching(r"[\d.]+")
         ),
+        Setting("detach_keys", "ctrl-p,ctrl-q", "what leaves a program's terminal without ending the program"),
         Setting("save_memory", "", "how much memory saves may take, as `4G`", variable="IJFS_SAVE_MEMORY"),
         Setting(
             "remote_cache",

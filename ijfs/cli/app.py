@@ -103,6 +103,11 @@ class App:
         self._reporters.append(self.closing.enter_context(Reporter(title, visible=visible)))
         return self._reporters[-1]
 
+    def end_progress(self) -> None:
+        """No bar is shown any more: what comes now has the screen."""
+        for reporter in self._reporters:
+            reporter.close()
+
     @property
     def can_ask(self) -> bool:
         """Whether somebody is there who can be asked."""
@@ -115,8 +120,7 @@ class App:
 
     def warn(self, message: str) -> None:
         """Something that went otherwise than asked: always on standard error, once no bar is in the way."""
-        for reporter in self._reporters:
-            reporter.close()
+        self.end_progress()
         Printer(sys.stderr).line(("warning: ", "yellow"), message)
 
     @contextlib.contextmanager
@@ -133,8 +137,7 @@ class App:
 
     def answer(self, answer: Answer, name: str) -> None:
         """Print what a verb returned in the way that was asked for, once no bar is in the way."""
-        for reporter in self._reporters:
-            reporter.close()
+        self.end_progress()
         if self.listener is not None:
             self.listener(answer)
             return

@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "logs": VerbEntry("logs", "Print what a program wrote."),
         "watch": VerbEntry("watch", "Print what happens, as it happens."),
         "cp": VerbEntry("cp", "Copy files out of a program or snapshot, or into a live program."),
+        "attach": VerbEntry("attach", "Sit down at a program's terminal."),
         "exec": VerbEntry("exec_", "Run a command or a cell inside a live program."),
         "stop": VerbEntry("stop", "Stop live programs."),
     },

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from ijfs import settings
+from ijfs.cli import detach_keys
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer
 from ijfs.cli.params import SIZE, Limit, Seconds
@@ -62,6 +63,27 @@ class Port(_PortType):
         if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= 65535):
             self.fail(f"'{value}' is no port: 8000, 9000:8000 or 0.0.0.0:9000:8000, each from 1 to 65535")
         return int(word)
+
+
+if TYPE_CHECKING:
+    _KeysType = click.ParamType[bytes]
+else:
+    _KeysType = click.ParamType
+
+
+class Keys(_KeysType):
+    """`ctrl-p,ctrl-q`, as docker has it; as a terminal sends it."""
+
+    name = "keys"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Bytes; a usage error for what is no list of keys."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            return detach_keys.bytes_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 NETWORKS = click.Choice(["none", "slirp4netns"])
@@ -191,6 +213,15 @@ LIMITS: dict[str, tuple[click.ParamType[Any], str, str]] = {
     "io": (SIZE, "RATE", "Bytes a second that it may read, and write, on the repository's disk: 100M."),
 }
 """What can be limited: its type, and what is said of it."""
+
+detach_keys_option = click.option(
+    "--detach-keys",
+    "keys",
+    type=Keys(),
+    default=lambda: settings.value("detach_keys"),
+    metavar="KEYS",
+    help="What leaves the terminal without ending the program (default: ctrl-p,ctrl-q).",
+)
 
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."

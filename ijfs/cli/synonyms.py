@@ -49,7 +49,7 @@ _REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is ne
 SAID = {
     **dict.fromkeys(("commit", "snapshot", "checkpoint", "backup", "dump", "freeze"), _SAVE),
     **dict.fromkeys(("checkout", "switch", "reset", "revert", "undo", "back", "rollback"), _BACK),
-    **dict.fromkeys(("attach", "shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
+    **dict.fromkeys(("shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
     **dict.fromkeys(("start", "create", "new", "launch", "spawn"), _START),
     **dict.fromkeys(
         ("resume", "load", "unpause", "continue"),

@@ -96,7 +96,7 @@ def test_options_that_ask_for_what_is_done_anyway_are_taken(ijfs: Ijfs, repo: Pa
     ("argv", "said"),
     [
         (["log", "--graph"], "`ijfs tree`"),
-        (["run", "-it", "bash"], "`ijfs exec NAME -- bash`"),
+        (["run", "-i", "bash"], "-it"),
         (["run", "--rm", "bash"], "`ijfs stop --rm NAME`"),
         (["run", "-v", "/data:/data", "bash"], "sees this machine's files"),
         (["show", "HEAD~1"], "`lab~1` the one before"),

@@ -191,4 +191,7 @@ class SandboxPaths(OverlayDirectories):
 RUN_INSIDE = "/run/ijfs"
 LOG_INSIDE = f"{RUN_INSIDE}/program.log"
 INIT_INSIDE = f"{RUN_INSIDE}/init"
+TERMINAL_INSIDE = f"{RUN_INSIDE}/terminal"
+TERMINAL_PORT = 4718
+"""Where the terminal of a program is reached inside; terminal_server.c has it, too."""
 CONNECTION_FILE_INSIDE = f"{RUN_INSIDE}/kernel.json"

@@ -126,6 +126,16 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     oom_kills: int = 0
 
 
+class Terminal(msgspec.Struct, frozen=True):
+    """The terminal that a program runs at: how large its window is at the start, and what its clients say to be let in
+    (sandbox/terminal_server.c)."""
+
+    # A snapshot, perhaps a stranger's, says it, and it goes into an environment.
+    key: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    rows: int = 24
+    columns: int = 80
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a program in a sandbox.
 
@@ -148,6 +158,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     `hooks`: what the keeper does for it around saves, and until it is ready.
     `limits`: what it may take of the machine, and each copy of it again.
+    `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
     """
 
@@ -176,6 +187,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     bind: tuple[str, ...] = ()
     hooks: Hooks = Hooks()
     limits: Limits = Limits()
+    terminal: Terminal | None = None
 
 
 VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]

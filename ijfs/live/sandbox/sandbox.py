@@ -23,7 +23,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, host_folders, init, limits, rootfs, slirp
+from ijfs.live.sandbox import disk, host_folders, init, limits, rootfs, slirp, terminal
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.limits import NO_GROUP, Group
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
@@ -214,6 +214,11 @@ def launch(
         if connection is not None:
             _write_connection_file(paths, connection)
         init_program = find_init(lower.root, paths)
+        if spec.terminal is not None:
+            terminal.put(paths)
+            environment[terminal.KEY_VARIABLE] = spec.terminal.key
+            roots = dict.fromkeys([lower.root, Path("/")])
+            argv = terminal.words(spec.terminal, argv, list(roots), spec.cwd, environment)
         sandbox.mount(gpu=spec.gpu)
         if spec.network == "slirp4netns":
             (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
