@@ -39,7 +39,7 @@ from ijfs_engine.storage.index import (
     View,
 )
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
-from ijfs_engine.storage.journal_tail import missing_packs
+from ijfs_engine.storage.known_damage import missing_packs
 from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
 from ijfs_engine.storage.names import nearest_ancestors, removed_row
 from ijfs_engine.storage.open_repository import OpenRepository

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import zstandard
 
-from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
@@ -39,6 +39,7 @@ from ijfs_engine.storage.index import (
     Update,
 )
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
+from ijfs_engine.storage.known_damage import lost_packs
 from ijfs_engine.storage.locks import LockFile
 from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
@@ -108,9 +109,15 @@ class Session:
     """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
 
     def __init__(
-        self, directory: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
+        self,
+        directory: RepositoryDirectory,
+        index: Index,
+        journal: Journal,
+        *,
+        pack_target: int = PACK_TARGET,
+        lost: Set[int] | None = None,
     ) -> None:
-        """Registers; StorageError."""
+        """Registers; StorageError. `lost`: packs that are known to be gone, by default those that are now."""
         self._directory = directory
         self._index = index
         self._journal = journal
@@ -133,6 +140,7 @@ class Session:
                 self.epoch = view.number(b"epoch")
             with disk.storage_errors("starting a session"):
                 self._registration.write(U64.pack(self.epoch))
+            self._lost = lost_packs(index, directory.packs) if lost is None else lost
         except BaseException:
             self._registration.close()
             raise
@@ -222,7 +230,8 @@ class Session:
         branch: str | None = None,
         size: int | None = None,
     ) -> Snapshot:
-        """Make everything durable, then visible in one transaction, and end the session.
+        """Make everything durable, then visible in one transaction, and end the session. CorruptError where a pack has
+        gone meanwhile: it may hold what was found stored.
 
         With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
         `size` is what the files add up to.
@@ -246,6 +255,7 @@ class Session:
         with self._lock, disk.storage_errors("committing the snapshot"):
             self._check_open()
             self._settle()
+            self._check_packs()
             self._index.write(visible, last_room=False)
             self._end()
             self._directory.reserve.take(self._index.size_on_disk())
@@ -315,6 +325,14 @@ class Session:
     def _stored(self, ident: bytes) -> bool:
         with self._index.read() as view:
             return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
+
+    def _check_packs(self) -> None:
+        gone = lost_packs(self._index, self._directory.packs) - self._lost
+        if gone:
+            raise CorruptError(
+                f"{len(gone)} packs have gone while this was being stored, and it may need what was in them",
+                hint="put them back, or try again: what was in them is stored anew then",
+            )
 
     def _check_open(self) -> None:
         if self._ended:
