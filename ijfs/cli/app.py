@@ -86,12 +86,15 @@ class App:
 
     def live_programs(self) -> Path:
         """The repository's path, for what is done with live programs alone: they can be reached without its index.
-        NoRepositoryError, UnknownFormatError."""
+        NoRepositoryError, UnknownFormatError; StorageError where a link leads to those of others."""
+        from ijfs.live.model.paths import live_directory
         from ijfs_engine.errors import CorruptError, StorageError
 
         try:
             self.repository()
         except (CorruptError, StorageError) as error:
+            if live_directory(self.repository_path).is_symlink():
+                raise
             self.warn(f"{error}{f' ({error.hint})' if error.hint else ''}")
         return self.repository_path
 

@@ -22,6 +22,8 @@ FORMAT_VERSION: Final = 1
 _MAGIC: Final = b"ijfs repository\n"
 _FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
+_OTHERS: Final = ("remotes", "live", "bases", "deployments", "serve")
+"""Directories that are made by who needs them, here and in the layers above."""
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 
 
@@ -147,7 +149,7 @@ class RepositoryDirectory:
 
 def _check_kinds(path: Path) -> None:
     """That nothing in a repository leads out of it: LMDB writes its locks through a link. StorageError."""
-    disk.check_directories(*(path / name for name in _DIRECTORIES), path / "remotes")
+    disk.check_directories(*(path / name for name in (*_DIRECTORIES, *_OTHERS)))
     disk.check_plain(*(path / name for name in _FILES))
 
 
