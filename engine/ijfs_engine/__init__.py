@@ -48,6 +48,8 @@ if TYPE_CHECKING:
         Tree,
         Usage,
     )
+    from ijfs_engine.maintenance.copying import CopyReport
+    from ijfs_engine.maintenance.keys import Keyring, Rotation
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.export import Exported, export_tree
     from ijfs_engine.read.reader import Reader
@@ -63,9 +65,11 @@ if TYPE_CHECKING:
     from ijfs_engine.remote.stored_names import RemoteName
     from ijfs_engine.remote.sweep import SweepReport
     from ijfs_engine.remote.undo import UndoReport
-    from ijfs_engine.repository import Repository
+    from ijfs_engine.repository import Repository, WayIn
+    from ijfs_engine.storage.key_files import KeyFile, describe_key, wrap_for_passphrase, wrap_for_recipients
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.storage.unlocking import SECRET_VARIABLES, LockedRepositoryError, ask_by, passphrase_given
     from ijfs_engine.util.descent import Descent
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
     from ijfs_engine.util.progress import Progress
@@ -91,6 +95,7 @@ __all__ = [
     "MAX_PAGEMAP",
     "PAGE",
     "PAGEMAP_MAGIC",
+    "SECRET_VARIABLES",
     "TYPE_BITS",
     "AmbiguousNameError",
     "Arena",
@@ -99,6 +104,7 @@ __all__ = [
     "Attrs",
     "CheckReport",
     "ConflictError",
+    "CopyReport",
     "CorruptError",
     "Damage",
     "Descent",
@@ -115,8 +121,11 @@ __all__ = [
     "Holder",
     "IjfsError",
     "KeptPack",
+    "KeyFile",
+    "Keyring",
     "KnownTree",
     "LockedError",
+    "LockedRepositoryError",
     "MissingObjectError",
     "NoRepositoryError",
     "ObjectId",
@@ -141,6 +150,7 @@ __all__ = [
     "RemoteName",
     "Remotes",
     "Repository",
+    "Rotation",
     "Segments",
     "Snapshot",
     "SnapshotWriter",
@@ -155,6 +165,9 @@ __all__ = [
     "UnknownFormatError",
     "UnknownNameError",
     "Usage",
+    "WayIn",
+    "ask_by",
+    "describe_key",
     "export_tree",
     "import_directory",
     "io_waited_s",
@@ -163,8 +176,11 @@ __all__ = [
     "pagemap_head",
     "pages_name",
     "parse_pagemap",
+    "passphrase_given",
     "simulate_latency",
     "walk_directory",
+    "wrap_for_passphrase",
+    "wrap_for_recipients",
 ]
 
 _MODULES = {
@@ -183,12 +199,19 @@ _MODULES = {
         "GcReport",
         "Holder",
         "KeptPack",
+        "KeyFile",
+        "Keyring",
         "ObjectId",
         "Snapshot",
         "Stats",
         "Tree",
         "Usage",
+        "WayIn",
+        "ask_by",
+        "describe_key",
     ),
+    "maintenance.copying": ("CopyReport",),
+    "maintenance.keys": ("Keyring", "Rotation"),
     "maintenance.prune": ("PrunePolicy", "PruneReport"),
     "read.export": ("Exported", "export_tree"),
     "read.reader": ("Reader",),
@@ -204,9 +227,11 @@ _MODULES = {
     "remote.stored_names": ("RemoteName",),
     "remote.sweep": ("SweepReport",),
     "remote.undo": ("UndoReport",),
-    "repository": ("Repository",),
+    "repository": ("Repository", "WayIn"),
+    "storage.key_files": ("KeyFile", "describe_key", "wrap_for_passphrase", "wrap_for_recipients"),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),
+    "storage.unlocking": ("LockedRepositoryError", "SECRET_VARIABLES", "ask_by", "passphrase_given"),
     "util.descent": ("Descent",),
     "util.io_wait": ("io_waited_s", "simulate_latency"),
     "util.progress": ("Progress",),

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, StorageError, UnknownNameError
+from ijfs_engine.format.crypt import KeyRing
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
 from ijfs_engine.remote.remotes import Remotes
 from ijfs_engine.storage import disk, listed, working_sets
-from ijfs_engine.storage.directory import FORMAT_VERSION, RepositoryDirectory, is_repository
+from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import (
     CHUNKS,
     OBJECTS,
@@ -32,16 +33,22 @@ from ijfs_engine.storage.index import (
     mark_whole,
 )
 from ijfs_engine.storage.journal import StaleIndexError, file_status
-from ijfs_engine.storage.known_damage import harmed, lost_packs
+from ijfs_engine.storage.key_files import KeyFile, write_key_file
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.open_repository import OpenRepository, open_journal
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
+from ijfs_engine.storage.unlocking import open_ring, remember
 
 if TYPE_CHECKING:
+    from ijfs_engine.maintenance.copying import CopyReport
+    from ijfs_engine.maintenance.keys import Keyring
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.snapshot_writer import SnapshotWriter
+
+WayIn = Callable[[KeyRing], KeyFile]
+"""Makes the first way to open a repository that is to be encrypted."""
 
 
 class Repository(OpenRepository):
@@ -59,17 +66,33 @@ class Repository(OpenRepository):
 
     # --- Opening
 
-    @staticmethod
-    def is_at(path: str | Path) -> bool:
-        """Whether there is one at a path, of any version, damaged or not."""
-        return is_repository(Path(path))
+    @classmethod
+    def init(cls, path: str | Path, *, way_in: WayIn | None = None) -> Repository:
+        """Make one in an empty or absent directory, and open it; with a `way_in` an encrypted one. StorageError,
+        IjfsError."""
+        ring = KeyRing.made() if way_in is not None else None
+        file = way_in(ring) if way_in is not None and ring is not None else None
+        return cls.with_keys(path, ring, [file] if file is not None else [])
 
     @classmethod
-    def init(cls, path: str | Path) -> Repository:
-        """Make one in an empty or absent directory, and open it. StorageError, IjfsError."""
-        directory = RepositoryDirectory.create(Path(path))
-        index = Index.open(directory.index, reserve=directory.reserve)
+    def init_like(cls, path: str | Path, url: str) -> Repository:
+        """Make one that can read the tree at a URL: with its keys, where it is encrypted. LockedRepositoryError,
+        RemoteError, StorageError, IjfsError."""
+        from ijfs_engine.remote.keys import keys_at
+
+        files = keys_at(url)
+        return cls.with_keys(path, open_ring(url, files) if files else None, files)
+
+    @classmethod
+    def with_keys(cls, path: str | Path, ring: KeyRing | None, files: Sequence[KeyFile]) -> Repository:
+        """The same with a key ring that there is already, and the ways to it. StorageError, IjfsError."""
+        directory = RepositoryDirectory.create(Path(path), ring)
+        index = Index.open(directory.index, reserve=directory.reserve, crypt=directory.crypt)
         try:
+            for file in files:
+                write_key_file(directory.keys, file)
+            if ring is not None:
+                remember(directory.id, ring)
             with disk.storage_errors(f"making a repository at {path}"):
                 open_journal(directory).create()
             directory.secret()
@@ -143,23 +166,7 @@ class Repository(OpenRepository):
         from ijfs_engine.write.snapshot_writer import begin
 
         far = [parent for parent in parents if not self.is_here(parent) and self.snapshot(parent)]
-        lost = lost_packs(self.index, self.directory.packs)
-        writer = begin(self, parents, anew=anew, elsewhere=far, lost=lost, progress=progress)
-        known = harmed(self.index)
-        doubtful = [parent for parent in parents if parent not in far and (lost or parent in known)]
-        if doubtful and not anew:
-            self._check_parents(writer, doubtful, lost)
-        return writer
-
-    def _check_parents(self, writer: SnapshotWriter, parents: Sequence[ObjectId], lost: frozenset[int]) -> None:
-        """That a snapshot's parents are whole as far as is known; else its writer is given up. CorruptError."""
-        from ijfs_engine.maintenance.harmed_parents import check_parents
-
-        try:
-            check_parents(self, parents, lost)
-        except BaseException:
-            writer.close()
-            raise
+        return begin(self, parents, anew=anew, elsewhere=far, progress=progress)
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
         """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by
@@ -257,7 +264,27 @@ class Repository(OpenRepository):
         with disk.storage_errors("reading the pins"):
             return live_pins(self.directory.pins)
 
+    def copy_from(
+        self,
+        source: Repository,
+        refs: Mapping[str, ObjectId],
+        *,
+        also: Sequence[ObjectId] = (),
+        progress: Progress | None = None,
+    ) -> CopyReport:
+        """As `copying.copy` says: from a repository that is open, whose ids may be others."""
+        from ijfs_engine.maintenance.copying import copy
+
+        self.directory.check_writable()
+        return copy(source, self, refs, also, progress)
+
     # --- Maintenance
+
+    def keyring(self) -> Keyring:
+        """The ways to open it, and its keys. IjfsError for one that is not encrypted."""
+        from ijfs_engine.maintenance.keys import Keyring
+
+        return Keyring(self)
 
     def prune(self, policy: PrunePolicy, *, dry_run: bool = False) -> PruneReport:
         """Remove what a policy does not keep of each branch; gc then frees the bytes. IjfsError."""
@@ -307,7 +334,7 @@ class Repository(OpenRepository):
             pack_bytes=pack_bytes,
             index_bytes=index_bytes,
             journal_bytes=journal_bytes,
-            format_version=FORMAT_VERSION,
+            format_version=self.directory.version,
         )
 
 
@@ -320,7 +347,12 @@ def _delay_s() -> float:
 
 
 def _open_index(directory: RepositoryDirectory) -> Index:
-    return Index.open(directory.index, read_only_reason=directory.read_only_reason, reserve=directory.reserve)
+    return Index.open(
+        directory.index,
+        read_only_reason=directory.read_only_reason,
+        reserve=directory.reserve,
+        crypt=directory.crypt,
+    )
 
 
 def _open_damaged(directory: RepositoryDirectory) -> Index:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Base, Plain
-from ijfs_engine.format.frames import FrameKind, chunk_id, pack_bases
+from ijfs_engine.format.frames import FrameKind, pack_bases
 from ijfs_engine.format.records import (
     ZERO_RUN,
     Entry,
@@ -45,7 +45,7 @@ def save(
 
 def put(session: Session, data: bytes) -> bytes:
     """Put one chunk unless it is there; its id."""
-    ident = chunk_id(data)
+    ident = session.crypt.chunk_id(data)
     if not session.lookup_many([ident])[0]:
         session.put_chunks([chunk_codec.encode(memoryview(data), ident)])
     return ident
@@ -53,7 +53,7 @@ def put(session: Session, data: bytes) -> bytes:
 
 def put_against(session: Session, data: bytes, base: bytes, base_id: bytes, depth: int = 0) -> bytes:
     """Put one chunk as a difference to another of the same length; its id."""
-    ident = chunk_id(data)
+    ident = session.crypt.chunk_id(data)
     bases = pack_bases([(base_id, 0, len(base))])
     encoded = chunk_codec.encode(memoryview(data), ident, Base(base, bases, depth))
     assert encoded.bases, "the test wants a chunk that is worth storing as a difference"
@@ -114,7 +114,9 @@ def chunks(repository: Repository, ids: Sequence[bytes]) -> list[Plain]:
     """Plain bytes of chunks."""
 
     def fetch(wanted: Sequence[bytes]) -> list[Plain]:
-        return [chunk_codec.decode(frame, fetch) for frame in repository.store.get_chunks(wanted)]
+        return [
+            chunk_codec.decode(frame, fetch, repository.store.crypt) for frame in repository.store.get_chunks(wanted)
+        ]
 
     return fetch(ids)
 

@@ -372,8 +372,8 @@ def test_what_is_no_repository_is_said_to_be_none(tmp_path: Path) -> None:
 
 def test_an_unknown_version_is_refused(repository: Repository) -> None:
     file = repository.path / "format"
-    file.write_text(file.read_text().replace("version: 1", "version: 2"))
-    with pytest.raises(UnknownFormatError, match="format 2"):
+    file.write_text(file.read_text().replace("version: 1", "version: 3"))
+    with pytest.raises(UnknownFormatError, match="format 3"):
         Repository.open(repository.path)
 
 

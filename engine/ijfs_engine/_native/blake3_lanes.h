@@ -61,10 +61,11 @@ static inline __attribute__((always_inline)) TARGET void NAME(compress)(V *h, co
         h[i] = s[i] ^ s[i + 8];
 }
 
-/* out[i] = the chaining value of `blocks` blocks of 64 bytes at data + i * stride, for i < count. Input i has the number
+/* out[i] = the chaining value, begun with `begin` (the constants, or the words of a key), of `blocks` blocks of 64 bytes at data + i * stride, for i < count. Input i has the number
  * counter + i * step. Lanes that are left over hash the last input once more. */
-static TARGET void NAME(hash)(const uint8_t *data, size_t stride, size_t count, size_t blocks, uint64_t counter,
-                              uint64_t step, uint32_t flags, uint32_t first, uint32_t last, uint8_t *out)
+static TARGET void NAME(hash)(const uint32_t *begin, const uint8_t *data, size_t stride, size_t count, size_t blocks,
+                              uint64_t counter, uint64_t step, uint32_t flags, uint32_t first, uint32_t last,
+                              uint8_t *out)
 {
     for (size_t done = 0; done < count; done += LANES) {
         const uint8_t *at[LANES];
@@ -77,7 +78,7 @@ static TARGET void NAME(hash)(const uint8_t *data, size_t stride, size_t count, 
             high[i] = (uint32_t)((counter + number * step) >> 32);
         }
         for (int i = 0; i < 8; i++)
-            h[i] = (V){0} + ijfs_blake3_iv[i];
+            h[i] = (V){0} + begin[i];
         for (size_t block = 0; block < blocks; block++)
             NAME(compress)(h, at, 64 * block, low, high,
                            flags | (block == 0 ? first : 0) | (block == blocks - 1 ? last : 0));

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from typing_extensions import Buffer
 
@@ -6,7 +6,12 @@ from .read_plan import ReadPlan
 from .unpack import Unpacker
 
 class BulkRead(ReadPlan):
-    def __init__(self, tools: Unpacker) -> None: ...
+    def __init__(
+        self,
+        tools: Unpacker,
+        opener: Callable[[Sequence[memoryview]], Sequence[bytes | None]] | None = None,
+        key: bytes | None = None,
+    ) -> None: ...
     def schedule(self, gap: int, longest: int, below: int = 256) -> list[list[int]]: ...
     def planned(self) -> list[tuple[int, int, int]]: ...
     def read(self, descriptors: Sequence[int]) -> float: ...

@@ -10,7 +10,9 @@ undone: the caller reads such a chunk by itself, and format/chunk_codec.py says 
 read only once its id was checked. docs/format.md ("Frame", "Codecs") has the bytes; reference.py the slow twin.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_READ
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
@@ -79,13 +81,22 @@ cdef class BulkRead(ReadPlan):
     """Bytes of files on their way into buffers. Used by one thread, in the order of its methods."""
 
     cdef Unpacker tools
+    cdef object opener      # of an encrypted repository: opens sealed payloads
+    cdef uint8_t key[ID]    # of ids
+    cdef bint keyed
     cdef Place *order       # chunks by place
     cdef Read *reads
     cdef size_t n_reads
     cdef size_t n_packs
 
-    def __cinit__(self, Unpacker tools not None):
-        self.tools = tools
+    def __cinit__(self, Unpacker tools not None, opener=None, bytes key=None):
+        """Of an encrypted repository: `opener` gives the payloads of sealed frames (each from its header on), None for one
+        that was altered; `key` keys the ids of chunks."""
+        self.tools, self.opener, self.keyed = tools, opener, key is not None
+        if key is not None:
+            if len(key) != ID:
+                raise ValueError("a key has 32 bytes")
+            memcpy(self.key, PyBytes_AS_STRING(key), ID)
 
     def __dealloc__(self):
         free(self.order)
@@ -180,7 +191,7 @@ cdef class BulkRead(ReadPlan):
             raise OSError(problem, "reading a pack")
         return waited
 
-    cdef int read_one(self, int file, const Read *read, double *waited) noexcept nogil:
+    cdef int read_one(self, int file, const Read *read, double *waited) except -1 nogil:
         """One read, and everything with its frames; errno, or 0."""
         cdef iovec parts[MOST_PARTS]
         cdef int n = self.parts_of(read, parts)
@@ -192,10 +203,40 @@ cdef class BulkRead(ReadPlan):
         if got < 0:
             # What a bad sector lies in is wanted still, and asked for one by one (object_store.py).
             return 0 if got == -EIO else <int>-got
+        if self.opener is not None:
+            return self.open_all(read, got)
         for i in range(read.first, read.end):
             chunk = &self.chunks[self.order[i].number]
             if chunk.offset - read.begin + chunk.span <= <uint64_t>got:
                 self.unframe(self.order[i].number, self.tools.packed + (chunk.offset - read.begin))
+        return 0
+
+    cdef int open_all(self, const Read *read, size_t got) except -1 with gil:
+        """The frames of a read, opened all at once and unpacked: to change hands of the interpreter's lock costs more than
+        to open one."""
+        cdef Chunk *chunk
+        cdef const uint8_t *frame
+        cdef const uint8_t *payload
+        cdef size_t i, size
+        cdef list here = []
+        for i in range(read.first, read.end):
+            chunk = &self.chunks[self.order[i].number]
+            if chunk.offset - read.begin + chunk.span <= got:
+                here.append(i)
+        frames = []
+        for i in here:
+            chunk = &self.chunks[self.order[i].number]
+            frame = self.tools.packed + (chunk.offset - read.begin)
+            frames.append(PyMemoryView_FromMemory(<char *>frame, chunk.span, PyBUF_READ))
+        payloads = self.opener(frames)
+        for i, opened in zip(here, payloads):
+            if opened is None:
+                continue
+            chunk = &self.chunks[self.order[i].number]
+            frame = self.tools.packed + (chunk.offset - read.begin)
+            payload, size = <const uint8_t *>PyBytes_AS_STRING(opened), PyBytes_GET_SIZE(opened)
+            with nogil:
+                self.unframe_opened(self.order[i].number, frame, payload, size)
         return 0
 
     cdef int parts_of(self, const Read *read, iovec *parts) noexcept nogil:
@@ -230,21 +271,33 @@ cdef class BulkRead(ReadPlan):
             if chunk.state == PLACED:
                 chunk.state, chunk.span = WANTED, 0
 
-    cdef void unframe(self, size_t number, const uint8_t *frame) noexcept nogil:
-        cdef Chunk *chunk = &self.chunks[number]
+    cdef bint fits(self, const Chunk *chunk, const uint8_t *frame) noexcept nogil:
+        """Whether a frame's header is that of the chunk."""
         cdef uint32_t stored = 0, plain = 0, magic = 0
-        cdef size_t head = HEADER + <size_t>frame[7] * BASE
-        cdef int codec = frame[5]
         memcpy(&magic, frame, 4)
         memcpy(&stored, frame + 8, 4)
         memcpy(&plain, frame + 12, 4)
-        if (magic != MAGIC or frame[4] != CHUNK_KIND or frame[6] != chunk.depth or plain != chunk.plain
-                or head + stored != chunk.span or memcmp(frame + 20, chunk.id, ID) != 0):
+        return (magic == MAGIC and frame[4] == CHUNK_KIND and frame[6] == chunk.depth and plain == chunk.plain
+                and HEADER + <size_t>frame[7] * BASE + stored == chunk.span and memcmp(frame + 20, chunk.id, ID) == 0)
+
+    cdef void unframe(self, size_t number, const uint8_t *frame) noexcept nogil:
+        cdef Chunk *chunk = &self.chunks[number]
+        cdef size_t head = HEADER + <size_t>frame[7] * BASE
+        if not self.fits(chunk, frame):
             return
-        if chunk.direct:
-            if codec == RAW and stored == plain:
-                self.settle(number)
-        elif unpack(self.tools, codec, frame + head, stored, chunk.out, plain):
+        if not chunk.direct:
+            self.unpack_payload(number, frame, frame + head, chunk.span - head)
+        elif frame[5] == RAW and chunk.span - head == chunk.plain:
+            self.settle(number)
+
+    cdef void unframe_opened(self, size_t number, const uint8_t *frame, const uint8_t *payload, size_t size) noexcept nogil:
+        if self.fits(&self.chunks[number], frame):
+            self.unpack_payload(number, frame, payload, size)
+
+    cdef void unpack_payload(self, size_t number, const uint8_t *frame, const uint8_t *payload, size_t size) noexcept nogil:
+        cdef Chunk *chunk = &self.chunks[number]
+        cdef int codec = frame[5]
+        if unpack(self.tools, codec, payload, size, chunk.out, chunk.plain):
             if codec == XOR_ZSTD or codec == XOR_PLANES:
                 self.keep_bases(chunk, frame + HEADER, frame[7])
             else:
@@ -253,7 +306,7 @@ cdef class BulkRead(ReadPlan):
     cdef void settle(self, size_t number) noexcept nogil:
         """What is unpacked is the chunk's, or the chunk stays wanted."""
         cdef Chunk *chunk = &self.chunks[number]
-        if is_chunk(self.tools, chunk.out, chunk.plain, chunk.id):
+        if is_chunk(self.tools, self.key if self.keyed else NULL, chunk.out, chunk.plain, chunk.id):
             chunk.state = DONE
             if chunk.apart:
                 self.deliver(number, chunk.out)

@@ -16,8 +16,9 @@
 #define IJFS_GEAR_WINDOW 176
 
 /* First cut in data[0..n), at least `min` and at most `max` bytes; n if there is none. All three are multiples of 8,
- * except n at the end of the data. */
-static inline size_t ijfs_gear_cut(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold)
+ * except n at the end of the data. `key` is XORed to each word: 0, or a secret of an encrypted repository. */
+static inline size_t ijfs_gear_cut(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold,
+                                   uint64_t key)
 {
     uint64_t h = 0;
     size_t i, end = n < max ? n : max;
@@ -25,20 +26,21 @@ static inline size_t ijfs_gear_cut(const uint8_t *data, size_t n, size_t min, si
         return n;
     i = min > IJFS_GEAR_WINDOW ? min - IJFS_GEAR_WINDOW : 0;
     for (; i + 8 < min; i += 8)
-        h = (h << 3) + ijfs_word(data + i) * IJFS_GEAR_MUL;
+        h = (h << 3) + (ijfs_word(data + i) ^ key) * IJFS_GEAR_MUL;
     for (; i + 8 <= end; i += 8) {
-        h = (h << 3) + ijfs_word(data + i) * IJFS_GEAR_MUL;
+        h = (h << 3) + (ijfs_word(data + i) ^ key) * IJFS_GEAR_MUL;
         if (h >= threshold)
             return i + 8;
     }
     return end;
 }
 
-static inline size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold, uint64_t *cuts)
+static inline size_t ijfs_gear_cuts(const uint8_t *data, size_t n, size_t min, size_t max, uint64_t threshold,
+                                    uint64_t key, uint64_t *cuts)
 {
     size_t at = 0, found = 0;
     while (at < n) {
-        at += ijfs_gear_cut(data + at, n - at, min, max, threshold);
+        at += ijfs_gear_cut(data + at, n - at, min, max, threshold, key);
         cuts[found++] = at;
     }
     return found;

@@ -114,8 +114,11 @@ cdef class FrameCheck:
 
     cdef Unpacker tools
     cdef uint8_t* plain
+    cdef bint sealed
 
-    def __cinit__(self):
+    def __cinit__(self, bint sealed=False):
+        """`sealed`: of an encrypted repository, where nothing is surely right before it is opened."""
+        self.sealed = sealed
         self.tools = Unpacker()
         self.plain = <uint8_t*>malloc(MAX_PLAIN)
         if self.plain == NULL:
@@ -138,7 +141,7 @@ cdef class FrameCheck:
             frame = &data[0] + at
             with nogil:
                 span = span_of(frame, size - at)
-                right = span != 0 and self.is_right(frame)
+                right = span != 0 and not self.sealed and self.is_right(frame)
             if span == 0:
                 break
             ident = PyBytes_FromStringAndSize(<const char*>frame + ID_AT, ID)
@@ -154,7 +157,7 @@ cdef class FrameCheck:
         if frame[CODEC_AT] == RAW:
             # The sum is the beginning of the same hash as the id.
             return (stored == plain and memcmp(frame + SUM_AT, frame + ID_AT, SUM) == 0
-                    and is_chunk(self.tools, payload, stored, frame + ID_AT))
+                    and is_chunk(self.tools, NULL, payload, stored, frame + ID_AT))
         return (has_sum(self.tools, payload, stored, frame + SUM_AT)
                 and unpack(self.tools, frame[CODEC_AT], payload, stored, self.plain, plain)
-                and is_chunk(self.tools, self.plain, plain, frame + ID_AT))
+                and is_chunk(self.tools, NULL, self.plain, plain, frame + ID_AT))

@@ -17,5 +17,5 @@ cdef class Unpacker:
     cdef uint8_t *hashes
 
 cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size, uint8_t *out, size_t plain) noexcept nogil
-cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil
+cdef bint is_chunk(Unpacker tools, const uint8_t *key, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil
 cdef bint has_sum(Unpacker tools, const uint8_t *payload, size_t size, const uint8_t *expected) noexcept nogil

@@ -14,7 +14,7 @@ from .payload cimport MAX_PLAIN, NUMBER_HEAD, NUMBERS, PLANE_HEAD, PLANES, RAW, 
 
 cdef extern from "blake3.h" nogil:
     int ijfs_blake3_best()
-    void ijfs_blake3(int lanes, const uint8_t *data, size_t n, uint8_t *room, uint8_t *out)
+    void ijfs_blake3(int lanes, const uint8_t *key, const uint8_t *data, size_t n, uint8_t *room, uint8_t *out)
 
 cdef extern from "bytes.h" nogil:
     void ijfs_join_planes(const uint8_t *planes, const uint8_t *rest, size_t n, int width, int tops, uint8_t *data)
@@ -162,17 +162,17 @@ cdef bint unpack(Unpacker tools, int codec, const uint8_t *payload, size_t size,
     return False
 
 
-cdef bint is_chunk(Unpacker tools, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil:
-    """Whether these, at most MAX_PLAIN, are the bytes that an id stands for."""
+cdef bint is_chunk(Unpacker tools, const uint8_t *key, const uint8_t *plain, size_t size, const uint8_t *ident) noexcept nogil:
+    """Whether these, at most MAX_PLAIN, are the bytes that an id stands for; `key` keys ids of an encrypted repository."""
     cdef uint8_t own[ID]
-    ijfs_blake3(LANES, plain, size, tools.hashes, own)
+    ijfs_blake3(LANES, key, plain, size, tools.hashes, own)
     return memcmp(own, ident, ID) == 0
 
 
 cdef bint has_sum(Unpacker tools, const uint8_t *payload, size_t size, const uint8_t *expected) noexcept nogil:
     """Whether a payload, at most MAX_PLAIN, has the sum of its frame: the beginning of the same hash."""
     cdef uint8_t own[ID]
-    ijfs_blake3(LANES, payload, size, tools.hashes, own)
+    ijfs_blake3(LANES, NULL, payload, size, tools.hashes, own)
     return memcmp(own, expected, SUM) == 0
 
 
@@ -181,7 +181,7 @@ def hash_widths():
     return [lanes for lanes in (4, 8, 16) if lanes <= LANES]
 
 
-def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0):
+def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0, bytes key=None):
     """The ids of chunks of `data`, as a list; `bounds` are (start, end) of each, flat. ValueError if they do not fit.
 
     For the tests, which compare each width with the blake3 package. What is stored is named by the package, so that a
@@ -190,6 +190,9 @@ def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0):
     cdef size_t count = bounds.shape[0] // 2, i
     cdef const uint8_t *at = &data[0] if data.shape[0] else NO_PLANE
     cdef uint8_t *room
+    cdef const uint8_t *key_at = <const uint8_t *>PyBytes_AS_STRING(key) if key is not None else NULL
+    if key is not None and len(key) != ID:
+        raise ValueError("a key has 32 bytes")
     for i in range(count):
         if bounds[2 * i] > bounds[2 * i + 1] or bounds[2 * i + 1] > <uint64_t>data.shape[0]:
             raise ValueError(f"no chunk: bytes {bounds[2 * i]} to {bounds[2 * i + 1]} of {data.shape[0]}")
@@ -203,7 +206,7 @@ def chunk_ids(const uint8_t[::1] data, const uint64_t[::1] bounds, int lanes=0):
         room = <uint8_t *>malloc(HASH_ROOM)
         if room != NULL:
             for i in range(count):
-                ijfs_blake3(lanes or LANES, at + bounds[2 * i], bounds[2 * i + 1] - bounds[2 * i], room, ids + ID * i)
+                ijfs_blake3(lanes or LANES, key_at, at + bounds[2 * i], bounds[2 * i + 1] - bounds[2 * i], room, ids + ID * i)
         free(room)
     if room == NULL:
         raise MemoryError

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ijfs_engine._native import byte_planes, compress, numeric_codec, unpack
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.format.frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, chunk_id, unpack_bases
+from ijfs_engine.format.crypt import PLAIN, Crypt
+from ijfs_engine.format.frames import ID_SIZE, MAX_CHUNK, Codec, EncodedChunk, base_ids, unpack_bases
 from ijfs_engine.util.per_thread import PerThread
 
 MAX_DEPTH: Final = 4
@@ -101,10 +102,10 @@ def is_quieter(plain: Plain, base: Plain) -> bool:
     return sum(byte_planes.byte_entropies(plain, _SAMPLES, base)) < before * _CHAIN_GAIN
 
 
-def decode(chunk: EncodedChunk, fetch: FetchBases) -> Plain:
-    """The plain bytes of a chunk, checked against its id. CorruptError for anything that does not fit."""
+def decode(chunk: EncodedChunk, fetch: FetchBases, crypt: Crypt = PLAIN) -> Plain:
+    """The plain bytes of an opened chunk, checked against its id. CorruptError for anything that does not fit."""
     plain = _decode(chunk, fetch)
-    if len(plain) != chunk.plain_size or chunk_id(memoryview(plain)) != chunk.id:
+    if len(plain) != chunk.plain_size or crypt.chunk_id(memoryview(plain)) != chunk.id:
         raise CorruptError(f"chunk {chunk.id.hex()[:12]} does not have the bytes its id stands for")
     return plain
 

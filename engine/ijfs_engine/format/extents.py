@@ -10,7 +10,8 @@ from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 from ijfs_engine._native.extent_columns import Assembly, Columns
-from ijfs_engine.format.frames import ID_SIZE, FrameKind, object_id
+from ijfs_engine.format.crypt import Crypt
+from ijfs_engine.format.frames import ID_SIZE, FrameKind
 from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.records import ZERO_RUN, Leaf, ObjectId, encode_leaf
 
@@ -34,11 +35,11 @@ def leaf_from(assembly: Assembly) -> Leaf:
 
 
 @lru_cache(maxsize=64)
-def zero_leaf(length: int) -> ObjectId:
+def zero_leaf(length: int, crypt: Crypt) -> ObjectId:
     """The id of the leaf that is `length` zeros."""
     zeros = Assembly()
     zeros.zeros(length)
-    return object_id(FrameKind.LEAF, encode_leaf(leaf_from(zeros)))
+    return crypt.object_id(FrameKind.LEAF, encode_leaf(leaf_from(zeros)))
 
 
 class LeafMap:

@@ -168,8 +168,8 @@ def encode_header(kind: int, chunk: EncodedChunk) -> bytes:
     if rest or n_bases > MAX_BASES:
         raise ValueError(f"{len(chunk.bases)} bytes are no list of at most {MAX_BASES} bases")
     fields = (kind, chunk.codec, chunk.depth, n_bases, len(chunk.payload), chunk.plain_size)
-    # A raw chunk's payload is its plain bytes, and the sum is the beginning of the same hash as the id.
-    raw = kind == FrameKind.CHUNK and chunk.codec == Codec.RAW
+    # The payload of a raw chunk that is not sealed is its plain bytes: the sum begins as the id does.
+    raw = kind == FrameKind.CHUNK and chunk.codec == Codec.RAW and len(chunk.payload) == chunk.plain_size
     tail = (chunk.id, chunk.id[:_SUM_SIZE] if raw else payload_sum(chunk.payload))
     crc = zlib.crc32(chunk.bases, zlib.crc32(HEADER.pack(FRAME_MAGIC, *fields, 0, *tail)))
     return HEADER.pack(FRAME_MAGIC, *fields, crc, *tail) + chunk.bases

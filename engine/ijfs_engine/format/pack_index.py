@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import zstandard
 
 from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.format.frames import (
     ALIGN,
     ID_SIZE,
@@ -22,7 +23,6 @@ from ijfs_engine.format.frames import (
     FrameKind,
     decode_frame,
     encode_header,
-    object_id,
     padding,
 )
 
@@ -113,17 +113,19 @@ def trailer(offset: int, span: int) -> bytes:
     return blank + struct.pack("<I", zlib.crc32(blank))
 
 
-def sealed(kind: int, plain: bytes) -> bytes:
+def sealed(kind: int, plain: bytes, crypt: Crypt = PLAIN) -> bytes:
     """A frame of its own, zstd where that is smaller, padded."""
     packed = zstandard.ZstdCompressor(level=3).compress(plain)
     codec, payload = (Codec.ZSTD, packed) if len(packed) < len(plain) else (Codec.RAW, plain)
-    header = encode_header(kind, EncodedChunk(object_id(kind, plain), codec, len(plain), payload))
-    return header + payload + bytes(padding(len(header) + len(payload)))
+    frame = crypt.seal(kind, EncodedChunk(crypt.object_id(kind, plain), codec, len(plain), payload))
+    data = encode_header(kind, frame) + frame.payload
+    return data + bytes(padding(len(data)))
 
 
-def opened(kind: int, data: bytes) -> bytes:
+def opened(kind: int, data: bytes, crypt: Crypt = PLAIN) -> bytes:
     """The plain bytes of a frame that `sealed` made, checked against its id. CorruptError."""
-    header, frame = decode_frame(data, FrameKind.NAMES[kind])
+    header, stored = decode_frame(data, FrameKind.NAMES[kind])
+    frame = crypt.open(kind, stored)
     plain = bytes(frame.payload)
     if frame.codec == Codec.ZSTD:
         try:
@@ -133,7 +135,7 @@ def opened(kind: int, data: bytes) -> bytes:
             plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=max(header.plain, 1))
         except zstandard.ZstdError as error:
             raise CorruptError(f"a {FrameKind.NAMES[kind]} cannot be decompressed: {error}") from error
-    if header.kind != kind or len(plain) != header.plain or object_id(kind, plain) != header.id:
+    if header.kind != kind or len(plain) != header.plain or crypt.object_id(kind, plain) != header.id:
         raise CorruptError(f"bytes that should be a {FrameKind.NAMES[kind]} are not what their id says")
     return plain
 

@@ -93,10 +93,12 @@ def size_to_come(
         end, sequence = repository.journal.position(view)
         if records:
             sequence += 1
-            end += len(encode_transaction(Transaction(sequence, time.time_ns(), tuple(records))))
+            last = Transaction(sequence, time.time_ns(), tuple(records))
+            end += len(encode_transaction(last, repository.directory.crypt))
         if end < SMALL:
             return end
-        data = encode_journal(compacted(view, sequence, _to_come(view, keep, parents)), repository.directory.id)
+        transactions = compacted(view, sequence, _to_come(view, keep, parents))
+        data = encode_journal(transactions, repository.directory.id, repository.directory.crypt)
     return len(data) if _pays(data, end) else end
 
 
@@ -133,7 +135,7 @@ def _compact(repository: OpenRepository, update: Update) -> bool:
     journal.settle(update)
     end, sequence = journal.position(update)
     transactions = compacted(update, sequence, Listing.of(update))
-    data = encode_journal(transactions, repository.directory.id)
+    data = encode_journal(transactions, repository.directory.id, repository.directory.crypt)
     if not _pays(data, end):
         return False
     relog(update, transactions)

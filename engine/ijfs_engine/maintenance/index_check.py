@@ -12,10 +12,10 @@ from typing import Final
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.frames import HEADER_SIZE, ID_SIZE, MAX_CHUNK, MAX_OBJECT, Codec, FrameKind
 from ijfs_engine.format.place import NO_PLACE, Place
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import (
     BASES,
     CHUNKS,
@@ -54,12 +54,12 @@ Rows = dict[bytes, dict[bytes, bytes]]
 def check_index(index: Index) -> list[str]:
     """What is wrong with an index in itself, in sentences; the packs are not looked at. StorageError."""
     with index.pages() as pages:
-        faults = list(_faults(pages))
+        faults = list(_faults(pages, index.crypt))
     return faults[:_MOST]
 
 
-def salvage(file: Path) -> Rows:
-    """The rows of names that can still be read in an index, whatever state it is in."""
+def salvage(file: Path, crypt: Crypt) -> Rows:
+    """The rows of names that can still be read in an index, whatever state it is in, opened."""
     found: Rows = {table: {} for table in _NAMES}
     try:
         with disk.read_plain(file) as data:
@@ -69,14 +69,14 @@ def salvage(file: Path) -> Rows:
             pages = Pages(data.fileno(), meta)
             for table, tree in pages.tables().items():
                 if table in found:
-                    sound = (row for row in pages.rows(tree, "") if _SHAPES[table](row.key, row.value))
-                    found[table] = {row.key: row.value for row in sound}
+                    opened = (_opened(crypt, table, row.key, row.value) for row in pages.rows(tree, ""))
+                    found[table] = dict(row for row in opened if row is not None and _SHAPES[table](*row))
     except OSError:
         pass
     return found
 
 
-def _faults(pages: Pages) -> Iterator[str]:
+def _faults(pages: Pages, crypt: Crypt) -> Iterator[str]:
     tables = pages.tables()
     yield from (f"the index has no table {name.decode()}" for name in TABLES if name not in tables)
     yield from (f"the index has a table {name!r}" for name in tables if name not in TABLES)
@@ -84,7 +84,8 @@ def _faults(pages: Pages) -> Iterator[str]:
     for name, tree in tables.items():
         shown, fits, wrong = name.decode(errors="replace"), _SHAPES.get(name), 0
         for key, value, _ in pages.rows(tree, shown):
-            if fits is not None and not fits(key, value):
+            row = _opened(crypt, name, key, value)
+            if fits is not None and (row is None or not fits(*row)):
                 wrong += 1
             elif name == CHUNKS and value[-1]:
                 based += 1
@@ -95,6 +96,14 @@ def _faults(pages: Pages) -> Iterator[str]:
     yield from pages.faults
     if BASES in tables and tables[BASES].entries != based:
         yield f"bases: has {tables[BASES].entries} rows where {based} chunks are stored against others"
+
+
+def _opened(crypt: Crypt, table: bytes, key: bytes, value: bytes) -> tuple[bytes, bytes] | None:
+    """A row as the program knows it; None for one that was altered."""
+    try:
+        return crypt.open_row(table, key, value) if crypt.hides(table) else (key, value)
+    except CorruptError:
+        return None
 
 
 def _chunk(key: bytes, value: bytes) -> bool:
@@ -147,13 +156,13 @@ def _log(key: bytes, value: bytes) -> bool:
 def _pack(key: bytes, value: bytes) -> bool:
     if len(key) != PACK_KEY.size or len(value) != PACK_ROW.size:
         return False
-    return PACK_KEY.unpack(key)[0] < FAR and PACK_ROW.unpack(value)[0] in (DATA_PACK, SIDECAR_PACK)
+    return PACK_ROW.unpack(value)[0] in (DATA_PACK, SIDECAR_PACK)
 
 
 def _meta(key: bytes, value: bytes) -> bool:
     # Rows that a later program added are let be.
     sound = len(value) == _META_ROWS.get(key, len(value))
-    return sound and (key != b"next_pack" or int.from_bytes(value, "little") < FAR)
+    return sound and (key != b"next_pack" or int.from_bytes(value, "little") < 1 << 32)
 
 
 _SHAPES: Final[dict[bytes, Callable[[bytes, bytes], bool]]] = {

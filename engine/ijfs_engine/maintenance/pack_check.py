@@ -90,12 +90,7 @@ class _Checked(NamedTuple):
 
 
 _frame_check = PerThread(FrameCheck)
-
-
-def too_short(path: Path, size: int) -> Iterator[Finding]:
-    """Whether a pack has fewer bytes than its row says. OSError."""
-    if path.stat().st_size < size:
-        yield Finding("pack", None, path.name, f"the pack is shorter than its {size} bytes")
+_sealed_check = PerThread(lambda: FrameCheck(sealed=True))
 
 
 class PackCheck:
@@ -104,6 +99,7 @@ class PackCheck:
     def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
         self._repository = repository
         self._index = repository.index
+        self._crypt = repository.directory.crypt
         self._progress = progress
         self._met: dict[int, int] = {}
         """What the live frames that were found in each pack take."""
@@ -127,6 +123,7 @@ class PackCheck:
                     findings += self._head(number, kind)
                     continue
                 findings += self._head(number, kind) + self._pack(number, size)
+                self.bytes_read += size
                 if self._progress is not None:
                     self._progress("fsck: packs", self.bytes_read, total)
             findings += self._unmet({number: size for number, _, size in rows})
@@ -154,8 +151,6 @@ class PackCheck:
         path = pack_path(self._repository.directory.packs, number)
         findings: list[Finding] = []
         try:
-            findings += too_short(path, size)
-            self.bytes_read += min(size, path.stat().st_size)
             for checked in self._frames(path, number, size):
                 self._met[number] = self._met.get(number, 0) + checked.weight
                 findings += [Finding(*wrong) for wrong in checked.wrong]
@@ -180,7 +175,7 @@ class PackCheck:
             yield waiting.popleft().result()
 
     def _check(self, number: int, stretch: Stretch) -> _Checked:
-        frames = _frame_check.value.check(stretch.data)
+        frames = (_sealed_check if self._crypt.seals else _frame_check).value.check(stretch.data)
         states = self._states(number, stretch.offset, frames)
         live = list(compress(frames, states))
         wrong: list[_Wrong] = []
@@ -242,16 +237,16 @@ class PackCheck:
 
     def _fault(self, kind: int, frame: EncodedChunk) -> str | None:
         try:
-            self._decode(kind, frame)
+            self._decode(kind, self._crypt.open(kind, frame))
         except CorruptError as wrong:
             return str(wrong)
         return None
 
     def _decode(self, kind: int, frame: EncodedChunk) -> None:
         if kind == FrameKind.CHUNK:
-            chunk_codec.decode(frame, self._bases_of(frame))
+            chunk_codec.decode(frame, self._bases_of(frame), self._crypt)
         else:
-            verify_object(kind, frame)
+            verify_object(kind, frame, self._crypt)
 
     def _bases_of(self, frame: EncodedChunk) -> chunk_codec.FetchBases:
         """How to get the bases of one chunk: through a cache, since neighbours mostly share theirs."""
@@ -261,7 +256,7 @@ class PackCheck:
             for base in self._repository.store.get_chunks([ident for ident in ids if ident not in found]):
                 if base.depth >= frame.depth:
                     raise CorruptError(f"chunk {base.id.hex()[:12]} is the base of one that is not deeper")
-                found[base.id] = plain = chunk_codec.decode(base, self._bases_of(base))
+                found[base.id] = plain = chunk_codec.decode(base, self._bases_of(base), self._crypt)
                 self._cache.put(base.id, plain, len(plain) + _ENTRY)
             return [found[ident] for ident in ids]
 

@@ -81,7 +81,7 @@ class Rebuilder:
         for left in directory.path.glob(_BESIDE + "*"):
             shutil.rmtree(left)
         beside = directory.path / f"{_BESIDE}{time.time_ns()}"
-        index = Index.open(beside, reserve=directory.reserve)
+        index = Index.open(beside, reserve=directory.reserve, crypt=directory.crypt)
         try:
             done = self._fill(index)
         except BaseException:
@@ -103,7 +103,7 @@ class Rebuilder:
     def _fill(self, index: Index) -> list[str]:
         index.write(mark_whole)
         for number, path in pack_files(self._repository.directory.packs):
-            contents = read_pack(number, path)
+            contents = read_pack(number, path, self._repository.directory.crypt)
             self._based += contents.based
             self._snapshots.update(contents.snapshots)
             index.write(partial(_put_pack, number=number, contents=contents))
@@ -153,7 +153,7 @@ class Rebuilder:
         directory = self._repository.directory
         aside = sorted(directory.path.glob(_DAMAGED + "*"), key=lambda path: path.name)
         for path in [directory.index, *aside[-1:]]:
-            found = salvage(path / "data.mdb")
+            found = salvage(path / "data.mdb", self._repository.directory.crypt)
             if found[META]:
                 return found
         return found

@@ -22,11 +22,9 @@ from ijfs_engine.format.records import KeptPack
 from ijfs_engine.maintenance.pack_source import TABLES, PackSource, SoundFrame, live_frames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.elsewhere import FAR
-from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update
+from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
 from ijfs_engine.storage.journal import file_status
 from ijfs_engine.storage.locks import try_take
-from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
     DATA_PACK,
@@ -102,13 +100,26 @@ class Repacker:
             for kind in sorted({pack.kind for pack in sparse}):
                 self._rewrite([pack for pack in sparse if pack.kind == kind], live)
 
-    def _rewrite(self, packs: Sequence[_Pack], live: PackRows) -> None:
+    def rewrite_all(self, wanted: Callable[[int], bool], change: Callable[[memoryview], bytes]) -> None:
+        """Write every pack anew that is wanted, by its number, with its frames changed; what is dead in them goes.
+        OSError, StorageError."""
+        packs = self._survey()
+        self._retire([pack.number for pack in packs if pack.live == 0])
+        chosen = [pack for pack in packs if pack.live and wanted(pack.number)]
+        live = live_frames(self._index, [pack.number for pack in chosen])
+        with _room_for_copies():
+            for kind in sorted({pack.kind for pack in chosen}):
+                self._rewrite([pack for pack in chosen if pack.kind == kind], live, change)
+
+    def _rewrite(
+        self, packs: Sequence[_Pack], live: PackRows, change: Callable[[memoryview], bytes] | None = None
+    ) -> None:
         """Copy what lives in packs of one kind. On a disk that is nearly full, the old ones go one by one, those that
         need the least room first: what they give back is room for the others."""
         most = min(_BYTES, self._free() // 2)
         if sum(pack.live for pack in packs) > most:
             packs = sorted(packs, key=lambda pack: pack.live)
-        mover = _Mover(self._repository, self._source, packs[0].kind)
+        mover = _Mover(self._repository, self._source, packs[0].kind, change)
         with closing(mover):
             for pack in packs:
                 self._tell(pack)
@@ -125,9 +136,8 @@ class Repacker:
         space = os.statvfs(self._directory)
         return space.f_bavail * space.f_frsize
 
-    def estimate(self, dead: Callable[[], Iterable[bytes]], new: Sequence[int]) -> Estimate:
-        """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too, and there
-        were new packs of these sizes in which nothing is.
+    def estimate(self, dead: Callable[[], Iterable[bytes]]) -> Estimate:
+        """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too.
 
         It reads what `run` would copy: only that tells which packs damage would keep. OSError, StorageError.
         """
@@ -136,7 +146,6 @@ class Repacker:
         for rows in dead():
             weights.weigh(rows)
         packs = [pack._replace(live=pack.live - gone) for pack, gone in zip(packs, weights.weights(), strict=True)]
-        packs += [_Pack(FAR + at, DATA_PACK, size, size - PACK_HEADER_SIZE) for at, size in enumerate(new)]
         sparse = _sparse(packs)
         kept = self._damaged(sparse, dead) if sparse else []
         names = {one.pack for one in kept}
@@ -146,8 +155,6 @@ class Repacker:
         return Estimate(freed, len(empty), len(copied), tuple(kept))
 
     def _on_disk(self, pack: _Pack) -> int:
-        if pack.number >= FAR:
-            return whole_blocks(pack.size)
         with suppress(FileNotFoundError):
             return os.stat(pack_path(self._directory, pack.number)).st_blocks * 512
         return 0
@@ -269,7 +276,15 @@ def _point(update: Update, rows: Sequence[tuple[bytes, int, bytes, bytes]]) -> N
 class _Mover:
     """Copies live frames into new packs of one kind, and remembers what the index is to be told."""
 
-    def __init__(self, repository: OpenRepository, source: PackSource, kind: int) -> None:
+    def __init__(
+        self,
+        repository: OpenRepository,
+        source: PackSource,
+        kind: int,
+        change: Callable[[memoryview], bytes] | None = None,
+    ) -> None:
+        """`change` makes of a frame another one as long as it is."""
+        self._change = change
         self._repository = repository
         self._index = repository.index
         self._kind = kind
@@ -334,13 +349,16 @@ class _Mover:
         if not frames:
             return
         writer = self._writer()
-        offsets = writer.append_many([(b"", frame.data) for frame in frames])
+        change = self._change
+        offsets = writer.append_many([(b"", change(frame.data) if change else frame.data) for frame in frames])
         for frame, old, offset in zip(frames, rows, offsets, strict=True):
             self.moved.add(frame.id, frame.table, old, encode_where(writer.number, offset) + old[8:])
 
     def _writer(self) -> PackWriter:
         if not self._writers or self._writers[-1].size >= PACK_TARGET:
-            self._writers.append(new_pack(self._index, self._repository.directory, self._kind))
+            number = self._index.write(next_pack)
+            directory = self._repository.directory
+            self._writers.append(PackWriter(directory.packs, number, self._kind, directory.id))
         return self._writers[-1]
 
 
@@ -390,32 +408,20 @@ def _known(repository: OpenRepository, number: int) -> bool:
 
 
 def disk_size(repository: RepositoryDirectory) -> int:
-    """Bytes that packs and journal take on disk."""
-    return _blocks_in(repository.packs) + file_status(repository.journal).st_blocks * 512
-
-
-def index_size(repository: RepositoryDirectory) -> int:
-    """Bytes that the index takes on disk."""
-    return _blocks_in(repository.index)
-
-
-def _blocks_in(directory: Path) -> int:
+    """Bytes that packs, index and journal take on disk."""
     total = 0
-    for path in directory.iterdir():
-        with suppress(FileNotFoundError):
-            total += path.stat().st_blocks * 512
-    return total
+    for directory in (repository.packs, repository.index):
+        for path in directory.iterdir():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_blocks * 512
+    return total + file_status(repository.journal).st_blocks * 512
 
 
 def _copies(packs: Sequence[_Pack]) -> Iterator[int]:
     """Bytes on the disk of what lives in packs, copied: packs of one kind into one, whose last block is whole."""
     for kind in {pack.kind for pack in packs}:
-        yield whole_blocks(PACK_HEADER_SIZE + sum(pack.live for pack in packs if pack.kind == kind))
-
-
-def whole_blocks(size: int) -> int:
-    """Bytes on the disk of a file of this size."""
-    return -(-size // _BLOCK) * _BLOCK
+        size = PACK_HEADER_SIZE + sum(pack.live for pack in packs if pack.kind == kind)
+        yield -(-size // _BLOCK) * _BLOCK
 
 
 def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:

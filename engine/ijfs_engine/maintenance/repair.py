@@ -59,6 +59,7 @@ class Repairer:
     def __init__(self, repository: OpenRepository) -> None:
         self._repository = repository
         self._index = repository.index
+        self._crypt = repository.directory.crypt
         self.done: list[str] = []
 
     def rebuild(self, *, keep: bool) -> None:
@@ -114,10 +115,11 @@ class Repairer:
     def _sound(self, kind: int, frame: EncodedChunk) -> bool:
         """Whether its plain bytes are right, too. A chunk against a base is not decided here, and not taken."""
         try:
+            opened = self._crypt.open(kind, frame)
             if kind != FrameKind.CHUNK:
-                verify_object(kind, frame)
+                verify_object(kind, opened, self._crypt)
             else:
-                chunk_codec.decode(frame, _no_bases)
+                chunk_codec.decode(opened, _no_bases, self._crypt)
         except CorruptError:
             return False
         return True
@@ -140,22 +142,21 @@ class Repairer:
 
     def _repair_packs(self, findings: list[Finding]) -> None:
         """A pack that is gone is forgotten; its frames are reported, and let go, one by one. A damaged header is
-        written anew: it says nothing that is not known; and a row that has a pack longer than it is."""
+        written anew: it says nothing that is not known."""
         if not findings:
             return
         with self._index.read() as view:
-            rows = {PACK_KEY.unpack(key)[0]: PACK_ROW.unpack(row) for key, row in view.items(PACKS)}
-        gone = [n for n in rows if not pack_path(self._repository.directory.packs, n).exists()]
+            kinds = {PACK_KEY.unpack(key)[0]: PACK_ROW.unpack(row)[0] for key, row in view.items(PACKS)}
+        gone = [n for n in kinds if not pack_path(self._repository.directory.packs, n).exists()]
         if gone:
             keys = [PACK_KEY.pack(number) for number in gone]
             self._index.write(lambda update: update.delete_many(PACKS, keys))
             self.done.append(f"forgot {len(gone)} packs whose files are gone")
         named = {one.where for one in findings}
-        for number in sorted(rows.keys() - set(gone)):
+        for number in kinds.keys() - set(gone):
             path = pack_path(self._repository.directory.packs, number)
             if path.name in named:
-                self._mend_header(path, rows[number][0])
-                self._mend_size(path, number, *rows[number])
+                self._mend_header(path, kinds[number])
 
     def _mend_header(self, path: Path, kind: int) -> None:
         """No reader needs the header: where the disk does not take it, the rest is repaired all the same."""
@@ -166,13 +167,6 @@ class Repairer:
             if error.errno != errno.EIO:
                 raise StorageError.of(f"writing the header of {path.name}", error) from error
             self.done.append(f"left the header of {path.name}: the disk does not give it")
-
-    def _mend_size(self, path: Path, number: int, kind: int, size: int) -> None:
-        found = path.stat().st_size
-        if found < size:
-            row = PACK_ROW.pack(kind, found)
-            self._index.write(lambda update: update.put(PACKS, PACK_KEY.pack(number), row))
-            self.done.append(f"noted that {path.name} has {found} bytes")
 
     # --- names
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from ijfs_engine._native.bulk import BulkRead
 from ijfs_engine._native.unpack import Unpacker
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format.chunk_codec import MAX_DEPTH, Plain
+from ijfs_engine.format.crypt import Crypt, open_payloads
 from ijfs_engine.storage.object_store import READ_GAP, Store
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.util.io_wait import simulate_latency
@@ -33,9 +35,9 @@ FetchOne = Callable[[bytes], Plain]
 _unpacker = PerThread(Unpacker)
 
 
-def new_read() -> BulkRead:
-    """An empty request, for this thread alone."""
-    return BulkRead(_unpacker.value)
+def new_read(crypt: Crypt) -> BulkRead:
+    """An empty request, for this thread alone, to a store with this `crypt`."""
+    return BulkRead(_unpacker.value, partial(open_payloads, crypt) if crypt.seals else None, crypt.id_key)
 
 
 def fill(
@@ -65,7 +67,7 @@ def whole(
     ids: Sequence[bytes], below: int, store: Store, bases: FetchBases, delay_s: float = 0.0
 ) -> list[tuple[bytes, bytes]]:
     """(id, plain bytes) of these chunks, without those that are damaged or not less deep than `below`. StorageError."""
-    what = new_read()
+    what = new_read(store.crypt)
     for ident in ids:
         what.add_whole(ident)
     simulate_latency(delay_s)

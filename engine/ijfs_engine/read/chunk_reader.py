@@ -181,7 +181,7 @@ class ChunkReader:
         return self.store.get_chunks(ids)
 
     def _decode(self, chunk: EncodedChunk) -> Plain:
-        return chunk_codec.decode(chunk, lambda ids: self._bases(ids, chunk.depth))
+        return chunk_codec.decode(chunk, lambda ids: self._bases(ids, chunk.depth), self.store.crypt)
 
     def _bases(self, ids: Sequence[bytes], depth: int) -> list[Plain]:
         """The base chunks of a chunk of this depth. Not through `_pending`: a loader never waits for another loader.

@@ -68,7 +68,9 @@ class Reader(ChunkReader):
         """How many bytes of a file lie in leaves that are all zeros. Their ids tell: no leaf is read. CorruptError."""
         if self.store.kind_of(content) != FrameKind.FILE:
             return 0
-        return sum(size for ident, size in self.store.file(content).leaves() if ident == zero_leaf(size))
+        return sum(
+            size for ident, size in self.store.file(content).leaves() if ident == zero_leaf(size, self.store.crypt)
+        )
 
     def _chunk_size(self, ident: bytes) -> int:
         info = self.store.chunk_info([ident])[0]

@@ -154,12 +154,12 @@ class StoredFile:
                 target[:] = plain
 
     def _read_bulk(self, asked: Iterable[tuple[int, memoryview]]) -> None:
-        what, size = bulk.new_read(), 0
+        what, size = bulk.new_read(self._chunks.store.crypt), 0
         for offset, view in asked:
             for ident, length, inside, part in self._parts_of(offset, view):
                 if size + len(part) > _PART:
                     self._chunks.fill(what)
-                    what, size = bulk.new_read(), 0
+                    what, size = bulk.new_read(self._chunks.store.crypt), 0
                 size += len(part)
                 self._want(what, ident, length, inside, part)
         self._chunks.fill(what)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.frames import EncodedChunk, FrameKind, decode_frame
 from ijfs_engine.format.pack_index import CHUNK_PACK, IndexRow, PackIndex, decode_pack_index
 from ijfs_engine.format.records import ObjectId
@@ -89,7 +90,7 @@ def _operations(remote: Remote) -> Iterable[Harm]:
 
 
 def _records(remote: Remote) -> Iterable[Harm]:
-    tree = KnownTree(remote.log.view, remote.log.heads)
+    tree = KnownTree(remote.log.view, remote.log.heads, remote.crypt)
     for ident in sorted(remote.log.view.listings):
         try:
             tree.snapshot(ident)
@@ -107,7 +108,7 @@ def _check_pack(remote: Remote, pack: bytes, sizes: dict[str, int], *, data: boo
         if sizes[name] < contents.size:
             return f"the pack has {sizes[name]} bytes, and its frames take {contents.size}"
         if data:
-            _check_frames(contents, remote.bucket.get(name))
+            _check_frames(contents, remote.bucket.get(name), remote.crypt)
     except MissingObjectError:
         return "its index is missing"
     except CorruptError as error:
@@ -117,7 +118,7 @@ def _check_pack(remote: Remote, pack: bytes, sizes: dict[str, int], *, data: boo
     return None
 
 
-def _check_frames(contents: PackIndex, data: bytes) -> None:
+def _check_frames(contents: PackIndex, data: bytes, crypt: Crypt) -> None:
     """That every frame is where the index says and what its id says. CorruptError."""
     view = memoryview(data)
     for row in contents.rows:
@@ -125,17 +126,17 @@ def _check_frames(contents: PackIndex, data: bytes) -> None:
         tag = header.codec if header.kind == FrameKind.CHUNK else header.kind
         if (header.id, header.plain, tag, header.depth) != (row.id, row.plain, row.tag, row.depth):
             raise CorruptError(f"at {row.offset}: another frame than the index says")
-        _check_plain(contents.kind, row, frame)
+        _check_plain(contents.kind, row, crypt.open(header.kind, frame), crypt)
     if decode_pack_index(bytes(view[contents.size : -16])).rows != contents.rows:
         raise CorruptError("its own index is another one than the one beside it")
 
 
-def _check_plain(kind: int, row: IndexRow, frame: EncodedChunk) -> None:
+def _check_plain(kind: int, row: IndexRow, frame: EncodedChunk, crypt: Crypt) -> None:
     """That the bytes are those of the id; of a difference, its checksum has to do."""
     if kind != CHUNK_PACK:
-        verify_object(row.tag, frame)
+        verify_object(row.tag, frame, crypt)
     elif not frame.bases:
-        chunk_codec.decode(frame, lambda ids: [])
+        chunk_codec.decode(frame, lambda ids: [], crypt)
 
 
 def mend(repository: OpenRepository, remote: Remote, report: CheckReport, progress: Progress | None) -> CheckReport:

@@ -13,7 +13,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Final
 
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import CorruptError, IjfsError
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.pack_index import METADATA_PACK
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.remote import indexes
@@ -43,8 +44,9 @@ _MOST_OBJECTS: Final = 32 << 20
 class RemoteElsewhere:
     """Implements `storage.elsewhere.Elsewhere`. Safe to use from several threads."""
 
-    def __init__(self, directory: Path, cache_limit: int) -> None:
+    def __init__(self, directory: Path, cache_limit: int, crypt: Crypt) -> None:
         """`directory` is the repository's `remotes/`. StorageError."""
+        self._crypt = crypt
         self._directory = directory
         self._lock = RLock()
         self._fars: dict[str, FarIndex] = {}
@@ -135,7 +137,7 @@ class RemoteElsewhere:
         with self._lock:
             kept = self._known.get(name.store)
             if kept is None or kept[0] != stamp:
-                kept = self._known[name.store] = (stamp, read_known(path))
+                kept = self._known[name.store] = (stamp, read_known(path, self._crypt))
             return kept[1]
 
     def snapshot(self, ident: ObjectId) -> Snapshot | None:
@@ -155,8 +157,8 @@ class RemoteElsewhere:
         if name is None:
             return None
         try:
-            return Bucket.open(name.url).get(working_set_name(ident))
-        except RemoteError:
+            return self._crypt.open_bytes(Bucket.open(name.url).get(working_set_name(ident)), ident)
+        except (RemoteError, CorruptError):
             return None
 
     # --- Bytes
@@ -211,7 +213,7 @@ class RemoteElsewhere:
         raise IjfsError("the remote that has these bytes was removed", hint="`ijfs remote add` it again")
 
 
-def find_elsewhere(repository: Path, cache_limit: int) -> RemoteElsewhere:
+def find_elsewhere(repository: Path, cache_limit: int, crypt: Crypt) -> RemoteElsewhere:
     """What a repository's remotes have. StorageError."""
     with disk.storage_errors("opening what is known of remotes"):
-        return RemoteElsewhere(repository / "remotes", cache_limit)
+        return RemoteElsewhere(repository / "remotes", cache_limit, crypt)

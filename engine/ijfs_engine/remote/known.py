@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from ijfs_engine.errors import AmbiguousNameError, CorruptError, UnknownNameError
-from ijfs_engine.format.frames import ID_SIZE, FrameKind, object_id
+from ijfs_engine.format.crypt import PLAIN, Crypt
+from ijfs_engine.format.frames import ID_SIZE, FrameKind
 from ijfs_engine.format.records import ObjectId, Snapshot, decode_snapshot
 from ijfs_engine.remote.operation import OperationId
 from ijfs_engine.remote.view import EMPTY, Listing, View, decode_view, encode_view, shown_refs
@@ -26,8 +27,9 @@ _MAGIC: Final = b"ijfsview"
 class KnownTree:
     """A tree as it was when it was last looked at."""
 
-    def __init__(self, view: View, heads: tuple[OperationId, ...]) -> None:
+    def __init__(self, view: View, heads: tuple[OperationId, ...], crypt: Crypt = PLAIN) -> None:
         self.view = view
+        self._crypt = crypt
         self.heads = heads
 
     @cached_property
@@ -57,7 +59,7 @@ class KnownTree:
         listing = self.view.listings.get(ident)
         if listing is None:
             raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
-        if object_id(FrameKind.SNAPSHOT, listing.record) != ident:
+        if self._crypt.object_id(FrameKind.SNAPSHOT, listing.record) != ident:
             raise CorruptError(f"the record of {ident.hex()[:12]} in the remote's tree is not what its id says")
         return decode_snapshot(ident, listing.record)
 
@@ -101,26 +103,26 @@ class KnownTree:
         return found[0]
 
 
-def read_known(path: Path) -> KnownTree:
+def read_known(path: Path, crypt: Crypt) -> KnownTree:
     """What the file says; nothing where it is missing or damaged. StorageError."""
     with disk.storage_errors(f"reading {path}"):
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return KnownTree(EMPTY, ())
+            return KnownTree(EMPTY, (), crypt)
     count = int.from_bytes(data[8:12], "little")
     end = 12 + 4 + count * ID_SIZE
     try:
         if data[:8] != _MAGIC:
             raise CorruptError("no view")
         heads = tuple(data[at : at + ID_SIZE] for at in range(16, end, ID_SIZE))
-        return KnownTree(decode_view(data[end:]), heads)
+        return KnownTree(decode_view(data[end:], crypt), heads, crypt)
     except CorruptError:
-        return KnownTree(EMPTY, ())
+        return KnownTree(EMPTY, (), crypt)
 
 
-def write_known(path: Path, known: KnownTree) -> None:
+def write_known(path: Path, known: KnownTree, crypt: Crypt) -> None:
     """Replace the file. StorageError."""
     head = _MAGIC + len(known.heads).to_bytes(8, "little") + b"".join(known.heads)
     with disk.storage_errors(f"writing {path}"):
-        disk.write_file(path, head + encode_view(known.view))
+        disk.write_file(path, head + encode_view(known.view, crypt))

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import msgspec
 
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.format.frames import FrameKind, object_id
+from ijfs_engine.format.crypt import PLAIN, Crypt
+from ijfs_engine.format.frames import FrameKind
 from ijfs_engine.format.pack_index import opened, sealed
 
 OperationId: TypeAlias = bytes
@@ -76,15 +77,15 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder(Operation)
 
 
-def encode_operation(operation: Operation) -> tuple[OperationId, bytes]:
+def encode_operation(operation: Operation, crypt: Crypt = PLAIN) -> tuple[OperationId, bytes]:
     """Its id and its frame."""
     plain = _encoder.encode(operation)
-    return object_id(FrameKind.OPERATION, plain), sealed(FrameKind.OPERATION, plain)
+    return crypt.object_id(FrameKind.OPERATION, plain), sealed(FrameKind.OPERATION, plain, crypt)
 
 
-def decode_operation(data: bytes) -> Operation:
+def decode_operation(data: bytes, crypt: Crypt = PLAIN) -> Operation:
     """From its frame. CorruptError."""
     try:
-        return _decoder.decode(opened(FrameKind.OPERATION, data))
+        return _decoder.decode(opened(FrameKind.OPERATION, data, crypt))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptError(f"an operation cannot be parsed: {error}") from error

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ijfs_engine.errors import ConflictError, CorruptError
+from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.remote.bucket import Bucket, MissingObjectError, RemoteError
 from ijfs_engine.remote.operation import Change, Operation, OperationId, decode_operation, encode_operation
 from ijfs_engine.remote.view import EMPTY, View, applied, decode_view, encode_view, merged
@@ -28,8 +29,11 @@ MERGE: Final = "merge"
 class OpLog:
     """The operations of one store, as far as this host has seen them."""
 
-    def __init__(self, bucket: Bucket, view: View = EMPTY, heads: Sequence[OperationId] = ()) -> None:
+    def __init__(
+        self, bucket: Bucket, view: View = EMPTY, heads: Sequence[OperationId] = (), crypt: Crypt = PLAIN
+    ) -> None:
         """With what was known before."""
+        self._crypt = crypt
         self._bucket = bucket
         self.view = view
         self.heads = tuple(heads)
@@ -68,7 +72,7 @@ class OpLog:
     def _from_manifest(self, way: list[OperationId], operation: Operation) -> list[OperationId]:
         """Learn what the manifest of the first operation of a way says; the way that is left to go."""
         try:
-            self.view = merged(self.view, decode_view(self._bucket.get(f"manifests/{way[0].hex()}")))
+            self.view = merged(self.view, decode_view(self._bucket.get(f"manifests/{way[0].hex()}"), self._crypt))
             return way[1:]
         except (MissingObjectError, CorruptError):
             # It can be made from the operations: it only saves reading them. The first of all has none.
@@ -98,8 +102,8 @@ class OpLog:
         found = self._operations.get(ident)
         if found is None:
             data = self._bucket.get(f"ops/{ident.hex()}")
-            found = decode_operation(data)
-            if encode_operation(found)[0] != ident:
+            found = decode_operation(data, self._crypt)
+            if encode_operation(found, self._crypt)[0] != ident:
                 raise CorruptError(f"{self._bucket.url}/ops/{ident.hex()} is another operation than its name says")
             self._operations[ident] = found
         return found
@@ -138,13 +142,13 @@ class OpLog:
         )
 
     def _add(self, operation: Operation) -> OperationId:
-        ident, data = encode_operation(operation)
+        ident, data = encode_operation(operation, self._crypt)
         view = applied(self.view, ident, operation)
         if operation.manifest:
-            self._bucket.put(f"manifests/{ident.hex()}", encode_view(view))
+            self._bucket.put(f"manifests/{ident.hex()}", encode_view(view, self._crypt))
         if not self._bucket.put_new(f"ops/{ident.hex()}", data):
             there = self._bucket.get(f"ops/{ident.hex()}")
-            if encode_operation(decode_operation(there))[0] != ident:
+            if encode_operation(decode_operation(there, self._crypt), self._crypt)[0] != ident:
                 raise ConflictError(f"{self._bucket.url} has something else in the place of an operation")
         self._bucket.put(f"heads/{ident.hex()}", b"")
         # It has happened now. A head that stays is known by its child.

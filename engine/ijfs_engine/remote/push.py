@@ -20,6 +20,7 @@ from ijfs_engine.maintenance.pack_source import PackSource, SoundFrame
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.remote import indexes
 from ijfs_engine.remote.bucket import RemoteError
+from ijfs_engine.remote.keys import send_keys
 from ijfs_engine.remote.known import KnownTree
 from ijfs_engine.remote.operation import Change, Listed, Moved
 from ijfs_engine.remote.packing import Sender, working_set_name
@@ -63,6 +64,7 @@ def push(
     """
     before = remote.bucket.traffic.requests, remote.bucket.traffic.sent
     remote.find_tree(make=True)
+    send_keys(repository.directory, remote.bucket)
     with repository.session():
         view = remote.log.refresh()
         new = _new_snapshots(repository, view, [*refs.values(), *also], without)
@@ -153,7 +155,7 @@ def _beside(taken: Set[str], wish: str) -> str:
 
 def _follows(repository: OpenRepository, view: View, ident: ObjectId, ancestor: ObjectId) -> bool:
     """Whether one snapshot descends from another, by what is known here and there."""
-    there = KnownTree(view, ())
+    there = KnownTree(view, (), repository.directory.crypt)
     seen: set[ObjectId] = set()
     stack = [ident]
     while stack:
@@ -307,4 +309,4 @@ def _send_working_sets(repository: OpenRepository, remote: Remote, idents: Seque
     """What a restore of these needed first, where that is known: the next host begins with it."""
     for ident, data in zip(idents, repository.store.sidecars(idents), strict=True):
         if data is not None and len(data) <= working_sets.MAX_BYTES:
-            remote.bucket.put(working_set_name(ident), data)
+            remote.bucket.put(working_set_name(ident), remote.crypt.seal_bytes(data, ident))

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from ijfs_engine.errors import IjfsError, UnknownFormatError
+from ijfs_engine.errors import CorruptError, IjfsError, UnknownFormatError
+from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.remote.bucket import Bucket, MissingObjectError
 from ijfs_engine.remote.far_index import FarIndex
 from ijfs_engine.remote.known import KnownTree, read_known, write_known
@@ -19,14 +20,18 @@ from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
 
 FORMAT: Final = "format"
 FEATURES: Final = "metapacks operations"
-_FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\nfeatures: ([a-z ]*)\n")
+ENCRYPTED: Final = "encrypted"
+_FORMAT: Final = re.compile(
+    rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\nfeatures: ([a-z ]*)\n(?:key: ([0-9a-f]{32})\n)?"
+)
 
 
 class Remote:
     """A remote of one repository. Used from one thread; its bucket from many."""
 
-    def __init__(self, directory: Path, name: RemoteName, bucket: Bucket) -> None:
-        """`directory` is the repository's `remotes/`. Close it."""
+    def __init__(self, directory: Path, name: RemoteName, bucket: Bucket, crypt: Crypt = PLAIN) -> None:
+        """`directory` is the repository's `remotes/`, `crypt` the repository's. Close it."""
+        self.crypt = crypt
         self.name = name.name
         self.url = name.url
         self._far: FarIndex | None = None
@@ -34,10 +39,10 @@ class Remote:
         self._names = RemoteNames(directory)
         self._directory = directory
         self.store = bytes.fromhex(name.store)
-        self.log = OpLog(bucket)
+        self.log = OpLog(bucket, crypt=crypt)
         if self.store:
             known = self.known()
-            self.log = OpLog(bucket, known.view, known.heads)
+            self.log = OpLog(bucket, known.view, known.heads, crypt)
 
     def close(self) -> None:
         """Let go of what is known of packs."""
@@ -53,12 +58,12 @@ class Remote:
 
     def known(self) -> KnownTree:
         """The tree as it was last looked at."""
-        return read_known(known_path(self._directory, self.store.hex()))
+        return read_known(known_path(self._directory, self.store.hex()), self.crypt)
 
     def remember(self) -> KnownTree:
         """Keep what the log of operations knows now."""
-        known = KnownTree(self.log.view, self.log.heads)
-        write_known(known_path(self._directory, self.store.hex()), known)
+        known = KnownTree(self.log.view, self.log.heads, self.crypt)
+        write_known(known_path(self._directory, self.store.hex()), known, self.crypt)
         return known
 
     def find_tree(self, *, make: bool = False) -> None:
@@ -74,10 +79,11 @@ class Remote:
             raise IjfsError(
                 f"{self.url} holds something else than an ijfs tree", hint="name an empty prefix of its own"
             )
-        unknown = set(found[3].decode().split()) - set(FEATURES.split()) if found else set()
+        unknown = set(found[3].decode().split()) - {*FEATURES.split(), ENCRYPTED} if found else set()
         if found is None or int(found[1]) != 2 or unknown:
             what = f"features {', '.join(sorted(unknown))}" if unknown else f"format {int(version[1])}"
             raise UnknownFormatError(f"{self.url} has {what}, which this program does not know")
+        self._check_keys(found)
         store = bytes.fromhex(found[2].decode())
         if self.store and store != self.store:
             raise IjfsError(
@@ -86,12 +92,30 @@ class Remote:
             )
         self._use(store)
 
+    def _check_keys(self, found: re.Match[bytes]) -> None:
+        """That the tree and the repository have the same keys, or none. IjfsError."""
+        there = found[4].decode() if found[4] is not None else None
+        mine = self.crypt.mark.hex() if self.crypt.mark is not None else None
+        if (there is None) != (ENCRYPTED not in found[3].decode().split()):
+            raise CorruptError(f"the file `format` of {self.url} is damaged")
+        if there == mine:
+            return
+        if there is None:
+            what = "is not encrypted, and this repository is"
+        else:
+            what = "is encrypted" if mine is None else "is encrypted with other keys"
+        raise IjfsError(
+            f"the tree at {self.url} {what}",
+            hint="`ijfs clone` makes a repository with its keys; "
+            "`ijfs copy` brings snapshots from one repository to another",
+        )
+
     def _use(self, store: bytes) -> None:
         if store != self.store:
             self.store = store
             self._names.seen(self.name, store.hex())
             known = self.known()
-            self.log = OpLog(self.bucket, known.view, known.heads)
+            self.log = OpLog(self.bucket, known.view, known.heads, self.crypt)
 
     def _begin_tree(self, *, make: bool) -> bytes:
         there = next(iter(self.bucket.list("")), None)
@@ -105,7 +129,10 @@ class Remote:
                 ) from None
         if not make:
             raise IjfsError(f"there is no tree at {self.url} yet", hint=f"`ijfs push {self.name}` begins one")
-        text = f"ijfs repository\nversion: 2\nid: {os.urandom(16).hex()}\nfeatures: {FEATURES}\n"
+        features = f"{ENCRYPTED} {FEATURES}" if self.crypt.mark is not None else FEATURES
+        text = f"ijfs repository\nversion: 2\nid: {os.urandom(16).hex()}\nfeatures: {features}\n"
+        if self.crypt.mark is not None:
+            text += f"key: {self.crypt.mark.hex()}\n"
         self.bucket.put_new(FORMAT, text.encode())
         return self.bucket.get(FORMAT)
 

@@ -108,7 +108,9 @@ class Remotes:
                     return None
                 from ijfs_engine.remote.elsewhere import find_elsewhere
 
-                self._elsewhere = find_elsewhere(self._directory.parent, _cache_limit())
+                self._elsewhere = find_elsewhere(
+                    self._directory.parent, _cache_limit(), self._repository.directory.crypt
+                )
             return self._elsewhere
 
     def close(self) -> None:
@@ -180,6 +182,13 @@ class Remotes:
         with self._opened(name) as remote:
             return usage(remote)
 
+    def remove_keys(self, name: str, keys: list[str]) -> None:
+        """Take ways to open an encrypted tree out of its store. RemoteError."""
+        from ijfs_engine.remote.keys import remove_keys
+
+        with self._opened(name) as remote:
+            remove_keys(remote.bucket, keys)
+
     def operations(self, name: str, most: int) -> list[tuple[OperationId, Operation]]:
         """The newest operations of a remote's tree, newest first. CorruptError, RemoteError."""
         with self._opened(name) as remote:
@@ -202,7 +211,7 @@ class Remotes:
 
         found = self._names.get(name)
         bucket = Bucket.open(found.url)
-        with contextlib.closing(Remote(self._directory, found, bucket)) as remote:
+        with contextlib.closing(Remote(self._directory, found, bucket, self._repository.directory.crypt)) as remote:
             yield remote
 
 

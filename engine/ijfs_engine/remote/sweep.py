@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.pack_index import PACK_ID_SIZE
 from ijfs_engine.format.records import ObjectId
 from ijfs_engine.remote.bucket import Found
@@ -96,7 +97,7 @@ def _unlist(remote: Remote, before_ns: int, *, dry_run: bool) -> list[ObjectId]:
     chosen: list[ObjectId] = []
 
     def changes(view: View) -> Sequence[Change]:
-        chosen[:] = [ident for ident in _unnamed(view) if _listed_before(remote, view, ident, before_ns)]
+        chosen[:] = [ident for ident in _unnamed(view, remote.crypt) if _listed_before(remote, view, ident, before_ns)]
         return [Unlisted(ident, tuple(view.listings[ident].packs)) for ident in chosen]
 
     if dry_run:
@@ -106,8 +107,8 @@ def _unlist(remote: Remote, before_ns: int, *, dry_run: bool) -> list[ObjectId]:
     return chosen
 
 
-def _unnamed(view: View) -> list[ObjectId]:
-    tree = KnownTree(view, ())
+def _unnamed(view: View, crypt: Crypt) -> list[ObjectId]:
+    tree = KnownTree(view, (), crypt)
     reached: set[ObjectId] = set()
     stack = [value.id for values in view.refs.values() for value in values.values()]
     while stack:

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.format.frames import ID_SIZE, FrameKind
 from ijfs_engine.format.pack_index import PACK_ID_SIZE, opened, sealed
 from ijfs_engine.format.records import ObjectId
@@ -177,7 +178,7 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder(_Stored)
 
 
-def encode_view(view: View) -> bytes:
+def encode_view(view: View, crypt: Crypt = PLAIN) -> bytes:
     """A manifest: the frame. Packs are named by their number in one list, since siblings have most in common."""
     packs = sorted(view.packs())
     number = {ident: at for at, ident in enumerate(packs)}
@@ -188,13 +189,13 @@ def encode_view(view: View) -> bytes:
     ]  # fmt: skip
     refs = {name: [(key, *values[key]) for key in sorted(values)] for name, values in view.refs.items()}
     stored = _Stored(b"".join(sorted(view.history)), refs, b"".join(packs), listings)
-    return sealed(FrameKind.MANIFEST, _encoder.encode(stored))
+    return sealed(FrameKind.MANIFEST, _encoder.encode(stored), crypt)
 
 
-def decode_view(data: bytes) -> View:
+def decode_view(data: bytes, crypt: Crypt = PLAIN) -> View:
     """The inverse. CorruptError."""
     try:
-        stored = _decoder.decode(opened(FrameKind.MANIFEST, data))
+        stored = _decoder.decode(opened(FrameKind.MANIFEST, data, crypt))
         packs = split_packs(stored.packs)
         listings = {
             ident: Listing(at, record, {key: b"".join(packs[n] for n in numbers) for key, numbers in by})

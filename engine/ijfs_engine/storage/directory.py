@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Final
 
 from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownFormatError
+from ijfs_engine.format.crypt import PLAIN, Crypt, Encrypted, KeyRing
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
+from ijfs_engine.storage.unlocking import unlock
 
 FORMAT_VERSION: Final = 1
-_MAGIC: Final = b"ijfs repository\n"
-_FORMAT: Final = re.compile(rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n")
+ENCRYPTED_VERSION: Final = 2
+"""Of repositories that have features."""
+ENCRYPTED: Final = b"encrypted"
+_FORMAT: Final = re.compile(
+    rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n(?:features: ([a-z ]{0,200})\n)?"
+)
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
-_OTHERS: Final = ("remotes", "live", "bases", "deployments", "serve")
-"""Directories that are made by who needs them, here and in the layers above."""
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 
 
@@ -35,10 +39,13 @@ class RepositoryDirectory:
     id: bytes
     read_only_reason: StorageError | None = None
     """Why it can only be read; None where it can be written."""
+    crypt: Crypt = PLAIN
+    """How its bytes are kept secret."""
 
     @classmethod
-    def create(cls, path: Path) -> RepositoryDirectory:
-        """Make the directories; `seal` then makes it a repository. IjfsError if something is there, StorageError."""
+    def create(cls, path: Path, ring: KeyRing | None = None) -> RepositoryDirectory:
+        """Make the directories; `seal` then makes it a repository, with a `ring` an encrypted one: the caller puts a
+        way into `keys` before. IjfsError if something is there, StorageError."""
         _check_utf8(path)
         with disk.storage_errors(f"making a repository at {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -50,11 +57,16 @@ class RepositoryDirectory:
                 (path / name).mkdir(mode=0o700)
             # Here already, so that who only looks can hold it and writes nothing.
             (path / "locks" / "gc").touch(mode=0o600)
-        return cls(path.resolve(), os.urandom(16))
+            if ring is not None:
+                (path / "keys").mkdir(mode=0o700)
+        ident = os.urandom(16)
+        return cls(path.resolve(), ident, None, PLAIN if ring is None else _crypt(path.resolve(), ident, ring))
 
     def seal(self) -> None:
         """Write the format file, last: a repository that was only half made is none."""
-        text = f"ijfs repository\nversion: {FORMAT_VERSION}\nid: {self.id.hex()}\n"
+        text = f"ijfs repository\nversion: {self.version}\nid: {self.id.hex()}\n"
+        if self.crypt.seals:
+            text += f"features: {ENCRYPTED.decode()}\n"
         with disk.storage_errors(f"making a repository at {self.path}"):
             disk.write_file(self.path / "format", text.encode())
 
@@ -66,12 +78,12 @@ class RepositoryDirectory:
         _check_utf8(path)
         disk.check_plain(path / "format")
         try:
-            ident = _read_format(path)
+            ident, encrypted = _read_format(path)
         except (NoRepositoryError, CorruptError):
             found = id_of_packs(path) if damaged else None
             if found is None:
                 raise
-            ident = found
+            ident, encrypted = found, any((path / "keys").glob("*.key"))
         if not os.access(path, os.R_OK | os.X_OK):
             raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
         _check_kinds(path)
@@ -80,12 +92,13 @@ class RepositoryDirectory:
             disk.check_plain(*(file for _, file in pack_files(path / "packs")))
             # One damaged digit of the id in `format` is no reason to call all packs those of another repository.
             ident = id_of_packs(path) or ident
-        return cls(path.resolve(), ident, _read_only_reason(path))
+        crypt = _crypt(path.resolve(), ident, unlock(path.resolve(), ident)) if encrypted else PLAIN
+        return cls(path.resolve(), ident, _read_only_reason(path), crypt)
 
     def is_sealed(self) -> bool:
         """Whether the file `format` is there and says what it should. StorageError."""
         try:
-            return _read_format(self.path) == self.id
+            return _read_format(self.path) == (self.id, self.crypt.seals)
         except (NoRepositoryError, CorruptError):
             return False
 
@@ -101,6 +114,16 @@ class RepositoryDirectory:
         """Raise `read_only_reason`, if there is one. Whatever changes the repository asks before it begins."""
         if self.read_only_reason is not None:
             raise self.read_only_reason
+
+    @property
+    def version(self) -> int:
+        """Of its format."""
+        return ENCRYPTED_VERSION if self.crypt.seals else FORMAT_VERSION
+
+    @property
+    def keys(self) -> Path:
+        """The ways to open an encrypted one."""
+        return self.path / "keys"
 
     @property
     def index(self) -> Path:
@@ -139,6 +162,8 @@ class RepositoryDirectory:
 
     def secret(self) -> bytes:
         """The key of page fingerprints, made anew if it was lost: then old fingerprints just match nothing."""
+        if self.crypt.secret is not None:
+            return self.crypt.secret
         path = self.path / "secret"
         with disk.storage_errors(f"reading {path}"):
             if path.exists() and path.stat().st_size == 32:
@@ -147,9 +172,13 @@ class RepositoryDirectory:
             return path.read_bytes()
 
 
+def _crypt(path: Path, ident: bytes, ring: KeyRing) -> Encrypted:
+    return Encrypted(ring, ident, lambda: unlock(path, ident))
+
+
 def _check_kinds(path: Path) -> None:
     """That nothing in a repository leads out of it: LMDB writes its locks through a link. StorageError."""
-    disk.check_directories(*(path / name for name in (*_DIRECTORIES, *_OTHERS)))
+    disk.check_directories(*(path / name for name in _DIRECTORIES), path / "remotes", path / "keys")
     disk.check_plain(*(path / name for name in _FILES))
 
 
@@ -163,33 +192,30 @@ def _check_utf8(path: Path) -> None:
         ) from None
 
 
-def is_repository(path: Path) -> bool:
-    """Whether a repository of any version, damaged or not, is at a path."""
-    try:
-        return (path / "format").read_bytes()[: len(_MAGIC)] == _MAGIC
-    except OSError:
-        return False
-
-
-def _read_format(path: Path) -> bytes:
-    """The repository's id, out of its format file."""
+def _read_format(path: Path) -> tuple[bytes, bool]:
+    """The repository's id, and whether it is encrypted, out of its format file."""
     file = path / "format"
     with disk.storage_errors(f"opening the repository {path}"):
         try:
             data = file.read_bytes()[:4096]
         except (FileNotFoundError, NotADirectoryError):
             raise NoRepositoryError(f"there is no ijfs repository at {path}", hint=_way_back(path)) from None
-    if not data.startswith(_MAGIC):
+    if not data.startswith(b"ijfs repository\n"):
         raise NoRepositoryError(f"{file} is not that of an ijfs repository", hint=_way_back(path))
     version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data)
     if version is None:
         raise CorruptError(f"{file} is damaged", hint=_way_back(path))
-    if int(version[1]) != FORMAT_VERSION:
-        raise UnknownFormatError(f"{path} has repository format {int(version[1])}; this program reads {FORMAT_VERSION}")
+    if int(version[1]) not in (FORMAT_VERSION, ENCRYPTED_VERSION):
+        known = f"{FORMAT_VERSION} and {ENCRYPTED_VERSION}"
+        raise UnknownFormatError(f"{path} has repository format {int(version[1])}; this program reads {known}")
     whole = _FORMAT.fullmatch(data)
-    if whole is None:
+    if whole is None or (whole[3] is None) == (int(version[1]) == ENCRYPTED_VERSION):
         raise CorruptError(f"{file} is damaged", hint=_way_back(path))
-    return bytes.fromhex(whole[2].decode())
+    features = set((whole[3] or b"").split())
+    if strange := sorted(features - {ENCRYPTED}):
+        names = b", ".join(strange).decode()
+        raise UnknownFormatError(f"{path} has a feature that this program does not know: {names}")
+    return bytes.fromhex(whole[2].decode()), ENCRYPTED in features
 
 
 def _way_back(path: Path) -> str | None:

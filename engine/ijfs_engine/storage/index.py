@@ -20,6 +20,7 @@ from typing import ClassVar, Final, NamedTuple, TypeVar, cast
 import lmdb
 
 from ijfs_engine.errors import CorruptError, StorageError
+from ijfs_engine.format.crypt import LOG_TABLE, NAMES_TABLE, PLAIN, Crypt
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.place import NO_PLACE
 from ijfs_engine.format.row import RowStruct, misshapen
@@ -44,9 +45,9 @@ SNAPSHOTS: Final = b"snapshots"
 REMOVED: Final = b"removed"
 """Id of a snapshot that was removed → u8 1 until gc has walked it once more, then ids of its parents, so that `name~2`
 and branches find their way past it."""
-REFS: Final = b"refs"
+REFS: Final = NAMES_TABLE
 """b"branch/NAME" or b"tag/NAME" → snapshot id."""
-REFLOG: Final = b"reflog"
+REFLOG: Final = LOG_TABLE
 """u64 sequence, u16 position → journal record."""
 PACKS: Final = b"packs"
 """u32 pack number → u8 kind, u64 bytes."""
@@ -111,19 +112,36 @@ class View:
     """One consistent state of the tables: a read transaction. Short-lived; never nest two in a thread."""
 
     def __init__(
-        self, txn: lmdb.Transaction, tables: dict[bytes, lmdb._Database], looked: Callable[[int], None]
+        self,
+        txn: lmdb.Transaction,
+        tables: dict[bytes, lmdb._Database],
+        looked: Callable[[int], None],
+        crypt: Crypt = PLAIN,
     ) -> None:
         """`looked` is told of every `_LOOKS` look-ups or so."""
         self._txn = txn
         self._tables = tables
         self._looked = looked
+        self._crypt = crypt
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
-        """The value, or None."""
+        """The value, or None. CorruptError for a sealed row that was altered."""
+        if self._crypt.hides(table):
+            return self._get_sealed(table, key)
         return cast("bytes | None", self._txn.get(key, db=self._tables[table]))
 
+    def _get_sealed(self, table: bytes, key: bytes) -> bytes | None:
+        stored = self._crypt.row_key(table, key)
+        sealed = self._txn.get(stored, db=self._tables[table])
+        if sealed is None:
+            return None
+        name, value = self._crypt.open_row(table, stored, bytes(sealed))
+        if name != key:
+            raise misshapen()
+        return value
+
     def get_many(self, table: bytes, keys: Iterable[bytes]) -> list[bytes | None]:
-        """The values in the order asked, None where there is none."""
+        """The values in the order asked, None where there is none. Of a table that is never sealed."""
         get, handle = self._txn.get, self._tables[table]
         keys, found = iter(keys), []
         while lot := [cast("bytes | None", get(key, db=handle)) for key in itertools.islice(keys, _LOOKS)]:
@@ -148,10 +166,21 @@ class View:
         return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
 
     def items(self, table: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Rows from `start` on, in key order."""
+        """Rows from `start` on, in key order. CorruptError for a sealed row that was altered."""
+        if self._crypt.hides(table):
+            yield from self._sealed_items(table, start)
+            return
         cursor = self._txn.cursor(db=self._tables[table])
         if cursor.set_range(start) if start else cursor.first():
             yield from cast("Iterator[tuple[bytes, bytes]]", cursor.iternext())
+
+    def _sealed_items(self, table: bytes, start: bytes) -> list[tuple[bytes, bytes]]:
+        """All at once: sealed names are in no order on the disk, and there are few of them."""
+        cursor = self._txn.cursor(db=self._tables[table])
+        rows = (
+            (self._crypt.open_row(table, bytes(key), bytes(value)) for key, value in cursor) if cursor.first() else ()
+        )
+        return sorted(row for row in rows if row[0] >= start)
 
     def prefixed(self, table: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows whose key begins with `prefix`."""
@@ -176,11 +205,15 @@ class Update(View):
 
     def put(self, table: bytes, key: bytes, value: bytes) -> None:
         """Set one row."""
+        if self._crypt.hides(table):
+            key, value = self._crypt.seal_row(table, key, value)
         self._txn.put(key, value, db=self._tables[table])
         self._looked(1)
 
     def put_many(self, table: bytes, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Set many rows; those sorted by key go in fastest."""
+        if self._crypt.hides(table):
+            rows = sorted(self._crypt.seal_row(table, key, value) for key, value in rows)
         with self._txn.cursor(db=self._tables[table]) as cursor:
             cursor.putmulti(rows)
         self._looked(_LOOKS)
@@ -188,13 +221,13 @@ class Update(View):
     def delete(self, table: bytes, key: bytes) -> bool:
         """Drop one row; whether there was one."""
         self._looked(1)
-        return bool(self._txn.delete(key, db=self._tables[table]))
+        return bool(self._txn.delete(self._crypt.row_key(table, key), db=self._tables[table]))
 
     def delete_many(self, table: bytes, keys: Iterable[bytes]) -> None:
         """Drop rows, where they exist."""
-        delete, handle = self._txn.delete, self._tables[table]
+        delete, handle, crypt = self._txn.delete, self._tables[table], self._crypt
         for key in keys:
-            delete(key, db=handle)
+            delete(crypt.row_key(table, key) if crypt.hides(table) else key, db=handle)
         self._looked(_LOOKS)
 
     def clear(self, table: bytes) -> None:
@@ -223,8 +256,10 @@ class Index:
         map_size: int = FIRST_MAP,
         read_only_reason: StorageError | None = None,
         reserve: Reserve | None = None,
+        crypt: Crypt = PLAIN,
     ) -> None:
         self.path = path
+        self.crypt = crypt
         self._reserve = reserve
         self._read_only_reason = read_only_reason
         self._map_size = map_size
@@ -242,15 +277,16 @@ class Index:
         map_size: int = FIRST_MAP,
         read_only_reason: StorageError | None = None,
         reserve: Reserve | None = None,
+        crypt: Crypt = PLAIN,
     ) -> Index:
         """The index in that directory; with a `read_only_reason` it can only be read, and every `write` raises that.
-        `reserve` is given up when the disk is full.
+        `reserve` is given up when the disk is full; `crypt` seals rows that hold names.
 
         CorruptError for one that LMDB could not even open without harm, StorageError."""
         if read_only_reason is None:
             with disk.storage_errors(f"the index {path} does not open"):
                 path.mkdir(mode=0o700, exist_ok=True)
-        return cls(path, map_size=map_size, read_only_reason=read_only_reason, reserve=reserve)
+        return cls(path, map_size=map_size, read_only_reason=read_only_reason, reserve=reserve, crypt=crypt)
 
     def close(self) -> None:
         """Let go; the last user of the process closes the environment. Safe to call twice."""
@@ -282,7 +318,7 @@ class Index:
         environment = self._current()
         with disk.storage_errors("reading the index"), environment.transaction(write=False) as txn:
             try:
-                yield View(txn, environment.tables, self._count)
+                yield View(txn, environment.tables, self._count, self.crypt)
             finally:
                 if self._read_only_reason is not None:
                     self._check_undisturbed(environment, txn)
@@ -354,7 +390,9 @@ class Index:
     def _write_once(self, environment: _Environment, change: Callable[[Update], T]) -> T:
         with environment.transaction(write=True) as txn:
             sound = environment.stamp.is_fresh()
-            result = change(Update(txn, environment.tables, self._count))
+            # As the only writer: rows that are sealed by a key which a rotation retires would be lost.
+            self.crypt.renew()
+            result = change(Update(txn, environment.tables, self._count, self.crypt))
             disk.note("commit", self.path)
         if sound:
             environment.stamp.renew()
@@ -626,6 +664,13 @@ class _Gate:
             with self._changed:
                 self._alone = False
                 self._changed.notify_all()
+
+
+def next_pack(update: Update) -> int:
+    """A pack number that was never given before."""
+    number = update.number(b"next_pack") + 1
+    update.set_number(b"next_pack", number)
+    return number
 
 
 def mark_whole(update: Update) -> None:

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from ijfs_engine.errors import CorruptError
-from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header, object_id, padding
+from ijfs_engine.format.crypt import PLAIN, Crypt
+from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header, padding
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
@@ -87,9 +88,10 @@ class Journal:
     """The journal of one repository. Only ever changed inside an index write transaction."""
 
     def __init__(
-        self, path: Path, repository: bytes, take_in: TakeIn, says_the_same: SaysTheSame, relog: Relog
+        self, path: Path, repository: bytes, crypt: Crypt, take_in: TakeIn, says_the_same: SaysTheSame, relog: Relog
     ) -> None:
         self.path = path
+        self.crypt = crypt
         self._repository = repository
         self._take_in = take_in
         self._says_the_same = says_the_same
@@ -112,7 +114,7 @@ class Journal:
         self.settle(update)
         end, sequence = self.position(update)
         transaction = Transaction(sequence + 1, time.time_ns(), tuple(records))
-        frame = encode_transaction(transaction)
+        frame = encode_transaction(transaction, self.crypt)
         # Opened anew each time: a repair in another process may have put a new file in its place.
         fd = disk.open_plain(self.path, os.O_RDWR)
         self._written = end
@@ -215,7 +217,7 @@ class Journal:
         The index is told first, with what `publish` has to say: a crash in between leaves a journal that does not fit
         it, and no writer cuts that.
         """
-        data = encode_journal(transactions, self._repository)
+        data = encode_journal(transactions, self._repository, self.crypt)
         with disk.storage_errors("writing the journal anew"):
             temporary = disk.write_beside(self.path, data)
             last = transactions[-1].sequence if transactions else 0
@@ -241,7 +243,7 @@ class Journal:
                 continue
             span = scanned.header.span
             try:
-                transaction = decode_transaction(scanned.frame)
+                transaction = decode_transaction(scanned.frame, self.crypt)
             except CorruptError as error:
                 yield scanned.offset, str(error)
                 continue
@@ -257,22 +259,25 @@ def file_status(journal: Path) -> os.stat_result:
         raise CorruptError(f"the journal {journal} is missing", hint=hint) from None
 
 
-def encode_journal(transactions: Iterable[Transaction], repository: bytes) -> bytes:
+def encode_journal(transactions: Iterable[Transaction], repository: bytes, crypt: Crypt = PLAIN) -> bytes:
     """The whole file."""
-    return b"".join([encode_pack_header(0, JOURNAL, repository), *map(encode_transaction, transactions)])
+    frames = [encode_transaction(transaction, crypt) for transaction in transactions]
+    return b"".join([encode_pack_header(0, JOURNAL, repository), *frames])
 
 
-def encode_transaction(transaction: Transaction) -> bytes:
+def encode_transaction(transaction: Transaction, crypt: Crypt = PLAIN) -> bytes:
     """The frame, padded."""
     plain = _encoder.encode(transaction)
-    chunk = EncodedChunk(object_id(FrameKind.JOURNAL, plain), Codec.RAW, len(plain), plain)
-    header = encode_header(FrameKind.JOURNAL, chunk)
-    return header + plain + bytes(padding(len(header) + len(plain)))
+    plain_frame = EncodedChunk(crypt.object_id(FrameKind.JOURNAL, plain), Codec.RAW, len(plain), plain)
+    frame = crypt.seal(FrameKind.JOURNAL, plain_frame)
+    data = encode_header(FrameKind.JOURNAL, frame) + frame.payload
+    return data + bytes(padding(len(data)))
 
 
-def decode_transaction(frame: EncodedChunk) -> Transaction:
+def decode_transaction(stored: EncodedChunk, crypt: Crypt = PLAIN) -> Transaction:
     """From a frame whose checksums hold; CorruptError."""
-    if object_id(FrameKind.JOURNAL, frame.payload) != frame.id:
+    frame = crypt.open(FrameKind.JOURNAL, stored)
+    if crypt.object_id(FrameKind.JOURNAL, frame.payload) != frame.id:
         raise CorruptError("a journal entry does not match its id")
     try:
         return _decoder.decode(frame.payload)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.storage.chunk_rows import put_based, put_chunks
 from ijfs_engine.storage.index import (
     CONDEMNED,
@@ -34,15 +35,14 @@ from ijfs_engine.storage.journal import (
     Transaction,
     replay,
 )
-from ijfs_engine.storage.known_damage import missing_packs
 from ijfs_engine.storage.locks import is_free
 from ijfs_engine.storage.names import removed_row
-from ijfs_engine.storage.pack import pack_files
+from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
 from ijfs_engine.storage.refs import log_transaction, ref_name
 
 
-def take_in(update: Update, packs: Path, transactions: Sequence[Transaction]) -> None:
+def take_in(update: Update, packs: Path, transactions: Sequence[Transaction], crypt: Crypt) -> None:
     """Put transactions into the index as they stand in the journal, and the packs they need.
 
     StaleIndexError where a pack that the index knows is gone, or a snapshot is in none: the index is then too old to be
@@ -56,12 +56,12 @@ def take_in(update: Update, packs: Path, transactions: Sequence[Transaction]) ->
     files = dict(pack_files(packs))
     # Others that are not known a session is writing, and gc must not know them before it is done.
     new = [number for number, path in files.items() if number not in known and is_free(path)]
-    _add_packs(update, {number: read_pack(number, files[number]) for number in new})
+    _add_packs(update, {number: read_pack(number, files[number], crypt) for number in new})
     lost = {ident for ident in listed if update.get(OBJECTS, ident) is None}
     # A commit goes into the index in slices, the packs with the first: the record may be in one that is known. And a
     # session that failed to commit a moment ago still holds its pack.
     for number in sorted(files.keys() - new, reverse=True) if lost else ():
-        contents = read_pack(number, files[number])
+        contents = read_pack(number, files[number], crypt)
         if lost & contents.objects.keys():
             _add_packs(update, {number: contents})
             lost -= contents.objects.keys()
@@ -72,6 +72,12 @@ def take_in(update: Update, packs: Path, transactions: Sequence[Transaction]) ->
     for transaction in transactions:
         _apply(update, transaction)
         log_transaction(update, transaction)
+
+
+def missing_packs(view: View, packs: Path) -> list[int]:
+    """Packs of data that the index knows and that are not there."""
+    numbers = [PACK_KEY.unpack(key)[0] for key, row in view.items(PACKS) if PACK_ROW.unpack(row)[0] == DATA_PACK]
+    return [number for number in numbers if not pack_path(packs, number).exists()]
 
 
 def _too_old(why: str) -> StaleIndexError:

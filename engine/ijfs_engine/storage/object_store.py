@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import zstandard
 
 from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.format.frames import (
     BASE_SIZE,
     FRAME_MAGIC,
@@ -23,7 +24,6 @@ from ijfs_engine.format.frames import (
     EncodedChunk,
     FrameKind,
     decode_frame,
-    object_id,
 )
 from ijfs_engine.format.place import NO_PLACE, Place
 from ijfs_engine.format.records import (
@@ -86,6 +86,7 @@ class Store:
     def __init__(self, directory: RepositoryDirectory, index: Index, *, ahead: bool = True) -> None:
         """`ahead` is `PackReader`'s."""
         self._directory = directory
+        self.crypt = directory.crypt
         self._index = index
         self._packs = PackReader(directory.packs, ahead=ahead)
         self._find_elsewhere: Callable[[], Elsewhere | None] = _nowhere
@@ -196,7 +197,7 @@ class Store:
 
     def get_object(self, ident: ObjectId, kind: int) -> bytes:
         """An object's plain bytes, checked against its id; CorruptError."""
-        return verify_object(kind, self._frames(OBJECTS, [ident])[ident])
+        return verify_object(kind, self._frames(OBJECTS, [ident])[ident], self.crypt)
 
     def tree(self, ident: ObjectId) -> Tree:
         """A directory."""
@@ -233,7 +234,7 @@ class Store:
     def snapshots(self, ids: Sequence[ObjectId]) -> list[Snapshot]:
         """Many records in few reads, in the order asked; CorruptError if one cannot be read."""
         frames = self._frames(OBJECTS, ids)
-        return [decode_snapshot(ident, verify_object(FrameKind.SNAPSHOT, frames[ident])) for ident in ids]
+        return [decode_snapshot(ident, verify_object(FrameKind.SNAPSHOT, frames[ident], self.crypt)) for ident in ids]
 
     def readable_snapshots(self, ids: Sequence[ObjectId]) -> list[Snapshot]:
         """The same without those that cannot be read."""
@@ -255,7 +256,7 @@ class Store:
 
     def _many(self, ids: Sequence[ObjectId], kind: int, decode: Callable[[bytes], T]) -> list[T]:
         frames = self._frames(OBJECTS, ids)
-        return [decode(verify_object(kind, frames[ident])) for ident in ids]
+        return [decode(verify_object(kind, frames[ident], self.crypt)) for ident in ids]
 
     def _frames(self, table: bytes, ids: Sequence[bytes]) -> dict[bytes, EncodedChunk]:
         """Every frame asked for, or CorruptError for the first that cannot be had."""
@@ -330,7 +331,7 @@ class Store:
         for place, ident in batch:
             at = place.offset - first.offset
             try:
-                found[ident] = _frame(table, view[at : at + place.span], place, ident, name)
+                found[ident] = self._frame(table, view[at : at + place.span], place, ident, name)
             except CorruptError as error:
                 failed[ident] = _Failed(place, error)
 
@@ -346,7 +347,7 @@ class Store:
             where = f"pack {place.pack:08x} at {place.offset}"
             try:
                 data = self._read(place.pack, place.offset, place.span)
-                found[ident] = _frame(table, memoryview(data), place, ident, f"pack {place.pack:08x}")
+                found[ident] = self._frame(table, memoryview(data), place, ident, f"pack {place.pack:08x}")
             except CorruptError as error:
                 failed[ident] = _Failed(place, error)
             except FileNotFoundError:
@@ -355,6 +356,11 @@ class Store:
                 if error.errno != errno.EIO:
                     raise
                 failed[ident] = _Failed(place, CorruptError(f"{where}: the disk does not give it: {error.strerror}"))
+
+    def _frame(self, table: bytes, data: memoryview, place: Place, ident: bytes, name: str) -> EncodedChunk:
+        """One frame, opened. CorruptError."""
+        frame = _frame(table, data, place, ident, name)
+        return self.crypt.open(FrameKind.CHUNK if table == CHUNKS else place.tag, frame) if self.crypt.seals else frame
 
 
 def _frame(table: bytes, data: memoryview, place: Place, ident: bytes, name: str) -> EncodedChunk:
@@ -418,10 +424,10 @@ def expand(frame: EncodedChunk) -> bytes:
     return plain
 
 
-def verify_object(kind: int, frame: EncodedChunk) -> bytes:
-    """The plain bytes of an object's frame, checked against its id; CorruptError."""
+def verify_object(kind: int, frame: EncodedChunk, crypt: Crypt = PLAIN) -> bytes:
+    """The plain bytes of an object's opened frame, checked against its id; CorruptError."""
     plain = expand(frame)
-    if kind not in FrameKind.NAMES or kind == FrameKind.CHUNK or object_id(kind, plain) != frame.id:
+    if kind not in FrameKind.NAMES or kind == FrameKind.CHUNK or crypt.object_id(kind, plain) != frame.id:
         name = FrameKind.NAMES.get(kind, str(kind))
         raise CorruptError(f"the object {frame.id.hex()[:12]} is not the {name} that its id says")
     return plain

@@ -6,7 +6,7 @@ them needs the facade that calls it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import Index, Update
@@ -29,10 +29,10 @@ class OpenRepository:
         self.refs = Refs(index, self.journal)
         self._closed = False
 
-    def session(self, *, lost: Set[int] | None = None) -> Session:
-        """The right to add chunks and objects and to commit one snapshot. StorageError. `lost` is `Session`'s."""
+    def session(self) -> Session:
+        """The right to add chunks and objects and to commit one snapshot. StorageError."""
         self.directory.check_writable()
-        return Session(self.directory, self.index, self.journal, lost=lost)
+        return Session(self.directory, self.index, self.journal)
 
     def forget_removed(self) -> None:
         """Let go of packs that gc has removed, so that their space is free. For who keeps a repository open."""
@@ -50,6 +50,6 @@ def open_journal(directory: RepositoryDirectory) -> Journal:
     """The journal, and how its tail is taken in."""
 
     def take(update: Update, transactions: Sequence[Transaction]) -> None:
-        take_in(update, directory.packs, transactions)
+        take_in(update, directory.packs, transactions, directory.crypt)
 
-    return Journal(directory.journal, directory.id, take, says_the_same, relog)
+    return Journal(directory.journal, directory.id, directory.crypt, take, says_the_same, relog)

@@ -8,11 +8,13 @@ row; of a chunk that is stored against others only the checksum is looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.frames import EncodedChunk, FrameHeader, FrameKind, base_ids, decode_frame, decode_header
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, decode_snapshot
@@ -53,14 +55,14 @@ class PackContents(NamedTuple):
     snapshots: dict[ObjectId, Recorded]
 
 
-def read_pack(number: int, path: Path) -> PackContents:
+def read_pack(number: int, path: Path, crypt: Crypt) -> PackContents:
     """Read a pack from front to back, past any damage. OSError."""
     found = PackContents(pack_kind(path), path.stat().st_size, {}, {}, {}, [], {})
-    for offset, header, frame, right in _frames(path):
+    for offset, header, frame, right in _frames(path, crypt):
         # Behind damage a scan may find bytes of a program that look like a frame. What is checked against its id can do
         # no harm wherever it stands; fingerprints are not, and count only in their own packs.
         if (header.kind == FrameKind.SIDECAR) == (found.kind == SIDECAR_PACK):
-            _add(found, place_of(number, offset, header), header.kind, frame, right)
+            _add(found, place_of(number, offset, header), header.kind, frame, right, crypt)
     return found
 
 
@@ -80,23 +82,29 @@ def place_of(number: int, offset: int, header: FrameHeader) -> Place:
     return Place(number, offset, header.span, header.plain, tag, header.depth)
 
 
-def _frames(path: Path) -> Iterator[tuple[int, FrameHeader, EncodedChunk, bool]]:
-    """(offset, header, frame, whether its plain bytes are known to be right) of what passes its checksums."""
+def _frames(path: Path, crypt: Crypt) -> Iterator[tuple[int, FrameHeader, EncodedChunk, bool]]:
+    """(offset, header, opened frame, whether its plain bytes are known to be right) of what passes its checksums."""
     from ijfs_engine._native.frame_check import FrameCheck  # not with the journal, which every command loads
 
-    check = FrameCheck()
+    check = FrameCheck(crypt.seals)
     for found in scan_stretches(path, _GROUP):
         if isinstance(found, Scanned):
             if found.header is not None and found.frame is not None:
-                yield found.offset, found.header, found.frame, False
+                with suppress(CorruptError):
+                    yield found.offset, found.header, crypt.open(found.header.kind, found.frame), False
             continue
         for at, span, _, _, right, _ in check.check(found.data):
             try:
                 data = found.data[at : at + span]
-                header, frame = _known(data) if right else decode_frame(data, path.name)
+                header, frame = _known(data) if right else _opened(data, path.name, crypt)
             except CorruptError:
                 continue
             yield found.offset + at, header, frame, right
+
+
+def _opened(data: memoryview, name: str, crypt: Crypt) -> tuple[FrameHeader, EncodedChunk]:
+    header, frame = decode_frame(data, name)
+    return header, crypt.open(header.kind, frame)
 
 
 def _known(data: memoryview) -> tuple[FrameHeader, EncodedChunk]:
@@ -105,21 +113,21 @@ def _known(data: memoryview) -> tuple[FrameHeader, EncodedChunk]:
     return header, EncodedChunk(header.id, header.codec, header.plain, data[header.span - header.stored :])
 
 
-def _add(found: PackContents, place: Place, kind: int, frame: EncodedChunk, right: bool) -> None:
+def _add(found: PackContents, place: Place, kind: int, frame: EncodedChunk, right: bool, crypt: Crypt) -> None:
     if kind == FrameKind.CHUNK and frame.bases:
         found.based.append(Based(frame.depth, frame.id, place, b"".join(sorted(base_ids(frame.bases)))))
     elif kind == FrameKind.CHUNK:
-        if frame.depth == 0 and (right or _is_sound(frame)):
+        if frame.depth == 0 and (right or _is_sound(frame, crypt)):
             found.chunks[frame.id] = place.encode()
     elif kind == FrameKind.SIDECAR:
         found.sidecars[frame.id] = place.encode()
     elif kind in _OBJECTS:
-        _add_object(found, place, kind, frame)
+        _add_object(found, place, kind, frame, crypt)
 
 
-def _is_sound(frame: EncodedChunk) -> bool:
+def _is_sound(frame: EncodedChunk, crypt: Crypt) -> bool:
     try:
-        chunk_codec.decode(frame, _no_bases)
+        chunk_codec.decode(frame, _no_bases, crypt)
     except CorruptError:
         return False
     return True
@@ -129,9 +137,9 @@ def _no_bases(ids: object) -> list[bytes]:
     raise CorruptError("stored against another chunk")
 
 
-def _add_object(found: PackContents, place: Place, kind: int, frame: EncodedChunk) -> None:
+def _add_object(found: PackContents, place: Place, kind: int, frame: EncodedChunk, crypt: Crypt) -> None:
     try:
-        plain = verify_object(kind, frame)
+        plain = verify_object(kind, frame, crypt)
         if kind == FrameKind.SNAPSHOT:
             snapshot = decode_snapshot(frame.id, plain)
             found.snapshots[frame.id] = Recorded(snapshot.created_ns, snapshot.parents)

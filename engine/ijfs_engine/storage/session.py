@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import zstandard
 
-from ijfs_engine.errors import CorruptError, IjfsError, StorageError
-from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, base_ids, encode_header, object_id
+from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, base_ids, encode_header
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
 from ijfs_engine.storage import disk
@@ -37,11 +37,10 @@ from ijfs_engine.storage.index import (
     U64,
     Index,
     Update,
+    next_pack,
 )
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
-from ijfs_engine.storage.known_damage import lost_packs
 from ijfs_engine.storage.locks import LockFile
-from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 from ijfs_engine.storage.worn import worn_chunks
@@ -109,16 +108,11 @@ class Session:
     """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
 
     def __init__(
-        self,
-        directory: RepositoryDirectory,
-        index: Index,
-        journal: Journal,
-        *,
-        pack_target: int = PACK_TARGET,
-        lost: Set[int] | None = None,
+        self, directory: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
     ) -> None:
-        """Registers; StorageError. `lost`: packs that are known to be gone, by default those that are now."""
+        """Registers; StorageError."""
         self._directory = directory
+        self.crypt = directory.crypt
         self._index = index
         self._journal = journal
         self._pack_target = pack_target
@@ -138,9 +132,10 @@ class Session:
         try:
             with index.read() as view:
                 self.epoch = view.number(b"epoch")
+            # Behind the registration: a rotation of keys that began before is known from here on, a later one waits.
+            self.crypt.renew()
             with disk.storage_errors("starting a session"):
                 self._registration.write(U64.pack(self.epoch))
-            self._lost = lost_packs(index, directory.packs) if lost is None else lost
         except BaseException:
             self._registration.close()
             raise
@@ -164,9 +159,11 @@ class Session:
     def put_chunks(self, chunks: Sequence[EncodedChunk]) -> None:
         """Append chunks; one that this session already put is dropped. The caller may reuse the payload's memory.
 
-        Compute-heavy parts (checksums) run in the calling thread, appending is serialised. Bases must be
+        Compute-heavy parts (sealing, checksums) run in the calling thread, appending is serialised. Bases must be
         present (found or put before). Raises StorageError when the disk is full.
         """
+        if self.crypt.seals:
+            chunks = [self.crypt.seal(FrameKind.CHUNK, chunk) for chunk in chunks]
         headers = [encode_header(FrameKind.CHUNK, chunk) for chunk in chunks]
         with self._lock, disk.storage_errors("writing a pack"):
             self._check_open()
@@ -189,10 +186,10 @@ class Session:
 
     def put_object(self, kind: int, plain: bytes) -> ObjectId:
         """Store a metadata object (`FrameKind.LEAF`, `FILE`, `LAYOUT`, `TREE`) unless it is there; its id."""
-        ident = object_id(kind, plain)
+        ident = self.crypt.object_id(kind, plain)
         if self._stored(ident):
             return ident
-        chunk = compress(ident, plain)
+        chunk = self.crypt.seal(kind, compress(ident, plain))
         with self._lock:
             self._check_open()
             if ident in self._rows.objects or ident in self._held:
@@ -209,7 +206,7 @@ class Session:
         """Attach data to a leaf (page fingerprints) or a snapshot (working set), in place of what it had.
 
         Nobody may count on it: it may vanish at any time, or never be written."""
-        chunk = compress(leaf, plain)
+        chunk = self.crypt.seal(FrameKind.SIDECAR, compress(leaf, plain))
         header = encode_header(FrameKind.SIDECAR, chunk)
         with self._lock, disk.storage_errors("writing a pack"):
             self._check_open()
@@ -230,8 +227,7 @@ class Session:
         branch: str | None = None,
         size: int | None = None,
     ) -> Snapshot:
-        """Make everything durable, then visible in one transaction, and end the session. CorruptError where a pack has
-        gone meanwhile: it may hold what was found stored.
+        """Make everything durable, then visible in one transaction, and end the session.
 
         With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
         `size` is what the files add up to.
@@ -255,7 +251,6 @@ class Session:
         with self._lock, disk.storage_errors("committing the snapshot"):
             self._check_open()
             self._settle()
-            self._check_packs()
             self._index.write(visible, last_room=False)
             self._end()
             self._directory.reserve.take(self._index.size_on_disk())
@@ -326,14 +321,6 @@ class Session:
         with self._index.read() as view:
             return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
 
-    def _check_packs(self) -> None:
-        gone = lost_packs(self._index, self._directory.packs) - self._lost
-        if gone:
-            raise CorruptError(
-                f"{len(gone)} packs have gone while this was being stored, and it may need what was in them",
-                hint="put them back, or try again: what was in them is stored anew then",
-            )
-
     def _check_open(self) -> None:
         if self._ended:
             raise IjfsError("this session has ended")
@@ -362,7 +349,10 @@ class Session:
             self.publish()
 
     def _new_pack(self, kind: int) -> PackWriter:
-        return new_pack(self._index, self._directory, kind, last_room=False)
+        while True:
+            number = self._index.write(next_pack, last_room=False)
+            with contextlib.suppress(FileExistsError):
+                return PackWriter(self._directory.packs, number, kind, self._directory.id)
 
     def _settle(self) -> None:
         """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""

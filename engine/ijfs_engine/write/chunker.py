@@ -20,9 +20,9 @@ AVERAGE_CHUNK: Final = 64 << 10
 THRESHOLD: Final = (1 << 64) - (1 << 64) // ((AVERAGE_CHUNK - MIN_CHUNK) // 8)
 
 
-def cut(data: memoryview) -> Iterator[tuple[int, int]]:
-    """(start, end) of the chunks of one region, in order; none for no bytes."""
+def cut(data: memoryview, key: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, end) of the chunks of one region, in order; none for no bytes. `key` is `Crypt.cut_key`."""
     start = 0
-    for end in chunk_cuts.gear_cuts(data, MIN_CHUNK, MAX_CHUNK, THRESHOLD):
+    for end in chunk_cuts.gear_cuts(data, MIN_CHUNK, MAX_CHUNK, THRESHOLD, key):
         yield start, end
         start = end

@@ -16,7 +16,7 @@ from ijfs_engine._native.extent_columns import Assembly
 from ijfs_engine._native.page_scan import PAGE, ZERO
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.extents import leaf_from
-from ijfs_engine.format.frames import MAX_CHUNK, EncodedChunk, FrameKind, chunk_id
+from ijfs_engine.format.frames import MAX_CHUNK, EncodedChunk, FrameKind
 from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import LEAF_SPAN, FileContent, ObjectId, encode_file, encode_leaf
 from ijfs_engine.storage.session import Session
@@ -187,7 +187,7 @@ class FileWriter:
             self._end_batch()
 
     def _store_small(self, plains: Sequence[memoryview]) -> list[bytes]:
-        ids = [chunk_id(plain) for plain in plains]
+        ids = [self._session.crypt.chunk_id(plain) for plain in plains]
         fresh: dict[bytes, EncodedChunk] = {}
         for ident, plain, found in zip(ids, plains, self._session.lookup_many(ids), strict=True):
             if not found and ident not in fresh:

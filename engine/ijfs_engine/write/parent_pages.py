@@ -122,7 +122,7 @@ class ParentPages:
     def read_pages(self, theirs: memoryview, sources: list[ExtentSource], buffer: memoryview) -> None:
         """Page i of `buffer` becomes the parent's page theirs[i], where that is not negative. CorruptError."""
         for at in range(0, len(theirs), LEAF_PAGES):
-            what = bulk.new_read()
+            what = bulk.new_read(self.reader.store.crypt)
             what.add_pages(theirs[at : at + LEAF_PAGES], sources, buffer[at * PAGE : (at + LEAF_PAGES) * PAGE])
             self.reader.fill(what)
 

@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 from ijfs_engine._native.extent_columns import Columns
 from ijfs_engine.format import chunk_codec
-from ijfs_engine.format.frames import chunk_id
 from ijfs_engine.storage.session import Session
 from ijfs_engine.write import chunker
 
@@ -22,8 +21,8 @@ BaseFor: TypeAlias = Callable[[int, int], chunk_codec.Base | None]
 
 def store_region(session: Session, data: memoryview, base_for: BaseFor | None = None) -> Columns:
     """Cut a region into chunks and store those that are new; where its bytes are now. StorageError."""
-    bounds = list(chunker.cut(data))
-    ids = [chunk_id(data[start:end]) for start, end in bounds]
+    bounds = list(chunker.cut(data, session.crypt.cut_key))
+    ids = [session.crypt.chunk_id(data[start:end]) for start, end in bounds]
     for chunks in chunk_codec.encode_many(data, _fresh(session, ids, bounds, base_for)):
         session.put_chunks(chunks)
     lengths = array("I", (end - start for start, end in bounds))
