@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 DONE_AS = {
     "status": "ps",
+    "top": "ps",
     "instances": "ps",
     "programs": "ps",
     "snapshots": "log",
@@ -28,7 +29,6 @@ DONE_AS = {
     "graph": "tree",
     "df": "du",
     "unmount": "umount",
-    "copy": "cp",
     "get": "cp",
     "settings": "config",
     "remotes": "remote list",
@@ -49,7 +49,7 @@ _REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is ne
 SAID = {
     **dict.fromkeys(("commit", "snapshot", "checkpoint", "backup", "dump", "freeze"), _SAVE),
     **dict.fromkeys(("checkout", "switch", "reset", "revert", "undo", "back", "rollback"), _BACK),
-    **dict.fromkeys(("shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
+    **dict.fromkeys(("attach", "shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
     **dict.fromkeys(("start", "create", "new", "launch", "spawn"), _START),
     **dict.fromkeys(
         ("resume", "load", "unpause", "continue"),
@@ -66,8 +66,7 @@ SAID = {
         ("rename", "mv"), "`ijfs branch NEW OLD`, then `ijfs branch -d OLD`; a live program keeps its name"
     ),
     **dict.fromkeys(("duplicate", "copies", "clones"), "`ijfs fork NAME -n 3` makes live siblings of a program"),
-    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots, `ijfs diff NAME` what a program did since",
-    **dict.fromkeys(("changes", "changed", "modified"), "`ijfs diff NAME` says what a program did since its snapshot"),
+    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots",
     "repair": "`ijfs fsck --repair` mends what can be mended",
     "upgrade": "ijfs is a Python package: `pip install --upgrade ijfs`",
     "update": "ijfs is a Python package: `pip install --upgrade ijfs`",

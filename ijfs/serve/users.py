@@ -37,7 +37,7 @@ MOST_BYTES = 4 << 20
 MOST_CALLS = 64
 """Under way at a time; more wait."""
 SHOWN = ("TERM", "NO_COLOR")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 log = logging.getLogger("ijfs.serve")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ijfs.cli import text
+from ijfs.cli import passphrases, text
 from ijfs.cli.app import App, VerbGroup, verb
 from ijfs.cli.output import Answer, Column, Printer
 from ijfs.cli.params import ANY, REF
@@ -208,8 +208,9 @@ def clone(app: App, url: str, directory: Path | None) -> Answer:
     from ijfs_engine import Repository
 
     path = (directory or app.repository_path).absolute()
+    passphrases.ask_at_terminal(app)
     was_there = path.exists()
-    with Repository.init(path) as repository:
+    with Repository.init_like(path, url) as repository:
         try:
             repository.remotes.add(DEFAULT, url)
             report = repository.remotes.fetch(DEFAULT)

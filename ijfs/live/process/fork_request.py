@@ -174,12 +174,10 @@ def dismiss(repo: str | os.PathLike[str]) -> bool:
 
 
 def send(sock: socket.socket, request: ForkRequest, fds: Sequence[int]) -> None:
-    """One request, one line. Nothing is sent after its last byte: a forkserver that has it answers and closes, and the
-    system call for an empty rest would fail, of a request that was taken over."""
+    """One request, one line."""
     line = msgspec.json.encode(request) + b"\n"
     sent = socket.send_fds(sock, [line], fds)
-    if rest := line[sent:]:
-        sock.sendall(rest)
+    sock.sendall(line[sent:])
 
 
 def receive(sock: socket.socket) -> tuple[ForkRequest, list[int]]:
