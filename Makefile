@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean
+.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-live: setup ## save, restore and fork of live kernels
 
 bench-files: setup ## saves of many files, and work on files inside against outside; as root. ARGS=--rounds 1
 	$(BIN)/python -m bench.files $(ARGS)
+
+bench-fork: setup ## many copies of one kernel at once: when they answer, what memory they take; as root. ARGS=--only 8
+	$(BIN)/python -m bench.fork $(ARGS)
 
 bench-scale: setup ## the store at 1 and 10 million chunks; 15 minutes, 4 GB of disk
 	$(BIN)/python -m bench.store_scale $(ARGS)

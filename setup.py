@@ -54,12 +54,21 @@ def restart_calls() -> Extension:
     return Extension(name, [source], extra_compile_args=FREESTANDING, extra_link_args=["-nostdlib"])
 
 
+def terminal_server() -> Extension:
+    """What has a sandbox's terminal (ijfs/live/sandbox/terminal_server.c): no library, but a program that is run."""
+    name = "ijfs.live.sandbox.terminal_server"
+    source = f"{name.replace('.', '/')}.c"
+    entry = ["-nostdlib", "-Wl,-e,ijfs_terminal_start"]
+    return Extension(name, [source], extra_compile_args=FREESTANDING, extra_link_args=entry)
+
+
 CORES = len(os.sched_getaffinity(0))
 # The generated C goes under build/, so that a reader of the engine sees only what people wrote.
 setup(
     ext_modules=[
         *cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES, nthreads=CORES),
         restart_calls(),
+        terminal_server(),
     ],
     options={"build_ext": {"parallel": CORES}},
 )

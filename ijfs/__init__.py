@@ -37,13 +37,14 @@ if TYPE_CHECKING:
         InstanceExistsError,
         InstanceExitedError,
         KeeperError,
+        LimitError,
         NoInstanceError,
         ProgramRefusedError,
         ProtocolError,
         SandboxError,
     )
     from ijfs.live.model.paths import BadNameError
-    from ijfs.live.model.records import InstanceInfo
+    from ijfs.live.model.records import InstanceInfo, Limits
     from ijfs.live.sandbox.file_access import FileInfo
     from ijfs.sdk import aio
     from ijfs.sdk.box import Box, NotAKernelError
@@ -115,6 +116,8 @@ __all__ = [
     "InstanceInfo",
     "KeeperError",
     "KernelSpecError",
+    "LimitError",
+    "Limits",
     "LockedError",
     "NoAnswerError",
     "NoDeploymentError",
@@ -158,8 +161,10 @@ __all__ = [
 
 def load_ipython_extension(shell: Any) -> None:
     """What `%load_ext ijfs` calls: adds the `%ijfs` magic to an IPython shell."""
+    from ijfs.guest.copies import load_ipython_extension as notice_copies
     from ijfs.guest.magics import load
 
+    notice_copies(shell)
     load(shell)
 
 

@@ -62,12 +62,19 @@ SETTINGS = {
         Setting("share", "", "folders that programs share with this machine: `.`, `/data:.`, or `none`"),
         Setting("share_limit", "", "how much a shared folder may hold, as `4G`", variable="IJFS_SHARE_LIMIT"),
         Setting("base", "", "the base that programs stand on; empty: the place decides"),
+        Setting("memory", "", "how much memory a program may take, as `4G`", _matching(r"\d+[KMGTkmgt]|none")),
+        Setting("cpus", "", "how many processors a program may keep busy, as `2`", _matching(r"\d+(\.\d+)?|none")),
+        Setting("pids", "", "how many processes and threads a program may have", _matching(r"\d+|none")),
+        Setting(
+            "io", "", "bytes a second a program may read or write on disk, as `100M`", _matching(r"\d+[KMGT]|none")
+        ),
         Setting(
             "auto", "", "`on`, or `on --every 60`: Jupyter's new kernels are saved after cells", _matching("on( .*)?")
         ),
         Setting(
             "port_address", "127.0.0.1", "where `--port` is reached; 0.0.0.0: from everywhere", _matching(r"[\d.]+")
         ),
+        Setting("detach_keys", "ctrl-p,ctrl-q", "what leaves a program's terminal without ending the program"),
         Setting("save_memory", "", "how much memory saves may take, as `4G`", variable="IJFS_SAVE_MEMORY"),
         Setting(
             "remote_cache",

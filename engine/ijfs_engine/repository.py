@@ -19,7 +19,7 @@ from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
 from ijfs_engine.remote.remotes import Remotes
 from ijfs_engine.storage import disk, listed, working_sets
-from ijfs_engine.storage.directory import RepositoryDirectory
+from ijfs_engine.storage.directory import RepositoryDirectory, is_repository
 from ijfs_engine.storage.index import (
     CHUNKS,
     OBJECTS,
@@ -34,6 +34,7 @@ from ijfs_engine.storage.index import (
 )
 from ijfs_engine.storage.journal import StaleIndexError, file_status
 from ijfs_engine.storage.key_files import KeyFile, write_key_file
+from ijfs_engine.storage.known_damage import harmed, lost_packs
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.open_repository import OpenRepository, open_journal
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
@@ -65,6 +66,11 @@ class Repository(OpenRepository):
         super().close()
 
     # --- Opening
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is one at a path, of any version, damaged or not."""
+        return is_repository(Path(path))
 
     @classmethod
     def init(cls, path: str | Path, *, way_in: WayIn | None = None) -> Repository:
@@ -166,7 +172,23 @@ class Repository(OpenRepository):
         from ijfs_engine.write.snapshot_writer import begin
 
         far = [parent for parent in parents if not self.is_here(parent) and self.snapshot(parent)]
-        return begin(self, parents, anew=anew, elsewhere=far, progress=progress)
+        lost = lost_packs(self.index, self.directory.packs)
+        writer = begin(self, parents, anew=anew, elsewhere=far, lost=lost, progress=progress)
+        known = harmed(self.index)
+        doubtful = [parent for parent in parents if parent not in far and (lost or parent in known)]
+        if doubtful and not anew:
+            self._check_parents(writer, doubtful, lost)
+        return writer
+
+    def _check_parents(self, writer: SnapshotWriter, parents: Sequence[ObjectId], lost: frozenset[int]) -> None:
+        """That a snapshot's parents are whole as far as is known; else its writer is given up. CorruptError."""
+        from ijfs_engine.maintenance.harmed_parents import check_parents
+
+        try:
+            check_parents(self, parents, lost)
+        except BaseException:
+            writer.close()
+            raise
 
     def reader(self, *, cache_bytes: int = 64 << 20, delay_s: float | None = None) -> Reader:
         """A reader with a cache of its own. `delay_s` is waited before each fetch, as if the chunks were far away; by

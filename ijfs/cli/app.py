@@ -88,12 +88,15 @@ class App:
 
     def live_programs(self) -> Path:
         """The repository's path, for what is done with live programs alone: they can be reached without its index.
-        NoRepositoryError, UnknownFormatError."""
+        NoRepositoryError, UnknownFormatError; StorageError where a link leads to those of others."""
+        from ijfs.live.model.paths import live_directory
         from ijfs_engine.errors import CorruptError, StorageError
 
         try:
             self.repository()
         except (CorruptError, StorageError) as error:
+            if live_directory(self.repository_path).is_symlink():
+                raise
             self.warn(f"{error}{f' ({error.hint})' if error.hint else ''}")
         return self.repository_path
 
@@ -104,6 +107,11 @@ class App:
         visible = not self.json and not self.quiet and sys.stderr.isatty()
         self._reporters.append(self.closing.enter_context(Reporter(title, visible=visible)))
         return self._reporters[-1]
+
+    def end_progress(self) -> None:
+        """No bar is shown any more: what comes now has the screen."""
+        for reporter in self._reporters:
+            reporter.close()
 
     @property
     def can_ask(self) -> bool:
@@ -117,8 +125,7 @@ class App:
 
     def warn(self, message: str) -> None:
         """Something that went otherwise than asked: always on standard error, once no bar is in the way."""
-        for reporter in self._reporters:
-            reporter.close()
+        self.end_progress()
         Printer(sys.stderr).line(("warning: ", "yellow"), message)
 
     @contextlib.contextmanager
@@ -135,8 +142,7 @@ class App:
 
     def answer(self, answer: Answer, name: str) -> None:
         """Print what a verb returned in the way that was asked for, once no bar is in the way."""
-        for reporter in self._reporters:
-            reporter.close()
+        self.end_progress()
         if self.listener is not None:
             self.listener(answer)
             return
@@ -154,8 +160,6 @@ class App:
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Store a common option; given after the verb it wins over the same one before it."""
     app = ctx.ensure_object(App)
-    if param.name == "repo" and ctx.info_name == "cp" and value is not None and not value.exists():
-        raise click.UsageError("`cp` copies directories without -r, which names the repository", ctx)
     if value is not None and value is not False and value != 0 and param.name:
         setattr(app, {"as_json": "json"}.get(param.name, param.name), value)
 

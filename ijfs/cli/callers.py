@@ -30,11 +30,25 @@ VARIABLE = "IJFS_SOCKET"
 
 _COMMON = {"as_json", "quiet", "verbose"}
 ALLOWED: dict[str, set[str]] = {
-    "run": {"name", "network", "ports", "env", "ttl", "replace", "detach", "command"},
+    "run": {
+        "name",
+        "network",
+        "ports",
+        "env",
+        "ttl",
+        "replace",
+        "detach",
+        "tty",
+        "interactive",
+        "forget",
+        "keys",
+        "command",
+    },
+    "attach": {"name", "keys"},
     "exec": {"name", "command", "interactive", "tty"},
     "save": {"name", "message", "stop", "branch", "verify", "no_wait"},
-    "restore": {"snapshot", "name", "eager", "replace", "save_first", "yes", "wait", "same_random"},
-    "fork": {"source", "count", "names", "message", "eager", "same_random"},
+    "restore": {"snapshot", "name", "eager", "on_demand", "replace", "save_first", "yes", "wait", "same_random"},
+    "fork": {"source", "count", "names", "message", "eager", "on_demand", "same_random"},
     "ps": {"every"},
     "stop": {"names", "every", "forget", "timeout"},
     "logs": {"name", "follow", "lines", "earlier"},
@@ -115,7 +129,7 @@ def _signals_to(server: socket.socket) -> Iterator[None]:
     def tell(number: int, frame: FrameType | None) -> None:
         server.send(bytes([number]))
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
     before = {number: signal.signal(number, tell) for number in numbers}
     try:
         yield

@@ -56,6 +56,7 @@ def ended(app: App, info: InstanceInfo, look: Look) -> InstanceInfo | None:
             return None
         time.sleep(0.01)
     how = f"with exit status {now.exit_status}" if now.exit_status is not None else "and nobody saw how"
+    how += f": it {now.note}" if now.oom_kills and now.note else ""
     words = last_words(now.log)
     app.warn(f"`{info.name}` has ended already, {how}" + (f"; its last words: {words}" if words else ""))
     return now

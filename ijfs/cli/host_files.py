@@ -40,7 +40,9 @@ def line(out: Printer, step: Step) -> None:
 
 
 def sizes_of(old: int | None, new: int | None) -> str:
-    """The size, or the two where they differ."""
+    """The size, or the two where they differ; nothing where none is known."""
+    if old is None and new is None:
+        return ""
     if old is not None and new is not None and old != new:
         return f"  {text.size(old)} → {text.size(new)}"
     return f"  {text.size(new if new is not None else old or 0)}"

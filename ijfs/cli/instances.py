@@ -14,6 +14,7 @@ from ijfs.history.snapshots import program_of
 if TYPE_CHECKING:
     from ijfs.cli.app import App
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits
     from ijfs.live.process.fork_request import ForkServerInfo
     from ijfs_engine import Snapshot
 
@@ -28,6 +29,7 @@ COLUMNS = [
     Column("UP", right=True),
     Column("SNAPSHOT", style="yellow", drop=2),
     Column("PORTS", optional=True),
+    Column("LIMITS", optional=True, drop=1),
     Column("PID", right=True, drop=3),
     Column("PROGRAM", flex=True),
 ]
@@ -43,7 +45,7 @@ def instance_json(info: InstanceInfo) -> dict[str, Any]:
 def table(out: Printer, infos: Iterable[InstanceInfo], damaged: Iterable[str] = ()) -> None:
     """What `ijfs ps` prints; `damaged`: names of which no record can be read."""
     rows = [_row(info, "→" if out.unicode else "->") for info in infos]
-    lost: list[list[Span]] = [[(name, "dim"), ("damaged record", "red"), "", "", "", "", ""] for name in damaged]
+    lost: list[list[Span]] = [[(name, "dim"), ("damaged record", "red"), "", "", "", "", "", ""] for name in damaged]
     out.table(COLUMNS, rows + lost)
 
 
@@ -55,6 +57,7 @@ def _row(info: InstanceInfo, arrow: str) -> list[Span]:
         (text.age(info.created_ns), "dim"),
         (info.snapshot or "")[: text.SHORT_ID],
         ", ".join(ports(info, arrow)) if live else "",
+        limits_of(info.limits) if live else "",
         str(info.pid or ""),
         program(info),
     ]
@@ -92,6 +95,17 @@ def program(info: InstanceInfo) -> str:
         kernel = info.connection.get("kernel_name") if info.connection else ""
         return f"kernel {kernel}".rstrip()
     return shlex.join(info.argv)
+
+
+def limits_of(limits: Limits) -> str:
+    """Those that somebody asked for, as they are typed: `4 GB, 2 cpus`."""
+    from ijfs.live.model.records import typed_size
+
+    parts = [typed_size(limits.memory)] if limits.memory else []
+    parts += [f"{limits.cpus:g} cpu{'s' * (limits.cpus != 1)}"] if limits.cpus else []
+    parts += [f"{limits.pids} pids"] if limits.pids else []
+    parts += [f"{typed_size(limits.io)}/s"] if limits.io else []
+    return ", ".join(parts)
 
 
 def by_name(infos: Iterable[InstanceInfo]) -> list[InstanceInfo]:

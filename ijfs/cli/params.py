@@ -147,3 +147,16 @@ class Size(_BytesType):
 
 
 SIZE = Size()
+
+NO_LIMIT = "none"
+
+
+class Limit(_BytesType):
+    """A limit: what `of` takes, or `none`, which is 0."""
+
+    def __init__(self, of: click.ParamType[Any]) -> None:
+        self.name, self._of = of.name, of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A number."""
+        return 0 if value == NO_LIMIT else self._of.convert(value, param, ctx)

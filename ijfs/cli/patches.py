@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 
 from ijfs.cli import notebooks
+from ijfs_engine import ObjectId, Reader
+from ijfs_engine.errors import UnknownNameError
 
 # A larger file is not compared line by line: difflib takes seconds for a MiB of lines that all differ. Of a notebook
 # most is pictures, and not compared.
@@ -27,6 +29,18 @@ def patch(path: str, old: bytes | None, new: bytes | None) -> str:
     names = ("/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}")
     lines = difflib.unified_diff(before, after, *names)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def stored(reader: Reader, root: ObjectId, path: str) -> bytes | None:
+    """A file of a snapshot's tree, for `patch`: what says that it is too large where it is; None where there is no
+    regular file. CorruptError."""
+    try:
+        entry = reader.lookup(root, path)
+    except UnknownNameError:
+        return None
+    if entry.kind != "f":
+        return None
+    return reader.open(entry).read(0, entry.size) if entry.size <= largest(path) else b"\0"
 
 
 def _lines(content: bytes | None) -> list[str] | None:

@@ -3,6 +3,7 @@ work go into a program that could not be saved."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from ijfs import settings
+from ijfs.cli import detach_keys
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer
-from ijfs.cli.params import SIZE, Seconds
+from ijfs.cli.params import SIZE, Limit, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
@@ -61,6 +63,27 @@ class Port(_PortType):
         if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= 65535):
             self.fail(f"'{value}' is no port: 8000, 9000:8000 or 0.0.0.0:9000:8000, each from 1 to 65535")
         return int(word)
+
+
+if TYPE_CHECKING:
+    _KeysType = click.ParamType[bytes]
+else:
+    _KeysType = click.ParamType
+
+
+class Keys(_KeysType):
+    """`ctrl-p,ctrl-q`, as docker has it; as a terminal sends it."""
+
+    name = "keys"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Bytes; a usage error for what is no list of keys."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            return detach_keys.bytes_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 NETWORKS = click.Choice(["none", "slirp4netns"])
@@ -117,7 +140,18 @@ files_option = click.option(
     help="Folders it shared: as they are now, put back as they were, or a copy as they were (default: asked at a "
     "terminal, else `keep` under the name that was saved, `private` under another).",
 )
+on_demand_option = click.option(
+    "--on-demand",
+    is_flag=True,
+    help="Memory that it does not touch takes none here: it comes when it is saved. For many copies at once.",
+)
 _HOOK = "A request (`POST http://127.0.0.1:8000/sleep`), `file:/PATH`, or a command inside"
+
+
+def require_one_way(everything: bool, on_demand: bool) -> None:
+    """click.UsageError for who wants all memory, and only what is touched."""
+    if everything and on_demand:
+        raise click.UsageError("--on-demand leaves memory where it is; --eager and --wait bring all of it in")
 
 
 def hook_options(function: F) -> F:
@@ -147,6 +181,47 @@ def hooks(
         ready=tuple(ready),
     )
 
+
+def limit_options(*, anew: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--memory`, `--cpus`, `--pids` and `--io`, which the function gets as `limits`. `anew`: where nobody says, the
+    settings do; else what is brought back has those that it had."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def gathered(*args: Any, **given: Any) -> Any:
+            from ijfs.live.model.records import Limits
+
+            return function(*args, limits=Limits(**{name: given.pop(name) for name in LIMITS}), **given)
+
+        for name, (kind, metavar, about) in reversed(LIMITS.items()):
+            default = functools.partial(_set_limit, name) if anew else None
+            option = click.option(f"--{name}", type=Limit(kind), default=default, metavar=metavar, help=about)
+            option(gathered)
+        return gathered
+
+    return add
+
+
+def _set_limit(name: str) -> str | None:
+    return settings.value(name) or None
+
+
+LIMITS: dict[str, tuple[click.ParamType[Any], str, str]] = {
+    "memory": (SIZE, "SIZE", "How much memory it may take: 4G, 512M; copies as much again; `none`: no limit."),
+    "cpus": (click.FloatRange(0.01, 10_000), "N", "How many processors it may keep busy: 2, 0.5."),
+    "pids": (click.IntRange(1, 1 << 22), "N", "How many processes and threads it may have (default: 8192 or more)."),
+    "io": (SIZE, "RATE", "Bytes a second that it may read, and write, on the repository's disk: 100M."),
+}
+"""What can be limited: its type, and what is said of it."""
+
+detach_keys_option = click.option(
+    "--detach-keys",
+    "keys",
+    type=Keys(),
+    default=lambda: settings.value("detach_keys"),
+    metavar="KEYS",
+    help="What leaves the terminal without ending the program (default: ctrl-p,ctrl-q).",
+)
 
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 DONE_AS = {
     "status": "ps",
-    "top": "ps",
     "instances": "ps",
     "programs": "ps",
     "snapshots": "log",
@@ -49,7 +48,7 @@ _REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is ne
 SAID = {
     **dict.fromkeys(("commit", "snapshot", "checkpoint", "backup", "dump", "freeze"), _SAVE),
     **dict.fromkeys(("checkout", "switch", "reset", "revert", "undo", "back", "rollback"), _BACK),
-    **dict.fromkeys(("attach", "shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
+    **dict.fromkeys(("shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
     **dict.fromkeys(("start", "create", "new", "launch", "spawn"), _START),
     **dict.fromkeys(
         ("resume", "load", "unpause", "continue"),
@@ -66,7 +65,8 @@ SAID = {
         ("rename", "mv"), "`ijfs branch NEW OLD`, then `ijfs branch -d OLD`; a live program keeps its name"
     ),
     **dict.fromkeys(("duplicate", "copies", "clones"), "`ijfs fork NAME -n 3` makes live siblings of a program"),
-    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots",
+    "blame": "`ijfs diff OLD NEW` says what differs between two snapshots, `ijfs diff NAME` what a program did since",
+    **dict.fromkeys(("changes", "changed", "modified"), "`ijfs diff NAME` says what a program did since its snapshot"),
     "repair": "`ijfs fsck --repair` mends what can be mended",
     "upgrade": "ijfs is a Python package: `pip install --upgrade ijfs`",
     "update": "ijfs is a Python package: `pip install --upgrade ijfs`",

@@ -27,6 +27,14 @@ Line = list[Piece]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A line of the picture, and the snapshot (hex) that it shows, where it shows one."""
+
+    line: Line
+    snapshot: str | None = None
+
+
+@dataclass(frozen=True)
 class Snap:
     """A snapshot, as much of it as the picture shows; sizes None where its record does not say."""
 
@@ -107,20 +115,28 @@ def picture(
     scene: Scene, *, width: int | None = None, unicode: bool = True, fold: bool = True, now_ns: int | None = None
 ) -> list[Line]:
     """The whole picture, with what it adds up to above it; at most `width` columns wide where that is possible."""
+    return [row.line for row in picture_rows(scene, width=width, unicode=unicode, fold=fold, now_ns=now_ns)]
+
+
+def picture_rows(
+    scene: Scene, *, width: int | None = None, unicode: bool = True, fold: bool = True, now_ns: int | None = None
+) -> list[Drawn]:
+    """The same, with the snapshot that each line shows: for who lets a person choose one."""
     glyphs = UNICODE if unicode else ASCII
     now_ns = time.time_ns() if now_ns is None else now_ns
     rows = [_Row.of(scene, row, glyphs, now_ns) for row in rows_of(scene, glyphs, fold=fold)]
     shown = _columns_shown(rows, width)
     left = _left_width(rows, width, shown)
-    lines = [*_headline(scene, glyphs, width), []]
+    found = [Drawn(line) for line in [*_headline(scene, glyphs, width), []]]
     if rows:
-        lines.append(_with_columns([("", "")], left, [(title, "dim") for title in ("AGE", "HOLDS", "NEW")[:shown]]))
-    lines += [row.fitted(left, shown) for row in rows]
+        found.append(
+            Drawn(_with_columns([("", "")], left, [(title, "dim") for title in ("AGE", "HOLDS", "NEW")[:shown]]))
+        )
+    found += [Drawn(row.fitted(left, shown), row.snapshot) for row in rows]
     unsaved = [one for one in scene.live if one.snapshot not in scene.by_id]
     if unsaved and rows:
-        lines.append([])
-    lines += [[(f"{glyphs.live} {one.name}", "live"), ("  not saved yet", "dim")] for one in unsaved]
-    return lines
+        found.append(Drawn([]))
+    return found + [Drawn([(f"{glyphs.live} {one.name}", "live"), ("  not saved yet", "dim")]) for one in unsaved]
 
 
 def log_lines(scene: Scene, *, now_ns: int | None = None) -> list[Line]:
@@ -175,6 +191,7 @@ class _Row:
     message: Piece = ("", "")
     tail: Sequence[Piece] = ()
     right: Sequence[Piece] = ()
+    snapshot: str | None = None
 
     @classmethod
     def of(cls, scene: Scene, row: PictureRow, glyphs: Glyphs, now_ns: int) -> _Row:
@@ -190,7 +207,8 @@ class _Row:
         head = [*strokes, (f" {snap.id[: words.SHORT_ID]}", "id"), ("  ", "")]
         tail = _tail(snap, scene.on(snap.id), glyphs)
         sizes = [("–" if n is None else words.size(n), "") for n in (snap.size, snap.added)]
-        return cls(head, _subject(snap), tail, [(words.age(snap.created_ns, now_ns), "dim"), *sizes])
+        right = [(words.age(snap.created_ns, now_ns), "dim"), *sizes]
+        return cls(head, _subject(snap), tail, right, snap.id)
 
     def width(self) -> int:
         """Columns the left part would like."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BLOCK_PAGES = 256
 """Pages compared at once: a MiB that is equal costs one comparison, one that is not costs 256 more."""
 
+OVERLAY = b"trusted.overlay."
+"""What the names of an overlay's own attributes begin with."""
+
 Change = Literal["added", "removed", "changed"]
 OnProgress = Callable[[str, int, int], None]
 
@@ -84,18 +87,39 @@ def _entries(reader: Reader, tree: bytes | None) -> Mapping[bytes, Entry]:
 
 
 def _compared(path: str, before: Entry | None, after: Entry | None) -> Iterator[FileChange]:
-    if before is not None and after is not None and _same(before, after):
+    if before is not None and after is not None and same_metadata(before, after) and _same_content(before, after):
         return
-    change: Change = "added" if before is None else "removed" if after is None else "changed"
-    yield FileChange(path, change, _size(before), _size(after))
+    yield change_of(path, before, after)
 
 
-def _same(before: Entry, after: Entry) -> bool:
-    """Whether two entries of one name are the same but for time; a directory's content is compared by descending."""
-    fields = ["kind", "mode", "uid", "gid", "target", "rdev", "xattrs"]
-    if before.kind != "d":
-        fields += ["size", "content"]
-    return all(getattr(before, name) == getattr(after, name) for name in fields)
+def change_of(path: str, before: Entry | None, after: Entry | None) -> FileChange:
+    """What became of a path at which the two are not the same. A file of the machine's that the program deleted is no
+    file: a snapshot has a whiteout in its place."""
+    gone = after is None or is_deletion(after)
+    new = before is None or is_deletion(before)
+    change: Change = "removed" if gone else "added" if new else "changed"
+    return FileChange(path, change, None if new else _size(before), None if gone else _size(after))
+
+
+def is_deletion(entry: Entry) -> bool:
+    """Whether this says that what the program stands on has nothing there any more (an overlay's whiteout)."""
+    return entry.kind == "c" and entry.rdev == 0
+
+
+def same_metadata(before: Entry, after: Entry) -> bool:
+    """Whether two entries of one name are the same but for time and content. What the overlay notes beside a file, such
+    as where it was copied from, is not the program's; that a directory hides the one below it is."""
+    fields = ("kind", "mode", "uid", "gid", "target", "rdev")
+    return all(getattr(before, name) == getattr(after, name) for name in fields) and _own(before) == _own(after)
+
+
+def _own(entry: Entry) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in entry.xattrs if not pair[0].startswith(OVERLAY) or pair[0] == OVERLAY + b"opaque"]
+
+
+def _same_content(before: Entry, after: Entry) -> bool:
+    """A directory's is compared by descending."""
+    return before.kind == "d" or (before.size, before.content) == (after.size, after.content)
 
 
 def _size(entry: Entry | None) -> int | None:

@@ -30,8 +30,10 @@ from ijfs.live.client import api as client
 from ijfs.live.client.api import InstanceInfo, InstanceSpec
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.environment import is_text
-from ijfs.live.model.records import Network
+from ijfs.live.model.records import Limits, Network
+from ijfs.live.model.sizes import parse_limits
 from ijfs.live.sandbox import host_folders
+from ijfs.live.sandbox.sandbox import EXTENSIONS
 from ijfs_engine.errors import IjfsError
 
 BEGINS_AS, JOINS = "ijfs_snapshot", "ijfs_attach"
@@ -235,7 +237,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         if not any("ipykernel" in word for word in self.kernel_spec.argv):
             raise KernelSpecError("`auto` works in IPython kernels only", hint="`ijfs save` saves any kernel")
         check_auto(self.auto)
-        return "--InteractiveShellApp.extra_extensions=ijfs"
+        return f"--{EXTENSIONS}=ijfs"
 
     def _new_name(self, env: Mapping[str, str]) -> str:
         kernel_name = getattr(self.parent, "kernel_name", "")
@@ -276,6 +278,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             front_end=True,
             base=self.base,
             disk=self.disk,
+            limits=parse_limits({name: settings.value(name) for name in Limits.__struct_fields__}),
             share=folders.share,
             bind=(*folders.bind, *(os.path.join(cwd, path) for path in self.bind)),
         )

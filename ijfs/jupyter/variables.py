@@ -38,7 +38,9 @@ def of_program(repo: Path, name: str) -> list[Variable]:
     """The variables of a live kernel. NotLiveError for one that is not Python's; CellTimeoutError while it is busy."""
     info = client.describe(repo, name)
     if info.connection_file is None or not any("ipykernel" in word for word in info.argv):
-        raise NotLiveError("only a Python kernel can be asked for its variables")
+        raise NotLiveError(
+            "only a Python kernel can be asked for its variables", hint="without `--variables` files are compared"
+        )
     if info.kernel is not None and info.kernel.busy:
         raise CellTimeoutError(f"`{name}` is running a cell, and cannot be asked for its variables now")
     result = run_cell(info.connection_file, CELL, ANSWER_S)

@@ -27,7 +27,7 @@ from ijfs.live.machine import place
 from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
-from ijfs.live.sandbox import disk
+from ijfs.live.sandbox import disk, limits
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs.live.sandbox.volumes import is_layered, kind_at
@@ -51,6 +51,7 @@ def machine(repo: Path) -> list[CheckResult]:
         _userfaultfd,
         _fuse,
         _programs,
+        _limits,
         _io_uring,
         lambda: _repository(repo),
         lambda: _space(repo),
@@ -219,6 +220,21 @@ def _programs() -> Iterator[CheckResult]:
     slirp = shutil.which("slirp4netns")
     remedy = "install the package `slirp4netns` if programs in a sandbox are to reach the network"
     yield _result("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
+
+
+def _limits() -> Iterator[CheckResult]:
+    found = limits.available()
+    by_version = {
+        version: [name for name in found if found[name] == version] for version in sorted(set(found.values()))
+    }
+    shown = "; ".join(f"version {version}: {', '.join(names)}" for version, names in by_version.items())
+    missing = [name for name in limits.CONTROLLERS if name not in found]
+    evidence = f"control groups {shown or 'cannot be made here'}"
+    remedy = (
+        f"nothing limits {', '.join(missing)} of programs (`--memory`, `--cpus`, `--pids`, `--io`): a container needs "
+        "/sys/fs/cgroup to write to; of version 2 its processes have to be in a group below the container's"
+    )
+    yield _result("limits", not missing, evidence, remedy, bad="warn")
 
 
 def _io_uring() -> Iterator[CheckResult]:

@@ -44,6 +44,12 @@ class SandboxError(IjfsError):
     """The namespaces, mounts or processes of a sandbox could not be made."""
 
 
+class LimitError(IjfsError):
+    """What a program may take of the machine cannot be limited as it was asked."""
+
+    exit_code = 2
+
+
 class CommandError(IjfsError):
     """There is nothing to start: no such program or working directory."""
 

@@ -14,7 +14,7 @@ import anyio
 
 from ijfs.live.client import api as client
 from ijfs.live.errors import NoInstanceError
-from ijfs.live.model.records import Network
+from ijfs.live.model.records import NO_LIMITS, Limits, Network
 from ijfs.sdk import aio
 from ijfs.sdk.box import Box, NotAKernelError
 from ijfs.sdk.repository import Repository
@@ -59,10 +59,13 @@ class Checkpoint:
 
 
 class Sessions:
-    """All sessions of one repository. `kernel`: the kernel spec of new ones; `network`: their way out."""
+    """All sessions of one repository. `kernel`: the kernel spec of new ones; `network`: their way out; `limits`: what
+    each of them may take of the machine."""
 
-    def __init__(self, repo: Repository, *, kernel: str = "python3", network: Network = "none") -> None:
-        self.repo, self._kernel, self._network = repo, kernel, network
+    def __init__(
+        self, repo: Repository, *, kernel: str = "python3", network: Network = "none", limits: Limits = NO_LIMITS
+    ) -> None:
+        self.repo, self._kernel, self._network, self._limits = repo, kernel, network, limits
         self._known: dict[str, Session] = {}
         self._starting: dict[str, anyio.Lock] = {}
 
@@ -90,7 +93,8 @@ class Sessions:
         return session, f"it had ended; it is back as it was {_ago(snapshot.record.created_ns)}: {snapshot.id[:12]}"
 
     async def _new(self, name: str) -> tuple[Session, str]:
-        box = await aio.Repository(self.repo).kernel(self._kernel, name=name, network=self._network)
+        repo = aio.Repository(self.repo)
+        box = await repo.kernel(self._kernel, name=name, network=self._network, limits=self._limits)
         self._known[name] = Session(box)
         return self._known[name], "it is new"
 

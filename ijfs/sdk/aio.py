@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ijfs.live.model.records import NO_LIMITS
 from ijfs.sdk import box as blocking_box
 from ijfs.sdk import calls, forks, search
 from ijfs.sdk import files as blocking_files
@@ -29,7 +30,7 @@ from ijfs.sdk.search import Action, Actions, Node, Score
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
     from ijfs.live.client.api import FilesChoice, OnEvent
-    from ijfs.live.model.records import InstanceInfo, Network, SaveResult
+    from ijfs.live.model.records import InstanceInfo, Limits, Network, SaveResult
     from ijfs.live.sandbox.file_access import FileInfo
     from ijfs.sdk import commands as blocking_commands
     from ijfs.sdk.commands import Completed, OnBytes
@@ -381,7 +382,9 @@ class Box:
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
         message: str = "",
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -393,7 +396,9 @@ class Box:
             names=names,
             env=env,
             message=message,
+            on_demand=on_demand,
             same_random=same_random,
+            limits=limits,
             seed=seed,
             timeout=timeout,
             on_event=on_event,
@@ -482,7 +487,9 @@ class Snapshot:
         *,
         env: Env | None = None,
         eager: bool = False,
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Box:
@@ -493,7 +500,9 @@ class Snapshot:
                 name,
                 env=env,
                 eager=eager,
+                on_demand=on_demand,
                 same_random=same_random,
+                limits=limits,
                 timeout=timeout,
                 on_event=on_event,
             )
@@ -505,7 +514,9 @@ class Snapshot:
         *,
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -516,7 +527,9 @@ class Snapshot:
             count,
             names=names,
             env=env,
+            on_demand=on_demand,
             same_random=same_random,
+            limits=limits,
             seed=seed,
             timeout=timeout,
             on_event=on_event,
@@ -599,11 +612,16 @@ class Repository:
         gpu: bool = False,
         base: str = "",
         ttl: float | None = None,
+        memory: str | int | None = None,
+        cpu: float | None = None,
+        pids: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
+        limits: Limits = NO_LIMITS,
         **more: Any,
     ) -> Box:
         """As Repository.start."""
+        more |= {"memory": memory, "cpu": cpu, "pids": pids, "limits": limits}
         call = partial(self.blocking.start, argv, name=name, env=env, cwd=cwd, network=network, ports=ports, **more)
         return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
@@ -619,13 +637,18 @@ class Repository:
         gpu: bool = False,
         base: str = "",
         ttl: float | None = None,
+        memory: str | int | None = None,
+        cpu: float | None = None,
+        pids: int | None = None,
         timeout: float | None = blocking_repository.READY_S,
         on_event: OnEvent | None = None,
+        limits: Limits = NO_LIMITS,
         **more: Any,
     ) -> Box:
         """As Repository.kernel."""
+        more |= {"ports": ports, "memory": memory, "cpu": cpu, "pids": pids, "limits": limits}
         call = partial(self.blocking.kernel, spec_name, name=name, env=env, cwd=cwd, network=network, **more)
-        return Box(await in_thread(call, ports=ports, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
+        return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
     async def restore(self, snapshot: str, name: str | None = None, **options: Any) -> Box:
         """As Repository.restore."""

@@ -6,6 +6,7 @@ objects, in any number of processes, may stand for one instance, and dropping on
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ijfs.live.client import api as client
 from ijfs.live.errors import InstanceExitedError
-from ijfs.live.model.records import InstanceInfo, SaveResult
+from ijfs.live.model.records import NO_LIMITS, InstanceInfo, Limits, SaveResult
 from ijfs.sdk import calls
 from ijfs.sdk.calls import CallTimeoutError
-from ijfs_engine.errors import IjfsError, NoRepositoryError
+from ijfs_engine.errors import IjfsError, NoRepositoryError, TargetDiedError
 
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
@@ -127,17 +128,28 @@ class Box:
         from ijfs.jupyter.cells import run_cell
 
         cancellation = calls.current()
-        return run_cell(
-            self.connection_file(),
-            code,
-            timeout,
-            alive=partial(client.is_running, self.repo, self.name),
-            on_stream=on_stream,
-            on_output=on_output,
-            interrupt=self.interrupt if interrupt else None,
-            cancelled=lambda: cancellation.cancelled,
-            store_history=store_history,
-        )
+        try:
+            return run_cell(
+                self.connection_file(),
+                code,
+                timeout,
+                alive=partial(client.is_running, self.repo, self.name),
+                on_stream=on_stream,
+                on_output=on_output,
+                interrupt=self.interrupt if interrupt else None,
+                cancelled=lambda: cancellation.cancelled,
+                store_history=store_history,
+            )
+        except TargetDiedError as error:
+            raise self._died(error) from None
+
+    def _died(self, error: TargetDiedError) -> TargetDiedError:
+        """The error, with what is known of why."""
+        with contextlib.suppress(IjfsError):
+            self._written_end()
+            if self.info.oom_kills and (note := self.info.note):
+                return TargetDiedError(f"{error}: it {note}", hint=error.hint)
+        return error
 
     def exec(
         self,
@@ -189,7 +201,10 @@ class Box:
             if deadline is not None and time.monotonic() > deadline:
                 raise CallTimeoutError(f"`{self.name}` has not ended after {timeout:g} s")
             time.sleep(LOOK_S)
-        # How it ended its keeper writes down a moment later, and ends then.
+        return self._written_end()
+
+    def _written_end(self) -> int | None:
+        """How it ended: its keeper writes that down a moment later, and ends then."""
         until = time.monotonic() + WRITTEN_S
         while (info := self.info).exit_status is None and info.keeper_running and time.monotonic() < until:
             time.sleep(LOOK_S / 5)
@@ -253,7 +268,9 @@ class Box:
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
         message: str = "",
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -268,7 +285,9 @@ class Box:
             names=names,
             env=env,
             message=message,
+            on_demand=on_demand,
             same_random=same_random,
+            limits=limits,
             seed=seed,
             timeout=timeout,
             on_event=on_event,

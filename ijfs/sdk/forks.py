@@ -18,6 +18,7 @@ from ijfs_engine.errors import TargetDiedError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo, OnEvent
+    from ijfs.live.model.records import Limits
     from ijfs.sdk.snapshots import Snapshot
 
 TELL_S = 10.0
@@ -42,7 +43,9 @@ def fork(
     names: Sequence[str],
     env: Sequence[Env],
     message: str,
+    on_demand: bool,
     same_random: bool,
+    limits: Limits,
     seed: int | None,
     timeout: float | None,
     on_event: OnEvent | None,
@@ -58,7 +61,9 @@ def fork(
             names,
             count=wanted,
             message=message,
+            on_demand=on_demand,
             same_random=same_random,
+            limits=limits,
             env=env,
             wish=wish,
             on_event=on_event,

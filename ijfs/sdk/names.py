@@ -37,6 +37,8 @@ WHERE = {
     "InstanceInfo": "ijfs.live.model.records",
     "KeeperError": "ijfs.live.errors",
     "KernelSpecError": "ijfs.jupyter.kernelspec",
+    "LimitError": "ijfs.live.errors",
+    "Limits": "ijfs.live.model.records",
     "LockedError": "ijfs_engine.errors",
     "NoAnswerError": "ijfs.sdk.deployments",
     "NoDeploymentError": "ijfs.deployments.records",

@@ -14,7 +14,8 @@ import msgspec
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.live.client import api as client
 from ijfs.live.client.instances import named
-from ijfs.live.model.records import InstanceSpec, Network
+from ijfs.live.model.records import NO_LIMITS, InstanceSpec, Limits, Network
+from ijfs.live.model.sizes import parse_limits
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
 from ijfs.sdk.snapshots import Difference, Snapshot
@@ -109,13 +110,19 @@ class Repository:
         gpu: bool = False,
         base: str = "",
         ttl: float | None = None,
+        memory: str | int | None = None,
+        cpu: float | None = None,
+        pids: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
+        limits: Limits = NO_LIMITS,
         **more: Any,
     ) -> Box:
         """Start a program in a sandbox of its own. `env` is added to this process's variables; `ports` can be reached
-        from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own; `more` are
-        further fields of InstanceSpec."""
+        from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own. `memory`
+        (bytes, or "4G"), `cpu` (processors) and `pids` (processes and threads) are what it may take, and each copy as
+        much again; `limits` says the same at once. `more` are further fields of InstanceSpec. LimitError where this
+        machine cannot limit that."""
         own = InstanceSpec(
             name="",
             argv=tuple(argv),
@@ -126,6 +133,7 @@ class Repository:
             gpu=gpu,
             base=base,
             ttl_s=ttl,
+            limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
             **more,
         )
         return self._started(own, name, argv[0], timeout, on_event)
@@ -142,8 +150,12 @@ class Repository:
         gpu: bool = False,
         base: str = "",
         ttl: float | None = None,
+        memory: str | int | None = None,
+        cpu: float | None = None,
+        pids: int | None = None,
         timeout: float | None = READY_S,
         on_event: OnEvent | None = None,
+        limits: Limits = NO_LIMITS,
         **more: Any,
     ) -> Box:
         """Start a Jupyter kernel of an installed kernel spec in a sandbox; returns when it answers. KernelSpecError."""
@@ -159,6 +171,7 @@ class Repository:
             gpu=gpu,
             base=base,
             ttl_s=ttl,
+            limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
             **more,
         )
         wish = "kernel" if spec_name == "python3" else spec_name

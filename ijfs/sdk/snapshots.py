@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijfs.live.client import api as client
+from ijfs.live.model.records import NO_LIMITS, Limits
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
 from ijfs_engine.errors import IjfsError
@@ -119,18 +120,29 @@ class Snapshot:
         *,
         env: Env | None = None,
         eager: bool = False,
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Box:
         """Bring it back to life beside everything that is live; it runs at once and its memory follows (`eager`: all
-        memory first). `env`, `same_random`: as `fork` has them."""
+        memory first; `on_demand`: what it touches, and the rest when it is saved). `env`, `same_random`, `limits`: as
+        `fork` has them."""
         from ijfs.live.client.instances import named
         from ijfs.sdk.forks import is_python_kernel, tell
 
         def restored(chosen: str) -> client.InstanceInfo:
             return client.restore(
-                self.repo, self.id, chosen, eager=eager, same_random=same_random, env=env, on_event=on_event
+                self.repo,
+                self.id,
+                chosen,
+                eager=eager,
+                on_demand=on_demand,
+                same_random=same_random,
+                env=env,
+                limits=limits,
+                on_event=on_event,
             )
 
         info = calls.within(timeout, "the restore", partial(named, self.repo, name, self._wish, restored))
@@ -145,15 +157,19 @@ class Snapshot:
         *,
         names: Sequence[str] = (),
         env: Sequence[Env] = (),
+        on_demand: bool = False,
         same_random: bool = False,
+        limits: Limits = NO_LIMITS,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> list[Box]:
         """Live copies of it, all at once. `env`: variables of each, in their order; commands that are run in it have
         them, Python kernels in `os.environ`, other programs when they have given a hook (`ijfs.after_restore`).
+        `on_demand`: memory that they do not touch takes none, and comes when they are saved: for many at once.
         `same_random`: they draw the same random numbers; `seed`: those of the Nth Python kernel's shared generators
-        (random, numpy, torch) begin with `seed` + N, from 0 on. A kernel in the middle of a cell takes variables and
+        (random, numpy, torch) begin with `seed` + N, from 0 on. `limits`: what each may take, over what the original
+        might. A kernel in the middle of a cell takes variables and
         seed when that is done. When one does not come up the others stay (PartialError)."""
         from ijfs.sdk.forks import fork
 
@@ -164,8 +180,10 @@ class Snapshot:
             names=names,
             wish=self._wish,
             env=env,
+            on_demand=on_demand,
             message="",
             same_random=same_random,
+            limits=limits,
             seed=seed,
             timeout=timeout,
             on_event=on_event,

@@ -14,16 +14,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ijfs.live.model.records import Network
+from ijfs.live.model.records import NO_LIMITS, Limits, Network
 from ijfs.sdk.repository import Repository
 from ijfs.serve import errors
+from ijfs.serve import limits as of_keys
 from ijfs.serve.audit import Audit
 from ijfs.serve.control import Control
 from ijfs.serve.data import Data
 from ijfs.serve.errors import ApiError
 from ijfs.serve.gate import Gate
 from ijfs.serve.keys import Keys, path_in
-from ijfs.serve.limits import Limits
 from ijfs.serve.records import Records
 from ijfs.serve.sandboxes import Sandboxes
 from ijfs.serve.telemetry import STATES, Telemetry
@@ -35,11 +35,12 @@ from ijfs_engine.errors import IjfsError
 @dataclass(frozen=True)
 class Settings:
     """How a server is started. `kernel`: the kernel spec of code interpreters; `home`: where sandboxes' programs start;
-    `network`: their way out."""
+    `network`: their way out; `limits`: what each may take of the machine, where its template does not say."""
 
     kernel: str = "python3"
     home: str = "/root"
     network: Network = "none"
+    limits: Limits = NO_LIMITS
 
 
 class Server:
@@ -48,7 +49,7 @@ class Server:
     def __init__(self, repo: Repository, settings: Settings) -> None:
         records, self._telemetry = Records(repo.path), Telemetry()
         templates = Templates(repo, records, kernel=settings.kernel, home=settings.home, network=settings.network)
-        self._sandboxes = Sandboxes(repo, records, templates, self._telemetry)
+        self._sandboxes = Sandboxes(repo, records, templates, self._telemetry, settings.limits)
         control = Control(self._sandboxes, internet=settings.network != "none")
         self._control = Starlette(
             routes=[*control.routes(), Route("/metrics", self._metrics)],
@@ -61,7 +62,7 @@ class Server:
             keys=Keys(path_in(repo.path)),
             audit=Audit(records.directory / "audit.log"),
             telemetry=self._telemetry,
-            limits=Limits(),
+            limits=of_keys.Limits(),
         )
         for state in STATES:
             self._telemetry.sandboxes.labels(state).set_function(partial(self._count, state))

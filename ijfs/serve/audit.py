@@ -22,7 +22,7 @@ class Audit:
     def write(self, **fields: Any) -> None:
         """One line, with the time. OSError where it cannot be written: what is not noted is not done in silence."""
         line = msgspec.json.encode({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **fields}) + b"\n"
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line)
         finally:

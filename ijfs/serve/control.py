@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -258,14 +259,14 @@ class Control:
         return self._sandboxes.find(request.path_params["sandbox"], key_of(request).name)
 
     def _shown(self, box: Sandbox) -> SandboxShown:
-        record = box.record
+        record, limits = box.record, box.record.limits
         return SandboxShown(
             template=record.template,
             id=record.id,
             started=_moment(record.started_ns),
             ends=_moment(record.ends_ns),
-            cpus=os.cpu_count() or 1,
-            memory_mb=psutil.virtual_memory().total >> 20,
+            cpus=math.ceil(limits.cpus or os.cpu_count() or 1),
+            memory_mb=(limits.memory or psutil.virtual_memory().total) >> 20,
             disk_mb=shutil.disk_usage(box.box.repo).total >> 20,
             state="paused" if record.state == "paused" else "running",
             metadata=record.metadata,

@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from ijfs.live.model.record_file import replace_file
+from ijfs.live.model.records import NO_LIMITS, Limits
 
 State = Literal["starting", "running", "paused"]
 AtTheEnd = Literal["kill", "pause"]
@@ -30,7 +31,7 @@ class Context(msgspec.Struct, frozen=True):
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One sandbox. `id` is its instance's name; `owner` the key that it was made with. `token` opens its data plane,
     and `traffic_token` its ports; `ends_ns`: when its time is over, and `at_the_end` what happens then. `paused_at`:
-    the snapshot that a paused one goes on from; `resumes`: by itself, when it is called."""
+    the snapshot that a paused one goes on from; `resumes`: by itself, when it is called; `limits`: what it may take."""
 
     id: str
     owner: str
@@ -45,6 +46,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     paused_at: str = ""
     metadata: dict[str, str] = {}
     contexts: tuple[Context, ...] = ()
+    limits: Limits = NO_LIMITS
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from ijfs.live.client import api as client
+from ijfs.live.model.records import NO_LIMITS, Limits
 from ijfs.sdk import aio
 from ijfs.sdk.box import Box
 from ijfs.sdk.forks import is_python_kernel, tell
@@ -30,7 +31,7 @@ from ijfs.serve.interpreter.kernel import Interpreter
 from ijfs.serve.keys import KeyRecord
 from ijfs.serve.records import AtTheEnd, Leftover, Records, SandboxRecord, SnapshotRecord
 from ijfs.serve.telemetry import Telemetry
-from ijfs.serve.templates import Template, Templates
+from ijfs.serve.templates import Template, Templates, limits_of
 from ijfs_engine.errors import IjfsError, LockedError, UnknownNameError
 
 MOST_FORKS = 20
@@ -55,8 +56,15 @@ class Sandbox:
 class Sandboxes:
     """All of one repository."""
 
-    def __init__(self, repo: Repository, records: Records, templates: Templates, telemetry: Telemetry) -> None:
-        self.repo, self.records = repo, records
+    def __init__(
+        self,
+        repo: Repository,
+        records: Records,
+        templates: Templates,
+        telemetry: Telemetry,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        self.repo, self.records, self._limits = repo, records, limits
         self._templates, self._telemetry = templates, telemetry
         self._known = {record.id: Sandbox(record, self) for record in records.sandboxes.all()}
 
@@ -118,13 +126,14 @@ class Sandboxes:
         self, sandbox: Sandbox, snapshot: str, env: Mapping[str, str], *, replace: bool = False
     ) -> None:
         """Bring a sandbox's program to life; it is running then."""
-        restore = partial(client.restore, self.repo.path, snapshot, sandbox.record.id, env=env, replace=replace)
+        given = partial(client.restore, self.repo.path, snapshot, sandbox.record.id, env=env, replace=replace)
+        restore = partial(given, limits=await aio.in_thread(self._limits_for, snapshot))
         with self._telemetry.work("restore") as work:
             info = await aio.in_thread(restore)
             work.phases(info.phases)
         if env and is_python_kernel(info):
             await aio.in_thread(tell, sandbox.box, env)
-        sandbox.change(self.records, state="running", paused_at="")
+        sandbox.change(self.records, state="running", paused_at="", limits=info.limits)
 
     async def kill(self, sandbox: Sandbox) -> None:
         """End it and forget it, with what was saved for itself alone."""
@@ -183,7 +192,7 @@ class Sandboxes:
             snapshot = await self._saved(sandbox, "forked")
             limits.require_room(key, len(self.all(key.name)), count)  # others came meanwhile
             template = Template(sandbox.record.template, Snapshot(self.repo.path, snapshot), sandbox.record.contexts)
-            like = {key: getattr(sandbox.record, key) for key in ("metadata", "at_the_end", "resumes")}
+            like = {key: getattr(sandbox.record, key) for key in ("metadata", "at_the_end", "resumes", "limits")}
             copies = [self._begun(key.name, template, timeout_s, **like) for _ in range(count)]
         failed = await self._forked(snapshot, [copy.record.id for copy in copies])
         results: list[Sandbox | IjfsError] = []
@@ -200,10 +209,15 @@ class Sandboxes:
         """Why not all came up; None where they did."""
         try:
             with self._telemetry.work("fork"):
-                await aio.in_thread(client.fork, self.repo.path, snapshot, names)
+                wanted = await aio.in_thread(self._limits_for, snapshot)
+                await aio.in_thread(partial(client.fork, limits=wanted), self.repo.path, snapshot, names)
         except IjfsError as error:
             return error
         return None
+
+    def _limits_for(self, snapshot: str) -> Limits:
+        """What a copy of a snapshot may take: as that says, and else as the server does."""
+        return limits_of(Snapshot(self.repo.path, snapshot)).over(self._limits)
 
     # -- snapshots that clients ask for -----------------------------------------------------------------------------
 

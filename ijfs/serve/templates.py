@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ijfs.live.model.records import Network
+import msgspec
+
+from ijfs.live.model.records import Limits, Network
 from ijfs.sdk import aio
 from ijfs.sdk.box import Box
 from ijfs.sdk.repository import Repository
@@ -72,3 +74,9 @@ class Templates:
         snapshot.tag(name)
         snapshot.forget_branch(making)
         return Template(name, snapshot)
+
+
+def limits_of(snapshot: Snapshot) -> Limits:
+    """What the program of a snapshot might take when it was saved."""
+    spec = snapshot.record.meta.get("spec")
+    return msgspec.convert(spec.get("limits", {}) if isinstance(spec, dict) else {}, Limits)

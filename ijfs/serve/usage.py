@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,10 +30,10 @@ class Usage:
         return Metrics(
             timestamp=now,
             timestamp_unix=int(now.timestamp()),
-            cpu_count=os.cpu_count() or 1,
+            cpu_count=math.ceil(info.limits.cpus or os.cpu_count() or 1),
             cpu_used_pct=self._percent(info.name, sum(_seconds(process) for process in processes), info.created_ns),
             mem_used=sum(_memory(process) for process in processes),
-            mem_total=psutil.virtual_memory().total,
+            mem_total=info.limits.memory or psutil.virtual_memory().total,
             disk_used=_written(Path(info.log).parents[2]),
             disk_total=files.f_blocks * files.f_frsize,
         )

@@ -37,7 +37,7 @@ MOST_BYTES = 4 << 20
 MOST_CALLS = 64
 """Under way at a time; more wait."""
 SHOWN = ("TERM", "NO_COLOR")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 
 log = logging.getLogger("ijfs.serve")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("IJFS_REPO", str(path))
     assert invoke(["init", "-q"]) == 0
     return path
+
+
+@pytest.fixture
+def live(repo: Path) -> Iterator[Path]:
+    """A repository; whatever lives in it at the end is ended."""
+    yield repo
+    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ def test_an_ended_programs_unsaved_files_are_listed_printed_and_copied(
     assert (found.st_mtime_ns, found.st_mode & 0o7777) == (10**18, 0o750), "a setuid bit of a sandbox stays there"
     assert ijfs("cp", "-a", "job:results", "job:out.csv", "new.csv").code == 1, "several files go into a directory"
     assert ijfs("cp", "job:out.csv", "new.csv").code == 0
-    assert ijfs("cp", "job:results", ".").code == 0
+    assert ijfs("cp", "-r", "job:results", ".").code == 0, "-r where no repository is meant"
+    assert ijfs("cp", "-r", repo, "job:out.csv", "new.csv").code == 0, "-r where one is"
     assert (tmp_path / "to" / "results" / "deep" / "one").read_text() == "one"
     assert os.readlink(tmp_path / "to" / "results" / "link") == "deep/one"
     assert sorted(os.listdir(tmp_path / "to")) == ["new.csv", "out.csv", "results"]

@@ -10,15 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from calls import Ijfs, Result
 from json_page import check
 from waiting import eventually, patient
-
-from ijfs.cli.main import invoke
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -29,13 +26,6 @@ import http.server, threading
 server = http.server.HTTPServer(("", 8000), http.server.SimpleHTTPRequestHandler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 """
-
-
-@pytest.fixture
-def live(repo: Path) -> Iterator[Path]:
-    """A repository; whatever lives in it at the end is ended."""
-    yield repo
-    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
 
 
 def ok(result: Result, section: str) -> dict[str, object]:
@@ -196,12 +186,59 @@ def test_a_kernel_is_started_runs_cells_and_goes_back_in_place(
     notebook.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     assert ijfs("save", "k", "-m", "x is 20", "--notebook", notebook).code == 0
     assert ijfs("cat", "k", "notebook.ipynb").out == notebook.read_text()
-    assert ijfs("exec", "k", "-c", "x = 99").code == 0
+    assert ijfs("exec", "k", "-c", "x = 99; new = [1]").code == 0
+    variables = ok(ijfs("diff", "--variables", "--json"), "diff")["variables"]
+    changes = {one["name"]: one["change"] for one in variables}  # type: ignore[attr-defined]
+    assert (changes["x"], changes["new"]) == ("changed", "added")
+    assert "~ variable x  int" in ijfs("diff", "k", "--variables").out
     assert ijfs("restore", "k", "--replace").code == 0
     assert ijfs("exec", "k", "-c", "x").out == "20\n"
     assert ijfs("exec", "k", "--timeout", "0.3", "-c", "import time; time.sleep(5)").code == 1
     listed = ok(ijfs("kernel", "list", "--json"), "kernel list")
     assert [i["name"] for i in listed["instances"]] == ["k"]  # type: ignore[attr-defined]
+
+
+def test_what_a_program_did_since_its_snapshot_is_said(
+    ijfs: Ijfs, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("given").write_text("one\n")
+    Path("kept").write_text("one\n")
+    assert ijfs("run", "--name", "p", "-q", "--", "sleep", "600").code == 0
+    assert ijfs("diff").out == "nothing differs\n"
+    changes = "echo two >>given; echo x >kept; echo early >early; touch -d @1 stale; echo aa >bytes; touch -d @1 bytes"
+    assert ijfs("exec", "p", "--", "sh", "-c", changes).code == 0
+    assert "stands on no snapshot" in (before := ijfs("diff", "p")).err
+    assert [line.rpartition("/")[2].split()[0] for line in before.out.splitlines()] == [
+        *("bytes", "early", "given", "kept", "stale")
+    ]
+    saved = ok(ijfs("save", "p", "--json"), "save")["snapshot"]
+    assert ijfs("diff", "p").out == "nothing differs\n"
+    more = "rm given early; echo x >/dev/shm/s; mkdir new; echo n >new/n; echo bb >bytes; touch -d @1 bytes; touch kept"
+    assert ijfs("exec", "p", "--", "sh", "-c", more).code == 0
+    found = ok(ijfs("diff", "-p", "--json"), "diff")
+    assert (found["old"], found["new"], found["memory"]) == (saved, "p", [])
+    by_name = {os.path.basename(file["path"]): file for file in found["files"]}  # type: ignore[attr-defined]
+    assert {name: file["change"] for name, file in by_name.items()} == {
+        "given": "removed",
+        "early": "removed",
+        "bytes": "changed",
+        "s": "added",
+        "new": "added",
+        "n": "added",
+    }
+    assert by_name["bytes"]["patch"].endswith("-aa\n+bb\n")
+    assert ijfs("diff", "p", "--memory").code == 2
+    assert ijfs("diff", "p", "--variables").code == 2
+    assert ijfs("save", "p", "-q").code == 0
+    two = ok(ijfs("diff", "p~1", "p", "--json"), "diff")["files"]
+    assert {os.path.basename(file["path"]): file["change"] for file in two} == {  # type: ignore[attr-defined]
+        name: file["change"] for name, file in by_name.items()
+    }
+    assert ijfs("exec", "p", "--", "rm", "new/n").code == 0
+    assert ijfs("stop", "p", "-q").code == 0
+    assert ijfs("diff", "p").out.split("/")[-1].startswith("n  ")
 
 
 def test_a_programs_files_are_compared_with_the_machines_and_taken_home(

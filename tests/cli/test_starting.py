@@ -7,7 +7,6 @@ import os
 import random
 import socket
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,7 +17,6 @@ from waiting import eventually
 
 from ijfs.cli import starting
 from ijfs.cli.app import App
-from ijfs.cli.main import invoke
 from ijfs.cli.starting import GivenPort, Port
 from ijfs.live.client.api import HostPort
 
@@ -117,13 +115,6 @@ import ijfs
 ijfs.after_restore(lambda: None)
 http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 """
-
-
-@pytest.fixture
-def live(repo: Path) -> Iterator[Path]:
-    """A repository; whatever lives in it at the end is ended."""
-    yield repo
-    assert invoke(["stop", "--all", "--rm", "-q"]) == 0
 
 
 def free_port() -> int:

@@ -48,7 +48,7 @@ def room(module: str) -> str | None:
     top, *rest = module.split(".")
     if top == "ijfs" and rest[:1] == ["live"]:
         rest = rest[1:]
-    elif module == "ijfs_engine.errors":
+    elif module in ("ijfs_engine.errors", "ijfs.__main__"):
         return None
     return TOGETHER.get(rest[0], rest[0]) if rest else None
 

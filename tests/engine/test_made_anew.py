@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from criu_images import image_set
 
 from ijfs_engine import CorruptError, Entry, ObjectId, Repository, Snapshot, UnknownNameError, import_directory
+from ijfs_engine.storage.session import Session
 
 NOISE = random.Random(7).randbytes(900_000)
 OTHER = random.Random(8).randbytes(70_000)
@@ -107,6 +109,164 @@ def test_a_stored_file_is_reused_only_where_it_is_whole(saved: tuple[Repository,
         snapshot = writer.commit()
     entry: Entry = repository.reader().lookup(snapshot.root, "small")
     assert repository.reader().open(entry).read(0, entry.size) == OTHER
+
+
+# --- packs that are not in the directory any more
+
+
+def take_away(path: Path, how: str) -> None:
+    """As a person does; "moved": it has a name still, elsewhere."""
+    path.unlink() if how == "removed" else path.rename(path.parent.parent / "elsewhere")
+
+
+def check_unharmed(repository: Repository, *snapshots: Snapshot) -> None:
+    """By a fresh look from another process's view: nothing of it is open there."""
+    with Repository.open(repository.path) as other:
+        hurt = {ident for one in other.fsck().damage for ident in one.snapshots}
+        assert not hurt & {one.id for one in snapshots}
+        for one in snapshots:
+            assert contents(other, one)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_a_pack_that_is_gone_counts_for_no_save_although_it_is_open(
+    saved: tuple[Repository, Snapshot], how: str
+) -> None:
+    repository, first = saved
+    contents(repository, first)
+    take_away(pack(repository), how)
+    with pytest.raises(CorruptError, match="is missing"):
+        store(repository, first.id)
+    for parents in ([], [first.id]):
+        check_unharmed(repository, store(repository, *parents, anew=bool(parents)))
+
+
+def test_what_a_save_of_no_parent_finds_in_a_pack_that_is_gone_it_stores_again(
+    saved: tuple[Repository, Snapshot], tmp_path: Path
+) -> None:
+    repository, first = saved
+    contents(repository, first)
+    pack(repository).unlink()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "large").write_bytes(NOISE)
+    snapshot = import_directory(repository, tmp_path / "source")
+    with Repository.open(repository.path) as other:
+        entry = other.reader().lookup(snapshot.root, "files/large")
+        assert other.reader().open(entry).read(0, entry.size) == NOISE
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_the_next_save_finds_nothing_in_that_pack_either(saved: tuple[Repository, Snapshot], how: str) -> None:
+    """A page that is again as it was before the loss: the index knows it, and nothing has it."""
+    repository, first = saved
+    path = pack(repository)
+    contents(repository, first)
+    path.unlink() if how == "gone" else spoil(path, 64, path.stat().st_size - 64)
+    changed = random.Random(9).randbytes(len(NOISE))
+    with repository.begin([first.id], anew=True) as writer:
+        writer.add_file("large", changed)
+        writer.add_file("dir/small", OTHER)
+        second = writer.commit(branch="main")
+    third = store(repository, second.id)
+    check_unharmed(repository, second, third)
+    before = sum(one.stat().st_size for one in path.parent.iterdir())
+    fourth = store(repository, third.id)
+    assert sum(one.stat().st_size for one in path.parent.iterdir()) < before + 20_000
+    repository.fsck(repair=True)
+    check_unharmed(repository, second, third, fourth)
+
+
+def test_a_pack_that_goes_while_a_save_runs_counts_for_nothing(saved: tuple[Repository, Snapshot]) -> None:
+    repository, first = saved
+    with repository.begin([first.id]) as writer:
+        writer.add_file("large", NOISE)
+        pack(repository).unlink()
+        with pytest.raises(CorruptError, match="have gone while"):
+            writer.commit(branch="main")
+    second = store(repository, first.id, anew=True)
+    assert repository.refs.branches() == {"main": second.id}
+    check_unharmed(repository, second)
+
+
+def test_a_pack_that_gc_removes_while_a_save_runs_is_none_that_is_gone(saved: tuple[Repository, Snapshot]) -> None:
+    repository, first = saved
+    import_of(repository, random.Random(10).randbytes(300_000), "doomed")
+    repository.refs.delete_branch("doomed")
+    with repository.session():
+        repository.gc()  # condemns, and waits with the rest for this one to end
+    with repository.begin([first.id]) as writer:
+        writer.add_file("large", NOISE)
+        writer.add_file("dir/small", OTHER)
+        with Repository.open(repository.path) as other:
+            assert other.gc().packs_removed == 1
+        second = writer.commit(branch="main")
+    check_unharmed(repository, first, second)
+
+
+def import_of(repository: Repository, data: bytes, branch: str) -> Snapshot:
+    with repository.begin() as writer:
+        writer.add_file("other", data)
+        return writer.commit(branch=branch)
+
+
+def test_a_pack_that_others_need_leaves_a_save_as_it_is(saved: tuple[Repository, Snapshot]) -> None:
+    """Nothing is made anew for it, and nothing that only it had is counted."""
+    repository, first = saved
+    data = random.Random(11).randbytes(300_000)
+    import_of(repository, data, "other")
+    pack(repository).unlink()
+    with repository.begin([first.id]) as writer:
+        assert not writer.anew
+        writer.add_file("large", NOISE)
+        writer.add_file("dir/small", OTHER)
+        second = writer.commit(branch="main")
+    assert second.added is not None
+    assert second.added < 20_000
+    third = import_of(repository, data, "again")
+    with Repository.open(repository.path) as fresh:
+        entry = fresh.reader().lookup(third.root, "other")
+        assert fresh.reader().open(entry).read(0, entry.size) == data
+    check_unharmed(repository, first, second)
+
+
+def test_packs_that_are_put_back_are_trusted_again(saved: tuple[Repository, Snapshot]) -> None:
+    repository, first = saved
+    path = pack(repository)
+    take_away(path, "moved")
+    second = store(repository, first.id, anew=True)
+    (path.parent.parent / "elsewhere").rename(path)
+    assert not repository.fsck(repair=True).damage
+    with repository.begin([first.id]) as writer:
+        assert type(writer._session) is Session
+    check_unharmed(repository, first, second)
+
+
+@pytest.mark.parametrize("how", ["spoiled", "gone"])
+def test_a_parent_of_which_a_repair_let_go_is_not_built_upon(repository: Repository, how: str) -> None:
+    """Pages that are as they were are taken over from it without a look: the new snapshot would be harmed like it."""
+    memory = random.Random(1).randbytes(400 * 4096)
+
+    def saved_again(parent: Snapshot | None, data: bytes, *, anew: bool = False) -> Snapshot:
+        with repository.begin([parent.id] if parent else [], anew=anew) as writer:
+            writer.add_images("images", dict(image_set({7: {0x7F00_0000_0000: data}})))
+            return writer.commit(branch="main")
+
+    first = saved_again(None, memory)
+    path = min((repository.path / "packs").glob("*.pack"))  # the other has fingerprints
+    spoil(path, 300_000, 400) if how == "spoiled" else path.unlink()
+    assert repository.fsck(repair=True).damage
+    changed = memory[:4096] + b"changed " * 512 + memory[8192:]
+    with pytest.raises(CorruptError):
+        saved_again(first, changed)
+    second = saved_again(first, changed, anew=True)
+    third = saved_again(second, memory)
+    assert third.added is not None
+    assert third.added < 50_000
+    report = repository.fsck()
+    assert not {ident for one in report.damage for ident in one.snapshots} & {second.id, third.id}
+    if how == "spoiled":
+        assert report.clean
+        assert saved_again(first, changed).parents == (first.id,)
 
 
 def test_a_parent_has_to_be_listed(saved: tuple[Repository, Snapshot]) -> None:

@@ -39,7 +39,9 @@ def test_a_link_in_the_place_of_a_file_is_refused_before_anything_is_opened(
     assert victim.read_bytes() == VICTIM
 
 
-@pytest.mark.parametrize("name", ["index", "packs", "sessions", "pins", "locks", "remotes"])
+@pytest.mark.parametrize(
+    "name", ["index", "packs", "sessions", "pins", "locks", "remotes", "live", "bases", "deployments", "serve"]
+)
 def test_a_link_in_the_place_of_a_directory_is_refused(place: Path, name: str) -> None:
     outside = place.with_name("outside")
     (place / name).rename(outside) if (place / name).exists() else outside.mkdir()

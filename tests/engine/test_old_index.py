@@ -21,6 +21,7 @@ from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.pack_check import NO_SUCH_PACK
+from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import (
     BASES,
     CHUNKS,
@@ -265,6 +266,9 @@ def changed_rows(repository: Repository) -> dict[str, Callable[[], object]]:
         "bases": put_row(BASES, ident, bytes(32)),
         "pack kind": put_row(PACKS, pack, PACK_ROW.pack(2, PACK_ROW.unpack(size)[1])),
         "pack size": put_row(PACKS, pack, PACK_ROW.pack(1, 100)),
+        "longer pack": put_row(PACKS, pack, PACK_ROW.pack(1, PACK_ROW.unpack(size)[1] | 1 << 61)),
+        "far pack": put_row(PACKS, PACK_KEY.pack(FAR), PACK_ROW.pack(1, 100)),
+        "next pack": put_row(META, b"next_pack", U64.pack(FAR + 1)),
         "no pack": put_row(PACKS, PACK_KEY.pack(77), PACK_ROW.pack(1, 100)),
         "name": put_row(REFS, b"branch/\xff", bytes(32)),
         "journal": put_row(META, b"journal", bytes(15)),
@@ -272,8 +276,12 @@ def changed_rows(repository: Repository) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize(
-    "what", ["shape", "codec", "depth", "plain", "bases", "pack kind", "pack size", "no pack", "name", "journal"]
-)
+    "what",
+    [
+        "shape", "codec", "depth", "plain", "bases", "pack kind", "pack size", "longer pack", "far pack", "next pack",
+        "no pack", "name", "journal",
+    ],
+)  # fmt: skip
 def test_rows_that_are_not_so_are_found_and_the_index_is_built_anew(repository: Repository, what: str) -> None:
     grown(repository, 3)
     before = names_of(repository)
@@ -282,8 +290,44 @@ def test_rows_that_are_not_so_are_found_and_the_index_is_built_anew(repository: 
     assert not repository.fsck().clean
     assert repository.fsck(repair=True).repaired
     assert repository.fsck().clean
+    assert repository.fsck(data=False).clean
     assert names_of(repository) == before
     assert contents_of(repository, sorted(expected)) == expected
+
+
+def test_nothing_is_stored_under_a_number_that_no_pack_may_have(repository: Repository) -> None:
+    """Packs from 2^31 on are looked for at remotes: a save would end well, and its snapshot could not be read."""
+    (first,) = grown(repository, 1)
+    changed_rows(repository)["next pack"]()
+    before = pack_paths(repository)
+    with pytest.raises(CorruptError, match="next pack") as refused:
+        save(repository, {"f": noise(100)}, branch="main")
+    assert "`ijfs fsck --repair`" in str(refused.value.hint)
+    assert pack_paths(repository) == before
+    repository.fsck(repair=True)
+    second = save(repository, {"f": b"more"}, branch="main")
+    assert contents(repository, second.id) == {"f": b"more"}
+    assert contents(repository, first)
+
+
+def test_a_count_of_packs_that_went_back_is_led_on(repository: Repository) -> None:
+    """Also in gc, which writes what is left of a pack into a new one."""
+    keep, gone = {"keep": noise(9000)}, {"gone": noise(9000)}
+    kept = save(repository, keep, branch="keep")
+    both = save(repository, {**keep, **gone, "more": noise(200_000)}, branch="both")
+    left = save(repository, {"more": noise(200_000), **gone}, branch="left")
+    for number in range(20):
+        save(repository, {"f": noise(50)}, branch=f"b{number}")
+    repository.index.write(lambda update: update.set_number(b"next_pack", 0))
+    repository.refs.delete_branch("both")
+    assert repository.gc().packs_rewritten
+    repository.index.write(lambda update: update.set_number(b"next_pack", 0))
+    last = save(repository, {"last": noise(100)}, branch="last")
+    assert both.id not in {one.id for one in repository.snapshots()}
+    assert contents(repository, kept.id) == keep
+    assert contents(repository, left.id).keys() == {"more", "gone"}
+    assert contents(repository, last.id).keys() == {"last"}
+    assert repository.fsck().clean
 
 
 def test_an_unknown_table_is_a_damaged_name(repository: Repository) -> None:

@@ -226,10 +226,20 @@ def test_an_interrupted_restore_ends_what_comes_up_and_says_so(
     assert eventually(lambda: nothing_of(live_env, "half"))
 
 
-def test_a_start_that_is_interrupted_when_the_program_runs_says_that_it_does(live_env: LiveEnv) -> None:
-    starting = ijfs(live_env, "run", "--name", "up", "sleep", "1000")
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (("run", "--name", "up", "sleep", "1000"), signal.SIGINT),
+        (("kernel", "start", "--name", "up"), signal.SIGTERM),  # which waits for the kernel then
+    ],
+    ids=["run", "kernel-start"],
+)
+def test_a_start_that_is_interrupted_when_the_program_runs_says_that_it_does(
+    live_env: LiveEnv, words: tuple[str, ...], number: signal.Signals
+) -> None:
+    starting = ijfs(live_env, *words)
     assert eventually((directory(live_env, "up") / "instance.json").exists)
-    starting.send_signal(signal.SIGINT)
+    starting.send_signal(number)
     said, _ = starting.communicate(timeout=patient(60))
     if client.is_running(live_env.repo, "up"):
         assert "runs" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -31,21 +31,40 @@ class Piece(NamedTuple):
 
 
 class FakeFile:
-    """A stored pages file of one chunk a page; page 0 is zeros."""
+    """A stored pages file of chunks of so many pages; page 0 is zeros."""
 
-    def __init__(self, pages: Sequence[int]) -> None:
-        self.pages = pages
+    def __init__(self, pages: Sequence[int], together: int = 1) -> None:
+        self.pages, self.together = pages, together
 
     def slices(self, offset: int, length: int) -> Iterator[Piece]:
-        for page in self.pages[offset // PAGE : (offset + length) // PAGE]:
-            yield Piece(page.to_bytes(4, "big") if page else None, 0, PAGE)
+        at, end = offset // PAGE, (offset + length) // PAGE
+        while at < end:
+            first = at - at % self.together
+            chunk = self.pages[first : first + self.together]
+            count = min(first + len(chunk), end) - at
+            yield Piece(repr(chunk).encode() if any(chunk) else None, (at - first) * PAGE, count * PAGE)
+            at += count
+
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int:
+        read = 0
+        for offset, view in wanted:
+            pages = self.pages[offset // PAGE : (offset + len(view)) // PAGE]
+            view[:] = b"".join(page.to_bytes(4, "big") * (PAGE // 4) for page in pages)
+            read += len(view)
+        return read
 
 
 class Family:
     """Processes made by hand: each has all pages of one mapping, as a list of what is in them (by number)."""
 
-    def __init__(self, parents: dict[int, int], memory: dict[int, list[int]], mapping: dict[int, int] | None = None):
-        self.parents, self.memory = parents, memory
+    def __init__(
+        self,
+        parents: dict[int, int],
+        memory: dict[int, list[int]],
+        mapping: dict[int, int] | None = None,
+        together: int = 1,
+    ):
+        self.parents, self.memory, self.together = parents, memory, together
         self.entries = {pid: [(PAGE, len(pages), LAZY)] for pid, pages in memory.items()}
         self.images = {"pstree.img": image_file(PSTREE_MAGIC, [message((1, p), (2, q)) for p, q in parents.items()])}
         for pid, pages in memory.items():
@@ -55,7 +74,10 @@ class Family:
             self.images[f"pagemap-{pid}.img"] = pagemap(self.entries[pid], pages_id=pid)
 
     def find(self, *, lazy: bool = True) -> dict[int, list[Span]]:
-        return forked_memory.find(self.images, lambda name: FakeFile(self.memory[int(name[6:-4])]), lazy=lazy)
+        def opened(name: str) -> FakeFile:
+            return FakeFile(self.memory[int(name[6:-4])], self.together)
+
+        return forked_memory.find(self.images, opened, lazy=lazy)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +95,19 @@ def test_pages_that_neither_has_written_are_shared_and_zeros_are_the_pagers() ->
     family = Family({1: 0, 2: 1}, {1: [0, 1, 2, 3, 4, 5], 2: [0, 1, 9, 3, 4, 5]})
     assert family.find() == {2: [pages(1, 2), pages(3, 6)]}
     assert family.find(lazy=False) == {2: [pages(0, 2), pages(3, 6)]}
+
+
+def test_pages_between_those_that_were_written_are_shared_where_most_is() -> None:
+    """Written pages make other chunks of those that lie beside them; zeros stay the pager's."""
+    parent = [*range(1, 13), 0, 14, 15, 16]
+    some = Family({1: 0, 2: 1}, {1: parent, 2: [*range(1, 9), 9, 99, 11, 12, 0, 14, 15, 16]}, together=4)
+    assert some.find() == {2: [pages(0, 9), pages(10, 16)]}
+    last = Family({1: 0, 2: 1}, {1: parent, 2: [*range(1, 13), 0, 99, 15, 16]}, together=4)
+    assert last.find() == {2: [pages(0, 12), pages(14, 16)]}
+    written = [99 if page % 4 == 1 else page for page in range(1, 21)]
+    most = Family({1: 0, 2: 1}, {1: list(range(1, 25)), 2: [*written, *range(21, 25)]}, together=4)
+    assert most.find() == {2: [pages(20, 24)]}, "where little is in the same chunks nothing is read"
+    assert some.find(lazy=False) == {2: [pages(0, 8), pages(12, 16)]}, "CRIU compares by itself"
 
 
 def test_mappings_that_differ_are_not_shared_by_criu_either() -> None:
@@ -102,7 +137,7 @@ def families(draw: st.DrawFn) -> Family:
     memory = {1: [draw(st.integers(0, 3)) for _ in range(size)]}
     for pid in range(2, count + 1):
         memory[pid] = [draw(st.sampled_from((page, 100 * pid))) for page in memory[parents[pid]]]
-    return Family(parents, memory)
+    return Family(parents, memory, together=draw(st.integers(1, 4)))
 
 
 @settings(deadline=None, max_examples=150)
@@ -144,7 +179,8 @@ def laid_out(stored: list[int], copies: Sequence[lending.Copy], size: int | None
     return out
 
 
-# A parent with 48 MB, of which each child has written 4 at a place of its own; a child has a child that has, too.
+# A parent with 48 MB, of which each child has written 4 at a place of its own and one page in 64 everywhere; a child
+# has a child that has, too.
 FAMILY = """
 import hashlib, os, random, sys, time
 size = 48 << 20
@@ -152,6 +188,7 @@ block = bytearray(random.Random(1).randbytes(size))
 own = {own!r}
 def written(number):
     for at in range(number * (12 << 20), number * (12 << 20) + (4 << 20), 4096): block[at] ^= 1
+    for at in range(number * 4096, size, 64 * 4096): block[at] ^= 1
 def work(name):
     total = hashlib.blake2b(block).hexdigest()
     while True:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_env import LiveEnv, is_gone
@@ -283,6 +284,35 @@ class Impatient(socket.socket):
             late()
             raise TimeoutError
         return super().recv(bufsize, flags)
+
+
+class Slow(socket.socket):
+    """A client's end of a connection whose other end has taken all, answered and left before `sendmsg` returns."""
+
+    other: socket.socket
+
+    def sendmsg(self, *args: Any) -> int:
+        sent = super().sendmsg(*args)
+        with self.other:
+            _, fds = fork_request.receive(self.other)
+            fork_request.accept(self.other)
+        for fd in fds:
+            os.close(fd)
+        return sent
+
+
+def test_a_forkserver_that_is_done_before_its_client_was_heard_to_have_sent_all_has_taken_it_over(
+    tmp_path: Path,
+) -> None:
+    """Else the client would have another keeper made, and the first one, without a client, remove its directory."""
+    ours, theirs = socket.socketpair()
+    passed = os.open(tmp_path, os.O_PATH | os.O_CLOEXEC), os.open(tmp_path, os.O_PATH | os.O_CLOEXEC)
+    with Slow(fileno=ours.detach()) as client_end:
+        client_end.other = theirs
+        fork_request.send(client_end, fork_request.keepers_for([tmp_path], lazy=True), passed)
+        assert fork_request.is_taken_over(client_end)
+    for fd in passed:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("in_time", [True, False])

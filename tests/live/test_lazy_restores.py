@@ -80,6 +80,36 @@ def test_a_save_in_the_middle_waits_for_the_memory_and_has_all_of_it(shared_env:
     shared_env.stop("after", timeout_s=0)
 
 
+def test_on_demand_a_copy_takes_what_it_touches_and_all_of_it_is_in_its_save(
+    shared_env: LiveEnv, snapshot: str
+) -> None:
+    shared_env.restore(snapshot, "waits", on_demand=True)
+    assert shared_env.exec("waits", "touch", "/tmp/hello") == 0  # it runs
+    waiting = client.describe(shared_env.repo, "waits")
+    assert waiting.memory < 0.5
+    assert waiting.pid is not None
+    assert procfs.memory_in_smaps(waiting.pid)["Pss"] < MIB << 19
+    again = shared_env.save("waits")
+    assert client.describe(shared_env.repo, "waits").memory == 1
+    assert memory_is_right(shared_env, "waits")
+    shared_env.stop("waits", timeout_s=0)
+    shared_env.restore(again.snapshot, "whole", eager=True)
+    assert memory_is_right(shared_env, "whole")
+    shared_env.stop("whole", timeout_s=0)
+
+
+def test_on_demand_memory_comes_in_when_the_keeper_is_gone(shared_env: LiveEnv, snapshot: str) -> None:
+    """Nobody would replace a pager that dies then."""
+    shared_env.restore(snapshot, "orphan", on_demand=True)
+    keeper = record_of(shared_env, "orphan").keeper
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper_ended(InstancePaths.of(shared_env.repo, "orphan"), keeper)
+    assert eventually(lambda: client.describe(shared_env.repo, "orphan").memory == 1, 60)
+    assert memory_is_right(shared_env, "orphan")
+    shared_env.stop("orphan", timeout_s=0)
+
+
 def test_a_killed_pager_is_replaced_and_the_program_notices_nothing(shared_env: LiveEnv, snapshot: str) -> None:
     shared_env.restore(snapshot, "paged")
     pager = record_of(shared_env, "paged").pager

@@ -18,7 +18,7 @@ from image_bytes import (
 )
 
 from ijfs.live.criu import reservations
-from ijfs.live.criu.image_format import MAP_NORESERVE, parse_threads, parse_unsent_bytes
+from ijfs.live.criu.image_format import MAP_NORESERVE, parse_parents, parse_threads, parse_unsent_bytes
 from ijfs.live.criu.mending import mended
 from ijfs.live.criu.posix_timers import with_known_threads
 from ijfs.live.criu.reservations import without_accounting
@@ -107,3 +107,19 @@ def test_any_bytes_are_refused_or_returned_never_a_crash(records: list[bytes], r
             mended({name: image_file(magic, records) + rest})
         except CorruptError:
             continue
+
+
+def test_siblings_come_back_in_the_order_in_which_they_were() -> None:
+    tree = [(1, 0), (2, 1), (3, 2), (4, 2), (9, 4), (5, 1)]
+    saved = image_file(PSTREE_MAGIC, [message((1, pid), (2, parent), (3, pid), (4, 1)) for pid, parent in tree])
+    children: dict[int, list[int]] = {}
+    for pid, parent in parse_parents("pstree.img", mended({"pstree.img": saved})["pstree.img"]).items():
+        assert parent == 0 or parent in children
+        children.setdefault(pid, [])
+        children.setdefault(parent, []).insert(0, pid)  # as CRIU reads them
+    assert (children[1], children[2], children[4]) == ([2, 5], [3, 4], [9])
+
+
+def test_a_process_tree_that_nobody_knows_is_left_as_it_is() -> None:
+    orphaned = image_file(PSTREE_MAGIC, [message((1, 1), (2, 0)), message((1, 3), (2, 2))])
+    assert mended({"pstree.img": orphaned})["pstree.img"] == orphaned

@@ -40,10 +40,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start_one(
-            delay_s: float = 0.0, *, madv: int = 0, rest_after_s: float = 0.0, **options: Any
+            delay_s: float = 0.0, *, madv: int = 0, rest_after_s: float = 0.0, on_demand: bool = False, **options: Any
         ) -> tuple[Pager, Program]:
             images = write_images(tmp_path / "images", MAPPINGS, STORED, madv=madv)
-            source = Source(images=str(images), delay_s=delay_s, rest_after_s=rest_after_s)
+            source = Source(images=str(images), delay_s=delay_s, rest_after_s=rest_after_s, on_demand=on_demand)
             pager = stack.enter_context(Pager(tmp_path, source, **options))
             program = stack.enter_context(Program(tmp_path, MAPPINGS))
             pager.wait_resumed(10)
@@ -89,6 +89,20 @@ def test_what_waited_comes_by_itself_later(start: Start) -> None:
     pager, program = start(rest_after_s=rest_after_s)
     assert pager.wait(20).complete
     assert time.monotonic() - began > rest_after_s
+    assert all_right(program)
+
+
+def test_on_demand_only_what_is_touched_comes_until_the_keeper_hurries(start: Start) -> None:
+    """Also in a pager that takes the place of one that died before, and after."""
+    pager, program = start(on_demand=True)
+    assert program.run(f"wrong({SECOND}, 1)") == []
+    os.kill(pager.pid, signal.SIGKILL)
+    assert program.run(f"wrong({SECOND + 500 * PAGE}, 1)") == []
+    assert program.run(f"wrong({BASE}, 1)") == []
+    assert eventually(lambda: pager.status.pages_in >= 3)
+    assert pager.status.pages_in <= 6 * 16
+    pager.hurry()
+    assert pager.wait(patient(20)).pages_in == STORED_PAGES
     assert all_right(program)
 
 

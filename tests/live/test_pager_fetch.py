@@ -50,6 +50,9 @@ class Everything:
     def pace(self) -> Pace:
         return Pace.ALL
 
+    def pace_stays(self) -> bool:
+        return False
+
 
 class Copies:
     """A `Receiver` that counts what comes; `through` once every page has."""

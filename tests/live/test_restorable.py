@@ -393,6 +393,24 @@ def test_memory_to_be_wiped_in_forks_is_empty_in_copies_and_as_it_was_in_place(l
         assert seen.read_text() == wanted, name
 
 
+def test_kernels_that_know_nothing_of_ijfs_draw_numbers_of_their_own_as_copies(live_env: LiveEnv) -> None:
+    kernel = live_env.kernel("kernel")
+    kernel.run("import numpy, random, ssl; random.seed(7); numpy.random.seed(7); ssl.RAND_bytes(8)")
+    snapshot = live_env.save("kernel").snapshot
+    names = [info.name for info in client.fork(live_env.repo, "kernel", count=2)]
+    live_env.restore(snapshot, "alike", same_random=True)
+    with client.connect(live_env.repo, "kernel") as keeper:
+        keeper.restore(snapshot)
+    draw = "print(random.getrandbits(64), numpy.random.randint(1 << 60), ssl.RAND_bytes(8).hex())"
+    drawn = {
+        name: live_env.talk(client.describe(live_env.repo, name)).run(draw).split()
+        for name in (*names, "alike", "kernel")
+    }
+    assert drawn["alike"] == drawn["kernel"], "going back in place is exact"
+    for numbers in zip(*(drawn[name] for name in (*names, "kernel")), strict=True):
+        assert len(set(numbers)) == 3, drawn
+
+
 DRAWS = """
 import os, random, ssl, time
 import ijfs
@@ -424,7 +442,9 @@ def test_copies_draw_random_numbers_of_their_own_unless_they_shall_not(live_env:
         live_env.restore(saved.snapshot, name)
     for name in ("same", "alike"):
         live_env.restore(saved.snapshot, name, same_random=True)
-    assert drawn("same") == drawn("alike")
+    with client.connect(live_env.repo, "draws") as keeper:
+        keeper.restore(saved.snapshot)
+    assert drawn("same") == drawn("alike") == drawn("draws"), "going back in place is exact"
     ours, theirs, kept = drawn("one"), drawn("two"), drawn("same")
     for number in (0, 1):
         assert len({ours[number], theirs[number], kept[number]}) == 3

@@ -90,6 +90,8 @@ class Crypt:
     """What tells one key ring from another, and nothing of its keys: 16 bytes."""
     seals: bool = False
     """Whether payloads are sealed."""
+    overhead: int = 0
+    """Bytes by which that makes them longer."""
 
     def renew(self) -> None:
         """Take over what changed in the keys meanwhile: before a session begins."""
@@ -161,6 +163,7 @@ class Encrypted(Crypt):
     """That of an encrypted one. Safe to use from several threads."""
 
     seals = True
+    overhead = OVERHEAD
 
     def __init__(self, ring: KeyRing, repository: bytes, renewed: Callable[[], KeyRing] | None = None) -> None:
         """`repository` is the id of the repository (16 bytes): rows and the journal hold for it alone. `renewed` gives

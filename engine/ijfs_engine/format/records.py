@@ -372,7 +372,7 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def freed(self) -> int:
-        """Bytes given back to the filesystem; 0 when gc's own notes in the index outweigh them."""
+        """Bytes that packs and journal give back to the filesystem. The index is counted as it was before."""
         return max(0, self.bytes_before - self.bytes_after)
 
 

@@ -20,13 +20,14 @@ from typing import Final, NamedTuple
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Plain
-from ijfs_engine.format.frames import HEADER_SIZE, EncodedChunk, FrameKind, encode_header
+from ijfs_engine.format.frames import HEADER_SIZE, EncodedChunk, FrameKind, encode_header, padding
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.reachability import ReachableSet, split
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update, next_pack
+from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA_PACK, PackWriter
+from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, PackWriter
 from ijfs_engine.util.progress import Progress
 
 _GAIN: Final = 0.2
@@ -50,11 +51,14 @@ class Plan(NamedTuple):
     """About what the chunks will take."""
 
 
+NOTHING: Final = Plan([], [], 0)
+
+
 def plan(repository: OpenRepository, needed: ReachableSet) -> Plan:
     """What pays. `needed` is all that gc keeps. StorageError."""
     edges = _edges(repository, needed)
     if not edges or len(edges) > _MOST:
-        return Plan([], [], 0)
+        return NOTHING
     groups = _groups(edges)
     places = _places(repository, edges)
     chunks: list[tuple[bytes, bytes]] = []
@@ -122,10 +126,29 @@ def _estimate(chunks: Sequence[Place], bases: Sequence[Place]) -> int:
     return sum(int(place.plain * share) + HEADER_SIZE for place in chunks)
 
 
+def measured(repository: OpenRepository, what: Plan) -> tuple[Plan, list[int]]:
+    """What `carry_out` would do, and the sizes of the packs that it would write. Chunks are encoded for that: how well
+    each packs is not known before. StorageError."""
+    if not _has_room(repository, what):
+        return NOTHING, []
+    sizes: list[int] = []
+    for start in range(0, len(what.chunks), _BATCH):
+        if not sizes or sizes[-1] >= _PUBLISH:
+            sizes.append(PACK_HEADER_SIZE)
+        for one in _whole(repository, what.chunks[start : start + _BATCH]):
+            span = HEADER_SIZE + len(one.chunk.payload) + repository.directory.crypt.overhead
+            sizes[-1] += span + padding(span)
+    return what, sizes
+
+
+def _has_room(repository: OpenRepository, what: Plan) -> bool:
+    space = os.statvfs(repository.directory.packs)
+    return bool(what.chunks) and 2 * what.size <= space.f_bavail * space.f_frsize
+
+
 def carry_out(repository: OpenRepository, what: Plan, progress: Progress | None) -> int:
     """Store the plan's chunks whole; how many. Where the disk has no room for them there are none. StorageError."""
-    space = os.statvfs(repository.directory.packs)
-    if not what.chunks or 2 * what.size > space.f_bavail * space.f_frsize:
+    if not _has_room(repository, what):
         return 0
     writer = _Writer(repository)
     try:
@@ -173,7 +196,7 @@ class _Writer:
         directory = self._repository.directory
         for encoded, old in chunks:
             if self._pack is None:
-                self._pack = PackWriter(directory.packs, self._index.write(next_pack), DATA_PACK, directory.id)
+                self._pack = new_pack(self._index, directory, DATA_PACK)
             chunk = directory.crypt.seal(FrameKind.CHUNK, encoded)
             header = encode_header(FrameKind.CHUNK, chunk)
             offset = self._pack.append(header, chunk.payload)

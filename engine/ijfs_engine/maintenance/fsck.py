@@ -19,7 +19,7 @@ from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId, Tree
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.link_check import LinkCheck
-from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck
+from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck, too_short
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
 from ijfs_engine.maintenance.repair import Repairer
@@ -40,6 +40,7 @@ from ijfs_engine.storage.index import (
     is_whole,
 )
 from ijfs_engine.storage.journal import Record, RefMoved, StaleIndexError, Transaction, decode_record, replay
+from ijfs_engine.storage.known_damage import settle
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_files, pack_path
@@ -83,15 +84,21 @@ def _check_all(checker: Checker, repairer: Repairer | None) -> FsckReport:
     findings = checker.run()
     # What needs it is asked first: the repair drops damaged frames from the index.
     report = checker.report(findings)
-    if repairer is None or not findings:
+    if repairer is None:
         return report
+    if findings:
+        _repair(checker, repairer, findings)
+    settle(checker.index, {ident for one in report.damage for ident in one.snapshots})
+    return msgspec.structs.replace(report, repaired=repairer.done)
+
+
+def _repair(checker: Checker, repairer: Repairer, findings: list[Finding]) -> None:
     repairer.rescue(findings)
     if any(
         one.what == "index" or one.message in (NO_FRAME, NO_SUCH_PACK) for one in findings
     ) or checker.is_another_index(findings):
         repairer.rebuild(keep=True)
     repairer.repair(checker.run())
-    return msgspec.structs.replace(report, repaired=repairer.done)
 
 
 class _Names(NamedTuple):
@@ -127,7 +134,7 @@ class Checker:
 
     def __init__(self, repository: OpenRepository, *, data: bool, progress: Progress | None) -> None:
         self._repository = repository
-        self._index = repository.index
+        self.index = repository.index
         self._store = repository.store
         self._data = data
         self._progress = progress
@@ -136,7 +143,7 @@ class Checker:
 
     def run(self) -> list[Finding]:
         """Everything that is wrong."""
-        with self._index.read() as view:
+        with self.index.read() as view:
             self._counts = {table: view.count(table) for table in self._counts}
         if self._data:
             packs = PackCheck(self._repository, self._progress)
@@ -155,7 +162,7 @@ class Checker:
         """Whether the index misses packs and does not know others that are there: it is from before some gc."""
         if not any(one.message == MISSING_PACK for one in findings):
             return False
-        with self._index.read() as view:
+        with self.index.read() as view:
             known = {PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)}
         return any(number not in known for number, _ in pack_files(self._repository.directory.packs))
 
@@ -188,17 +195,17 @@ class Checker:
     # --- without reading packs
 
     def _pack_sizes(self) -> Iterator[Finding]:
-        with self._index.read() as view:
+        with self.index.read() as view:
             rows = list(view.items(PACKS))
         for key, row in rows:
             (number,), (kind, size) = PACK_KEY.unpack(key), PACK_ROW.unpack(row)
             if kind == SIDECAR_PACK:
                 continue  # it was not synced, and nobody counts on it
             path = pack_path(self._repository.directory.packs, number)
-            if not path.exists():
+            try:
+                yield from too_short(path, size)
+            except FileNotFoundError:
                 yield Finding("pack", None, path.name, MISSING_PACK)
-            elif path.stat().st_size < size:
-                yield Finding("pack", None, path.name, f"the pack is shorter than its {size} bytes")
 
     # --- names
 
@@ -208,7 +215,7 @@ class Checker:
             yield Finding("format", None, "format", "the file `format` is lost or not that of these packs")
 
     def _journal(self) -> Iterator[Finding]:
-        with self._index.read() as view:
+        with self.index.read() as view:
             end, sequence = self._repository.journal.position(view)
             said = _Names.of_index(view)
         path = self._repository.directory.journal
@@ -249,13 +256,13 @@ class Checker:
         """The index, if the journal has whole transactions that it does not know; one that a save is just writing is
         none, and so it is looked for where no other can write."""
         journal = self._repository.journal
-        with self._index.read() as view:
+        with self.index.read() as view:
             if not journal.is_longer(view):
                 return None
         if self._repository.directory.read_only_reason is not None:
             return None
         try:
-            lacking = len(self._index.write(journal.tail))
+            lacking = len(self.index.write(journal.tail))
         except StaleIndexError as error:
             return Finding("index", None, "index", str(error))
         except CorruptError:
@@ -265,7 +272,7 @@ class Checker:
         return Finding("index", None, "index", f"the index lacks {lacking} changes that the journal has")
 
     def _refs(self) -> Iterator[Finding]:
-        with self._index.read() as view:
+        with self.index.read() as view:
             rows = [(key, value, view.get(SNAPSHOTS, value)) for key, value in view.items(REFS)]
         for key, value, row in rows:
             if row is None:
@@ -277,10 +284,10 @@ class Checker:
     def _references(self) -> Iterator[Finding]:
         """Walk all that is listed: every object is there and can be parsed, every chunk is there and long enough."""
         # The list is read before the chunks, so that a save that commits in between is not checked.
-        with self._index.read() as view:
+        with self.index.read() as view:
             listed = [ident for ident, _ in view.items(SNAPSHOTS)]
         chunks = ChunkTable(self._counts[CHUNKS])
-        for rows in self._index.scan(CHUNKS):
+        for rows in self.index.scan(CHUNKS):
             chunks.add(b"".join(rows.keys), b"".join(rows.values))
         unreadable: list[Finding] = []
 
@@ -290,7 +297,7 @@ class Checker:
 
         found: dict[ObjectId, Finding] = {}
         records, links = RecordCheck(self._store, chunks), LinkCheck(self._store)
-        for _, ident, children in walk(TreeWalker(self._store, self._index), listed, set(), on_error=broken):
+        for _, ident, children in walk(TreeWalker(self._store, self.index), listed, set(), on_error=broken):
             of_leaf = isinstance(children.record, Leaf)
             what = "a chunk that a leaf names is not there" if of_leaf else "a file's only chunk is not there"
             for chunk in _absent(children.chunks, chunks):
@@ -320,7 +327,7 @@ class Checker:
         before = -1
         while chunks.needed != before:
             before = chunks.needed
-            for rows in self._index.scan(BASES):
+            for rows in self.index.scan(BASES):
                 needed = chunks.is_needed(b"".join(rows.keys))
                 if b"\0" not in chunks.need(b"".join(compress(rows.values, needed))):
                     continue

@@ -22,7 +22,7 @@ from ijfs_engine.maintenance import flatten
 from ijfs_engine.maintenance.compact_journal import compact_journal, freed_of_journal
 from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
-from ijfs_engine.maintenance.repack import Repacker, disk_size, orphans, remove_orphans
+from ijfs_engine.maintenance.repack import Repacker, disk_size, index_size, orphans, remove_orphans, whole_blocks
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import (
     BASES,
@@ -39,7 +39,7 @@ from ijfs_engine.storage.index import (
     View,
 )
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
-from ijfs_engine.storage.journal_tail import missing_packs
+from ijfs_engine.storage.known_damage import missing_packs
 from ijfs_engine.storage.locks import clear_dead, exclusive, live_files
 from ijfs_engine.storage.names import nearest_ancestors, removed_row
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -116,7 +116,9 @@ class _Collector:
         self._index: Index = repository.index
         self._progress = progress
         self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
-        self._before = disk_size(repository.directory)
+        # What gc notes in the index lets that grow, and serves the next ones: it is counted as it was.
+        self._index_size = index_size(repository.directory)
+        self._before = disk_size(repository.directory) + self._index_size
 
     def run(self) -> GcReport:
         """Mark, condemn, sweep, repack."""
@@ -143,7 +145,7 @@ class _Collector:
             packs_removed=repacker.removed,
             packs_rewritten=repacker.rewritten,
             bytes_before=self._before,
-            bytes_after=disk_size(self._repository.directory),
+            bytes_after=disk_size(self._repository.directory) + self._index_size,
             packs_kept=tuple(repacker.kept),
             held=tuple(holders(self._repository.directory)),
         )
@@ -204,7 +206,7 @@ class _Collector:
         self._learn_parents(listed)
         roots = self._divide(frozenset(listed), heads)
         kept = self._walk(roots.keep)
-        flat = flatten.plan(self._repository, kept)
+        flat, new = flatten.measured(self._repository, flatten.plan(self._repository, kept))
         counts = {CHUNKS: 0, OBJECTS: 0}
         for table, keys, _ in self._unreached(kept, _ALL):
             counts[table] += len(keys)
@@ -216,8 +218,8 @@ class _Collector:
             for _, values in self._far_sidecars(roots):
                 yield b"".join(values)
 
-        found = Repacker(self._repository, self._progress).estimate(dead)
-        freed = found.freed - flat.size + sum(orphan.size for orphan in orphans(self._repository))
+        found = Repacker(self._repository, self._progress).estimate(dead, new)
+        freed = found.freed - sum(map(whole_blocks, new)) + sum(orphan.size for orphan in orphans(self._repository))
         freed += freed_of_journal(self._repository, roots.keep, roots.drop, self._parents)
         return GcReport(
             dry_run=True,

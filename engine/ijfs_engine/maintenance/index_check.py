@@ -16,6 +16,7 @@ from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.frames import HEADER_SIZE, ID_SIZE, MAX_CHUNK, MAX_OBJECT, Codec, FrameKind
 from ijfs_engine.format.place import NO_PLACE, Place
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import (
     BASES,
     CHUNKS,
@@ -156,13 +157,13 @@ def _log(key: bytes, value: bytes) -> bool:
 def _pack(key: bytes, value: bytes) -> bool:
     if len(key) != PACK_KEY.size or len(value) != PACK_ROW.size:
         return False
-    return PACK_ROW.unpack(value)[0] in (DATA_PACK, SIDECAR_PACK)
+    return PACK_KEY.unpack(key)[0] < FAR and PACK_ROW.unpack(value)[0] in (DATA_PACK, SIDECAR_PACK)
 
 
 def _meta(key: bytes, value: bytes) -> bool:
     # Rows that a later program added are let be.
     sound = len(value) == _META_ROWS.get(key, len(value))
-    return sound and (key != b"next_pack" or int.from_bytes(value, "little") < 1 << 32)
+    return sound and (key != b"next_pack" or int.from_bytes(value, "little") < FAR)
 
 
 _SHAPES: Final[dict[bytes, Callable[[bytes, bytes], bool]]] = {

@@ -93,6 +93,12 @@ _frame_check = PerThread(FrameCheck)
 _sealed_check = PerThread(lambda: FrameCheck(sealed=True))
 
 
+def too_short(path: Path, size: int) -> Iterator[Finding]:
+    """Whether a pack has fewer bytes than its row says. OSError."""
+    if path.stat().st_size < size:
+        yield Finding("pack", None, path.name, f"the pack is shorter than its {size} bytes")
+
+
 class PackCheck:
     """One pass over all packs that the index knows."""
 
@@ -123,7 +129,6 @@ class PackCheck:
                     findings += self._head(number, kind)
                     continue
                 findings += self._head(number, kind) + self._pack(number, size)
-                self.bytes_read += size
                 if self._progress is not None:
                     self._progress("fsck: packs", self.bytes_read, total)
             findings += self._unmet({number: size for number, _, size in rows})
@@ -151,6 +156,8 @@ class PackCheck:
         path = pack_path(self._repository.directory.packs, number)
         findings: list[Finding] = []
         try:
+            findings += too_short(path, size)
+            self.bytes_read += min(size, path.stat().st_size)
             for checked in self._frames(path, number, size):
                 self._met[number] = self._met.get(number, 0) + checked.weight
                 findings += [Finding(*wrong) for wrong in checked.wrong]

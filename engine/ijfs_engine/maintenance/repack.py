@@ -22,9 +22,11 @@ from ijfs_engine.format.records import KeptPack
 from ijfs_engine.maintenance.pack_source import TABLES, PackSource, SoundFrame, live_frames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update, next_pack
+from ijfs_engine.storage.elsewhere import FAR
+from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update
 from ijfs_engine.storage.journal import file_status
 from ijfs_engine.storage.locks import try_take
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
     DATA_PACK,
@@ -136,8 +138,9 @@ class Repacker:
         space = os.statvfs(self._directory)
         return space.f_bavail * space.f_frsize
 
-    def estimate(self, dead: Callable[[], Iterable[bytes]]) -> Estimate:
-        """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too.
+    def estimate(self, dead: Callable[[], Iterable[bytes]], new: Sequence[int]) -> Estimate:
+        """What `run` would do if the frames of these index rows (end to end; asked for twice) were dead too, and there
+        were new packs of these sizes in which nothing is.
 
         It reads what `run` would copy: only that tells which packs damage would keep. OSError, StorageError.
         """
@@ -146,6 +149,7 @@ class Repacker:
         for rows in dead():
             weights.weigh(rows)
         packs = [pack._replace(live=pack.live - gone) for pack, gone in zip(packs, weights.weights(), strict=True)]
+        packs += [_Pack(FAR + at, DATA_PACK, size, size - PACK_HEADER_SIZE) for at, size in enumerate(new)]
         sparse = _sparse(packs)
         kept = self._damaged(sparse, dead) if sparse else []
         names = {one.pack for one in kept}
@@ -155,6 +159,8 @@ class Repacker:
         return Estimate(freed, len(empty), len(copied), tuple(kept))
 
     def _on_disk(self, pack: _Pack) -> int:
+        if pack.number >= FAR:
+            return whole_blocks(pack.size)
         with suppress(FileNotFoundError):
             return os.stat(pack_path(self._directory, pack.number)).st_blocks * 512
         return 0
@@ -356,9 +362,7 @@ class _Mover:
 
     def _writer(self) -> PackWriter:
         if not self._writers or self._writers[-1].size >= PACK_TARGET:
-            number = self._index.write(next_pack)
-            directory = self._repository.directory
-            self._writers.append(PackWriter(directory.packs, number, self._kind, directory.id))
+            self._writers.append(new_pack(self._index, self._repository.directory, self._kind))
         return self._writers[-1]
 
 
@@ -408,20 +412,32 @@ def _known(repository: OpenRepository, number: int) -> bool:
 
 
 def disk_size(repository: RepositoryDirectory) -> int:
-    """Bytes that packs, index and journal take on disk."""
+    """Bytes that packs and journal take on disk."""
+    return _blocks_in(repository.packs) + file_status(repository.journal).st_blocks * 512
+
+
+def index_size(repository: RepositoryDirectory) -> int:
+    """Bytes that the index takes on disk."""
+    return _blocks_in(repository.index)
+
+
+def _blocks_in(directory: Path) -> int:
     total = 0
-    for directory in (repository.packs, repository.index):
-        for path in directory.iterdir():
-            with suppress(FileNotFoundError):
-                total += path.stat().st_blocks * 512
-    return total + file_status(repository.journal).st_blocks * 512
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def _copies(packs: Sequence[_Pack]) -> Iterator[int]:
     """Bytes on the disk of what lives in packs, copied: packs of one kind into one, whose last block is whole."""
     for kind in {pack.kind for pack in packs}:
-        size = PACK_HEADER_SIZE + sum(pack.live for pack in packs if pack.kind == kind)
-        yield -(-size // _BLOCK) * _BLOCK
+        yield whole_blocks(PACK_HEADER_SIZE + sum(pack.live for pack in packs if pack.kind == kind))
+
+
+def whole_blocks(size: int) -> int:
+    """Bytes on the disk of a file of this size."""
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:

@@ -142,21 +142,22 @@ class Repairer:
 
     def _repair_packs(self, findings: list[Finding]) -> None:
         """A pack that is gone is forgotten; its frames are reported, and let go, one by one. A damaged header is
-        written anew: it says nothing that is not known."""
+        written anew: it says nothing that is not known; and a row that has a pack longer than it is."""
         if not findings:
             return
         with self._index.read() as view:
-            kinds = {PACK_KEY.unpack(key)[0]: PACK_ROW.unpack(row)[0] for key, row in view.items(PACKS)}
-        gone = [n for n in kinds if not pack_path(self._repository.directory.packs, n).exists()]
+            rows = {PACK_KEY.unpack(key)[0]: PACK_ROW.unpack(row) for key, row in view.items(PACKS)}
+        gone = [n for n in rows if not pack_path(self._repository.directory.packs, n).exists()]
         if gone:
             keys = [PACK_KEY.pack(number) for number in gone]
             self._index.write(lambda update: update.delete_many(PACKS, keys))
             self.done.append(f"forgot {len(gone)} packs whose files are gone")
         named = {one.where for one in findings}
-        for number in kinds.keys() - set(gone):
+        for number in sorted(rows.keys() - set(gone)):
             path = pack_path(self._repository.directory.packs, number)
             if path.name in named:
-                self._mend_header(path, kinds[number])
+                self._mend_header(path, rows[number][0])
+                self._mend_size(path, number, *rows[number])
 
     def _mend_header(self, path: Path, kind: int) -> None:
         """No reader needs the header: where the disk does not take it, the rest is repaired all the same."""
@@ -167,6 +168,13 @@ class Repairer:
             if error.errno != errno.EIO:
                 raise StorageError.of(f"writing the header of {path.name}", error) from error
             self.done.append(f"left the header of {path.name}: the disk does not give it")
+
+    def _mend_size(self, path: Path, number: int, kind: int, size: int) -> None:
+        found = path.stat().st_size
+        if found < size:
+            row = PACK_ROW.pack(kind, found)
+            self._index.write(lambda update: update.put(PACKS, PACK_KEY.pack(number), row))
+            self.done.append(f"noted that {path.name} has {found} bytes")
 
     # --- names
 

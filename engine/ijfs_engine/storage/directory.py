@@ -24,10 +24,13 @@ FORMAT_VERSION: Final = 1
 ENCRYPTED_VERSION: Final = 2
 """Of repositories that have features."""
 ENCRYPTED: Final = b"encrypted"
+_MAGIC: Final = b"ijfs repository\n"
 _FORMAT: Final = re.compile(
     rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n(?:features: ([a-z ]{0,200})\n)?"
 )
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
+_OTHERS: Final = ("keys", "remotes", "live", "bases", "deployments", "serve")
+"""Directories that are made by who needs them, here and in the layers above."""
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 
 
@@ -178,7 +181,7 @@ def _crypt(path: Path, ident: bytes, ring: KeyRing) -> Encrypted:
 
 def _check_kinds(path: Path) -> None:
     """That nothing in a repository leads out of it: LMDB writes its locks through a link. StorageError."""
-    disk.check_directories(*(path / name for name in _DIRECTORIES), path / "remotes", path / "keys")
+    disk.check_directories(*(path / name for name in (*_DIRECTORIES, *_OTHERS)))
     disk.check_plain(*(path / name for name in _FILES))
 
 
@@ -192,6 +195,14 @@ def _check_utf8(path: Path) -> None:
         ) from None
 
 
+def is_repository(path: Path) -> bool:
+    """Whether a repository of any version, damaged or not, is at a path."""
+    try:
+        return (path / "format").read_bytes()[: len(_MAGIC)] == _MAGIC
+    except OSError:
+        return False
+
+
 def _read_format(path: Path) -> tuple[bytes, bool]:
     """The repository's id, and whether it is encrypted, out of its format file."""
     file = path / "format"
@@ -200,7 +211,7 @@ def _read_format(path: Path) -> tuple[bytes, bool]:
             data = file.read_bytes()[:4096]
         except (FileNotFoundError, NotADirectoryError):
             raise NoRepositoryError(f"there is no ijfs repository at {path}", hint=_way_back(path)) from None
-    if not data.startswith(b"ijfs repository\n"):
+    if not data.startswith(_MAGIC):
         raise NoRepositoryError(f"{file} is not that of an ijfs repository", hint=_way_back(path))
     version = re.match(rb"ijfs repository\nversion: (\d{1,9})\n", data)
     if version is None:

@@ -666,13 +666,6 @@ class _Gate:
                 self._changed.notify_all()
 
 
-def next_pack(update: Update) -> int:
-    """A pack number that was never given before."""
-    number = update.number(b"next_pack") + 1
-    update.set_number(b"next_pack", number)
-    return number
-
-
 def mark_whole(update: Update) -> None:
     """Say that the index holds all there is; a rebuild says so last."""
     update.put(META, _WHOLE, b"1")

@@ -35,9 +35,10 @@ from ijfs_engine.storage.journal import (
     Transaction,
     replay,
 )
+from ijfs_engine.storage.known_damage import missing_packs
 from ijfs_engine.storage.locks import is_free
 from ijfs_engine.storage.names import removed_row
-from ijfs_engine.storage.pack import DATA_PACK, pack_files, pack_path
+from ijfs_engine.storage.pack import pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
 from ijfs_engine.storage.refs import log_transaction, ref_name
 
@@ -72,12 +73,6 @@ def take_in(update: Update, packs: Path, transactions: Sequence[Transaction], cr
     for transaction in transactions:
         _apply(update, transaction)
         log_transaction(update, transaction)
-
-
-def missing_packs(view: View, packs: Path) -> list[int]:
-    """Packs of data that the index knows and that are not there."""
-    numbers = [PACK_KEY.unpack(key)[0] for key, row in view.items(PACKS) if PACK_ROW.unpack(row)[0] == DATA_PACK]
-    return [number for number in numbers if not pack_path(packs, number).exists()]
 
 
 def _too_old(why: str) -> StaleIndexError:

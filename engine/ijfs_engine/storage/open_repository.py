@@ -6,7 +6,7 @@ them needs the facade that calls it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.index import Index, Update
@@ -29,10 +29,10 @@ class OpenRepository:
         self.refs = Refs(index, self.journal)
         self._closed = False
 
-    def session(self) -> Session:
-        """The right to add chunks and objects and to commit one snapshot. StorageError."""
+    def session(self, *, lost: Set[int] | None = None) -> Session:
+        """The right to add chunks and objects and to commit one snapshot. StorageError. `lost` is `Session`'s."""
         self.directory.check_writable()
-        return Session(self.directory, self.index, self.journal)
+        return Session(self.directory, self.index, self.journal, lost=lost)
 
     def forget_removed(self) -> None:
         """Let go of packs that gc has removed, so that their space is free. For who keeps a repository open."""

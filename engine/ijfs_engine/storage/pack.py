@@ -268,6 +268,13 @@ class _OpenPack:
         self._last = 0
         self._asked = 0
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this is still the file of that name."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(path))
+        except OSError:
+            return False
+
     def read_ahead(self, begin: int, end: int) -> None:
         """Have the kernel begin to read what follows, where large reads follow one another through the pack.
 
@@ -345,13 +352,13 @@ class PackReader:
             self._open.pop(number, None)
 
     def forget_removed(self) -> None:
-        """Close the packs whose files were removed, once no read uses them."""
+        """Close the packs whose files were removed, moved away or replaced, once no read uses them."""
         with self._lock:
             self._forget_removed()
 
     def _forget_removed(self) -> None:
         self._looked = time.monotonic()
-        for number in [number for number, pack in self._open.items() if not os.fstat(pack.fd).st_nlink]:
+        for number in [one for one, pack in self._open.items() if not pack.is_at(pack_path(self._directory, one))]:
             del self._open[number]
 
     def close(self) -> None:

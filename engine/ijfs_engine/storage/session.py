@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import zstandard
 
-from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, base_ids, encode_header
 from ijfs_engine.format.place import Place
 from ijfs_engine.format.records import ObjectId, Snapshot, encode_snapshot
@@ -37,10 +37,11 @@ from ijfs_engine.storage.index import (
     U64,
     Index,
     Update,
-    next_pack,
 )
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
+from ijfs_engine.storage.known_damage import lost_packs
 from ijfs_engine.storage.locks import LockFile
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 from ijfs_engine.storage.worn import worn_chunks
@@ -108,9 +109,15 @@ class Session:
     """Adds to a repository. Safe to use from several threads; a context manager: leaving without commit aborts."""
 
     def __init__(
-        self, directory: RepositoryDirectory, index: Index, journal: Journal, *, pack_target: int = PACK_TARGET
+        self,
+        directory: RepositoryDirectory,
+        index: Index,
+        journal: Journal,
+        *,
+        pack_target: int = PACK_TARGET,
+        lost: Set[int] | None = None,
     ) -> None:
-        """Registers; StorageError."""
+        """Registers; StorageError. `lost`: packs that are known to be gone, by default those that are now."""
         self._directory = directory
         self.crypt = directory.crypt
         self._index = index
@@ -136,6 +143,7 @@ class Session:
             self.crypt.renew()
             with disk.storage_errors("starting a session"):
                 self._registration.write(U64.pack(self.epoch))
+            self._lost = lost_packs(index, directory.packs) if lost is None else lost
         except BaseException:
             self._registration.close()
             raise
@@ -227,7 +235,8 @@ class Session:
         branch: str | None = None,
         size: int | None = None,
     ) -> Snapshot:
-        """Make everything durable, then visible in one transaction, and end the session.
+        """Make everything durable, then visible in one transaction, and end the session. CorruptError where a pack has
+        gone meanwhile: it may hold what was found stored.
 
         With `branch`, that branch moves to the snapshot (it is made if there is none) in the same transaction.
         `size` is what the files add up to.
@@ -251,6 +260,7 @@ class Session:
         with self._lock, disk.storage_errors("committing the snapshot"):
             self._check_open()
             self._settle()
+            self._check_packs()
             self._index.write(visible, last_room=False)
             self._end()
             self._directory.reserve.take(self._index.size_on_disk())
@@ -321,6 +331,14 @@ class Session:
         with self._index.read() as view:
             return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
 
+    def _check_packs(self) -> None:
+        gone = lost_packs(self._index, self._directory.packs) - self._lost
+        if gone:
+            raise CorruptError(
+                f"{len(gone)} packs have gone while this was being stored, and it may need what was in them",
+                hint="put them back, or try again: what was in them is stored anew then",
+            )
+
     def _check_open(self) -> None:
         if self._ended:
             raise IjfsError("this session has ended")
@@ -349,10 +367,7 @@ class Session:
             self.publish()
 
     def _new_pack(self, kind: int) -> PackWriter:
-        while True:
-            number = self._index.write(next_pack, last_room=False)
-            with contextlib.suppress(FileExistsError):
-                return PackWriter(self._directory.packs, number, kind, self._directory.id)
+        return new_pack(self._index, self._directory, kind, last_room=False)
 
     def _settle(self) -> None:
         """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""

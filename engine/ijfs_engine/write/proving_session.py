@@ -1,17 +1,19 @@
-"""A session for a save whose parent is damaged: what is stored counts only if it can be read.
+"""A session for a save beside damage: what is stored counts only if it can be read.
 
-`snapshot_writer.begin` makes one for a snapshot that is made `anew`. What the index has and the packs do not give is
-stored again, and takes the damaged one's place in the index: whatever else needs it heals.
+`snapshot_writer.begin` makes one for a snapshot that is made `anew`, because its parent is damaged, and where packs are
+gone or were found damaged. What the index has and the packs do not give is stored again, and takes the damaged one's
+place in the index: whatever else needs it heals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final
 
 from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.records import Entry, ObjectId
 from ijfs_engine.read.reader import Reader
+from ijfs_engine.storage.known_damage import are_doubted, doubt
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
 
@@ -21,11 +23,11 @@ _STEP: Final = 4 << 20
 
 
 class ProvingSession(Session):
-    """Safe to use from several threads, as any session. Nothing may be stored against the parent's chunks."""
+    """Safe to use from several threads, as any session. Nothing may be stored against chunks of a damaged parent."""
 
-    def __init__(self, repository: OpenRepository) -> None:
-        """Registers; StorageError."""
-        super().__init__(repository.directory, repository.index, repository.journal)
+    def __init__(self, repository: OpenRepository, *, lost: Set[int] | None = None) -> None:
+        """Registers; StorageError. `lost` is `Session`'s."""
+        super().__init__(repository.directory, repository.index, repository.journal, lost=lost)
         # A pack that somebody removed can still be read here, for as long as it is open.
         repository.forget_removed()
         self._reader = Reader(repository.store)
@@ -36,7 +38,7 @@ class ProvingSession(Session):
         new = self._rows.chunks
         found = super().lookup_many(ids)
         lost = self._unreadable(ident for ident, there in zip(ids, found, strict=True) if there and ident not in new)
-        self._anew |= lost
+        self._take_for_lost(lost)
         return [there and ident not in lost for ident, there in zip(ids, found, strict=True)]
 
     def is_whole(self, entry: Entry) -> bool:
@@ -64,10 +66,17 @@ class ProvingSession(Session):
                 store = self._reader.store
                 store.get_object(ident, store.kind_of(ident))
             except _UNREADABLE:
-                self._anew.add(ident)
+                self._take_for_lost({ident})
                 return False
             self._sound.add(ident)
         return True
+
+    def _take_for_lost(self, ids: set[bytes]) -> None:
+        """Have what is put here take their place, and the saves to come prove what they count on, too: what lies beside
+        these in a pack may be lost as well."""
+        if ids and not self._anew and not are_doubted(self._index):
+            self._index.write(doubt, last_room=False)
+        self._anew |= ids
 
     def _unreadable(self, ids: Iterable[bytes]) -> set[bytes]:
         """Those of these chunks that cannot be read."""

@@ -7,10 +7,10 @@ is the whole of `ijfs import`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,6 +18,7 @@ from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.storage import listed
+from ijfs_engine.storage.known_damage import are_doubted
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
@@ -51,9 +52,12 @@ class SnapshotWriter:
         parents: Sequence[Snapshot] = (),
         *,
         unread: Sequence[ObjectId] = (),
+        anew: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """`unread`: more parents, of which nothing is used."""
+        """`unread`: more parents, of which nothing is used; `anew` is `begin`'s."""
+        self.anew = anew
+        """Whether the parent is not read, and what is stored counts only if it can be."""
         self._session = session
         self._parents = parents
         self._parent_ids = [*(parent.id for parent in parents), *unread]
@@ -140,11 +144,6 @@ class SnapshotWriter:
                 place = _place(self._root.descend(above), msgspec.structs.replace(entry, name=name))
                 self._files.store(source, place)
         self._files.finish()
-
-    @property
-    def anew(self) -> bool:
-        """Whether what is stored counts only if it can be read."""
-        return isinstance(self._session, ProvingSession)
 
     def is_whole(self, entry: Entry) -> bool:
         """Whether a stored file may be reused: in a snapshot that is made anew, whether all of it can be read."""
@@ -234,21 +233,24 @@ def begin(
     *,
     anew: bool = False,
     elsewhere: Sequence[ObjectId] = (),
+    lost: Set[int] = frozenset(),
     progress: Progress | None = None,
 ) -> SnapshotWriter:
     """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
 
-    `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read. Nor are
-    those read that are `elsewhere`: nothing that is stored here may count on what is not.
+    `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read; so it does
+    beside `lost` packs, and damaged ones. Nor are those parents read that are `elsewhere`: nothing that is stored here
+    may count on what is not.
     """
     # The session first: from then on gc takes nothing that the parents reach.
     repository.directory.check_writable()
-    session = ProvingSession(repository) if anew else repository.session()
+    proving = anew or lost or are_doubted(repository.index)
+    session = ProvingSession(repository, lost=lost) if proving else repository.session(lost=lost)
     try:
         near = [parent for parent in parents if parent not in elsewhere]
         if anew:
             listed.check_listed(repository, near)
-            return SnapshotWriter(repository.store, session, unread=parents, progress=progress)
+            return SnapshotWriter(repository.store, session, unread=parents, anew=True, progress=progress)
         snapshots = tuple(listed.snapshot(repository, parent) for parent in near)
         return SnapshotWriter(repository.store, session, snapshots, unread=elsewhere, progress=progress)
     except BaseException:
@@ -278,8 +280,17 @@ def _size(source: Source) -> int:
     return memoryview(source).nbytes if isinstance(source, bytes) else source.nbytes
 
 
+class Begins(Protocol):
+    """A repository as far as an import needs it."""
+
+    def begin(
+        self, parents: Sequence[ObjectId] = (), *, anew: bool = False, progress: Progress | None = None
+    ) -> SnapshotWriter:
+        """`Repository.begin`."""
+
+
 def import_directory(
-    repository: OpenRepository,
+    repository: Begins,
     path: Path,
     *,
     parents: Sequence[ObjectId] = (),
@@ -298,7 +309,7 @@ def import_directory(
     """
 
     def store(*, anew: bool) -> Snapshot:
-        with begin(repository, parents, anew=anew, progress=progress) as writer:
+        with repository.begin(parents, anew=anew, progress=progress) as writer:
             (add or _add)(writer, path)
             lost = {"not_kept": writer.not_kept} if writer.not_kept else {}
             return writer.commit(message=message, branch=branch, meta={**(meta or {}), **lost})

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from ijfs.cli import text
-from ijfs.cli.app import App, verb
+from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.copying import pipe, source, target
 from ijfs.cli.copying.source import Node
 from ijfs.cli.copying.target import Copied
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, needless
 from ijfs.cli.tree_totals import check_room, tree_of
+from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
@@ -38,7 +39,16 @@ class Spec(NamedTuple):
         return cls(None, word)
 
 
-@verb("cp")
+class CpVerb(Verb):
+    """`cp -r`, as the fingers know it: directories are copied anyway, and -r names a repository elsewhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without each -r behind which there is no repository."""
+        pairs = zip(args, [*args[1:], ""], strict=True)
+        return super().parse_args(ctx, [word for word, after in pairs if word != "-r" or Repository.is_at(after)])
+
+
+@verb("cp", kind=CpVerb)
 @needless("-a", "--archive")
 @needless("-R", "--recursive")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=ANY)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import host_files, patches, text
+from ijfs.cli import host_files, instances, live_diff, patches, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.bounded import bounded
 from ijfs.cli.output import Answer, Column, Printer, Span
@@ -14,7 +14,7 @@ from ijfs.cli.params import ANY
 from ijfs.history import comparison
 from ijfs.history.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
-from ijfs_engine.errors import PartialError, UnknownNameError
+from ijfs_engine.errors import PartialError
 
 if TYPE_CHECKING:
     from ijfs.live.adopt.plan import Step
@@ -37,22 +37,72 @@ MEMORY = [
 
 
 @verb("diff")
-@click.argument("old", type=ANY)
+@click.argument("old", metavar="[OLD]", type=ANY, required=False)
 @click.argument("new", type=ANY, required=False)
 @click.option("--files", "only", flag_value="files", help="Files only.")
 @click.option("--memory", "only", flag_value="memory", help="Memory only.")
+@click.option(
+    "--variables", "variables", is_flag=True, help="A Python kernel's variables, too: of copies that it makes."
+)
 @click.option("-p", "--patch", "patched", is_flag=True, help="Files by their lines, too.")
-def diff(app: App, old: str, new: str | None, only: str | None, patched: bool) -> Answer:
-    """Compare two snapshots: files added, removed and changed; memory, by pages at the same address.
+def diff(app: App, old: str | None, new: str | None, only: str | None, variables: bool, patched: bool) -> Answer:
+    """Say what a program did since its last snapshot, or compare two snapshots.
 
-    NEW is `latest` unless it is given; where OLD is the latest, it is compared with its parent.
+    \b
+    ijfs diff                     the only live program with the snapshot that it stands on
+    ijfs diff lab                 the same of `lab`, if that is a program, live or ended
+    ijfs diff lab~1 lab           two snapshots: files, and memory by pages at the same address
+    ijfs diff lab host            what `lab` has written that this machine has not, as `ijfs adopt` would take it home
 
-    With `host` for one of them: what the other, a snapshot or live program, has written that this machine has not, as
-    `ijfs adopt` would take it home. -v lists the address ranges that differ.
+    Of a live program files are compared, its memory only after a save. NEW is `latest` unless it is given; where OLD is
+    the latest, it is compared with its parent. -v lists the address ranges that differ.
     """
     repository = app.repository()
+    old = old or instances.the_only(app)
     if HOST in (old, new) and not _is_snapshot(repository, HOST):
         return _with_host(repository, (new or "latest") if old == HOST else old, patched=patched)
+    if new is None and live_diff.is_program(app, old):
+        return _unsaved(app, old, only, variables=variables, patched=patched)
+    return _two(app, repository, old, new, only, variables=variables, patched=patched)
+
+
+def _unsaved(app: App, name: str, only: str | None, *, variables: bool, patched: bool) -> Answer:
+    if only == "memory":
+        raise click.UsageError(
+            f"the memory of a program that is not saved cannot be compared: `ijfs save {name}`, then "
+            f"`ijfs diff --memory {name}~1 {name}`"
+        )
+    found = live_diff.unsaved(app, name, patched=patched)
+    if found.old is None:
+        app.note(f"`{name}` stands on no snapshot: all that it wrote is new")
+    else:
+        app.note(f"compared with {text.short(found.old.id)}  {text.first_line(found.old.message)}")
+    _warn_if_cut(app, found.files, cut=found.cut)
+    data: dict[str, Any] = {
+        "old": found.old.id.hex() if found.old else None,
+        "new": name,
+        "files": [_file_json(change, found.texts) for change in found.files],
+        "memory": [],
+    }
+    if variables:
+        data["variables"] = live_diff.variables(app, data["old"], name)
+
+    def show(out: Printer) -> None:
+        _report(out, found.files, [], found.texts, ranges=False, variables=data.get("variables"))
+        if found.live:
+            app.note(f"its memory is compared after a save: `ijfs save {name}`, then `ijfs diff {name}~1 {name}`")
+
+    return Answer(data, show, PartialError.exit_code if found.cut else 0)
+
+
+def _warn_if_cut(app: App, files: list[FileChange], *, cut: bool) -> None:
+    if cut:
+        app.warn(f"stopped after {len(files):,} files, at '{files[-1].path[-200:]}': there are more that differ")
+
+
+def _two(
+    app: App, repository: Repository, old: str, new: str | None, only: str | None, *, variables: bool, patched: bool
+) -> Answer:
     reader = repository.reader()
     before, after = (repository.snapshot(repository.resolve(spec)) for spec in (old, new or "latest"))
     if new is None and before.id == after.id and (parents := repository.parents(after.id)):
@@ -71,16 +121,18 @@ def diff(app: App, old: str, new: str | None, only: str | None, patched: bool) -
         texts = _patches(reader, before, after, files) if patched else {}
     if only != "files":
         memory = list(comparison.memories(reader, before, after, app.progress("diff")))
-    if stopped:
-        app.warn(f"stopped after {len(files):,} files, at '{files[-1].path[-200:]}': there are more that differ")
-    data = {
+    _warn_if_cut(app, files, cut=stopped)
+    data: dict[str, Any] = {
         "old": before.id.hex(),
         "new": after.id.hex(),
         "files": [_file_json(c, texts) for c in files],
         "memory": [_memory_json(change) for change in memory],
     }
+    if variables:
+        data["variables"] = live_diff.variables(app, before.id.hex(), after.id.hex())
     code = PartialError.exit_code if stopped else 0
-    return Answer(data, lambda out: _report(out, files, memory, texts, ranges=app.verbose > 0), code)
+    shown = data.get("variables")
+    return Answer(data, lambda out: _report(out, files, memory, texts, ranges=app.verbose > 0, variables=shown), code)
 
 
 def _with_host(repository: Repository, name: str, *, patched: bool) -> Answer:
@@ -117,21 +169,10 @@ def _step_patch(adoption: Adoption, step: Step) -> str | None:
 def _patches(reader: Reader, before: Snapshot, after: Snapshot, files: list[FileChange]) -> dict[str, str]:
     found = {}
     for change in files:
-        sides = [_side(reader, snapshot, change.path) for snapshot in (before, after)]
+        sides = [patches.stored(reader, snapshot.root, change.path) for snapshot in (before, after)]
         if any(side is not None for side in sides):
             found[change.path] = patches.patch(change.path, *sides)
     return found
-
-
-def _side(reader: Reader, snapshot: Snapshot, path: str) -> bytes | None:
-    """A file's bytes, or what says that it is too large; None where there is no file."""
-    try:
-        entry = reader.lookup(snapshot.root, path)
-    except UnknownNameError:
-        return None
-    if entry.kind != "f":
-        return None
-    return reader.open(entry).read(0, entry.size) if entry.size <= patches.largest(path) else b"\0"
 
 
 def _is_snapshot(repository: Repository, name: str) -> bool:
@@ -160,14 +201,22 @@ def _memory_json(change: MemoryChange) -> dict[str, Any]:
 
 
 def _report(
-    out: Printer, files: list[FileChange], memory: list[MemoryChange], texts: dict[str, str], *, ranges: bool
+    out: Printer,
+    files: list[FileChange],
+    memory: list[MemoryChange],
+    texts: dict[str, str],
+    *,
+    ranges: bool,
+    variables: list[dict[str, Any]] | None,
 ) -> None:
     for change in files:
         glyph, style = host_files.MARKS[change.change]
         sizes = host_files.sizes_of(change.old_size, change.new_size)
         out.line((f"{glyph} ", style), (text.file_name(change.path), style), (sizes, "dim"))
         _lines(out, texts.get(change.path))
-    if files and memory:
+    for variable in variables or ():
+        _variable(out, variable)
+    if (files or variables) and memory:
         out.line()
     if memory:
         out.table(MEMORY, (_row(change) for change in memory))
@@ -176,8 +225,25 @@ def _report(
             out.line((f"{process.process}:", "bold"))
             for address, pages in process.runs:
                 out.line(f"  {address:#014x}  ", text.size(pages * PAGE))
-    if not files and all(c.changed == c.added == c.removed == 0 for c in memory):
+    if not files and not variables and all(c.changed == c.added == c.removed == 0 for c in memory):
         out.line(("nothing differs", "dim"))
+
+
+def _variable(out: Printer, variable: dict[str, Any]) -> None:
+    """One that differs, or of which nobody knows it (`?`)."""
+    glyph, style = host_files.MARKS.get(variable["change"], ("?", "dim"))
+    sides = [_kind(side) for side in (variable["old"], variable["new"]) if side is not None]
+    out.line(
+        (f"{glyph} ", style),
+        ("variable ", "dim"),
+        (variable["name"], style),
+        (f"  {' → '.join(dict.fromkeys(sides))}", "dim"),
+    )
+
+
+def _kind(side: dict[str, Any]) -> str:
+    shape = f" {'×'.join(map(str, side['shape']))}" if side["shape"] else ""
+    return f"{side['type']}{shape}"
 
 
 def _row(change: MemoryChange) -> list[Span]:

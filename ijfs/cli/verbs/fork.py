@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ijfs.cli import instances, starting, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, MESSAGE
+
+if TYPE_CHECKING:
+    from ijfs.live.model.records import Limits
 
 
 @verb("fork")
@@ -20,8 +24,10 @@ from ijfs.cli.params import ANY, MESSAGE
     "-m", "--message", type=MESSAGE, default="", help="The message of the snapshot that a live program's fork makes."
 )
 @click.option("--eager", is_flag=True, help="Read all memory first.")
+@starting.on_demand_option
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.env_options
+@starting.limit_options(anew=False)
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
     app: App,
@@ -30,10 +36,12 @@ def fork(
     names: str | None,
     message: str,
     eager: bool,
+    on_demand: bool,
     gpus: tuple[str, ...],
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
     same_random: bool,
+    limits: Limits,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
 
@@ -41,6 +49,7 @@ def fork(
     """
     from ijfs.live.client import api as client
 
+    starting.require_one_way(eager, on_demand)
     repository = app.repository()
     chosen = _split(names, count) if names is not None else []
     many = len(chosen) or count or 1
@@ -56,10 +65,12 @@ def fork(
             chosen,
             count=many,
             eager=eager,
+            on_demand=on_demand,
             message=message,
             gpus=gpus,
             same_random=same_random,
             env=[given] * many if given else (),
+            limits=limits,
             on_event=progress.event,
         )
 

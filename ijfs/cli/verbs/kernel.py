@@ -17,6 +17,7 @@ from ijfs.cli.params import INSTANCE, SNAPSHOT
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits
 
 
 @click.group("kernel", cls=VerbGroup, no_args_is_help=False)
@@ -36,6 +37,7 @@ def kernel() -> None:
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.limit_options(anew=True)
 @starting.replace_option
 def start(
     app: App,
@@ -52,6 +54,7 @@ def start(
     share: tuple[str, ...],
     bind: tuple[str, ...],
     replace: bool,
+    limits: Limits,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.starting import kernel_spec
@@ -78,6 +81,7 @@ def start(
             disk=disk,
             share=starting.folders(share),
             bind=starting.folders(bind),
+            limits=limits,
         )
         info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)

@@ -16,6 +16,7 @@ from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits
     from ijfs_engine import Repository, Snapshot
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("snapshot", type=SNAPSHOT)
 @click.option("--name", metavar="N", type=INSTANCE, help="Its name (default: the one it was saved under).")
 @click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
+@starting.on_demand_option
 @click.option("--replace", is_flag=True, help="Go back in place: the live program of that name ends.")
 @click.option("--save-first", is_flag=True, help="With --replace: save what is there first, to go forward to again.")
 @click.option("-y", "--yes", is_flag=True, help="With --replace: do not ask.")
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
 @starting.env_options
+@starting.limit_options(anew=False)
 @starting.files_option
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
@@ -38,6 +41,7 @@ def restore(
     snapshot: str,
     name: str | None,
     eager: bool,
+    on_demand: bool,
     replace: bool,
     save_first: bool,
     yes: bool,
@@ -49,6 +53,7 @@ def restore(
     env_files: tuple[Path, ...],
     files: str | None,
     same_random: bool,
+    limits: Limits,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
 
@@ -62,6 +67,7 @@ def restore(
 
     from ijfs.live.client import api as client
 
+    starting.require_one_way(eager or wait, on_demand)
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
     instances.require_program(record)
@@ -82,6 +88,7 @@ def restore(
             record.id.hex(),
             chosen,
             eager=eager,
+            on_demand=on_demand,
             replace=replace,
             save_first=save_first,
             busy="force" if force else "interrupt",
@@ -90,6 +97,7 @@ def restore(
             env=given,
             ports=starting.all_chosen(ports),
             files=of_shared,
+            limits=limits,
             on_event=progress.event,
         )
         ended = first_moment.ended(app, info, first_moment.RESTORE)

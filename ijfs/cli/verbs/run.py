@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,13 @@ import click
 from ijfs.cli import first_moment, instances, starting
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import elsewhere, needless
+from ijfs.cli.params import elsewhere
+from ijfs.cli.verbs import attach
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.model.records import Limits, Terminal
 
-IN_BACKGROUND = "a program runs in the background, without a terminal; `ijfs exec NAME -- bash` opens a shell inside"
 NO_VOLUMES = (
     "a program sees this machine's files at their places; what it writes stays its own, but for folders given by "
     "`--share` or `--bind`"
@@ -35,12 +37,14 @@ NO_VOLUMES = (
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.limit_options(anew=True)
 @starting.hook_options
 @starting.replace_option
-@needless("-d", "--detach")
-@elsewhere("-i", "--interactive", said=IN_BACKGROUND)
-@elsewhere("-t", "--tty", said=IN_BACKGROUND)
-@elsewhere("--rm", said="`ijfs stop --rm NAME` forgets a program with its files")
+@click.option("-t", "--tty", is_flag=True, help="At a terminal, yours: `-it -- bash`. Its exit code is this one's.")
+@click.option("-i", "--interactive", is_flag=True, hidden=True)
+@click.option("-d", "--detach", is_flag=True, help="With -t: return, `ijfs attach NAME` sits down at it.")
+@click.option("--rm", "forget", is_flag=True, help="With -t: forget it when it has ended.")
+@starting.detach_keys_option
 @elsewhere("--volume", "--mount", said=NO_VOLUMES)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -62,6 +66,12 @@ def run(
     after_save: tuple[str, ...],
     after_restore: tuple[str, ...],
     ready: tuple[str, ...],
+    limits: Limits,
+    tty: bool,
+    interactive: bool,
+    detach: bool,
+    forget: bool,
+    keys: bytes,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -70,12 +80,18 @@ def run(
     Its files are an overlay over this machine's: what it writes belongs to it, rides in its snapshots, and is
     not seen outside, but for folders given by --share and --bind. Write `--` before COMMAND if it has options that
     look like these.
+
+    With -t it has a terminal, which is saved, restored and forked with it; you sit at it until the program ends or you
+    leave it by ctrl-p ctrl-q.
     """
     import msgspec
 
     from ijfs.live.client import api as client
 
     app.repository()
+    if interactive and not tty:
+        raise click.UsageError("what is typed goes to a program that has a terminal: -it")
+    _check_terminal(app, tty=tty, detach=detach, forget=forget)
     if app.verbose and command[0].startswith("/") and ":" in command[0]:
         raise click.UsageError(f"there is no -v for volumes: {NO_VOLUMES}")
     spec = client.InstanceSpec(
@@ -92,6 +108,8 @@ def run(
         share=starting.folders(share),
         bind=starting.folders(bind),
         hooks=starting.hooks(before_save, after_save, after_restore, ready),
+        limits=limits,
+        terminal=_terminal() if tty else None,
         **_whose(app, env, env_files),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
@@ -101,9 +119,11 @@ def run(
         info = client.start(
             app.repository_path, msgspec.structs.replace(spec, name=chosen), forget=replace, on_event=progress.event
         )
-        return info, first_moment.ended(app, info, first_moment.RUN)
+        return info, None if tty else first_moment.ended(app, info, first_moment.RUN)
 
     info, ended = instances.named(app, name, command[0], start)
+    if tty and not detach:
+        return Answer({}, None, _sat_at(app, info.name, keys, forget=forget))
 
     def show(out: Printer) -> None:
         instances.started(out, info, "ran" if ended else "runs")
@@ -112,6 +132,43 @@ def run(
             starting.show_network(out, info)
 
     return Answer({"instance": instances.instance_json(ended or info)}, show, first_moment.exit_code(ended))
+
+
+def _check_terminal(app: App, *, tty: bool, detach: bool, forget: bool) -> None:
+    """A usage error where a terminal is wanted and there is none, or what needs one is wanted without."""
+    from ijfs.cli import attached
+
+    if forget and (not tty or detach):
+        raise click.UsageError(
+            "--rm goes with a terminal (-it); `ijfs stop --rm NAME` forgets a program with its files"
+        )
+    if tty and not detach:
+        if app.json:
+            raise click.UsageError("a terminal is no JSON: `-d` leaves it for later")
+        attached.require_terminal()
+
+
+def _sat_at(app: App, name: str, keys: bytes, *, forget: bool) -> int:
+    """At the terminal of what was just started; the exit code."""
+    from ijfs.cli import attached
+    from ijfs.live.client.api import remove
+    from ijfs.live.errors import InstanceExitedError
+
+    try:
+        status = attach.sat_at(app, name, keys)
+    except InstanceExitedError:
+        status = attached.ended_before(app, name)
+    if forget and status is not attached.LEFT:
+        remove(app.repository_path, name)
+    return status or 0
+
+
+def _terminal() -> Terminal:
+    """One as large as the window here."""
+    from ijfs.cli.attached import window_size
+    from ijfs.live.model.records import Terminal
+
+    return Terminal(secrets.token_hex(16), *window_size())
 
 
 def _whose(app: App, env: tuple[str, ...], env_files: tuple[Path, ...]) -> dict[str, Any]:

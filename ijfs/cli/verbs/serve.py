@@ -14,6 +14,7 @@ from ijfs.cli.callers import SOCKET
 from ijfs.cli.output import Answer, Column, Printer
 
 if TYPE_CHECKING:
+    from ijfs.live.model.records import Limits, Network
     from ijfs.serve.keys import Keys
 
 REPOSITORIES = "/var/lib/ijfs/users"
@@ -34,6 +35,7 @@ KEY_COLUMNS = [
 @click.option("--kernel", default="python3", metavar="SPEC", help="The kernel spec of code interpreters.")
 @click.option("--home", default="/root", metavar="DIR", help="Where the programs of new templates start.")
 @starting.network_option
+@starting.limit_options(anew=True)
 @click.option(
     "--users", metavar="GROUP", help="Let users of this group run programs, as themselves, by their own `ijfs`."
 )
@@ -51,6 +53,7 @@ def serve(
     users: str | None,
     users_socket: str,
     users_dir: str,
+    limits: Limits,
 ) -> Answer | None:
     """Serve sandboxes to programs on this machine and others; E2B's clients speak to it (docs/serve.md).
 
@@ -71,7 +74,8 @@ def serve(
     repo = Repository.open(app.repository_path, create=True)
     if not _keys(app).all() and users is None:
         raise click.UsageError("nobody could call: `ijfs key add NAME` makes a key")
-    settings = Settings(kernel=kernel, home=home, network="slirp4netns" if network == "slirp4netns" else "none")
+    way_out: Network = "slirp4netns" if network == "slirp4netns" else "none"
+    settings = Settings(kernel=kernel, home=home, network=way_out, limits=limits)
     served = Users(Path(users_socket), users, Path(users_dir)).served() if users is not None else nullcontext()
     with served, running.listen(host, port) as at:
         scheme = "http" if tls_cert is None else "https"

@@ -3,15 +3,18 @@ api.py."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ijfs.history import comparison
+from ijfs.history import comparison, unsaved
+from ijfs.history.comparison import FileChange
 from ijfs.jupyter import variables
 from ijfs.jupyter.server import requests
 from ijfs.jupyter.server.documents import cells, document_of
+from ijfs.live.client.written import written
 from ijfs_engine import Repository, Snapshot
 from ijfs_engine.errors import IjfsError
 
@@ -24,7 +27,6 @@ NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes", b"packages"})
 MOST_FILES = 1000
 """Paths that a comparison names."""
 UNKNOWN_CELLS = "the notebook as it is in the browser is not known until it is saved: save, and compare with `latest`"
-UNKNOWN_FILES = "the files of a running program are not known until it is saved: save, and compare with `latest`"
 
 
 def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
@@ -37,7 +39,7 @@ def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
         if "cells" in parts:
             answer |= _cells(repository, old, new)
         if "files" in parts:
-            answer |= _files(repository, old, new)
+            answer |= _files(repository, old, new, instance)
     if "variables" in parts:
         answer |= _variables(repo, old, new, instance)
     return answer
@@ -51,13 +53,22 @@ def _cells(repository: Repository, old: Snapshot, new: Snapshot | None) -> Answe
     return {"cells": cells(before, after), "cells_error": None}
 
 
-def _files(repository: Repository, old: Snapshot, new: Snapshot | None) -> Answer:
-    if new is None:
-        return {"files": [], "files_cut": False, "files_error": UNKNOWN_FILES}
-    changes = comparison.files(repository.reader(), old.root, new.root, skip=NO_FILES)
-    found = list(islice(changes, MOST_FILES + 1))
+def _files(repository: Repository, old: Snapshot, new: Snapshot | None, instance: str) -> Answer:
+    """Why not is said of a live program whose files cannot be had."""
+    try:
+        found = list(islice(_changes(repository, old, new, instance), MOST_FILES + 1))
+    except (IjfsError, OSError) as error:
+        return {"files": [], "files_cut": False, "files_error": str(error)}
     named = [asdict(change) for change in found[:MOST_FILES]]
     return {"files": named, "files_cut": len(found) > MOST_FILES, "files_error": None}
+
+
+def _changes(repository: Repository, old: Snapshot, new: Snapshot | None, instance: str) -> Iterator[FileChange]:
+    if new is not None:
+        yield from comparison.files(repository.reader(), old.root, new.root, skip=NO_FILES)
+        return
+    with written(repository.path, instance) as now:
+        yield from unsaved.files(repository.reader(), old.root, now)
 
 
 def _variables(repo: Path, old: Snapshot, new: Snapshot | None, instance: str) -> Answer:

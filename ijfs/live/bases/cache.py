@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -37,6 +38,9 @@ from ijfs_engine.errors import IjfsError, StorageError
 
 # Directories and short files take more of a disk than their bytes: a root of 234 MB took 7 % more.
 _OVERHEAD = 1.15
+
+# A snapshot's id, and what a sweep that was killed left of one.
+_NAME = re.compile(r"[0-9a-f]{64}(\.gone)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +259,18 @@ def sweep(repo: Path, keep: Callable[[], set[str]]) -> list[str]:
 
 def _sweep(directory: Path, kept: set[str]) -> list[str]:
     gone = []
-    for path in filter(Path.is_dir, directory.iterdir()):
+    for path in filter(_is_ours, directory.iterdir()):
         if path.name in kept:
             _sweep_unfinished(BaseDirectory(path))
         elif _is_free(BaseDirectory(path)):
             _remove(path)
             gone.append(path.name)
     return gone
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a base's directory: what somebody else put beside them, or a link, is none of ours to remove."""
+    return _NAME.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def _is_free(place: BaseDirectory) -> bool:
@@ -285,7 +294,7 @@ def _remove(path: Path) -> None:
 def _locked(path: Path, how: int) -> Iterator[None]:
     with _storage_errors(f"opening {path}"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, how)
         yield

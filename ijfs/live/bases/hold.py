@@ -55,6 +55,6 @@ def adopted(repo: Path, base: Base) -> Lower:
 
 def _held(place: cache.BaseDirectory) -> int:
     place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(place.users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(place.users, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ijfs.live.bases.cache import directory_of
 from ijfs.live.checkpoint.files_before import SnapshotFiles
-from ijfs.live.checkpoint.layers import WritableLayer, layers_of, upper_directories, walk
+from ijfs.live.checkpoint.layers import WritableLayer, has_bytes, layers_of, upper_directories, walk
 from ijfs.live.checkpoint.snapshot_io import LiveMeta, SaveContents, SaveOutcome, SnapshotStore
 from ijfs.live.checkpoint.workspace import Capture, LayerWalker
 from ijfs.live.model.paths import RUN_INSIDE, InstancePaths
@@ -27,11 +27,8 @@ from ijfs_engine.errors import IjfsError
 BY_PRODUCTS = frozenset({"__pycache__", ".ipynb_checkpoints", ".cache", ".ipython"})
 """Directories that programs fill by the way, and fill again: nobody misses them."""
 
-COMPARED = 1 << 20
-"""Bytes of a file that are compared at a time."""
-
-_OWN = (f"{RUN_INSIDE}/", "/etc/resolv.conf")
-"""What the sandbox wrote."""
+OF_THE_SANDBOX = (f"{RUN_INSIDE}/", "/etc/resolv.conf")
+"""What the sandbox wrote, and not its program."""
 
 
 class _Written(NamedTuple):
@@ -110,7 +107,7 @@ def _written(paths: InstancePaths, record: InstanceRecord) -> Iterator[_Written]
 def _counts(inside: str, status: os.stat_result) -> bool:
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
         return False
-    return not inside.startswith(_OWN) and BY_PRODUCTS.isdisjoint(inside.split("/"))
+    return not inside.startswith(OF_THE_SANDBOX) and BY_PRODUCTS.isdisjoint(inside.split("/"))
 
 
 def _is_as_below(file: _Written, paths: InstancePaths, record: InstanceRecord) -> bool:
@@ -128,20 +125,9 @@ def _is_same(found: FoundOnDisk, path: str) -> bool:
         if not stat.S_ISREG(found.status.st_mode):
             return True
         with open(path, "rb") as other:
-            return _has_bytes(found, lambda offset, length: os.pread(other.fileno(), length, offset))
+            return has_bytes(found, lambda offset, length: os.pread(other.fileno(), length, offset))
     except OSError:
         return False
-
-
-def _has_bytes(found: FoundOnDisk, read: Callable[[int, int], bytes]) -> bool:
-    """Whether a regular file has these bytes. Neither size nor times say so: a write through a mapping may change none
-    of them, and a program may put them back. OSError."""
-    fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
-    with open(fd, "rb", buffering=0) as file:
-        for offset in range(0, found.status.st_size, COMPARED):
-            if os.pread(file.fileno(), COMPARED, offset) != read(offset, COMPARED):
-                return False
-    return True
 
 
 def _key(status: os.stat_result) -> tuple[int, int, int]:
@@ -171,7 +157,7 @@ class _Saved:
             return False
 
     def _has_content(self, entry: Entry, file: _Written) -> bool:
-        return _has_bytes(file.found, self._store.reader.open(entry).read)
+        return has_bytes(file.found, self._store.reader.open(entry).read)
 
     def close(self) -> None:
         self._store.close()

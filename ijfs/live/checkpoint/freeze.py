@@ -141,9 +141,10 @@ def freeze(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool, gp
     memory for it, PreflightError and the errors of ijfs.live.gpu where it uses a GPU: in each case the program, if
     there is one, runs on (GpuLostError says so where it does not).
     """
-    if gpu is None:
-        return _dump(sandbox, prepared, clock, stop=stop)
-    return _dump_with_gpu(sandbox, prepared, clock, gpu, stop=stop)
+    with sandbox.group.lifted():
+        if gpu is None:
+            return _dump(sandbox, prepared, clock, stop=stop)
+        return _dump_with_gpu(sandbox, prepared, clock, gpu, stop=stop)
 
 
 def _dump_with_gpu(sandbox: Sandbox, prepared: Prepared, clock: Clock, gpu: GpuPart, *, stop: bool) -> Frozen:

@@ -6,7 +6,7 @@ Called by workspace.py and whoever looks at a program's files: lifecycle.py, end
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from ijfs.live.model.records import Volume
 from ijfs.live.sandbox import host_folders, rootfs
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import FoundOnDisk, walk_directory
+
+COMPARED = 1 << 20
+"""Bytes of a file that are compared at a time."""
 
 
 class WritableLayer(NamedTuple):
@@ -56,15 +59,15 @@ def writable_layers(sandbox: Sandbox) -> list[WritableLayer]:
     dev = root / "dev"
     volumes = upper_directories(sandbox.paths, sandbox.volumes)
     layers = layers_of(sandbox.paths.upper, volumes, dev / "shm", numbered=sandbox.paths.image.exists())
-    return [*layers, *_shared_layers(sandbox, root), WritableLayer(dev, "dev", "/dev", own_devices(dev))]
+    shared = shared_layers(sandbox.paths, sandbox.volumes, root)
+    return [*layers, *shared, WritableLayer(dev, "dev", "/dev", own_devices(dev))]
 
 
-def _shared_layers(sandbox: Sandbox, root: Path) -> Iterator[WritableLayer]:
+def shared_layers(paths: SandboxPaths, volumes: Sequence[Volume], root: Path) -> Iterator[WritableLayer]:
     """Folders of the host that a save keeps, as the program has them: whatever they are called outside by now."""
-    repo = sandbox.paths.repository
-    for volume in sandbox.volumes:
+    for volume in volumes:
         if volume.kind == "shared":
-            without = host_folders.left_out(volume, sandbox.volumes, repo)
+            without = host_folders.left_out(volume, volumes, paths.repository)
             outside = root / volume.path.lstrip("/")
             yield WritableLayer(outside, f"files{volume.path}", volume.path, without, shared=True)
 
@@ -99,3 +102,14 @@ def walk(layer: WritableLayer, *, running: bool = False) -> Iterator[tuple[str, 
             yield (prefix + os.fsdecode(found.name) if found.name else layer.at), found
     finally:
         os.close(top)
+
+
+def has_bytes(found: FoundOnDisk, read: Callable[[int, int], bytes]) -> bool:
+    """Whether a regular file has these bytes. Neither size nor times say so: a write through a mapping may change none
+    of them, and a program may put them back. OSError."""
+    fd = os.open(found.at, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=found.directory)
+    with open(fd, "rb", buffering=0) as file:
+        for offset in range(0, found.status.st_size, COMPARED):
+            if os.pread(file.fileno(), COMPARED, offset) != read(offset, COMPARED):
+                return False
+    return True

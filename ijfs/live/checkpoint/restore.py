@@ -32,12 +32,12 @@ from ijfs.live.criu.mending import Noted
 from ijfs.live.errors import CriuError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
-from ijfs.live.model.records import Volume
+from ijfs.live.model.records import NO_LIMITS, Limits, Volume
 from ijfs.live.pager import present
 from ijfs.live.pager.api import Pager, PagerProcess
 from ijfs.live.pager.messages import Source
 from ijfs.live.process import scheduling
-from ijfs.live.sandbox import disk, network_state, rootfs
+from ijfs.live.sandbox import disk, limits, network_state, rootfs
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
@@ -77,6 +77,8 @@ class RestoreRequest:
     """New directories, for the new sandbox."""
     eager: bool = False
     """All memory is read before the program runs, without a pager."""
+    on_demand: bool = False
+    """Memory that it does not touch stays in the repository until it is wanted for a save."""
     siblings: int = 1
     """How many restores were asked for together."""
     beside: bool = False
@@ -93,6 +95,8 @@ class RestoreRequest:
     """What a person should know of that."""
     pages: Path | None = None
     """For an eager restore: a directory with the memory, from which CRIU reads it. None: it is staged first."""
+    limits: Limits = NO_LIMITS
+    """What it may take of the machine once it runs."""
 
     @classmethod
     def of(
@@ -107,12 +111,14 @@ class RestoreRequest:
             meta,
             paths,
             eager=arguments.eager,
+            on_demand=arguments.on_demand,
             siblings=arguments.siblings,
             beside=beside and not arguments.same_random,
             gpus=arguments.gpus,
             files=arguments.files,
             volumes=decided.volumes,
             notes=decided.notes,
+            limits=arguments.limits.over(meta.spec.limits),
         )
 
 
@@ -185,6 +191,7 @@ class _Restore:
             self._clock.begin("files")
             self._require_gpu_room()
             sandbox = self._make_sandbox()
+            sandbox.group = limits.make(sandbox.paths, self._request.limits)
             self._start_pager()
             self._put_files_back(sandbox)
             self._clock.begin("images")
@@ -194,6 +201,8 @@ class _Restore:
                 self._run_criu(sandbox, directory, small_images, on_running)
             self._wait_until_resumed()
             self._give_gpu(sandbox)
+            sandbox.group.apply()
+            sandbox.group.limit_io(sandbox.paths.root)
             self._clock.end()
         except CriuError as error:
             kept = self._explained(self._keep_log(error))
@@ -270,6 +279,7 @@ class _Restore:
             snapshot=self._request.snapshot.id.hex(),
             bulk=self._gpu_record is not None,
             rest_after_s=self._rest_after_s(),
+            on_demand=self._request.on_demand and self._gpu_record is None,
             present=os.fspath(present.place(self._request.paths.criu)),
         )
         process, self._pager_process = self._pager_process, None
@@ -388,6 +398,7 @@ class _Restore:
             network_fd=sandbox.network_fd,
             external_mounts=rootfs.external_outside(sandbox.paths, sandbox.volumes),
             lazy=not self._request.eager,
+            groups=sandbox.group.directories,
         )
 
         def at_work() -> None:

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ijfs.live.checks import nested, privilege, sockets
+from ijfs.live.checks import nested, privilege, sockets, unlike
 from ijfs.live.checks.result import CheckResult
 from ijfs.live.process import descriptors, procfs
 
@@ -58,7 +58,8 @@ def of_program(pid: int) -> list[CheckResult]:
         return of_process(pid)
     members = procfs.processes_in("pid", inode)
     found = [result for member in members for result in of_process(member)]
-    return [*found, *_mounts(pid), *_pipes(members), *sockets.of_program(pid), *nested.of_program(pid)]
+    of_all = (*_mounts(pid), *_pipes(members), *sockets.of_program(pid), *nested.of_program(pid))
+    return [*found, *of_all, *unlike.of_program(pid, members)]
 
 
 def traced(pid: int) -> list[CheckResult]:

@@ -46,7 +46,15 @@ from ijfs.live.model.protocol import (
     RestoreArguments,
     StartArguments,
 )
-from ijfs.live.model.records import HostPort, InstanceInfo, InstanceRecord, InstanceSpec, SaveResult
+from ijfs.live.model.records import (
+    NO_LIMITS,
+    HostPort,
+    InstanceInfo,
+    InstanceRecord,
+    InstanceSpec,
+    Limits,
+    SaveResult,
+)
 from ijfs.live.process import procfs
 from ijfs.live.process.entering import enter_line
 
@@ -94,6 +102,7 @@ def restore(
     name: str,
     *,
     eager: bool = False,
+    on_demand: bool = False,
     replace: bool = False,
     save_first: bool = False,
     notebook: bytes | None = None,
@@ -105,6 +114,7 @@ def restore(
     files: FilesChoice | Literal[""] = "",
     of_notebook: str = "",
     front_end: bool = False,
+    limits: Limits = NO_LIMITS,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -115,15 +125,18 @@ def restore(
     is just coming up, it is waited for. `save_first` saves what is there before it is replaced, and leaves everything
     as it is where that cannot be saved; `left` of the answer is that snapshot, to go forward to again; `notebook` is
     the document that it gets. `busy`: a cell that a live kernel runs is interrupted, or stands in the way
-    (KernelBusyError), or is left behind, its answer `aborted` (`force`). `gpus` (index or UUID) chooses the GPUs of a
-    program that held some, in the order in which it held them; by default the same ones.
+    (KernelBusyError), or is left behind, its answer `aborted` (`force`). `on_demand`: memory that it does not
+    touch stays in the repository, and takes none here, until it is saved; a program with GPU memory needs all of it.
+    `gpus` (index or UUID) chooses the GPUs of a program that held some, in the order in which it held them; by default
+    the same ones.
     A program that can be told of it (ijfs.guest) draws random numbers of its own, unless it goes back in place or
     `same_random` is set. `env`: variables for commands that are run in it, and for a program that can be told; others
     keep the environment that they were saved with, and a notice says so. `ports`: where ports inside are to be reached;
     going back in place, they stay where they are. `files`: what becomes of folders that it shared with the machine
     (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
-    by a front end, which may end it.
+    by a front end, which may end it. `limits`: over those that it was saved with or, going back in place, that the live
+    one has.
     """
     given = dict(env or {})
     _require_text(given)
@@ -136,11 +149,21 @@ def restore(
     claimed = _claimed_unless_live(repo, name) if replace else claim(repo, name)
     if claimed is None:
         with connect(repo, name, on_event=on_event) as keeper:
-            info = keeper.restore(snapshot, eager=eager, gpus=gpus, env=given, files=files, busy=busy)
+            info = keeper.restore(
+                snapshot,
+                eager=eager,
+                on_demand=on_demand,
+                gpus=gpus,
+                env=given,
+                files=files,
+                busy=busy,
+                limits=limits,
+            )
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
         snapshot=snapshot,
         eager=eager,
+        on_demand=on_demand,
         gpus=tuple(gpus),
         again=replace,
         same_random=same_random,
@@ -149,6 +172,7 @@ def restore(
         files=files,
         notebook=of_notebook or None,
         front_end=front_end,
+        limits=limits,
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
@@ -195,19 +219,21 @@ def fork(
     *,
     count: int = 1,
     eager: bool = False,
+    on_demand: bool = False,
     message: str = "",
     gpus: Sequence[str] = (),
     same_random: bool = False,
     env: Sequence[Mapping[str, str]] = (),
     wish: str = "",
+    limits: Limits = NO_LIMITS,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
 
     `names` may be left out: then they are `<wish>-1`, … as far as they are free, the wish being `source` where it is
-    empty. `env`: variables of each
-    sibling, in their order (`restore` says who gets them). When one sibling fails, the
-    others stay and the error says which (PartialError), or, where none came up, it is the first one's error.
+    empty. `env`: variables of each sibling, in their order (`restore` says who gets them). `limits`: over those that it
+    has. When one sibling fails, the others stay and the error says which (PartialError), or, where none came up, it is
+    the first one's error.
     """
     from ijfs.live.client.fork import fork as fork_siblings
 
@@ -217,11 +243,13 @@ def fork(
         names,
         count=count,
         eager=eager,
+        on_demand=on_demand,
         message=message,
         gpus=gpus,
         same_random=same_random,
         env=env,
         wish=wish or source,
+        limits=limits,
         on_event=on_event,
     )
 
@@ -294,6 +322,7 @@ __all__ = [
     "InstanceRecord",
     "InstanceSpec",
     "KeeperClient",
+    "Limits",
     "Notice",
     "OnEvent",
     "PhaseBegan",

@@ -15,7 +15,7 @@ from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
 from ijfs.live.model.protocol import Arguments, Busy, Event, FilesChoice, Reply
 from ijfs.live.model.record_file import read_record
-from ijfs.live.model.records import InstanceInfo, SaveResult
+from ijfs.live.model.records import NO_LIMITS, InstanceInfo, Limits, SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import NOT_BUILT, IjfsError
@@ -125,16 +125,25 @@ class KeeperClient:
         snapshot: str,
         *,
         eager: bool = False,
+        on_demand: bool = False,
         gpus: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         files: FilesChoice | Literal[""] = "",
         busy: Busy = "interrupt",
+        limits: Limits = NO_LIMITS,
     ) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for
-        it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs (api.restore says all).
-        KernelBusyError."""
+        it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs, `limits`: what it may
+        take (api.restore says all). KernelBusyError."""
         wanted = protocol.RestoreArguments(
-            snapshot=snapshot, eager=eager, gpus=tuple(gpus), env=dict(env or {}), files=files, busy=busy
+            snapshot=snapshot,
+            eager=eager,
+            on_demand=on_demand,
+            gpus=tuple(gpus),
+            env=dict(env or {}),
+            files=files,
+            busy=busy,
+            limits=limits,
         )
         return self.request(wanted)
 

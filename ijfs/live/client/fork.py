@@ -18,7 +18,7 @@ from ijfs.live.client.spawn import begin, spawn_keepers
 from ijfs.live.errors import CommandError, InstanceExistsError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import Event, RestoreArguments
-from ijfs.live.model.records import InstanceInfo
+from ijfs.live.model.records import InstanceInfo, Limits
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError, PartialError
 
@@ -32,11 +32,13 @@ def fork(
     *,
     count: int,
     eager: bool,
+    on_demand: bool,
     message: str,
     gpus: Sequence[str],
     same_random: bool,
     env: Sequence[Mapping[str, str]] = (),
     wish: str,
+    limits: Limits,
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
@@ -48,10 +50,12 @@ def fork(
         first = RestoreArguments(
             snapshot=_snapshot_of(repo, source, message, on_event),
             eager=eager,
+            on_demand=on_demand,
             gpus=tuple(gpus),
             siblings=len(claimed),
             same_random=same_random,
             files="private",
+            limits=limits,
         )
         sockets = spawn_keepers(claimed, lazy=not eager)
         firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]

@@ -25,7 +25,7 @@ import ijfs
 from ijfs.live.criu.action_script import ActionHook
 from ijfs.live.criu.log import explain
 from ijfs.live.errors import CriuKilledError, CriuMissingError
-from ijfs.live.process import procfs
+from ijfs.live.process import cgroups, procfs
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import proc_sys
 
@@ -80,6 +80,7 @@ class Restore:
     external_mounts: Mapping[str, Path]  # key → path outside
     lazy: bool = False
     options: Sequence[str] = ()
+    groups: Sequence[Path] = ()  # the control groups that the program is to be in
 
 
 def find() -> Path:
@@ -153,7 +154,17 @@ def restore(
     """
     pid_file = request.work / "pid"
     pid_file.unlink(missing_ok=True)
-    command = [*_with_its_keeper(), str(find()), "restore", "-d", "-D", str(request.images), "-W", str(request.work)]
+    command = [
+        *_joining(request.groups),
+        *_with_its_keeper(),
+        str(find()),
+        "restore",
+        "-d",
+        "-D",
+        str(request.images),
+        "-W",
+        str(request.work),
+    ]
     command += ["-o", "restore.log", "--pidfile", str(pid_file), *COMMON, "--root", str(request.root)]
     for key, outside in request.external_mounts.items():
         command += ["--external", f"mnt[{key}]:{outside}"]
@@ -171,6 +182,14 @@ def restore(
         except BaseException:
             _end_left(request.network_fd)
             raise
+
+
+def _joining(groups: Sequence[Path]) -> list[str]:
+    """A command prefix: CRIU is in these control groups from its beginning, and so is all that it restores."""
+    if not groups:
+        return []
+    script = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
+    return ["sh", "-c", script, "sh", *(str(group / cgroups.PROCS) for group in groups), "--"]
 
 
 def _with_its_keeper() -> list[str]:

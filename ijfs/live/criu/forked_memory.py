@@ -2,16 +2,20 @@
 
 CRIU keeps such memory shared: it fills the parent, forks, and compares each page that it reads for the child with what
 is there. Memory that comes in lazily comes after the forks, once for each process: 310 MB of a parent and four
-children became 1.5 GB. So what is shared is found here, by the chunks that the store has it in, without reading a
-byte; stage_images.py then has CRIU read it, once for all of them (lending.py).
+children became 1.5 GB. So what is shared is found here, by the chunks that the store has it in; stage_images.py then
+has CRIU read it, once for all of them (lending.py).
 
-Pages are found that are in the same chunks, 64 KiB on average: where one page in eight was written, hardly any is.
+Chunks have 64 KiB on average: where a process has written one page in sixteen, most of its chunks are its own, and
+most of what is in them is not. So the bytes of those are compared, too, where enough of the memory is in the same
+chunks. Without the pager CRIU compares by itself.
+
 Only where CRIU would share it (check_cow_vmas in criu/mem.c): in private mappings that begin and end alike in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol, TypeVar
 
 from ijfs.live.criu.image_format import (
@@ -27,12 +31,21 @@ from ijfs.live.criu.image_format import (
     parse_parents,
 )
 from ijfs_engine import PAGE, pages_name
+from ijfs_engine.errors import CorruptError, IjfsError
 
 WORTH_BYTES = 4 << 20
 """So much has to be shared by a program's processes before any of it is read ahead, which takes 10 ms."""
 
 SHORTEST_BYTES = 4 * PAGE
 """A shorter stretch is not worth an entry of its own in the pagemap."""
+
+COMPARED_AT_MOST = 4
+"""Times as much as is in the same chunks may be compared byte by byte: a restore waits for it."""
+
+TOGETHER_BYTES = 4 << 20
+"""So much of each of two files is compared at once."""
+
+_ZEROS = bytes(PAGE)
 
 
 class Span(NamedTuple):
@@ -57,6 +70,7 @@ class PagesFile(Protocol):
     """A stored file of pages."""
 
     def slices(self, offset: int, length: int) -> Iterable[Piece]: ...
+    def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> int: ...
 
 
 class Process(NamedTuple):
@@ -116,7 +130,7 @@ def find(images: Mapping[str, bytes], open_pages: Callable[[str], PagesFile], *,
     files = {processes[pid].pages for pair in pairs.items() for pid in pair}
     opened = {name: open_pages(name) for name in files}
     found = {
-        pid: list(_shared(common[pid], opened[processes[pid].pages], opened[processes[parent].pages], zeros=not lazy))
+        pid: _shared(common[pid], opened[processes[pid].pages], opened[processes[parent].pages], lazy=lazy)
         for pid, parent in pairs.items()
     }
     return found if sum(map(span_bytes, found.values())) >= WORTH_BYTES else {}
@@ -127,9 +141,23 @@ def span_bytes(spans: Iterable[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _shared(common: Iterable[_Common], mine: PagesFile, theirs: PagesFile, *, zeros: bool) -> Iterator[Span]:
-    for stretch in common:
-        yield from _equal(stretch, mine, theirs, zeros=zeros)
+def _shared(common: Sequence[_Common], mine: PagesFile, theirs: PagesFile, *, lazy: bool) -> list[Span]:
+    equal = [span for stretch in common for span in _equal(stretch, mine, theirs, zeros=not lazy)]
+    rest = list(_gaps(common, equal)) if lazy else []
+    if 0 < sum(gap.end - gap.start for gap in rest) <= COMPARED_AT_MOST * span_bytes(equal):
+        equal = union([*equal, *_compared(rest, mine, theirs)])
+    return [span for span in equal if span.end - span.start >= SHORTEST_BYTES]
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """The same addresses, sorted, none twice, neighbours as one."""
+    out: list[Span] = []
+    for start, end in sorted(spans):
+        if out and start <= out[-1].end:
+            out[-1] = Span(out[-1].start, max(end, out[-1].end))
+        else:
+            out.append(Span(start, end))
+    return out
 
 
 def _common(process: Process, parent: Process) -> Iterator[_Common]:
@@ -207,5 +235,65 @@ def _lockstep(ones: Iterable[Piece], others: Iterable[Piece], *, zeros: bool) ->
 
 def _whole_pages(base: int, begin: int, end: int) -> Iterator[Span]:
     first, last = -(-begin // PAGE) * PAGE, end // PAGE * PAGE
-    if last - first >= SHORTEST_BYTES:
+    if last > first:
         yield Span(base + first, base + last)
+
+
+def _gaps(common: Iterable[_Common], equal: Sequence[Span]) -> Iterator[_Common]:
+    """The parts of these stretches that are not among those spans; all in the order of their addresses."""
+    at = 0
+    for stretch in common:
+        begin = stretch.start
+        while at < len(equal) and equal[at].start < stretch.end:
+            yield from _part(stretch, begin, equal[at].start)
+            begin, at = equal[at].end, at + 1
+        yield from _part(stretch, begin, stretch.end)
+
+
+def _part(stretch: _Common, start: int, end: int) -> Iterator[_Common]:
+    """It from `start` to `end`, in pieces that can be read at once."""
+    for begin in range(start, end, TOGETHER_BYTES):
+        by = begin - stretch.start
+        yield _Common(begin, min(end, begin + TOGETHER_BYTES), stretch.mine + by, stretch.theirs + by)
+
+
+def _compared(pieces: Iterable[_Common], mine: PagesFile, theirs: PagesFile) -> Iterator[Span]:
+    """Pages of these pieces that have the same bytes in both files, but for zeros, which are the pager's."""
+    for batch in _batches(pieces):
+        try:
+            ours = _read(mine, [(piece.mine, piece.end - piece.start) for piece in batch])
+            others = _read(theirs, [(piece.theirs, piece.end - piece.start) for piece in batch])
+        except IjfsError:  # the pager meets it, too, and knows what becomes of the program then
+            continue
+        pages = (page for piece in batch for page in range(piece.start, piece.end, PAGE))
+        for at, page in zip(range(0, len(ours), PAGE), pages, strict=True):
+            found = ours[at : at + PAGE]
+            if found == others[at : at + PAGE] and found != _ZEROS:
+                yield Span(page, page + PAGE)
+
+
+def _batches(pieces: Iterable[_Common]) -> Iterator[list[_Common]]:
+    batch: list[_Common] = []
+    size = 0
+    for piece in pieces:
+        if batch and size + piece.end - piece.start > TOGETHER_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece.end - piece.start
+    if batch:
+        yield batch
+
+
+def _read(file: PagesFile, ranges: Sequence[tuple[int, int]]) -> bytearray:
+    """These (offset, length), one behind the other, in one request."""
+    buffer = bytearray(sum(length for _, length in ranges))
+    with memoryview(buffer) as view:
+        ends = list(accumulate(length for _, length in ranges))
+        parts = [(offset, view[end - length : end]) for (offset, length), end in zip(ranges, ends, strict=True)]
+        read = file.read_many(parts)
+        for _, part in parts:
+            part.release()
+    if read != len(buffer):
+        raise CorruptError("a pages file ends before its pagemap says")
+    return buffer

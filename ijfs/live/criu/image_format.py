@@ -187,6 +187,14 @@ def parse_parents(name: str, data: bytes) -> dict[int, int]:
     return {fields[1]: fields.get(2, 0) for fields in found if 1 in fields}
 
 
+def parse_tasks(name: str, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(pid, record with its length) of every process (pstree.proto)."""
+    for begin, end in parse_records(name, data, _PSTREE_MAGIC):
+        pid = numbers(parse_fields(name, data, begin, end)).get(1)
+        if pid is not None:
+            yield pid, data[begin - 4 : end]
+
+
 def parse_unsent_bytes(name: str, data: bytes) -> int:
     """Bytes in a TCP connection's send queue that were never sent (tcp-stream.proto)."""
     record = next(parse_records(name, data, _TCP_STREAM_MAGIC), None)

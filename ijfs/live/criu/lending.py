@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ijfs.live.criu.forked_memory import Span
+from ijfs.live.criu.forked_memory import Span, union
 from ijfs.live.criu.image_format import PE_LAZY, PE_PARENT, PE_PRESENT, PagemapEntry
 from ijfs_engine import PAGE
 
@@ -73,14 +73,19 @@ def arrange(shared: Mapping[int, list[Span]], parents: Mapping[int, int]) -> Len
 
 
 def _origins(spans: Iterable[Span], parent: int, of_parent: list[tuple[Span, int]]) -> Iterator[tuple[Span, int]]:
-    """Whose the pages are that a process shares with its parent: the parent's, or of whom the parent has them."""
+    """Whose the pages are that a process shares with its parent: the parent's, or of whom the parent has them. Both
+    in the order of their addresses."""
+    at = 0
     for start, end in spans:
-        for (begin, stop), origin in of_parent:
-            if begin < end and stop > start:
-                if begin > start:
-                    yield Span(start, begin), parent
-                yield Span(max(start, begin), min(end, stop)), origin
-                start = min(end, stop)
+        while at < len(of_parent) and of_parent[at][0].end <= start:
+            at += 1
+        after = at
+        while after < len(of_parent) and of_parent[after][0].start < end:
+            (begin, stop), origin = of_parent[after]
+            if begin > start:
+                yield Span(start, begin), parent
+            yield Span(max(start, begin), min(end, stop)), origin
+            start, after = min(end, stop), after + 1
         if start < end:
             yield Span(start, end), parent
 
@@ -90,17 +95,6 @@ def _most(found: Iterable[tuple[Span, int]]) -> int:
     for span, origin in found:
         sizes[origin] += span.end - span.start
     return sizes.most_common(1)[0][0]
-
-
-def union(spans: Iterable[Span]) -> list[Span]:
-    """The same addresses, sorted, none twice, neighbours as one."""
-    out: list[Span] = []
-    for start, end in sorted(spans):
-        if out and start <= out[-1].end:
-            out[-1] = Span(out[-1].start, max(end, out[-1].end))
-        else:
-            out.append(Span(start, end))
-    return out
 
 
 def pagemap_of(

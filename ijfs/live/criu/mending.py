@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ijfs.live.criu import posix_timers, reservations, shared_files, timerfd
+from ijfs.live.criu import posix_timers, reservations, shared_files, siblings, timerfd
 from ijfs.live.criu.image_format import parse_threads
 from ijfs.live.process.timers import NotifiedThread
 
@@ -50,6 +50,8 @@ def mended(images: Mapping[str, bytes], noted: Noted = NOTHING) -> dict[str, byt
 def _mended(name: str, data: bytes, machine: _Machine) -> bytes:
     if name == "files.img":
         return shared_files.unchecked(timerfd.rewind(data, machine.stored_ns), machine.shared)
+    if name == "pstree.img":
+        return siblings.in_order(name, data)
     if name.startswith("core-"):
         pid = name.removeprefix("core-").removesuffix(".img")
         if not pid.isdecimal():

@@ -94,9 +94,10 @@ def load(*, for_restore: bool = False) -> None:
 def _fork_keepers(request: ForkKeepers, fds: list[int]) -> Become | None:
     """Fork a keeper for each instance; None in the parent, what to do in a child. `fds`: of each instance a socket and
     its lock, which the parent closes."""
-    shared = _shared_blocks() if request.lazy and len(request.instances) > 1 else None
-    gc.freeze()  # children share these pages for as long as nobody writes to them
+    shared = None
     try:
+        shared = _shared_blocks() if request.lazy and len(request.instances) > 1 else None
+        gc.freeze()  # children share these pages for as long as nobody writes to them
         for directory, first, lock in zip(request.instances, fds[::2], fds[1::2], strict=True):
             if os.fork() == 0:
                 _close_all(fd for fd in fds if fd not in (first, lock))

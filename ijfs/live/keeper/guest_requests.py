@@ -167,7 +167,8 @@ class GuestRequests:
             raise ProtocolError(
                 "only the kernel of a notebook can put files on the machine", hint="`ijfs adopt` in a terminal does"
             )
-        done = await in_thread(outside.run, self._state.repo, request.words, request.columns)
+        words = outside.about_itself(request.words, self._state.name)
+        done = await in_thread(outside.run, self._state.repo, words, request.columns)
         return VerbAnswer("done", done.code, done.out, done.err)
 
     def _log(self) -> LogAnswer:

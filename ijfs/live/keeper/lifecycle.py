@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -59,8 +58,8 @@ from ijfs.live.model.records import (
 )
 from ijfs.live.pager.api import PagerProcess
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, namespaces
-from ijfs.live.sandbox.cleanup import keep_log, sweep_sandboxes
+from ijfs.live.sandbox import disk, limits, namespaces
+from ijfs.live.sandbox.cleanup import keep_log, remove_box, sweep_sandboxes
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, launch
 from ijfs_engine.errors import IjfsError, StorageError
@@ -167,7 +166,7 @@ class Lifecycle:
         info = self._serve_ports()
         if before:
             keep_log(self._state.paths, before.generation)
-            await in_thread(shutil.rmtree, self._state.paths.sandbox(before.generation).root, ignore_errors=True)
+            await in_thread(remove_box, self._state.paths.sandbox(before.generation))
         await self._resume_guest(restored, request, arguments, beside=request.beside, emit=emit)
         await self._made_ready(restored.sandbox, restored=True)
         self._state.spawn(self._admit_clients, before is not None)
@@ -182,6 +181,8 @@ class Lifecycle:
             await self._queue.settled()
             generation = state.record.generation + 1
             request = await self._requested(arguments, generation, beside=False)
+            # It is the instance that has limits, whatever the snapshot's had.
+            request = replace(request, limits=arguments.limits.over(state.record.spec.limits))
             async with shared_files.put_back(request, state.snapshots, old, emit):
                 restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
@@ -333,6 +334,9 @@ class Lifecycle:
             raise KeeperError(f"the sandbox of `{self._state.name}` cannot be reached: {error.strerror}") from error
         sandbox = Sandbox(self._state.paths.sandbox(record.generation), network_fd, record.volumes)
         sandbox.own(program.pid)
+        sandbox.group = limits.found(sandbox.paths, record.spec.limits)
+        if record.parked is None:
+            sandbox.group.restrict()  # the killed keeper may have lifted them for a save
         sandbox.mount_layers()
         if record.base is not None:
             from ijfs.live.bases import hold
@@ -427,7 +431,7 @@ class Lifecycle:
         old_pager, old_key = state.pager, state.record.spec.kernel_key
         # Another kernel's snapshot brings its own key: who connects anew finds it in the connection file.
         key = request.meta.spec.kernel_key
-        spec = msgspec.structs.replace(_with_env(state.record.spec, env), kernel_key=key)
+        spec = msgspec.structs.replace(_with_env(state.record.spec, env), kernel_key=key, limits=request.limits)
         await self._move_into(
             restored, request, {"generation": generation, "spec": spec, "origin": request.meta.origin}
         )
@@ -572,6 +576,7 @@ def _with(spec: InstanceSpec, arguments: RestoreArguments, before: InstanceRecor
         ports=tuple(dict.fromkeys((*spec.ports, *(port.inside for port in arguments.ports)))),
         published=tuple(chosen.values()),
         late_env={**spec.late_env, **arguments.env},
+        limits=arguments.limits.over(spec.limits),
         notebook=own if arguments.notebook is None else arguments.notebook,
         front_end=arguments.front_end,
     )

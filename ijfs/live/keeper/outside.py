@@ -53,6 +53,12 @@ def checked(words: Sequence[str]) -> None:
             )
 
 
+def about_itself(words: Sequence[str], name: str) -> Sequence[str]:
+    """The words, with the program's name where a verb that looks at programs is given none: others live, too."""
+    alone = words[0] == "diff" and all(word.startswith("-") for word in words[1:])
+    return [*words, name] if alone else words
+
+
 def run(repo: Path, words: Sequence[str], columns: int) -> Outcome:
     """Run a verb of the command line outside. Blocks."""
     return _started("ijfs.cli", ["-r", str(repo), *words], columns)

@@ -58,6 +58,7 @@ class Parking:
             state.guest.close()
             parked = Parked(since_ns=time.time_ns(), stopped=stopped)
             state.write(parked=parked)
+            sandbox.group.lift()  # GPU memory that comes to the host counts as the program's
             taken = await in_thread(state.gpu.suspend, sandbox.pid) if state.gpu is not None else None
             if taken is not None:
                 state.write(parked=msgspec.structs.replace(parked, held=taken.held()))
@@ -82,6 +83,7 @@ class Parking:
         await in_thread(wake_stopped, sandbox, but=frozenset(parked.stopped if parked else ()))
         if state.gpu is not None and parked is not None:
             await in_thread(state.gpu.resume_found, sandbox.pid)
+        sandbox.group.restrict()
         if parked is not None:
             state.note(parked=None)
         if parked is not None and sandbox.is_alive():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from ijfs.live.model.records import (
     RelayPort,
     Status,
     Volume,
+    ran_out_of,
 )
 from ijfs.live.pager import account
 from ijfs.live.process import procfs
@@ -60,6 +62,9 @@ SAVE_WAIT_S = 86400.0
 
 # An end that soon after a save is noted: it may have to do with it.
 AFTER_SAVE_S = 1.0
+
+KILLED = 128 + signal.SIGKILL
+"""How a program has ended that was killed, as a shell has it."""
 
 _log = logging.getLogger("ijfs.keeper")
 
@@ -85,6 +90,7 @@ class RecordChanges(TypedDict, total=False):
     damage: str
     origin: FilesOrigin | None
     parked: Parked | None
+    oom_kills: int
 
 
 class InstanceState:
@@ -170,6 +176,8 @@ class InstanceState:
         """The instance as callers are shown it."""
         memory, damage = self._memory()
         info = info_of(self.paths, self.record, memory=memory, damage=damage)
+        if self.sandbox is not None and (usage := self.sandbox.group.usage()) is not None:
+            info = msgspec.structs.replace(info, usage=usage, oom_kills=usage.oom_kills)
         if info.kind != "kernel" or info.status != "running":
             return info
         traffic = self.relay.traffic
@@ -212,6 +220,7 @@ class InstanceState:
             "pager": bringing,
             "damage": "",
             "parked": None,
+            "oom_kills": 0,
             **(changes or RecordChanges()),
         }
         if snapshot is not None:
@@ -276,15 +285,24 @@ class InstanceState:
         self.guest.close()
         self.relay.bar()
         self.relay.drop()
-        status = sandbox.reap()
+        status, oom_kills = sandbox.reap(), sandbox.group.oom_kills()
         if self.pager is not None:
             await in_thread(self.pager.close)
         # A program that met memory that could not be brought has a signal for its end: this is the reason.
         damage = self._memory()[1]
         await in_thread(sandbox.dispose, keep_files=True)
         # The record keeps its keeper for as long as saves are on their way into the repository.
-        note = note or after_save or self.record.note
-        self.note(status="exited", exit_status=status, pager=None, note=note, damage=damage, parked=None)
+        out_of_memory = ran_out_of(self.record.spec.limits) if oom_kills and status == KILLED else ""
+        note = note or out_of_memory or after_save or self.record.note
+        self.note(
+            status="exited",
+            exit_status=status,
+            pager=None,
+            note=note,
+            damage=damage,
+            parked=None,
+            oom_kills=oom_kills,
+        )
         self.watchers.tell(Happened("exited", text=note or (f"exit status {status}" if status is not None else "")))
         self.ended.set()
 
@@ -348,6 +366,7 @@ class InstanceState:
         return self._memory()[0]
 
     async def _follow(self, pager: Pager) -> None:
+        pager.hurry()
         try:
             status = await in_thread(pager.wait, SAVE_WAIT_S)
         except IjfsError:

@@ -158,6 +158,11 @@ class SandboxPaths(OverlayDirectories):
         return self.root / "program.log"
 
     @property
+    def cgroups(self) -> Path:
+        """The control groups that were made for it, a directory a line (sandbox/limits.py)."""
+        return self.root / "cgroups"
+
+    @property
     def dev(self) -> Path:
         """Where the keeper's mount namespace has the sandbox's /dev."""
         return self.root / "dev"
@@ -186,4 +191,7 @@ class SandboxPaths(OverlayDirectories):
 RUN_INSIDE = "/run/ijfs"
 LOG_INSIDE = f"{RUN_INSIDE}/program.log"
 INIT_INSIDE = f"{RUN_INSIDE}/init"
+TERMINAL_INSIDE = f"{RUN_INSIDE}/terminal"
+TERMINAL_PORT = 4718
+"""Where the terminal of a program is reached inside; terminal_server.c has it, too."""
 CONNECTION_FILE_INSIDE = f"{RUN_INSIDE}/kernel.json"

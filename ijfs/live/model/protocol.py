@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import msgspec
 
 from ijfs.live.errors import ProtocolError
-from ijfs.live.model.records import Base, HostPort, InstanceInfo, InstanceSpec, SaveResult
+from ijfs.live.model.records import NO_LIMITS, Base, HostPort, InstanceInfo, InstanceSpec, Limits, SaveResult
 
 MAX_LINE = 64 << 20
 """A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
@@ -54,18 +54,21 @@ the kernel does not go back (KernelBusyError); it is left behind."""
 class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Bring a snapshot (any spelling) back: as the first request into a new instance, later in place.
 
-    `gpus`: index or UUID of those to use, in the order in which the program held some. `again`: an ended instance
+    `on_demand`: memory that it does not touch comes when it is saved. `gpus`: index or UUID of those to use, in the
+    order in which the program held some. `again`: an ended instance
     leaves its ports to this one. `siblings`: how many instances of the snapshot are started together.
     `same_random`: it draws the same random numbers as every other copy. `env`: variables that it gets, over those that
     the snapshot's program had (records.InstanceSpec.late_env). `ports`: where its ports are to be reached, instead of
     where the snapshot says. `files`: what becomes of folders that it shared with the host (FilesChoice); "": they stay
     as they are for a program of the name that it was saved under, and any other gets its own. `busy`: of a cell
     that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
-    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it.
+    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it. `limits`: over those
+    that the snapshot's program had.
     """
 
     snapshot: str
     eager: bool = False
+    on_demand: bool = False
     gpus: tuple[str, ...] = ()
     again: bool = False
     siblings: int = 1
@@ -76,6 +79,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     busy: Busy = "interrupt"
     notebook: str | None = None
     front_end: bool = False
+    limits: Limits = NO_LIMITS
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

@@ -122,4 +122,6 @@ def info_of(
         ends_ns=ends_ns(record),
         parked=record.parked is not None and record.status == "running",
         notebook=record.spec.notebook,
+        limits=record.spec.limits,
+        oom_kills=record.oom_kills,
     )

@@ -81,6 +81,61 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float = 600.0
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox may take of the machine: bytes of memory (swap is none), processors, threads and processes, bytes
+    a second to and from the disk of its repository (each way). 0: no limit. None: nobody said; no limit then, but for
+    `pids` the one that sandbox/limits.py has."""
+
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    io: int | None = None
+
+    def over(self, before: Limits) -> Limits:
+        """These, and where nobody said those before."""
+        said = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(before, **said)
+
+
+def ran_out_of(limits: Limits) -> str:
+    """What a program did that the kernel has killed for want of memory: the end of a sentence."""
+    return (
+        f"ran out of its {typed_size(limits.memory)} of memory" if limits.memory else "ran out of this machine's memory"
+    )
+
+
+NO_LIMITS = Limits()
+"""Nobody said anything."""
+
+_UNITS = {30: "GB", 20: "MB", 10: "kB", 0: "B"}
+
+
+def typed_size(count: int) -> str:
+    """As it is typed: `4 GB` are 4 GiB, as in `--memory 4G`."""
+    unit = next(unit for unit in _UNITS if count % (1 << unit) == 0)
+    return f"{count >> unit:,} {_UNITS[unit]}"
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox takes: bytes of memory, seconds of processor time so far, threads and processes; and how many of
+    its processes the kernel has killed for want of memory."""
+
+    memory: int
+    cpu_s: float
+    pids: int
+    oom_kills: int = 0
+
+
+class Terminal(msgspec.Struct, frozen=True):
+    """The terminal that a program runs at: how large its window is at the start, and what its clients say to be let in
+    (sandbox/terminal_server.c)."""
+
+    # A snapshot, perhaps a stranger's, says it, and it goes into an environment.
+    key: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    rows: int = 24
+    columns: int = 80
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a program in a sandbox.
 
@@ -102,6 +157,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `ttl_s`: after so many seconds by the clock it is ended; a copy or restored one has as many from its own beginning.
     `notebook`: the host's path of the notebook document a kernel belongs to; each snapshot gets it as it is then.
     `hooks`: what the keeper does for it around saves, and until it is ready.
+    `limits`: what it may take of the machine, and each copy of it again.
+    `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
     """
 
@@ -129,6 +186,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     share: tuple[str, ...] = ()
     bind: tuple[str, ...] = ()
     hooks: Hooks = Hooks()
+    limits: Limits = Limits()
+    terminal: Terminal | None = None
 
 
 VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]
@@ -213,6 +272,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
     origin: FilesOrigin | None = None
     parked: Parked | None = None
+    oom_kills: int = 0
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +291,9 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     live is over; None where it has no such limit. `kernel`: what a kernel is doing, None of other programs and where no
     keeper answers; `unsaved`: whether it ran a cell since its last save. `notebook`: the one it belongs to. `left`: the
     snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it
-    stands still in host memory until it is woken.
+    stands still in host memory until it is woken. `limits`: what it may take of the machine, and `usage` what it takes
+    (None where it has ended, and where the machine has no control groups). `oom_kills`: how many of its processes the
+    kernel killed for want of memory, also once it has ended.
     """
 
     name: str
@@ -264,6 +326,9 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     kernel: KernelState | None = None
     unsaved: bool = False
     notebook: str = ""
+    limits: Limits = Limits()
+    usage: Usage | None = None
+    oom_kills: int = 0
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):

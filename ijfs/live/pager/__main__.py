@@ -68,6 +68,7 @@ def _work(
         keep=keep,
         bulk=source.bulk,
         rest_after_s=source.rest_after_s,
+        on_demand=source.on_demand,
         shared=shared,
         present_file=source.present,
     )
@@ -87,7 +88,8 @@ def _end(failure: threading.ExceptHookArgs) -> None:
 
 def _files(source: Source) -> EngineFiles | DirectoryFiles:
     if source.repo is not None and source.snapshot is not None:
-        return EngineFiles(Path(source.repo), bytes.fromhex(source.snapshot), delay_s=source.delay_s)
+        snapshot = bytes.fromhex(source.snapshot)
+        return EngineFiles(Path(source.repo), snapshot, on_demand=source.on_demand, delay_s=source.delay_s)
     if source.images is None:
         raise ValueError("the source names neither a snapshot nor images")
     return DirectoryFiles(Path(source.images), source.delay_s or 0.0)

@@ -36,6 +36,7 @@ from ijfs.live.pager.messages import (
     Failed,
     Hello,
     Hold,
+    Hurry,
     Lost,
     Message,
     Poisoned,
@@ -213,6 +214,12 @@ class Pager:
         """Wait until all memory is in and the pager has left. TargetDiedError where it never will be, also when `close`
         comes first."""
         return self._wait(lambda status: status.complete, timeout_s)
+
+    def hurry(self) -> None:
+        """All memory is wanted, also where it was to come on demand; from pagers that take over as well."""
+        with self._changed:
+            self._source = msgspec.structs.replace(self._source, on_demand=False)
+        self._channel.send(Hurry())
 
     def close(self) -> None:
         """End paging, after `wait` or for a program that is dead: what is not in yet would read as zeros."""

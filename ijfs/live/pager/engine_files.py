@@ -15,16 +15,20 @@ from ijfs_engine import ObjectId, Repository, StoredFile
 _IMAGES: Final = "images"
 _CACHE_BYTES: Final = 32 << 20
 """Decoded chunks that straddle two blocks, or that a fault had decoded, are found here: a few blocks are enough."""
+_FEW_BYTES: Final = 2 << 20
+"""Where only faults are answered, for as long as the program lives."""
 
 
 class EngineFiles:
     """The image directory of one snapshot. Pins it, so that no gc takes what a running program still needs."""
 
-    def __init__(self, repository: Path, snapshot: ObjectId, *, delay_s: float | None = None) -> None:
+    def __init__(
+        self, repository: Path, snapshot: ObjectId, *, on_demand: bool = False, delay_s: float | None = None
+    ) -> None:
         """NoRepositoryError, UnknownFormatError, UnknownNameError, CorruptError."""
         self._repository = Repository.open(repository)
         self._pin = self._repository.pin(snapshot, "pager")
-        self._reader = self._repository.reader(cache_bytes=_CACHE_BYTES, delay_s=delay_s)
+        self._reader = self._repository.reader(cache_bytes=_FEW_BYTES if on_demand else _CACHE_BYTES, delay_s=delay_s)
         self._root = self._repository.snapshot(snapshot).root
         self._snapshot = snapshot
         self._known: bytes | None = None

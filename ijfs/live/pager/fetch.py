@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import Final, Protocol
 
 from ijfs.live.pager.image_files import PageSource
@@ -121,7 +122,8 @@ class Fetcher:
         buffer, address = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
         if urgent_only:
             raise_priority()
-        while (task := self._scheduler.next(urgent_only=urgent_only)) is not None:
+        give_back = partial(memory.madvise, mmap.MADV_DONTNEED)
+        while (task := self._scheduler.next(urgent_only=urgent_only, before_rest=give_back)) is not None:
             worked, waited = time.thread_time(), io_waited_s()
             where = self._shared.bring(task, self._fill) if self._shared is not None else None
             if where is None:

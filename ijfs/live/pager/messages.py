@@ -100,6 +100,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """All memory is wanted before anything else: a GPU's driver is about to read the whole of it."""
     rest_after_s: float = 0.0
     """Seconds, from the resume, in which only what faults and what is in the working set is brought in."""
+    on_demand: bool = False
+    """Memory that nobody touches comes when the keeper hurries, or is gone."""
     present: str | None = None
     """The file of `present`, which is there by the time CRIU hands its processes over, where there is any."""
     delay_s: float | None = None
@@ -129,9 +131,13 @@ class Adopted(_Message, frozen=True, kw_only=True):
     resumed: bool
 
 
+class Hurry(_Message, frozen=True, kw_only=True):
+    """All memory is wanted now, also where it was to come on demand."""
+
+
 class Released(_Message, frozen=True, kw_only=True):
     """The answer to `Complete`."""
 
 
-ToPager = Begin | Adopt | Adopted | Released
+ToPager = Begin | Adopt | Adopted | Hurry | Released
 Message = ToKeeper | ToPager

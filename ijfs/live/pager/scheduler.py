@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from ijfs.live.pager.plan import ProcessMemory
@@ -37,6 +37,10 @@ class Demand(Protocol):
 
     def pace(self) -> Pace:
         """How much may be read that no fault asked for."""
+        ...
+
+    def pace_stays(self) -> bool:
+        """Whether it changes only where the scheduler is told (`pace_changed`)."""
         ...
 
 
@@ -99,8 +103,9 @@ class Scheduler:
         """Whether nothing more is to be read or copied."""
         return self._closed
 
-    def next(self, *, urgent_only: bool) -> Task | None:
-        """The next task, waiting for one; None when closed."""
+    def next(self, *, urgent_only: bool, before_rest: Callable[[], None]) -> Task | None:
+        """The next task, waiting for one; None when closed. `before_rest` is called where that may take long, under the
+        lock: a pager whose program has what it touches is to take no memory."""
         with self._changed:
             while not self._closed:
                 if self._urgent:
@@ -109,7 +114,11 @@ class Scheduler:
                 task = None if urgent_only else self._next_block(pace)
                 if task is not None:
                     return task
-                self._changed.wait(None if urgent_only or pace is Pace.ALL else _POLL_S)
+                stays = self._demand.pace_stays()
+                asleep = urgent_only or pace is Pace.ALL or stays
+                if stays:
+                    before_rest()
+                self._changed.wait(None if asleep else _POLL_S)
         return None
 
     def settle(self, task: Task, missing: Iterable[PageRange]) -> None:
@@ -124,6 +133,11 @@ class Scheduler:
                 self._changed.notify_all()
             if task.urgent:
                 self._pending.discard((task.memory.pid, task.ranges[0][0]))
+
+    def pace_changed(self) -> None:
+        """More may be read than before."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:

@@ -34,7 +34,7 @@ from ijfs.live.pager.faults import Faults
 from ijfs.live.pager.fetch import Fetcher, ReadTimes, raise_priority
 from ijfs.live.pager.image_files import PageSource
 from ijfs.live.pager.memories import ProcessMemories
-from ijfs.live.pager.messages import Complete, Failed, Poisoned, Progress, Released, Stalled
+from ijfs.live.pager.messages import Complete, Failed, Hurry, Poisoned, Progress, Released, Stalled
 from ijfs.live.pager.plan import ProcessMemory
 from ijfs.live.pager.recovery import Recovery
 from ijfs.live.pager.scheduler import Scheduler
@@ -49,6 +49,8 @@ from ijfs_engine.errors import IjfsError
 Keep = Callable[[Iterable[working_set.Touched]], None]
 """Keeps what was touched, in order, for the next restore."""
 
+_LISTEN_S: Final = 0.05
+_WAITING_S: Final = 1.0
 _PROGRESS_S: Final = 0.1
 _RELEASE_S: Final = 2.0
 """How long a keeper may take to let go of the userfaultfds before the pager leaves all the same."""
@@ -69,6 +71,7 @@ class Server:
         keep: Keep | None = None,
         bulk: bool = False,
         rest_after_s: float = 0.0,
+        on_demand: bool = False,
         shared: SharedBlocks | None = None,
         present_file: str | None = None,
     ) -> None:
@@ -79,11 +82,14 @@ class Server:
         self._touches = working_set.Touches()
         self._epoll = select.epoll()
         self._spaces = Spaces(channel, fd_table, book, self._epoll)
-        throttle = Throttle(bulk=bulk, rest_after_s=rest_after_s, learning=keep is not None, first=not self._touched)
+        learning = keep is not None and not on_demand  # what is touched in an hour is no working set
+        self._throttle = throttle = Throttle(
+            bulk=bulk, rest_after_s=rest_after_s, learning=learning, first=not self._touched, on_demand=on_demand
+        )
         times = ReadTimes()
-        scheduler = Scheduler(_Demand(self._spaces, throttle, times))
+        self._scheduler = scheduler = Scheduler(_Demand(self._spaces, throttle, times))
         self._memories = ProcessMemories(source, scheduler, self._touched, present_file)
-        touches = self._touches if keep is not None else None
+        touches = self._touches if learning else None
         self._faults = Faults(scheduler, self._memories, throttle, times, touches)
         self._deliveries = Deliveries(self._spaces, scheduler, self._faults)
         self._fetcher = Fetcher(source, scheduler, self._deliveries, times, shared)
@@ -115,11 +121,20 @@ class Server:
         raise_priority()
         try:
             while not self._done():
-                self._listen(AGAIN_S if self._faults.are_deferred else 0.05)
+                self._listen(AGAIN_S if self._faults.are_deferred else self._idle_s())
                 self._report_progress()
             return self._leave()
         finally:
             self._fetcher.close()
+
+    def _idle_s(self) -> float:
+        """How long there may be nothing to hear of. A pager that waits for faults alone takes no processor."""
+        return _WAITING_S if self._throttle.waits and self._spaces.resumed is not None else _LISTEN_S
+
+    def _hurry(self) -> None:
+        """All memory is wanted."""
+        self._throttle.hurry()
+        self._scheduler.pace_changed()
 
     def _done(self) -> bool:
         if self._conversation.failed:
@@ -164,7 +179,10 @@ class Server:
         message = self._channel.receive()
         if message is not None:
             self._released = isinstance(message[0], Released)
-        if not self._channel.alive:  # the keeper died: the program goes on, without a guardian
+            if isinstance(message[0], Hurry):
+                self._hurry()
+        if not self._channel.alive:  # the keeper died: the program goes on, without a guardian, and soon without this
+            self._hurry()
             self._epoll.unregister(self._channel.fileno())
             self._conversation.on_keeper_gone()
 
@@ -236,3 +254,6 @@ class _Demand:
 
     def pace(self) -> Pace:
         return self._throttle.now(self._spaces.resumed, self._times.waiting)
+
+    def pace_stays(self) -> bool:
+        return self._throttle.waits and self._spaces.resumed is not None

@@ -32,10 +32,13 @@ class Throttle:
     and 2.4 s when not.
     """
 
-    def __init__(self, *, bulk: bool, rest_after_s: float, learning: bool, first: bool) -> None:
+    def __init__(
+        self, *, bulk: bool, rest_after_s: float, learning: bool, first: bool, on_demand: bool = False
+    ) -> None:
         """`bulk`: everything is wanted at once. `learning`: a working set is to be kept; `first`: none is
-        known from an earlier restore."""
+        known from an earlier restore. `on_demand`: what nobody asked for waits until `hurry`."""
         self._bulk = bulk
+        self._on_demand = on_demand
         self._rest_after_s = rest_after_s
         self._held = Pace.NOTHING if learning else Pace.NEAR
         self._quiet_s = _QUIET_S if learning and first else _RECENT_S
@@ -45,12 +48,24 @@ class Throttle:
         """A page was asked for that no working set had foreseen."""
         self._last_stray = time.monotonic()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the pace stays as it is until somebody hurries."""
+        return self._on_demand
+
+    def hurry(self) -> None:
+        """All memory is wanted from now on."""
+        self._on_demand = False
+        self._rest_after_s = 0.0
+
     def now(self, resumed: float | None, waiting: float) -> Pace:
         """`resumed`: since when the program runs. `waiting`: what share of a read is (`ReadTimes.waiting`)."""
         if self._bulk:
             return Pace.ALL
         if resumed is None:
             return Pace.NOTHING
+        if self._on_demand:
+            return Pace.NEAR
         return self._held if waiting <= 0.5 and self._holds_back(resumed) else Pace.ALL
 
     def _holds_back(self, resumed: float) -> bool:

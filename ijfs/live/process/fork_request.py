@@ -174,10 +174,12 @@ def dismiss(repo: str | os.PathLike[str]) -> bool:
 
 
 def send(sock: socket.socket, request: ForkRequest, fds: Sequence[int]) -> None:
-    """One request, one line."""
+    """One request, one line. Nothing is sent after its last byte: a forkserver that has it answers and closes, and the
+    system call for an empty rest would fail, of a request that was taken over."""
     line = msgspec.json.encode(request) + b"\n"
     sent = socket.send_fds(sock, [line], fds)
-    sock.sendall(line[sent:])
+    if rest := line[sent:]:
+        sock.sendall(rest)
 
 
 def receive(sock: socket.socket) -> tuple[ForkRequest, list[int]]:

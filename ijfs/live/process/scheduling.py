@@ -1,4 +1,5 @@
-"""What CRIU leaves out of how threads are scheduled: their processors, io priority and timer slack.
+"""What CRIU leaves out of how threads are scheduled, their processors, io priority and timer slack; and which memory of
+a process a core dump gets.
 
 `capture` is called by keeper/save.py right after the thaw, `put_back` by checkpoint/restore.py as soon as the program
 runs. (Niceness and scheduling classes CRIU brings back itself.) Kept is only what differs from a thread of a new
@@ -25,18 +26,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ThreadSchedule(msgspec.Struct, frozen=True, kw_only=True):
-    """One thread, as numbered inside its sandbox. None: as in a new program."""
+    """One thread, as numbered inside its sandbox. None: as in a new program. `core_filter`: its
+    process's (core(5), /proc/PID/coredump_filter)."""
 
     tid: int
     cpus: tuple[int, ...] | None = None
     io_priority: int | None = None
     slack_ns: int | None = None
+    core_filter: str | None = None
 
 
 def capture(pid: int) -> tuple[ThreadSchedule, ...]:
     """Of every thread in the pid namespace of `pid` what differs from this process's."""
-    normal = os.sched_getaffinity(0)
-    return tuple(found for tid in _threads(pid) if (found := _of_thread(tid, normal)) is not None)
+    normal, core_filter = os.sched_getaffinity(0), _core_filter(os.getpid())
+    return tuple(found for tid in _threads(pid) if (found := _of_thread(tid, normal, core_filter)) is not None)
 
 
 def put_back(pid: int, schedules: tuple[ThreadSchedule, ...]) -> None:
@@ -51,17 +54,19 @@ def put_back(pid: int, schedules: tuple[ThreadSchedule, ...]) -> None:
             _apply(tid, schedule)
 
 
-def _of_thread(tid: int, normal: set[int]) -> ThreadSchedule | None:
+def _of_thread(tid: int, normal: set[int], normal_filter: str) -> ThreadSchedule | None:
     with contextlib.suppress(OSError, ValueError):  # it may end any moment
         cpus = os.sched_getaffinity(tid)
         priority = _io_priority(tid)
         slack = int(Path(f"/proc/{tid}/timerslack_ns").read_text())
-        if (cpus, priority, slack) != (normal, _NO_IO_PRIORITY, _NORMAL_SLACK_NS):
+        core_filter = _core_filter(tid)
+        if (cpus, priority, slack, core_filter) != (normal, _NO_IO_PRIORITY, _NORMAL_SLACK_NS, normal_filter):
             return ThreadSchedule(
                 tid=_inside(tid),
                 cpus=tuple(sorted(cpus)) if cpus != normal else None,
                 io_priority=priority if priority != _NO_IO_PRIORITY else None,
                 slack_ns=slack if slack not in (_NORMAL_SLACK_NS, 0) else None,
+                core_filter=core_filter if core_filter != normal_filter else None,
             )
     return None
 
@@ -76,6 +81,13 @@ def _apply(tid: int, schedule: ThreadSchedule) -> None:
     if schedule.slack_ns is not None:
         with contextlib.suppress(OSError):
             Path(f"/proc/{tid}/timerslack_ns").write_text(str(schedule.slack_ns))
+    if schedule.core_filter is not None:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{tid}/coredump_filter").write_text(f"0x{schedule.core_filter}")
+
+
+def _core_filter(pid: int) -> str:
+    return Path(f"/proc/{pid}/coredump_filter").read_text().strip()
 
 
 def _io_priority(tid: int) -> int:

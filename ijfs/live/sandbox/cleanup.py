@@ -15,9 +15,10 @@ import signal
 import time
 from pathlib import Path
 
-from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.paths import InstancePaths, SandboxPaths
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KEEPER_END_S, KeeperLock
+from ijfs.live.sandbox import limits
 
 CRIU_PLACE, CRIU_PREFIX = Path("/tmp"), ".criu.mntns."
 """Where CRIU makes a directory at each restore, to mount a root on, and how its name begins (criu/mount.c)."""
@@ -44,6 +45,7 @@ def remove(paths: InstancePaths) -> None:
 
 def clear(paths: InstancePaths, *, but: Path | None = None) -> None:
     """Remove all that is in an instance's directory but its lock, and `but`."""
+    limits.remove_all(paths.root)
     with contextlib.suppress(FileNotFoundError):
         for path in paths.root.iterdir():
             if path in (paths.lock, but):
@@ -67,7 +69,11 @@ def sweep_left(live: Path) -> None:
     swept = False
     for directory in live.iterdir():
         paths = InstancePaths(directory)
-        if directory.name.startswith(".") or paths.record.exists() or not is_remains(paths):
+        if directory.name.startswith("."):
+            continue
+        if paths.record.exists():
+            _sweep_groups(paths)
+        if paths.record.exists() or not is_remains(paths):
             continue
         with contextlib.suppress(OSError):
             directory.rmdir()  # an empty one; who has just made it makes it again
@@ -78,6 +84,14 @@ def sweep_left(live: Path) -> None:
                 swept = True
     if swept:
         sweep_criu()
+
+
+def _sweep_groups(paths: InstancePaths) -> None:
+    """Remove the control groups of a program that ended without a keeper."""
+    if next(paths.root.glob("box-*/cgroups"), None) is not None:
+        with KeeperLock.take(paths) or contextlib.nullcontext() as lock:
+            if lock is not None:
+                limits.remove_all(paths.root, 0)
 
 
 def is_remains(paths: InstancePaths) -> bool:
@@ -100,7 +114,13 @@ def sweep_sandboxes(paths: InstancePaths, generation: int) -> None:
 def sweep_directory(directory: Path) -> None:
     """Remove a directory that sandboxes are in, and end what runs in them."""
     end_processes(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_box(SandboxPaths(directory))
+
+
+def remove_box(box: SandboxPaths) -> None:
+    """Remove the directory of a sandbox in which nothing runs any more."""
+    limits.remove(box)
+    shutil.rmtree(box.root, ignore_errors=True)
 
 
 def sweep_criu(place: Path = CRIU_PLACE) -> None:

@@ -188,13 +188,14 @@ def _found(image: int) -> tuple[int, str] | None:
     """The loop device that has this file already."""
     wanted = os.fstat(image)
     for entry in Path("/sys/block").glob("loop*/loop"):
-        with contextlib.suppress(OSError):
-            name = entry.parent.name
+        name = entry.parent.name
+        with contextlib.suppress(OSError), contextlib.ExitStack() as unless_it_is:
             fd = _open_device(int(name.removeprefix("loop")))
+            unless_it_is.callback(os.close, fd)
             found = _INFO.unpack(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_INFO.size)))
             if (found[0], found[1]) == (wanted.st_dev, wanted.st_ino):
+                unless_it_is.pop_all()
                 return fd, f"/dev/{name}"
-            os.close(fd)
     return None
 
 

@@ -23,11 +23,17 @@ from types import FrameType
 import msgspec
 
 from ijfs.live.model.records import Process
-from ijfs.live.process import procfs
+from ijfs.live.process import cgroups, procfs
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import users
+from ijfs.live.sandbox.limits import PARENT, Group
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+KILLED = 128 + signal.SIGKILL
+
+OOM_FIRST = "1000"
+"""proc(5), /proc/PID/oom_score_adj: of several processes, the kernel chooses this one."""
 
 HANDED_ON = {
     signal.SIGTERM: signal.SIGTERM,
@@ -58,8 +64,13 @@ def main() -> int:
     try:
         home = os.readlink(f"/proc/{pid}/cwd")
         environment = environment_of(pid)
+        group = Group(tuple(cgroups.groups_below(pid, PARENT)))
+        watch, groups = group.watch(), cgroups.opened(group.directories)
         _join(request.program)
-        return _run(request, home, environment)
+        code = _run(request, home, environment, groups, first=watch is not None and bool(watch.limits.memory))
+        if code == KILLED and watch is not None and (said := watch.said()):
+            print(f"ijfs exec: {request.argv[0]}: killed: the program {said}", file=sys.stderr)
+        return code
     except OSError as error:
         print(f"ijfs exec: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
@@ -81,9 +92,9 @@ def _join(program: Process) -> None:
         os.close(fd)
 
 
-def _run(request: EnterRequest, home: str, environment: dict[str, str]) -> int:
-    """Only a child is inside the pid namespace. `home`: where it begins unless the request says where, or its user may
-    not go there."""
+def _run(request: EnterRequest, home: str, environment: dict[str, str], groups: list[int], *, first: bool) -> int:
+    """Only a child is inside the pid namespace, and in the control groups. `home`: where it begins unless the request
+    says where, or its user may not go there. `first`: where memory runs out it ends, and not the program."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the command's, which decides what becomes of it
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
@@ -91,6 +102,9 @@ def _run(request: EnterRequest, home: str, environment: dict[str, str]) -> int:
     if pid == 0:
         argv = request.argv
         try:
+            cgroups.join_opened(groups)
+            if first:
+                Path("/proc/self/oom_score_adj").write_text(OOM_FIRST)
             if request.session:
                 os.setsid()
                 _take_terminal()

@@ -21,6 +21,7 @@ from ijfs.live.errors import SandboxError
 from ijfs.live.model.environment import packed, unpacked
 from ijfs.live.model.paths import LOG_INSIDE, SandboxPaths
 from ijfs.live.model.records import Volume
+from ijfs.live.process import cgroups
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rootfs, seccomp, users
 
@@ -36,6 +37,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     cwd: str
     io_uring: bool
     user: str = ""
+    groups: list[str] = []
 
 
 def start(
@@ -49,13 +51,15 @@ def start(
     io_uring: bool,
     user: str = "",
     inherited: Sequence[int] = (),
+    groups: Sequence[Path] = (),
 ) -> int:
     """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process.
-    `user`: as one of its users; `inherited`: descriptors that it has open."""
+    `user`: as one of its users; `inherited`: descriptors that it has open; `groups`: its control groups."""
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
-    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user)
+    names = [str(group) for group in groups]
+    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user, names)
     helper = subprocess.run(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
         input=msgspec.json.encode(request),
@@ -93,6 +97,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
     """Become pid 1 of the sandbox; what goes wrong is written to `complaints`."""
     try:
         os.setsid()
+        cgroups.join(request.groups)
         enter_root(Path(request.root), request.mounts)
         _redirect()
         if not request.io_uring:

@@ -23,8 +23,9 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, host_folders, init, rootfs, slirp
+from ijfs.live.sandbox import disk, host_folders, init, limits, rootfs, slirp, terminal
 from ijfs.live.sandbox import namespaces as ns
+from ijfs.live.sandbox.limits import NO_GROUP, Group
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
 from ijfs.live.sandbox.scratch import SCRATCH
 from ijfs.live.sandbox.volumes import choose, is_below
@@ -32,6 +33,9 @@ from ijfs_engine import SECRET_VARIABLES
 
 # tini reaps orphans, as pid 1 has to, and hands signals on to the program's process group.
 INIT_PROGRAMS = ("tini", "docker-init")
+
+# What IPython is told to load by itself.
+EXTENSIONS = "InteractiveShellApp.extra_extensions"
 
 # How long processes get to vanish after SIGKILL before it is called a failure; uninterruptible I/O may take a while.
 KILL_LIMIT_S = 10.0
@@ -50,6 +54,7 @@ class Sandbox:
     slirp: slirp.Slirp | None = None
     lower: Lower = HOST
     notes: list[str] = field(default_factory=list)
+    group: Group = NO_GROUP
 
     @property
     def pid(self) -> int:
@@ -160,6 +165,7 @@ class Sandbox:
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
+        limits.remove(self.paths)
         held = (self.network_fd, self.pidfd, self.lower.fd)
         self.network_fd, self.pidfd, self.lower = -1, None, replace(self.lower, fd=-1)
         for fd in held:
@@ -198,6 +204,9 @@ def launch(
         volumes = volumes if kept is None else kept
         check_command(argv[0], spec.cwd, environment, lower.root, [volume.path for volume in volumes])
         sandbox.volumes = volumes
+        sandbox.group = limits.make(paths, spec.limits)
+        sandbox.group.apply()
+        sandbox.group.limit_io(paths.root)
         sandbox.make_layers(spec.disk)
         sandbox.volumes = tuple(settled for volume in volumes if (settled := _settled(paths, volume)) is not None)
         rootfs.prepare_upper(paths, sandbox.volumes, copies, lower=lower.root)
@@ -206,6 +215,11 @@ def launch(
         if connection is not None:
             _write_connection_file(paths, connection)
         init_program = find_init(lower.root, paths)
+        if spec.terminal is not None:
+            terminal.put(paths)
+            environment[terminal.KEY_VARIABLE] = spec.terminal.key
+            roots = dict.fromkeys([lower.root, Path("/")])
+            argv = terminal.words(spec.terminal, argv, list(roots), spec.cwd, environment)
         sandbox.mount(gpu=spec.gpu)
         if spec.network == "slirp4netns":
             (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
@@ -220,6 +234,7 @@ def launch(
             spec.cwd,
             io_uring=spec.io_uring,
             user=spec.user,
+            groups=sandbox.group.directories,
         )
         sandbox.own(started)
     except BaseException:
@@ -294,12 +309,16 @@ def find_init(root: Path, paths: SandboxPaths) -> str:
 
 
 def program_argv(spec: InstanceSpec) -> list[str]:
-    """The command line inside. IPython's history file is left out where the program has no disk of its own: a saved
-    program's open sqlite file is read-only when it comes back with another inode number."""
+    """The command line inside. An IPython kernel notices that it is a copy (guest/copies.py). Its history file is left
+    out where the program has no disk of its own: a saved program's open sqlite file is read-only when it comes back
+    with another inode number."""
     argv = [word.replace("{connection_file}", CONNECTION_FILE_INSIDE) for word in spec.argv]
-    ipython = spec.kind == "kernel" and any("ipykernel" in word for word in argv)
-    if ipython and not spec.disk and not any("HistoryManager" in word for word in argv):
+    if spec.kind != "kernel" or not any("ipykernel" in word for word in argv):
+        return argv
+    if not spec.disk and not any("HistoryManager" in word for word in argv):
         argv.append("--HistoryManager.enabled=False")
+    if not any(EXTENSIONS in word for word in argv):
+        argv.append(f"--{EXTENSIONS}=ijfs.guest.copies")
     return argv
 
 

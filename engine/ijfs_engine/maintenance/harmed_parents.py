@@ -1,0 +1,34 @@
+"""Whether snapshots are whole as far as the index and the names of packs tell. `Repository.begin` asks it of a save's
+parents where some damage is known: what a parent names is taken over without a look at each chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from ijfs_engine.errors import CorruptError
+from ijfs_engine.format.place import Place
+from ijfs_engine.format.records import ObjectId
+from ijfs_engine.maintenance.reachability import ReachableSet
+from ijfs_engine.storage.index import CHUNKS, OBJECTS
+from ijfs_engine.storage.open_repository import OpenRepository
+
+
+def check_parents(repository: OpenRepository, parents: Sequence[ObjectId], lost: Set[int]) -> None:
+    """CorruptError if they need something that stood in these packs, or that the index has not. Reads all of their
+    metadata, and looks at every row of the index. StorageError."""
+    repository.forget_removed()  # a pack that is gone can be read for as long as it is open
+    needed = ReachableSet(repository.store, repository.index)
+    needed.add(parents)
+    direct = bases = 0
+    for table in (CHUNKS, OBJECTS):
+        for rows in repository.index.scan(table):
+            if any(needed.has([key for key, row in zip(*rows, strict=True) if Place.decode(row).pack in lost])):
+                raise CorruptError(
+                    f"it needs some of {len(lost)} packs that are gone",
+                    hint="put them back, or let `ijfs fsck --repair` say what is lost",
+                )
+            if table == CHUNKS:
+                direct += sum(needed.is_direct(rows.keys))
+                bases += sum(needed.bases.has(b"".join(rows.keys)))
+    if direct < len(needed.chunks) or bases < len(needed.bases):
+        raise CorruptError("a repair had to let go of some of it", hint="`ijfs fsck` names what is lost")
