@@ -23,7 +23,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import disk, host_folders, init, limits, rootfs, slirp, terminal
+from ijfs.live.sandbox import apart, disk, host_folders, init, limits, rootfs, slirp, terminal
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.limits import NO_GROUP, Group
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
@@ -86,7 +86,7 @@ class Sandbox:
 
     def make_layers(self, size: int) -> None:
         """Where its writable layers go: a disk of so many bytes of its own (0: none), made or found. SandboxError."""
-        self.paths.root.mkdir(parents=True, exist_ok=True)
+        apart.make_directory(self.paths.root)
         if self.paths.image.exists():
             self.mount_layers()
         elif size:
