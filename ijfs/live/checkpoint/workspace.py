@@ -277,7 +277,7 @@ def stat_cache_of(layers: Sequence[WritableLayer], before_ns: int) -> StatCache:
     for layer in layers:
         if layer.shared:  # the host's own: nobody has put it back
             continue
-        for at, found in walk(layer):
+        for at, found in walk(layer, running=True):
             status = found.status
             if stat.S_ISREG(status.st_mode) and status.st_ctime_ns < before_ns - RACY_NS:
                 stat_cache[at] = key_of(status)

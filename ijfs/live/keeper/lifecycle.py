@@ -518,19 +518,18 @@ class Lifecycle:
         run, so that it draws random numbers of its own; going back in place stays exact, as an undo should be."""
         state = self._state
         state.set_hooks(request.meta.guest.hook_ports)
-        # A save stores here all that it needs, and so all files of a program whose snapshot is a remote's.
-        here = await in_thread(state.snapshots.repository.is_here, request.snapshot.id)
-        state.set_files(await in_thread(_files_put_back, restored) if here else {})
+        state.set_files({})
         told = {**arguments.env, INSTANCE_VARIABLE: state.name}
         event = HookEvent("after_restore", request.snapshot.id.hex(), True if beside else msgspec.UNSET, told)
         if arguments.env and not state.guest.hook_ports and state.record.spec.kind != "kernel":
             emit(Notice(NOT_TOLD))
-        state.spawn(self._greet, restored.sandbox, event, bool(arguments.env))
+        state.spawn(self._greet, restored, request.snapshot.id, event, bool(arguments.env))
 
-    async def _greet(self, sandbox: Sandbox, event: HookEvent, given: bool) -> None:
-        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them.
+    async def _greet(self, restored: Restored, snapshot: bytes, event: HookEvent, given: bool) -> None:
+        """Have a restored program's hooks run, then answer its requests: `ijfs.save()` returns in it after them. Then
+        look at its files, so that the next save need not read them.
         `given`: somebody gave variables, and is to hear where nobody took them."""
-        state = self._state
+        state, sandbox = self._state, restored.sandbox
         async with state.busy:  # a save waits: it would find the hooks half done
             if state.sandbox is sandbox:
                 hooks = bool(state.guest.hook_ports)
@@ -538,6 +537,9 @@ class Lifecycle:
                 if given and hooks and not taken:
                     state.note(note=NOT_TOLD)
                 state.open_guest_port(sandbox)
+                # A save stores here all that it needs, and so all files of a program whose snapshot is a remote's.
+                if await in_thread(state.snapshots.repository.is_here, snapshot):
+                    state.set_files(await in_thread(_files_put_back, restored))
 
 
 def _with_env(spec: InstanceSpec, env: dict[str, str]) -> InstanceSpec:
