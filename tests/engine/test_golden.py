@@ -1,7 +1,8 @@
 """Repositories written by earlier versions stay readable: one per format, made once and never made again.
 
 `golden/v1` was written by the first version of format 1 (packs, journal, format and secret; no index: that is built).
-It holds every kind of frame the store knew then; `golden/v1-numbers` has the codec that came after. If a test here
+It holds every kind of frame the store knew then; `golden/v1-numbers` has the codec that came after, and
+`golden/v2-encrypted` is the first that was encrypted. If a test here
 fails, the format has changed: give it a new version.
 """
 
@@ -14,16 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryptkit import given
 from storekit import contents, put, put_against, save
 
-from ijfs_engine import Repository
+from ijfs_engine import Repository, wrap_for_passphrase
 from ijfs_engine.format.frames import Codec, chunk_id
 from ijfs_engine.format.place import Place
-from ijfs_engine.storage import refs
+from ijfs_engine.storage import key_files, refs
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 NUMBERS = GOLDEN.with_name("v1-numbers")
+ENCRYPTED = GOLDEN.with_name("v2-encrypted")
 
 BASE = random.Random(1).randbytes(4096)
 NEAR = BASE[:500] + b"changed" + BASE[507:]
@@ -49,6 +52,19 @@ def make_numbers(path: Path) -> None:
     refs.whoami = lambda: "somebody@somewhere"  # type: ignore[assignment]
     with Repository.init(path) as repository:
         save(repository, PRICES, branch="main", message="prices")
+    shutil.rmtree(path / "index")
+
+
+def make_encrypted(path: Path) -> None:
+    """How that of version 2 was made."""
+    refs.whoami = lambda: "somebody@somewhere"  # type: ignore[assignment]
+    key_files.MEMORY_KIB, key_files._PASSES = 64, 1  # type: ignore[misc]
+    with Repository.init(path, way_in=lambda ring: wrap_for_passphrase(ring, "main", "golden")) as repository:
+        first = save(repository, FILES, branch="main", message="first")
+        with repository.session() as session:
+            put_against(session, NEAR, BASE, put(session, BASE))
+            save(repository, {"near": NEAR}, parents=[first.id], branch="main", message="second", session=session)
+        repository.refs.set_tag("v1", first.id, why="golden")
     shutil.rmtree(path / "index")
 
 
@@ -106,3 +122,15 @@ def test_numbers_stay_readable(tmp_path: Path) -> None:
         with repository.index.read() as view:
             codecs = {Place.decode(row).tag for _, row in view.items(CHUNKS)}
         assert codecs == {Codec.NUMBERS}
+
+
+def test_encrypted_ones_stay_readable(tmp_path: Path) -> None:
+    with given("golden"), mended(ENCRYPTED, tmp_path / "repo") as repository:
+        assert contents(repository, repository.resolve("v1")) == FILES
+        assert contents(repository, repository.resolve("main")) == {"near": NEAR}
+        assert [one.message for one in repository.snapshots()] == ["second", "first"]
+        assert {one.who for one in repository.refs.log()} == {"somebody@somewhere"}
+        assert repository.stats().format_version == 2
+        save(repository, {"more": TEXT}, branch="main")
+        repository.gc()
+        assert repository.fsck().clean
