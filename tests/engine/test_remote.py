@@ -241,3 +241,21 @@ def test_two_remotes_have_each_what_was_pushed_to_it(
     other.remotes.fetch("backup")
     assert contents(other, more.id) == contents(repository, more.id)
     assert contents(other, saved.id) == files
+
+
+def test_a_restore_of_an_operation_leaves_nothing_of_what_was_done_since(repository: Repository, url: str) -> None:
+    first = save(repository, {"a": b"one"}, branch="main")
+    repository.remotes.add("origin", url)
+    repository.remotes.push("origin", {"branch/main": first.id})
+    (then, _), *_ = repository.remotes.operations("origin", 1)
+    second = save(repository, {"a": b"two"}, parents=[first.id], branch="main")
+    side = save(repository, {"a": b"side"}, branch="side")
+    repository.remotes.push("origin", {"branch/main": second.id, "branch/side": side.id})
+    report = repository.remotes.restore_operation("origin", then.hex())
+    assert report.refs == {"branch/main": first.id, "branch/side": None}
+    assert repository.remotes.known("origin").refs == {"branch/main": first.id}
+    assert not repository.remotes.fsck("origin").harm
+    repository.remotes.undo("origin")
+    assert repository.remotes.known("origin").refs == {"branch/main": second.id, "branch/side": side.id}
+    with pytest.raises(UnknownNameError):
+        repository.remotes.restore_operation("origin", "00000000")

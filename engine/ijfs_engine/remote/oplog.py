@@ -162,6 +162,13 @@ class OpLog:
         """One operation. CorruptError, RemoteError."""
         return self._get(ident)
 
+    def view_after(self, ident: OperationId) -> View:
+        """What the tree was when an operation and all before it had happened. CorruptError, RemoteError."""
+        past = OpLog(self._bucket, crypt=self._crypt)
+        past._operations = self._operations
+        past._learn(ident)
+        return past.view
+
     def way_of_heads(self) -> set[OperationId]:
         """The operations from the nearest manifests to the heads: what a cold host reads."""
         return {one for head in self.heads for one in (head, *self._get(head).since)}

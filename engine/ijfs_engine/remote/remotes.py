@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ijfs_engine.remote.pull import PullReport
     from ijfs_engine.remote.push import PushReport
     from ijfs_engine.remote.remote import Remote
+    from ijfs_engine.remote.restore_operation import RestoreReport
     from ijfs_engine.remote.sweep import SweepReport
     from ijfs_engine.remote.undo import UndoReport
     from ijfs_engine.remote.usage import RemoteUsage
@@ -203,6 +204,13 @@ class Remotes:
 
         with self._opened(name) as remote:
             return undo(remote, operation)
+
+    def restore_operation(self, name: str, operation: str) -> RestoreReport:
+        """As `restore_operation.restore_operation` says."""
+        from ijfs_engine.remote.restore_operation import restore_operation
+
+        with self._opened(name) as remote:
+            return restore_operation(remote, operation)
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Remote]:

@@ -34,7 +34,7 @@ def undo(remote: Remote, prefix: str | None) -> UndoReport:
     remote.find_tree()
     remote.log.refresh()
     remote.log.merge()
-    ident, operation = _chosen(remote.log, prefix)
+    ident, operation = chosen(remote.log, prefix)
     moved_on: list[str] = []
     refs: dict[str, bytes | None] = {}
 
@@ -60,7 +60,8 @@ def undo(remote: Remote, prefix: str | None) -> UndoReport:
     return UndoReport(ident, operation.why, refs, moved_on)
 
 
-def _chosen(log: OpLog, prefix: str | None) -> tuple[OperationId, Operation]:
+def chosen(log: OpLog, prefix: str | None) -> tuple[OperationId, Operation]:
+    """The operation whose id begins so, or the newest that somebody wanted. UnknownNameError, AmbiguousNameError."""
     history = log.history(_FAR_BACK if prefix else 2 * len(log.heads) + 8)
     fits = [one for one in history if one[0].hex().startswith(prefix or "") and (prefix or one[1].why != MERGE)]
     if not fits:

@@ -236,7 +236,37 @@ def _undone(out: Printer, remote: str, report: UndoReport) -> None:
         out.line((f"  {ref.partition('/')[2]} moved on since, and stays", "yellow"))
 
 
-for _command in (log, undo):
+@verb("op restore")
+@click.argument("name", required=False, metavar="[REMOTE]")
+@click.argument("operation")
+def restore(app: App, name: str | None, operation: str) -> Answer:
+    """Put all names of REMOTE (default: origin) back as they were after OPERATION.
+
+    What was done since leaves the names and stays in the log: `ijfs op undo` takes the restore back. Snapshots that
+    those names led to are listed again; of what a gc has deleted meanwhile `ijfs remote fsck` tells.
+    """
+    repository = app.repository()
+    remote = chosen(repository, name)
+    report = repository.remotes.restore_operation(remote, operation)
+    data = {
+        "remote": remote,
+        "operation": report.operation.hex(),
+        "refs": {ref: at.hex() if at else None for ref, at in report.refs.items()},
+        "listed": [ident.hex() for ident in report.listed],
+    }
+
+    def show(out: Printer) -> None:
+        after = text.short(report.operation)
+        out.line("names at ", (remote, "bold green"), " are as after ", (after, "yellow"))
+        for ref, at in report.refs.items():
+            out.line(f"  {ref.partition('/')[2]} is ", (f"at {text.short(at)}" if at else "gone", "yellow"))
+        if report.listed:
+            out.line((f"  {text.count(len(report.listed), 'snapshot')} listed again", "dim"))
+
+    return Answer(data, show)
+
+
+for _command in (log, undo, restore):
     op.add_command(_command)
 
 COMMANDS = {"op": op}
