@@ -19,6 +19,9 @@ class CriuError(IjfsError):
 class CriuKilledError(CriuError):
     """A CRIU was ended by a signal in the middle of its work."""
 
+    taken = False
+    """Of a dump: it was alive when all of the program had been taken."""
+
 
 class ProgramRefusedError(CriuError):
     """The program has something that cannot be saved, or its snapshot something that cannot be restored."""

@@ -26,6 +26,7 @@ from live_env import LiveEnv, open_env, why_not
 from waiting import eventually
 
 from ijfs.live.client import api as client
+from ijfs.live.model.records import SaveResult
 from ijfs.live.process import procfs
 from ijfs_engine.errors import IjfsError
 
@@ -73,7 +74,9 @@ def _tried(live_env: LiveEnv, verb: str, chance: random.Random) -> str:
     }
     try:
         with _killing("dump" if verb == "dump" else "restore", live_env.repo, chance.uniform(0, LONGEST_S[verb])):
-            verbs[verb]()
+            done = verbs[verb]()
+        if isinstance(done, SaveResult) and any("SIGKILL" in warning for warning in done.warnings):
+            return _goes_on_from(live_env, done.snapshot)
         return "over before the kill"
     except IjfsError as error:
         return _judged(live_env, error)
@@ -94,6 +97,16 @@ def _judged(live_env: LiveEnv, error: IjfsError) -> str:
         return "WRONG: the program stands still"
     live_env.restore(live_env.save("p").snapshot, "again")
     return "the program runs on, and can be saved"
+
+
+def _goes_on_from(live_env: LiveEnv, snapshot: str) -> str:
+    if not eventually(lambda: not client.is_running(live_env.repo, "p"), 5):
+        return "WRONG: the program runs, and was said to have ended"
+    live_env.restore(snapshot, "p", replace=True)
+    written = live_env.upper("p") / "tmp/count"
+    before = written.read_text()
+    went_on = eventually(lambda: written.read_text() not in (before, ""))
+    return "the program ended, and all of it was saved" if went_on else "WRONG: what was saved stands still"
 
 
 def _left(live: Path) -> list[int]:

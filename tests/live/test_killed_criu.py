@@ -38,21 +38,26 @@ class Killer:
     """A CRIU in place of the usual one, which is killed once at the moment of `kill_at`."""
 
     def __init__(self, directory: Path) -> None:
-        self._at = directory / "at"
+        self._at, self._after = directory / "at", directory / "after-ijfs"
         script = directory / "kill"
         script.write_text(
             f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = "$(cat {self._at} 2>/dev/null)" ] || exit 0\n'
             f"rm {self._at}\nkill -9 $PPID\n"
         )
         self.criu = directory / "criu"
+        # The script that was given last is the first to be run.
         self.criu.write_text(
-            f'#!/bin/sh\ncase $1 in dump|restore) exec {criu_command.find()} "$@" --action-script {script};; esac\n'
-            f'exec {criu_command.find()} "$@"\n'
+            f"#!/bin/sh\nverb=$1; shift; mine='--action-script {script}'\ncase $verb in dump|restore) "
+            f'[ -e {self._after} ] && set -- $mine "$@" || set -- "$@" $mine;; esac\n'
+            f'exec {criu_command.find()} $verb "$@"\n'
         )
         for program in (script, self.criu):
             program.chmod(0o755)
 
-    def kill_at(self, moment: str) -> None:
+    def kill_at(self, moment: str, *, after_ijfs: bool = False) -> None:
+        """`after_ijfs`: when ijfs has done at that moment what it does there."""
+        if after_ijfs:
+            self._after.touch()
         self._at.write_text(moment)
 
     @property
@@ -97,6 +102,22 @@ def test_a_program_that_a_killed_dump_takes_along_comes_back_from_the_save_befor
         live_env.save("p")
     assert killer.killed
     live_env.restore(before, "p", replace=True)
+    assert_it_goes_on(live_env, "p")
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_program_that_a_killed_dump_takes_along_when_all_of_it_is_taken_is_saved(
+    live_env: LiveEnv, killer: Killer, stop: bool
+) -> None:
+    live_env.python("p", TALKING)
+    assert eventually((live_env.upper("p") / "tmp/count").exists)
+    killer.kill_at("post-dump", after_ijfs=True)
+    saved = live_env.save("p", stop=stop)
+    assert killer.killed
+    said = "CRIU was ended by SIGKILL in the middle of the dump, and the program ended with it; all of it is saved"
+    assert said in saved.warnings[0]
+    assert eventually(lambda: client.describe(live_env.repo, "p").status == "exited")
+    live_env.restore(saved.snapshot, "p", replace=True)
     assert_it_goes_on(live_env, "p")
 
 

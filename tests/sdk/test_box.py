@@ -197,7 +197,9 @@ def test_a_moment_is_kept_forked_compared_and_gone_back_to(
     assert first.saved is not None
     assert (first.saved.verified, first.message, first.program) == (None, "first", "shared")
     box.run("x = 2; open('note', 'w').write('second')")
-    second = box.save("second")
+    second = box.save("second", verify=True)
+    assert second.saved is not None
+    assert second.saved.verified, "it was restored, up to where it would have run"
     assert second.parents == [first]
     assert [(change.path.rpartition("/")[2], change.change) for change in second.diff(memory=False).files] == [
         ("note", "added")

@@ -88,6 +88,8 @@ class Frozen:
     """What of its network is not in the images, a sentence each."""
     at_ns: int = 0
     """When it stood still, by the wall clock."""
+    lost: str = ""
+    """Why the program did not go on, where it should have: the images are whole."""
     timers: tuple[NotifiedThread, ...] = ()
 
     @property
@@ -188,6 +190,8 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), leased_in(sandbox.pid)))
             clock.begin("thaw")
 
+        lost = ""
+        began = time.monotonic()
         try:
             frozen_s = criu_command.dump(_dump_request(sandbox, directory, stop=stop), while_frozen)
             clock.end()
@@ -195,10 +199,13 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             images = stream.finish(left_running=not stop)
             cut_short = _cut_short(sandbox)
         except BaseException as error:
-            for capture in captured:
-                capture.discard()
-            prepared.walker.discard()
-            raise _explained(stream.error or error, sandbox, prepared.stopped) from None
+            taken = _taken(error, stream, sandbox)
+            if taken is None:
+                for capture in captured:
+                    capture.discard()
+                prepared.walker.discard()
+                raise _explained(stream.error or error, sandbox, prepared.stopped) from None
+            images, frozen_s, cut_short, lost = taken, time.monotonic() - began, (), str(error)
     spilled = prepared.arena.spilled
     return Frozen(
         images,
@@ -211,7 +218,17 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
         unread=tuple(unread),
         at_ns=at_ns[0],
         timers=tuple(timers),
+        lost=lost,
     )
+
+
+def _taken(error: BaseException, stream: StreamCapture, sandbox: Sandbox) -> Mapping[str, Segments] | None:
+    """The images, where CRIU was killed when all of the program had been taken, and the program ended with it: it is
+    saved, and that is all there is of it now. None for every other error, and where the program runs on."""
+    if isinstance(error, CriuKilledError) and error.taken and sandbox.wait(DEATH_S):
+        with contextlib.suppress(IjfsError):
+            return stream.finish()
+    return None
 
 
 def _cut_short(sandbox: Sandbox) -> tuple[str, ...]:

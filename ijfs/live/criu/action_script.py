@@ -36,6 +36,8 @@ class ActionHook:
     def __init__(self, directory: Path, moment: Moment, work: Callable[[], None] | None) -> None:
         self.script = directory / moment
         self.error: BaseException | None = None
+        self.passed = False
+        """The work was done, and CRIU was there to its end: until then nothing of the program moved."""
         self._work = work
         self._waits_path = directory / "waits"
         self._answer_path = directory / "answer"
@@ -77,7 +79,9 @@ class ActionHook:
         if not ready:
             raise subprocess.TimeoutExpired(criu.args, 0)
         if self._waits_fd in ready:
-            os.write(self._answer_fd, b"go\n" if self._worked() else b"no\n")
+            worked = self._worked()
+            self.passed = worked and criu.poll() is None
+            os.write(self._answer_fd, b"go\n" if worked else b"no\n")
 
     def _worked(self) -> bool:
         try:

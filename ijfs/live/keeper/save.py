@@ -367,6 +367,7 @@ def _contents(
         message=arguments.message,
         branch=arguments.branch or record.branch or record.spec.name,
         notes=(
+            *_lost(frozen, record.spec.name),
             *_spilled(frozen),
             *_cut_short(frozen),
             *frozen.unread,
@@ -441,6 +442,15 @@ def _not_saved(devices: Sequence[str]) -> list[str]:
     return [
         f"network devices that the program made are not saved ({names}): "
         "without them it cannot be restored if it uses their addresses"
+    ]
+
+
+def _lost(frozen: Frozen, name: str) -> list[str]:
+    """What became of a program whose CRIU was killed when all of it had been taken."""
+    if not frozen.lost:
+        return []
+    return [
+        f"{frozen.lost}, and the program ended with it; all of it is saved: `ijfs restore {name} --replace` goes on"
     ]
 
 
