@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "restore": {"snapshot", "name", "eager", "on_demand", "replace", "save_first", "yes", "wait", "same_random"},
     "fork": {"source", "count", "names", "message", "eager", "on_demand", "same_random"},
     "ps": {"every"},
-    "stop": {"names", "every", "forget", "timeout"},
+    "stop": {"names", "every", "forget", "ended", "timeout"},
     "logs": {"name", "follow", "lines", "earlier"},
     "log": {"snapshot", "limit"},
     "tree": {"name", "every", "plain"},

@@ -28,6 +28,7 @@ from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.jupyter.unsaved_work import written_work, wrote_elsewhere
 from ijfs.live.client import api as client
 from ijfs.live.client.api import InstanceInfo, InstanceSpec
+from ijfs.live.client.forgetting import forget_notebooks
 from ijfs.live.errors import InstanceExitedError, KeeperError, NoInstanceError
 from ijfs.live.model.environment import is_text
 from ijfs.live.model.records import Limits, Network
@@ -124,6 +125,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         self._instance = self._instance or joins or self.attach or self._new_name(kwargs["env"])
         self._notebook = _notebook(kwargs["env"])
         await asyncio.to_thread(ensure_repository, self._repository)
+        await asyncio.to_thread(forget_notebooks, self._repository)
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:

@@ -139,7 +139,10 @@ def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs:
     assert again.code == 13
     assert "--rm" in again.err
     assert ijfs("logs", "b").out.startswith("0\n1\n")
-    assert ok(ijfs("stop", "--rm", "b", "--json"), "stop")["stopped"]
+    assert ijfs("stop", "--ended").code == ijfs("stop", "--rm", "--ended", "count").code == 2
+    assert ok(ijfs("stop", "--rm", "--ended", "--json"), "stop")["stopped"] == [
+        {"name": "b", "exit_status": None, "forgotten": True}
+    ]
     assert ijfs("logs", "b").code == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ijfs.jupyter.livespecs import PREFIX, LiveKernelSpecManager, attached_manag
 from ijfs.jupyter.provisioner import IjfsProvisioner
 from ijfs.jupyter.unsaved_work import written_work
 from ijfs.live.client import api as client
+from ijfs.live.client.forgetting import forget_notebooks
+from ijfs.live.model.paths import InstancePaths
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError
 
@@ -105,7 +108,14 @@ def test_death_is_noticed_and_a_restart_keeps_ports_key_and_files(
     work = written_work(jupyter_env.repo, name)
     assert work is not None
     assert (work / "written-by-the-kernel").read_text() == "kept"
-    client.remove(jupyter_env.repo, name)
+    record = InstancePaths.of(jupyter_env.repo, name).record
+    os.utime(record, (0, 0))
+    assert name in forget_notebooks(jupyter_env.repo).kept, "what it wrote is in no snapshot"
+    client.save_ended(jupyter_env.repo, name)
+    os.utime(record)
+    assert forget_notebooks(jupyter_env.repo) == ([], {}), "it has just ended"
+    os.utime(record, (0, 0))
+    assert forget_notebooks(jupyter_env.repo) == ([name], {})
 
 
 def test_a_kernel_writes_in_a_shared_folder_and_what_it_wrote_elsewhere_is_kept_at_its_end(

@@ -55,7 +55,7 @@ def ps(app: App, every: bool) -> Answer:
             names = (
                 text.listing(info.name for info in ended[:3]) if len(ended) <= 3 else text.count(len(ended), "program")
             )
-            out.line((f"ended: {names}; `ijfs ps -a` shows ended ones, `ijfs stop --rm NAME` forgets one", "dim"))
+            out.line((f"ended: {names}; `ijfs ps -a` shows ended ones, `ijfs stop --rm --ended` forgets them", "dim"))
         if app.verbose:
             instances.spare(out, waiting)
 

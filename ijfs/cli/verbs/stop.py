@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, type=INSTANCE)
 @click.option("-a", "--all", "every", is_flag=True, help="All that is live.")
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
+@click.option("--ended", is_flag=True, help="With --rm: all that has ended, and left nothing that is in no snapshot.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
-def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool, timeout: float) -> Answer:
+def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: bool, yes: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for.
 
     What they did since they were saved is gone, and is named; at a terminal that is asked first. `ijfs save --stop`
@@ -35,6 +36,10 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
     from ijfs.live.process import fork_request
 
     app.live_programs()
+    if ended:
+        if names or every or not forget:
+            raise click.UsageError("--ended goes with --rm alone: it forgets, and ends nothing")
+        return _forget_ended(app)
     if bool(names) == every:
         raise click.UsageError("say which: NAMES or --all")
     if every:
@@ -66,7 +71,25 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, yes: bool,
         if not done:
             out.line(("nothing is live", "dim"))
 
-    return Answer({"stopped": done}, show)
+    return Answer({"stopped": done, "kept": {}}, show)
+
+
+def _forget_ended(app: App) -> Answer:
+    """Forget what has ended and would not be missed, and say what stays, and why."""
+    from ijfs.live.client.forgetting import forget_ended
+
+    names, kept = forget_ended(app.repository_path)
+
+    def show(out: Printer) -> None:
+        for name in names:
+            out.line("forgot ", (name, "bold"))
+        for why in kept.values():
+            out.line((f"{why}; it stays", "dim"))
+        if not names and not kept:
+            out.line(("nothing has ended", "dim"))
+
+    done = [{"name": name, "exit_status": None, "forgotten": True} for name in names]
+    return Answer({"stopped": done, "kept": kept}, show)
 
 
 def _live(app: App, names: list[str]) -> list[InstanceInfo]:
