@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 
 MAX_STEM = 40
@@ -16,6 +17,20 @@ def instance_name(session: str, kernel_name: str, kernel_id: str) -> str:
     """
     stem = _slug(PurePath(session).stem) or _slug(kernel_name) or "kernel"
     return f"{stem[:MAX_STEM].rstrip('.-')}-{_slug(kernel_id)[:8]}"
+
+
+def notebook_of_command(words: Sequence[str]) -> str:
+    """The notebook that this process was started for: `papermill study.ipynb out.ipynb`, `jupyter nbconvert --execute
+    study.ipynb`; "" where its command line names none, or several."""
+    after_output = {at + 1 for at, word in enumerate(words) if word in ("--output", "-o")}
+    named = [
+        word
+        for at, word in enumerate(words)
+        if word.endswith(".ipynb") and not word.startswith("-") and at not in after_output
+    ]
+    if words and "papermill" in words[0]:
+        del named[1:]  # what it writes
+    return named[0] if len(named) == 1 else ""
 
 
 def _slug(text: str) -> str:

@@ -23,7 +23,7 @@ from traitlets import Bool, Enum, Int, List, Unicode, default
 from ijfs import settings
 from ijfs.guest.magics import AUTO_VARIABLE
 from ijfs.jupyter.kernelspec import KernelSpecError, check_auto
-from ijfs.jupyter.naming import instance_name
+from ijfs.jupyter.naming import instance_name, notebook_of_command
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.jupyter.unsaved_work import written_work, wrote_elsewhere
 from ijfs.live.client import api as client
@@ -87,6 +87,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     _begins_as = ""
     _notebook = ""
     _joined = False
+    _said = ""
 
     @property
     def attached(self) -> bool:
@@ -243,7 +244,8 @@ class IjfsProvisioner(KernelProvisionerBase):
 
     def _new_name(self, env: Mapping[str, str]) -> str:
         kernel_name = getattr(self.parent, "kernel_name", "")
-        return instance_name(env.get("JPY_SESSION_NAME", ""), kernel_name, self.kernel_id)
+        session = env.get("JPY_SESSION_NAME", "") or notebook_of_command(sys.argv)
+        return instance_name(session, kernel_name, self.kernel_id)
 
     def _launch(self, cmd: list[str], env: dict[str, str], cwd: str) -> InstanceInfo:
         if self.attached:
@@ -257,7 +259,7 @@ class IjfsProvisioner(KernelProvisionerBase):
                 self._instance,
                 replace=self._launched,
                 of_notebook=self._notebook,
-                front_end=True,
+                front_end=self._session(),
             )
         return client.start(self._repository, self._spec(cmd, env, cwd), again=self._launched)
 
@@ -278,12 +280,17 @@ class IjfsProvisioner(KernelProvisionerBase):
             kernel_key=self._key(),
             notebook=self._notebook,
             front_end=True,
+            front_end_session=self._session(),
             base=self.base,
             disk=self.disk,
             limits=parse_limits({name: settings.value(name) for name in Limits.__struct_fields__}),
             share=folders.share,
             bind=(*folders.bind, *(os.path.join(cwd, path) for path in self.bind)),
         )
+
+    def _session(self) -> str:
+        """What the manager's own messages, and those of the clients that it makes, say that they come from."""
+        return str(getattr(getattr(self.parent, "session", None), "session", ""))
 
     def _key(self) -> str:
         """The manager's own HMAC key, so that clients it made before the launch speak with the kernel too."""
@@ -351,6 +358,9 @@ class IjfsProvisioner(KernelProvisionerBase):
         try:
             work = written_work(self._repository, self._instance)
             if work is not None:
+                if self._said == self._instance:  # managers clean up more than once
+                    return
+                self._said = self._instance
                 self.log.warning(
                     "files that the kernel wrote in %s stay with the ended program `%s`: `ijfs cp %s:. DIRECTORY` "
                     "brings them out, `ijfs stop --rm %s` forgets them",

@@ -71,6 +71,10 @@ def test_a_sibling_under_a_second_manager_diverges_and_is_left_running(jupyter_e
         assert cells("print(x)") == "original"
         with started(attached_manager(jupyter_env.repo, sibling.name)) as again:
             assert again("print(x)") == "sibling"
+        joined = attached_manager(jupyter_env.repo, name)
+        joined.start_kernel()
+        joined.shutdown_kernel()  # politely: by a message, which is not this manager's to send
+        assert cells("print(x)") == "original"
     jupyter_env.stop("sibling")
     client.remove(jupyter_env.repo, "sibling")
 

@@ -113,7 +113,7 @@ def restore(
     ports: Sequence[HostPort] = (),
     files: FilesChoice | Literal[""] = "",
     of_notebook: str = "",
-    front_end: bool = False,
+    front_end: str | None = None,
     limits: Limits = NO_LIMITS,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
@@ -135,8 +135,8 @@ def restore(
     going back in place, they stay where they are. `files`: what becomes of folders that it shared with the machine
     (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
-    by a front end, which may end it. `limits`: over those that it was saved with or, going back in place, that the live
-    one has.
+    the session of a front end, which may end it. `limits`: over those that it was saved with or, going back in place,
+    that the live one has.
     """
     given = dict(env or {})
     _require_text(given)
@@ -171,7 +171,8 @@ def restore(
         ports=tuple(ports),
         files=files,
         notebook=of_notebook or None,
-        front_end=front_end,
+        front_end=front_end is not None,
+        front_end_session=front_end or "",
         limits=limits,
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)

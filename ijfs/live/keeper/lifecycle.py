@@ -466,7 +466,9 @@ class Lifecycle:
         """Serve the relay's ports, which have to be known outside first; who connects waits until he is let in."""
         state = self._state
         write_connection_files(state.paths, state.record)
-        state.relay.traffic.ends_by_message = state.record.spec.front_end
+        spec = state.record.spec
+        state.relay.traffic.ends_by_message = spec.front_end
+        state.relay.traffic.owner = spec.front_end_session
         state.spawn(state.relay.serve)
         state.spawn(self._end_in_time)
         return state.info()
@@ -581,6 +583,7 @@ def _with(spec: InstanceSpec, arguments: RestoreArguments, before: InstanceRecor
         limits=arguments.limits.over(spec.limits),
         notebook=own if arguments.notebook is None else arguments.notebook,
         front_end=arguments.front_end,
+        front_end_session=arguments.front_end_session,
     )
 
 

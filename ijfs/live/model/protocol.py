@@ -62,8 +62,8 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     where the snapshot says. `files`: what becomes of folders that it shared with the host (FilesChoice); "": they stay
     as they are for a program of the name that it was saved under, and any other gets its own. `busy`: of a cell
     that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
-    it stays as it is, and a new instance belongs to none. `front_end`: as InstanceSpec has it. `limits`: over those
-    that the snapshot's program had.
+    it stays as it is, and a new instance belongs to none. `front_end`, `front_end_session`: as InstanceSpec has
+    them. `limits`: over those that the snapshot's program had.
     """
 
     snapshot: str
@@ -79,6 +79,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     busy: Busy = "interrupt"
     notebook: str | None = None
     front_end: bool = False
+    front_end_session: str = ""
     limits: Limits = NO_LIMITS
 
 

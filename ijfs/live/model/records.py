@@ -160,6 +160,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `limits`: what it may take of the machine, and each copy of it again.
     `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
+    `front_end_session`: what that one's messages have as their session; "" where it is not known, and any may.
     """
 
     name: str
@@ -178,6 +179,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_key: str = ""
     notebook: str = ""
     front_end: bool = False
+    front_end_session: str = ""
     base: str = ""
     user: str = ""
     late_env: dict[str, str] = {}

@@ -157,6 +157,8 @@ class KernelTraffic:
     """Whether a cell was run since the last save."""
     ends_by_message: bool = True
     """Whether it ends when a client asks it to: a front end that started it, and may, is told from one that joined."""
+    owner: str = ""
+    """The session of the one that may end it by a message; "" where it is not known: any."""
     _open: dict[str, _Open] = field(default_factory=dict)
 
     @property
@@ -182,7 +184,9 @@ class KernelTraffic:
 
     def is_refused(self, message: Message) -> bool:
         """Whether the kernel is not to hear this."""
-        if self.ends_by_message or message.header.msg_type != "shutdown_request":
+        if message.header.msg_type != "shutdown_request":
+            return False
+        if self.ends_by_message and self.owner in ("", message.header.session):
             return False
         with contextlib.suppress(msgspec.DecodeError):
             return not msgspec.json.decode(message.content, type=_Shutdown).restart
