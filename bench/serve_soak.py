@@ -75,7 +75,10 @@ class Soak:
         os.environ[MARK] = self.mark
         ijfs = [sys.executable, "-P", "-m", "ijfs.cli", "-r", str(self.repo)]
         key = json.loads(subprocess.check_output([*ijfs, "key", "add", "soak", "--json"]))["key"]
-        self.server = subprocess.Popen([*ijfs, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True)
+        home = directory / "home"  # with no start-up files, which every command would run
+        home.mkdir()
+        line = [*ijfs, "serve", "--port", "0", "--home", str(home)]
+        self.server = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
         assert self.server.stderr is not None
         url = self.server.stderr.readline().rpartition(" ")[2].strip()
         os.environ.update(E2B_API_URL=url, E2B_SANDBOX_URL=url, E2B_API_KEY=key)

@@ -34,8 +34,9 @@ from ijfs_engine.errors import IjfsError
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server is started. `kernel`: the kernel spec of code interpreters; `home`: where sandboxes' programs start;
-    `network`: their way out; `limits`: what each may take of the machine, where its template does not say."""
+    """How a server is started. `kernel`: the kernel spec of code interpreters; `home`: where sandboxes' programs start,
+    and their HOME; `network`: their way out; `limits`: what each may take of the machine, where its template does not
+    say."""
 
     kernel: str = "python3"
     home: str = "/root"

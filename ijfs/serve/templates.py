@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -37,14 +38,15 @@ class Template:
 
 class Templates:
     """All templates of one repository. `kernel`: the kernel spec of code interpreters; `home`: the directory where
-    programs start; `network`: their way out."""
+    programs start, and their HOME; `network`: their way out."""
 
     def __init__(self, repo: Repository, records: Records, *, kernel: str, home: str, network: Network) -> None:
         self._repo, self._records = repo, records
-        make_kernel = partial(repo.kernel, kernel, cwd=home, network=network)
+        # Commands are run by login shells: whose start-up files those read is whoever's home it is.
+        where: dict[str, Any] = {"cwd": home, "env": {"HOME": home}, "network": network}
         self._built_in: dict[str, Callable[..., Box]] = {
-            BASE: partial(repo.start, SLEEPER, cwd=home, network=network),
-            INTERPRETER: make_kernel,
+            BASE: partial(repo.start, SLEEPER, **where),
+            INTERPRETER: partial(repo.kernel, kernel, **where),
         }
         self._making = {name: asyncio.Lock() for name in self._built_in}
 

@@ -22,6 +22,9 @@ def test_a_tree_of_5000_scrolls_at_60_frames_a_second_and_opens_in_300_ms(lab: L
     lab.page.route("**/ijfs/api/tree*", lambda route: answer(route))
     try:
         lab.panel.get_by_label("Whose snapshots").select_option("all")
+        tree = lab.panel.get_by_role("tree")
+        expect(lab.rows.first).to_have_attribute("aria-setsize", str(MANY))
+        tree.evaluate("tree => { tree.scrollTop = 0; }")  # from where another test has left it
         expect(lab.rows.get_by_text("step 0", exact=True)).to_be_visible()
         clock = Clock(lab)
         lab.command("filebrowser:toggle-main")
@@ -32,7 +35,7 @@ def test_a_tree_of_5000_scrolls_at_60_frames_a_second_and_opens_in_300_ms(lab: L
         opened_s = clock.now_s() - before
         assert opened_s < patient(0.3)
         before = clock.now_s()
-        lab.panel.get_by_role("tree").evaluate(SCROLL, FRAMES)
+        tree.evaluate(SCROLL, FRAMES)
         frame_s = (clock.now_s() - before) / FRAMES
         assert frame_s < patient(FRAME_S)
         assert lab.rows.count() < 100, "only the rows in sight are in the page"

@@ -40,12 +40,13 @@ def kernel(server: RunningServer) -> Iterator[Any]:
         yield made
 
 
-def test_commands(box: Any) -> None:
+def test_commands(box: Any, server: RunningServer) -> None:
     done = box.commands.run("echo $COLOUR $SHAPE; pwd; echo no >&2", envs={"SHAPE": "round"}, cwd="/usr")
     assert (done.stdout, done.stderr, done.exit_code) == ("blue round\n/usr\n", "no\n", 0)
     with pytest.raises(e2b.CommandExitException) as raised:
         box.commands.run("echo so far; exit 3")
     assert (raised.value.exit_code, raised.value.stdout) == (3, "so far\n")
+    assert box.commands.run("echo $HOME; pwd").stdout == 2 * f"{server.home}\n", "whose start-up files are read"
     assert box.commands.run("id -un", user="nobody").stdout == "nobody\n"
     with pytest.raises(e2b.InvalidArgumentException, match="no user of this name"):
         box.commands.run("id", user="alice")

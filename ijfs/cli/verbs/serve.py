@@ -33,7 +33,9 @@ KEY_COLUMNS = [
 @click.option("--tls-cert", type=FILE, metavar="FILE", help="A certificate (PEM, with its chain).")
 @click.option("--tls-key", type=FILE, metavar="FILE", help="Its private key.")
 @click.option("--kernel", default="python3", metavar="SPEC", help="The kernel spec of code interpreters.")
-@click.option("--home", default="/root", metavar="DIR", help="Where the programs of new templates start.")
+@click.option(
+    "--home", default="/root", metavar="DIR", help="Where the programs of new templates start, and their HOME."
+)
 @starting.network_option
 @starting.limit_options(anew=True)
 @click.option(
