@@ -18,7 +18,7 @@ from ijfs_engine.format.crypt import KeyRing
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import DiskUsage, FsckReport, GcReport, ObjectId, Snapshot, Stats
 from ijfs_engine.remote.remotes import Remotes
-from ijfs_engine.storage import disk, listed, working_sets
+from ijfs_engine.storage import disk, listed
 from ijfs_engine.storage.directory import RepositoryDirectory, is_repository
 from ijfs_engine.storage.index import (
     CHUNKS,
@@ -201,12 +201,16 @@ class Repository(OpenRepository):
     def working_set(self, ident: ObjectId, *, inherited: bool = True) -> bytes | None:
         """What `put_working_set` kept for a snapshot or, with `inherited`, for its nearest ancestor that has one; it
         may vanish at any time. CorruptError."""
+        from ijfs_engine.storage import working_sets
+
         found = working_sets.find(self, ident, working_sets.MAX_GENERATIONS if inherited else 1)
         return found if found is not None or self.is_here(ident) else self.remotes.working_set(ident)
 
     def put_working_set(self, ident: ObjectId, data: bytes) -> None:
         """Keep what a restore of a snapshot needed first (at most 1 MiB); the latest one wins. It is no part of the
         snapshot, and goes with it. UnknownNameError, StorageError, ValueError."""
+        from ijfs_engine.storage import working_sets
+
         self.snapshot(ident)
         working_sets.put(self, ident, data)
 

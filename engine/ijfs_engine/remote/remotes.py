@@ -18,7 +18,6 @@ from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.util.progress import Progress
 
 if TYPE_CHECKING:
     from ijfs_engine.remote.check import CheckReport
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from ijfs_engine.remote.sweep import SweepReport
     from ijfs_engine.remote.undo import UndoReport
     from ijfs_engine.remote.usage import RemoteUsage
+    from ijfs_engine.util.progress import Progress
 
 CACHE_LIMIT: Final = 20 << 30
 """Bytes of what was read from remotes that stay on the disk, unless $IJFS_REMOTE_CACHE says otherwise."""

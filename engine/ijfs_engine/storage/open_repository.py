@@ -7,14 +7,16 @@ them needs the facade that calls it.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING
 
 from ijfs_engine.storage.directory import RepositoryDirectory
-from ijfs_engine.storage.index import Index, Update
+from ijfs_engine.storage.index import Index, Update, View
 from ijfs_engine.storage.journal import Journal, Transaction
-from ijfs_engine.storage.journal_tail import relog, says_the_same, take_in
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.refs import Refs
-from ijfs_engine.storage.session import Session
+
+if TYPE_CHECKING:
+    from ijfs_engine.storage.session import Session
 
 
 class OpenRepository:
@@ -31,6 +33,8 @@ class OpenRepository:
 
     def session(self, *, lost: Set[int] | None = None) -> Session:
         """The right to add chunks and objects and to commit one snapshot. StorageError. `lost` is `Session`'s."""
+        from ijfs_engine.storage.session import Session  # most commands only read
+
         self.directory.check_writable()
         return Session(self.directory, self.index, self.journal, lost=lost)
 
@@ -47,9 +51,21 @@ class OpenRepository:
 
 
 def open_journal(directory: RepositoryDirectory) -> Journal:
-    """The journal, and how its tail is taken in."""
+    """The journal, and how its tail is taken in: by what is loaded where there is one, which is seldom."""
 
-    def take(update: Update, transactions: Sequence[Transaction]) -> None:
-        take_in(update, directory.packs, transactions, directory.crypt)
+    def take_in(update: Update, transactions: Sequence[Transaction]) -> None:
+        from ijfs_engine.storage import journal_tail
 
-    return Journal(directory.journal, directory.id, directory.crypt, take, says_the_same, relog)
+        journal_tail.take_in(update, directory.packs, transactions, directory.crypt)
+
+    def says_the_same(view: View, transactions: Sequence[Transaction]) -> bool:
+        from ijfs_engine.storage import journal_tail
+
+        return journal_tail.says_the_same(view, transactions)
+
+    def relog(update: Update, transactions: Sequence[Transaction]) -> None:
+        from ijfs_engine.storage import journal_tail
+
+        journal_tail.relog(update, transactions)
+
+    return Journal(directory.journal, directory.id, directory.crypt, take_in, says_the_same, relog)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -267,6 +266,8 @@ def exec_command(
 
     The status is as a shell has it: 128 + the signal's number for a command that a signal ended.
     """
+    import subprocess
+
     done = subprocess.run(exec_line(repo, name, argv, cwd=cwd, env=env), check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 

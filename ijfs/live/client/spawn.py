@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +74,8 @@ def _handed_over(claims: Sequence[Claim], send: Callable[[list[int]], bool]) -> 
 
 def _start_forkserver(log: Path, request: fork_request.ForkKeepers, fds: Sequence[int]) -> bool:
     """Whether one was started, and got the request."""
+    import subprocess  # most commands find one
+
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as complaints:
         starting = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,8 @@ def kernel_connection(record: InstanceRecord, *, inside: bool) -> dict[str, Any]
 def write_connection_files(paths: InstancePaths, record: InstanceRecord) -> None:
     """kernel.json for clients outside; the one the kernel reads is written by the sandbox."""
     if record.spec.kind == "kernel":
+        import json
+
         data = json.dumps(kernel_connection(record, inside=False), indent=1)
         replace_file(paths.connection_file, data.encode())
 

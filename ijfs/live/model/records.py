@@ -5,7 +5,6 @@ Everything here is msgspec and JSON: `instance.json`, the control socket and a s
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -59,6 +58,8 @@ class FilesOrigin(msgspec.Struct, frozen=True):
 
 
 def _machine() -> str:
+    import hashlib  # loads OpenSSL
+
     try:
         ident = Path("/etc/machine-id").read_bytes()
     except OSError:

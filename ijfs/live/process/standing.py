@@ -7,7 +7,6 @@ keeper that its client had started would be. So the client sends a digest of its
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -27,6 +26,8 @@ _NAMESPACES = ("mnt", "net", "pid", "pid_for_children", "user", "uts", "ipc", "c
 
 def standing(status: Mapping[str, str]) -> str:
     """A digest of what the calling process is and cannot hand over. `status`: its `process_status()`."""
+    import hashlib  # loads OpenSSL
+
     parts = [f"{name} {status.get(name)}" for name in _FIELDS]
     parts += [_link(f"ns/{kind}") for kind in _NAMESPACES]
     parts += [_text(name) for name in ("limits", "cgroup", "oom_score_adj", "personality", "attr/current")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -45,6 +44,8 @@ def remove(paths: InstancePaths) -> None:
 
 def clear(paths: InstancePaths, *, but: Path | None = None) -> None:
     """Remove all that is in an instance's directory but its lock, and `but`."""
+    import shutil  # with its archivers; every command that asks for live programs loads this module
+
     limits.remove_all(paths.root)
     with contextlib.suppress(FileNotFoundError):
         for path in paths.root.iterdir():
@@ -119,6 +120,8 @@ def sweep_directory(directory: Path) -> None:
 
 def remove_box(box: SandboxPaths) -> None:
     """Remove the directory of a sandbox in which nothing runs any more."""
+    import shutil
+
     limits.remove(box)
     shutil.rmtree(box.root, ignore_errors=True)
 
