@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 START_PROGRAMS = ("browser", "cli", "deployments", "docs", "fs", "gpu", "jupyter", "live", "mcp", "sdk", "serve")
 """The directories whose tests get a second run."""
 
-MOST = 12
+MOST = 5
 """Second runs in one run of all tests. Where more fail, something is broken, and is said sooner."""
 
 _FAILED = pytest.StashKey[bool]()
