@@ -66,10 +66,11 @@ if TYPE_CHECKING:
     from ijfs_engine.remote.sweep import SweepReport
     from ijfs_engine.remote.undo import UndoReport
     from ijfs_engine.repository import Repository, WayIn
+    from ijfs_engine.storage.asking import ask_by
     from ijfs_engine.storage.key_files import KeyFile, describe_key, wrap_for_passphrase, wrap_for_recipients
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
-    from ijfs_engine.storage.unlocking import SECRET_VARIABLES, LockedRepositoryError, ask_by, passphrase_given
+    from ijfs_engine.storage.unlocking import SECRET_VARIABLES, LockedRepositoryError, passphrase_given
     from ijfs_engine.util.descent import Descent
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
     from ijfs_engine.util.progress import Progress
@@ -228,10 +229,11 @@ _MODULES = {
     "remote.sweep": ("SweepReport",),
     "remote.undo": ("UndoReport",),
     "repository": ("Repository", "WayIn"),
+    "storage.asking": ("ask_by",),
     "storage.key_files": ("KeyFile", "describe_key", "wrap_for_passphrase", "wrap_for_recipients"),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),
-    "storage.unlocking": ("LockedRepositoryError", "SECRET_VARIABLES", "ask_by", "passphrase_given"),
+    "storage.unlocking": ("LockedRepositoryError", "SECRET_VARIABLES", "passphrase_given"),
     "util.descent": ("Descent",),
     "util.io_wait": ("io_waited_s", "simulate_latency"),
     "util.progress": ("Progress",),

@@ -33,22 +33,21 @@ from ijfs_engine.storage.index import (
     mark_whole,
 )
 from ijfs_engine.storage.journal import StaleIndexError, file_status
-from ijfs_engine.storage.key_files import KeyFile, write_key_file
 from ijfs_engine.storage.known_damage import harmed, lost_packs
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.open_repository import OpenRepository, open_journal
 from ijfs_engine.storage.pins import Pin, PinInfo, live_pins, make_pin
-from ijfs_engine.storage.unlocking import open_ring, remember
 
 if TYPE_CHECKING:
     from ijfs_engine.maintenance.copying import CopyReport
     from ijfs_engine.maintenance.keys import Keyring
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.reader import Reader
+    from ijfs_engine.storage.key_files import KeyFile
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.snapshot_writer import SnapshotWriter
 
-WayIn = Callable[[KeyRing], KeyFile]
+WayIn = Callable[[KeyRing], "KeyFile"]
 """Makes the first way to open a repository that is to be encrypted."""
 
 
@@ -85,6 +84,7 @@ class Repository(OpenRepository):
         """Make one that can read the tree at a URL: with its keys, where it is encrypted. LockedRepositoryError,
         RemoteError, StorageError, IjfsError."""
         from ijfs_engine.remote.keys import keys_at
+        from ijfs_engine.storage.unlocking import open_ring
 
         files = keys_at(url)
         return cls.with_keys(path, open_ring(url, files) if files else None, files)
@@ -92,6 +92,9 @@ class Repository(OpenRepository):
     @classmethod
     def with_keys(cls, path: str | Path, ring: KeyRing | None, files: Sequence[KeyFile]) -> Repository:
         """The same with a key ring that there is already, and the ways to it. StorageError, IjfsError."""
+        from ijfs_engine.storage.key_files import write_key_file
+        from ijfs_engine.storage.unlocking import remember
+
         directory = RepositoryDirectory.create(Path(path), ring)
         index = Index.open(directory.index, reserve=directory.reserve, crypt=directory.crypt)
         try:

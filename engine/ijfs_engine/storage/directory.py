@@ -18,7 +18,6 @@ from ijfs_engine.format.crypt import PLAIN, Crypt, Encrypted, KeyRing
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
-from ijfs_engine.storage.unlocking import unlock
 
 FORMAT_VERSION: Final = 1
 ENCRYPTED_VERSION: Final = 2
@@ -95,7 +94,7 @@ class RepositoryDirectory:
             disk.check_plain(*(file for _, file in pack_files(path / "packs")))
             # One damaged digit of the id in `format` is no reason to call all packs those of another repository.
             ident = id_of_packs(path) or ident
-        crypt = _crypt(path.resolve(), ident, unlock(path.resolve(), ident)) if encrypted else PLAIN
+        crypt = _unlocked(path.resolve(), ident) if encrypted else PLAIN
         return cls(path.resolve(), ident, _read_only_reason(path), crypt)
 
     def is_sealed(self) -> bool:
@@ -176,7 +175,15 @@ class RepositoryDirectory:
 
 
 def _crypt(path: Path, ident: bytes, ring: KeyRing) -> Encrypted:
+    from ijfs_engine.storage.unlocking import unlock
+
     return Encrypted(ring, ident, lambda: unlock(path, ident))
+
+
+def _unlocked(path: Path, ident: bytes) -> Encrypted:
+    from ijfs_engine.storage.unlocking import unlock  # what asks for keys: only an encrypted repository needs it
+
+    return _crypt(path, ident, unlock(path, ident))
 
 
 def _check_kinds(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.crypt import KeyRing
 from ijfs_engine.storage import kernel_keys
+from ijfs_engine.storage.asking import who_asks
 from ijfs_engine.storage.key_files import (
     PASSPHRASE,
     RECIPIENTS,
@@ -48,17 +49,7 @@ class LockedRepositoryError(IjfsError):
     default_hint = f"type its passphrase at a terminal, or set one of {', '.join(SECRET_VARIABLES)}"
 
 
-Ask = Callable[[str], str | None]
-"""Asks a person for the passphrase of a repository; None where nobody can be asked."""
-
 _rings: dict[bytes, KeyRing] = {}
-_ask: Ask | None = None
-
-
-def ask_by(ask: Ask) -> None:
-    """From now on, persons are asked so."""
-    global _ask
-    _ask = ask
 
 
 def unlock(path: Path, repository: bytes) -> KeyRing:
@@ -166,9 +157,10 @@ def _given(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
 
 
 def _asked(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
-    if _ask is None or all(file.how != PASSPHRASE for file in files):
+    ask = who_asks()
+    if ask is None or all(file.how != PASSPHRASE for file in files):
         return None
-    passphrase = _ask(where)
+    passphrase = ask(where)
     return _by_passphrase(where, files, passphrase) if passphrase is not None else None
 
 
