@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import resource
 import shutil
@@ -22,6 +24,9 @@ from live_env import LiveEnv, is_gone
 from waiting import eventually, patient
 
 from ijfs.live.client import api as client
+from ijfs.live.client.connection import KeeperClient
+from ijfs.live.errors import KeeperError
+from ijfs.live.keeper import forkserver
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.pager.api import PagerProcess
@@ -284,6 +289,24 @@ class Impatient(socket.socket):
             late()
             raise TimeoutError
         return super().recv(bufsize, flags)
+
+
+def test_a_machine_that_has_no_process_left_is_said_to_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    (tmp_path / "p").mkdir()
+    ours, theirs = socket.socketpair()
+    lock = os.open(tmp_path, os.O_PATH | os.O_CLOEXEC)
+    monkeypatch.setattr(os, "fork", no_more)
+    with ours:
+        with pytest.raises(BlockingIOError):
+            forkserver._fork_keepers(fork_request.keepers_for([tmp_path / "p"], lazy=False), [theirs.detach(), lock])
+        gc.unfreeze()
+        with pytest.raises(KeeperError, match="no process could be made for it: Resource temporarily unavailable"):
+            KeeperClient(ours, InstancePaths(tmp_path / "p")).status()
 
 
 class Slow(socket.socket):

@@ -103,11 +103,21 @@ def _fork_keepers(request: ForkKeepers, fds: list[int]) -> Become | None:
                 _close_all(fd for fd in fds if fd not in (first, lock))
                 fds = []
                 return partial(_become_keeper, request, Path(directory), first, lock, shared)
+    except OSError as error:
+        _tell(request.instances, f"no process could be made for it: {error.strerror}")
+        raise
     finally:
         _close_all(fds)
     if shared is not None:
         shared.close()
     return None
+
+
+def _tell(instances: Iterable[str], why: str) -> None:
+    """Where the client of a keeper looks that broke off."""
+    for directory in instances:
+        with suppress(OSError), Path(directory, "keeper.log").open("a") as log:
+            log.write(f"{why}\n")
 
 
 def _fork_pager(request: ForkPager, channel: int) -> Become | None:
