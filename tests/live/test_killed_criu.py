@@ -105,14 +105,13 @@ def test_a_program_that_a_killed_dump_takes_along_comes_back_from_the_save_befor
     assert_it_goes_on(live_env, "p")
 
 
-@pytest.mark.parametrize("stop", [False, True])
 def test_a_program_that_a_killed_dump_takes_along_when_all_of_it_is_taken_is_saved(
-    live_env: LiveEnv, killer: Killer, stop: bool
+    live_env: LiveEnv, killer: Killer
 ) -> None:
     live_env.python("p", TALKING)
     assert eventually((live_env.upper("p") / "tmp/count").exists)
     killer.kill_at("post-dump", after_ijfs=True)
-    saved = live_env.save("p", stop=stop)
+    saved = live_env.save("p")
     assert killer.killed
     said = "CRIU was ended by SIGKILL in the middle of the dump, and the program ended with it; all of it is saved"
     assert said in saved.warnings[0]
