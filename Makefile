@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean
+.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ test-full-disk-live: setup ## verbs of live programs on full disks, 10 minutes. 
 
 test-park-wake: setup ## a server under load, parked and woken 1,000 times, 10 minutes; as root. ARGS=--cycles 100
 	PYTHONPATH=.:tests $(BIN)/python tests/deployments/park_wake_campaign.py $(ARGS)
+
+test-supervisor-kills: setup ## deployments whose supervisor is killed in the middle of everything; as root, 5 minutes. ARGS=--seed 2
+	PYTHONPATH=.:tests $(BIN)/python tests/deployments/kill_campaign.py $(ARGS)
 
 test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 minutes. ARGS=--kills 100 --seed 2
 	$(BIN)/python tests/engine/kill_campaign.py $(ARGS)

@@ -21,6 +21,10 @@ END_S = 10.0
 """How long a server gets for its end after SIGTERM."""
 
 
+STORING_S = 0.05
+"""Between two looks at a save that is being stored."""
+
+
 class Backend:
     """An instance by its name; `requests` are those under way in it."""
 
@@ -43,14 +47,25 @@ class Backend:
 
     def depth(self) -> Stage:
         """Where it is: `running`, in `memory`, or `gone` (perhaps with a snapshot, of which this knows nothing)."""
-        try:
-            info = client.describe(self._repo, self.name)
-        except NoInstanceError:
-            return "gone"
-        if info.status != "running":
+        info = self._settled()
+        if info is None or info.status != "running":
             return "gone"
         self._found(info)
         return "memory" if info.parked else "running"
+
+    def saved_at_its_end(self) -> str | None:
+        """The snapshot (hex) that it was saved as when it ended, where it was: perhaps for a supervisor that was killed
+        meanwhile."""
+        info = self._settled()
+        return info.snapshot if info is not None and info.status == "exited" and _was_saved(info) else None
+
+    def _settled(self) -> InstanceInfo | None:
+        """How it stands, once a save that ended it is stored; None where there is none."""
+        with contextlib.suppress(NoInstanceError):
+            while (info := client.describe(self._repo, self.name)).status == "exited" and info.saving:
+                time.sleep(STORING_S)
+            return info
+        return None
 
     def start(self, *, keep_files: bool) -> None:
         """Begin its command; returns when it is ready. `keep_files`: what an ended one wrote is there again."""
@@ -62,11 +77,8 @@ class Backend:
 
     def ended_with_files(self) -> bool:
         """Whether it ended by itself: what it wrote since it was last saved is only in its directory."""
-        try:
-            info = client.describe(self._repo, self.name)
-        except NoInstanceError:
-            return False
-        return info.status == "exited" and not info.note.startswith("saved as ")
+        info = self._settled()
+        return info is not None and info.status == "exited" and not _was_saved(info)
 
     def park(self) -> None:
         """Stand still in host memory."""
@@ -111,6 +123,10 @@ class Backend:
         self.phases = info.phases
         self._process = procfs.identify(info.pid) if info.pid is not None else None
         self.port = next((port.host for port in info.relay if port.inside == self._inside), 0)
+
+
+def _was_saved(info: InstanceInfo) -> bool:
+    return info.note.startswith("saved as ")
 
 
 def require_free(repo: Path, instance: str) -> None:

@@ -55,6 +55,7 @@ class _Changes(TypedDict, total=False):
     answer: str
     last_used_ns: int
     note: str
+    leaving: tuple[str, ...]
 
 
 class Deployment:
@@ -68,16 +69,21 @@ class Deployment:
         room: Room,
         spawn: Spawn,
         make_backend: MakeBackend = Backend,
+        *,
+        serves: bool = True,
     ) -> None:
+        """`serves`: what it comes to is written down. Another version's is when it serves."""
         self.record = record
         self.stage: Stage = "gone"
         self.last_used = time.monotonic() - max(0.0, (time.time_ns() - record.last_used_ns) / 1e9)
         self._repo = repo
+        self._serves = serves
         self._room = room
         self._spawn = spawn
         self._make_backend = make_backend
         self._backends = self._made_backends()
         self._changing = trio.Lock()
+        self._leaving = trio.Lock()
         self._settled = trio.Event()
         self._requests = 0
         self._streams = 0
@@ -135,6 +141,8 @@ class Deployment:
     def _note(self, **changes: Unpack[_Changes]) -> None:
         """Change the record, on disk too; a disk that is full stops no request."""
         self.record = msgspec.structs.replace(self.record, **changes)
+        if not self._serves:
+            return
         try:
             records.write(self._repo, self.record)
         except IjfsError as error:
@@ -159,6 +167,7 @@ class Deployment:
 
     async def take_over(self) -> None:
         """Find out where it is: a supervisor before this one may have left it running, or parked."""
+        await self._learn_of_saves()
         depths = [await _in_thread(backend.depth) for backend in self._backends]
         found = set(depths)
         if found == {"running"}:
@@ -167,6 +176,15 @@ class Deployment:
             self.stage = "memory"
         else:
             self.stage = "disk" if self._is_stored() else "gone"
+
+    async def _learn_of_saves(self) -> None:
+        """A supervisor that is killed as it parks on disk does not hear of the snapshots."""
+        if self.spec.start_mode != "checkpoint" or self.spec.stateless:
+            return
+        for backend in self._backends:
+            saved = await _in_thread(backend.saved_at_its_end)
+            if saved is not None and saved != self.record.snapshots.get(backend.name):
+                await self._stored(backend, saved)
 
     def _is_stored(self) -> bool:
         return self.spec.start_mode == "checkpoint" and self._backends[0].name in self.record.snapshots
@@ -484,6 +502,7 @@ class Deployment:
     async def undeploy(self) -> None:
         """End it and forget it, with its snapshots."""
         await self.end()
+        await self.end_leaving()
         async with self._changing:
             await self._let_go()
             records.forget(self._repo, self.spec.name)
@@ -495,18 +514,26 @@ class Deployment:
     async def replace(self, spec: DeploymentSpec) -> None:
         """Serve another version: it comes up beside this one, gets all new requests, and this one ends when those that
         it has are done. What fails leaves this one as it is."""
-        old = Deployment(self._repo, self.record, self._room, self._spawn, self._make_backend)
+        await self.end_leaving()
+        old = Deployment(self._repo, self.record, self._room, self._spawn, self._make_backend, serves=False)
         old.stage, old._backends = self.stage, self._backends
         fresh = msgspec.structs.replace(
             self.record, spec=spec, generation=self.record.generation + 1, snapshots={}, key="", answer="", note=""
         )
         for instance in fresh.instances():
             await _in_thread(require_free, self._repo, instance)
-        new = Deployment(self._repo, fresh, self._room, self._spawn, self._make_backend)
-        async with self._changing:
-            await new._come_up()
-            self.record, self._backends, self.stage = new.record, new._backends, "running"
-            self._note()
+        new = Deployment(self._repo, fresh, self._room, self._spawn, self._make_backend, serves=False)
+        # Before anything of it is there: a supervisor that is killed now leaves the next one to end it.
+        self._note(leaving=tuple(fresh.instances()))
+        try:
+            async with self._changing:
+                await new._come_up()
+                self.record = msgspec.structs.replace(new.record, leaving=tuple(old.record.instances()))
+                self._backends, self.stage = new._backends, "running"
+                self._note()
+        except IjfsError:
+            await self.end_leaving()
+            raise
         self._spawn(self._retire, old)
 
     async def _retire(self, old: Deployment) -> None:
@@ -514,13 +541,17 @@ class Deployment:
         with trio.move_on_after(old.spec.drain_s):
             while any(backend.requests for backend in old._backends):
                 await trio.sleep(0.02)
-        with contextlib.suppress(IjfsError):
-            await old._let_go_of_instances()
+        await self.end_leaving()
 
-    async def _let_go_of_instances(self) -> None:
-        for backend in self._backends:
-            await _in_thread(backend.forget)
-            await _in_thread(let_go, self._repo, backend.name)
+    async def end_leaving(self) -> None:
+        """End what belongs to another version and has not ended: of an earlier supervisor, perhaps."""
+        async with self._leaving:
+            for name in self.record.leaving:
+                with contextlib.suppress(IjfsError):
+                    backend = self._make_backend(self._repo, name, self.spec.program, self.spec.inside)
+                    await _in_thread(backend.forget)
+                    await _in_thread(let_go, self._repo, name)
+                    self._note(leaving=tuple(left for left in self.record.leaving if left != name))
 
 
 async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

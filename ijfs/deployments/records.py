@@ -68,7 +68,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment on disk. `generation` counts what was deployed under the name; `key` says for what `snapshots`
-    (instance → id) may be used (identity.py); `answer` is what `verify` gave when the first was made."""
+    (instance → id) may be used (identity.py); `answer` is what `verify` gave when the first was made. `leaving`:
+    instances of another version, which are to end: it came up when that broke off, or went when this one was there."""
 
     version: int = RECORD_VERSION
     spec: DeploymentSpec
@@ -79,6 +80,7 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int = 0
     last_used_ns: int = 0
     note: str = ""
+    leaving: tuple[str, ...] = ()
 
     def instances(self) -> list[str]:
         """What its instances are called: by its name, with a number where there were others before, or are beside."""

@@ -74,6 +74,7 @@ class Supervisor:
         deployment = Deployment(self._repo, record, self._room, self._spawn)
         await deployment.take_over()
         self._deployments[record.spec.name] = deployment
+        self._spawn(deployment.end_leaving)
         self._spawn(self._kept, deployment, listener)
         return deployment
 

@@ -35,6 +35,7 @@ class Script:
         self.saves = 0
         self.dead = False
         self.left_files = False
+        self.saved: str | None = None
 
     def make(self, repo: Path, name: str, program: InstanceSpec, inside: int) -> Backend:
         return cast(Backend, Scripted(self, name))
@@ -93,6 +94,9 @@ class Scripted:
 
     def ended_with_files(self) -> bool:
         return self._script.left_files
+
+    def saved_at_its_end(self) -> str | None:
+        return self._script.saved
 
     def last_words(self) -> str:
         return "no such model"
@@ -294,6 +298,18 @@ async def test_another_supervisor_goes_on_from_what_was_written(script: Script, 
         assert script.calls == ["start", "save", "save", "restore"]
 
 
+async def test_a_snapshot_that_a_killed_supervisor_did_not_hear_of_is_gone_on_from(
+    script: Script, tmp_path: Path
+) -> None:
+    async with deployed(script, tmp_path / "repo") as web:
+        await ask(web)
+    script.saved, script.dead = "5" * 64, True
+    async with deployed(script, tmp_path / "repo") as web:
+        assert (web.stage, web.info().snapshot) == ("disk", script.saved)
+        await ask(web)
+        assert script.calls == ["start", "save", "restore"]
+
+
 async def test_a_wrong_answer_after_a_restore_falls_back_to_the_command(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,5 +342,23 @@ async def test_another_version_that_does_not_start_leaves_the_old_one(script: Sc
         script.failures["start"] = [SandboxError("it ended")]
         with pytest.raises(SandboxError):
             await web.replace(web.spec)
+        assert script.calls[-1] == "forget", "what was there of it has ended"
         async with web.request() as still:
             assert still.name == "web"
+        (written,) = records.all_of(tmp_path / "repo")
+        assert (written.generation, written.leaving) == (1, ())
+
+
+async def test_what_a_killed_supervisor_left_of_another_version_is_ended_by_the_next(
+    script: Script, tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    async with deployed(script, repo) as web, web.request():
+        await web.replace(web.spec)
+        (written,) = records.all_of(repo)
+        assert (written.generation, written.leaving) == (2, ("web",))
+    async with deployed(script, repo) as web:
+        assert web.record.leaving
+        await web.end_leaving()
+        assert script.calls[-1] == "forget"
+        assert records.all_of(repo)[0].leaving == ()
