@@ -2,7 +2,7 @@
 
 `make bench-files`, as root. A program that sleeps writes so many files of 500 bytes in directories of 100; it is saved,
 100 of them are changed, it is saved again, and a copy of it is brought back. Then the same work on files (written one
-after the other, at random, with fsync, many small ones, `git status`) is done outside and inside, by turns: without a
+after the other, at random, with fsync, many small ones, tar, git, pip) is done outside and inside, by turns: without a
 disk of its own, with one (`--disk`), and in a shared folder. Each figure is the median of the rounds. Processor time
 is that of the keeper, which other programs on the machine hardly change.
 """
@@ -10,10 +10,12 @@ is that of the keeper, which other programs on the machine hardly change.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -83,28 +85,44 @@ with open("log", "ab") as file:
 """,
     "5,000 small files made": """
 for number in range(5000):
-    if number % 100 == 0: os.makedirs(f"d{number // 100}", exist_ok=True)
-    open(f"d{number // 100}/{number}", "wb").write(page[:500])
+    if number % 100 == 0: os.makedirs(f"{turn}/d{number // 100}")
+    open(f"{turn}/d{number // 100}/{number}", "wb").write(page[:500])
 """,
     "5,000 small files looked at": """
-for number in range(5000): os.stat(f"d{number // 100}/{number}")
+for number in range(5000): os.stat(f"{turn}/d{number // 100}/{number}")
 """,
-    "git status of 5,000 files": """
-subprocess.run(["git", "status", "--porcelain"], check=True, stdout=subprocess.DEVNULL)
+    "20,000 files out of an archive": """
+subprocess.run(["tar", "-xf", archive, "--one-top-level=tree" + turn], check=True)
 """,
+    "git status of 20,000 files": """
+git("-C", "tree" + turn, "init", "-q")
+git("-C", "tree" + turn, "add", ".")
+began = time.perf_counter()
+git("-C", "tree" + turn, "status", "--porcelain")
+""",
+    "numpy installed from a wheel": """
+pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-cache-dir"]
+subprocess.run([*pip, "--target", "installed" + turn, wheel], check=True)
+""",
+}
+# Done once, at the end: ext4 passes over inode numbers that were given back in the last minutes, so that whoever makes
+# files after many were removed there measures that.
+LAST = {
     "5,000 small files removed": """
-for number in range(5000): os.remove(f"d{number // 100}/{number}")
+for number in range(5000): os.remove(f"{turn}/d{number // 100}/{number}")
 """,
 }
 PRELUDE = """
 import os, subprocess, sys, time
 block, page = os.urandom(1 << 20), os.urandom(4096)
-os.chdir(sys.argv[1])
+directory, turn, archive, wheel = sys.argv[1:]
+os.chdir(directory)
+def git(*arguments):
+    subprocess.run(["git", *arguments], check=True, stdout=subprocess.DEVNULL)
 """
 BEGIN = """
-import os, subprocess, sys
+import os, sys
 os.makedirs(sys.argv[1], exist_ok=True)
-subprocess.run(["git", "-C", sys.argv[1], "init", "-q"], check=True)
 """
 
 
@@ -184,32 +202,70 @@ def _end(repo: Path, *names: str) -> None:
             client.remove(repo, info.name)
 
 
-def measure_work(repo: Path, outside: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of each piece of work by where it is done."""
-    shared = outside / "shared"
-    shared.mkdir()
-    client.start(repo, InstanceSpec(name="plain", argv=("sleep", "3600"), cwd="/", share=(str(shared),)))
-    client.start(repo, InstanceSpec(name="disk", argv=("sleep", "3600"), cwd="/", disk=DISK))
-    places = {"outside": (None, outside / "own"), "inside": ("plain", Path("/var/tmp/work"))}
-    places |= {"with --disk": ("disk", Path("/var/tmp/work")), "--share": ("plain", shared)}
-    taken: dict[str, dict[str, list[float]]] = {work: {place: [] for place in places} for work in WORK}
-    try:
-        for name, directory in places.values():
-            _do(repo, name, BEGIN, directory)
-        for _ in range(rounds):
-            for work, script in WORK.items():
-                for place, (name, directory) in places.items():
-                    timed = f"{PRELUDE}began = time.perf_counter()\n{script}\nprint(time.perf_counter() - began)"
-                    taken[work][place].append(float(_do(repo, name, timed, directory)))
-    finally:
-        _end(repo, "plain", "disk")
-    return {work: {place: statistics.median(of) for place, of in by.items()} for work, by in taken.items()}
+class Work:
+    """Work on files outside and in each kind of sandbox, by turns. `outside`: a directory; `wheel`: numpy's."""
+
+    def __init__(self, repo: Path, outside: Path, wheel: Path) -> None:
+        self._repo = repo
+        self._archive = _archive_in(outside)
+        self._wheel = wheel
+        shared = outside / "shared"
+        shared.mkdir()
+        self._places = {"outside": (None, outside / "own"), "inside": ("plain", Path("/var/tmp/work"))}
+        self._places |= {"with --disk": ("disk", Path("/var/tmp/work")), "--share": ("plain", shared)}
+        self._taken: dict[str, dict[str, list[float]]] = {
+            work: {place: [] for place in self._places} for work in (*WORK, *LAST)
+        }
+        client.start(repo, InstanceSpec(name="plain", argv=("sleep", "3600"), cwd="/", share=(str(shared),)))
+        client.start(repo, InstanceSpec(name="disk", argv=("sleep", "3600"), cwd="/", disk=DISK))
+
+    def measure(self, rounds: int) -> dict[str, dict[str, float]]:
+        """Seconds of each piece of work by where it is done."""
+        try:
+            for name, directory in self._places.values():
+                _do(self._repo, name, BEGIN, str(directory))
+            for turn in range(rounds):
+                for work, script in WORK.items():
+                    self._do_everywhere(work, script, turn)
+            for turn in range(rounds):
+                for work, script in LAST.items():
+                    self._do_everywhere(work, script, turn)
+        finally:
+            _end(self._repo, "plain", "disk")
+        return {
+            work: {place: statistics.median(seconds) for place, seconds in by.items()}
+            for work, by in self._taken.items()
+        }
+
+    def _do_everywhere(self, work: str, script: str, turn: int) -> None:
+        for place, (name, directory) in self._places.items():
+            timed = f"{PRELUDE}began = time.perf_counter()\n{script}\nprint(time.perf_counter() - began)"
+            arguments = (str(directory), str(turn), str(self._archive), str(self._wheel))
+            self._taken[work][place].append(float(_do(self._repo, name, timed, *arguments)))
 
 
-def _do(repo: Path, name: str | None, script: str, directory: Path) -> bytes:
+def _archive_in(directory: Path) -> Path:
+    """A tar file of 20,000 files of 500 bytes."""
+    path = directory / "files.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in range(20_000):
+            one = tarfile.TarInfo(f"d{number // IN_DIRECTORY}/{number}")
+            one.size = SIZE
+            archive.addfile(one, io.BytesIO(os.urandom(SIZE)))
+    return path
+
+
+def _wheel_in(directory: Path) -> Path:
+    """numpy's wheel, as pip has it."""
+    line = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", directory, "numpy"]
+    subprocess.run(line, check=True)
+    return next(directory.glob("*.whl"))
+
+
+def _do(repo: Path, name: str | None, script: str, *arguments: str) -> bytes:
     if name is not None:
-        return _inside(repo, name, script, str(directory))
-    return subprocess.run([sys.executable, "-c", script, directory], check=True, stdout=subprocess.PIPE).stdout
+        return _inside(repo, name, script, *arguments)
+    return subprocess.run([sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE).stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, nargs="*", default=[500, 5_000, 50_000])
+    parser.add_argument("--wheel", type=Path, help="numpy's; by default pip downloads it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="ijfs-bench-files-") as scratch:
@@ -226,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Repository.init(repo).close()
         saved = [measure_saves(repo, count, options.rounds) for count in options.files]
         print(common.table(HEAD, [one.row() for one in saved]))
-        work = measure_work(repo, outside, options.rounds)
+        work = Work(repo, outside, options.wheel or _wheel_in(outside)).measure(options.rounds)
         fork_request.dismiss(repo)  # the spare, for which copies come up as quickly as they do
     places = list(next(iter(work.values())))
     rows = [

@@ -233,6 +233,53 @@ def test_a_new_keeper_saves_what_was_written_after_the_old_one_was_killed(live_e
     assert (there / "tmp/late").read_text() == "written without a keeper"
 
 
+LOAD = """
+import os, threading
+def write(number):
+    with open(f"log{number}", "ab", buffering=0) as log, open(f"TOLD/{number}", "w") as told:
+        for line in range(1 << 30):
+            log.write(b"%10d\\n" % line)
+            os.fsync(log.fileno())
+            os.pwrite(told.fileno(), b"%10d" % line, 0)
+            for name in range(20):
+                with open(f"{number}-{line}-{name}", "wb") as other:
+                    other.write(bytes(5000))
+            for name in range(20):
+                os.remove(f"{number}-{line}-{name}")
+for number in range(3):
+    threading.Thread(target=write, args=(number,)).start()
+"""
+
+
+def _lines(told: Path) -> list[int]:
+    texts = [(told / str(number)).read_text() if (told / str(number)).exists() else "" for number in range(3)]
+    return [int(text or -1) for text in texts]
+
+
+def test_what_was_fsynced_is_there_after_keeper_and_program_were_killed_under_load(live_env: LiveEnv) -> None:
+    told = live_env.work / "told"
+    told.mkdir()
+    script = LOAD.replace("TOLD", str(told))
+    live_env.python("busy", script, cwd="/var/tmp", disk=SIZE, bind=(str(told),))
+    assert eventually(lambda: min(_lines(told)) > 5, 60)
+    saved, at_save = live_env.save("busy").snapshot, _lines(told)
+    assert eventually(lambda: min(_lines(told)) > max(at_save) + 5, 60)
+    record = read_record(InstancePaths.of(live_env.repo, "busy"))
+    for process in (record.keeper, record.program):
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+    assert eventually(lambda: all(is_gone(one.pid) for one in (record.keeper, record.program) if one is not None))
+    fsynced = _lines(told)
+    with program_files(live_env.repo, "busy") as files:
+        for number, last in enumerate(fsynced):
+            node = files.node(f"/var/tmp/log{number}")
+            lines = b"".join(piece for _, piece in node.pieces()).splitlines()
+            node.close()
+            assert list(map(int, lines))[: last + 1] == list(range(last + 1)), "what was fsynced, in order"
+    live_env.restore(saved, "back")
+    assert eventually(lambda: _lines(told) != fsynced, 60), "it goes on from its snapshot"
+
+
 def test_going_back_in_place_keeps_the_numbers_and_a_snapshot_without_a_disk_opens_as_before(live_env: LiveEnv) -> None:
     live_env.python("back", FILES, disk=SIZE)
     root = Path(f"/proc/{client.describe(live_env.repo, 'back').pid}/root")

@@ -53,6 +53,10 @@ _MKFS = (
     *("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
 )
 
+# The image is in the page cache of the machine and survives everything but the machine's own end; a program that goes
+# on after that does so from a snapshot. With barriers each fsync was two of the image: five times that of a plain file.
+_OPTIONS = "nobarrier"
+
 
 def make(paths: SandboxPaths, size: int) -> None:
     """Make an image of so many bytes and mount it where the sandbox's layers go. SandboxError; nothing is left then."""
@@ -104,7 +108,7 @@ def mount(paths: SandboxPaths) -> None:
     """Mount an image that is there, in the calling process's mount namespace. OSError."""
     paths.layers.mkdir(exist_ok=True)
     with _attached(paths.image) as device:
-        ns.mount(device, paths.layers, "ext4")
+        ns.mount(device, paths.layers, "ext4", options=_OPTIONS)
 
 
 @contextlib.contextmanager
