@@ -73,11 +73,11 @@ class Family:
             self.images[f"mm-{pid}.img"] = image_file(MM_MAGIC, [message((14, area))])
             self.images[f"pagemap-{pid}.img"] = pagemap(self.entries[pid], pages_id=pid)
 
-    def find(self, *, lazy: bool = True) -> dict[int, list[Span]]:
+    def find(self, *, lazy: bool = True, far: bool = False) -> dict[int, list[Span]]:
         def opened(name: str) -> FakeFile:
             return FakeFile(self.memory[int(name[6:-4])], self.together)
 
-        return forked_memory.find(self.images, opened, lazy=lazy)
+        return forked_memory.find(self.images, opened, lazy=lazy, far=far)
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,7 @@ def test_pages_between_those_that_were_written_are_shared_where_most_is() -> Non
     most = Family({1: 0, 2: 1}, {1: list(range(1, 25)), 2: [*written, *range(21, 25)]}, together=4)
     assert most.find() == {2: [pages(20, 24)]}, "where little is in the same chunks nothing is read"
     assert some.find(lazy=False) == {2: [pages(0, 8), pages(12, 16)]}, "CRIU compares by itself"
+    assert some.find(far=True) == some.find(lazy=False), "nor is it where that is done over a network"
 
 
 def test_mappings_that_differ_are_not_shared_by_criu_either() -> None:

@@ -369,6 +369,7 @@ class _Restore:
                 pages=self._request.pages,
                 noted=Noted(stored_ns, meta.timers, self._shared()),
                 wipe=self._request.beside,
+                far=not self._store.repository.is_here(snapshot.id),
             )
             if staged.present:
                 present.write(self._request.paths.criu, staged.present)

@@ -114,10 +114,13 @@ def parse_processes(images: Mapping[str, bytes]) -> dict[int, Process]:
     return found
 
 
-def find(images: Mapping[str, bytes], open_pages: Callable[[str], PagesFile], *, lazy: bool) -> dict[int, list[Span]]:
+def find(
+    images: Mapping[str, bytes], open_pages: Callable[[str], PagesFile], *, lazy: bool, far: bool = False
+) -> dict[int, list[Span]]:
     """What each process shares with its parent, by its number, parents before children; empty where that is little.
 
-    `lazy` restores leave zeros to the pager, which takes no memory for them.
+    `lazy` restores leave zeros to the pager, which takes no memory for them. `far`: the pages come over a network, and
+    are not read to be compared.
     """
     parents = parse_parents("pstree.img", images.get("pstree.img", b""))
     if not any(parents.values()):
@@ -130,7 +133,7 @@ def find(images: Mapping[str, bytes], open_pages: Callable[[str], PagesFile], *,
     files = {processes[pid].pages for pair in pairs.items() for pid in pair}
     opened = {name: open_pages(name) for name in files}
     found = {
-        pid: _shared(common[pid], opened[processes[pid].pages], opened[processes[parent].pages], lazy=lazy)
+        pid: _shared(common[pid], opened[processes[pid].pages], opened[processes[parent].pages], lazy=lazy, far=far)
         for pid, parent in pairs.items()
     }
     return found if sum(map(span_bytes, found.values())) >= WORTH_BYTES else {}
@@ -141,9 +144,9 @@ def span_bytes(spans: Iterable[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def _shared(common: Sequence[_Common], mine: PagesFile, theirs: PagesFile, *, lazy: bool) -> list[Span]:
+def _shared(common: Sequence[_Common], mine: PagesFile, theirs: PagesFile, *, lazy: bool, far: bool) -> list[Span]:
     equal = [span for stretch in common for span in _equal(stretch, mine, theirs, zeros=not lazy)]
-    rest = list(_gaps(common, equal)) if lazy else []
+    rest = list(_gaps(common, equal)) if lazy and not far else []
     if 0 < sum(gap.end - gap.start for gap in rest) <= COMPARED_AT_MOST * span_bytes(equal):
         equal = union([*equal, *_compared(rest, mine, theirs)])
     return [span for span in equal if span.end - span.start >= SHORTEST_BYTES]

@@ -61,19 +61,20 @@ def stage(
     pages: Path | None = None,
     noted: Noted = NOTHING,
     wipe: bool = False,
+    far: bool = False,
 ) -> Staged:
     """Write a snapshot's images into an empty directory (a tmpfs). `noted`: what its save has noted beside them.
 
     `pages` is a directory (of a mount) where an eager restore finds the memory; without it, it is written here whole.
     What forked processes share is always written: CRIU reads that page by page. With `wipe`, memory that is to be empty
-    in whatever is forked off a program is empty.
+    in whatever is forked off a program is empty. `far`: it comes over a network.
     """
     entries = {os.fsdecode(entry.name): entry for entry in reader.tree(images).entries if entry.kind == "f"}
     memory = {name: entry for name, entry in entries.items() if is_pages(name)}
     stored = {name: reader.open(entry) for name, entry in entries.items() if name not in memory}
     _read_together(reader, stored.values())
     small = mended({name: one.read(0, one.size) for name, one in stored.items()}, noted)
-    shared = forked_memory.find(small, lambda name: reader.open(_entry(memory, name)), lazy=lazy)
+    shared = forked_memory.find(small, lambda name: reader.open(_entry(memory, name)), lazy=lazy, far=far)
     found = lending.arrange(shared, parse_parents("pstree.img", small["pstree.img"])) if shared else Lending({}, {})
     for pid, spans in wiped.find(small).items() if wipe else ():
         found.parts[pid] = found.parts.get(pid, Part(pid, [], []))._replace(dropped=tuple(spans))
