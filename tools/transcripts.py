@@ -10,6 +10,7 @@ block, as a comment of HTML, says more:
     <!-- file: ~/rides/work.py -->     the block is that file's content
     <!-- run -->                       the block is a script without its output
     <!-- cell: lab -->                 the block is a cell of the kernel `lab`
+    <!-- typed: ijfs init -->          no block: a command that the reader has typed before, on another page
 
 Blocks without any of these are not run. A command that is shown without output may print something. Output is compared
 by shape: a number is a number, an id an id, whatever time, size or process id a run had.
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 _BLOCK = re.compile(
+    r"^<!-- typed: (?P<typed>[^\n]+) -->$|"
     r"(?:^<!-- (?P<what>file|run|cell)(?:: (?P<name>\S+))? -->\n+)?"
     r"(?:^```[a-z]*\n(?P<fenced>.*?)^```$|(?P<indented>(?:^ {4}[^\n]*\n|^\n(?=\n* {4}))+))",
     re.MULTILINE | re.DOTALL,
@@ -56,7 +58,7 @@ def _text(block: re.Match[str]) -> str:
 
 
 def _is_transcript(block: re.Match[str]) -> bool:
-    return block["what"] is None and _text(block).startswith("$ ")
+    return block["what"] is None and block["typed"] is None and _text(block).startswith("$ ")
 
 
 def _transcript(text: str) -> Iterator[Step]:
@@ -65,6 +67,9 @@ def _transcript(text: str) -> Iterator[Step]:
 
 
 def _steps(block: re.Match[str]) -> Iterator[Step]:
+    if block["typed"] is not None:
+        yield Step("command", block["typed"])
+        return
     text = _text(block)
     match block["what"]:
         case "file":
@@ -95,10 +100,12 @@ def shape(output: str) -> list[str]:
 
 
 class Reader:
-    """A shell in which a page is typed. `home` is the reader's home, which the page shows as /root."""
+    """A shell in which pages are typed. `home` is the reader's home, which a page shows as /root; what it calls /backup
+    is in there, too."""
 
     def __init__(self, home: Path, environment: dict[str, str]) -> None:
         self._home = home
+        self._backup = home / "backup"
         self.environment = {**os.environ, **environment, "HOME": str(home)}
         self._shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile"],
@@ -119,7 +126,7 @@ class Reader:
             return ""
         if step.what == "cell":
             return self._type(f"ijfs exec {step.name} - <<'END OF CELL'\n{step.text}END OF CELL")
-        return self._type(step.text.replace("/root", str(self._home)))
+        return self._type(step.text.replace("/root", str(self._home)).replace("/backup", str(self._backup)))
 
     def _type(self, command: str) -> str:
         assert self._shell.stdin is not None
@@ -131,7 +138,7 @@ class Reader:
             said, end, status = line.partition(_END)
             printed.append(said)
             if end:
-                output = "".join(printed).replace(str(self._home), "/root")
+                output = "".join(printed).replace(str(self._backup), "/backup").replace(str(self._home), "/root")
                 assert int(status) == 0, f"$ {command}\n{output}exit code {status.strip()}"
                 return output
         raise AssertionError(f"$ {command}\nended the shell:\n{''.join(printed)}")

@@ -106,7 +106,7 @@ class Magic:
         """The line magic, or with `cell` the cell magic. A wrong use is an error, so that "run all" stops there;
         without IPython's traceback: the sentence says it all."""
         try:
-            words = shlex.split(line)
+            words = shlex.split(line, comments=True)
         except ValueError as error:
             raise _quiet(f"{error} in: %ijfs {line}") from None
         if cell is not None:

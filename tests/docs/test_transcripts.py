@@ -16,6 +16,8 @@ TYPED = [
     "docs/tutorials/server.md",
     "docs/tutorials/agent.md",
     "docs/json.md",
+    "docs/jupyter.md",
+    *(f"docs/howto/{name}.md" for name in ("backup", "files", "retention", "uninstall")),
 ]
 """Pages that are typed from top to bottom, each in a home directory and a repository of its own."""
 
@@ -43,6 +45,8 @@ Text.
 
 More text.
 
+<!-- typed: echo before -->
+
     not run: nobody says so
 """
 
@@ -56,6 +60,7 @@ def test_a_page_is_read_as_its_reader_reads_it(tmp_path: Path) -> None:
         "echo a; \\\necho b",
         "echo quiet",
         "false || true",
+        "echo before",
     ]
     reader = Reader(tmp_path, {})
     try:
