@@ -16,6 +16,7 @@ from typing import TextIO
 
 import click
 
+from ijfs.cli import synonyms
 from ijfs.cli.app import App
 from ijfs.cli.output import Printer, write_json
 
@@ -85,9 +86,10 @@ def explain(error: BaseException, verb: str = "") -> Failure:
     match error:
         case KeyboardInterrupt() | click.Abort():
             return Failure("Interrupted", str(error) or "interrupted; nothing was left half done", None, INTERRUPTED)
+        case click.NoSuchOption():
+            return Failure("UsageError", _no_such_option(error), f"`{_command(error, verb)} --help` shows how", 2)
         case click.UsageError():
-            command = error.ctx.command_path if error.ctx else f"ijfs {verb}".rstrip()
-            hint = getattr(error, "next_step", None) or f"{_usage(error)}`{command} --help` shows how"
+            hint = getattr(error, "next_step", None) or f"{_usage(error)}`{_command(error, verb)} --help` shows how"
             return Failure("UsageError", _lower(error.format_message()), hint, 2)
         case click.ClickException():
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
@@ -119,6 +121,17 @@ def _older_than_source(names: Iterable[str] | None = None) -> str | None:
                 if os.stat(source).st_mtime > os.stat(file).st_mtime:
                     return name
     return None
+
+
+def _command(error: click.UsageError, verb: str) -> str:
+    return error.ctx.command_path if error.ctx else f"ijfs {verb}".rstrip()
+
+
+def _no_such_option(error: click.NoSuchOption) -> str:
+    """With the option that a slip of the fingers makes this of. (What click finds alike means something else.)"""
+    known = [name for param in error.ctx.command.get_params(error.ctx) for name in param.opts] if error.ctx else []
+    near = synonyms.nearest(error.option_name, (name for name in known if name.startswith("--")))
+    return f"no such option '{error.option_name}'" + (f": did you mean `{near}`?" if near else "")
 
 
 def _usage(error: click.UsageError) -> str:

@@ -86,7 +86,10 @@ def test_a_word_that_only_looks_is_done_under_the_verbs_own_name(ijfs: Ijfs, rep
 
 @pytest.mark.parametrize(
     "argv",
-    [["ps", "-a"], ["log", "--oneline"], ["log", "--all"], ["branch", "-a"], ["branch", "--list"], ["tag", "-l"]],
+    [
+        *(["ps", "-a"], ["log", "--oneline"], ["log", "--all"], ["branch", "-a"], ["branch", "--list"], ["tag", "-l"]),
+        *(["tree", "--graph"], ["stop", "-f", "--all"]),
+    ],
 )
 def test_options_that_ask_for_what_is_done_anyway_are_taken(ijfs: Ijfs, repo: Path, argv: list[str]) -> None:
     assert ijfs(*argv).code == 0
@@ -99,6 +102,9 @@ def test_options_that_ask_for_what_is_done_anyway_are_taken(ijfs: Ijfs, repo: Pa
         (["run", "-i", "bash"], "-it"),
         (["run", "--rm", "bash"], "`ijfs stop --rm NAME`"),
         (["run", "-v", "/data:/data", "bash"], "sees this machine's files"),
+        (["restore", "--hard", "lab~1"], "`--replace`"),
+        (["branch", "-m", "old", "new"], "`ijfs branch NEW OLD`"),
+        (["tag", "-m", "text", "v1"], "`ijfs save -m TEXT`"),
         (["show", "HEAD~1"], "`lab~1` the one before"),
     ],
 )
@@ -108,6 +114,15 @@ def test_options_for_what_is_done_in_another_way_are_told_how(
     result = ijfs(*argv)
     assert result.code in (1, 2)
     assert said in result.err
+
+
+def test_an_option_is_guessed_by_a_slip_of_the_fingers_alone(ijfs: Ijfs, repo: Path) -> None:
+    assert ijfs("diff", "--varables").err.splitlines() == [
+        "ijfs: no such option '--varables': did you mean `--variables`?",
+        "hint: `ijfs diff --help` shows how",
+    ]
+    for argv in (["run", "--gpus", "2", "x"], ["log", "--author", "me"], ["gc", "--prune=now"]):
+        assert ("did you mean" in ijfs(*argv).err) == (argv[1] == "--gpus"), argv
 
 
 def test_a_command_of_exec_needs_no_double_dash(ijfs: Ijfs, repo: Path) -> None:
@@ -138,6 +153,7 @@ def test_the_distance_of_two_words_is_a_distance(left: str, right: str) -> None:
         (["kernel"], "ijfs: say which: `ijfs kernel start`, "),
         (["logs"], "ijfs: nothing is live: `ijfs ps -a` shows"),
         (["save"], "ijfs: nothing is live"),
+        (["cp"], "hint: `ijfs cp SOURCE... DEST`; "),
     ],
 )
 def test_what_was_left_out_is_said_with_what_the_verb_takes(ijfs: Ijfs, repo: Path, argv: list[str], hint: str) -> None:

@@ -44,7 +44,7 @@ class CpVerb(Verb):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Without each -r behind which there is no repository."""
-        pairs = zip(args, [*args[1:], ""], strict=True)
+        pairs = zip(args, [*args[1:], ""], strict=False)
         return super().parse_args(ctx, [word for word, after in pairs if word != "-r" or Repository.is_at(after)])
 
 

@@ -10,7 +10,7 @@ from ijfs.cli import host_files, instances, live_diff, patches, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.bounded import bounded
 from ijfs.cli.output import Answer, Column, Printer, Span
-from ijfs.cli.params import ANY
+from ijfs.cli.params import ANY, needless
 from ijfs.history import comparison
 from ijfs.history.comparison import FileChange, MemoryChange
 from ijfs_engine import PAGE
@@ -45,6 +45,7 @@ MEMORY = [
     "--variables", "variables", is_flag=True, help="A Python kernel's variables, too: of copies that it makes."
 )
 @click.option("-p", "--patch", "patched", is_flag=True, help="Files by their lines, too.")
+@needless("--stat", "--name-only", "--name-status")
 def diff(app: App, old: str | None, new: str | None, only: str | None, variables: bool, patched: bool) -> Answer:
     """Say what a program did since its last snapshot, or compare two snapshots.
 

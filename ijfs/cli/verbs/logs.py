@@ -27,7 +27,9 @@ BLOCK = 1 << 20
 @verb("logs")
 @click.argument("name", required=False, type=INSTANCE)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it writes, until it ends.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines.")
+@click.option(
+    "-n", "--lines", "--tail", "lines", type=click.IntRange(min=0), metavar="K", help="Only the last K lines."
+)
 @click.option("--earlier", is_flag=True, help="Of the program that had the name before.")
 def logs(app: App, name: str | None, follow: bool, lines: int | None, earlier: bool) -> Answer | None:
     """Print what the program NAME (default: the only live one) wrote to its standard output and error."""

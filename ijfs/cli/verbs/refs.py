@@ -10,7 +10,7 @@ import click
 from ijfs.cli import globs, text
 from ijfs.cli.app import App, Verb, verb
 from ijfs.cli.output import Answer, Column, Printer
-from ijfs.cli.params import REF, SNAPSHOT, needless
+from ijfs.cli.params import REF, SNAPSHOT, elsewhere, needless
 from ijfs.history.snapshots import History
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COLUMNS = [Column("NAME", style="bold green"), Column("SNAPSHOT", style="yellow"
 @click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
 @needless("-l", "--list")
 @needless("-a", "--all")
+@elsewhere("-m", "-M", "--move", said="`ijfs branch NEW OLD`, then `ijfs branch -d OLD`; a live program keeps its name")
 def branch(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
     """List branches, or make branch NAME at SNAPSHOT (default: latest)."""
     return _refs(app, "branch", name, snapshot, delete=delete, force=force)
@@ -40,6 +41,7 @@ def branch(app: App, name: str | None, snapshot: str | None, delete: bool, force
 @click.option("-f", "--force", is_flag=True, help="Move NAME if it exists.")
 @needless("-l", "--list")
 @needless("-a", "--all")
+@elsewhere("-m", "--message", said="a tag has no text; `ijfs save -m TEXT` gives a snapshot one")
 def tag(app: App, name: str | None, snapshot: str | None, delete: bool, force: bool) -> Answer:
     """List tags, or make tag NAME at SNAPSHOT (default: latest)."""
     return _refs(app, "tag", name, snapshot, delete=delete, force=force)

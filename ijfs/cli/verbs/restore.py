@@ -10,7 +10,7 @@ import click
 from ijfs.cli import first_moment, instances, starting, text, unsaved
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE, SNAPSHOT
+from ijfs.cli.params import INSTANCE, SNAPSHOT, elsewhere
 from ijfs.history.snapshots import program_of
 from ijfs_engine.errors import IjfsError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @starting.env_options
 @starting.limit_options(anew=False)
 @starting.files_option
+@elsewhere("--hard", "--soft", said="`--replace` takes a live program back in place, with its memory and its files")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
     app: App,

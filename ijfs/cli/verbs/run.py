@@ -46,6 +46,7 @@ NO_VOLUMES = (
 @click.option("--rm", "forget", is_flag=True, help="With -t: forget it when it has ended.")
 @starting.detach_keys_option
 @elsewhere("--volume", "--mount", said=NO_VOLUMES)
+@elsewhere("-w", "--workdir", said="a program begins in the directory in which this is typed")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,

@@ -10,7 +10,7 @@ import click
 from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE, MESSAGE, REF, Seconds
+from ijfs.cli.params import INSTANCE, MESSAGE, REF, Seconds, needless
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import SaveResult
@@ -38,6 +38,7 @@ UNRESTORABLE = 12
 @click.option("--no-wait", is_flag=True, help="Return when the program runs again; storing goes on.")
 @click.option("--force", is_flag=True, help="Save a GPU program in spite of what preflight refuses: it may be lost.")
 @click.option("--gpu-timeout", type=Seconds(), metavar="S", help="How long running GPU kernels get to end.")
+@needless("-a", "--all")
 def save(
     app: App,
     name: str | None,

@@ -10,7 +10,7 @@ import click
 from ijfs.cli import globs, unsaved
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
-from ijfs.cli.params import INSTANCE, Seconds
+from ijfs.cli.params import INSTANCE, Seconds, needless
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
 @click.option("--ended", is_flag=True, help="With --rm: all that has ended, and left nothing that is in no snapshot.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
+@click.option("-t", "--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
+@needless("-f", "--force")
 def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: bool, yes: bool, timeout: float) -> Answer:
     """Stop live programs: SIGTERM, then SIGKILL. Their snapshots stay; saves that are being stored are waited for.
 

@@ -10,7 +10,7 @@ import click
 from ijfs.cli import instances, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer, Span
-from ijfs.cli.params import ANY
+from ijfs.cli.params import ANY, needless
 from ijfs.drawing import tree as drawing
 from ijfs.history.scene import Scene
 
@@ -33,6 +33,7 @@ STYLES = {
 @click.argument("name", required=False, type=ANY)
 @click.option("-a", "--all", "every", is_flag=True, help="Draw long stretches whole.")
 @click.option("--ascii", "plain", is_flag=True, help="No line-drawing characters.")
+@needless("--graph", "--oneline")
 def tree(app: App, name: str | None, every: bool, plain: bool) -> Answer:
     """Draw snapshots, [branches], (tags) and live programs (▶). Time runs down; a fork branches off to the right.
 
