@@ -68,6 +68,7 @@ SETTINGS = {
         Setting(
             "io", "", "bytes a second a program may read or write on disk, as `100M`", _matching(r"\d+[KMGT]|none")
         ),
+        Setting("user", "", "as whom `ijfs run` runs programs: a name, or `sudo`: who called it; empty: root"),
         Setting(
             "auto", "", "`on`, or `on --every 60`: Jupyter's new kernels are saved after cells", _matching("on( .*)?")
         ),
@@ -170,15 +171,22 @@ def write(name: str, value: str | None) -> Path:
         _check(name, value, "")
     elif name not in SETTINGS:
         _check(name, "", "")
+    from ijfs_engine import make_directories
+
     file = path()
     lines = file.read_text().splitlines() if _is_there(file) else []
     kept = [line for line in lines if not re.match(rf"\s*{re.escape(name)}\s*=", line)]
     if value is not None:
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         kept.insert(0, f'{name} = "{quoted}"')
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(file.parent)
     new = file.with_name(f"{file.name}.new")
-    new.write_text("".join(f"{line}\n" for line in kept))
+    # Root's, in the home directory of who called sudo, it would be closed to its owner, and a link there followed.
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644), "w") as opened:
+        opened.writelines(f"{line}\n" for line in kept)
+        if os.geteuid() == 0:
+            above = file.parent.stat()
+            os.fchown(opened.fileno(), above.st_uid, above.st_gid)
     new.rename(file)
     return file
 

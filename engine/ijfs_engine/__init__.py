@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ijfs_engine.storage.unlocking import SECRET_VARIABLES, LockedRepositoryError, passphrase_given
     from ijfs_engine.util.descent import Descent
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
+    from ijfs_engine.util.owners import make_directories
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.arena import Arena, ArenaFile, ArenaFullError, Segments
     from ijfs_engine.write.criu_pagemap import (
@@ -173,6 +174,7 @@ __all__ = [
     "import_directory",
     "io_waited_s",
     "is_pages",
+    "make_directories",
     "pagemap_entries",
     "pagemap_head",
     "pages_name",
@@ -236,6 +238,7 @@ _MODULES = {
     "storage.unlocking": ("LockedRepositoryError", "SECRET_VARIABLES", "passphrase_given"),
     "util.descent": ("Descent",),
     "util.io_wait": ("io_waited_s", "simulate_latency"),
+    "util.owners": ("make_directories",),
     "util.progress": ("Progress",),
     "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),
     "write.criu_pagemap": ("COMMON_MAGIC", "MAX_PAGEMAP", "PAGEMAP_MAGIC", "Pagemap", "PagemapError", "parse_pagemap"),

@@ -59,19 +59,16 @@ class App:
             return Path(os.environ["IJFS_REPO"])
         from platformdirs import user_data_path
 
-        path = user_data_path("ijfs", appauthor=False)
-        self._say_whose(path)
-        return path
+        from ijfs.cli import sudo
 
-    def _say_whose(self, path: Path) -> None:
-        """Once, under sudo: the repository is root's, not that of the user who typed it. (Root would leave files in the
-        other one that its owner could not touch.)"""
-        user = os.environ.get("SUDO_USER")
-        if user and user != "root" and os.geteuid() == 0 and not self._said_whose:
+        own = sudo.repository()
+        if own is not None:
+            return own
+        path = user_data_path("ijfs", appauthor=False)
+        if not self._said_whose and (whose := sudo.whose(path)):
             self._said_whose = True
-            self.note(
-                f"this is root's repository, {path}; `-r` or IJFS_REPO (`sudo -E`) names another, such as {user}'s"
-            )
+            self.note(whose)
+        return path
 
     def repository(self, *, damaged: bool = False) -> Repository:
         """The repository, opened once, closed when the verb ends; `damaged`: even without an index.

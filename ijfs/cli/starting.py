@@ -97,6 +97,14 @@ network_option = click.option("--network", type=NETWORKS, default=lambda: settin
 gpu_option = click.option("--gpu/--no-gpu", default=lambda: settings.is_true("gpu"), help="Give it the machine's GPUs.")
 base_option = click.option("--base", default=lambda: settings.value("base"), metavar="NAME", help=BASE_HELP)
 
+user_option = click.option(
+    "-u",
+    "--user",
+    default=lambda: settings.value("user"),
+    metavar="NAME",
+    help="Run it as this user, by name or number; `sudo`: as who called sudo (default: root).",
+)
+
 ttl_option = click.option(
     "--ttl",
     type=Seconds(min_open=True),
@@ -326,13 +334,14 @@ def show_network(out: Printer, info: InstanceInfo) -> None:
         out.line(("  network none: `--network slirp4netns` lets a program out", "dim"))
 
 
-def warn_of_what_cannot_be_saved(app: App, *, gpu: bool) -> None:
-    """Say at the start what would be learnt at the first save."""
-    for sentence in _objections(gpu=gpu):
+def warn_of_what_cannot_be_saved(app: App, *, gpu: bool, user: str = "") -> None:
+    """Say at the start what would be learnt at the first save. `user`: as an InstanceSpec has it."""
+    for sentence in _objections(gpu=gpu, user=user):
         app.warn(sentence)
 
 
-def _objections(*, gpu: bool) -> Iterator[str]:
+def _objections(*, gpu: bool, user: str) -> Iterator[str]:
+    from ijfs.live.checks import privilege
     from ijfs.live.criu import command as criu
     from ijfs.live.errors import CriuMissingError
 
@@ -340,5 +349,7 @@ def _objections(*, gpu: bool) -> Iterator[str]:
         criu.find()
     except CriuMissingError as error:
         yield f"this cannot be saved: {error} (`ijfs doctor` says what to do)"
+    if user and not privilege.may_save_other_users():
+        yield f"this cannot be saved: it is of the user {user}, and root here lacks CAP_SYS_RESOURCE"
     if gpu and not os.path.exists("/dev/nvidiactl"):
         yield "--gpu, and this machine shows no NVIDIA GPU: the program runs without one"

@@ -27,7 +27,7 @@ import platformdirs
 
 from ijfs.fs import mountinfo
 from ijfs.fs.errors import MountBusyError, MountError, MountPointError, NotMountedError
-from ijfs_engine import errors
+from ijfs_engine import errors, make_directories
 from ijfs_engine.errors import IjfsError
 
 KIND = "fuse.ijfs"
@@ -57,7 +57,7 @@ def mount(repository: Path, mountpoint: Path, *, allow_other: bool = False) -> M
     mountpoint = prepare(mountpoint)
     repository = repository.resolve()
     state = _State.of(mountpoint)
-    state.directory.mkdir(parents=True, exist_ok=True)
+    make_directories(state.directory)
     process, answer = _start(repository, mountpoint, allow_other, state)
     if "error" in answer:
         process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,10 @@ import pytest
 from calls import COMMAND, Ijfs
 from json_page import check
 
+from ijfs.cli import sudo
+
 NOBODY = 65534
+SUDO = {"SUDO_USER": "nobody", "SUDO_UID": "65534"}
 
 
 @pytest.fixture
@@ -104,8 +108,24 @@ def test_in_a_user_namespace_a_sentence_says_so(repo: Path) -> None:
 
 @pytest.mark.root
 def test_under_sudo_the_repository_is_named(run_ijfs: Ijfs, tmp_path: Path) -> None:
-    found = run_ijfs("init", env={"SUDO_USER": "alice", "SUDO_UID": "1000"})
+    found = run_ijfs("init", env=SUDO)
     assert found.code == 0
     assert found.err.count("this is root's repository") == 1
-    assert "alice" in found.err
-    assert "root's" not in run_ijfs("-r", tmp_path / "other", "init", env={"SUDO_USER": "alice"}).err
+    assert "`sudo ijfs config user sudo` makes both nobody's" in found.err
+    assert "root's" not in run_ijfs("-r", tmp_path / "other", "init", env=SUDO).err
+
+
+@pytest.mark.root
+def test_under_sudo_programs_and_repository_can_be_those_of_who_called_it(
+    run_ijfs: Ijfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IJFS_DEFAULTS", "user=sudo")
+    assert (sudo.program_user("sudo"), sudo.repository()) == ("", None), "nobody called sudo"
+    for name, value in SUDO.items():
+        monkeypatch.setenv(name, value)
+    assert sudo.program_user("sudo") == "65534"
+    assert sudo.program_user("root") == ""
+    assert sudo.program_user("daemon") == "daemon"
+    home = pwd.getpwuid(65534).pw_dir
+    assert sudo.repository() == Path(home) / ".local/share/ijfs"
+    assert f"there is no ijfs repository at {home}/.local/share/ijfs" in run_ijfs("log").err

@@ -44,6 +44,14 @@ def until(ijfs: Ijfs, *argv: str, holds: str) -> str:
     return out
 
 
+def test_a_program_runs_as_the_user_that_is_named(ijfs: Ijfs, live: Path) -> None:
+    assert ijfs("run", "--user", "65534", "--name", "u", "-q", "--", "sh", "-c", "id -u; exec sleep 600").code == 0
+    until(ijfs, "logs", "u", holds="65534\n")
+    assert ijfs("exec", "u", "--", "id", "-u").out == "65534\n"
+    unknown = ijfs("run", "--user", "never-heard-of", "--", "true")
+    assert (unknown.code, "no user of this name" in unknown.err) == (1, True)
+
+
 def test_going_back_in_place_says_what_is_gone_or_saves_it_first(ijfs: Ijfs, live: Path) -> None:
     assert ijfs("run", "--name", "p", "-q", "--", "sh", "-c", "while :; do sleep 0.1; done").code == 0
     one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])

@@ -18,6 +18,7 @@ from ijfs_engine.format.crypt import PLAIN, Crypt, Encrypted, KeyRing
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
+from ijfs_engine.util.owners import make_directories
 
 FORMAT_VERSION: Final = 1
 ENCRYPTED_VERSION: Final = 2
@@ -52,7 +53,8 @@ class RepositoryDirectory:
         with disk.storage_errors(f"making a repository at {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise IjfsError(f"{path} is not an empty directory", hint="name a new directory, or an empty one")
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(path.parent)
+            path.mkdir(mode=0o700, exist_ok=True)
             # Snapshots hold memory, and memory holds secrets.
             path.chmod(0o700)
             for name in _DIRECTORIES:

@@ -34,7 +34,7 @@ def init(
     from ijfs_engine.errors import IjfsError
 
     path = (directory or app.repository_path).absolute()
-    if (path / "format").is_file():
+    if Repository.is_at(path):
         raise IjfsError(f"there is a repository at {path} already", hint="`ijfs tree` shows what is in it")
     if not encrypt and (passphrase_file or recipients):
         raise click.UsageError("--passphrase-file and --recipient belong to --encrypt")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import first_moment, instances, starting
+from ijfs.cli import first_moment, instances, starting, sudo
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import elsewhere
@@ -34,6 +34,7 @@ NO_VOLUMES = (
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @starting.base_option
 @starting.ttl_option
+@starting.user_option
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
@@ -59,6 +60,7 @@ def run(
     nccl_safe: bool,
     base: str,
     ttl: float | None,
+    user: str,
     replace: bool,
     disk: int,
     share: tuple[str, ...],
@@ -111,9 +113,9 @@ def run(
         hooks=starting.hooks(before_save, after_save, after_restore, ready),
         limits=limits,
         terminal=_terminal() if tty else None,
-        **_whose(app, env, env_files),
+        **_whose(app, user, env, env_files),
     )
-    starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu)
+    starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu, user=spec.user)
 
     def start(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
         progress = app.progress(f"run {chosen}")
@@ -172,11 +174,11 @@ def _terminal() -> Terminal:
     return Terminal(secrets.token_hex(16), *window_size())
 
 
-def _whose(app: App, env: tuple[str, ...], env_files: tuple[Path, ...]) -> dict[str, Any]:
-    """Where it begins, with which variables, as which user: those of who typed this."""
+def _whose(app: App, user: str, env: tuple[str, ...], env_files: tuple[Path, ...]) -> dict[str, Any]:
+    """Where it begins, with which variables, as which user."""
     if app.caller is not None:
         return app.caller.fields(starting.variables(env, env_files, here=app.caller.env))
-    return {"cwd": os.getcwd(), "env": starting.variables(env, env_files)}
+    return {"cwd": os.getcwd(), "env": starting.variables(env, env_files), "user": sudo.program_user(user)}
 
 
 COMMANDS = {"run": run}
