@@ -24,7 +24,8 @@ from ijfs.live.checks.result import CheckOutcome, CheckResult
 from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.machine import place
-from ijfs.live.model.paths import InstancePaths, live_directory
+from ijfs.live.machine.lost import lost
+from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
 from ijfs.live.sandbox import disk, limits
@@ -261,23 +262,15 @@ def _space(repo: Path) -> Iterator[CheckResult]:
 
 def _lost(repo: Path) -> Iterator[CheckResult]:
     """Programs that were running when the machine went down. Nothing where there are none."""
-    live = live_directory(repo)
-    lost = []
-    for name in sorted(os.listdir(live)) if live.is_dir() else ():
-        try:
-            record = read_record(InstancePaths.of(repo, name))
-        except IjfsError:
-            continue
-        if record.status == "running" and record.boot_id != procfs.boot_id():
-            lost.append((name, record.snapshot is not None))
-    if not lost:
+    found = lost(repo)
+    if not found:
         return
-    saved = [name for name, is_saved in lost if is_saved]
+    saved = [one.name for one in found if one.snapshot is not None]
     yield CheckResult(
         check="programs",
         outcome="warn",
-        evidence=f"{len(lost)} ended with the machine: {', '.join(name for name, _ in lost)}",
-        remedy=f"`ijfs restore NAME` brings back what was saved: {', '.join(saved)}"
+        evidence=f"{len(found)} ended with the machine: {', '.join(one.name for one in found)}",
+        remedy=f"`ijfs restore --lost` brings back what was saved: {', '.join(saved)}"
         if saved
         else "nothing of them was saved; `ijfs cp NAME:PATH .` takes out a file, `ijfs stop --rm NAME` forgets one",
     )

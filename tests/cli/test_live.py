@@ -12,10 +12,15 @@ import time
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 from calls import Ijfs, Result
 from json_page import check
 from waiting import eventually, patient
+
+from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.record_file import read_record, write_record
+from ijfs.live.process.keeper_lock import is_kept
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -50,6 +55,26 @@ def test_a_program_runs_as_the_user_that_is_named(ijfs: Ijfs, live: Path) -> Non
     assert ijfs("exec", "u", "--", "id", "-u").out == "65534\n"
     unknown = ijfs("run", "--user", "never-heard-of", "--", "true")
     assert (unknown.code, "no user of this name" in unknown.err) == (1, True)
+
+
+def test_what_ended_with_the_machine_comes_back(ijfs: Ijfs, live: Path) -> None:
+    for name in ("saved", "never"):
+        assert ijfs("run", "--name", name, "-q", "--", "sleep", "600").code == 0
+    one = str(ok(ijfs("save", "saved", "--json"), "save")["snapshot"])
+    assert ijfs("exec", "saved", "--", "sh", "-c", "echo late > /var/late").code == 0
+    assert ijfs("stop", "--all", "-q").code == 0
+    for name in ("saved", "never"):  # what a reboot leaves: a record of another boot, of a program that ran
+        paths = InstancePaths.of(live, name)
+        assert eventually(lambda paths=paths: not is_kept(paths))
+        write_record(paths, msgspec.structs.replace(read_record(paths), status="running", boot_id="another"))
+    back = ijfs("restore", "--lost", "--json")
+    check(back.json, "restore")
+    assert (back.code, "never: it was never saved" in back.err) == (3, True)
+    assert [(i["name"], i["status"], i["snapshot"]) for i in back.json["instances"]] == [("saved", "running", one)]
+    assert ijfs("cat", "saved.ended", "/var/late").out == "late\n"
+    assert ijfs("restore", "--lost", "saved").code == 2
+    assert ijfs("stop", "--rm", "never", "-q").code == 0
+    assert ijfs("restore", "--lost").out == "nothing ended with the machine\n"
 
 
 def test_going_back_in_place_says_what_is_gone_or_saves_it_first(ijfs: Ijfs, live: Path) -> None:

@@ -164,7 +164,7 @@ def test_programs_that_ended_with_the_machine_are_named_and_those_that_were_save
         write_record(paths, InstanceRecord(spec=spec, boot_id="another", snapshot=snapshot))
     (lost,) = [verdict for verdict in doctor.machine(tmp_path) if verdict.check == "programs"]
     assert lost.evidence == "2 ended with the machine: never, saved"
-    assert lost.remedy == "`ijfs restore NAME` brings back what was saved: saved"
+    assert lost.remedy == "`ijfs restore --lost` brings back what was saved: saved"
     assert {info.name: info.note for info in client.list_instances(tmp_path)} == {
         "saved": "ended with the machine",
         "never": "ended with the machine",

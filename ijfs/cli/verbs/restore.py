@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ijfs.cli import first_moment, instances, starting, text, unsaved
+from ijfs.cli import first_moment, instances, lost, starting, text, unsaved
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT, elsewhere
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 @verb("restore")
-@click.argument("snapshot", type=SNAPSHOT)
+@click.argument("snapshot", metavar="SNAPSHOT", required=False, type=SNAPSHOT)
+@click.option(
+    "--lost", "after_boot", is_flag=True, help="All that ended with the machine, each from its last snapshot."
+)
 @click.option("--name", metavar="N", type=INSTANCE, help="Its name (default: the one it was saved under).")
 @click.option("--eager", is_flag=True, help="Read all memory first (default: it runs at once, memory follows).")
 @starting.on_demand_option
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def restore(
     app: App,
-    snapshot: str,
+    snapshot: str | None,
+    after_boot: bool,
     name: str | None,
     eager: bool,
     on_demand: bool,
@@ -68,6 +72,11 @@ def restore(
 
     from ijfs.live.client import api as client
 
+    if after_boot:
+        _refuse_more_than_lost()
+        return lost.bring_back(app)
+    if snapshot is None:
+        raise click.MissingParameter(ctx=(ctx := click.get_current_context()), param=ctx.command.params[0])
     starting.require_one_way(eager or wait, on_demand)
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
@@ -125,6 +134,19 @@ def restore(
 
     data = {"snapshot": record.id.hex(), "instance": instances.instance_json(ended or info)}
     return Answer(data, show, first_moment.exit_code(ended))
+
+
+def _refuse_more_than_lost() -> None:
+    """A usage error where --lost is given with anything that says which, or how."""
+    ctx = click.get_current_context()
+    own = [
+        param for param in ctx.command.params if param.name not in ("after_boot", "repo", "as_json", "quiet", "verbose")
+    ]
+    given = [
+        param for param in own if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--lost takes every program as it was, and no {given[0].opts[0]}")
 
 
 def _replaced(app: App, name: str) -> InstanceInfo | None:
