@@ -56,6 +56,9 @@ class Ran:
 class Containers:
     """Podman with a store of its own, and the image in it. A context that has to be closed."""
 
+    remove: tuple[str, ...] = ("rm", "--force", "--ignore")
+    """The words that take a container away."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.volume = directory / "volume"
@@ -68,23 +71,34 @@ class Containers:
             *("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", str(runtime)),
         ]
 
-    def load(self, archive: Path) -> None:
+    def load(self, archive: Path, image: str = IMAGE) -> None:
         """Make the image. CalledProcessError."""
-        subprocess.run([*self._podman, "import", str(archive), IMAGE], check=True, capture_output=True)
+        subprocess.run([*self._podman, "import", str(archive), image], check=True, capture_output=True)
 
-    def run(self, script: str, *options: str, image: Sequence[str] = (IMAGE,)) -> Ran:
+    def run(
+        self,
+        script: str,
+        *options: str,
+        image: Sequence[str] = (IMAGE,),
+        network: str = "none",
+        limit_s: float = LIMIT_S,
+    ) -> Ran:
         """A shell script in a new container, which is gone afterwards, whatever becomes of it."""
         name = f"ijfs-places-{uuid.uuid4().hex[:12]}"
         path = f"{CHECKOUT}/.venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
         shown = ["-v", f"{self.volume}:/data", "-v", f"{CHECKOUT}:{CHECKOUT}:ro"]
         variables = ["-e", "IJFS_REPO=/data/repo", "-e", f"PATH={path}", "-e", "IJFS_CRIU_LIMIT_S=30"]
-        command = [*self._podman, "run", "--rm", "--name", name, "--network=none", *shown, *variables, *options, *image]
+        command = [*self._podman, "run", "--rm", "--name", name, f"--network={network}", *shown, *variables]
         try:
             done = subprocess.run(
-                [*command, "bash", "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False
+                [*command, *options, *image, "bash", "-c", script],
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
             )
         finally:
-            subprocess.run([*self._podman, "rm", "--force", "--ignore", name], capture_output=True, check=False)
+            subprocess.run([*self._podman, *self.remove, name], capture_output=True, check=False)
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def podman(self, *arguments: str) -> Ran:
@@ -144,13 +158,17 @@ def suite() -> str | None:
     return release.get("VERSION_CODENAME") if release.get("ID") == "debian" else None
 
 
-def archive() -> Path:
-    """The image's root file system, made where it is not kept. CalledProcessError."""
-    kept = CACHE / f"{suite()}.tar"
+def archive(release: str | None = None, packages: str = PACKAGES, name: str = "") -> Path:
+    """The root file system of a Debian release (default: this machine's) with these packages, made where it is not kept
+    under its name. CalledProcessError."""
+    release = release or str(suite())
+    kept = CACHE / f"{release}{name}.tar"
     if not kept.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{suite()}.new-{os.getpid()}.tar")
-        command = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", str(suite()), str(partial)]
+        partial = kept.with_name(f"{kept.stem}.new-{os.getpid()}.tar")
+        # A mirror's unstable may be weeks old.
+        lenient = "--aptopt=Acquire::Check-Valid-Until=false"
+        command = ["mmdebstrap", "--variant=minbase", lenient, f"--include={packages}", release, str(partial)]
         subprocess.run(command, check=True, capture_output=True)
         partial.rename(kept)
     return kept
