@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -36,7 +36,7 @@ from ijfs.serve.control_types import (
 from ijfs.serve.errors import ApiError, not_here
 from ijfs.serve.idempotency import Repeats
 from ijfs.serve.keys import KeyRecord
-from ijfs.serve.records import SnapshotRecord
+from ijfs.serve.records import SandboxRecord, SnapshotRecord
 from ijfs.serve.sandboxes import MOST_FORKS, Sandbox, Sandboxes
 from ijfs.serve.usage import Usage
 from ijfs_engine.errors import IjfsError
@@ -144,7 +144,7 @@ class Control:
             box
             for box in found
             if wanted.items() <= box.record.metadata.items()
-            and (not states or box.record.state in states)
+            and (not states or _state(box.record) in states)
             and (after is None or box.record.started_ns >= after)
             and query.get("template") in (None, box.record.template)
         ]
@@ -268,7 +268,7 @@ class Control:
             cpus=math.ceil(limits.cpus or os.cpu_count() or 1),
             memory_mb=(limits.memory or psutil.virtual_memory().total) >> 20,
             disk_mb=shutil.disk_usage(box.box.repo).total >> 20,
-            state="paused" if record.state == "paused" else "running",
+            state=_state(record),
             metadata=record.metadata,
         )
 
@@ -284,6 +284,11 @@ def key_of(request: Request) -> KeyRecord:
     """The key that the request came with (app.py has looked)."""
     found: KeyRecord = request.state.key
     return found
+
+
+def _state(record: SandboxRecord) -> Literal["running", "paused"]:
+    """As clients know it."""
+    return "paused" if record.is_paused else "running"
 
 
 def _timeout(seconds: int) -> float:

@@ -74,10 +74,10 @@ class Data:
             raise not_here(f"a way to port {port} of a sandbox: `ijfs restore -p` makes one")
 
     async def _awake(self, sandbox: Sandbox) -> None:
-        if sandbox.record.state == "paused" and sandbox.record.resumes:
+        if sandbox.record.is_paused and sandbox.record.resumes:
             await self._sandboxes.resume(sandbox)
         if sandbox.record.state != "running" or not await aio.in_thread(lambda: sandbox.box.running):
-            state = "paused" if sandbox.record.state == "paused" else "not running"
+            state = "paused" if sandbox.record.is_paused else "not running"
             raise ApiError(502, f"sandbox {sandbox.record.id} was not found: it is {state}")
 
 

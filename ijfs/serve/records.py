@@ -16,7 +16,7 @@ import msgspec
 from ijfs.live.model.record_file import replace_file
 from ijfs.live.model.records import NO_LIMITS, Limits
 
-State = Literal["starting", "running", "paused"]
+State = Literal["starting", "running", "pausing", "paused"]
 AtTheEnd = Literal["kill", "pause"]
 
 
@@ -47,6 +47,11 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     contexts: tuple[Context, ...] = ()
     limits: Limits = NO_LIMITS
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it stands still, or is about to."""
+        return self.state in ("pausing", "paused")
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):

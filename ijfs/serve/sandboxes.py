@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,18 +39,21 @@ MOST_FORKS = 20
 
 
 class Sandbox:
-    """One sandbox while this server runs. `life` is held by who changes whether it runs."""
+    """One sandbox while this server runs. `life` is held by who changes whether it runs (`Sandboxes.held`); `gone`: it
+    was ended, and is nobody's any more."""
 
     def __init__(self, record: SandboxRecord, sandboxes: Sandboxes) -> None:
         self.record = record
         self.box = Box(sandboxes.repo.path, record.id)
-        self.life = asyncio.Lock()
+        self.life, self.gone = asyncio.Lock(), False
         self.envd = Envd(sandboxes.repo.path, record.id)
         self.code = endpoints.router(Interpreter(self.box, record.contexts, partial(self.change, sandboxes.records)))
 
     def change(self, records: Records, **fields: Any) -> None:
-        """Something else is so of it, and written down."""
-        self.record = records.sandboxes.put(msgspec.structs.replace(self.record, **fields))
+        """Something else is so of it, and written down, unless it is gone."""
+        self.record = msgspec.structs.replace(self.record, **fields)
+        if not self.gone:
+            records.sandboxes.put(self.record)
 
 
 class Sandboxes:
@@ -83,6 +86,15 @@ class Sandboxes:
 
     # -- their life -------------------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def held(self, sandbox: Sandbox) -> AsyncIterator[None]:
+        """While nobody else changes whether it runs. ApiError 404 where it was ended while this waited: what a paused
+        one goes on from is no more then, and one that was brought back would be found by nobody."""
+        async with sandbox.life:
+            if sandbox.gone:
+                raise ApiError(404, f"sandbox {sandbox.record.id} was not found")
+            yield
+
     async def create(
         self,
         key: KeyRecord,
@@ -98,11 +110,12 @@ class Sandboxes:
         found = await self._templates.find(template, key.name)
         limits.require_room(key, len(self.all(key.name)), 1)
         sandbox = self._begun(key.name, found, timeout_s, metadata=metadata, at_the_end=at_the_end, resumes=resumes)
-        try:
-            await self._restored(sandbox, found.snapshot.id, env)
-        except BaseException:
-            await self._gone(sandbox)
-            raise
+        async with self.held(sandbox):
+            try:
+                await self._restored(sandbox, found.snapshot.id, env)
+            except BaseException:
+                await self._gone(sandbox)
+                raise
         return sandbox
 
     def _begun(self, owner: str, template: Template, timeout_s: float, **fields: Any) -> Sandbox:
@@ -136,14 +149,26 @@ class Sandboxes:
         sandbox.change(self.records, state="running", paused_at="", limits=info.limits)
 
     async def kill(self, sandbox: Sandbox) -> None:
-        """End it and forget it, with what was saved for itself alone."""
-        async with sandbox.life:
+        """End it and forget it, with what was saved for itself alone. ApiError 404."""
+        async with self.held(sandbox):
             await self._gone(sandbox)
+
+    async def end_if_over(self, sandbox: Sandbox) -> None:
+        """End or pause one whose time is over, end one whose program has ended: if that is so still once others are
+        done with it. A program that a pause has just saved and ended has not ended by itself. ApiError, IjfsError."""
+        async with self.held(sandbox):
+            if sandbox.record.state != "running":
+                return
+            if not await aio.in_thread(_runs, sandbox):
+                await self._gone(sandbox)
+            elif sandbox.record.ends_ns < time.time_ns():
+                await (self._paused if sandbox.record.at_the_end == "pause" else self._gone)(sandbox)
 
     async def _gone(self, sandbox: Sandbox) -> None:
         await sandbox.envd.close()
         await aio.in_thread(sandbox.box.discard)
         await aio.in_thread(self._forget_branch, sandbox.record.id)
+        sandbox.gone = True
         self.records.sandboxes.remove(sandbox.record.id)
         self._known.pop(sandbox.record.id, None)
 
@@ -153,24 +178,33 @@ class Sandboxes:
 
     async def pause(self, sandbox: Sandbox) -> None:
         """Save it, memory and files, and end it until it is resumed. ApiError 409 where it is paused."""
-        async with sandbox.life:
+        async with self.held(sandbox):
             if sandbox.record.state == "paused":
                 raise ApiError(409, f"sandbox {sandbox.record.id} is paused already")
+            await self._paused(sandbox)
+
+    async def _paused(self, sandbox: Sandbox) -> None:
+        sandbox.change(self.records, state="pausing")
+        try:
             snapshot = await self._saved(sandbox, "paused", stop=True)
-            await sandbox.envd.close()
-            sandbox.change(self.records, state="paused", paused_at=snapshot)
+        except IjfsError:  # a call that was cancelled goes on: `settle` says what became of it
+            sandbox.change(self.records, state="running")
+            raise
+        # Before it is said to be droppable: `sweep` keeps what a record names.
+        sandbox.change(self.records, state="paused", paused_at=snapshot)
+        self.records.leftovers.put(Leftover(snapshot))
+        await sandbox.envd.close()
 
     async def _saved(self, sandbox: Sandbox, message: str, *, stop: bool = False) -> str:
         """Save it for the server's own ends; the snapshot's id."""
         with self._telemetry.work("save") as work:
             saved = await aio.in_thread(sandbox.box.save, message, stop=stop)
             work.phases(saved.saved.phases if saved.saved is not None else {})
-        self.records.leftovers.put(Leftover(saved.id))
         return saved.id
 
     async def resume(self, sandbox: Sandbox) -> bool:
-        """Go on from where it was paused; whether it was."""
-        async with sandbox.life:
+        """Go on from where it was paused; whether it was. ApiError 404."""
+        async with self.held(sandbox):
             if sandbox.record.state != "paused":
                 return False
             await self._restored(sandbox, sandbox.record.paused_at, {}, replace=True)
@@ -184,12 +218,13 @@ class Sandboxes:
 
     async def fork(self, sandbox: Sandbox, key: KeyRecord, count: int, timeout_s: float) -> list[Sandbox | IjfsError]:
         """So many live copies, each with a token of its own; in the place of one that did not come up, why. ApiError
-        409 where it is paused, 429."""
-        async with sandbox.life:
+        409 where it is paused, 404, 429."""
+        async with self.held(sandbox):
             if sandbox.record.state != "running":
                 raise ApiError(409, f"sandbox {sandbox.record.id} is paused: resume it first")
             limits.require_room(key, len(self.all(key.name)), count)
             snapshot = await self._saved(sandbox, "forked")
+            self.records.leftovers.put(Leftover(snapshot))
             limits.require_room(key, len(self.all(key.name)), count)  # others came meanwhile
             template = Template(sandbox.record.template, Snapshot(self.repo.path, snapshot), sandbox.record.contexts)
             like = {key: getattr(sandbox.record, key) for key in ("metadata", "at_the_end", "resumes", "limits")}
@@ -197,7 +232,7 @@ class Sandboxes:
         failed = await self._forked(snapshot, [copy.record.id for copy in copies])
         results: list[Sandbox | IjfsError] = []
         for copy in copies:
-            if await aio.in_thread(_runs, copy):
+            if not copy.gone and await aio.in_thread(_runs, copy):
                 copy.change(self.records, state="running")
                 results.append(copy)
             else:
@@ -222,8 +257,8 @@ class Sandboxes:
     # -- snapshots that clients ask for -----------------------------------------------------------------------------
 
     async def snapshot(self, sandbox: Sandbox, name: str | None) -> SnapshotRecord:
-        """Save it under a name, and let it run on. ApiError 409 where the name is taken."""
-        async with sandbox.life:
+        """Save it under a name, and let it run on. ApiError 409 where the name is taken, 404."""
+        async with self.held(sandbox):
             if sandbox.record.state == "paused":
                 ident = sandbox.record.paused_at
             else:
@@ -268,7 +303,7 @@ class Sandboxes:
 
     def sweep(self) -> int:
         """Remove the server's own snapshots that nothing needs any more; how many. Blocks."""
-        needed = {box.record.paused_at for box in self._known.values()} | {r.id for r in self.records.snapshots.all()}
+        needed = {box.record.paused_at for box in self.all()} | {r.id for r in self.records.snapshots.all()}
         removed = 0
         with self.repo.engine() as repository:
             for leftover in self.records.leftovers.all():
@@ -292,9 +327,25 @@ class Sandboxes:
         """After a start: end what another server has begun and not finished, forget what is gone."""
         for sandbox in self.all():
             alive = await aio.in_thread(_runs, sandbox)
-            if sandbox.record.state == "starting" or (sandbox.record.state == "running" and not alive):
+            if sandbox.record.state == "pausing":
+                await self._settle_pause(sandbox, alive=alive)
+            elif sandbox.record.state == "starting" or (sandbox.record.state == "running" and not alive):
                 await self.kill(sandbox)
+            elif sandbox.record.state == "paused":
+                self.records.leftovers.put(Leftover(sandbox.record.paused_at))
         await aio.in_thread(self.sweep)
+
+    async def _settle_pause(self, sandbox: Sandbox, *, alive: bool) -> None:
+        """After a server that was killed while it paused one: it runs, or it is saved."""
+        with self.repo.engine() as repository:
+            head = repository.refs.branches().get(sandbox.record.id)
+        if alive:
+            sandbox.change(self.records, state="running")
+        elif head is None:
+            await self.kill(sandbox)
+        else:
+            sandbox.change(self.records, state="paused", paused_at=head.hex())
+            self.records.leftovers.put(Leftover(head.hex()))
 
 
 def _runs(sandbox: Sandbox) -> bool:

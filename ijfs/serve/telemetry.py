@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds of the histograms: a health check to a save of a large GPU program."""
-STATES = ("starting", "running", "paused")
+STATES = ("starting", "running", "pausing", "paused")
 
 
 class Work:

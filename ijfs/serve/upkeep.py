@@ -62,19 +62,19 @@ class Upkeep:
             if sandbox.record.state == "running" and sandbox.record.id not in self._ending:
                 over = sandbox.record.ends_ns < time.time_ns()
                 if over or (look % ALIVE_EVERY == 0 and not await aio.in_thread(_runs, sandbox)):
-                    self._end(sandbox, pause=over and sandbox.record.at_the_end == "pause")
+                    self._end(sandbox)
         if look % SWEEP_EVERY == SWEEP_EVERY - 1:
             await aio.in_thread(self._free)
 
-    def _end(self, sandbox: Sandbox, *, pause: bool) -> None:
+    def _end(self, sandbox: Sandbox) -> None:
         """Beside the others: a save takes its time."""
-        task = asyncio.create_task(self._ended(sandbox, pause=pause))
+        task = asyncio.create_task(self._ended(sandbox))
         self._ending[sandbox.record.id] = task
         task.add_done_callback(lambda _: self._ending.pop(sandbox.record.id, None))
 
-    async def _ended(self, sandbox: Sandbox, *, pause: bool) -> None:
+    async def _ended(self, sandbox: Sandbox) -> None:
         try:
-            await (self._sandboxes.pause(sandbox) if pause else self._sandboxes.kill(sandbox))
+            await self._sandboxes.end_if_over(sandbox)
         except (IjfsError, ApiError) as error:
             log.warning("sandbox %s could not be ended: %s", sandbox.record.id, error)
             self._sandboxes.set_end(sandbox, AGAIN_S)
