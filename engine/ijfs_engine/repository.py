@@ -331,7 +331,8 @@ class Repository(OpenRepository):
         """Free what no branch, tag or pin reaches. Saves may run meanwhile. LockedError beside another gc."""
         from ijfs_engine.maintenance.gc import collect
 
-        self.directory.check_writable()
+        if not dry_run:
+            self.directory.check_writable()
         return collect(self, dry_run=dry_run, progress=progress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:

@@ -48,6 +48,7 @@ def test_a_repository_that_is_mounted_read_only_can_be_read(frozen: tuple[Path, 
         assert repository.pins() == []
         assert repository.du().total.stored <= repository.stats().pack_bytes
         assert repository.prune(PrunePolicy(last=1), dry_run=True).removed == [first.id]
+        assert repository.gc(dry_run=True).freed == 0
         assert repository.fsck().clean
         export_tree(repository.reader(), first.root, tmp_path / "out")
     assert (tmp_path / "out" / "large").read_bytes() == FILES["large"]
