@@ -2,7 +2,8 @@
 
 Everything is made through the descriptor of the directory it is in and never through a symbolic link, so that a stored
 tree, whoever made it, cannot write outside the place it is exported to. A file has a temporary name until it is whole:
-what an export that ended early leaves under a file's own name is that file.
+what an export that ended early leaves under a file's own name is that file. A damaged file is left out, and named
+at the end: the others are what somebody with a damaged repository is after.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import LEAF_SPAN, TYPE_BITS, Entry, ObjectId
+from ijfs_engine.read.export_metadata import Rights, set_metadata, set_node_metadata, set_symlink_metadata
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.small_files import SmallFiles, is_one
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.read.writing import writing
-from ijfs_engine.util.descent import Descent, by_descriptor, descend
+from ijfs_engine.util.descent import Descent, descend
 from ijfs_engine.util.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -66,12 +68,13 @@ def export_tree(
     without it the caller owns everything and devices are left out. By default root does and others do not, and a device
     is then a StorageError. `on_make` is called with the path of each thing below `target` right before it is made.
     `leave_out`: paths below `target` of what is not made, a directory with all that is in it. `unseen`: nobody looks at
-    `target` before this returns, and it is thrown away where it does not: small files have their own names at once.
-    StorageError (disk full, no permission), CorruptError (what is stored is damaged);
+    `target` before this returns, and it is thrown away where it does not: small files have their own names at once, and
+    the first damage ends it.
+    StorageError (disk full, no permission), CorruptError (what is stored is damaged: all else is there then);
     KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
     fd = _open_target(target)
-    work = _Export(reader, fd, target, _Rights.of(privileged), progress, on_make, leave_out, unseen)
+    work = _Export(reader, fd, target, Rights.of(privileged), progress, on_make, leave_out, unseen)
     try:
         return work.run(_Directory(top, tree))
     except IjfsError as error:
@@ -103,19 +106,6 @@ def _remove_empty(top: int) -> None:
         for name in below:
             with contextlib.suppress(OSError):
                 os.rmdir(name, dir_fd=here)
-
-
-class _Rights(NamedTuple):
-    """What is made of metadata that only root can give."""
-
-    owners: bool
-    """Owners, setuid and setgid bits, and attributes beside those of users."""
-    devices: bool
-
-    @classmethod
-    def of(cls, privileged: bool | None) -> _Rights:
-        """As asked; by default as this process can, and devices are tried."""
-        return cls(os.geteuid() == 0, True) if privileged is None else cls(privileged, privileged)
 
 
 class _Buffers(threading.local):
@@ -153,7 +143,7 @@ class _NewFile:
     def __init__(self, entry: Entry, shown: str, directory: int, temporary: bytes) -> None:
         self.entry = entry
         self.shown = shown
-        self.parts: list[Future[None]] = []
+        self.parts: list[Future[CorruptError | None]] = []
         self._temporary = temporary
         self._directory = os.dup(directory)
         try:
@@ -162,9 +152,9 @@ class _NewFile:
             os.close(self._directory)
             raise
 
-    def finish(self, rights: _Rights) -> None:
+    def finish(self, rights: Rights) -> None:
         """Give it its metadata and its name."""
-        _set_metadata(self.fd, self.entry, rights)
+        set_metadata(self.fd, self.entry, rights)
         _check_free(self.entry.name, self._directory)
         os.rename(self._temporary, self.entry.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._temporary = b""
@@ -193,7 +183,7 @@ class _Export:
         reader: Reader,
         top: int,
         target: Path,
-        rights: _Rights,
+        rights: Rights,
         progress: Progress | None,
         on_make: Callable[[bytes], None] | None,
         leave_out: frozenset[bytes],
@@ -214,6 +204,9 @@ class _Export:
         self._number = 0
         self._files = 0
         self._done = False
+        self._damaged: list[CorruptError] = []
+        self._lost: set[int] = set()
+        """Entries that are the first of several names, and damaged."""
         self._left_out = 0
         self._bytes = 0
 
@@ -230,8 +223,22 @@ class _Export:
         if top.entry is not None:
             with writing(lambda: str(self._target)):
                 self._set_directory(top, self._top)
+        if self._damaged:
+            raise self._said()
         self._done = True
         return Exported(self._files, self._bytes, self._left_out)
+
+    def _around_damage(self, shown: str, error: CorruptError, entry: Entry | None = None) -> None:
+        """Go on without a file or directory that is damaged, or end where nobody looks at the rest. CorruptError."""
+        if self._small is not None:
+            raise error
+        self._damaged.append(CorruptError(f"{shown}: {error}", hint=error.hint))
+        if entry is not None:
+            self._lost.add(id(entry))
+
+    def _said(self) -> CorruptError:
+        first, more = self._damaged[0], len(self._damaged) - 1
+        return CorruptError(f"{first} (and {more:,} more are damaged)" if more else str(first), hint=first.hint)
 
     def unfinished(self) -> str:
         """What an export that ended early leaves."""
@@ -273,11 +280,15 @@ class _Export:
 
     def _set_directory(self, directory: _Directory, fd: int) -> None:
         assert directory.entry is not None
-        _set_metadata(fd, directory.entry, self._rights)
+        set_metadata(fd, directory.entry, self._rights)
 
     def _make_all(self, directory: _Directory, walk: Descent) -> None:
         """Make what is in a directory; those among it are empty yet."""
-        entries = self._reader.tree(directory.content).entries if directory.content is not None else ()
+        try:
+            entries = self._reader.tree(directory.content).entries if directory.content is not None else ()
+        except CorruptError as error:
+            self._around_damage(self._shown(walk, b""), error)
+            return
         if self._leave_out:
             entries = tuple(entry for entry in entries if walk.path(entry.name) not in self._leave_out)
         for at in range(0, len(entries), _TOGETHER):
@@ -312,7 +323,10 @@ class _Export:
         ids = [entry.content for entry in entries if entry.kind == "f" and entry.content and entry.size <= _SMALL]
         known = zip(ids, self._reader.store.chunk_info(ids), strict=True) if len(ids) > 1 else ()
         whole = [ident for ident, info in known if info is not None and info.plain <= _SMALL]
-        return dict(zip(whole, self._reader.chunks(whole), strict=True)) if whole else {}
+        try:
+            return dict(zip(whole, self._reader.chunks(whole), strict=True)) if whole else {}
+        except CorruptError:
+            return {}  # one by one: damage costs what lies in it
 
     def _make(self, entry: Entry, walk: Descent, plains: Mapping[bytes, Plain]) -> None:
         if self._on_make is not None:
@@ -334,17 +348,20 @@ class _Export:
                 self._begin_file(entry, walk)
         elif entry.kind == "l":
             os.symlink(entry.target, entry.name, dir_fd=walk.here)
-            _set_symlink_metadata(walk.here, entry, self._rights)
+            set_symlink_metadata(walk.here, entry, self._rights)
         elif entry.kind in "cb" and not self._rights.devices:
             self._left_out += 1
         else:
             os.mknod(entry.name, TYPE_BITS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
-            _set_node_metadata(walk.here, entry, self._rights)
+            set_node_metadata(walk.here, entry, self._rights)
 
     def _link(self, first: _FirstName, name: bytes, walk: Descent) -> None:
         """One more name of a file; its first one is there when it is whole."""
         while any(file.entry is first.entry for file in self._open):
             self._end_oldest()
+        if id(first.entry) in self._lost:
+            self._around_damage(self._shown(walk, name), CorruptError("its bytes are damaged under another name"))
+            return
         directory = descend(self._top, first.directories)
         try:
             os.link(first.entry.name, name, src_dir_fd=directory, dst_dir_fd=walk.here, follow_symlinks=False)
@@ -372,7 +389,11 @@ class _Export:
         self._count(entry)
 
     def _begin_file(self, entry: Entry, walk: Descent) -> None:
-        stored = self._reader.open(entry)
+        try:
+            stored = self._reader.open(entry)
+        except CorruptError as error:
+            self._around_damage(self._shown(walk, entry.name), error, entry)
+            return
         file = self._new_file(entry, walk)
         self._open.append(file)
         os.truncate(file.fd, stored.size)
@@ -381,26 +402,35 @@ class _Export:
         while len(self._open) > _MOST_OPEN:
             self._end_oldest()
 
-    def _copy(self, stored: StoredFile, fd: int, offset: int) -> None:
-        """One leaf's span; what is known to be zeros stays a hole."""
+    def _copy(self, stored: StoredFile, fd: int, offset: int) -> CorruptError | None:
+        """One leaf's span, or what is wrong with it; what is known to be zeros stays a hole."""
         buffer = _buffers.leaf
-        kept = [
-            (extent.offset, buffer[extent.offset - offset :][: extent.length])
-            for extent in stored.extents(offset, LEAF_SPAN)
-            if not extent.zero
-        ]
-        stored.read_many(kept)
+        try:
+            kept = [
+                (extent.offset, buffer[extent.offset - offset :][: extent.length])
+                for extent in stored.extents(offset, LEAF_SPAN)
+                if not extent.zero
+            ]
+            stored.read_many(kept)
+        except CorruptError as error:
+            if self._small is not None:
+                raise  # and nothing more is begun
+            return error
         for at, data in kept:
             _pwrite(fd, data, at)
+        return None
 
     def _end_oldest(self) -> None:
         file = self._open[0]
         with writing(lambda: file.shown):
-            for part in file.parts:
-                part.result()
-            file.finish(self._rights)
+            damage = next(filter(None, [part.result() for part in file.parts]), None)
+            if damage is None:
+                file.finish(self._rights)
         self._open.popleft().close()
-        self._count(file.entry)
+        if damage is None:
+            self._count(file.entry)
+        else:
+            self._around_damage(file.shown, damage, file.entry)
         self._tell()
 
     def _count(self, entry: Entry) -> None:
@@ -429,36 +459,3 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-# Owner, attributes, mode, times: the order in which none undoes another (a chown clears setuid bits).
-
-
-def _set_metadata(where: int | bytes, entry: Entry, rights: _Rights) -> None:
-    if rights.owners:
-        os.chown(where, entry.uid, entry.gid)
-    for name, value in _attributes(entry, rights):
-        os.setxattr(where, name, value)
-    os.chmod(where, entry.mode if rights.owners else entry.mode & 0o1777)
-    os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
-
-
-def _set_node_metadata(directory: int, entry: Entry, rights: _Rights) -> None:
-    """The same for what is not to be opened: a fifo, a socket, a device."""
-    handle = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        _set_metadata(b"/proc/self/fd/%d" % handle, entry, rights)
-    finally:
-        os.close(handle)
-
-
-def _set_symlink_metadata(directory: int, entry: Entry, rights: _Rights) -> None:
-    if rights.owners:
-        os.chown(entry.name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
-    for name, value in _attributes(entry, rights):
-        os.setxattr(by_descriptor(directory, entry.name), name, value, follow_symlinks=False)
-    os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
-
-
-def _attributes(entry: Entry, rights: _Rights) -> Iterator[tuple[bytes, bytes]]:
-    return ((name, value) for name, value in entry.xattrs if rights.owners or name.startswith(b"user."))
