@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from storekit import contents, read, save
 
-from ijfs_engine import IjfsError, Repository, StorageError, UnknownNameError
+from ijfs_engine import CorruptError, IjfsError, Repository, StorageError, UnknownNameError
 from ijfs_engine.remote import packing
 
 RNG = random.Random(11)
@@ -59,6 +59,30 @@ def test_a_second_push_sends_what_is_new(repository: Repository, url: str) -> No
     report = repository.remotes.push("origin", branches(repository))
     assert 4000 < report.sent < 8000
     assert repository.remotes.push("origin", branches(repository)).sent == 0
+
+
+def test_a_pull_counts_nothing_for_here_that_is_in_a_pack_which_is_gone(
+    repository: Repository, other: Repository, url: str
+) -> None:
+    """It is refused then, and brings what is lost once a repair has let go of it."""
+    same = noise(200_000)
+    first = save(repository, {"same": same}, branch="main")
+    repository.remotes.add("origin", url)
+    repository.remotes.push("origin", branches(repository))
+    other.remotes.add("origin", url)
+    other.remotes.pull("origin")
+    for path in (other.path / "packs").glob("*.pack"):
+        path.unlink()
+    second = save(repository, {"same": same, "new": noise(900)}, branch="main", parents=[first.id])
+    repository.remotes.push("origin", branches(repository))
+    with pytest.raises(CorruptError):
+        other.remotes.pull("origin")
+    assert not other.is_here(second.id)
+    other.fsck(repair=True)
+    other.remotes.pull("origin")
+    shutil.rmtree(url.removeprefix("file://"))
+    with Repository.open(other.path) as fresh:
+        assert contents(fresh, second.id)["same"] == same
 
 
 def test_what_is_pulled_is_here_without_the_store(

@@ -18,11 +18,13 @@ from ijfs_engine.read.reader import Reader
 from ijfs_engine.remote.known import KnownTree
 from ijfs_engine.storage import listed
 from ijfs_engine.storage.index import REFS, SNAPSHOTS, Index
+from ijfs_engine.storage.known_damage import lost_packs
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.refs import ref_name
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util.progress import Progress
+from ijfs_engine.write.proving_session import ProvingSession
 
 _BATCH: Final = 256
 """Chunks at a time: 16 MiB on average."""
@@ -52,7 +54,7 @@ def pull(
     """Have refs (`branch/NAME`, `tag/NAME`) of a remote here, and what they reach. CorruptError, StorageError; then
     nothing has become visible."""
     new = _new_snapshots(repository, source.tree, refs.values())
-    session = repository.session()
+    session = ProvingSession.where_needed(repository, lost_packs(repository.index, repository.directory.packs))
     with session:
         copier = _Copier(repository.index, source, session, progress or (lambda phase, done, total: None))
         copier.copy(new)

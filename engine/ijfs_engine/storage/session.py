@@ -285,6 +285,7 @@ class Session:
         with self._lock, disk.storage_errors("committing snapshots"):
             self._check_open()
             self._settle()
+            self._check_packs()
             self._index.write(visible, last_room=False)
             self._end()
 

@@ -33,6 +33,13 @@ class ProvingSession(Session):
         self._reader = Reader(repository.store)
         self._sound: set[bytes] = set()
 
+    @classmethod
+    def where_needed(cls, repository: OpenRepository, lost: Set[int]) -> Session:
+        """A session of this kind beside `lost` packs or such as were found damaged, else one as any other."""
+        if lost or are_doubted(repository.index):
+            return cls(repository, lost=lost)
+        return repository.session(lost=lost)
+
     def lookup_many(self, ids: Sequence[bytes]) -> list[bool]:
         """As of any session; but what cannot be read is not there."""
         new = self._rows.chunks

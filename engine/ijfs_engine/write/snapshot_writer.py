@@ -18,7 +18,6 @@ from ijfs_engine.errors import CorruptError, IjfsError, UnknownNameError
 from ijfs_engine.format.records import Entry, ObjectId, Snapshot, Tree
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.storage import listed
-from ijfs_engine.storage.known_damage import are_doubted
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
@@ -244,8 +243,7 @@ def begin(
     """
     # The session first: from then on gc takes nothing that the parents reach.
     repository.directory.check_writable()
-    proving = anew or lost or are_doubted(repository.index)
-    session = ProvingSession(repository, lost=lost) if proving else repository.session(lost=lost)
+    session = ProvingSession(repository, lost=lost) if anew else ProvingSession.where_needed(repository, lost)
     try:
         near = [parent for parent in parents if parent not in elsewhere]
         if anew:
