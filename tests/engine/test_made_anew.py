@@ -229,6 +229,13 @@ def test_a_pack_that_others_need_leaves_a_save_as_it_is(saved: tuple[Repository,
     check_unharmed(repository, first, second)
 
 
+def test_a_repair_of_what_is_whole_writes_nothing(saved: tuple[Repository, Snapshot]) -> None:
+    index = saved[0].path / "index" / "data.mdb"
+    before = index.read_bytes()
+    assert saved[0].fsck(repair=True).clean
+    assert index.read_bytes() == before
+
+
 def test_packs_that_are_put_back_are_trusted_again(saved: tuple[Repository, Snapshot]) -> None:
     repository, first = saved
     path = pack(repository)
