@@ -11,6 +11,7 @@ import pytest
 from criu_images import image_set
 
 from ijfs_engine import CorruptError, Entry, ObjectId, Repository, Snapshot, UnknownNameError, import_directory
+from ijfs_engine.storage.known_damage import harmed
 from ijfs_engine.storage.session import Session
 
 NOISE = random.Random(7).randbytes(900_000)
@@ -274,6 +275,9 @@ def test_a_parent_of_which_a_repair_let_go_is_not_built_upon(repository: Reposit
     if how == "spoiled":
         assert report.clean
         assert saved_again(first, changed).parents == (first.id,)
+        assert harmed(repository.index) >= {first.id}
+        repository.fsck(repair=True)
+        assert harmed(repository.index) == frozenset()
 
 
 def test_a_parent_has_to_be_listed(saved: tuple[Repository, Snapshot]) -> None:

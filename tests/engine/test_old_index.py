@@ -268,7 +268,7 @@ def changed_rows(repository: Repository) -> dict[str, Callable[[], object]]:
         "pack size": put_row(PACKS, pack, PACK_ROW.pack(1, 100)),
         "longer pack": put_row(PACKS, pack, PACK_ROW.pack(1, PACK_ROW.unpack(size)[1] | 1 << 61)),
         "far pack": put_row(PACKS, PACK_KEY.pack(FAR), PACK_ROW.pack(1, 100)),
-        "next pack": put_row(META, b"next_pack", U64.pack(FAR + 1)),
+        "next pack": put_row(META, b"next_pack", U64.pack(FAR - 1)),
         "no pack": put_row(PACKS, PACK_KEY.pack(77), PACK_ROW.pack(1, 100)),
         "name": put_row(REFS, b"branch/\xff", bytes(32)),
         "journal": put_row(META, b"journal", bytes(15)),

@@ -16,7 +16,6 @@ from ijfs_engine.storage.open_repository import OpenRepository
 def check_parents(repository: OpenRepository, parents: Sequence[ObjectId], lost: Set[int]) -> None:
     """CorruptError if they need something that stood in these packs, or that the index has not. Reads all of their
     metadata, and looks at every row of the index. StorageError."""
-    repository.forget_removed()  # a pack that is gone can be read for as long as it is open
     needed = ReachableSet(repository.store, repository.index)
     needed.add(parents)
     direct = bases = 0
