@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from criu_images import image_set
+from storekit import save
 
 from ijfs_engine import CorruptError, Entry, ObjectId, Repository, Snapshot, UnknownNameError, import_directory
 from ijfs_engine.storage.known_damage import harmed
@@ -247,6 +248,22 @@ def test_packs_that_are_put_back_are_trusted_again(saved: tuple[Repository, Snap
     with repository.begin([first.id]) as writer:
         assert type(writer._session) is Session
     check_unharmed(repository, first, second)
+
+
+def test_a_parent_whose_records_are_whole_and_whose_chunks_are_gone_is_not_built_upon(repository: Repository) -> None:
+    """They stand in another pack: only the rows of its chunks tell."""
+    save(repository, {"same": OTHER[:900]}, branch="first")
+    path = pack(repository)
+    second = save(repository, {"same": OTHER[:900], "more": b"more"}, branch="second")
+    path.unlink()
+    with pytest.raises(CorruptError, match="packs that are gone"):
+        repository.begin([second.id])
+    repository.refs.delete_branch("first")
+    with repository.begin([second.id], anew=True) as writer:
+        writer.add_file("same", OTHER[:900])
+        third = writer.commit()
+    with repository.begin([third.id]) as writer:
+        assert not writer.anew
 
 
 @pytest.mark.parametrize("how", ["spoiled", "gone"])
