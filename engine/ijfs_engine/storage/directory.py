@@ -18,7 +18,6 @@ from ijfs_engine.format.crypt import PLAIN, Crypt, Encrypted, KeyRing
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
-from ijfs_engine.util.owners import make_directories
 
 FORMAT_VERSION: Final = 1
 ENCRYPTED_VERSION: Final = 2
@@ -49,6 +48,8 @@ class RepositoryDirectory:
     def create(cls, path: Path, ring: KeyRing | None = None) -> RepositoryDirectory:
         """Make the directories; `seal` then makes it a repository, with a `ring` an encrypted one: the caller puts a
         way into `keys` before. IjfsError if something is there, StorageError."""
+        from ijfs_engine.util.owners import make_directories
+
         _check_utf8(path)
         with disk.storage_errors(f"making a repository at {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
