@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills
+.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ fuzz-restores: setup ## programs restored from damaged copies of a repository, 5
 test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
 	@tools/setup-places
 	IJFS_TEST_PLACES=1 $(BIN)/pytest tests/places $(ARGS)
+
+test-wheels: setup ## wheels for Python 3.11, 3.13 and 3.14, installed where there is no compiler; fetches Debian, half an hour
+	@tools/setup-places
+	IJFS_TEST_PLACES=1 IJFS_TEST_WHEELS=1 $(BIN)/pytest tests/places/test_wheels.py $(ARGS)
 
 test-programs: setup ## redis to chromium, each by its own client; installs them, 12 GB, half an hour; writes docs/programs.md
 	@tools/setup-programs

@@ -167,7 +167,7 @@ def archive(release: str | None = None, packages: str = PACKAGES, name: str = ""
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.stem}.new-{os.getpid()}.tar")
         # A mirror's unstable may be weeks old.
-        lenient = "--aptopt=Acquire::Check-Valid-Until=false"
+        lenient = '--aptopt=Acquire::Check-Valid-Until "false"'
         command = ["mmdebstrap", "--variant=minbase", lenient, f"--include={packages}", release, str(partial)]
         subprocess.run(command, check=True, capture_output=True)
         partial.rename(kept)
