@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import io
-import json
 from argparse import Namespace
 from typing import Any
+
+from ijfs.history import notebooks
 
 _CODE = ("sources", "attachments")
 _REST = ("outputs",)
@@ -25,13 +26,10 @@ def patch(path: str, old: bytes, new: bytes) -> str | None:
     return _by_nbdime(path, old, new) or _by_lines(path, before, after)
 
 
-def _notebook(content: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return None
-    cells = found.get("cells") if isinstance(found, dict) else None
-    sound = isinstance(cells, list) and all(isinstance(cell, dict) and "source" in cell for cell in cells)
+def _notebook(content: bytes) -> notebooks.Document | None:
+    found = notebooks.read(content)
+    cells = notebooks.cells_of(found)
+    sound = found is not None and cells == found.get("cells") and all("source" in cell for cell in cells)
     return found if sound else None
 
 
@@ -57,25 +55,21 @@ def _by_nbdime(path: str, before: bytes, after: bytes) -> str:
     return out.getvalue()
 
 
-def _by_lines(path: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+def _by_lines(path: str, before: notebooks.Document, after: notebooks.Document) -> str:
     lines = list(difflib.unified_diff(_sources(before), _sources(after), f"a/{path}", f"b/{path}"))
     if _outputs(before) != _outputs(after):
         lines.append("outputs differ (nbdime, where it is installed, shows how)\n")
     return "".join(lines) or f"nothing but metadata differs: {path}\n"
 
 
-def _sources(notebook: dict[str, Any]) -> list[str]:
+def _sources(notebook: notebooks.Document) -> list[str]:
     """The cells as lines, each with one above it that says where it begins."""
     lines = []
-    for number, cell in enumerate(notebook["cells"], start=1):
+    for number, cell in enumerate(notebooks.cells_of(notebook), start=1):
         lines.append(f"# cell {number} ({cell.get('cell_type', 'unknown')})\n")
-        lines += [line.rstrip("\n") + "\n" for line in _text(cell["source"]).splitlines(keepends=True)]
+        lines += [line.rstrip("\n") + "\n" for line in notebooks.source(cell).splitlines(keepends=True)]
     return lines
 
 
-def _text(source: Any) -> str:
-    return "".join(map(str, source)) if isinstance(source, list) else str(source)
-
-
-def _outputs(notebook: dict[str, Any]) -> list[Any]:
-    return [cell.get("outputs") for cell in notebook["cells"]]
+def _outputs(notebook: notebooks.Document) -> list[list[Any]]:
+    return [notebooks.outputs(cell) for cell in notebooks.cells_of(notebook)]

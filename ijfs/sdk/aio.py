@@ -7,6 +7,7 @@ means there.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 
 from ijfs.live.model.records import NO_LIMITS
 from ijfs.sdk import box as blocking_box
 from ijfs.sdk import calls, forks, search
+from ijfs.sdk import events as blocking_events
 from ijfs.sdk import files as blocking_files
 from ijfs.sdk import repository as blocking_repository
 from ijfs.sdk import snapshots as blocking_snapshots
@@ -30,6 +33,7 @@ from ijfs.sdk.search import Action, Actions, Node, Score
 if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
     from ijfs.live.client.api import FilesChoice, OnEvent
+    from ijfs.live.client.watch import RepositoryEvent
     from ijfs.live.model.records import InstanceInfo, Limits, Network, SaveResult
     from ijfs.live.sandbox.file_access import FileInfo
     from ijfs.sdk import commands as blocking_commands
@@ -677,6 +681,35 @@ async def branches(source: Snapshot | Box, count: int = 2, *, env: Sequence[Env]
     boxes = await in_thread(block.__enter__)
     try:
         yield [Box(box) for box in boxes]
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_thread(block.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def events(repository: str | os.PathLike[str] | None = None) -> AsyncIterator[AsyncIterator[RepositoryEvent]]:
+    """As ijfs.events: a block in which everything that happens in a repository is heard.
+
+    async with aio.events() as happening:
+        async for event in happening:
+            print(event.kind, event.instance, event.snapshot, event.text)
+    """
+    block = blocking_events.events(repository)
+    watch = await in_thread(block.__enter__)
+    send, receive = anyio.create_memory_object_stream["RepositoryEvent"](math.inf)
+
+    def hear() -> None:
+        for event in watch:
+            anyio.from_thread.run_sync(send.send_nowait, event)
+
+    try:
+        with _one_error(), send, receive:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(anyio.to_thread.run_sync, hear, limiter=_threads()))
+                try:
+                    yield receive
+                finally:
+                    watch.stop()
     finally:
         with anyio.CancelScope(shield=True):
             await in_thread(block.__exit__, None, None, None)

@@ -123,3 +123,30 @@ def test_a_cancelled_command_is_killed(run: Callable[..., Any], box: ijfs.Box) -
 
     run(main)
     assert eventually(lambda: not pids_of(b"sleep 9876"))
+
+
+def test_events_are_heard_by_a_task_that_may_leave(run: Callable[..., Any], box: ijfs.Box) -> None:
+    async def main() -> tuple[str, str]:
+        async with aio.events(box.repo) as happening:
+            with anyio.move_on_after(0.01):  # who waits may be cancelled, and comes back
+                await anext(happening)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, lambda: box.save("heard"))
+                with anyio.fail_after(patient(30)):
+                    async for event in happening:
+                        if event.kind == "saved":
+                            return event.instance, event.snapshot or ""
+        raise AssertionError("nothing was heard")
+
+    name, snapshot = run(main)
+    assert name == box.name
+    assert snapshot == ijfs.Repository(box.repo).snapshot("latest").id
+
+
+def test_leaving_events_by_an_error_ends_the_listening(run: Callable[..., Any], box: ijfs.Box) -> None:
+    async def main() -> None:
+        async with aio.events(box.repo):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(main)

@@ -7,11 +7,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from ijfs.history.notebooks import Document
 from ijfs.history.scene import Scene
 from ijfs.jupyter.kernelspec import KernelSpecError, installed
 from ijfs.jupyter.provisioner import BEGINS_AS, JOINS
 from ijfs.jupyter.server import requests, tree
-from ijfs.jupyter.server.documents import Document, document_of
+from ijfs.jupyter.server.documents import document_of
 from ijfs.jupyter.server.kernels import Kernels
 from ijfs.jupyter.server.opening import in_repository
 from ijfs.jupyter.server.programs import packed

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from ijfs.history.notebooks import Document
 from ijfs.jupyter.server import requests
-from ijfs.jupyter.server.documents import Document, document_of
+from ijfs.jupyter.server.documents import document_of
 from ijfs.jupyter.server.kernels import Kernels, Target
 from ijfs.jupyter.server.opening import in_repository
 from ijfs.live.checkpoint.undoing import before_cell, count_of
