@@ -237,26 +237,30 @@ def _run(
         process.wait(max(0.0, deadline - time.monotonic()))
         complaint = _read_all(complaints)
     except subprocess.TimeoutExpired:
-        late = CriuKilledError(
+        raise _killed(
+            hook,
             f"CRIU's {verb} did not end within {limit_s:.0f} s and was killed",
-            hint=f"its log is {log}; a program that waits on a dead network or FUSE mount cannot be frozen",
-        )
-        late.taken = hook is not None and hook.passed
-        raise late from None
+            f"its log is {log}; a program that waits on a dead network or FUSE mount cannot be frozen",
+        ) from None
     finally:
         _end(process)
         os.close(complaints)
     if hook is not None and hook.error is not None:
         raise hook.error
     if process.returncode < 0:
-        killed = CriuKilledError(
+        raise _killed(
+            hook,
             f"CRIU was ended by {_signal_name(-process.returncode)} in the middle of the {verb}",
-            hint="the kernel does that where memory runs out (`dmesg` says so); else try again",
+            "the kernel does that where memory runs out (`dmesg` says so); else try again",
         )
-        killed.taken = hook is not None and hook.passed
-        raise killed
     if process.returncode != 0:
         raise explain(verb, log, complaint, process.returncode)
+
+
+def _killed(hook: ActionHook | None, text: str, hint: str) -> CriuKilledError:
+    error = CriuKilledError(text, hint=hint)
+    error.taken = hook is not None and hook.passed
+    return error
 
 
 @contextlib.contextmanager
