@@ -123,8 +123,20 @@ def test_a_wrong_passphrase_and_none_are_a_sentence_each(sealed: Repository) -> 
 def test_lost_keys_are_said_plainly(sealed: Repository) -> None:
     sealed.close()
     shutil.rmtree(sealed.path / "keys")
-    with given(PASSPHRASE), pytest.raises(LockedRepositoryError, match="nothing in it can be read"):
+    with given(PASSPHRASE), pytest.raises(LockedRepositoryError, match="lost: nothing in it can be read"):
         Repository.open(sealed.path)
+
+
+def test_who_has_the_keys_in_memory_yet_can_make_a_new_one(sealed: Repository) -> None:
+    save(sealed, FILES, branch="main")
+    for file in files_of(sealed.path / "keys"):
+        file.write_bytes(b"damaged")
+    sealed.close()
+    with Repository.open(sealed.path) as repository:
+        repository.keyring().add_passphrase("new", PASSPHRASE)
+    with given(PASSPHRASE), Repository.open(sealed.path) as repository:
+        assert contents(repository, repository.resolve("main")) == FILES
+        assert repository.keyring().damaged() == ["main.key"]
 
 
 @pytest.mark.parametrize("way", ["file", "command"])

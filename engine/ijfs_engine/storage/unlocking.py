@@ -54,15 +54,17 @@ _rings: dict[bytes, KeyRing] = {}
 
 def unlock(path: Path, repository: bytes) -> KeyRing:
     """The key ring of the repository with this id at `path`. LockedRepositoryError, CorruptError, StorageError."""
-    files = read_key_files(path / "keys").files
+    files, damaged = read_key_files(path / "keys")
+    known = _kept(repository)
+    # Who has it in memory yet can make a new key where all files are lost.
+    if known is not None and (not files or newest_file(files).is_of(known)):
+        return known
     if not files:
+        what = "damaged" if damaged else "lost"
         raise LockedRepositoryError(
-            f"all keys of {path} are lost: nothing in it can be read",
+            f"all keys of {path} are {what}: nothing in it can be read",
             hint="put back its directory `keys` from a copy, or from a remote's `keys/`",
         )
-    known = _kept(repository)
-    if known is not None and newest_file(files).is_of(known):
-        return known
     ring = open_ring(os.fspath(path), files)
     remember(repository, ring)
     return ring
