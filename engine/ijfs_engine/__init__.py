@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from ijfs_engine.storage.key_files import KeyFile, describe_key, wrap_for_passphrase, wrap_for_recipients
     from ijfs_engine.storage.pins import Pin, PinInfo
     from ijfs_engine.storage.refs import ANY, RefChange, Refs
+    from ijfs_engine.storage.signatures import Signature, read_allowed_signers
     from ijfs_engine.storage.unlocking import SECRET_VARIABLES, LockedRepositoryError, passphrase_given
     from ijfs_engine.util.descent import Descent
     from ijfs_engine.util.io_wait import io_waited_s, simulate_latency
@@ -154,6 +155,7 @@ __all__ = [
     "Repository",
     "Rotation",
     "Segments",
+    "Signature",
     "Snapshot",
     "SnapshotWriter",
     "Source",
@@ -180,6 +182,7 @@ __all__ = [
     "pages_name",
     "parse_pagemap",
     "passphrase_given",
+    "read_allowed_signers",
     "simulate_latency",
     "walk_directory",
     "wrap_for_passphrase",
@@ -235,6 +238,7 @@ _MODULES = {
     "storage.key_files": ("KeyFile", "describe_key", "wrap_for_passphrase", "wrap_for_recipients"),
     "storage.pins": ("Pin", "PinInfo"),
     "storage.refs": ("ANY", "RefChange", "Refs"),
+    "storage.signatures": ("Signature", "read_allowed_signers"),
     "storage.unlocking": ("LockedRepositoryError", "SECRET_VARIABLES", "passphrase_given"),
     "util.descent": ("Descent",),
     "util.io_wait": ("io_waited_s", "simulate_latency"),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.storage.key_files import KeyFile
+    from ijfs_engine.storage.signatures import Signature
     from ijfs_engine.util.progress import Progress
     from ijfs_engine.write.snapshot_writer import SnapshotWriter
 
@@ -292,6 +293,21 @@ class Repository(OpenRepository):
         """The pins whose owners live."""
         with disk.storage_errors("reading the pins"):
             return live_pins(self.directory.pins)
+
+    def sign(self, ident: ObjectId, key: Path) -> bytes:
+        """Sign a snapshot that is here with an Ed25519 key of ssh; the public key. UnknownNameError, IjfsError."""
+        from ijfs_engine.storage import signatures
+
+        self.directory.check_writable()
+        listed.check_listed(self, [ident])
+        return signatures.sign(self.directory, ident, key)
+
+    def signers(self, ident: ObjectId) -> list[Signature]:
+        """Who signed a snapshot, here or at the remote that has it; signatures that are false are left out."""
+        from ijfs_engine.storage import signatures
+
+        found = signatures.read(self.directory, ident) or self.remotes.signatures(ident)
+        return signatures.true_signers(ident, found)
 
     def copy_from(
         self,

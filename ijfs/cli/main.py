@@ -72,6 +72,8 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "cat": VerbEntry("cat", "Print a file of a snapshot."),
         "branch": VerbEntry("refs", "List, make, move or delete branches."),
         "tag": VerbEntry("refs", "List, make or delete tags."),
+        "sign": VerbEntry("sign", "Sign snapshots with a private key of ssh."),
+        "verify": VerbEntry("sign", "Say who signed snapshots."),
         "rm": VerbEntry("refs", "Remove branches, tags or snapshots."),
     },
     "In and out": {

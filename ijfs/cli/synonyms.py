@@ -24,7 +24,6 @@ DONE_AS = {
     "tags": "tag",
     "kernels": "kernel list",
     "check": "fsck",
-    "verify": "fsck",
     "graph": "tree",
     "df": "du",
     "unmount": "umount",

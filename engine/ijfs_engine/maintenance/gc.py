@@ -45,6 +45,7 @@ from ijfs_engine.storage.names import nearest_ancestors, removed_row
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import log_records, write_logged
+from ijfs_engine.storage.signatures import drop_lost
 from ijfs_engine.storage.worn import write_down
 from ijfs_engine.util.progress import Progress
 
@@ -103,9 +104,17 @@ def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | N
         if dry_run:
             return collector.estimate()
         try:
-            return collector.run()
+            report = collector.run()
+            drop_lost(repository.directory, lambda: _known(repository))
+            return report
         finally:
             repository.directory.reserve.take(repository.index.size_on_disk())
+
+
+def _known(repository: OpenRepository) -> set[ObjectId]:
+    """What is listed, and what was removed and is remembered."""
+    with repository.index.read() as view:
+        return {ident for table in (SNAPSHOTS, REMOVED) for ident, _ in view.items(table)}
 
 
 class _Collector:

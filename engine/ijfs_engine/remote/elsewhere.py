@@ -25,10 +25,12 @@ from ijfs_engine.remote.known import KnownTree, read_known
 from ijfs_engine.remote.packing import pack_name, working_set_name
 from ijfs_engine.remote.ranges import RangeReader
 from ijfs_engine.remote.remote import known_path
+from ijfs_engine.remote.signed import signatures_at
 from ijfs_engine.remote.stored_names import RemoteName, RemoteNames
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.elsewhere import OpenFile
 from ijfs_engine.storage.index import OBJECTS
+from ijfs_engine.storage.signatures import Signature
 from ijfs_engine.util.io_wait import waited_for
 
 _REQUEST_S: Final = 15.0
@@ -160,6 +162,14 @@ class RemoteElsewhere:
             return self._crypt.open_bytes(Bucket.open(name.url).get(working_set_name(ident)), ident)
         except (RemoteError, CorruptError):
             return None
+
+    def signatures(self, ident: ObjectId) -> list[Signature]:
+        """Of a snapshot that a remote has; none where its store does not give them."""
+        name = self.listed_by(ident)
+        try:
+            return signatures_at(Bucket.open(name.url), ident, self._crypt) if name is not None else []
+        except (RemoteError, CorruptError):
+            return []
 
     # --- Bytes
 

@@ -25,6 +25,7 @@ from ijfs_engine.remote.known import KnownTree
 from ijfs_engine.remote.operation import Change, Listed, Moved
 from ijfs_engine.remote.packing import Sender, working_set_name
 from ijfs_engine.remote.remote import Remote
+from ijfs_engine.remote.signed import send_signatures
 from ijfs_engine.remote.sweeps import swept_packs
 from ijfs_engine.remote.view import View, settled, shown_refs, split_packs
 from ijfs_engine.storage import listed, working_sets
@@ -82,6 +83,7 @@ def push(
 
             remote.log.add(changes, who=whoami(), host=os.uname().nodename, why="push")
         _send_working_sets(repository, remote, new)
+        send_signatures(repository.directory, remote, [*new, *refs.values(), *also])
     remote.remember()
     requests, sent = remote.bucket.traffic.requests - before[0], remote.bucket.traffic.sent - before[1]
     apart = {name: moved for name, moved in zip(refs, moves, strict=True) if name != moved}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ijfs_engine.remote.sweep import SweepReport
     from ijfs_engine.remote.undo import UndoReport
     from ijfs_engine.remote.usage import RemoteUsage
+    from ijfs_engine.storage.signatures import Signature
     from ijfs_engine.util.progress import Progress
 
 CACHE_LIMIT: Final = 20 << 30
@@ -94,6 +95,11 @@ class Remotes:
         except (ValueError, CorruptError):
             return False
 
+    def signatures(self, ident: ObjectId) -> list[Signature]:
+        """What the remote that lists a snapshot has of signatures, true or not."""
+        elsewhere = self.elsewhere()
+        return elsewhere.signatures(ident) if elsewhere is not None else []
+
     def working_set(self, ident: ObjectId) -> bytes | None:
         """What a restore of a remote's snapshot needed first, where the remote has it."""
         elsewhere = self.elsewhere()
@@ -150,6 +156,7 @@ class Remotes:
         """Fetch, then have branches and tags of those names (all, where none is named) here, whole. UnknownNameError,
         and as `pull.pull` says."""
         from ijfs_engine.remote.pull import Source, pull
+        from ijfs_engine.remote.signed import bring_signatures
 
         self.fetch(name)
         elsewhere = self.elsewhere()
@@ -157,7 +164,10 @@ class Remotes:
         tree = self.known(name)
         refs = {ref: tree.refs[ref] for ref in _chosen(tree, wanted)} if wanted else dict(tree.refs)
         bases = elsewhere.far(self._names.get(name)).bases
-        return pull(self._repository, Source(self._repository.store, tree, name, bases), refs, progress)
+        report = pull(self._repository, Source(self._repository.store, tree, name, bases), refs, progress)
+        with self._opened(name) as remote:
+            bring_signatures(self._repository.directory, remote, report.snapshots)
+        return report
 
     def gc(self, name: str, *, grace_s: float | None = None, dry_run: bool = False) -> SweepReport:
         """As `sweep.sweep` says."""

@@ -28,7 +28,7 @@ _FORMAT: Final = re.compile(
     rb"ijfs repository\nversion: (\d{1,9})\nid: ([0-9a-f]{32})\n(?:features: ([a-z ]{0,200})\n)?"
 )
 _DIRECTORIES: Final = ("index", "packs", "sessions", "pins", "locks")
-_OTHERS: Final = ("keys", "remotes", "live", "bases", "deployments", "serve")
+_OTHERS: Final = ("keys", "signatures", "remotes", "live", "bases", "deployments", "serve")
 """Directories that are made by who needs them, here and in the layers above."""
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 

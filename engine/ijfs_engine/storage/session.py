@@ -118,7 +118,7 @@ class Session:
         lost: Set[int] | None = None,
     ) -> None:
         """Registers; StorageError. `lost`: packs that are known to be gone, by default those that are now."""
-        self._directory = directory
+        self.directory = directory
         self.crypt = directory.crypt
         self._index = index
         self._journal = journal
@@ -263,7 +263,7 @@ class Session:
             self._check_packs()
             self._index.write(visible, last_room=False)
             self._end()
-            self._directory.reserve.take(self._index.size_on_disk())
+            self.directory.reserve.take(self._index.size_on_disk())
         return msgspec.structs.replace(blank, id=ident)
 
     def commit_copies(self, snapshots: Mapping[ObjectId, int], heads: Mapping[str, ObjectId], why: str) -> None:
@@ -333,7 +333,7 @@ class Session:
             return view.get(OBJECTS, ident) is not None and view.get(CONDEMNED, ident) is None
 
     def _check_packs(self) -> None:
-        gone = lost_packs(self._index, self._directory.packs) - self._lost
+        gone = lost_packs(self._index, self.directory.packs) - self._lost
         if gone:
             raise CorruptError(
                 f"{len(gone)} packs have gone while this was being stored, and it may need what was in them",
@@ -368,7 +368,7 @@ class Session:
             self.publish()
 
     def _new_pack(self, kind: int) -> PackWriter:
-        return new_pack(self._index, self._directory, kind, last_room=False)
+        return new_pack(self._index, self.directory, kind, last_room=False)
 
     def _settle(self) -> None:
         """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""
@@ -378,7 +378,7 @@ class Session:
             writer.finish(sync=writer.kind == DATA_PACK)
             self._rows.packs[PACK_KEY.pack(writer.number)] = PACK_ROW.pack(writer.kind, writer.size)
         if writers:
-            disk.fsync_dir(self._directory.packs)
+            disk.fsync_dir(self.directory.packs)
         *first, last = self._rows.sliced()
         for part in first:
             self._index.write(part.put, last_room=False)

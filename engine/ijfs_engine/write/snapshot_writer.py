@@ -21,6 +21,7 @@ from ijfs_engine.storage import listed
 from ijfs_engine.storage.object_store import Store
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.session import Session
+from ijfs_engine.storage.signatures import sign_as_set
 from ijfs_engine.util.progress import Progress
 from ijfs_engine.write.file_writer import FileWriter, OnStored
 from ijfs_engine.write.fingerprints import expand_key
@@ -165,6 +166,7 @@ class SnapshotWriter:
             root, parents=self._parent_ids, message=_storable(message), meta=dict(meta or {}), branch=branch, size=size
         )
         self.close()
+        sign_as_set(self._session.directory, snapshot.id)
         return snapshot
 
     def close(self) -> None:
