@@ -231,6 +231,10 @@ detach_keys_option = click.option(
     help="What leaves the terminal without ending the program (default: ctrl-p,ctrl-q).",
 )
 
+privileged_option = click.option(
+    "--privileged", is_flag=True, help="With all rights of root: mounts, devices, the machine's settings, sudo."
+)
+
 replace_option = click.option(
     "--replace", is_flag=True, help="Let an ended program of that name go, with its files and log, saved or not."
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ijfs.live.client import api as client
-from ijfs.live.errors import InstanceExitedError
+from ijfs.live.errors import InstanceExitedError, NoInstanceError
 from ijfs.live.model.records import NO_LIMITS, InstanceInfo, Limits, SaveResult
 from ijfs.sdk import calls
 from ijfs.sdk.calls import CallTimeoutError
@@ -206,9 +206,11 @@ class Box:
     def _written_end(self) -> int | None:
         """How it ended: its keeper writes that down a moment later, and ends then."""
         until = time.monotonic() + WRITTEN_S
-        while (info := self.info).exit_status is None and info.keeper_running and time.monotonic() < until:
-            time.sleep(LOOK_S / 5)
-        return info.exit_status
+        with contextlib.suppress(NoInstanceError):  # an ephemeral one
+            while (info := self.info).exit_status is None and info.keeper_running and time.monotonic() < until:
+                time.sleep(LOOK_S / 5)
+            return info.exit_status
+        return None
 
     # -- moments of it --------------------------------------------------------------------------------------------
 
@@ -271,6 +273,7 @@ class Box:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -288,6 +291,7 @@ class Box:
             on_demand=on_demand,
             same_random=same_random,
             limits=limits,
+            ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,
             on_event=on_event,
@@ -330,8 +334,6 @@ class Box:
 
     def discard(self) -> None:
         """End the program at once and forget it; nothing to do where there is none."""
-        from ijfs.live.errors import NoInstanceError
-
         try:
             self.stop(grace_s=0, force=True)
             self.remove()

@@ -160,6 +160,7 @@ class Snapshot:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
@@ -169,8 +170,8 @@ class Snapshot:
         `on_demand`: memory that they do not touch takes none, and comes when they are saved: for many at once.
         `same_random`: they draw the same random numbers; `seed`: those of the Nth Python kernel's shared generators
         (random, numpy, torch) begin with `seed` + N, from 0 on. `limits`: what each may take, over what the original
-        might. A kernel in the middle of a cell takes variables and
-        seed when that is done. When one does not come up the others stay (PartialError)."""
+        might; `ephemeral`: at its end it leaves nothing behind, no branch either. A kernel in the middle of a cell
+        takes variables and seed when that is done. When one does not come up the others stay (PartialError)."""
         from ijfs.sdk.forks import fork
 
         return fork(
@@ -184,6 +185,7 @@ class Snapshot:
             message="",
             same_random=same_random,
             limits=limits,
+            ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,
             on_event=on_event,

@@ -153,7 +153,7 @@ def test_a_silent_network_swallows_everything_and_is_as_before_after_it() -> Non
 
 @pytest.mark.parametrize("kind", ["net", "pid", "uts"])
 def test_a_nested_sandbox_is_refused_before_the_freeze_and_runs_on(live_env: LiveEnv, kind: str) -> None:
-    live_env.command("outer", f"unshare --{kind} --fork sh -c 'echo inside; exec sleep 1000' & wait")
+    live_env.command("outer", f"unshare --{kind} --fork sh -c 'echo inside; exec sleep 1000' & wait", privileged=True)
     assert eventually(lambda: "inside" in log_lines(live_env, "outer"))
     with pytest.raises(
         ProgramRefusedError, match=r"process \d+ \((sleep|unshare|sh)\) runs in a .* of its own"
@@ -211,7 +211,7 @@ def test_a_network_set_up_inside_is_there_again(live_env: LiveEnv, eager: bool) 
     setup = "ip addr add 10.1.2.3/24 dev lo && ip route add 224.0.0.0/4 dev lo && ip rule add from 10.1.2.3 table 7"
     setting = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
     server = f"exec {sys.executable} -u -m http.server -b 10.1.2.3 8000"
-    live_env.command("server", f"{setup} && echo 80 > {setting} && {server}")
+    live_env.command("server", f"{setup} && echo 80 > {setting} && {server}", privileged=True)
     assert eventually(lambda: any("Serving" in line for line in log_lines(live_env, "server")))
     saved = live_env.save("server")
     live_env.restore(saved.snapshot, "again", eager=eager)
@@ -230,6 +230,7 @@ def test_what_lies_in_dev_is_there_again(live_env: LiveEnv, eager: bool) -> None
         "files",
         f"{inside}; mkdir /dev/own2 && mount -t tmpfs none /dev/own2 && echo there > /dev/own2/in && echo made; "
         "exec sleep 1000",
+        privileged=True,
     )
     assert eventually(lambda: "made" in log_lines(live_env, "files"))
     saved = live_env.save("files")

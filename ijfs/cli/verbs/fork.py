@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.env_options
 @starting.limit_options(anew=False)
+@click.option("--ephemeral", is_flag=True, help="At their ends they leave nothing behind: no files, log or branch.")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
     app: App,
@@ -42,6 +43,7 @@ def fork(
     env_files: tuple[Path, ...],
     same_random: bool,
     limits: Limits,
+    ephemeral: bool,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
 
@@ -71,6 +73,7 @@ def fork(
             same_random=same_random,
             env=[given] * many if given else (),
             limits=limits,
+            ephemeral=ephemeral,
             on_event=progress.event,
         )
 

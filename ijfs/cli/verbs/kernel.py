@@ -38,6 +38,7 @@ def kernel() -> None:
 @starting.share_option
 @starting.bind_option
 @starting.limit_options(anew=True)
+@starting.privileged_option
 @starting.replace_option
 def start(
     app: App,
@@ -55,6 +56,7 @@ def start(
     bind: tuple[str, ...],
     replace: bool,
     limits: Limits,
+    privileged: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
     from ijfs.jupyter.starting import kernel_spec
@@ -82,6 +84,7 @@ def start(
             share=starting.folders(share),
             bind=starting.folders(bind),
             limits=limits,
+            privileged=privileged,
         )
         info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)

@@ -39,6 +39,7 @@ NO_VOLUMES = (
 @starting.share_option
 @starting.bind_option
 @starting.limit_options(anew=True)
+@starting.privileged_option
 @starting.hook_options
 @starting.replace_option
 @click.option("-t", "--tty", is_flag=True, help="At a terminal, yours: `-it -- bash`. Its exit code is this one's.")
@@ -75,6 +76,7 @@ def run(
     detach: bool,
     forget: bool,
     keys: bytes,
+    privileged: bool,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -113,6 +115,7 @@ def run(
         hooks=starting.hooks(before_save, after_save, after_restore, ready),
         limits=limits,
         terminal=_terminal() if tty else None,
+        privileged=privileged,
         **_whose(app, user, env, env_files),
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu, user=spec.user)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,7 @@ def _check(app: App, names: list[str], damaged: Collection[str], *, forget: bool
 def _stop(app: App, name: str, *, forget: bool, timeout: float) -> int | None:
     """End one program, and its keeper with it; its exit status, if that is known."""
     from ijfs.live.client import api as client
+    from ijfs.live.errors import NoInstanceError
 
     if client.is_running(app.repository_path, name):
         with client.connect(app.repository_path, name, on_event=app.progress(f"stop {name}").event) as keeper:
@@ -141,7 +143,8 @@ def _stop(app: App, name: str, *, forget: bool, timeout: float) -> int | None:
         if not forget:
             raise _ended(name)
     if forget:
-        client.remove(app.repository_path, name)
+        with contextlib.suppress(NoInstanceError):  # an ephemeral one went with its program
+            client.remove(app.repository_path, name)
     return info.exit_status
 
 

@@ -226,6 +226,7 @@ def fork(
     env: Sequence[Mapping[str, str]] = (),
     wish: str = "",
     limits: Limits = NO_LIMITS,
+    ephemeral: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
@@ -250,6 +251,7 @@ def fork(
         env=env,
         wish=wish or source,
         limits=limits,
+        ephemeral=ephemeral,
         on_event=on_event,
     )
 

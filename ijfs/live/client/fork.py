@@ -39,6 +39,7 @@ def fork(
     env: Sequence[Mapping[str, str]] = (),
     wish: str,
     limits: Limits,
+    ephemeral: bool,
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
@@ -56,6 +57,7 @@ def fork(
             same_random=same_random,
             files="private",
             limits=limits,
+            ephemeral=ephemeral,
         )
         sockets = spawn_keepers(claimed, lazy=not eager)
         firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]

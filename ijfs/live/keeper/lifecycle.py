@@ -581,6 +581,7 @@ def _with(spec: InstanceSpec, arguments: RestoreArguments, before: InstanceRecor
         published=tuple(chosen.values()),
         late_env={**spec.late_env, **arguments.env},
         limits=arguments.limits.over(spec.limits),
+        ephemeral=arguments.ephemeral,
         notebook=own if arguments.notebook is None else arguments.notebook,
         front_end=arguments.front_end,
         front_end_session=arguments.front_end_session,

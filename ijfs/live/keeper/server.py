@@ -84,7 +84,7 @@ class Keeper:
 
     def __init__(self, directory: Path, early: EarlyRestore | None = None) -> None:
         self.came_to_nothing = False
-        """There is no instance, and its directory may go."""
+        """There is no instance (any more), and its directory may go."""
         self._early = early
         self._first: socket.socket | None = None
         self._state = InstanceState(directory, early.snapshots if early is not None else None, self._answer_program)
@@ -132,9 +132,12 @@ class Keeper:
                 await self._state.ended.wait()
                 await self._queue.settled()
                 await self._answered()
+                self.came_to_nothing = self._state.record.spec.ephemeral
             else:
                 self.came_to_nothing = self._holds_nothing(asked=line is not None)
             nursery.cancel_scope.cancel()
+        if self._state.record.spec.ephemeral:
+            self._state.forget_branch()
         self._state.close()
         if self._early is not None:
             self._early.close()

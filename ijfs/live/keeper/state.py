@@ -9,6 +9,7 @@ One verb that changes the program (a save until it is in the queue, a restore, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -50,7 +51,7 @@ from ijfs.live.process import procfs
 from ijfs.live.relay.relay import Relay
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs_engine import Snapshot
-from ijfs_engine.errors import CorruptError, IjfsError, PreflightError
+from ijfs_engine.errors import ConflictError, CorruptError, IjfsError, PreflightError, UnknownNameError
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram
@@ -331,6 +332,14 @@ class InstanceState:
         # Files are compared with the parent of the next save, never with another snapshot.
         self.stat_cache = stat_cache
         self.note(snapshot=snapshot.id.hex(), save_error="")
+
+    def forget_branch(self) -> None:
+        """Delete the branch that its saves made. One that was there before, or that somebody has moved, stays."""
+        refs, name = self.snapshots.repository.refs, self.record.spec.name
+        made = [change for change in refs.log(f"branch/{name}") if change.old is None]
+        if self.snapshot is not None and made and made[0].time_ns >= self.record.created_ns:
+            with contextlib.suppress(UnknownNameError, ConflictError):
+                refs.delete_branch(name, expect=self.snapshot.id)
 
     def set_files(self, stat_cache: StatCache) -> None:
         """Set which of the program's files are as in the snapshot it stands on."""

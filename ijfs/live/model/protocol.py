@@ -64,6 +64,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
     it stays as it is, and a new instance belongs to none. `front_end`, `front_end_session`: as InstanceSpec has
     them. `limits`: over those that the snapshot's program had.
+    `ephemeral`: at its end it leaves nothing behind.
     """
 
     snapshot: str
@@ -81,6 +82,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     front_end: bool = False
     front_end_session: str = ""
     limits: Limits = NO_LIMITS
+    ephemeral: bool = False
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

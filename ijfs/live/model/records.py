@@ -160,6 +160,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `hooks`: what the keeper does for it around saves, and until it is ready.
     `limits`: what it may take of the machine, and each copy of it again.
     `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
+    `ephemeral`: at its end it leaves nothing behind, no branch either.
+    `privileged`: it has all rights that root has (sandbox/rights.py).
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
     `front_end_session`: what that one's messages have as their session; "" where it is not known, and any may.
     """
@@ -191,6 +193,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     hooks: Hooks = Hooks()
     limits: Limits = Limits()
     terminal: Terminal | None = None
+    privileged: bool = False
+    ephemeral: bool = False
 
 
 VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]

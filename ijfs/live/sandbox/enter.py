@@ -25,8 +25,9 @@ import msgspec
 from ijfs.live.model.records import Process
 from ijfs.live.process import cgroups, procfs
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import users
+from ijfs.live.sandbox import rights, users
 from ijfs.live.sandbox.limits import PARENT, Group
+from ijfs.live.sandbox.rights import Rights
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -66,8 +67,10 @@ def main() -> int:
         environment = environment_of(pid)
         group = Group(tuple(cgroups.groups_below(pid, PARENT)))
         watch, groups = group.watch(), cgroups.opened(group.directories)
+        held = rights.of(pid)
         _join(request.program)
-        code = _run(request, home, environment, groups, first=watch is not None and bool(watch.limits.memory))
+        first = watch is not None and bool(watch.limits.memory)
+        code = _run(request, home, environment, groups, held, first=first)
         if code == KILLED and watch is not None and (said := watch.said()):
             print(f"ijfs exec: {request.argv[0]}: killed: the program {said}", file=sys.stderr)
         return code
@@ -92,8 +95,11 @@ def _join(program: Process) -> None:
         os.close(fd)
 
 
-def _run(request: EnterRequest, home: str, environment: dict[str, str], groups: list[int], *, first: bool) -> int:
-    """Only a child is inside the pid namespace, and in the control groups. `home`: where it begins unless the request
+def _run(
+    request: EnterRequest, home: str, environment: dict[str, str], groups: list[int], held: Rights, *, first: bool
+) -> int:
+    """Only a child is inside the pid namespace, in the control groups, and with the rights that
+    the program has. `home`: where it begins unless the request
     says where, or its user may not go there. `first`: where memory runs out it ends, and not the program."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the command's, which decides what becomes of it
@@ -105,6 +111,7 @@ def _run(request: EnterRequest, home: str, environment: dict[str, str], groups: 
             cgroups.join_opened(groups)
             if first:
                 Path("/proc/self/oom_score_adj").write_text(OOM_FIRST)
+            rights.restrict(held)
             if request.session:
                 os.setsid()
                 _take_terminal()

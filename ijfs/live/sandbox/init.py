@@ -23,7 +23,7 @@ from ijfs.live.model.paths import LOG_INSIDE, SandboxPaths
 from ijfs.live.model.records import Volume
 from ijfs.live.process import cgroups
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import rootfs, seccomp, users
+from ijfs.live.sandbox import rights, rootfs, seccomp, users
 
 
 class LaunchRequest(msgspec.Struct, frozen=True):
@@ -38,6 +38,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     io_uring: bool
     user: str = ""
     groups: list[str] = []
+    privileged: bool = False
 
 
 def start(
@@ -52,14 +53,18 @@ def start(
     user: str = "",
     inherited: Sequence[int] = (),
     groups: Sequence[Path] = (),
+    privileged: bool = False,
 ) -> int:
     """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process.
-    `user`: as one of its users; `inherited`: descriptors that it has open; `groups`: its control groups."""
+    `user`: as one of its users; `inherited`: descriptors that it has open; `groups`: its control groups; `privileged`:
+    with all rights (rights.py)."""
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
     names = [str(group) for group in groups]
-    request = LaunchRequest(str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user, names)
+    request = LaunchRequest(
+        str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user, names, privileged
+    )
     helper = subprocess.run(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
         input=msgspec.json.encode(request),
@@ -98,10 +103,12 @@ def _become(request: LaunchRequest, complaints: int) -> None:
     try:
         os.setsid()
         cgroups.join(request.groups)
-        enter_root(Path(request.root), request.mounts)
+        enter_root(Path(request.root), request.mounts, privileged=request.privileged)
         _redirect()
         if not request.io_uring:
             seccomp.refuse_io_uring()
+        if not request.privileged:
+            rights.restrict(rights.of_a_sandbox())
         environment = unpacked(request.env)
         if request.user:
             environment |= {name: value for name, value in users.become(request.user).items() if name != "SHELL"}
@@ -116,7 +123,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         os._exit(127)
 
 
-def enter_root(root: Path, mounts: Sequence[tuple[str, str]]) -> None:
+def enter_root(root: Path, mounts: Sequence[tuple[str, str]], *, privileged: bool = False) -> None:
     """Make the mounted overlay this mount namespace's root, with the others in it, /dev/pts, /proc and /sys."""
     ns.mount("none", "/", "", ns.MS_REC | ns.MS_PRIVATE)
     os.chdir(root)
@@ -128,6 +135,8 @@ def enter_root(root: Path, mounts: Sequence[tuple[str, str]]) -> None:
     ns.mount("devpts", here / "dev/pts", "devpts", ns.MS_NOSUID | ns.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     ns.mount("proc", here / "proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
     ns.mount("sysfs", here / "sys", "sysfs", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
+    if not privileged:
+        rights.protect_machine(here)
     ns.pivot_root_here()
 
 

@@ -235,6 +235,7 @@ def launch(
             io_uring=spec.io_uring,
             user=spec.user,
             groups=sandbox.group.directories,
+            privileged=spec.privileged,
         )
         sandbox.own(started)
     except BaseException:

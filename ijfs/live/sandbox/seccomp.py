@@ -35,7 +35,7 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
 def refuse_io_uring() -> None:
     """Install the filter for this process and all its children. Raises OSError where seccomp is missing.
 
-    NO_NEW_PRIVS is not set: the caller is root, and sudo inside the sandbox stays possible.
+    The caller is root; NO_NEW_PRIVS, which others would need, is rights.py's.
     """
     machine = os.uname().machine
     code = b"".join(
