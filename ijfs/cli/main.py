@@ -70,6 +70,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "diff": VerbEntry("diff", "Say what a program did since its snapshot; compare two."),
         "ls": VerbEntry("ls", "List files in a snapshot."),
         "cat": VerbEntry("cat", "Print a file of a snapshot."),
+        "scan": VerbEntry("scan", "Look for keys in a snapshot's memory and files."),
         "branch": VerbEntry("refs", "List, make, move or delete branches."),
         "tag": VerbEntry("refs", "List, make or delete tags."),
         "sign": VerbEntry("sign", "Sign snapshots with a private key of ssh."),

@@ -265,6 +265,27 @@ def env_options(function: F) -> F:
     )(function)
 
 
+def secret_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--secret` and `--secret-file`, which the function gets as `secrets`."""
+
+    @functools.wraps(function)
+    def gathered(*args: Any, secret: tuple[str, ...], secret_files: tuple[Path, ...], **given: Any) -> Any:
+        return function(*args, secrets=variables(secret, secret_files), **given)
+
+    click.option(
+        "--secret", multiple=True, metavar="NAME[=VALUE]", help="A value for `ijfs.secret`, in no snapshot; or as here."
+    )(gathered)
+    click.option(
+        "--secret-file",
+        "secret_files",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Such values from a file, a NAME=VALUE a line.",
+    )(gathered)
+    return gathered
+
+
 def variables(env: Sequence[str], files: Sequence[Path], *, here: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the options say; a variable of the command line wins over one of a file, the last of either counts. `here`:
     where those without a value are taken from."""

@@ -12,6 +12,7 @@ from ijfs.guest.acts import Forked, fork, undo
 from ijfs.guest.hooks import after_restore, barrier, before_save
 from ijfs.guest.port import ENVIRONMENT_VARIABLE, GUEST_PORT, GuestError, in_sandbox
 from ijfs.guest.saving import SaveResult, save
+from ijfs.guest.secrets import Secret, secret
 
 PYTHON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "path")
 """The directory the keeper puts in front of a program's PYTHONPATH, so that `import ijfs` works there."""
@@ -27,11 +28,13 @@ __all__ = [
     "Forked",
     "GuestError",
     "SaveResult",
+    "Secret",
     "after_restore",
     "barrier",
     "before_save",
     "fork",
     "in_sandbox",
     "save",
+    "secret",
     "undo",
 ]

@@ -78,6 +78,8 @@ class Gate:
             self._changed.notify_all()
 
 
+_before_last: list[Callable[[], object]] = []
+_after_first: list[Callable[[], object]] = []
 _gate = Gate()
 _listener: _Listener | None = None
 _starting = threading.Lock()
@@ -102,6 +104,15 @@ def after_restore(hook: Hook) -> Hook:
     _after_restore.append(hook)
     _listen()
     return hook
+
+
+def keep_out_of_saves(hide: Callable[[], object], show: Callable[[], object]) -> None:
+    """Have `hide` called before each save, when all hooks have run, and `show` after it and in each copy, before them.
+    Once or again, as after os.fork()."""
+    if hide not in _before_last:
+        _before_last.append(hide)
+        _after_first.append(show)
+    _listen()
 
 
 @contextlib.contextmanager
@@ -197,8 +208,10 @@ def handle(event: object, *, beside: bool = False, env: dict[str, str] | None = 
         if not _gate.close():
             message = f"the program is inside ijfs.barrier() for more than {BARRIER_WAIT_S:g} s"
             return {**_error("BarrierError", message), "refuse": True}
-        return _outcome([free_torch_cache, end_compile_workers, *_before])
+        return _outcome([free_torch_cache, end_compile_workers, *_before, *_before_last])
     _gate.open()
+    for show in _after_first:
+        show()
     if event != "after_restore":
         return _outcome([])
     if env:

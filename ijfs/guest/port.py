@@ -50,7 +50,12 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises `GuestError` when not inside a sandbox or when the keeper says no, `NoAnswer` when it says nothing.
     """
-    answer = decode(_exchange(_address(), request))
+    return granted(_exchange(address(), request))
+
+
+def granted(line: bytes) -> dict[str, Any]:
+    """What an answer holds under "ok"; raises as `ask` does."""
+    answer = decode(line)
     if "error" in answer:
         raise _refusal(answer["error"])
     ok = answer.get("ok")
@@ -59,7 +64,8 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     return ok
 
 
-def _address() -> tuple[str, int]:
+def address() -> tuple[str, int]:
+    """Where the keeper listens; `GuestError` when not inside a sandbox."""
     value = os.environ.get(ENVIRONMENT_VARIABLE)
     if value is None:
         raise GuestError(

@@ -46,8 +46,8 @@ HEAVY = {"rich", "msgspec", "lmdb", "trio", "jupyter_client", "numpy", "psutil",
 def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:
     verbs = (
         "init run kernel ps top logs watch stop cp exec save restore fork adopt deploy deployments park wake "
-        "undeploy log tree show diff ls cat branch tag sign verify rm base import copy export mount umount remote push "
-        "fetch pull clone migrate op du stats prune gc fsck keyring doctor demo config mcp serve key completion"
+        "undeploy log tree show diff ls cat scan branch tag sign verify rm base import copy export mount umount remote "
+        "push fetch pull clone migrate op du stats prune gc fsck keyring doctor demo config mcp serve key completion"
     )
     shown = ijfs("--help").out
     for name in verbs.split():

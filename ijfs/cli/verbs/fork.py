@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @starting.on_demand_option
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.env_options
+@starting.secret_options
 @starting.limit_options(anew=False)
 @click.option("--ephemeral", is_flag=True, help="At their ends they leave nothing behind: no files, log or branch.")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
@@ -43,6 +44,7 @@ def fork(
     env_files: tuple[Path, ...],
     same_random: bool,
     limits: Limits,
+    secrets: dict[str, str],
     ephemeral: bool,
 ) -> Answer:
     """Make live siblings: of a live program (saved first; it runs on) or of a snapshot.
@@ -74,6 +76,7 @@ def fork(
             env=[given] * many if given else (),
             limits=limits,
             ephemeral=ephemeral,
+            secrets=secrets,
             on_event=progress.event,
         )
 

@@ -37,6 +37,7 @@ def kernel() -> None:
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.secret_options
 @starting.limit_options(anew=True)
 @starting.privileged_option
 @starting.replace_option
@@ -56,6 +57,7 @@ def start(
     bind: tuple[str, ...],
     replace: bool,
     limits: Limits,
+    secrets: dict[str, str],
     privileged: bool,
 ) -> Answer:
     """Start a kernel in the current directory and return when it answers."""
@@ -86,7 +88,7 @@ def start(
             limits=limits,
             privileged=privileged,
         )
-        info = client.start(app.repository_path, spec, forget=replace, on_event=progress.event)
+        info = client.start(app.repository_path, spec, forget=replace, secrets=secrets, on_event=progress.event)
         progress("waiting for the kernel", 0, 0)
         Box(app.repository_path, chosen).run("", timeout=READY_S)
         return info

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpus", multiple=True, metavar="G", help="Put its GPU memory on this GPU (index or UUID).")
 @starting.port_option
 @starting.env_options
+@starting.secret_options
 @starting.limit_options(anew=False)
 @starting.files_option
 @elsewhere("--hard", "--soft", said="`--replace` takes a live program back in place, with its memory and its files")
@@ -59,6 +60,7 @@ def restore(
     files: str | None,
     same_random: bool,
     limits: Limits,
+    secrets: dict[str, str],
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
 
@@ -108,6 +110,7 @@ def restore(
             ports=starting.all_chosen(ports),
             files=of_shared,
             limits=limits,
+            secrets=secrets,
             on_event=progress.event,
         )
         ended = first_moment.ended(app, info, first_moment.RESTORE)

@@ -38,6 +38,7 @@ NO_VOLUMES = (
 @starting.disk_option
 @starting.share_option
 @starting.bind_option
+@starting.secret_options
 @starting.limit_options(anew=True)
 @starting.privileged_option
 @starting.hook_options
@@ -76,6 +77,7 @@ def run(
     detach: bool,
     forget: bool,
     keys: bytes,
+    secrets: dict[str, str],
     privileged: bool,
     command: tuple[str, ...],
 ) -> Answer:
@@ -123,7 +125,11 @@ def run(
     def start(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
         progress = app.progress(f"run {chosen}")
         info = client.start(
-            app.repository_path, msgspec.structs.replace(spec, name=chosen), forget=replace, on_event=progress.event
+            app.repository_path,
+            msgspec.structs.replace(spec, name=chosen),
+            forget=replace,
+            secrets=secrets,
+            on_event=progress.event,
         )
         return info, None if tty else first_moment.ended(app, info, first_moment.RUN)
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -57,6 +58,11 @@ from ijfs.live.model.records import (
 from ijfs.live.process import procfs
 from ijfs.live.process.entering import enter_line
 
+NO_SECRETS: Mapping[str, str] = MappingProxyType({})
+
+MOST_SECRET = 32_768
+"""Bytes of a secret: a private key has some thousands."""
+
 COMING_UP_S = 60.0
 """How long who wants to replace an instance waits for it to come up; a large eager restore takes longer."""
 
@@ -67,13 +73,15 @@ def start(
     *,
     again: bool = False,
     forget: bool = False,
+    secrets: Mapping[str, str] = NO_SECRETS,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Start a program in a sandbox of its own; returns when it runs (a kernel may still be importing).
 
     An ended instance of that name makes room where none of its files would be missed, or with `forget`; else it is
     refused (UnsavedFilesError). `again`: it begins anew instead. The files it wrote and the relay's ports stay, and its
-    next snapshot is the child of its last; clients that are connected see a restart.
+    next snapshot is the child of its last; clients that are connected see a restart. `secrets`: values that it can
+    ask for (`ijfs.secret`), and that nothing keeps.
     """
     if not is_text((*spec.argv, spec.cwd, *spec.env, *spec.env.values())):
         raise CommandError(
@@ -81,6 +89,8 @@ def start(
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
     check_hooks(spec.hooks)
+    require_secrets(secrets)
+    spec = msgspec.structs.replace(spec, secrets=tuple(secrets))
     privilege.require()
     if spec.share or spec.bind:
         from ijfs.live.sandbox import host_folders
@@ -91,7 +101,7 @@ def start(
 
     with settled(Path(repo), spec.base, spec.cwd, on_event, before=before) as base:
         claimed = claim(repo, spec.name, again=again, forget=forget)
-        wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta)
+        wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta, secrets=dict(secrets))
         return spawned(claimed, wanted, on_event)
 
 
@@ -114,6 +124,7 @@ def restore(
     of_notebook: str = "",
     front_end: str | None = None,
     limits: Limits = NO_LIMITS,
+    secrets: Mapping[str, str] = NO_SECRETS,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -135,10 +146,11 @@ def restore(
     (protocol.FilesChoice); by default the program of the name that was saved shares them as they are now, and any other
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
     the session of a front end, which may end it. `limits`: over those that it was saved with or, going back in place,
-    that the live one has.
+    that the live one has. `secrets`: values that it can ask for (`ijfs.secret`); no snapshot knows those it had.
     """
     given = dict(env or {})
     _require_text(given)
+    require_secrets(secrets)
     if replace and busy == "refuse":
         _refuse_busy(repo, name)  # before anything is saved
     if replace and save_first:
@@ -173,6 +185,7 @@ def restore(
         front_end=front_end is not None,
         front_end_session=front_end or "",
         limits=limits,
+        secrets=dict(secrets),
     )
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
@@ -227,6 +240,7 @@ def fork(
     wish: str = "",
     limits: Limits = NO_LIMITS,
     ephemeral: bool = False,
+    secrets: Mapping[str, str] = NO_SECRETS,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
@@ -238,6 +252,7 @@ def fork(
     """
     from ijfs.live.client.fork import fork as fork_siblings
 
+    require_secrets(secrets)
     return fork_siblings(
         repo,
         source,
@@ -252,6 +267,7 @@ def fork(
         wish=wish or source,
         limits=limits,
         ephemeral=ephemeral,
+        secrets=secrets,
         on_event=on_event,
     )
 
@@ -310,6 +326,13 @@ def _prompt(name: str, shell: str) -> dict[str, str]:
         return {}
     plain = os.path.basename(shell) in ("sh", "dash", "ash")
     return {"debian_chroot": name, "PS1": f"({name}) $ " if plain else rf"({name})\u@\h:\w\$ "}
+
+
+def require_secrets(secrets: Mapping[str, str]) -> None:
+    """CommandError for values that a program could not be told."""
+    for name, value in secrets.items():
+        if not 2 <= len(value) <= MOST_SECRET or not value.isascii():
+            raise CommandError(f"the secret {name} is not 2 to {MOST_SECRET:,} characters of ASCII")
 
 
 def _require_text(env: Mapping[str, str]) -> None:

@@ -131,10 +131,11 @@ class KeeperClient:
         files: FilesChoice | Literal[""] = "",
         busy: Busy = "interrupt",
         limits: Limits = NO_LIMITS,
+        secrets: Mapping[str, str] | None = None,
     ) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for
         it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs, `limits`: what it may
-        take (api.restore says all). KernelBusyError."""
+        take, `secrets`: what it can ask for (api.restore says all). KernelBusyError."""
         wanted = protocol.RestoreArguments(
             snapshot=snapshot,
             eager=eager,
@@ -144,6 +145,7 @@ class KeeperClient:
             files=files,
             busy=busy,
             limits=limits,
+            secrets=dict(secrets or {}),
         )
         return self.request(wanted)
 

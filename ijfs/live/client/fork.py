@@ -40,6 +40,7 @@ def fork(
     wish: str,
     limits: Limits,
     ephemeral: bool,
+    secrets: Mapping[str, str],
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
@@ -58,6 +59,7 @@ def fork(
             files="private",
             limits=limits,
             ephemeral=ephemeral,
+            secrets=dict(secrets),
         )
         sockets = spawn_keepers(claimed, lazy=not eager)
         firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]

@@ -28,12 +28,14 @@ from ijfs.live.model.guest_protocol import (
     GuestLog,
     GuestRequest,
     GuestSave,
+    GuestSecret,
     GuestStatus,
     GuestVerb,
     LogAnswer,
     LoggedProgram,
     LoggedSnapshot,
     SaveAnswer,
+    SecretAnswer,
     StatusAnswer,
     VerbAnswer,
 )
@@ -91,11 +93,21 @@ class GuestRequests:
                 return self._log()
             case GuestStatus():
                 return self._status()
+            case GuestSecret():
+                return self._secret(request.name)
         raise ProtocolError(f"nobody answers a {type(request).__name__}")
 
     def _status(self) -> StatusAnswer:
         state = self._state
         return StatusAnswer(state.name, str(state.repo), state.record.snapshot)
+
+    def _secret(self, name: str) -> SecretAnswer:
+        if name not in self._state.secrets:
+            raise IjfsError(
+                f"nobody gave `{self._state.name}` a secret `{name}`",
+                hint=f"`--secret {name}` of `ijfs run`, `restore` or `fork` does, each time",
+            )
+        return SecretAnswer(self._state.secrets[name].encode())
 
     def _begun(self, nonce: str, do: Callable[[R], Awaitable[Done]], request: R) -> SaveAnswer | VerbAnswer:
         """How far the request of this nonce is, which is begun where it was not yet."""
@@ -159,7 +171,7 @@ class GuestRequests:
         state = self._state
         arguments = SaveArguments(message=request.message or "where copies begin", nonce=request.nonce)
         result = await self._save_verb(arguments, _silent)
-        names = await in_thread(outside.fork, state.repo, result.snapshot, state.name, request.count)
+        names = await in_thread(outside.fork, state.repo, result.snapshot, state.name, request.count, state.secrets)
         return SaveAnswer("saved", result.snapshot, state.name, names=tuple(names), number=0)
 
     async def _run_outside(self, request: GuestVerb) -> VerbAnswer:

@@ -125,6 +125,7 @@ class Lifecycle:
             self._begin_record(
                 spec, before, generation=before.generation, snapshot=before.snapshot, origin=before.origin
             )
+        self._state.secrets = arguments.secrets
         emit(PhaseBegan("start"))
         sandbox = await self._launch(arguments, before)
         try:
@@ -159,6 +160,7 @@ class Lifecycle:
             if self._early is not None:
                 await in_thread(self._early.abandon)
             raise
+        self._state.secrets = arguments.secrets
         async with shared_files.put_back(request, self._state.snapshots, None, emit):
             restored = await self._restored(request, emit)
         await self._move_into(restored, request)
@@ -186,6 +188,7 @@ class Lifecycle:
             async with shared_files.put_back(request, state.snapshots, old, emit):
                 restored = await self._restored(request, emit)
             emit(PhaseBegan("switch"))
+            state.secrets = {**state.secrets, **arguments.secrets}
             await self._switch(old, restored, request, generation, arguments.env)
             state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)

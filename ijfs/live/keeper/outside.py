@@ -7,10 +7,11 @@ from there.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +65,18 @@ def run(repo: Path, words: Sequence[str], columns: int) -> Outcome:
     return _started("ijfs.cli", ["-r", str(repo), *words], columns)
 
 
-def fork(repo: Path, snapshot: str, wish: str, count: int) -> list[str]:
-    """Make live copies of a snapshot; their names. Blocks; KeeperError with what stood in the way."""
-    done = _started("ijfs.live.client.numbered_forks", [str(repo), snapshot, wish, str(count)], 100)
+def fork(repo: Path, snapshot: str, wish: str, count: int, secrets: Mapping[str, str]) -> list[str]:
+    """Make live copies of a snapshot, with the secrets of the program that wants them; their names. Blocks; KeeperError
+    with what stood in the way."""
+    done = _started(
+        "ijfs.live.client.numbered_forks", [str(repo), snapshot, wish, str(count)], 100, json.dumps(dict(secrets))
+    )
     if done.code:
         raise KeeperError(f"the copies could not be made: {done.err.strip() or done.code}")
     return done.out.split()
 
 
-def _started(module: str, words: Sequence[str], columns: int) -> Outcome:
+def _started(module: str, words: Sequence[str], columns: int, given_in: str = "") -> Outcome:
     mounts = namespaces.machine_mounts
     inside = ("IJFS_GUEST", "IJFS_INSTANCE")
     given = {name: value for name, value in os.environ.items() if name not in inside}
@@ -81,7 +85,7 @@ def _started(module: str, words: Sequence[str], columns: int) -> Outcome:
         pass_fds=[mounts],
         env={**given, "COLUMNS": str(columns)},
         cwd="/",
-        stdin=subprocess.DEVNULL,
+        input=given_in,
         capture_output=True,
         text=True,
         errors="replace",

@@ -120,6 +120,8 @@ class InstanceState:
         """The program's files as they are in `snapshot`."""
         self._thawed_at = -math.inf
         """When it last ran on after a save, by the monotonic clock."""
+        self.secrets: dict[str, str] = {}
+        """What its caller gave for it, which is written down nowhere."""
         self._pin: Pin | None = None
         self._nursery: trio.Nursery | None = None
 

@@ -73,13 +73,21 @@ class GuestCell(msgspec.Struct, frozen=True):
     dry: bool = False
 
 
+class GuestSecret(msgspec.Struct, frozen=True):
+    """Tell me a value that my caller gave for me, and that no snapshot has."""
+
+    name: str = ""
+
+
 class GuestHooks(msgspec.Struct, frozen=True):
     """Tell me of saves and restores, at this port of 127.0.0.1."""
 
     port: int
 
 
-GuestRequest = GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks | GuestBack | GuestFork | GuestVerb
+GuestRequest = (
+    GuestSecret | GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks | GuestBack | GuestFork | GuestVerb
+)
 
 GUEST_VERBS: dict[str, type[GuestRequest]] = {
     "save": GuestSave,
@@ -90,6 +98,7 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
     "back": GuestBack,
     "fork": GuestFork,
     "verb": GuestVerb,
+    "secret": GuestSecret,
 }
 
 
@@ -167,7 +176,13 @@ class HooksAnswer(msgspec.Struct, frozen=True):
     """The port is known from now on."""
 
 
-GuestAnswer = SaveAnswer | VerbAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
+class SecretAnswer(msgspec.Struct, frozen=True):
+    """The value, which follows its line as it is: the program makes no text of it that it would leave behind."""
+
+    value: bytes
+
+
+GuestAnswer = SecretAnswer | SaveAnswer | VerbAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
 
 
 class HookEvent(msgspec.Struct, frozen=True):
@@ -208,6 +223,8 @@ def decode_request(line: bytes) -> GuestRequest:
 
 def encode_answer(answer: GuestAnswer | IjfsError) -> bytes:
     """The line of an answer, or of a refusal. By json: msgspec takes no path outside UTF-8."""
+    if isinstance(answer, SecretAnswer):
+        return json.dumps({"ok": {"length": len(answer.value)}}).encode() + b"\n" + answer.value
     if isinstance(answer, IjfsError):
         return json.dumps({"error": error_fields(answer)}).encode() + b"\n"
     return json.dumps({"ok": msgspec.to_builtins(answer)}).encode() + b"\n"

@@ -38,12 +38,13 @@ class Arguments(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
 class StartArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     """Start a program. `again`: an ended instance of the name begins anew, with its files and ports. `base`: what its
     files come from (None: this machine's root), and `delta` what of this machine's root is not as that has it (packed
-    as bases/delta.py does it)."""
+    as bases/delta.py does it). `secrets`: values that the keeper tells the program, and writes nowhere."""
 
     spec: InstanceSpec
     again: bool = False
     base: Base | None = None
     delta: dict[str, list[str]] | None = None
+    secrets: dict[str, str] = {}
 
 
 Busy = Literal["interrupt", "refuse", "force"]
@@ -65,6 +66,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     it stays as it is, and a new instance belongs to none. `front_end`, `front_end_session`: as InstanceSpec has
     them. `limits`: over those that the snapshot's program had.
     `ephemeral`: at its end it leaves nothing behind.
+    `secrets`: as for a start; going back in place, over those that there are.
     """
 
     snapshot: str
@@ -83,6 +85,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     front_end_session: str = ""
     limits: Limits = NO_LIMITS
     ephemeral: bool = False
+    secrets: dict[str, str] = {}
 
 
 class AdoptArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

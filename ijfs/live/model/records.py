@@ -161,6 +161,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `limits`: what it may take of the machine, and each copy of it again.
     `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
     `ephemeral`: at its end it leaves nothing behind, no branch either.
+    `secrets`: names of values that it can ask for (StartArguments.secrets), which are none of its variables.
     `privileged`: it has all rights that root has (sandbox/rights.py).
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
     `front_end_session`: what that one's messages have as their session; "" where it is not known, and any may.
@@ -195,6 +196,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     terminal: Terminal | None = None
     privileged: bool = False
     ephemeral: bool = False
+    secrets: tuple[str, ...] = ()
 
 
 VolumeKind = Literal["overlay", "readonly", "shared", "private", "bind"]

@@ -327,7 +327,8 @@ def program_environment(spec: InstanceSpec, inherited: dict[str, str]) -> dict[s
     """The environment inside: the caller's, the spec's, and what a program needs to speak with its keeper."""
     environment = {**(inherited if spec.inherit_env else {}), **spec.env}
     # It would be in every snapshot of the program.
-    environment = {name: value for name, value in environment.items() if name not in SECRET_VARIABLES}
+    hidden = {*SECRET_VARIABLES, *spec.secrets}
+    environment = {name: value for name, value in environment.items() if name not in hidden}
     if spec.gpu:
         environment = launch_environment(environment, nccl_safe=spec.nccl_safe, offline=spec.network == "none")
     environment.setdefault("PATH", os.defpath)
