@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from remote_store import RGW, start
 
-from ijfs_engine import RemoteError, Repository, import_directory
+from ijfs_engine import IjfsError, RemoteError, Repository, import_directory, wrap_for_passphrase
 from ijfs_engine.remote.bucket import Bucket
 
 pytestmark = pytest.mark.rgw
@@ -46,6 +46,28 @@ def read_all(repository: Repository, ident: bytes, name: str) -> bytes:
     reader = repository.reader()
     entry = reader.lookup(repository.snapshot(ident).root, f"files/{name}")
     return reader.open(entry).read(0, entry.size)
+
+
+def test_an_encrypted_tree_is_pushed_cloned_and_read(
+    work: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IJFS_PASSPHRASE", "correct horse")
+    monkeypatch.setenv("IJFS_KEY_TTL_S", "0")
+    (work / "small").write_text("a marker in plain")
+    way = lambda ring: wrap_for_passphrase(ring, "main", "correct horse")  # noqa: E731
+    with Repository.init(tmp_path / "sealed", way_in=way) as sealed:
+        ident = pushed(sealed, work, url)
+        assert not sealed.remotes.fsck("origin").harm
+    with Repository.init_like(tmp_path / "clone", url) as clone:
+        clone.remotes.add("origin", url)
+        clone.remotes.fetch("origin")
+        assert read_all(clone, ident, "large") == (work / "large").read_bytes()
+        clone.remotes.pull("origin")
+        assert clone.fsck().clean
+    bucket = Bucket.open(url)
+    assert not [one.path for one in bucket.list("") if b"a marker in plain" in bucket.get(one.path)]
+    with Repository.init(tmp_path / "plain") as plain, pytest.raises(IjfsError, match="is encrypted"):
+        pushed(plain, work, url)
 
 
 def test_one_of_many_that_put_at_once_is_first(url: str) -> None:

@@ -149,7 +149,7 @@ def _kernel_name(repository: bytes) -> str:
     return f"ijfs:{repository.hex()}"
 
 
-def _given(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
+def _given(where: str, files: Sequence[KeyFile]) -> KeyRing | None:
     identity = os.environ.get(IDENTITY_VARIABLE)
     for file in files if identity is not None else ():
         if file.how == RECIPIENTS and identity and (ring := open_with_identity(file, Path(identity))) is not None:
@@ -158,7 +158,7 @@ def _given(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
     return _by_passphrase(where, files, passphrase) if passphrase is not None else None
 
 
-def _asked(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
+def _asked(where: str, files: Sequence[KeyFile]) -> KeyRing | None:
     ask = who_asks()
     if ask is None or all(file.how != PASSPHRASE for file in files):
         return None
@@ -166,10 +166,11 @@ def _asked(where: str, files: Iterable[KeyFile]) -> KeyRing | None:
     return _by_passphrase(where, files, passphrase) if passphrase is not None else None
 
 
-def _by_passphrase(where: str, files: Iterable[KeyFile], passphrase: str) -> KeyRing:
+def _by_passphrase(where: str, files: Sequence[KeyFile], passphrase: str) -> KeyRing:
     found = opened_by(files, passphrase)
     if found is None:
+        names = ", ".join(file.name for file in files if file.how == PASSPHRASE)
         raise LockedRepositoryError(
-            f"that passphrase does not open {where}", hint="try again; `ijfs keyring list` has its keys"
+            f"that passphrase does not open {where}", hint=f"try again; its keys are called {names}"
         )
     return found[0]
