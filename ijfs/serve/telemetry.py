@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds of the histograms: a health check to a save of a large GPU program."""
+TOTAL = "total"
+"""Among the phases of a save or restore: how long it took."""
 STATES = ("starting", "running", "pausing", "paused")
 
 
@@ -26,10 +28,12 @@ class Work:
         self._began_ns = time.time_ns()
 
     def phases(self, seconds: Mapping[str, float]) -> None:
-        """Its parts, one after the other, in seconds."""
+        """Its parts, one after the other, in seconds; `total` is all of them, which the span around is, too."""
         at = self._began_ns
         for name, took in seconds.items():
             self._telemetry.phase_seconds.labels(self._verb, name).observe(took)
+            if name == TOTAL:
+                continue
             span = self._tracer.start_span(f"{self._verb} {name}", start_time=at)
             at += round(took * 1e9)
             span.end(at)

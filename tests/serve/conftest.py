@@ -22,26 +22,21 @@ COMMAND = [sys.executable, "-P", "-m", "ijfs.cli", "serve"]
 class RunningServer:
     """`ijfs serve` at a free port, which is the same after a restart."""
 
-    def __init__(self, repo: Path, home: Path) -> None:
-        self.repo, self.home, self.port = repo, home, 0
+    def __init__(self, repo: Path, home: Path, *options: str) -> None:
+        self.repo, self.home, self.port, self._options = repo, home, 0, options
         self.keys = Keys(path_in(repo))
         self.key = self.keys.add("tests")
         self.start()
 
     def start(self) -> None:
         """Returns when it answers."""
-        line = [*COMMAND, "--port", str(self.port), "--home", str(self.home)]
+        line = [*COMMAND, "--port", str(self.port), "--home", str(self.home), *self._options]
         self.process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = self.process.stderr.readline()
-        found = re.fullmatch(r"serving at http://127\.0\.0\.1:(\d+)\n", said)
+        found = re.fullmatch(r"serving at (https?://127\.0\.0\.1:(\d+))\n", said)
         assert found is not None, said
-        self.port = int(found[1])
-
-    @property
-    def url(self) -> str:
-        """Of both planes."""
-        return f"http://127.0.0.1:{self.port}"
+        self.url, self.port = found[1], int(found[2])
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """By a signal; what it said to standard error is nothing."""

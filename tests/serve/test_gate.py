@@ -76,3 +76,31 @@ def test_phases_are_seen_by_operators() -> None:
     text = telemetry.text().decode()
     assert 'ijfs_phase_seconds_count{phase="freeze",verb="save"} 1.0' in text
     assert 'ijfs_requests_total{call="POST sandboxes",status="201"} 1.0' in text
+
+
+def test_a_request_its_work_and_its_phases_are_spans_in_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OpenTelemetry's own SDK in the process, which is where its users put it."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    telemetry = Telemetry()
+    with telemetry.request("POST sandboxes") as asked, telemetry.work("save") as work:
+        work.phases({"freeze": 0.02, "store": 0.2, "total": 0.22})
+        asked.answered(201)
+    freeze, store, save, request = exporter.get_finished_spans()
+    assert [span.name for span in (freeze, store, save, request)] == [
+        "save freeze",
+        "save store",
+        "save",
+        "POST sandboxes",
+    ]
+    assert freeze.parent == store.parent == save.context
+    assert save.parent == request.context
+    assert request.parent is None
+    assert (freeze.end_time - freeze.start_time, store.start_time) == (20_000_000, freeze.end_time)
+    assert dict(request.attributes) == {"http.response.status_code": 201}
