@@ -16,7 +16,7 @@ from fuzz_seeds import Seed
 from fuzz_store import broken_promises
 from fuzz_worker import DiedError, Note, Worker
 
-SECONDS = 25
+SECONDS = 10
 
 
 def test_no_damage_breaks_a_promise() -> None:
