@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills
+.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills fuzz-files
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ fuzz: setup ## damaged repositories against what the store promises, an hour. AR
 
 fuzz-restores: setup ## programs restored from damaged copies of a repository, 5 minutes. ARGS=--count 500 --seed 2
 	PYTHONPATH=.:tests $(BIN)/python tests/live/fuzz_restore.py $(ARGS)
+
+fuzz-files: setup ## random work on files in sandboxes, saved and restored in between, against the same outside; 20 minutes, as root. ARGS=--disk
+	PYTHONPATH=.:tests:tests/live $(BIN)/python tests/live/files_machine.py $(ARGS)
 
 test-places: setup ## containers of podman, as people have them; installs podman and mmdebstrap. ARGS go to pytest
 	@tools/setup-places
