@@ -153,6 +153,26 @@ def test_groups_are_gone_with_the_sandbox_also_where_its_keeper_was_killed(share
     assert not [path for path in made if path.exists()]
 
 
+REAL_TIME = """
+import os, time
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+open("/tmp/real-time", "w").close()
+time.sleep(1000)
+"""
+
+
+def test_a_program_with_a_real_time_priority_runs_and_comes_back(shared_env: LiveEnv) -> None:
+    outside = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    if subprocess.run([sys.executable, "-c", outside], check=False, capture_output=True).returncode:
+        pytest.skip("this machine gives no real-time priorities")
+    shared_env.python("timely", REAL_TIME)
+    assert eventually((shared_env.upper("timely") / "tmp/real-time").exists)
+    shared_env.restore(shared_env.save("timely").snapshot, "again")
+    root = client.describe(shared_env.repo, "again").pid
+    assert root is not None
+    assert os.SCHED_FIFO in {os.sched_getscheduler(pid) for pid in procfs.descendants(root)}
+
+
 @needs_groups
 def test_less_memory_than_a_program_has_already_is_refused(shared_env: LiveEnv, full: str) -> None:
     with pytest.raises(LimitError, match="it may have 1 MiB of memory"):

@@ -65,7 +65,16 @@ class Group:
     # -- limits ---------------------------------------------------------------------------------------------------
 
     def apply(self) -> None:
-        """Have the limits be so. LimitError, also where it has more memory already than it may have."""
+        """Have the limits be so. LimitError, also where it has more memory already than it may have. Where nobody asked
+        for any, what the kernel refuses is logged."""
+        try:
+            self._apply()
+        except OSError as error:
+            if self.limits != NO_LIMITS:
+                raise LimitError(f"the kernel refuses these limits: {error.strerror}") from error
+            _log.warning("no limits: %s", error)
+
+    def _apply(self) -> None:
         if not self.directories:
             return
         self._limit_memory(self.limits.memory or 0)
@@ -97,7 +106,7 @@ class Group:
         """As `apply`, for a program that is to go on in any case; what cannot be is logged."""
         try:
             self.apply()
-        except (LimitError, OSError) as error:
+        except LimitError as error:
             _log.warning("%s", error)
 
     def _limit_memory(self, limit: int) -> None:
@@ -279,8 +288,14 @@ def _places(wanted: frozenset[str]) -> Iterator[Path]:
         except OSError as error:
             _log.info("no control groups in %s: %s", hierarchy.mount, error)
             continue
-        if place is not None:
+        if place is not None and ("cpu" in wanted or not _refuses_real_time(place)):
             yield place
+
+
+def _refuses_real_time(place: Path) -> bool:
+    """Whether a new group would take SCHED_FIFO and SCHED_RR from its programs, as version 1's do on kernels with
+    CONFIG_RT_GROUP_SCHED. A snapshot with such a thread would not come back."""
+    return (place / "cpu.rt_runtime_us").exists()
 
 
 def _place(hierarchy: cgroups.Hierarchy, wanted: frozenset[str]) -> Path | None:
