@@ -87,6 +87,24 @@ def test_a_kernel_is_worked_with_by_many_tasks(run: Callable[..., Any], box: ijf
 
 @pytest.mark.root
 @pytest.mark.criu
+def test_a_copy_is_paused_and_goes_on_under_another_name(run: Callable[..., Any], box: ijfs.Box) -> None:
+    async def main() -> tuple[bool, str, str]:
+        twin = aio.Box(box)
+        await twin.run("w = 7")
+        (copy,) = await twin.fork()
+        await copy.run("w += 1")
+        paused = await copy.save("paused", stop=True)
+        stands = not await copy.running()
+        async with await paused.restore() as again:
+            told = (await again.run("w")).text, (await twin.run("w")).text
+        await copy.discard()
+        return stands, *told
+
+    assert run(main) == (True, "8", "7")
+
+
+@pytest.mark.root
+@pytest.mark.criu
 def test_a_cancelled_cell_is_interrupted_and_the_kernel_keeps_its_state(run: Callable[..., Any], box: ijfs.Box) -> None:
     async def main() -> str:
         twin = aio.Box(box)
