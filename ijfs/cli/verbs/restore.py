@@ -78,7 +78,8 @@ def restore(
         _refuse_more_than_lost()
         return lost.bring_back(app)
     if snapshot is None:
-        raise click.MissingParameter(ctx=(ctx := click.get_current_context()), param=ctx.command.params[0])
+        ctx = click.get_current_context()
+        raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     starting.require_one_way(eager or wait, on_demand)
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
@@ -142,14 +143,11 @@ def restore(
 def _refuse_more_than_lost() -> None:
     """A usage error where --lost is given with anything that says which, or how."""
     ctx = click.get_current_context()
-    own = [
-        param for param in ctx.command.params if param.name not in ("after_boot", "repo", "as_json", "quiet", "verbose")
-    ]
-    given = [
-        param for param in own if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"--lost takes every program as it was, and no {given[0].opts[0]}")
+    typed = click.core.ParameterSource.COMMANDLINE
+    for param in ctx.command.params:
+        common = param.name in ("after_boot", "repo", "as_json", "quiet", "verbose")
+        if not common and ctx.get_parameter_source(param.name or "") is typed:
+            raise click.UsageError(f"--lost takes every program as it was, and no {param.opts[0]}")
 
 
 def _replaced(app: App, name: str) -> InstanceInfo | None:
