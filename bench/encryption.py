@@ -38,12 +38,12 @@ class Turn:
         self._repository = Repository.init(where, way_in=way)
         self.took: dict[str, tuple[float, float]] = {}
 
-    def run(self, image: np.ndarray) -> None:
+    def run(self, image: np.ndarray, near: np.ndarray, touched: np.ndarray) -> None:
         """All steps."""
         with self._repository as repository:
             first = self._timed("first image", lambda: self._save(image))
-            self._timed("sibling, 7% new", lambda: self._save(sibling(image, 0.07), first))
-            self._timed("17% of pages touched", lambda: self._save(scattered(image, 0.17), first))
+            self._timed("sibling, 7% new", lambda: self._save(near, first))
+            self._timed("17% of pages touched", lambda: self._save(touched, first))
             reader = repository.reader()
             file = reader.open(reader.lookup(repository.snapshot(first).root, "images/pages-1.img"))
             out = bytearray(file.size)
@@ -72,13 +72,14 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["IJFS_KEY_TTL_S"] = "0"
     image = make_image(args.mib * MIB)
+    near, touched = sibling(image, 0.07), scattered(image, 0.17)
     rounds: dict[bool, list[Turn]] = {False: [], True: []}
     where = Path(tempfile.mkdtemp(dir=args.dir))
     try:
         for number in range(args.rounds):
             for encrypted in (number % 2 == 0, number % 2 != 0):
                 turn = Turn(where / "repo", encrypted=encrypted)
-                turn.run(image)
+                turn.run(image, near, touched)
                 rounds[encrypted].append(turn)
     finally:
         shutil.rmtree(where)
