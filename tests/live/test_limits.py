@@ -174,6 +174,22 @@ def test_a_program_with_a_real_time_priority_runs_and_comes_back(shared_env: Liv
 
 
 @needs_groups
+def test_a_stray_group_is_removed_by_the_next_start_where_its_maker_is_gone(shared_env: LiveEnv) -> None:
+    parent = group(shared_env, "plain").directories[0].parent
+    child = subprocess.Popen(["true"])
+    child.wait()
+    stray, own = parent / f"{child.pid}-stray", parent / f"{os.getpid()}-own"
+    stray.mkdir()
+    own.mkdir()
+    try:
+        shared_env.command("later", "sleep 1000")
+        assert not stray.exists()
+        assert own.exists()
+    finally:
+        own.rmdir()
+
+
+@needs_groups
 def test_less_memory_than_a_program_has_already_is_refused(shared_env: LiveEnv, full: str) -> None:
     with pytest.raises(LimitError, match="it may have 1 MiB of memory"):
         limits.Group(group(shared_env, full).directories, Limits(memory=1 << 20)).apply()

@@ -225,6 +225,8 @@ def make(paths: SandboxPaths, limits: Limits) -> Group:
     wanted = frozenset(name for name in CONTROLLERS if getattr(limits, _FIELDS.get(name, name)))
     name = f"{os.getpid()}-{secrets.token_hex(6)}"
     groups = [place / PARENT / name for place in _places(wanted)]
+    for group in groups:
+        _sweep_strays(group.parent)
     _note(paths, groups)
     made = Group(tuple(group for group in groups if _made(group)), limits)
     missing = [name for name in CONTROLLERS if name in wanted and made.file(*_LIMIT_FILES[name]) is None]
@@ -254,10 +256,11 @@ def found(paths: SandboxPaths, limits: Limits = NO_LIMITS) -> Group:
     return NO_GROUP
 
 
-def remove(paths: SandboxPaths, wait_s: float = EMPTY_S) -> None:
-    """Remove the groups that were made for a sandbox, once their processes are gone; those of one that runs stay."""
+def remove(paths: SandboxPaths, wait_s: float = EMPTY_S, group: Group = NO_GROUP) -> None:
+    """Remove the groups that were made for a sandbox, once their processes are gone; those of one that runs stay.
+    `group`: as who made them knows them, should the sandbox's directory be gone."""
     deadline = time.monotonic() + wait_s
-    for directory in found(paths).directories:
+    for directory in {*found(paths).directories, *group.directories}:
         while not _removed(directory) and time.monotonic() < deadline:
             time.sleep(0.005)
     if not found(paths).directories:
@@ -337,6 +340,16 @@ def _enable(group: Path) -> None:
     for controller in missing.intersection(CONTROLLERS):
         with contextlib.suppress(OSError):
             control.write_text(f"+{controller}")
+
+
+def _sweep_strays(parent: Path) -> None:
+    """Remove groups without processes whose keeper was killed, and whose notes are gone with their repository."""
+    with contextlib.suppress(FileNotFoundError):
+        for group in parent.iterdir():
+            maker = group.name.partition("-")[0]
+            if maker.isdecimal() and not Path("/proc", maker).exists():
+                with contextlib.suppress(OSError):  # one with a program in it stays
+                    group.rmdir()
 
 
 def _note(paths: SandboxPaths, groups: Sequence[Path]) -> None:

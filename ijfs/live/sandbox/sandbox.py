@@ -165,7 +165,7 @@ class Sandbox:
         if self.mounted:
             rootfs.unmount_root(self.paths)
             self.mounted = False
-        limits.remove(self.paths)
+        limits.remove(self.paths, group=self.group)
         held = (self.network_fd, self.pidfd, self.lower.fd)
         self.network_fd, self.pidfd, self.lower = -1, None, replace(self.lower, fd=-1)
         for fd in held:
