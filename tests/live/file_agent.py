@@ -148,7 +148,7 @@ class Agent:
         return [kind, stat.S_IMODE(status.st_mode), size, links, content, seed, status.st_mtime_ns if is_file else 0]
 
     def do_poke(self, slot: int, at: int, byte: int) -> None:
-        if slot in self._maps:
+        if slot in self._maps and at % MAPPED < self._maps[slot].size():  # the file may be shorter by now: SIGBUS
             self._maps[slot][at % MAPPED] = byte
 
 

@@ -113,6 +113,24 @@ def test_it_writes_into_the_folder_itself_and_a_fork_into_a_copy_of_what_it_was(
 
 
 @live
+def test_two_programs_work_in_one_folder_and_a_copy_of_one_sees_neither(live_env: LiveEnv) -> None:
+    work = live_env.work
+    _start(live_env)
+    _start(live_env, "other")
+    assert (work / "log").read_text() == "1\n1\n"
+    saved = live_env.save("first").snapshot
+    live_env.restore(saved, "copy")
+    for name in ("other", "copy", "first"):
+        _ask(live_env, name)
+    assert (work / "log").read_text() == _inside(live_env, "first", "log") == _inside(live_env, "other", "log")
+    assert (work / "log").read_text() == "1\n1\n2\n2\n"
+    assert _inside(live_env, "copy", "log") == "1\n1\n2\n", "its own line alone after what was saved"
+    live_env.restore(saved, "first", replace=True, files="keep")
+    _ask(live_env, "first")
+    assert _inside(live_env, "other", "log") == "1\n1\n2\n2\n2\n", "going back left what both had written"
+
+
+@live
 def test_a_forks_copy_comes_home_as_a_three_way_merge(live_env: LiveEnv) -> None:
     work = live_env.work
     (work / "deep").mkdir()
