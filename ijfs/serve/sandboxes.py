@@ -155,9 +155,9 @@ class Sandboxes:
 
     async def end_if_over(self, sandbox: Sandbox) -> None:
         """End or pause one whose time is over, end one whose program has ended: if that is so still once others are
-        done with it. A program that a pause has just saved and ended has not ended by itself. ApiError, IjfsError."""
-        async with self.held(sandbox):
-            if sandbox.record.state != "running":
+        done with it. A program that a pause has just saved and ended has not ended by itself. IjfsError."""
+        async with sandbox.life:
+            if sandbox.gone or sandbox.record.state != "running":
                 return
             if not await aio.in_thread(_runs, sandbox):
                 await self._gone(sandbox)
