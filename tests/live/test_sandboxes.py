@@ -54,6 +54,13 @@ def test_a_program_has_no_descriptor_but_its_streams(live_env: LiveEnv, capfd: p
     assert inside(live_env, "bare", "ls /proc/1/fd", capfd).split() == ["0", "1", "2"]
 
 
+def test_a_program_ignores_no_signal_that_its_keeper_ignores(live_env: LiveEnv) -> None:
+    live_env.command("heeds", "grep SigIgn /proc/self/status > /root/new; mv /root/new /root/ignored; sleep 60")
+    ignored = live_env.upper("heeds") / "root/ignored"
+    assert eventually(ignored.exists)
+    assert int(ignored.read_text().split()[1], 16) == 0
+
+
 def test_exec_passes_streams_environment_directory_and_exit_status(
     live_env: LiveEnv, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,7 +113,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         if request.user:
             environment |= {name: value for name, value in users.become(request.user).items() if name != "SHELL"}
         _change_directory(request.cwd)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        _heed_signals()
         os.execvpe(request.argv[0], request.argv, environment)
     except BaseException as error:
         text = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
@@ -121,6 +121,13 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         os.write(complaints, f"{text}{name}".encode())
     finally:
         os._exit(127)
+
+
+def _heed_signals() -> None:
+    """What the keeper, or Python, ignores is not ignored by a program for that reason: it would not be interrupted."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def enter_root(root: Path, mounts: Sequence[tuple[str, str]], *, privileged: bool = False) -> None:
