@@ -40,7 +40,7 @@ def test_a_snapshot_is_signed_by_who_signed_it(repository: Repository, tmp_path:
 
 
 def test_what_is_made_is_signed_where_that_is_set(
-    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_key(tmp_path / "key")
     monkeypatch.setenv(signatures.KEY_VARIABLE, str(tmp_path / "key"))
@@ -53,6 +53,7 @@ def test_what_is_made_is_signed_where_that_is_set(
         writer.add_file("files/a", b"other text")
         made = writer.commit()
     assert repository.signers(made.id) == []
+    assert f"{made.id.hex()[:12]} is not signed" in caplog.text
 
 
 def test_signatures_go_with_a_push_and_come_with_a_pull(repository: Repository, tmp_path: Path) -> None:

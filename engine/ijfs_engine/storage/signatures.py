@@ -122,11 +122,15 @@ def read_allowed_signers(file: Path) -> dict[bytes, str]:
 
 def sign_as_set(directory: RepositoryDirectory, ident: ObjectId) -> None:
     """Sign a snapshot that was just made, where the environment says by which key. What fails leaves it unsigned: what
-    is saved stays saved, and `ijfs verify` tells."""
+    is saved stays saved, a warning is logged (a command shows it), and `ijfs verify` tells."""
     key = os.environ.get(KEY_VARIABLE)
     if key:
-        with suppress(IjfsError):
+        try:
             sign(directory, ident, Path(key))
+        except IjfsError as error:
+            import logging  # not on the way of saves that are not signed
+
+            logging.getLogger("ijfs.sign").warning("%s is not signed: %s", ident.hex()[:12], error)
 
 
 def drop_lost(directory: RepositoryDirectory, kept: Callable[[], Collection[ObjectId]]) -> None:
