@@ -40,6 +40,9 @@ ATTACKS = {
     "read the kernel's log": "call('syslog', 10, 0, 0)",
     "load a BPF program": "call('bpf', 0, bytes(128), 128)",
     "make a namespace": "call('unshare', 0x20000)",
+    "make a user namespace, in which it has all rights": "call('unshare', 0x10000000)",
+    "start a process in a user namespace": "call('clone', 0x10000000 | 17, 0, 0, 0, 0) or os._exit(0)",
+    "read keys that the kernel keeps for the machine's root": "call('keyctl', 0, -4, 0)",
     "gain rights by a program that is set-uid": "gain()",
     "see a process of the machine": "len(os.listdir('/proc')) < 1 or host_visible()",
     "reach the machine's loopback": "socket.create_connection(('127.0.0.1', listening), 5)",
@@ -55,7 +58,7 @@ PREPARED = """
 import ctypes, json, os, socket, subprocess, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 numbers = {"finit_module": 313, "reboot": 169, "iopl": 172, "open_by_handle_at": 304, "syslog": 103, "bpf": 321,
-           "unshare": 272, "ptrace": 101}
+           "unshare": 272, "ptrace": 101, "clone": 56, "keyctl": 250}
 disk, listening, host_pid = %(disk)d, %(listening)d, %(host_pid)d
 memfd = os.memfd_create("module")
 

@@ -244,11 +244,20 @@ class ArenaFile:
 
     def segments(self) -> Segments:
         """Its bytes, as they lie in the arena."""
+        return Segments(view.toreadonly() for view in self._views())
+
+    def part(self, offset: int, length: int) -> memoryview:
+        """Bytes [offset, offset + length) to be read and written, as far as they lie in one piece."""
+        for view in self._views():
+            if offset < len(view):
+                return view[offset : offset + length]
+            offset -= len(view)
+        return memoryview(b"")
+
+    def _views(self) -> list[memoryview]:
         if not self._pieces:
-            return Segments()
+            return []
         ends = [end for _, end in self._pieces]
         ends[-1] -= self._room
         view = self._arena._view
-        return Segments(
-            view(start, end).toreadonly() for (start, _), end in zip(self._pieces, ends, strict=True) if end > start
-        )
+        return [view(start, end) for (start, _), end in zip(self._pieces, ends, strict=True) if end > start]

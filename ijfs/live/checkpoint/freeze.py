@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,9 +28,10 @@ from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, leas
 from ijfs.live.checks import blockers, nested
 from ijfs.live.checks.result import refused
 from ijfs.live.criu import command as criu_command
-from ijfs.live.criu import kernel_features
+from ijfs.live.criu import injected_calls, kernel_features
 from ijfs.live.criu.dump_stats import freezing_seconds
 from ijfs.live.criu.image_stream import StreamCapture
+from ijfs.live.criu.injected_calls import Code
 from ijfs.live.criu.log import cut_short
 from ijfs.live.errors import CriuError, CriuKilledError, InstanceExitedError, ProgramRefusedError
 from ijfs.live.gpu.checkpoint import LOCK_TIMEOUT_MS
@@ -178,6 +179,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
     unread: list[str] = []
     timers: list[NotifiedThread] = []
     at_ns: list[int] = []
+    code: list[Code] = []
     sandbox.paths.criu.mkdir(exist_ok=True)
     with _short(sandbox.paths.criu) as directory, StreamCapture(directory, prepared.arena) as stream:
 
@@ -185,7 +187,9 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             stream.drain()
             at_ns.append(time.time_ns())
             unread.extend(unread_datagrams(sandbox.pid))
-            timers.extend(notified_threads(procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))))
+            members = procfs.processes_in("pid", procfs.namespace_id(sandbox.pid, "pid"))
+            timers.extend(notified_threads(members))
+            code.extend(injected_calls.first_code(members))
             clock.begin("workspace")
             captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), leased_in(sandbox.pid)))
             clock.begin("thaw")
@@ -196,10 +200,10 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             frozen_s = criu_command.dump(_dump_request(sandbox, directory, stop=stop), while_frozen)
             clock.end()
             clock.divide("dump", "freeze", freezing_seconds(sandbox.paths.criu))
-            images = stream.finish(left_running=not stop)
+            images = _received(stream, code, left_running=not stop)
             cut_short = _cut_short(sandbox)
         except BaseException as error:
-            taken = _taken(error, stream, sandbox)
+            taken = _taken(error, stream, code, sandbox)
             if taken is None:
                 for capture in captured:
                     capture.discard()
@@ -222,12 +226,21 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
     )
 
 
-def _taken(error: BaseException, stream: StreamCapture, sandbox: Sandbox) -> Mapping[str, Segments] | None:
+def _received(stream: StreamCapture, code: Sequence[Code], *, left_running: bool = True) -> Mapping[str, Segments]:
+    """The images, with the programs' own code in them. StreamError, CorruptError."""
+    stream.finish(left_running=left_running)
+    injected_calls.put_back(stream.files, code)
+    return stream.finish(left_running=left_running)
+
+
+def _taken(
+    error: BaseException, stream: StreamCapture, code: Sequence[Code], sandbox: Sandbox
+) -> Mapping[str, Segments] | None:
     """The images, where CRIU was killed when all of the program had been taken, and the program ended with it: it is
     saved, and that is all there is of it now. None for every other error, and where the program runs on."""
     if isinstance(error, CriuKilledError) and error.taken and sandbox.wait(DEATH_S):
         with contextlib.suppress(IjfsError):
-            return stream.finish()
+            return _received(stream, code)
     return None
 
 

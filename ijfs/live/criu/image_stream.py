@@ -114,6 +114,11 @@ class StreamCapture:
         return {name: file.segments() for name, file in receiver.files.items()}
 
     @property
+    def files(self) -> Mapping[str, ArenaFile]:
+        """What was received, by name; to be changed only once CRIU has ended, before `finish`."""
+        return self._started().files
+
+    @property
     def error(self) -> IjfsError | None:
         """Why receiving ended before CRIU did: no memory, no room on disk. CRIU knows only of a broken pipe."""
         found = self._receiver.error if self._receiver is not None else None

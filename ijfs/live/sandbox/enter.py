@@ -25,7 +25,7 @@ import msgspec
 from ijfs.live.model.records import Process
 from ijfs.live.process import cgroups, procfs
 from ijfs.live.sandbox import namespaces as ns
-from ijfs.live.sandbox import rights, users
+from ijfs.live.sandbox import rights, seccomp, users
 from ijfs.live.sandbox.limits import PARENT, Group
 from ijfs.live.sandbox.rights import Rights
 
@@ -112,6 +112,7 @@ def _run(
             if first:
                 Path("/proc/self/oom_score_adj").write_text(OOM_FIRST)
             rights.restrict(held)
+            seccomp.restrict(io_uring=True, privileged=not held.no_new_privs)
             if request.session:
                 os.setsid()
                 _take_terminal()

@@ -105,8 +105,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         cgroups.join(request.groups)
         enter_root(Path(request.root), request.mounts, privileged=request.privileged)
         _redirect()
-        if not request.io_uring:
-            seccomp.refuse_io_uring()
+        seccomp.restrict(io_uring=request.io_uring, privileged=request.privileged)
         if not request.privileged:
             rights.restrict(rights.of_a_sandbox())
         environment = unpacked(request.env)
