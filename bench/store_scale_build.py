@@ -53,9 +53,9 @@ from ijfs_engine.storage.index import (
     SNAPSHOTS,
     U64,
     Update,
-    next_pack,
 )
 from ijfs_engine.storage.journal import Record, SnapshotAdded
+from ijfs_engine.storage.new_pack import new_pack
 from ijfs_engine.storage.pack import DATA_PACK, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref, tag_key
 from ijfs_engine.storage.session import compress
@@ -176,9 +176,7 @@ class Builder:
 
     def _writer(self, kind: int) -> PackWriter:
         if kind not in self._writers:
-            number = self._repository.index.write(next_pack)
-            directory = self._repository.directory
-            self._writers[kind] = PackWriter(directory.packs, number, kind, directory.id)
+            self._writers[kind] = new_pack(self._repository.index, self._repository.directory, kind)
         return self._writers[kind]
 
 
