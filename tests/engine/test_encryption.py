@@ -7,10 +7,12 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import cryptkit
+import msgspec
 import pytest
 from blake3 import blake3
 from cryptkit import FILES, MARKER, PASSPHRASE, given, make
@@ -19,6 +21,7 @@ from storekit import contents, save
 from ijfs_engine import (
     CorruptError,
     IjfsError,
+    LockedError,
     LockedRepositoryError,
     Repository,
     StorageError,
@@ -27,6 +30,7 @@ from ijfs_engine import (
     import_directory,
 )
 from ijfs_engine._native.unpack import chunk_ids, hash_widths
+from ijfs_engine.maintenance import keys as key_verbs
 from ijfs_engine.storage import key_files, unlocking
 
 pytest.importorskip("cryptography")
@@ -166,6 +170,100 @@ def test_a_removed_key_opens_no_longer_and_the_last_one_stays(sealed: Repository
             repository.keyring().remove("second")
     with given(PASSPHRASE), pytest.raises(LockedRepositoryError):
         Repository.open(sealed.path)
+
+
+def test_two_changes_of_the_keys_at_once_leave_one_that_opens(
+    sealed: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed.keyring().add_passphrase("second", "battery staple")
+    begun, go_on = threading.Event(), threading.Event()
+    plain = key_verbs.remove_key_file
+
+    def slow(directory: Path, name: str) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        plain(directory, name)
+
+    monkeypatch.setattr(key_verbs, "remove_key_file", slow)
+    first = threading.Thread(target=lambda: sealed.keyring().remove("second"))
+    first.start()
+    assert begun.wait(30)
+    try:
+        ring = sealed.keyring()
+        for change in (
+            lambda: ring.remove("main"),
+            lambda: ring.add_passphrase("third", "x"),
+            lambda: ring.rotate(PASSPHRASE, keep_old=False),
+        ):
+            with pytest.raises(LockedError, match="another change of the keys"):
+                change()
+    finally:
+        go_on.set()
+        first.join()
+    assert [file.name for file in sealed.keyring().all()] == ["main"]
+    with pytest.raises(IjfsError, match="the only key"):
+        sealed.keyring().remove("main", force=True)
+
+
+def test_a_key_that_is_added_behind_a_rotation_opens_what_that_made(sealed: Repository) -> None:
+    save(sealed, FILES, branch="main")
+    with Repository.open(sealed.path) as other:
+        old = sealed.keyring()._crypt.ring
+        sealed.keyring().rotate(PASSPHRASE, keep_old=False)
+        ring = other.keyring()
+        ring._crypt.ring = old
+        ring.add_passphrase("third", "third one")
+    with given("third one"), reopened(sealed) as repository:
+        assert contents(repository, repository.resolve("main")) == FILES
+
+
+def test_the_key_that_opens_it_goes_only_when_another_one_did(sealed: Repository) -> None:
+    sealed.keyring().add_passphrase("second", "battery staple")
+    unlocking._made.clear()
+    with reopened(sealed) as repository:
+        with pytest.raises(IjfsError, match="nothing shows that the repository opens without main") as refused:
+            repository.keyring().remove("main")
+        assert "second" in str(refused.value.hint)
+        repository.keyring().remove("main", force=True)
+        assert [file.name for file in repository.keyring().all()] == ["second"]
+
+
+def test_a_key_of_which_nothing_says_that_it_is_sound_is_not_the_one_to_stay(sealed: Repository) -> None:
+    sealed.keyring().add_passphrase("second", "battery staple")
+    for file in sealed.keyring().all():
+        key_files.write_key_file(sealed.path / "keys", msgspec.structs.replace(file, check=b""))
+    unlocking._made.clear()
+    with pytest.raises(IjfsError, match="nothing shows"):
+        sealed.keyring().remove("main")
+    with given("battery staple"), reopened(sealed) as repository:
+        repository.keyring().remove("main")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_key_is_named_and_is_not_the_one_to_stay(sealed: Repository, cut: bool) -> None:
+    sealed.keyring().add_passphrase("second", "battery staple")
+    path = sealed.path / "keys/second.key"
+    whole = path.read_bytes()
+    for at in (40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert sealed.keyring().damaged() == ["second.key"], at
+    (found,) = sealed.fsck(repair=True).damage
+    assert (found.what, found.where) == ("key", "keys/second.key")
+    with pytest.raises(IjfsError, match="the only key"):
+        sealed.keyring().remove("main")
+    sealed.keyring().remove("second")
+    assert sealed.fsck().clean
+
+
+def test_the_last_key_opens_it_where_only_its_check_is_wrong(sealed: Repository) -> None:
+    (file,) = sealed.keyring().all()
+    key_files.write_key_file(sealed.path / "keys", msgspec.structs.replace(file, check=b"wrong"))
+    with reopened(sealed) as repository:
+        assert not repository.keyring().all()
+        with pytest.raises(IjfsError, match="no other key is left"):
+            repository.keyring().remove("main")
+        repository.keyring().add_passphrase("new", PASSPHRASE)
+        repository.keyring().remove("main")
 
 
 def test_an_age_identity_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -381,7 +381,7 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str
     """'frame' (stored bytes), 'missing', 'content' (a record that is whole and cannot be), 'index', 'ref', 'journal',
-    'pack', 'format'."""
+    'pack', 'format', 'key' (a file that opens an encrypted repository)."""
     id: ObjectId | None
     where: str
     """The pack and offset, or the name, where it is."""

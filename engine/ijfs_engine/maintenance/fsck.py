@@ -40,6 +40,8 @@ from ijfs_engine.storage.index import (
     is_whole,
 )
 from ijfs_engine.storage.journal import Record, RefMoved, StaleIndexError, Transaction, decode_record, replay
+from ijfs_engine.storage.key_files import SUFFIX as KEY_SUFFIX
+from ijfs_engine.storage.key_files import read_key_files
 from ijfs_engine.storage.known_damage import settle
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
@@ -152,6 +154,7 @@ class Checker:
         else:
             findings = list(self._pack_sizes())
         findings += self._format()
+        findings += self._keys()
         findings += self._journal()
         findings += self._refs()
         found = {finding.id for finding in findings}
@@ -213,6 +216,14 @@ class Checker:
         own = self._repository.directory
         if not own.is_sealed() or id_of_packs(own.path) not in (own.id, None):
             yield Finding("format", None, "format", "the file `format` is lost or not that of these packs")
+
+    def _keys(self) -> Iterator[Finding]:
+        """Of an encrypted repository the ways to open it that do so no more."""
+        own = self._repository.directory
+        for name in read_key_files(own.keys).damaged if own.crypt.seals else ():
+            key = name.removesuffix(KEY_SUFFIX)
+            message = f"a key file is damaged: `ijfs keyring remove {key}`, and `ijfs keyring add {key}` makes it again"
+            yield Finding("key", None, f"keys/{name}", message)
 
     def _journal(self) -> Iterator[Finding]:
         with self.index.read() as view:

@@ -7,7 +7,8 @@ repository that opens as before, and the next `rotate` goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,7 +33,7 @@ from ijfs_engine.storage.key_files import (
 from ijfs_engine.storage.locks import exclusive, live_files
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import pack_path
-from ijfs_engine.storage.unlocking import forget, opened_by, remember
+from ijfs_engine.storage.unlocking import forget, made_here, newest_file, note_made, opened_by, opener, remember
 from ijfs_engine.util.progress import Progress
 
 _MARKER: Final = "rotating"
@@ -73,31 +74,70 @@ class Keyring:
         return read_key_files(self._directory).damaged
 
     def add_passphrase(self, name: str, passphrase: str) -> None:
-        """One more way in. IjfsError, StorageError."""
-        self._check_new(name)
-        write_key_file(self._directory, wrap_for_passphrase(self._crypt.ring, name, passphrase))
+        """One more way in. IjfsError, LockedError beside another change of the keys, StorageError."""
+        self._add(name, lambda ring: wrap_for_passphrase(ring, name, passphrase))
 
     def add_recipients(self, name: str, recipients: Sequence[str]) -> None:
-        """One more, for who has a private key of age or ssh. IjfsError, StorageError."""
-        self._check_new(name)
-        write_key_file(self._directory, wrap_for_recipients(self._crypt.ring, name, recipients))
+        """One more, for who has a private key of age or ssh. IjfsError, LockedError, StorageError."""
+        self._add(name, lambda ring: wrap_for_recipients(ring, name, recipients))
 
-    def remove(self, name: str) -> None:
-        """Close one way in; never the last. UnknownNameError, IjfsError, StorageError."""
-        self._repository.directory.check_writable()
-        names = [file.name for file in self.all()]
-        if name not in names:
-            raise UnknownNameError(f"there is no key {name}", hint="`ijfs keyring list` shows them")
-        if len(names) == 1:
-            raise IjfsError(f"{name} is the only key: without it nothing could be read", hint="add another one first")
-        remove_key_file(self._directory, name)
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Close one way in; never the last, and only with `force` the one that opened the repository, as long as no
+        other is known to open it. UnknownNameError, IjfsError, LockedError, StorageError."""
+        with self._changing():
+            ways = read_key_files(self._directory)
+            # A damaged one goes as long as a sound one is left: where none is, it may be the last that opens anything.
+            if not ways.files or path_of(self._directory, name).name not in ways.damaged:
+                self._check_removable(ways.files, name, force=force)
+            remove_key_file(self._directory, name)
 
     def forget(self) -> bool:
         """Have nobody keep the keys in memory, so that they are asked for again; whether the kernel kept them."""
         return forget(self._repository.directory.id)
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone with the keys: what is read of them in the block is so until its end. LockedError, StorageError."""
+        directory = self._repository.directory
+        directory.check_writable()
+        with exclusive(directory.keys_lock, "another change of the keys"):
+            yield
+
+    def _add(self, name: str, wrap: Callable[[KeyRing], KeyFile]) -> None:
+        with self._changing():
+            self._check_new(name)
+            self._renew()
+            write_key_file(self._directory, wrap(self._crypt.ring))
+            note_made(self._repository.directory.id, name)
+
+    def _renew(self) -> None:
+        """A rotation since this repository was opened has made another ring. LockedRepositoryError."""
+        files = self.all()
+        if files and not newest_file(files).is_of(self._crypt.ring):
+            self._crypt.renew()
+
+    def _check_removable(self, files: Sequence[KeyFile], name: str, *, force: bool) -> None:
+        if name not in [file.name for file in files]:
+            if path_of(self._directory, name).exists():
+                raise IjfsError(f"{name} is damaged, and no other key is left", hint="add another one first")
+            raise UnknownNameError(f"there is no key {name}", hint="`ijfs keyring list` shows them")
+        # A rotation that was killed left others with the ring from before it: they do not open what is new.
+        newest = newest_file(files).newest
+        left = [file for file in files if file.newest == newest and file.name != name]
+        if not left:
+            raise IjfsError(f"{name} is the only key: without it nothing could be read", hint="add another one first")
+        ident = self._repository.directory.id
+        opened_with = opener(ident)
+        if force or any(file.name in {opened_with, *made_here(ident)} for file in left):
+            return
+        if name == opened_with or not any(file.check for file in left):
+            others = ", ".join(file.name for file in left)
+            raise IjfsError(
+                f"nothing shows that the repository opens without {name}",
+                hint=f"open it with what is left ({others}) when you remove {name}; --force removes it all the same",
+            )
+
     def _check_new(self, name: str) -> None:
-        self._repository.directory.check_writable()
         if path_of(self._directory, name).exists():
             raise IjfsError(f"there is a key {name} already", hint="`ijfs keyring remove` it first, or choose a name")
 
@@ -109,7 +149,11 @@ class Keyring:
         `keep_old`: what the old key sealed is elsewhere, too. LockedError while saves run, CorruptError for a damaged
         journal, IjfsError where no way in would be left, StorageError."""
         self._repository.directory.check_writable()
-        with exclusive(self._repository.directory.gc_lock, "gc"), disk.storage_errors("changing the key"):
+        with (
+            exclusive(self._repository.directory.gc_lock, "gc"),
+            self._changing(),
+            disk.storage_errors("changing the key"),
+        ):
             self._check_no_sessions()
             self._transactions()
             dropped = self._begin(passphrase)

@@ -165,6 +165,11 @@ class RepositoryDirectory:
         """Held by gc, and by fsck while it repairs."""
         return self.path / "locks" / "gc"
 
+    @property
+    def keys_lock(self) -> Path:
+        """Held by whoever changes the ways to open an encrypted one, from reading them to the last write."""
+        return self.path / "locks" / "keys"
+
     def secret(self) -> bytes:
         """The key of page fingerprints, made anew if it was lost: then old fingerprints just match nothing."""
         if self.crypt.secret is not None:

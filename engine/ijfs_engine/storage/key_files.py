@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from blake3 import blake3
 
 from ijfs_engine.errors import CorruptError, IjfsError
 from ijfs_engine.format.crypt import KEY_SIZE, KeyRing
@@ -24,10 +25,11 @@ PASSPHRASE: Final = 1
 """`how` of a file: Argon2id of a passphrase."""
 RECIPIENTS: Final = 2
 """An age file."""
-_SUFFIX: Final = ".key"
+SUFFIX: Final = ".key"
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
 _VERSION: Final = 1
 _NONCE: Final = 12
+_CHECK: Final = 8
 MEMORY_KIB: Final = 64 << 10
 """RFC 9106's second choice, for machines that have no 2 GiB to spare: 64 MiB, 3 passes, 4 lanes; 0.1 s here."""
 _PASSES: Final = 3
@@ -54,6 +56,8 @@ class KeyFile(msgspec.Struct, frozen=True, array_like=True):
     newest: int
     mark: bytes
     wrapped: bytes
+    check: bytes = b""
+    """Of all that is before it; empty in files from before there was one."""
 
     def is_of(self, ring: KeyRing) -> bool:
         """Whether a ring is the one that is wrapped here."""
@@ -71,23 +75,35 @@ _ring_decoder = msgspec.msgpack.Decoder(_StoredRing)
 
 
 class Ways(NamedTuple):
-    """The files of one repository, and those that cannot be read."""
+    """The files of one repository, and the names of those that are damaged. `doubtful`: what a damaged one says that
+    can be parsed, which may open the repository yet where no sound one is left."""
 
     files: list[KeyFile]
     damaged: list[str]
+    doubtful: list[KeyFile]
 
 
 def read_key_files(directory: Path) -> Ways:
     """All of them, by name. StorageError."""
-    files, damaged = [], []
+    ways = Ways([], [], [])
     with disk.storage_errors(f"reading {directory}"):
-        for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        for path in sorted(directory.glob(f"*{SUFFIX}")):
             with disk.read_plain(path) as file:
-                try:
-                    files.append(decode_key_file(file.read(1 << 20)))
-                except CorruptError:
-                    damaged.append(path.name)
-    return Ways(files, damaged)
+                _sort_in(ways, path.name, file.read(1 << 20))
+    return ways
+
+
+def _sort_in(ways: Ways, name: str, data: bytes) -> None:
+    try:
+        found = decode_key_file(data)
+    except CorruptError:
+        ways.damaged.append(name)
+        return
+    if found.check in (b"", _check_of(found)):
+        ways.files.append(found)
+    else:
+        ways.damaged.append(name)
+        ways.doubtful.append(found)
 
 
 def decode_key_file(data: bytes) -> KeyFile:
@@ -104,6 +120,17 @@ def decode_key_file(data: bytes) -> KeyFile:
 def encode_key_file(file: KeyFile) -> bytes:
     """As it is kept."""
     return msgspec.msgpack.encode(file)
+
+
+def _checked_file(how: int, name: str, parameters: tuple[Any, ...], ring: KeyRing, wrapped: bytes) -> KeyFile:
+    """A new one, with its check: without the passphrase nothing else tells that the wrapped bytes have changed."""
+    file = KeyFile(_VERSION, how, name, time.time_ns(), parameters, ring.newest, ring.mark, wrapped)
+    return msgspec.structs.replace(file, check=_check_of(file))
+
+
+def _check_of(file: KeyFile) -> bytes:
+    fields = msgspec.structs.astuple(file)[:-1]
+    return blake3(msgspec.msgpack.encode(fields)).digest(_CHECK)
 
 
 def write_key_file(directory: Path, file: KeyFile) -> None:
@@ -123,7 +150,7 @@ def path_of(directory: Path, name: str) -> Path:
     """Where the key of a name is. IjfsError for what cannot be one."""
     if not _NAME.fullmatch(name):
         raise IjfsError(f"{name!r} cannot be the name of a key", hint="use letters, digits and ._-+@, at most 100")
-    return directory / (name + _SUFFIX)
+    return directory / (name + SUFFIX)
 
 
 def wrap_for_passphrase(ring: KeyRing, name: str, passphrase: str) -> KeyFile:
@@ -134,7 +161,7 @@ def wrap_for_passphrase(ring: KeyRing, name: str, passphrase: str) -> KeyFile:
     nonce = os.urandom(_NONCE)
     bound = _bound(parameters, ring.newest, ring.mark)
     sealed = nonce + _aead(_passphrase_key(passphrase, parameters)).encrypt(nonce, encode_ring(ring), bound)
-    return KeyFile(_VERSION, PASSPHRASE, name, time.time_ns(), parameters, ring.newest, ring.mark, sealed)
+    return _checked_file(PASSPHRASE, name, parameters, ring, sealed)
 
 
 def open_with_passphrase(file: KeyFile, passphrase: str) -> KeyRing | None:
@@ -162,7 +189,7 @@ def wrap_for_recipients(ring: KeyRing, name: str, recipients: Sequence[str]) -> 
             f"no recipient of age: {error}", hint="give an age1… or ssh-ed25519/ssh-rsa public key"
         ) from None
     sealed = pyrage.encrypt(encode_ring(ring), keys)
-    return KeyFile(_VERSION, RECIPIENTS, name, time.time_ns(), tuple(recipients), ring.newest, ring.mark, sealed)
+    return _checked_file(RECIPIENTS, name, tuple(recipients), ring, sealed)
 
 
 def open_with_identity(file: KeyFile, identity: Path) -> KeyRing | None:

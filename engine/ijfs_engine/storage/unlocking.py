@@ -50,36 +50,61 @@ class LockedRepositoryError(IjfsError):
 
 
 _rings: dict[bytes, KeyRing] = {}
+_openers: dict[bytes, str] = {}
+"""By repository: the name of the key that opened it, for this process."""
+_made: dict[bytes, set[str]] = {}
+"""By repository: names of the keys that this process has made."""
 
 
 def unlock(path: Path, repository: bytes) -> KeyRing:
     """The key ring of the repository with this id at `path`. LockedRepositoryError, CorruptError, StorageError."""
-    files, damaged = read_key_files(path / "keys")
+    ways = read_key_files(path / "keys")
+    files = ways.files or ways.doubtful
     known = _kept(repository)
     # Who has it in memory yet can make a new key where all files are lost.
     if known is not None and (not files or newest_file(files).is_of(known)):
         return known
     if not files:
-        what = "damaged" if damaged else "lost"
+        what = "damaged" if ways.damaged else "lost"
         raise LockedRepositoryError(
             f"all keys of {path} are {what}: nothing in it can be read",
             hint="put back its directory `keys` from a copy, or from a remote's `keys/`",
         )
-    ring = open_ring(os.fspath(path), files)
+    ring, file = _opened(os.fspath(path), files)
     remember(repository, ring)
+    _openers[repository] = file.name
     return ring
+
+
+def note_made(repository: bytes, name: str) -> None:
+    """That this process has made a key."""
+    _made.setdefault(repository, set()).add(name)
+
+
+def made_here(repository: bytes) -> frozenset[str]:
+    """Names of the keys that this process has made: who called it knows what opens them."""
+    return frozenset(_made.get(repository, ()))
+
+
+def opener(repository: bytes) -> str | None:
+    """The name of the key that opened a repository; None where its ring was in memory already."""
+    return _openers.get(repository)
 
 
 def open_ring(where: str, files: Sequence[KeyFile]) -> KeyRing:
     """The key ring that files hold, by what the environment or a person gives; `where` is what it opens, for people.
     LockedRepositoryError, CorruptError, StorageError."""
-    ring = _given(where, files) or _asked(where, files)
-    if ring is None:
+    return _opened(where, files)[0]
+
+
+def _opened(where: str, files: Sequence[KeyFile]) -> tuple[KeyRing, KeyFile]:
+    found = _given(where, files) or _asked(where, files)
+    if found is None:
         raise LockedRepositoryError(f"{where} is encrypted, and nothing that opens it was given")
-    if not newest_file(files).is_of(ring):
+    if not newest_file(files).is_of(found[0]):
         hint = "`ijfs keyring rotate` with the key that began it finishes it"
         raise LockedRepositoryError(f"this key of {where} is from before a rotation that was not finished", hint=hint)
-    return ring
+    return found
 
 
 def newest_file(files: Iterable[KeyFile]) -> KeyFile:
@@ -149,16 +174,16 @@ def _kernel_name(repository: bytes) -> str:
     return f"ijfs:{repository.hex()}"
 
 
-def _given(where: str, files: Sequence[KeyFile]) -> KeyRing | None:
+def _given(where: str, files: Sequence[KeyFile]) -> tuple[KeyRing, KeyFile] | None:
     identity = os.environ.get(IDENTITY_VARIABLE)
     for file in files if identity is not None else ():
         if file.how == RECIPIENTS and identity and (ring := open_with_identity(file, Path(identity))) is not None:
-            return ring
+            return ring, file
     passphrase = passphrase_given()
     return _by_passphrase(where, files, passphrase) if passphrase is not None else None
 
 
-def _asked(where: str, files: Sequence[KeyFile]) -> KeyRing | None:
+def _asked(where: str, files: Sequence[KeyFile]) -> tuple[KeyRing, KeyFile] | None:
     ask = who_asks()
     if ask is None or all(file.how != PASSPHRASE for file in files):
         return None
@@ -166,11 +191,11 @@ def _asked(where: str, files: Sequence[KeyFile]) -> KeyRing | None:
     return _by_passphrase(where, files, passphrase) if passphrase is not None else None
 
 
-def _by_passphrase(where: str, files: Sequence[KeyFile], passphrase: str) -> KeyRing:
+def _by_passphrase(where: str, files: Sequence[KeyFile], passphrase: str) -> tuple[KeyRing, KeyFile]:
     found = opened_by(files, passphrase)
     if found is None:
         names = ", ".join(file.name for file in files if file.how == PASSPHRASE)
         raise LockedRepositoryError(
             f"that passphrase does not open {where}", hint=f"try again; its keys are called {names}"
         )
-    return found[0]
+    return found

@@ -64,13 +64,15 @@ def add(app: App, name: str, passphrase_file: Path | None, recipients: Sequence[
 
 @verb("keyring remove")
 @click.argument("name")
-def remove(app: App, name: str) -> Answer:
+@click.option("-f", "--force", is_flag=True, help="Even if no other key is known to open the repository.")
+def remove(app: App, name: str, force: bool) -> Answer:
     """Close the way in that is called NAME, here and at the remotes that answer.
 
     Who has used it may have kept what it opens: `ijfs keyring rotate` has new bytes sealed otherwise.
+    The key that opens the repository now is not removed before another one has: give that one's passphrase.
     """
     repository = app.repository()
-    repository.keyring().remove(name)
+    repository.keyring().remove(name, force=force)
     left = _removed_at_remotes(app, repository, [name])
 
     def show(out: Printer) -> None:
