@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,8 +192,69 @@ def test_a_stray_group_is_removed_by_the_next_start_where_its_maker_is_gone(shar
 
 @needs_groups
 def test_less_memory_than_a_program_has_already_is_refused(shared_env: LiveEnv, full: str) -> None:
-    with pytest.raises(LimitError, match="it may have 1 MiB of memory"):
+    with pytest.raises(LimitError, match=r"it may have 1 MB of memory, and has \d+ MB already"):
         limits.Group(group(shared_env, full).directories, Limits(memory=1 << 20)).apply()
+
+
+HELD = "import os, time\nheld = os.urandom(48 << 20)\nopen('/tmp/full', 'w').close()\ntime.sleep(1000)"
+
+FAMILY = """
+import os, time
+for _ in range(11):
+    if not os.fork():
+        break
+time.sleep(1000)
+"""
+
+
+@pytest.fixture(scope="module")
+def held(shared_env: LiveEnv) -> str:
+    """The snapshot of a live program without limits that holds 48 MB."""
+    shared_env.python("held", HELD)
+    box = InstancePaths.of(shared_env.repo, "held").sandbox(1)
+    assert eventually(lambda: bool(list(box.root.glob("**/full"))))
+    with client.connect(shared_env.repo, "held") as keeper:
+        return keeper.save("held").snapshot
+
+
+@needs_groups
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_restore_with_less_memory_than_was_saved_is_refused_and_the_live_program_runs_on(
+    shared_env: LiveEnv, held: str, eager: bool
+) -> None:
+    before = client.describe(shared_env.repo, "held").pid
+    with pytest.raises(LimitError, match=r"^it may have 30 MB of memory, and had [45]\d MB when") as refused:
+        client.restore(shared_env.repo, held, "held", replace=True, eager=eager, limits=Limits(memory=30 << 20))
+    assert re.search(r"`--memory \d+M` is enough", refused.value.hint or "")
+    now = client.describe(shared_env.repo, "held")
+    assert (now.status, now.pid, now.limits) == ("running", before, Limits())
+
+
+@needs_groups
+def test_a_fork_with_less_memory_than_was_saved_is_refused_but_on_demand(shared_env: LiveEnv, held: str) -> None:
+    with pytest.raises(LimitError, match="it may have 30 MB of memory"):
+        client.fork(shared_env.repo, held, ["narrow"], limits=Limits(memory=30 << 20))
+    client.fork(shared_env.repo, held, ["some"], on_demand=True, limits=Limits(memory=30 << 20))
+    assert client.describe(shared_env.repo, "some").oom_kills == 0
+
+
+@needs_groups
+def test_a_restore_that_may_just_fit_is_judged_when_all_its_memory_is_in(shared_env: LiveEnv, held: str) -> None:
+    info = client.restore(shared_env.repo, held, "fits", limits=Limits(memory=72 << 20))
+    assert (info.memory, info.status) == (1, "running")
+
+
+@needs_groups
+def test_fewer_processes_than_were_saved_are_refused(shared_env: LiveEnv) -> None:
+    shared_env.python("family", FAMILY)
+    file = group(shared_env, "family").file("pids.current")
+    assert file is not None
+    assert eventually(lambda: int(file.read_text()) == 13)  # the first one looks after the others
+    with client.connect(shared_env.repo, "family") as keeper:
+        snapshot = keeper.save("family").snapshot
+    with pytest.raises(LimitError, match="it may have 12 processes and threads, and had 13 when it was saved"):
+        client.restore(shared_env.repo, snapshot, "fewer", limits=Limits(pids=12))
+    assert client.restore(shared_env.repo, snapshot, "as-many", limits=Limits(pids=13)).status == "running"
 
 
 # -- version 2, whose files are laid out in a directory -------------------------------------------------------------

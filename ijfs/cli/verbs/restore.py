@@ -128,7 +128,8 @@ def restore(
     def show(out: Printer) -> None:
         instances.started(out, info, f"{'ran' if ended else 'runs'} from {text.short(record.id)}")
         if info.memory < 1 and not ended:
-            out.line((f"  {info.memory:.0%} of its memory is in, the rest follows while it runs", "dim"))
+            rest = "what it does not touch comes when it is saved" if on_demand else "the rest follows while it runs"
+            out.line((f"  {info.memory:.0%} of its memory is in, {rest}", "dim"))
         starting.show_ports(out, info)
         if info.left is not None:
             forward = f"ijfs restore {info.left[: text.SHORT_ID]} --name {info.name} --replace"

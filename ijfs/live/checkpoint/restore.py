@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ijfs.live.checkpoint import inodes, python_packages, shared_folders
+from ijfs.live.checkpoint import inodes, python_packages, room, shared_folders
 from ijfs.live.checkpoint.layers import upper_directories
 from ijfs.live.checkpoint.machine_files import REMEDY, differences
 from ijfs.live.checkpoint.phases import Clock, OnPhase
@@ -43,7 +43,7 @@ from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
 from ijfs_engine import Snapshot
-from ijfs_engine.errors import IjfsError, StorageError, is_of_a_disk
+from ijfs_engine.errors import IjfsError, StorageError, TargetDiedError, is_of_a_disk
 
 if TYPE_CHECKING:
     from ijfs.live.gpu.program import GpuProgram, GpuRecord
@@ -63,8 +63,8 @@ KEPT_LOG = ".restore.log"
 
 _log = logging.getLogger("ijfs.restore")
 
-# How long a GPU program's memory may take to come in: 140 GB from a slow disk.
-GPU_MEMORY_LIMIT_S = 1800.0
+# How long a GPU program's memory may take to come in: 140 GB from a slow disk. Any other's as well.
+GPU_MEMORY_LIMIT_S = MEMORY_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +190,7 @@ class _Restore:
         try:
             self._clock.begin("files")
             self._require_gpu_room()
+            waits = self._require_room()
             sandbox = self._make_sandbox()
             sandbox.group = limits.make(sandbox.paths, self._request.limits)
             self._start_pager()
@@ -201,6 +202,8 @@ class _Restore:
                 self._run_criu(sandbox, directory, small_images, on_running)
             self._wait_until_resumed()
             self._give_gpu(sandbox)
+            if waits:
+                self._wait_for_memory()
             sandbox.group.apply()
             sandbox.group.limit_io(sandbox.paths.root)
             self._clock.end()
@@ -242,6 +245,20 @@ class _Restore:
         self._gpu_record = gpu_record(self._request.meta)
         if self._request.gpu is not None and self._gpu_record is not None:
             self._request.gpu.require_room(self._gpu_record, self._request.gpus)
+
+    def _require_room(self) -> bool:
+        """LimitError, before anything is made. Whether its memory has to be in before it is known to fit."""
+        request = self._request
+        # A GPU's memory is among the pages, and leaves when the device has it.
+        memory = not request.on_demand and self._gpu_record is None
+        return room.require(self._store, request.snapshot, request.meta, request.limits, memory=memory)
+
+    def _wait_for_memory(self) -> None:
+        """All of its memory, or as much as comes of a program that ends meanwhile."""
+        if self._pager is not None:
+            self._clock.begin("memory")
+            with contextlib.suppress(TargetDiedError):
+                self._pager.wait(MEMORY_LIMIT_S)
 
     def _make_sandbox(self) -> Sandbox:
         """The directories and the network namespace; no mounts and no process yet."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from ijfs.live.checkpoint import room
 from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.restore import Restored, RestoreRequest, restore_snapshot
 from ijfs.live.checkpoint.workspace import StatCache, stat_cache_of
@@ -48,6 +49,7 @@ from ijfs.live.model.protocol import (
 from ijfs.live.model.record_file import ends_ns, kernel_connection, read_record, write_connection_files
 from ijfs.live.model.records import (
     LOST_WITH_KEEPER,
+    NO_LIMITS,
     FilesOrigin,
     HostPort,
     InstanceInfo,
@@ -62,7 +64,7 @@ from ijfs.live.sandbox import disk, limits, namespaces
 from ijfs.live.sandbox.cleanup import keep_log, remove_box, sweep_sandboxes
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox, launch
-from ijfs_engine.errors import IjfsError, StorageError
+from ijfs_engine.errors import IjfsError, StorageError, UnknownNameError
 
 if TYPE_CHECKING:
     from ijfs.live.keeper.early_restore import EarlyRestore
@@ -179,6 +181,7 @@ class Lifecycle:
         state = self._state
         async with state.busy:
             old = state.live_sandbox()
+            await in_thread(self._require_room, arguments)
             await self._end_cell(old, arguments.busy, emit)
             await self._queue.settled()
             generation = state.record.generation + 1
@@ -193,6 +196,16 @@ class Lifecycle:
             state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
             return self._with_restore(state.info(), restored, emit)
+
+    def _require_room(self, arguments: RestoreArguments) -> None:
+        """Before a cell is interrupted for it: LimitError where the snapshot's program does not fit into the limits
+        that are asked for."""
+        if arguments.limits == NO_LIMITS:
+            return
+        with contextlib.suppress(UnknownNameError):  # perhaps a save that is being stored; it is looked for again
+            snapshot, meta = self._state.snapshots.load(arguments.snapshot)
+            memory = not arguments.on_demand and meta.gpu is None
+            room.require(self._state.snapshots, snapshot, meta, arguments.limits, memory=memory)
 
     async def _end_cell(self, sandbox: Sandbox, busy: Busy, emit: Emit) -> None:
         """Before a kernel goes back: what becomes of a cell that it runs. LockedError where it goes on."""

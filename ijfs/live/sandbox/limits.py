@@ -42,6 +42,9 @@ EMPTY_S = 2.0
 MOST_TRIES = 10
 """At making a group, while the ones beside it come and go."""
 
+ROOM_MB = 16
+"""Beside what a program has, of the least limit that is proposed for it."""
+
 UNLIMITED = "max"
 
 NO_BYTES = 1 << 62
@@ -112,7 +115,7 @@ class Group:
     def _limit_memory(self, limit: int) -> None:
         if (file := self.file("memory.max")) is not None:
             if limit and (used := self.memory()) > limit:  # the kernel would kill at once
-                raise _too_much(used, limit)
+                raise too_much_memory(used, limit)
             _write(file, str(limit or UNLIMITED))
             _write(self.file("memory.swap.max"), str(0 if limit else UNLIMITED), missing_ok=True)
         elif (file := self.file("memory.limit_in_bytes")) is not None:
@@ -122,7 +125,7 @@ class Group:
                 _write(file, str(limit or -1))
                 _write(with_swap, str(limit or -1), missing_ok=True)
             except OSError as error:
-                raise _too_much(self.memory(), limit) from error
+                raise too_much_memory(self.memory(), limit) from error
 
     def _limit_cpus(self, cpus: float) -> None:
         quota = round(cpus * PERIOD_US)
@@ -384,8 +387,20 @@ def _removed(directory: Path) -> bool:
     return True
 
 
-def _too_much(used: int, limit: int) -> LimitError:
-    return LimitError(f"it may have {limit >> 20:,} MiB of memory, and has {used >> 20:,} already")
+def too_much_memory(used: int, limit: int, *, saved: bool = False) -> LimitError:
+    """The refusal of a limit that is below what a program has, or had when it was `saved`. The hint has some room
+    beside that."""
+    enough = -(-(used + used // 8) >> 20) + ROOM_MB
+    had = f"had {_megabytes(used)} when it was saved" if saved else f"has {_megabytes(used)} already"
+    return LimitError(
+        f"it may have {_megabytes(limit)} of memory, and {had}",
+        hint=f"`--memory {enough}M` is enough for it as it is, `--memory none` no limit",
+    )
+
+
+def _megabytes(count: int) -> str:
+    """As `--memory` counts them, a part as a whole one: what is too much by little is more, too."""
+    return f"{-(-count >> 20):,} MB"
 
 
 def _write(file: Path | None, value: str, *, missing_ok: bool = False) -> None:
