@@ -18,9 +18,17 @@ HINTS: Final = {
     errno.EROFS: "the filesystem is mounted read-only",
     errno.EIO: "the disk reports an error: look at the kernel's log, then run `ijfs fsck`",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open; try again when it has fewer",
+    errno.ENOMEM: "there is too little memory, or the limit of address space is too low (ulimit -v)",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
 }
 """What is advised where the system refused a read or write."""
 
+_REFUSALS: Final = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EFBIG, errno.ENOSPC, errno.EDQUOT),
+)
 _OF_A_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -113,6 +121,11 @@ class StorageError(IjfsError):
 def is_of_a_disk(error: OSError) -> bool:
     """Whether a disk that is full, broken or read-only is the reason, and so nothing that ijfs did wrong."""
     return error.errno in _OF_A_DISK
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether it is the system, or a limit that was set, that refuses for now: nothing is wrong with what is stored."""
+    return error.errno in _REFUSALS
 
 
 class ConflictError(IjfsError):

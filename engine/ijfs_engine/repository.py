@@ -122,6 +122,8 @@ class Repository(OpenRepository):
         it opens without an index too, so that fsck can check and repair.
         """
         directory = RepositoryDirectory.find(Path(path), damaged=damaged)
+        if damaged:
+            _check_keys(directory)
         directory.make_missing()
         if damaged and directory.read_only_reason is None:
             return cls(directory, _open_damaged(directory))
@@ -399,6 +401,12 @@ def _open_index(directory: RepositoryDirectory) -> Index:
         reserve=directory.reserve,
         crypt=directory.crypt,
     )
+
+
+def _check_keys(directory: RepositoryDirectory) -> None:
+    from ijfs_engine.maintenance.right_keys import check_keys  # only fsck opens what is damaged
+
+    check_keys(directory)
 
 
 def _open_damaged(directory: RepositoryDirectory) -> Index:

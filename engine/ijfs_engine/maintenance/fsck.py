@@ -23,6 +23,7 @@ from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_P
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
 from ijfs_engine.maintenance.repair import Repairer
+from ijfs_engine.maintenance.right_keys import check_keys
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import id_of_packs
 from ijfs_engine.storage.index import (
@@ -53,13 +54,15 @@ _LOST: Final = "the index is lost"
 
 
 def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Progress | None) -> FsckReport:
-    """Check, and repair. LockedError beside gc, StorageError."""
+    """Check, and repair. LockedError beside gc, LockedRepositoryError with wrong keys, StorageError."""
     with (
         disk.storage_errors("fsck"),
         exclusive(repository.directory.gc_lock, "gc or fsck --repair", looking=not repair),
     ):
         checker = Checker(repository, data=data, progress=progress)
         unusable = _unusable(repository)
+        if unusable or repair:
+            check_keys(repository.directory)
         if not unusable:
             return _check_all(checker, Repairer(repository) if repair else None)
         if not repair:

@@ -19,6 +19,7 @@ from ijfs_engine.maintenance.index_check import Rows, salvage
 from ijfs_engine.maintenance.journal_history import rewrite_journal
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.chunk_rows import put_based
+from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.index import (
     CHUNKS,
     META,
@@ -108,10 +109,23 @@ class Rebuilder:
             self._snapshots.update(contents.snapshots)
             index.write(partial(_put_pack, number=number, contents=contents))
         index.write(lambda update: put_based(update, self._based))
+        self._check_readable(index)
         done = self._names(index)
         with index.read() as view:
             counts = [view.count(table) for table in (PACKS, CHUNKS, OBJECTS)]
         return ["rebuilt the index: {} packs, {} chunks, {} objects".format(*counts), *done]
+
+    def _check_readable(self, index: Index) -> None:
+        """That packs with sound frames gave something: no empty index takes the place of theirs. CorruptError."""
+        with index.read() as view:
+            if any(view.count(table) for table in (CHUNKS, OBJECTS, SIDECARS)):
+                return
+        packs = self._repository.directory.packs
+        if any(scanned.frame is not None for _, path in pack_files(packs) for scanned in scan_frames(path)):
+            raise CorruptError(
+                f"nothing in {packs} can be read, and its frames are whole: they are sealed by keys that are not here",
+                hint="nothing was changed; put back `format` and `keys` from a copy, or from a remote",
+            )
 
     # --- names
 

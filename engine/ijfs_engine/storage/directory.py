@@ -5,19 +5,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ijfs_engine.errors import CorruptError, IjfsError, NoRepositoryError, StorageError, UnknownFormatError
+from ijfs_engine.errors import (
+    CorruptError,
+    IjfsError,
+    NoRepositoryError,
+    StorageError,
+    UnknownFormatError,
+    is_refusal,
+)
 from ijfs_engine.format.crypt import PLAIN, Crypt, Encrypted, KeyRing
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.reserve import Reserve
+from ijfs_engine.storage.sealed_content import has_keys, is_sealed, sealed_journal
 
 FORMAT_VERSION: Final = 1
 ENCRYPTED_VERSION: Final = 2
@@ -88,7 +95,7 @@ class RepositoryDirectory:
             found = id_of_packs(path) if damaged else None
             if found is None:
                 raise
-            ident, encrypted = found, any((path / "keys").glob("*.key"))
+            ident, encrypted = found, has_keys(path)
         if not os.access(path, os.R_OK | os.X_OK):
             raise StorageError(f"{path} is not yours to read", hint="check who owns the repository and its permissions")
         _check_kinds(path)
@@ -97,6 +104,9 @@ class RepositoryDirectory:
             disk.check_plain(*(file for _, file in pack_files(path / "packs")))
             # One damaged digit of the id in `format` is no reason to call all packs those of another repository.
             ident = id_of_packs(path) or ident
+            encrypted = _is_encrypted(path, ident, encrypted)
+        elif not encrypted:
+            _check_plain_content(path, ident)
         crypt = _unlocked(path.resolve(), ident) if encrypted else PLAIN
         return cls(path.resolve(), ident, _read_only_reason(path), crypt)
 
@@ -194,6 +204,31 @@ def _unlocked(path: Path, ident: bytes) -> Encrypted:
     return _crypt(path, ident, unlock(path, ident))
 
 
+def _is_encrypted(path: Path, ident: bytes, said: bool) -> bool:
+    """Whether a repository is encrypted, by what is in it where that and its format file do not agree. StorageError."""
+    with disk.storage_errors(f"opening the repository {path}"):
+        keys, journal = has_keys(path), sealed_journal(path)
+    if said == keys and journal == (ident, said):
+        return said
+    with disk.storage_errors(f"opening the repository {path}"):
+        sealed = is_sealed(path, ident)
+    return said or keys if sealed is None else sealed
+
+
+def _check_plain_content(path: Path, ident: bytes) -> None:
+    """That a repository whose format file says nothing of encryption has nothing that is encrypted: its bytes would
+    be taken for nothing, and what is added would be there for all to read. CorruptError, StorageError."""
+    with disk.storage_errors(f"opening the repository {path}"):
+        keys, journal = has_keys(path), sealed_journal(path)
+    if not keys and (journal is None or not journal[1] or journal[0] not in (ident, id_of_packs(path))):
+        return
+    if _is_encrypted(path, id_of_packs(path) or ident, said=False):
+        raise CorruptError(
+            f"{path} is encrypted, and its file `format` is that of a repository which is not",
+            hint="put back its file `format`, or have `ijfs fsck --repair` write it anew",
+        )
+
+
 def _check_kinds(path: Path) -> None:
     """That nothing in a repository leads out of it: LMDB writes its locks through a link. StorageError."""
     disk.check_directories(*(path / name for name in (*_DIRECTORIES, *_OTHERS)))
@@ -252,17 +287,29 @@ def _way_back(path: Path) -> str | None:
 
 
 def id_of_packs(path: Path) -> bytes | None:
-    """The repository's id as the journal and all its packs have it; None where there is none or they differ.
+    """The repository's id as all its packs have it, and where none has one the journal; None where they differ.
 
-    One that is damaged has no say."""
-    found: Counter[bytes] = Counter()
-    files = [path / "journal"]
-    with contextlib.suppress(OSError):
-        files += [file for _, file in pack_files(path / "packs")]
-    for file in files:
-        with contextlib.suppress(OSError, CorruptError, UnknownFormatError), disk.read_plain(file) as data:
-            found[decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2]] += 1
+    One that is damaged has no say; StorageError."""
+    with disk.storage_errors(f"opening the repository {path}"):
+        packs = [file for _, file in pack_files(path / "packs")] if (path / "packs").is_dir() else []
+        # The journal may have been put there from another repository: it has no say beside packs.
+        found = _ids_of(packs) or _ids_of([path / "journal"])
     return next(iter(found)) if len(found) == 1 else None
+
+
+def _ids_of(files: Iterable[Path]) -> set[bytes]:
+    """The ids in the heads of packs. OSError where the system refuses to look."""
+    found = set()
+    for file in files:
+        try:
+            with disk.read_plain(file) as data:
+                found.add(decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2])
+        except (CorruptError, UnknownFormatError):
+            continue
+        except OSError as error:
+            if is_refusal(error):
+                raise
+    return found
 
 
 def _read_only_reason(path: Path) -> StorageError | None:

@@ -1,0 +1,146 @@
+"""What fsck --repair may not take for damage: wrong keys, a wrong file `format`, the journal of another repository, and
+what the system refuses for now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptkit import FILES, PASSPHRASE, given, make
+from storekit import contents, save
+
+from ijfs_engine import CorruptError, LockedRepositoryError, Repository
+from ijfs_engine.storage import unlocking
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("ijfs_engine.storage.key_files.MEMORY_KIB", 64)
+    monkeypatch.setattr("ijfs_engine.storage.key_files._PASSES", 1)
+    with given(PASSPHRASE):
+        yield
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    return _saved(make(tmp_path / "sealed"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    return _saved(Repository.init(tmp_path / "plain"))
+
+
+def _saved(repository: Repository) -> Path:
+    with repository:
+        save(repository, FILES, branch="main")
+        return repository.path
+
+
+def _state(path: Path) -> dict[str, bytes]:
+    """All files whose bytes matter: what locks are made of comes and goes."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name not in ("lock.mdb", "checked"))
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def _repair(path: Path) -> list[str]:
+    unlocking._rings.clear()
+    with Repository.open(path, damaged=True) as repository:
+        return repository.fsck(repair=True).repaired
+
+
+def _is_whole(path: Path) -> bool:
+    unlocking._rings.clear()
+    with Repository.open(path) as repository:
+        return repository.fsck().clean and contents(repository, repository.resolve("main")) == FILES
+
+
+@pytest.mark.parametrize("lost", ["", "index", "journal"])
+def test_with_the_keys_of_another_repository_nothing_is_changed(sealed: Path, tmp_path: Path, lost: str) -> None:
+    other = _saved(make(tmp_path / "other"))
+    own = (sealed / "keys/main.key").read_bytes()
+    shutil.copy(other / "keys/main.key", sealed / "keys/main.key")
+    if lost == "index":
+        shutil.rmtree(sealed / "index")
+    elif lost:
+        (sealed / lost).unlink()
+    before = _state(sealed)
+    with pytest.raises(LockedRepositoryError, match="open nothing in it"):
+        _repair(sealed)
+    assert _state(sealed) == before
+    (sealed / "keys/main.key").write_bytes(own)
+    _repair(sealed)
+    assert _is_whole(sealed)
+
+
+def test_a_check_with_wrong_keys_names_them_and_no_damage(sealed: Path, tmp_path: Path) -> None:
+    other = _saved(make(tmp_path / "other"))
+    shutil.copy(other / "keys/main.key", sealed / "keys/main.key")
+    unlocking._rings.clear()
+    with Repository.open(sealed) as repository, pytest.raises(LockedRepositoryError, match="open nothing in it"):
+        repository.fsck()
+
+
+def test_keys_from_before_a_rotation_repair_nothing(sealed: Path, tmp_path: Path) -> None:
+    shutil.copytree(sealed / "keys", tmp_path / "old")
+    with Repository.open(sealed) as repository:
+        repository.keyring().rotate(PASSPHRASE, keep_old=False)
+    shutil.copytree(sealed / "keys", tmp_path / "new")
+    shutil.copytree(tmp_path / "old", sealed / "keys", dirs_exist_ok=True)
+    before = _state(sealed)
+    with pytest.raises(LockedRepositoryError, match="before a rotation"):
+        _repair(sealed)
+    assert _state(sealed) == before
+    shutil.copytree(tmp_path / "new", sealed / "keys", dirs_exist_ok=True)
+    assert _is_whole(sealed)
+
+
+@pytest.mark.parametrize("how", ["another's", "no features", "lost"])
+def test_a_format_file_that_says_nothing_of_encryption_is_refused_and_mended(
+    sealed: Path, plain: Path, how: str
+) -> None:
+    right = (sealed / "format").read_bytes()
+    texts = {
+        "another's": (plain / "format").read_bytes(),
+        "no features": right.replace(b"version: 2", b"version: 1").replace(b"features: encrypted\n", b""),
+    }
+    if how == "lost":
+        (sealed / "format").unlink()
+    else:
+        (sealed / "format").write_bytes(texts[how])
+        with pytest.raises(CorruptError, match="is encrypted, and its file `format`"):
+            Repository.open(sealed)
+    _repair(sealed)
+    assert (sealed / "format").read_bytes() == right
+    assert _is_whole(sealed)
+
+
+def test_without_format_and_keys_sealed_packs_are_no_empty_repository(sealed: Path, plain: Path) -> None:
+    shutil.copy(plain / "format", sealed / "format")
+    (sealed / "keys").rename(sealed.parent / "keys")
+    before = _state(sealed)
+    with pytest.raises(CorruptError, match="is encrypted"):
+        Repository.open(sealed)
+    with pytest.raises(LockedRepositoryError, match="all keys"):
+        _repair(sealed)
+    assert _state(sealed) == before
+
+
+def test_a_plain_repository_with_the_format_file_of_an_encrypted_one_is_mended(sealed: Path, plain: Path) -> None:
+    right = (plain / "format").read_bytes()
+    shutil.copy(sealed / "format", plain / "format")
+    _repair(plain)
+    assert (plain / "format").read_bytes() == right
+    assert _is_whole(plain)
+
+
+def test_a_journal_without_lines_has_no_say_beside_packs(sealed: Path, plain: Path) -> None:
+    """The packs tell by themselves that they are sealed."""
+    shutil.copy(plain / "format", sealed / "format")
+    (sealed / "journal").unlink()
+    with pytest.raises(CorruptError, match="is encrypted"):
+        Repository.open(sealed)
+    _repair(sealed)
+    assert _is_whole(sealed)
