@@ -144,3 +144,49 @@ def test_a_journal_without_lines_has_no_say_beside_packs(sealed: Path, plain: Pa
         Repository.open(sealed)
     _repair(sealed)
     assert _is_whole(sealed)
+
+
+def _names(path: Path) -> tuple[list[bytes], dict[str, bytes]]:
+    with Repository.open(path) as repository:
+        return sorted(one.id for one in repository.snapshots()), dict(repository.refs.branches())
+
+
+@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize("of", ["plain", "sealed"])
+def test_the_journal_of_another_repository_is_not_replayed(
+    request: pytest.FixtureRequest, tmp_path: Path, of: str, more: int
+) -> None:
+    path: Path = request.getfixturevalue(of)
+    names = _names(path)
+    foreign = _foreign_journal(tmp_path, more=more, encrypted=of == "sealed")
+    (path / "journal").write_bytes(foreign)
+    assert _names(path) == names
+    with Repository.open(path) as repository, pytest.raises(CorruptError, match="that of another repository"):
+        save(repository, {"new": b"new"}, branch="main")
+    assert (path / "journal").read_bytes() == foreign
+    done = _repair(path)
+    assert any("kept the journal of another repository" in one for one in done)
+    assert [kept.read_bytes() for kept in path.glob("journal.foreign-*")] == [foreign]
+    assert not list(path.glob("index.damaged-*"))
+    assert _names(path) == names
+    assert _is_whole(path)
+
+
+def test_beside_another_repositorys_journal_a_lost_index_is_built_from_the_packs(plain: Path, tmp_path: Path) -> None:
+    listed, _ = _names(plain)
+    foreign = _foreign_journal(tmp_path, more=3, encrypted=False)
+    (plain / "journal").write_bytes(foreign)
+    shutil.rmtree(plain / "index")
+    _repair(plain)
+    found, branches = _names(plain)
+    assert found == listed
+    assert set(branches.values()) == set(listed)
+    assert [kept.read_bytes() for kept in plain.glob("journal.foreign-*")] == [foreign]
+
+
+def _foreign_journal(tmp_path: Path, *, more: int, encrypted: bool) -> bytes:
+    repository = make(tmp_path / "foreign") if encrypted else Repository.init(tmp_path / "foreign")
+    with repository:
+        for number in range(more + 1):
+            save(repository, {"other": bytes([number])}, branch="main")
+        return (repository.path / "journal").read_bytes()

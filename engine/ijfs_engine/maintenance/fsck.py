@@ -237,7 +237,9 @@ class Checker:
             with disk.read_plain(path) as file:
                 _, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
             if owner != self._repository.directory.id:
+                # What is in it is not held against the index: none of it is about this repository.
                 yield Finding("journal", None, "journal", "the journal is that of another repository")
+                return
         except FileNotFoundError:
             yield Finding("journal", None, "journal", "the journal is missing")
             return

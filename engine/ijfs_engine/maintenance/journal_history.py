@@ -14,12 +14,14 @@ from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.refs import log_transaction, ref_name, whoami
 
 
-def rewrite_journal(repository: OpenRepository, index: Index) -> None:
-    """Replace the journal by one that leads to what an index says. StorageError."""
+def rewrite_journal(repository: OpenRepository, index: Index) -> list[str]:
+    """Replace the journal by one that leads to what an index says; what became of another repository's that was there,
+    in sentences. StorageError."""
 
     with index.read() as view:
         transactions = history(view, repository.journal.position(view)[1])
-    repository.journal.rewrite(index, transactions, lambda update: log_transaction(update, transactions[-1]))
+    aside = repository.journal.rewrite(index, transactions, lambda update: log_transaction(update, transactions[-1]))
+    return [f"kept the journal of another repository as {aside.name}"] if aside is not None else []
 
 
 def history(view: View, known: int) -> list[Transaction]:

@@ -142,7 +142,7 @@ class Rebuilder:
             done.append(f"{len(lost)} snapshots of the journal are in no pack any more")
         if not whole:
             done.append("the journal is damaged, too: it was written anew")
-            rewrite_journal(self._repository, index)
+            done += rewrite_journal(self._repository, index)
             done += self._adopt(index, found)
         return done
 

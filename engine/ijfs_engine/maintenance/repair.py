@@ -181,8 +181,8 @@ class Repairer:
     def _repair_journal(self, findings: list[Finding]) -> None:
         if not findings:
             return
-        rewrite_journal(self._repository, self._index)
-        self.done.append("wrote the journal anew from the index")
+        kept = rewrite_journal(self._repository, self._index)
+        self.done += ["wrote the journal anew from the index", *kept]
 
     def _repair_refs(self, findings: list[Finding]) -> None:
         for finding in findings:

@@ -16,14 +16,14 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, UnknownFormatError
 from ijfs_engine.format.crypt import PLAIN, Crypt
 from ijfs_engine.format.frames import Codec, EncodedChunk, FrameKind, encode_header, padding
 from ijfs_engine.format.row import RowStruct, misshapen
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.index import META, Index, Update, View, is_whole
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE, encode_pack_header
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, encode_pack_header
 
 JOURNAL: Final = 3
 """The kind in the file's pack header."""
@@ -74,6 +74,12 @@ class StaleIndexError(CorruptError):
     """The journal knows more than the index, and the index cannot be led on to it."""
 
     default_hint = "`ijfs fsck --repair` rebuilds the index from packs and journal"
+
+
+class ForeignJournalError(CorruptError):
+    """The journal is that of another repository."""
+
+    default_hint = "put back this repository's own, or have `ijfs fsck --repair` write it anew from the index"
 
 
 TakeIn = Callable[[Update, Sequence[Transaction]], None]
@@ -146,6 +152,7 @@ class Journal:
         """
         if not is_whole(update):
             raise CorruptError("the index is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
+        self.check_owner()
         end, _ = self.position(update)
         size = file_status(self.path).st_size
         if size != end and self._realign(update):
@@ -211,14 +218,18 @@ class Journal:
         finally:
             os.close(fd)
 
-    def rewrite(self, index: Index, transactions: Sequence[Transaction], publish: Callable[[Update], object]) -> None:
-        """Replace the whole file, durably. For repair only. StorageError.
+    def rewrite(
+        self, index: Index, transactions: Sequence[Transaction], publish: Callable[[Update], object]
+    ) -> Path | None:
+        """Replace the whole file, durably; where that of another repository is kept that was there. For repair only.
+        StorageError.
 
         The index is told first, with what `publish` has to say: a crash in between leaves a journal that does not fit
         it, and no writer cuts that.
         """
         data = encode_journal(transactions, self._repository, self.crypt)
         with disk.storage_errors("writing the journal anew"):
+            aside = self._keep_foreign()
             temporary = disk.write_beside(self.path, data)
             last = transactions[-1].sequence if transactions else 0
 
@@ -228,6 +239,7 @@ class Journal:
 
             index.write(tell)
             disk.put_in_place(temporary, self.path)
+        return aside
 
     def replace(self, update: Update, data: bytes, sequence: int) -> None:
         """Put another file in the journal's place, durably, and its position into the index: one that ends with the
@@ -235,8 +247,31 @@ class Journal:
         disk.put_in_place(disk.write_beside(self.path, data), self.path)
         self.set_position(update, len(data), sequence)
 
+    def check_owner(self) -> None:
+        """That its head names no other repository: nothing in such a journal is about this one, and a line that is
+        added to it is lost to this one. CorruptError, OSError."""
+        try:
+            with disk.read_plain(self.path) as file:
+                _, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), self.path)
+        except (FileNotFoundError, CorruptError, UnknownFormatError):
+            return  # who needs it says so
+        if owner != self._repository:
+            raise ForeignJournalError(f"the journal {self.path} is that of another repository")
+
+    def _keep_foreign(self) -> Path | None:
+        """Copy a journal of another repository beside it, before it is replaced; where. OSError."""
+        try:
+            self.check_owner()
+        except ForeignJournalError:
+            aside = self.path.with_name(f"{self.path.name}.foreign-{time.time_ns()}")
+            disk.write_file(aside, self.path.read_bytes())
+            return aside
+        return None
+
     def transactions(self) -> Iterator[tuple[int, Transaction | str]]:
-        """(end offset, transaction) in file order, or (offset, what is damaged there). OSError."""
+        """(end offset, transaction) in file order, or (offset, what is damaged there). CorruptError for that of another
+        repository, OSError."""
+        self.check_owner()
         for scanned in scan_frames(self.path):
             if scanned.frame is None or scanned.header is None:
                 yield scanned.offset, scanned.error or "damaged"
