@@ -263,7 +263,8 @@ class Repository(OpenRepository):
     def remove(self, ident: ObjectId) -> None:
         """Take a snapshot out of the tree; gc frees its bytes, those that no other snapshot has.
 
-        Branches at it move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds
+        Branches at it move to its nearest parent that is left (where its record is damaged, to where the log of names
+        says that they stood before), or vanish. A tag or a live instance's pin holds
         it: IjfsError, LockedError. Its children stay whole.
         """
         listed.remove(self, [ident])
@@ -271,6 +272,10 @@ class Repository(OpenRepository):
     def remove_many(self, ids: Sequence[ObjectId]) -> None:
         """The same for several in one transaction: all of them or none."""
         listed.remove(self, ids)
+
+    def heirs(self, ids: Sequence[ObjectId]) -> dict[str, ObjectId | None]:
+        """Where each branch at one of these snapshots would stand if they were removed; None where it would go."""
+        return listed.heirs(self, ids)
 
     def removed(self, prefix: str) -> list[ObjectId]:
         """The snapshots that were removed since the last gc and whose id begins with these digits, at least 4."""

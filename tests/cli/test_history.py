@@ -350,6 +350,18 @@ def test_rm_of_a_snapshot_moves_its_branch_to_the_parent(ijfs: Ijfs, history: Hi
     assert history.third not in ijfs("log", "--json").out
 
 
+def test_rm_says_where_branches_are_now(ijfs: Ijfs, history: History) -> None:
+    assert f"branch main would be at {history.second[:10]}" in ijfs("rm", history.third, "-n").out
+    assert ijfs("branch", "--json").json["branches"]["main"] == history.third
+    assert f"branch main is at {history.second[:10]} now" in ijfs("rm", history.third).out
+    ijfs("rm", "side")
+    planned = ijfs("rm", history.first, history.second, "-n", "--json").json
+    check(planned, "rm")
+    assert planned["moved"] == [{"name": "main", "snapshot": None}]
+    assert "branch main went with it" in ijfs("rm", history.first, history.second).out
+    assert ijfs("branch", "--json").json["branches"] == {}
+
+
 def test_what_rm_took_comes_back_by_the_command_that_it_names(ijfs: Ijfs, history: History) -> None:
     out = ijfs("rm", "latest").out
     gone = next(ident for ident in (history.third, history.side) if ident[:10] in out.splitlines()[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from storekit import contents, save
+from storekit import contents, damage, frame_of, save
 
 from ijfs_engine import (
     AmbiguousNameError,
@@ -236,6 +236,43 @@ def test_a_branch_at_what_is_removed_moves_to_its_parent(repository: Repository)
     assert repository.refs.branches() == {}
     with pytest.raises(UnknownNameError):
         repository.remove(first.id)
+
+
+def lose_record(repository: Repository, ident: bytes) -> None:
+    """Damage its frame."""
+    path, offset = frame_of(repository, ident)
+    damage(path, offset + 9)
+
+    with pytest.raises(CorruptError):
+        repository.snapshot(ident)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_branch_goes_back_past_a_snapshot_whose_record_is_lost(repository: Repository, lost: int) -> None:
+    made = chain(repository, 3)
+    lose_record(repository, made[lost].id)
+    repository.refs.set_branch("main", made[lost].id)
+    repository.refs.set_branch("other", made[lost].id)
+    assert repository.heirs([made[lost].id]) == dict.fromkeys(("main", "other"), made[lost - 1].id)
+    repository.remove(made[lost].id)
+    assert repository.refs.branches() == dict.fromkeys(("main", "other"), made[lost - 1].id)
+
+
+def test_what_follows_a_snapshot_whose_record_is_lost_keeps_what_was_before_it(repository: Repository) -> None:
+    first, second, third = chain(repository, 3)
+    lose_record(repository, second.id)
+    repository.remove(second.id)
+    assert repository.parents(third.id) == [first.id]
+    repository.gc()
+    assert contents(repository, first.id) == {"f": b"0"}
+
+
+def test_a_branch_of_one_snapshot_whose_record_is_lost_goes(repository: Repository) -> None:
+    (only,) = chain(repository, 1)
+    lose_record(repository, only.id)
+    assert repository.heirs([only.id]) == {"main": None}
+    repository.remove(only.id)
+    assert repository.refs.branches() == {}
 
 
 def test_a_tag_holds_its_snapshot(repository: Repository) -> None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.storage import names, ordering
-from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, Update
+from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, Update, View
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
@@ -86,23 +87,28 @@ def remove(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
     Branches at one move to its nearest parent that is left, or vanish. A tag or a live instance's pin holds one:
     IjfsError, LockedError. Children stay whole.
     """
-    recorded = {ident: _recorded_parents(repository, ident) for ident in ids}
+    gone = _Gone.of(repository, ids)
 
     def change(update: Update) -> None:
         records: list[Record] = []
-        for ident, above in recorded.items():
+        for ident, above in gone.parents.items():
             _check_removable(repository, update, ident)
             update.delete(SNAPSHOTS, ident)
             update.put(REMOVED, ident, names.removed_row(above))
             records.append(SnapshotRemoved(ident, above))
-        for key, head in list(update.prefixed(REFS, b"branch/")):
-            if head in recorded:
-                heir = names.nearest(update, recorded[head])
-                records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
+        for key, head, heir in gone.moves(update):
+            records.append(move_ref(update, key, head, heir, "rm of the snapshot it was at"))
         log_records(update, repository.journal, records)
 
-    if recorded:
+    if ids:
         write_logged(repository.index, repository.journal, change)
+
+
+def heirs(repository: OpenRepository, ids: Sequence[ObjectId]) -> dict[str, ObjectId | None]:
+    """Where each branch at one of the snapshots would stand without them; None where it would go."""
+    gone = _Gone.of(repository, ids)
+    with repository.index.read() as view:
+        return {ref_name(key).removeprefix("branch/"): heir for key, _, heir in gone.moves(view)}
 
 
 def removed(repository: OpenRepository, prefix: str) -> list[ObjectId]:
@@ -111,12 +117,55 @@ def removed(repository: OpenRepository, prefix: str) -> list[ObjectId]:
         return names.removed_since_gc(view, prefix)
 
 
-def _recorded_parents(repository: OpenRepository, ident: ObjectId) -> tuple[ObjectId, ...]:
-    try:
-        return snapshot(repository, ident).parents
-    except CorruptError:
-        # Its record is damaged, and rm is how one gets rid of it.
-        return ()
+@dataclass(frozen=True)
+class _Gone:
+    """What is to be removed: parents of each, and for each branch at one whose record is damaged, where the branch
+    stood before, the last time first."""
+
+    parents: dict[ObjectId, tuple[ObjectId, ...]]
+    stood: dict[bytes, list[ObjectId]]
+
+    @classmethod
+    def of(cls, repository: OpenRepository, ids: Sequence[ObjectId]) -> _Gone:
+        """UnknownNameError for what is no snapshot that is listed."""
+        gone = cls({}, {})
+        for ident in ids:
+            try:
+                gone.parents[ident] = snapshot(repository, ident).parents
+            except CorruptError:
+                # rm is how one gets rid of it.
+                gone._from_log(repository, ident)
+        return gone
+
+    def _from_log(self, repository: OpenRepository, ident: ObjectId) -> None:
+        """The save that made a snapshot moved its branch there from the one before, as the log of names has it yet."""
+        changes = [one for one in repository.refs.log() if one.name.startswith("branch/")]
+        with repository.index.read() as view:
+            made = [one.old for one in changes if one.new == ident][-1:]
+            self.parents[ident] = tuple(_older(view, made, ident))
+            for key, head in view.prefixed(REFS, b"branch/"):
+                if head == ident:
+                    before = [one.old for one in changes if one.name == ref_name(key)]
+                    self.stood[key] = _older(view, before, ident)
+
+    def moves(self, view: View) -> list[tuple[bytes, ObjectId, ObjectId | None]]:
+        """The branches at what goes: key, where it is, and where it is to be."""
+        return [
+            (key, head, names.nearest(view, [*self.parents[head], *self.stood.get(key, ())], self.parents))
+            for key, head in list(view.prefixed(REFS, b"branch/"))
+            if head in self.parents
+        ]
+
+
+def _older(view: View, candidates: Sequence[ObjectId | None], ident: ObjectId) -> list[ObjectId]:
+    """Those that are not known to be younger than a snapshot, and so its children: a branch may have gone back."""
+    made = _created(view, ident)
+    return [one for one in candidates if one is not None and one != ident and _created(view, one) <= made]
+
+
+def _created(view: View, ident: ObjectId) -> int:
+    row = view.get(SNAPSHOTS, ident)
+    return int(U64.unpack(row)[0]) if row is not None else 0
 
 
 def _check_removable(repository: OpenRepository, update: Update, ident: ObjectId) -> None:

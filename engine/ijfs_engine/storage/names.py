@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from ijfs_engine.errors import AmbiguousNameError, UnknownNameError
@@ -15,6 +16,7 @@ from ijfs_engine.format.records import ObjectId
 from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, View
 
 MIN_PREFIX: Final = 4
+NOTHING: Final[Mapping[ObjectId, Sequence[ObjectId]]] = MappingProxyType({})
 _SPEC: Final = re.compile(r"([^~^]+)((?:~\d*|\^)*)")
 _ASIDE: Final = b"tag/base@"
 """Tags of what programs stand on: made by the way, such a snapshot is nobody's latest."""
@@ -33,17 +35,22 @@ def parse(spec: str) -> tuple[str, int]:
     return match[1], sum(steps)
 
 
-def nearest(view: View, candidates: Sequence[ObjectId]) -> ObjectId | None:
-    """The first of the candidates that is listed, or of their own parents where they were removed, depth first."""
-    return next(_walk_back(view, candidates), None)
+def nearest(
+    view: View, candidates: Sequence[ObjectId], without: Mapping[ObjectId, Sequence[ObjectId]] = NOTHING
+) -> ObjectId | None:
+    """The first of the candidates that is listed, or of their own parents where they were removed, depth first.
+    `without`: what is to be removed, and its parents."""
+    return next(_walk_back(view, candidates, without), None)
 
 
 def nearest_ancestors(view: View, ident: ObjectId) -> list[ObjectId]:
     """The nearest listed ancestors of a removed snapshot, one per path."""
-    return list(_walk_back(view, [ident]))
+    return list(_walk_back(view, [ident], NOTHING))
 
 
-def _walk_back(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]:
+def _walk_back(
+    view: View, candidates: Sequence[ObjectId], without: Mapping[ObjectId, Sequence[ObjectId]]
+) -> Iterator[ObjectId]:
     stack = list(reversed(candidates))
     seen: set[ObjectId] = set()
     while stack:
@@ -51,6 +58,9 @@ def _walk_back(view: View, candidates: Sequence[ObjectId]) -> Iterator[ObjectId]
         if ident in seen:
             continue
         seen.add(ident)
+        if ident in without:
+            stack += reversed(without[ident])
+            continue
         if view.get(SNAPSHOTS, ident) is not None:
             yield ident
             continue

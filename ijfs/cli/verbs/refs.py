@@ -212,8 +212,9 @@ def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_
     history = History.of(repository)
     at = {name: _at(repository, kind, name) for kind, name in targets}
     removed = {at[name] for kind, name in targets if kind == "snapshot"}
+    moved = _moved(repository, targets, removed)
     if dry_run:
-        kept = history.ancestors(_heads_without(repository, targets))
+        kept = history.ancestors(_heads_without(repository, targets, moved))
     else:
         _remove(repository, targets, at)
         kept = History.of(repository).named()
@@ -223,7 +224,14 @@ def _removed(repository: Repository, targets: list[tuple[RefKind, str]], *, dry_
 
     in_use = opened_in_mounts(repository.path, [ident.hex() for ident in sorted(removed | lost - held)])
     ways_back = [] if dry_run else [_way_back(history, kind, name, at[name]) for kind, name in targets]
-    return _report(targets, at, _Lost(history.snapshots, lost - held, held, in_use), ways_back, dry_run=dry_run)
+    lost_ones = _Lost(history.snapshots, lost - held, held, in_use)
+    return _report(targets, at, moved, lost_ones, ways_back, dry_run=dry_run)
+
+
+def _moved(repository: Repository, targets: list[tuple[RefKind, str]], removed: set[bytes]) -> dict[str, bytes | None]:
+    """Where the branches at removed snapshots go; None for those that go away with them."""
+    heirs = repository.heirs(sorted(removed))
+    return {name: heir for name, heir in sorted(heirs.items()) if ("branch", name) not in targets}
 
 
 def _way_back(history: History, kind: RefKind, name: str, ident: bytes) -> str:
@@ -255,9 +263,12 @@ def _remove(repository: Repository, targets: list[tuple[RefKind, str]], at: Mapp
         removers[kind](name)
 
 
-def _heads_without(repository: Repository, targets: list[tuple[RefKind, str]]) -> list[bytes]:
-    """Where branches and tags would stand. A branch at a removed snapshot moves to its parent: it keeps the same."""
-    heads = [at for name, at in repository.refs.branches().items() if ("branch", name) not in targets]
+def _heads_without(
+    repository: Repository, targets: list[tuple[RefKind, str]], moved: Mapping[str, bytes | None]
+) -> list[bytes]:
+    """Where branches and tags would stand."""
+    branches = {name: at for name, at in repository.refs.branches().items() if ("branch", name) not in targets}
+    heads = [at for at in {**branches, **moved}.values() if at is not None]
     return heads + [at for name, at in repository.refs.tags().items() if ("tag", name) not in targets]
 
 
@@ -289,6 +300,7 @@ class _Lost(NamedTuple):
 def _report(
     targets: list[tuple[RefKind, str]],
     at: Mapping[str, bytes],
+    moved: Mapping[str, bytes | None],
     lost: _Lost,
     ways_back: list[str],
     *,
@@ -297,6 +309,7 @@ def _report(
     data = {
         "dry_run": dry_run,
         "removed": [{"kind": kind, "name": name, "snapshot": at[name].hex()} for kind, name in targets],
+        "moved": [{"name": name, "snapshot": to.hex() if to is not None else None} for name, to in moved.items()],
         "unreachable": [s.id.hex() for s in lost.listed(lost.unreachable)],
         "held": [s.id.hex() for s in lost.listed(lost.held)],
         "open": [{"snapshot": one.snapshot, "mountpoint": str(one.mountpoint), "by": one.by} for one in lost.in_use],
@@ -309,6 +322,8 @@ def _report(
             said = lost.snapshots.get(at[name]) if kind == "snapshot" else None
             message = f"  {text.first_line(said.message)}" if said is not None else ""
             out.line(f"{done} {kind} ", (name, "bold"), (f" (at {text.short(at[name])})", "dim"), message)
+        for name, to in moved.items():
+            _show_moved(out, name, to, dry_run=dry_run)
         for ids, what in ((lost.unreachable, "nothing keeps"), (lost.held, "only what is live keeps")):
             for s in lost.listed(ids):
                 out.line(f"  {what} ", (text.short(s.id), "yellow"), "  ", text.first_line(s.message))
@@ -318,12 +333,23 @@ def _report(
         if lost.in_use:
             out.line(("what they have not read by the next `ijfs gc` they get as `Stale file handle`", "dim"))
         for (kind, name), way in zip(targets, ways_back, strict=False):
+            if kind == "snapshot" and at[name] not in lost.snapshots:
+                continue  # its record is damaged: nothing brings that back
             until = "until `ijfs gc`, " if kind == "snapshot" or at[name] in lost.unreachable else ""
             out.line((f"{until}`{way}` brings it back", "dim"))
         if lost.unreachable and not dry_run:
             out.line(("`ijfs log` lists what nothing keeps until `ijfs gc` frees it", "dim"))
 
     return Answer(data, show)
+
+
+def _show_moved(out: Printer, name: str, to: bytes | None, *, dry_run: bool) -> None:
+    if to is not None:
+        words = (" would be at ", "") if dry_run else (" is at ", " now")
+        out.line("  branch ", (name, "bold green"), words[0], (text.short(to), "yellow"), words[1])
+        return
+    goes = "would go with it" if dry_run else "went with it"
+    out.line("  branch ", (name, "bold"), f" {goes}: no snapshot before it is known")
 
 
 COMMANDS = {"branch": branch, "tag": tag, "rm": rm}
