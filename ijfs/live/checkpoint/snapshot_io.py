@@ -297,7 +297,7 @@ def program_in(snapshot: Snapshot) -> LiveMeta:
     for parent in snapshot.parents[:1]:
         hint = f"`ijfs restore {parent.hex()[:12]}` brings the program back as it was saved before, and {hint}"
     raise NotLiveError(
-        f"{ident} holds the files that `{name}` had left when it had ended: there is no program in it to bring back",
+        f"{ident} holds files of `{name}` and no memory: there is no program in it to bring back",
         hint=hint,
     )
 
