@@ -38,10 +38,10 @@ REDRAW_S = 0.05
 UNKNOWN_END = 1
 
 
-def require_terminal() -> None:
+def require_terminal(otherwise: str) -> None:
     """A usage error where nobody sits at standard input and output."""
     if not sys.stdin.isatty() or not sys.stdout.isatty():
-        raise click.UsageError("standard input and output are no terminal: -t wants one, `-d` leaves it for later")
+        raise click.UsageError(otherwise)
 
 
 def window_size() -> tuple[int, int]:
@@ -87,6 +87,17 @@ def ended_before(app: App, name: str) -> int:
     with _raw():  # it was written for a terminal
         _write(Path(client.describe(app.repository_path, name).log).read_bytes())
     return again
+
+
+def tell_why(app: App, name: str) -> None:
+    """Say of a program that has ended that the kernel killed it for want of memory, where it did: else there is only
+    an exit status."""
+    from ijfs.live.client import api as client
+
+    with contextlib.suppress(IjfsError):  # an ephemeral one is gone
+        info = client.describe(app.repository_path, name)
+        if info.status == "exited" and info.oom_kills and info.note:
+            app.warn(f"`{name}` has ended, with exit status {info.exit_status}: it {info.note}")
 
 
 def _what_became(app: App, name: str) -> Attached | int:

@@ -19,6 +19,8 @@ import pytest
 from calls import COMMAND, Ijfs
 from waiting import patient
 
+from ijfs.live.sandbox import limits
+
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 LEAVE = b"\x10\x11"
@@ -132,6 +134,30 @@ def test_what_ends_at_once_is_shown_and_its_exit_code_is_the_programs(repo: Path
     ijfs("stop", "--all", "-q")
 
 
+def test_what_the_kernel_kills_for_want_of_memory_is_told_at_its_terminal(repo: Path, ijfs: Ijfs) -> None:
+    if "memory" not in limits.available():
+        pytest.skip("this machine gives no control groups")
+    hog = ("--name", "hog", "--memory", "30M", "--", sys.executable, "-c", "held = bytearray(100 << 20)")
+    typist = Typist("run", "-it", "--rm", *hog)
+    assert typist.code() == 137
+    assert b"it ran out of its 30 MB of memory" in typist.seen
+    ijfs("stop", "--all", "-q")
+
+
+def test_a_save_says_of_dev_tty_in_a_job_of_a_shell_what_to_do(shell: Typist, ijfs: Ijfs) -> None:
+    shell.type(b"sleep 1000\r")
+    while ijfs("exec", "sh", "--", "pgrep", "-x", "sleep").code != 0:
+        pass
+    assert ijfs("doctor", "sh").code == 12
+    refused = ijfs("save", "sh")
+    assert refused.code == 12
+    assert "/dev/tty open while a job of a shell is in the foreground" in refused.err
+    assert "ctrl-z" in refused.err
+    shell.type(b"\x1a")
+    shell.sees(PROMPT)
+    assert ijfs("save", "sh").code == 0
+
+
 def test_who_sits_at_no_terminal_hears_what_to_do(repo: Path, ijfs: Ijfs) -> None:
     assert ijfs("run", "-it", "--", "sh").code == 2
     assert ijfs("run", "-i", "--", "sh").code == 2
@@ -139,5 +165,11 @@ def test_who_sits_at_no_terminal_hears_what_to_do(repo: Path, ijfs: Ijfs) -> Non
     assert ijfs("run", "-dt", "--name", "d", "--", "sh").code == 0
     assert ijfs("run", "--name", "plain", "--", "sleep", "1000").code == 0
     assert Typist("attach", "plain").code() == 2
-    assert ijfs("attach", "d").code == 2
+    for name, code, said in (
+        ("d", 2, "`ijfs attach` sits down at a terminal"),
+        ("plain", 2, "was started without a terminal"),
+        ("nobody", 1, "there is no instance `nobody`"),
+    ):
+        refused = ijfs("attach", name)
+        assert (refused.code, said in refused.err, "-d" in refused.err) == (code, True, False)
     ijfs("stop", "--all", "--rm", "-q")

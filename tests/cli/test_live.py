@@ -18,6 +18,7 @@ from calls import Ijfs, Result
 from json_page import check
 from waiting import eventually, patient
 
+from ijfs.cli.verbs import logs
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record, write_record
 from ijfs.live.process.keeper_lock import is_kept
@@ -375,6 +376,17 @@ def test_logs_follow_until_the_program_ends(run_ijfs: Ijfs, live: Path) -> None:
     assert followed.out.splitlines() == [f"line {i}" for i in range(5)]
     assert run_ijfs("logs", "-n", "2", "brief").out.splitlines() == ["line 3", "line 4"]
     check(run_ijfs("logs", "brief", "--json").json, "logs")
+
+
+def test_logs_end_where_the_log_ended_when_they_were_asked_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"one\ntwo\nthree\n")
+    start, end = logs._part(log, 1)
+    rest = logs._rest(log, start, end)
+    with log.open("ab") as file:
+        file.write(b"four\n")
+    assert b"".join(rest) == b"three\n"
+    assert b"".join(logs._rest(log, start)) == b"three\nfour\n"
 
 
 def test_watch_prints_what_happens_and_runs_a_command_for_it(ijfs: Ijfs, live: Path, tmp_path: Path) -> None:

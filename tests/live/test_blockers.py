@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from ijfs.live.checks import blockers, privilege
+from ijfs.live.checks import blockers, privilege, terminals
+from ijfs.live.process import procfs
 
 pytestmark = pytest.mark.root
 
@@ -104,3 +107,41 @@ def test_more_pipes_than_criu_has_room_for_are_warned_of(monkeypatch: pytest.Mon
     monkeypatch.setattr(blockers, "_MOST_PIPES", 30)
     with process("kept = [os.pipe() for _ in range(40)]") as pid:
         assert [result.outcome for result in blockers._pipes([pid])] == ["warn"]
+
+
+AT_A_TERMINAL = """
+import pty, signal
+pid, master = pty.fork()
+if pid == 0:
+    {first}
+    if os.fork():
+        time.sleep(1000)
+    {second}
+    os.write(1, b"ready")
+    time.sleep(1000)
+while b"ready" not in os.read(master, 1000):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("pass", "pass", []),
+        ("kept = open('/dev/tty')", "also = open('/dev/tty')", []),
+        ("pass", "kept = open('/dev/tty')", ["first program at its terminal has not"]),
+        (
+            "kept = open('/dev/tty')",
+            "signal.signal(signal.SIGTTOU, signal.SIG_IGN); os.setpgid(0, 0); os.tcsetpgrp(0, os.getpid())",
+            ["while a job of a shell is in the foreground"],
+        ),
+    ],
+)
+def test_a_terminal_that_criu_cannot_tell_whose_it_is_is_named(first: str, second: str, refused: list[str]) -> None:
+    with process(AT_A_TERMINAL.format(first=first, second=second)) as pid:
+        below = procfs.descendants(pid)
+        found = list(terminals.of_program(pid, [pid, *below]))
+        for child in below:
+            os.kill(child, signal.SIGKILL)
+    assert [result.outcome for result in found] == ["refuse"] * len(refused)
+    assert all(text in result.evidence for text, result in zip(refused, found, strict=True))

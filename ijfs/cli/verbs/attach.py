@@ -20,12 +20,15 @@ def attach(app: App, name: str | None, keys: bytes) -> Answer | None:
     it ends; 0 when you leave it, which ctrl-p ctrl-q does.
     """
     from ijfs.cli import attached
+    from ijfs.live.client import terminal
 
     app.live_programs()
     if app.json:
         raise click.UsageError("a terminal is no JSON")
-    attached.require_terminal()
-    return Answer({}, None, sat_at(app, name or instances.the_only(app), keys) or 0)
+    name = name or instances.the_only(app)
+    terminal.require(app.repository_path, name)
+    attached.require_terminal("`ijfs attach` sits down at a terminal, and standard input and output are none")
+    return Answer({}, None, sat_at(app, name, keys) or 0)
 
 
 def sat_at(app: App, name: str, keys: bytes) -> int | None:
@@ -36,6 +39,8 @@ def sat_at(app: App, name: str, keys: bytes) -> int | None:
     status = attached.attach(app, name, keys)
     if status is attached.LEFT:
         app.note(f"`{name}` runs on: `ijfs attach {name}` comes back to it")
+    else:
+        attached.tell_why(app, name)
     return status
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -44,13 +44,13 @@ def logs(app: App, name: str | None, follow: bool, lines: int | None, earlier: b
     info = describe(app.repository_path, name)
     if earlier:
         info = _earlier(app, info)
-    start = _start(Path(info.log), lines)
+    start, end = _part(Path(info.log), lines)
     if app.json:
         with Path(info.log).open("rb") as file:
             file.seek(start)
-            return Answer({"name": name, "log": info.log, "content": file.read().decode(errors="replace")})
+            return Answer({"name": name, "log": info.log, "content": file.read(end - start).decode(errors="replace")})
     try:
-        for data in _followed(app, info, start) if follow else _rest(Path(info.log), start):
+        for data in _followed(app, info, start) if follow else _rest(Path(info.log), start, end):
             with writing_out():
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
@@ -72,30 +72,37 @@ def _earlier(app: App, info: InstanceInfo) -> InstanceInfo:
     return msgspec.structs.replace(info, log=str(log))
 
 
-def _start(path: Path, lines: int | None) -> int:
-    """The offset at which the last `lines` lines begin."""
-    if lines is None:
-        return 0
+def _part(path: Path, lines: int | None) -> tuple[int, int]:
+    """The offset at which the last `lines` lines begin, and the log's size now: what it gets meanwhile is not asked
+    for, and a program that writes as fast as it is read would have no end."""
     with path.open("rb") as file:
-        position = file.seek(0, 2)
-        found = 0
-        while position > 0:
-            step = min(BLOCK, position)
-            position -= step
-            file.seek(position)
-            block = file.read(step)
-            for at in range(len(block) - 1, -1, -1) if lines else ():
-                if block[at : at + 1] == b"\n":
-                    found += 1
-                    if found > lines:
-                        return position + at + 1
-        return 0 if lines else file.seek(0, 2)
+        size = file.seek(0, 2)
+        return (0 if lines is None else _start(file, size, lines)), size
 
 
-def _rest(path: Path, offset: int) -> Iterator[bytes]:
+def _start(file: BinaryIO, size: int, lines: int) -> int:
+    """The offset at which the last `lines` lines of so many bytes begin."""
+    position = size
+    found = 0
+    while position > 0:
+        step = min(BLOCK, position)
+        position -= step
+        file.seek(position)
+        block = file.read(step)
+        for at in range(len(block) - 1, -1, -1) if lines else ():
+            if block[at : at + 1] == b"\n":
+                found += 1
+                if found > lines:
+                    return position + at + 1
+    return 0 if lines else size
+
+
+def _rest(path: Path, offset: int, end: int | None = None) -> Iterator[bytes]:
+    """What is in a log from there on, up to `end` where there is one."""
     with path.open("rb") as file:
         file.seek(offset)
-        while data := file.read(BLOCK):
+        while data := file.read(BLOCK if end is None else min(BLOCK, end - offset)):
+            offset += len(data)
             yield data
 
 

@@ -157,7 +157,7 @@ def _check_terminal(app: App, *, tty: bool, detach: bool, forget: bool) -> None:
     if tty and not detach:
         if app.json:
             raise click.UsageError("a terminal is no JSON: `-d` leaves it for later")
-        attached.require_terminal()
+        attached.require_terminal("standard input and output are no terminal: -t wants one, `-d` leaves it for later")
 
 
 def _sat_at(app: App, name: str, keys: bytes, *, forget: bool) -> int:
@@ -170,6 +170,7 @@ def _sat_at(app: App, name: str, keys: bytes, *, forget: bool) -> int:
         status = attach.sat_at(app, name, keys)
     except InstanceExitedError:
         status = attached.ended_before(app, name)
+        attached.tell_why(app, name)
     if forget and status is not attached.LEFT:
         remove(app.repository_path, name)
     return status or 0

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ijfs.live.checks import nested, privilege, sockets, unlike
+from ijfs.live.checks import nested, privilege, sockets, terminals, unlike
 from ijfs.live.checks.result import CheckResult
 from ijfs.live.process import descriptors, procfs
 
@@ -59,7 +59,7 @@ def of_program(pid: int) -> list[CheckResult]:
     members = procfs.processes_in("pid", inode)
     found = [result for member in members for result in of_process(member)]
     of_all = (*_mounts(pid), *_pipes(members), *sockets.of_program(pid), *nested.of_program(pid))
-    return [*found, *of_all, *unlike.of_program(pid, members)]
+    return [*found, *of_all, *terminals.of_program(pid, members), *unlike.of_program(pid, members)]
 
 
 def traced(pid: int) -> list[CheckResult]:

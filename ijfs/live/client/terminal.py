@@ -12,7 +12,7 @@ from ijfs.live.client.instances import RepoPath
 from ijfs.live.client.record import record_of
 from ijfs.live.errors import CommandError, InstanceExitedError
 from ijfs.live.model.paths import TERMINAL_PORT, InstancePaths
-from ijfs.live.model.records import LOOPBACK, InstanceRecord, Process
+from ijfs.live.model.records import LOOPBACK, InstanceRecord, Process, Terminal
 from ijfs.live.process import procfs
 from ijfs.live.sandbox import namespaces as ns
 
@@ -59,20 +59,27 @@ class Attached:
 
 def attach(repo: RepoPath, name: str) -> Attached:
     """Connect to the terminal of a live program. InstanceExitedError; CommandError for one without a terminal."""
-    record = record_of(InstancePaths.of(repo, name))
-    if record.spec.terminal is None:
-        raise _without_terminal(record)
-    if record.program is None or not procfs.is_alive(record.program):
-        raise InstanceExitedError(f"the program of `{name}` has ended")
+    program, terminal = require(repo, name)
     try:
-        return _connected(record.program, record.spec.terminal.key)
+        return _connected(program, terminal.key)
     except OSError as error:
-        if not procfs.is_alive(record.program):
+        if not procfs.is_alive(program):
             raise InstanceExitedError(f"the program of `{name}` has ended") from error
         raise CommandError(
             f"the terminal of `{name}` does not answer: {error.strerror or error}",
             hint=f"`ijfs logs {name}` shows what it wrote, `ijfs ps` whether it is parked",
         ) from error
+
+
+def require(repo: RepoPath, name: str) -> tuple[Process, Terminal]:
+    """A live program and the terminal that it runs at. NoInstanceError; InstanceExitedError; CommandError for one
+    without a terminal."""
+    record = record_of(InstancePaths.of(repo, name))
+    if record.program is None or not procfs.is_alive(record.program):
+        raise InstanceExitedError(f"the program of `{name}` has ended", hint=f"`ijfs logs {name}` shows what it wrote")
+    if record.spec.terminal is None:
+        raise _without_terminal(record)
+    return record.program, record.spec.terminal
 
 
 def _connected(program: Process, key: str) -> Attached:

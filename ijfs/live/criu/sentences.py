@@ -212,6 +212,21 @@ KNOWN: tuple[Known, ...] = (
         "`ijfs logs` shows its last words",
     ),
     Known(
+        r"ctty inheritance detected.*no PTY peer",
+        "a process of the program has /dev/tty open while a job of a shell is in the foreground: CRIU cannot tell "
+        "whose terminal it is",
+        "end that job, or stop it with ctrl-z, then save; where it is `sh` that has it open, take `bash`, which does "
+        "not",
+        of_program=True,
+    ),
+    Known(
+        r"ctty inheritance detected",
+        "a process of the program has /dev/tty open, and the first program at its terminal has not: CRIU cannot tell "
+        "whose terminal it is",
+        "end it, then save; as the first program at its terminal (`ijfs run -it -- PROGRAM`) it can be saved",
+        of_program=True,
+    ),
+    Known(
         r"External socket is used|[Cc]an't dump half of stream unix connection",
         "the program is connected to a socket outside its sandbox",
         "close that connection in the program",
