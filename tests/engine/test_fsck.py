@@ -502,3 +502,40 @@ def test_a_lost_pack_of_what_can_be_missed_is_no_damage_to_either_check(reposito
     sidecars.unlink()
     assert repository.fsck().clean
     assert repository.fsck(data=False).clean
+
+
+@pytest.mark.parametrize("name", ["ffffffff.pack", "7ffffffe.pack", "40000000.pack"])
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_pack_under_a_number_that_none_can_have_is_named_and_put_back(
+    repository: Repository, name: str, moved: bool, lost: bool
+) -> None:
+    first = save(repository, {"f": noise(9000)}, branch="main")
+    second = save(repository, {"f": noise(5000)}, branch="main", parents=[first.id])
+    before = {one.id: contents(repository, one.id) for one in (first, second)}
+    path, _ = frame_of(repository, first.id)
+    shutil.copyfile(path, path.with_name(name))
+    if moved:
+        path.unlink()
+    if lost:
+        repository = lose_index(repository)
+    assert name in [one.where for one in repository.fsck().damage] or lost
+    done = repository.fsck(repair=True)
+    assert name in [one.where for one in done.damage]
+    assert f"called {name} {path.name if moved else name + '.aside'}" in done.repaired[0]
+    assert repository.fsck().clean
+    assert {ident: contents(repository, ident) for ident in before} == before
+    save(repository, {"f": noise(100)}, branch="main", parents=[second.id])
+    assert repository.fsck().clean
+
+
+def test_a_misnamed_pack_without_a_header_gets_a_number_of_its_own(repository: Repository) -> None:
+    first = save(repository, {"f": noise(9000)}, branch="main")
+    before = contents(repository, first.id)
+    path, _ = frame_of(repository, first.id)
+    damage(path, 8)
+    path.rename(path.with_name("ffffffff.pack"))
+    repository = lose_index(repository)
+    repository.fsck(repair=True)
+    assert repository.fsck().clean
+    assert contents(repository, first.id) == before

@@ -19,6 +19,7 @@ from ijfs_engine.format.records import Damage, FsckReport, Leaf, ObjectId, Tree
 from ijfs_engine.maintenance.damage_report import Impact
 from ijfs_engine.maintenance.index_check import check_index
 from ijfs_engine.maintenance.link_check import LinkCheck
+from ijfs_engine.maintenance.misnamed_packs import misnamed, put_back
 from ijfs_engine.maintenance.pack_check import MISSING_PACK, NO_FRAME, NO_SUCH_PACK, Finding, PackCheck, too_short
 from ijfs_engine.maintenance.reachability import TreeWalker, split, walk
 from ijfs_engine.maintenance.record_check import RecordCheck
@@ -63,16 +64,24 @@ def check(repository: OpenRepository, *, repair: bool, data: bool, progress: Pro
         unusable = _unusable(repository)
         if unusable or repair:
             check_keys(repository.directory)
-        if not unusable:
-            return _check_all(checker, Repairer(repository) if repair else None)
-        if not repair:
-            return checker.report(unusable)
-        # Nothing that needs the index was asked yet: of a damaged one no row is to be believed.
-        repairer = Repairer(repository)
-        repairer.rebuild(keep=unusable[0].message != _LOST)
-        report = _check_all(checker, repairer)
-        damage = [*checker.report(unusable).damage, *report.damage]
-        return msgspec.structs.replace(report, damage=damage, repaired=repairer.done)
+        # They get their names back first: an index is built of all packs, and one of them may be what it misses.
+        strays = misnamed(repository.directory)
+        done = put_back(repository.directory) if repair and strays else []
+        report = _check(checker, unusable, Repairer(repository) if repair else None)
+        damage = [*checker.report(strays).damage, *report.damage]
+        return msgspec.structs.replace(report, damage=damage, repaired=[*done, *report.repaired])
+
+
+def _check(checker: Checker, unusable: list[Finding], repairer: Repairer | None) -> FsckReport:
+    if not unusable:
+        return _check_all(checker, repairer)
+    if repairer is None:
+        return checker.report(unusable)
+    # Nothing that needs the index was asked yet: of a damaged one no row is to be believed.
+    repairer.rebuild(keep=unusable[0].message != _LOST)
+    report = _check_all(checker, repairer)
+    damage = [*checker.report(unusable).damage, *report.damage]
+    return msgspec.structs.replace(report, damage=damage, repaired=repairer.done)
 
 
 def _unusable(repository: OpenRepository) -> list[Finding]:

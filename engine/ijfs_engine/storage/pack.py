@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PACK_MAGIC: Final = b"ijfspack"
 PACK_VERSION: Final = 1
 _ZEROS: Final = bytes(ALIGN)
+NUMBERS: Final = 1 << 30
+"""No pack here gets a number from here on: a file of such a name was copied or renamed there. Packs elsewhere have
+numbers far above (`elsewhere.FAR`)."""
 _PACK_NAME: Final = re.compile(r"([0-9a-f]{8})\.pack")
 _PACK_HEADER: Final = struct.Struct("<8sIIIQ16s16xI")
 PACK_HEADER_SIZE: Final = _PACK_HEADER.size
@@ -386,6 +389,15 @@ class PackReader:
 
 
 def pack_files(directory: Path) -> Iterator[tuple[int, Path]]:
-    """Every pack file there is, by number."""
+    """Every pack file there is, by number, without those whose number none can have."""
+    return ((number, path) for number, path in _numbered(directory) if number < NUMBERS)
+
+
+def misnamed_pack_files(directory: Path) -> list[Path]:
+    """Those whose number none can have."""
+    return [path for number, path in _numbered(directory) if number >= NUMBERS]
+
+
+def _numbered(directory: Path) -> list[tuple[int, Path]]:
     found = ((pack_number(path), path) for path in directory.iterdir() if not path.is_dir())
-    yield from sorted((number, path) for number, path in found if number is not None)
+    return sorted((number, path) for number, path in found if number is not None)
