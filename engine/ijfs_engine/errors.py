@@ -24,11 +24,15 @@ HINTS: Final = {
 }
 """What is advised where the system refused a read or write."""
 
-_REFUSALS: Final = (
+REFUSALS: Final = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EFBIG, errno.ENOSPC, errno.EDQUOT),
 )
+"""Why the system, or a limit that was set, refuses for now: nothing is wrong with what is stored."""
+NO_THREAD: Final = "can't start new thread"
+"""What Python says where the system gives none."""
+THREADS_HINT: Final = "raise the limits of processes (ulimit -u, a container's pids) and of address space (ulimit -v)"
 _OF_A_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -109,13 +113,25 @@ class CorruptError(IjfsError):
 class StorageError(IjfsError):
     """The operating system refused a read or write (disk full, permission, I/O error)."""
 
+    refused: bool = False
+    """Whether it refuses for now, and so nothing is damaged: `is_refusal`."""
+
     @classmethod
     def of(cls, what: str, error: OSError) -> StorageError:
         """`what` failed for the system's reason: a sentence that names the file, and a hint."""
         reason = error.strerror or str(error)
         if error.filename is not None and os.fsdecode(error.filename) not in what:
             reason = f"{os.fsdecode(error.filename)}: {reason}"
-        return cls(f"{what}: {reason}", hint=HINTS.get(error.errno or 0))
+        found = cls(f"{what}: {reason}", hint=HINTS.get(error.errno or 0))
+        found.refused = is_refusal(error)
+        return found
+
+    @classmethod
+    def short_of(cls, what: str, reason: str, hint: str | None) -> StorageError:
+        """`what` failed because the system, or a limit, gives no more of something."""
+        found = cls(f"{what}: {reason}", hint=hint)
+        found.refused = True
+        return found
 
 
 def is_of_a_disk(error: OSError) -> bool:
@@ -125,7 +141,7 @@ def is_of_a_disk(error: OSError) -> bool:
 
 def is_refusal(error: OSError) -> bool:
     """Whether it is the system, or a limit that was set, that refuses for now: nothing is wrong with what is stored."""
-    return error.errno in _REFUSALS
+    return error.errno in REFUSALS
 
 
 class ConflictError(IjfsError):

@@ -421,8 +421,12 @@ def _open_damaged(directory: RepositoryDirectory) -> Index:
     """
     try:
         return _open_index(directory)
-    except (CorruptError, StorageError):
+    except CorruptError:
         pass
+    except StorageError as error:
+        # What the system refuses for now, or asks to try again, says nothing about the index.
+        if error.refused or error.__cause__ is None:
+            raise
     with disk.storage_errors("setting the damaged index aside"):
         if any(True for _ in live_files(directory.sessions)):
             raise LockedError("the index is damaged, and a save is running", hint="wait until it ends, or stop it")

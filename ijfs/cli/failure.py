@@ -33,7 +33,14 @@ _OS_HINTS = {
     errno.EPERM: "saving and restoring programs needs root",
     errno.EROFS: "choose a place that can be written to",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "the machine has too many files open; try again when it has fewer",
+    errno.ENOMEM: "there is too little memory, or the limit of address space is too low (`ulimit -v`)",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
 }
+_OUT_OF_MEMORY = "there is not enough memory"
+_NO_THREAD = "can't start new thread"
+_NO_MAP = "failed to map segment"
+"""What the loader says of a compiled part where addresses are short."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ def explain(error: BaseException, verb: str = "") -> Failure:
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
         case BaseExceptionGroup() if error.exceptions:
             return explain(error.exceptions[0], verb)
+        case ImportError() if code := _refusal_in(str(error)):
+            return Failure("SystemError", f"a part of ijfs does not load: {error.msg}", _OS_HINTS[code], 1)
         case ImportError() if error.name and error.name.split(".")[0] in ("ijfs", "ijfs_engine"):
             return Failure("MissingPackage", f"ijfs is not whole: {error.msg}", NOT_BUILT, 1)
         case ModuleNotFoundError() if error.name:
@@ -104,10 +113,22 @@ def explain(error: BaseException, verb: str = "") -> Failure:
         case AttributeError() | TypeError() if older := _older_than_source():
             said = f"the compiled part {older} is older than the rest of ijfs: {error}"
             return Failure("MissingPackage", said, "`make setup` in the checkout builds it anew", 1)
+        case MemoryError():
+            return Failure("SystemError", _OUT_OF_MEMORY, _OS_HINTS[errno.ENOMEM], 1)
+        case RuntimeError() if _NO_THREAD in str(error):
+            hint = "raise the limits of processes (`ulimit -u`, a container's pids) and of address space (`ulimit -v`)"
+            return Failure("SystemError", f"the system refuses: {error}", hint, 1)
         case OSError() if error.strerror:
             return Failure("SystemError", _os_sentence(error), _OS_HINTS.get(error.errno or 0), 1)
     message = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
     return Failure("InternalError", message, "this is a fault of ijfs; IJFS_DEBUG=1 shows where", 1)
+
+
+def _refusal_in(message: str) -> int | None:
+    """The limit that the loader of a compiled part met; None for any other reason."""
+    if _NO_MAP in message:
+        return errno.ENOMEM
+    return next((code for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) if os.strerror(code) in message), None)
 
 
 def _older_than_source(names: Iterable[str] | None = None) -> str | None:

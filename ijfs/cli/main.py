@@ -234,10 +234,18 @@ def invoke(argv: list[str], *, caller: Caller | None = None) -> int:
     except SystemExit as exit_:
         return _flushed(exit_.code if isinstance(exit_.code, int) else 1)
     except BaseException as error:
-        from ijfs.cli.failure import report
-
-        return report(error, app)
+        return _reported(error, app)
     return 0
+
+
+def _reported(error: BaseException, app: App) -> int:
+    try:
+        from ijfs.cli.failure import report
+    except (OSError, ImportError, MemoryError):
+        # Too few files or too little memory to load what says so: what failed first is said as it is.
+        sys.stderr.write(f"ijfs: {error}\n")
+        return 1
+    return report(error, app)
 
 
 def _dispatch(argv: list[str], app: App) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import json
@@ -217,7 +218,8 @@ LOG_LOADS = """
     ijfs_engine.storage.journal ijfs_engine.storage.known_damage ijfs_engine.storage.listed
     ijfs_engine.storage.locks ijfs_engine.storage.names ijfs_engine.storage.object_store
     ijfs_engine.storage.open_repository ijfs_engine.storage.ordering ijfs_engine.storage.pack
-    ijfs_engine.storage.pins ijfs_engine.storage.refs ijfs_engine.storage.reserve ijfs_engine.util
+    ijfs_engine.storage.pins ijfs_engine.storage.refs ijfs_engine.storage.reserve
+    ijfs_engine.storage.sealed_content ijfs_engine.util
     ijfs_engine.util.buffers ijfs_engine.util.io_wait ijfs_engine.util.per_thread ijfs_engine.util.pipeline
 """
 """What of ours `ijfs log` may load. Each takes it 0.3 ms: who adds one has a reason, or loads it where it is used."""
@@ -471,6 +473,22 @@ def test_a_compiled_part_that_is_missing_is_built_and_no_fault(fails: str) -> No
     assert said.hint == failure.NOT_BUILT == NOT_BUILT
     assert said.exit_code == 1
     assert "nothing" in said.message
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (MemoryError(), "memory"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (ImportError("part.so: cannot open shared object file: Too many open files", name="ijfs.part"), "ulimit -n"),
+        (ImportError("part.so: failed to map segment from shared object", name="ijfs.part"), "ulimit -v"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_ijfs(error: BaseException, hint: str) -> None:
+    said = failure.explain(error)
+    assert said.type == "SystemError"
+    assert hint in str(said.hint)
 
 
 def test_a_compiled_part_that_is_older_than_its_source_is_built_and_no_fault(

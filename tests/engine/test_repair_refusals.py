@@ -3,16 +3,20 @@ what the system refuses for now."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+import lmdb
 import pytest
 from cryptkit import FILES, PASSPHRASE, given, make
 from storekit import contents, save
 
-from ijfs_engine import CorruptError, LockedRepositoryError, Repository
-from ijfs_engine.storage import unlocking
+from ijfs_engine import CorruptError, LockedRepositoryError, Repository, StorageError
+from ijfs_engine.storage import disk, index_pages, unlocking
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +194,76 @@ def _foreign_journal(tmp_path: Path, *, more: int, encrypted: bool) -> bytes:
         for number in range(more + 1):
             save(repository, {"other": bytes([number])}, branch="main")
         return (repository.path / "journal").read_bytes()
+
+
+def _errors() -> list[Exception]:
+    codes = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EFBIG)
+    of_lmdb = lmdb.MemoryError(f"/index: {os.strerror(errno.ENOMEM)}")
+    short = [MemoryError(), RuntimeError("can't start new thread")]
+    return [*(OSError(code, os.strerror(code)) for code in codes), of_lmdb, *short]
+
+
+@pytest.mark.parametrize("error", _errors(), ids=repr)
+def test_an_index_that_the_system_does_not_open_for_now_is_not_set_aside(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    before = _state(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr("lmdb.open", _refuse(error))
+        with pytest.raises(StorageError, match="does not open") as caught:
+            _repair(plain)
+    assert "damaged" not in (caught.value.hint or "")
+    assert _state(plain) == before
+    assert _is_whole(plain)
+
+
+@pytest.mark.parametrize("where", ["index", "packs"])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
+def test_what_the_system_does_not_give_for_now_is_not_let_go(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, where: str, code: int
+) -> None:
+    before = _state(plain)
+    open_plain = disk.open_plain
+
+    def refusing(path: str | Path, flags: int = os.O_RDONLY) -> int:
+        if Path(path).suffix == ".pack":
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return open_plain(path, flags)
+
+    with Repository.open(plain) as repository, monkeypatch.context() as patch:
+        if where == "index":
+            patch.setattr(index_pages.os, "pread", _refuse(OSError(code, os.strerror(code))))
+        else:
+            patch.setattr(disk, "open_plain", refusing)
+        with pytest.raises(StorageError) as caught:
+            repository.fsck(repair=True)
+    assert os.strerror(code) in str(caught.value)
+    assert "damaged" not in (caught.value.hint or "")
+    assert _state(plain) == before
+    assert _is_whole(plain)
+
+
+def test_a_check_that_gets_no_thread_is_a_sentence(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Repository.open(plain) as repository, monkeypatch.context() as patch:
+        patch.setattr("ijfs_engine.maintenance.fsck.check_index", _refuse(RuntimeError("can't start new thread")))
+        with pytest.raises(StorageError, match="can't start new thread"):
+            repository.fsck(repair=True)
+
+
+def test_an_index_that_says_it_is_longer_than_memory_can_be_is_damaged(plain: Path) -> None:
+    """LMDB would say of it that memory is short."""
+    data = bytearray((plain / "index/data.mdb").read_bytes())
+    for page in (0, os.sysconf("SC_PAGE_SIZE")):
+        data[page + 136 + 6] = 0x7F  # of the number of the last page
+    (plain / "index/data.mdb").write_bytes(data)
+    with pytest.raises(CorruptError, match="as long as it says"):
+        Repository.open(plain)
+    _repair(plain)
+    assert _is_whole(plain)
+
+
+def _refuse(error: Exception) -> object:
+    def call(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return call

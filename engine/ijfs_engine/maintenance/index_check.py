@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ijfs_engine.errors import CorruptError
+from ijfs_engine.errors import CorruptError, is_refusal
 from ijfs_engine.format.chunk_codec import MAX_DEPTH
 from ijfs_engine.format.crypt import Crypt
 from ijfs_engine.format.frames import HEADER_SIZE, ID_SIZE, MAX_CHUNK, MAX_OBJECT, Codec, FrameKind
@@ -60,7 +60,8 @@ def check_index(index: Index) -> list[str]:
 
 
 def salvage(file: Path, crypt: Crypt) -> Rows:
-    """The rows of names that can still be read in an index, whatever state it is in, opened."""
+    """The rows of names that can still be read in an index, whatever state it is in, opened. OSError where the
+    system refuses to look."""
     found: Rows = {table: {} for table in _NAMES}
     try:
         with disk.read_plain(file) as data:
@@ -72,8 +73,9 @@ def salvage(file: Path, crypt: Crypt) -> Rows:
                 if table in found:
                     opened = (_opened(crypt, table, row.key, row.value) for row in pages.rows(tree, ""))
                     found[table] = dict(row for row in opened if row is not None and _SHAPES[table](*row))
-    except OSError:
-        pass
+    except OSError as error:
+        if is_refusal(error):
+            raise
     return found
 
 

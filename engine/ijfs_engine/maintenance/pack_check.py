@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from ijfs_engine._native.frame_check import FrameCheck
 from ijfs_engine._native.idset import IdSet
 from ijfs_engine._native.pack_rows import PackRows
-from ijfs_engine.errors import CorruptError, UnknownFormatError
+from ijfs_engine.errors import CorruptError, UnknownFormatError, is_refusal
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import EncodedChunk, FrameKind, base_ids, decode_frame, padding
 from ijfs_engine.format.place import Place, encode_where
@@ -164,6 +163,8 @@ class PackCheck:
         except FileNotFoundError:
             pass  # `_head` has said so
         except OSError as error:
+            if is_refusal(error):
+                raise
             findings.append(Finding("pack", None, path.name, f"cannot be read: {error.strerror}"))
         return findings
 
@@ -299,10 +300,13 @@ class PackCheck:
         """The live frames of some packs."""
         met = IdSet()
         for number, size in packs.items():
-            with suppress(OSError):
-                path = pack_path(self._repository.directory.packs, number)
+            path = pack_path(self._repository.directory.packs, number)
+            try:
                 for checked in self._frames(path, number, size):
                     met.add(b"".join(checked.live))
+            except OSError as error:
+                if is_refusal(error):
+                    raise
         return met
 
     def _exists(self, number: int) -> bool:

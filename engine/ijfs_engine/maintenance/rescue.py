@@ -58,14 +58,24 @@ def _rescue(repository: OpenRepository, ids: Sequence[bytes]) -> int:
 def _chunk(reader: ChunkReader, ident: bytes) -> bytes | None:
     try:
         return bytes(reader.chunk(ident))
-    except (CorruptError, StorageError):
+    except CorruptError:
+        return None
+    except StorageError as error:
+        # What the disk does not give is lost; what the system refuses for now is not.
+        if error.refused:
+            raise
         return None
 
 
 def _object(store: Store, ident: bytes, kind: int) -> bytes | None:
     try:
         return store.get_object(ident, kind) if kind in FrameKind.NAMES else None
-    except (CorruptError, StorageError):
+    except CorruptError:
+        return None
+    except StorageError as error:
+        # What the disk does not give is lost; what the system refuses for now is not.
+        if error.refused:
+            raise
         return None
 
 

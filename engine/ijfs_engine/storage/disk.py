@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 import lmdb
 
-from ijfs_engine.errors import HINTS, CorruptError, StorageError
+from ijfs_engine.errors import HINTS, NO_THREAD, REFUSALS, THREADS_HINT, CorruptError, StorageError
 
 
 class Step(NamedTuple):
@@ -60,13 +60,23 @@ def note(op: str, path: str | Path, fd: int = -1, offset: int = 0, data: memoryv
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn the system's and LMDB's errors into StorageError("<what>: <reason>") with a hint."""
+    """Turn the system's and LMDB's errors into StorageError("<what>: <reason>") with a hint, and those of Python where
+    memory or threads are short."""
     try:
         yield
+    except MemoryError as error:
+        raise StorageError.short_of(what, os.strerror(errno.ENOMEM), HINTS[errno.ENOMEM]) from error
+    except RuntimeError as error:
+        if NO_THREAD not in str(error):
+            raise
+        raise StorageError.short_of(what, str(error), THREADS_HINT) from error
     except OSError as error:
         raise StorageError.of(what, error) from error
     except lmdb.Error as error:
-        hint = HINTS[errno.ENOSPC] if "No space" in str(error) else "the index may be damaged: `ijfs fsck --repair`"
+        for code in REFUSALS:
+            if os.strerror(code) in str(error):
+                raise StorageError.short_of(what, str(error), HINTS.get(code)) from error
+        hint = "the index may be damaged: `ijfs fsck --repair`"
         raise StorageError(f"{what}: {error}", hint=hint) from error
 
 

@@ -35,6 +35,8 @@ _MAGIC: Final = 0xBEEFC0DE
 _VERSION: Final = 1
 """Of the data format of LMDB 0.9."""
 _META_PAGE: Final = 8
+_MOST: Final = 1 << 46
+"""Bytes that a process has addresses for. LMDB would be told that memory is short, which is no damage otherwise."""
 _NO_PAGE: Final = (1 << 64) - 1
 _NUMBER_KEYS: Final = 8
 """Flag of a tree whose keys are numbers: the list of free pages."""
@@ -159,6 +161,8 @@ def doubt(head: bytes) -> str | None:
         in_turn = first.transaction % 2 == 0 and second.transaction % 2 == 1
         if not in_turn or newer.transaction != older.transaction + 1:
             return "its meta pages are not of two transactions that follow one another"
+    if newer.last_page * newer.page_size > _MOST:
+        return "it cannot be as long as it says"
     if newer.last_page < older.last_page:
         return "it has become shorter"
     for tree, flags in ((newer.free, _NUMBER_KEYS), (newer.main, 0)):

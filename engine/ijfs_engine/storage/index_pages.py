@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ijfs_engine.errors import is_refusal
 from ijfs_engine.storage.disk import read_plain
 from ijfs_engine.storage.index_file import Meta, Tree, doubt, newest_meta
 
@@ -186,6 +187,8 @@ class Pages:
         try:
             data = os.pread(self._fd, size, number * self._size)
         except OSError as error:
+            if is_refusal(error):
+                raise
             raise PageError(f"page {number} cannot be read: {error.strerror}") from error
         if len(data) != size:
             raise PageError(f"page {number} is not in the file")

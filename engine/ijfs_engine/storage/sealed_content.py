@@ -14,6 +14,7 @@ from ijfs_engine.errors import CorruptError, UnknownFormatError, is_refusal
 from ijfs_engine.format.crypt import OVERHEAD
 from ijfs_engine.format.frames import HEADER_SIZE, Codec, FrameHeader, decode_header
 from ijfs_engine.storage import disk
+from ijfs_engine.storage.frame_scan import scan_frames
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 
 _LOOK: Final = 64
@@ -60,8 +61,6 @@ def is_sealed(path: Path, ident: bytes) -> bool | None:
 
 
 def _sealed_pack(file: Path) -> bool | None:
-    from ijfs_engine.storage.frame_scan import scan_frames  # not with what every command loads
-
     for scanned in itertools.islice(scan_frames(file), _LOOK):
         sealed = _is_sealed(scanned.header) if scanned.header is not None and scanned.frame is not None else None
         if sealed is not None:
