@@ -177,6 +177,9 @@ class Repository(OpenRepository):
         """
         from ijfs_engine.write.snapshot_writer import begin
 
+        # At the commit it would be too late: packs are written by then that say whose they are.
+        with disk.storage_errors(f"opening the journal of {self.path}"):
+            self.journal.check_owner()
         far = [parent for parent in parents if not self.is_here(parent) and self.snapshot(parent)]
         lost = lost_packs(self.index, self.directory.packs)
         writer = begin(self, parents, anew=anew, elsewhere=far, lost=lost, progress=progress)

@@ -16,7 +16,10 @@ from cryptkit import FILES, PASSPHRASE, given, make
 from storekit import contents, save
 
 from ijfs_engine import CorruptError, LockedRepositoryError, Repository, StorageError
+from ijfs_engine.format.place import Place
 from ijfs_engine.storage import disk, index_pages, unlocking
+from ijfs_engine.storage.index import OBJECTS
+from ijfs_engine.storage.pack import DATA_PACK, encode_pack_header, pack_path
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +177,44 @@ def test_the_journal_of_another_repository_is_not_replayed(
     assert not list(path.glob("index.damaged-*"))
     assert _names(path) == names
     assert _is_whole(path)
+
+
+def test_beside_another_repositorys_journal_no_save_begins(plain: Path, tmp_path: Path) -> None:
+    (plain / "journal").write_bytes(_foreign_journal(tmp_path, more=0, encrypted=False))
+    packs = sorted((plain / "packs").iterdir())
+    with Repository.open(plain) as repository, pytest.raises(CorruptError, match="that of another repository"):
+        repository.begin()
+    assert sorted((plain / "packs").iterdir()) == packs
+
+
+def test_beside_another_repositorys_journal_what_can_be_read_is_stored_anew(plain: Path, tmp_path: Path) -> None:
+    with Repository.open(plain) as repository:
+        ident = repository.resolve("main")
+        with repository.index.read() as view:
+            row = view.get(OBJECTS, ident)
+        assert row is not None
+        place = Place.decode(row)
+    pack = pack_path(plain / "packs", place.pack)
+    data = bytearray(pack.read_bytes())
+    data[place.offset + 52] ^= 1  # of the checksum over the payload: a reader does without
+    pack.write_bytes(data)
+    (plain / "journal").write_bytes(_foreign_journal(tmp_path, more=3, encrypted=False))
+    done = _repair(plain)
+    assert any("stored 1 damaged frames anew" in one for one in done), done
+    assert _is_whole(plain)
+
+
+def test_a_pack_with_another_id_does_not_outvote_the_others_and_the_journal(plain: Path, tmp_path: Path) -> None:
+    right = (plain / "format").read_bytes()
+    with Repository.open(plain) as repository:
+        for name in ("one", "two"):
+            save(repository, {name: name.encode()}, branch=name)
+    with Repository.init(tmp_path / "other") as other:
+        (plain / "packs/00000009.pack").write_bytes(encode_pack_header(9, DATA_PACK, other.directory.id))
+        shutil.copy(other.path / "format", plain / "format")
+    _repair(plain)
+    assert (plain / "format").read_bytes() == right
+    assert _is_whole(plain)
 
 
 def test_beside_another_repositorys_journal_a_lost_index_is_built_from_the_packs(plain: Path, tmp_path: Path) -> None:

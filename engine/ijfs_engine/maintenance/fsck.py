@@ -51,6 +51,7 @@ from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack
 from ijfs_engine.storage.refs import ref_name
 from ijfs_engine.util.progress import Progress
 
+_FOREIGN_JOURNAL: Final = "the journal is that of another repository"
 _LOST: Final = "the index is lost"
 
 
@@ -107,6 +108,10 @@ def _check_all(checker: Checker, repairer: Repairer | None) -> FsckReport:
 
 
 def _repair(checker: Checker, repairer: Repairer, findings: list[Finding]) -> None:
+    if any(one.message == _FOREIGN_JOURNAL for one in findings):
+        # What is stored anew is committed through the journal.
+        repairer.repair_journal(findings)
+        findings = checker.run()
     repairer.rescue(findings)
     if any(
         one.what == "index" or one.message in (NO_FRAME, NO_SUCH_PACK) for one in findings
@@ -247,7 +252,7 @@ class Checker:
                 _, _, owner = decode_pack_header(file.read(PACK_HEADER_SIZE), path)
             if owner != self._repository.directory.id:
                 # What is in it is not held against the index: none of it is about this repository.
-                yield Finding("journal", None, "journal", "the journal is that of another repository")
+                yield Finding("journal", None, "journal", _FOREIGN_JOURNAL)
                 return
         except FileNotFoundError:
             yield Finding("journal", None, "journal", "the journal is missing")

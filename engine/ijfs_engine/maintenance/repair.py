@@ -78,7 +78,7 @@ class Repairer:
         self._repair_format([one for one in findings if one.what == "format"])
         self._repair_packs([one for one in findings if one.what == "pack"])
         self._repair_frames(_damaged(findings))
-        self._repair_journal([one for one in findings if one.what == "journal"])
+        self.repair_journal(findings)
         self._repair_refs([one for one in findings if one.what == "ref"])
 
     # --- frames
@@ -178,8 +178,9 @@ class Repairer:
 
     # --- names
 
-    def _repair_journal(self, findings: list[Finding]) -> None:
-        if not findings:
+    def repair_journal(self, findings: list[Finding]) -> None:
+        """Write it anew where something is wrong with it. StorageError."""
+        if all(one.what != "journal" for one in findings):
             return
         kept = rewrite_journal(self._repository, self._index)
         self.done += ["wrote the journal anew from the index", *kept]

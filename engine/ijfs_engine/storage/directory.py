@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,23 +288,27 @@ def _way_back(path: Path) -> str | None:
 
 
 def id_of_packs(path: Path) -> bytes | None:
-    """The repository's id as all its packs have it, and where none has one the journal; None where they differ.
+    """The repository's id as all its packs have it, and where none has one the journal; where packs differ, that of the
+    journal if most of them have it, else None.
 
     One that is damaged has no say; StorageError."""
     with disk.storage_errors(f"opening the repository {path}"):
         packs = [file for _, file in pack_files(path / "packs")] if (path / "packs").is_dir() else []
         # The journal may have been put there from another repository: it has no say beside packs.
-        found = _ids_of(packs) or _ids_of([path / "journal"])
-    return next(iter(found)) if len(found) == 1 else None
+        found, journal = _ids_of(packs), _ids_of([path / "journal"])
+    if not found:
+        return next(iter(journal), None)
+    ident, count = found.most_common(1)[0]
+    return ident if len(found) == 1 or (ident in journal and 2 * count > found.total()) else None
 
 
-def _ids_of(files: Iterable[Path]) -> set[bytes]:
-    """The ids in the heads of packs. OSError where the system refuses to look."""
-    found = set()
+def _ids_of(files: Iterable[Path]) -> Counter[bytes]:
+    """The ids in the heads of packs, and how often each is there. OSError where the system refuses to look."""
+    found: Counter[bytes] = Counter()
     for file in files:
         try:
             with disk.read_plain(file) as data:
-                found.add(decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2])
+                found[decode_pack_header(data.read(PACK_HEADER_SIZE), file)[2]] += 1
         except (CorruptError, UnknownFormatError):
             continue
         except OSError as error:
