@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -517,16 +518,15 @@ def test_a_pack_under_a_number_that_none_can_have_is_named_and_put_back(
     shutil.copyfile(path, path.with_name(name))
     if moved:
         path.unlink()
-    if lost:
-        repository = lose_index(repository)
-    assert name in [one.where for one in repository.fsck().damage] or lost
-    done = repository.fsck(repair=True)
-    assert name in [one.where for one in done.damage]
-    assert f"called {name} {path.name if moved else name + '.aside'}" in done.repaired[0]
-    assert repository.fsck().clean
-    assert {ident: contents(repository, ident) for ident in before} == before
-    save(repository, {"f": noise(100)}, branch="main", parents=[second.id])
-    assert repository.fsck().clean
+    with lose_index(repository) if lost else nullcontext(repository) as opened:
+        assert name in [one.where for one in opened.fsck().damage] or lost
+        done = opened.fsck(repair=True)
+        assert name in [one.where for one in done.damage]
+        assert f"called {name} {path.name if moved else name + '.aside'}" in done.repaired[0]
+        assert opened.fsck().clean
+        assert {ident: contents(opened, ident) for ident in before} == before
+        save(opened, {"f": noise(100)}, branch="main", parents=[second.id])
+        assert opened.fsck().clean
 
 
 def test_a_misnamed_pack_without_a_header_gets_a_number_of_its_own(repository: Repository) -> None:
@@ -535,7 +535,7 @@ def test_a_misnamed_pack_without_a_header_gets_a_number_of_its_own(repository: R
     path, _ = frame_of(repository, first.id)
     damage(path, 8)
     path.rename(path.with_name("ffffffff.pack"))
-    repository = lose_index(repository)
-    repository.fsck(repair=True)
-    assert repository.fsck().clean
-    assert contents(repository, first.id) == before
+    with lose_index(repository) as opened:
+        opened.fsck(repair=True)
+        assert opened.fsck().clean
+        assert contents(opened, first.id) == before
