@@ -191,7 +191,7 @@ def test_a_program_cannot_end_its_keeper_by_what_it_sends(live_env: LiveEnv) -> 
     live_env.python("rude", RUDE)
     keeper = keeper_pid(live_env, "rude")
     answers = live_env.upper("rude") / "tmp/answers"
-    assert eventually(answers.exists)
+    assert eventually(answers.exists, 60)
     *refused, status = answers.read_text().splitlines()
     assert len(refused) == 5
     assert all('"error"' in answer for answer in refused)

@@ -69,6 +69,7 @@ CHECKED = {
     "Can't dump ghost file": "open file",
     "[Cc]an't (?:seize|attach)": "tracer",
     "External socket is used": "socket",
+    "ctty inheritance": "terminal",
 }
 """How the pattern of a refusal that is the program's own begins: the check of `ijfs doctor NAME` that finds it."""
 
