@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ijfs.live.criu.image_format import PE_LAZY, PE_PRESENT, parse_pagemap_entries
+from ijfs.live.process import procfs
 from ijfs_engine import PAGE, ArenaFile, pages_name
 
 LENGTH: Final = 8
@@ -41,7 +42,7 @@ def first_code(pids: Iterable[int]) -> list[Code]:
             address = _first_executable(pid)
             memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                found.append(Code(_inner_pid(pid), address, os.pread(memory, LENGTH, address)))
+                found.append(Code(procfs.inner_pid(pid), address, os.pread(memory, LENGTH, address)))
             finally:
                 os.close(memory)
     return found
@@ -74,9 +75,3 @@ def _put_back(images: Mapping[str, ArenaFile], code: Code) -> bool:
 def _first_executable(pid: int) -> int:
     with Path(f"/proc/{pid}/maps").open() as maps:
         return next(int(line.partition("-")[0], 16) for line in maps if line.split(maxsplit=2)[1][2] == "x")
-
-
-def _inner_pid(pid: int) -> int:
-    """As the process sees itself."""
-    with Path(f"/proc/{pid}/status").open() as lines:
-        return next(int(line.split()[-1]) for line in lines if line.startswith("NSpid:"))

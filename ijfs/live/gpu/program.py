@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
@@ -20,7 +19,7 @@ from ijfs.live.gpu.helper import DriverProcess
 from ijfs.live.gpu.huge_pages import HugePages
 from ijfs.live.gpu.nvml import Inventory, gpu_map, inventory, require_room
 from ijfs.live.gpu.preflight import FORKED_REMEDY, check_program
-from ijfs.live.process.procfs import namespace_id, processes_in
+from ijfs.live.process.procfs import inner_pid, namespace_id, processes_in
 from ijfs_engine.errors import IjfsError
 
 KILL_CHECKPOINTED_DRIVER = 595
@@ -191,14 +190,6 @@ class GpuProgram:
 def tree_evidence(root_pid: int) -> list[GpuEvidence]:
     """The processes in the pid namespace of `root_pid` that hold files of the GPU."""
     return device_holders(processes_in("pid", namespace_id(root_pid, "pid")))
-
-
-def inner_pid(pid: int) -> int:
-    """A process's pid in its own pid namespace (the last number of NSpid; proc(5))."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("NSpid:"):
-            return int(line.split()[-1])
-    return pid
 
 
 def host_pids(root_pid: int) -> dict[int, int]:

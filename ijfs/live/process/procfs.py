@@ -79,6 +79,22 @@ def parent_of(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
+def inner_pid(pid: int) -> int:
+    """The number of a process or thread in its own pid namespace (the last of NSpid; proc(5)). OSError where it is
+    gone."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds of one processor that a process took, and its children that it has waited for (proc(5), stat: utime to
+    cstime); 0 where it is gone."""
+    fields = _stat_fields(pid)
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def memory_in_smaps(pid: int) -> dict[str, int]:
     """Bytes of all mappings of a process together, by kind (`Pss`, `Rss`, `LazyFree`, …; proc(5), smaps_rollup); empty
     where the system does not say."""

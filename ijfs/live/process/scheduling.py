@@ -105,7 +105,6 @@ def _threads(pid: int) -> Iterator[int]:
 
 def _inside(tid: int) -> int:
     """A thread's number in its own pid namespace; 0 when it is gone."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path(f"/proc/{tid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
+    with contextlib.suppress(OSError):
+        return procfs.inner_pid(tid)
     return 0

@@ -6,12 +6,9 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ijfs.live.process import procfs
-
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Usage(NamedTuple):
@@ -47,13 +44,5 @@ def _groups() -> dict[int, set[int]]:
 
 
 def _together(pids: Iterable[int]) -> Usage:
-    each = [(_processor_s(pid), procfs.memory_in_smaps(pid).get("Pss", 0)) for pid in pids]
+    each = [(procfs.processor_seconds(pid), procfs.memory_in_smaps(pid).get("Pss", 0)) for pid in pids]
     return Usage(sum(time for time, _ in each), sum(memory for _, memory in each), len(each))
-
-
-def _processor_s(pid: int) -> float:
-    """Its own, and that of its children that it has waited for (proc(5), stat: utime to cstime)."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(int(field) for field in fields[11:15]) * _TICK_S
-    return 0.0
