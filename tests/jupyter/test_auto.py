@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,14 +102,40 @@ def test_only_saves_after_cells_of_this_program_are_thinned_out(
     assert left == ["1", "2", "3", "6", "7"]
 
 
-def test_a_sample_tells_the_share_of_memory_that_changed() -> None:
-    """On this very process: a part of what it holds is written anew, in place."""
+HOLDER = """if True:
+    import os
     data = bytearray(os.urandom(256 << 20))
-    before = dirty_sample.take([os.getpid()])
-    assert dirty_sample.changed_share(before, [os.getpid()]) < 0.02
+    print("full"), input()
     data[: 96 << 20] = bytes(96 << 20)
-    share = dirty_sample.changed_share(before, [os.getpid()])
-    expected = (96 << 20) / before.resident
-    assert abs(share - expected) < 0.06
+    print("changed"), input()
     del data
-    assert dirty_sample.changed_share(before, [os.getpid()]) > 0.5
+    print("freed"), input()
+"""
+
+
+def test_a_sample_tells_the_share_of_memory_that_changed() -> None:
+    """A part of what a program holds is written anew, in place."""
+    with subprocess.Popen(
+        [sys.executable, "-uc", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+
+        def goes_on(answer: str) -> bool:
+            print(file=program.stdin, flush=True)
+            return program.stdout is not None and program.stdout.readline() == answer
+
+        assert program.stdout.readline() == "full\n"
+        before = dirty_sample.take([program.pid])
+        unchanged = dirty_sample.changed_share(before, [program.pid])
+        assert unchanged is not None
+        assert unchanged < 0.02
+        assert goes_on("changed\n")
+        share = dirty_sample.changed_share(before, [program.pid])
+        assert share is not None
+        assert abs(share - (96 << 20) / before.resident) < 0.06
+        assert goes_on("freed\n")
+        freed = dirty_sample.changed_share(before, [program.pid])
+        assert freed is not None
+        assert freed > 0.5
+        program.stdin.close()

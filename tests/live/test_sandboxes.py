@@ -61,6 +61,25 @@ def test_a_program_ignores_no_signal_that_its_keeper_ignores(live_env: LiveEnv) 
     assert int(ignored.read_text().split()[1], 16) == 0
 
 
+def test_a_program_heeds_also_the_signals_that_the_c_library_keeps_to_itself() -> None:
+    """Whoever starts us may have signal 32 ignored, and glibc lets no program change that: seen on one machine."""
+    script = """if True:
+        import ctypes, pathlib, re, signal
+        from ijfs.live.process import syscalls
+        from ijfs.live.sandbox import init, namespaces
+        ignored = lambda: int(re.search(r"SigIgn:\\s*(\\w+)", pathlib.Path("/proc/self/status").read_text())[1], 16)
+        action = ctypes.create_string_buffer((1).to_bytes(8, "little"), 32)  # SIG_IGN
+        for number in (signal.SIGINT, 32, 33, 64):
+            namespaces.syscall(syscalls.number("rt_sigaction"), number, ctypes.addressof(action), 0, 8)
+        print(f"{ignored():x}")
+        init.heed_signals()
+        print(ignored())
+    """
+    shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert int(shown[0], 16) & 0x8000000180000002 == 0x8000000180000002
+    assert shown[1] == "0"
+
+
 def test_exec_passes_streams_environment_directory_and_exit_status(
     live_env: LiveEnv, capfd: pytest.CaptureFixture[str]
 ) -> None:

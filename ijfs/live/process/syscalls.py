@@ -16,6 +16,7 @@ Name = Literal[
     "openat2",
     "pidfd_getfd",
     "pivot_root",
+    "rt_sigaction",
     "seccomp",
     "userfaultfd",
 ]
@@ -31,6 +32,7 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
         "openat2": 437,
         "pidfd_getfd": 438,
         "pivot_root": 155,
+        "rt_sigaction": 13,
         "seccomp": 317,
         "userfaultfd": 323,
     },
@@ -44,6 +46,7 @@ _NUMBERS: Final[dict[str, dict[Name, int]]] = {
         "openat2": 437,
         "pidfd_getfd": 438,
         "pivot_root": 41,
+        "rt_sigaction": 134,
         "seccomp": 277,
         "userfaultfd": 282,
     },

@@ -8,6 +8,7 @@ pid 1 inside (tini), says that one's host pid on its standard output and ends; t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -21,9 +22,12 @@ from ijfs.live.errors import SandboxError
 from ijfs.live.model.environment import packed, unpacked
 from ijfs.live.model.paths import LOG_INSIDE, SandboxPaths
 from ijfs.live.model.records import Volume
-from ijfs.live.process import cgroups
+from ijfs.live.process import cgroups, syscalls
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox import rights, rootfs, seccomp, users
+
+_SIGACTION_BYTES = 32  # struct sigaction of the kernel: handler, flags, restorer, mask (arm64 has no restorer)
+_SIGSET_BYTES = 8  # _NSIG / 8
 
 
 class LaunchRequest(msgspec.Struct, frozen=True):
@@ -112,7 +116,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         if request.user:
             environment |= {name: value for name, value in users.become(request.user).items() if name != "SHELL"}
         _change_directory(request.cwd)
-        _heed_signals()
+        heed_signals()
         os.execvpe(request.argv[0], request.argv, environment)
     except BaseException as error:
         text = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
@@ -122,11 +126,16 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         os._exit(127)
 
 
-def _heed_signals() -> None:
-    """What the keeper, or Python, ignores is not ignored by a program for that reason: it would not be interrupted."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+def heed_signals() -> None:
+    """What the keeper, Python, or whoever started them ignores is not ignored by a program for that reason.
+
+    It would not be interrupted. The C library keeps two numbers to itself (signal(7): NPTL) and refuses them to
+    `sigaction`, and Python with it; who starts us may have them ignored all the same, so the kernel is asked itself.
+    """
+    action = ctypes.create_string_buffer(_SIGACTION_BYTES)  # all zero is SIG_DFL
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            ns.syscall(syscalls.number("rt_sigaction"), number, ctypes.addressof(action), 0, _SIGSET_BYTES)
 
 
 def enter_root(root: Path, mounts: Sequence[tuple[str, str]], *, privileged: bool = False) -> None:
