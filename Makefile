@@ -15,7 +15,7 @@ demo: setup ## a live kernel saved, restored and forked, in a minute
 	$(BIN)/ijfs demo
 
 test: setup setup-browser ## every test that this machine can run; ARGS go to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/python tools/run_tests.py $(ARGS)
 
 fuzz: setup ## damaged repositories against what the store promises, an hour. ARGS=--seed 2 --seconds 600
 	$(BIN)/python tests/engine/fuzz_store.py --workers $$(nproc) $(ARGS)
