@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
     },
     "Servers": {
         "deploy": VerbEntry("deploy", "Keep a server behind a port: started by a request, parked without one."),
+        "vllm": VerbEntry("vllm", "Serve a model by vLLM, with its own arguments."),
         "deployments": VerbEntry("deploy", "List deployments."),
         "park": VerbEntry("deploy", "Let a deployment or program stand still in memory, or on disk."),
         "wake": VerbEntry("deploy", "Let it go on."),

@@ -75,7 +75,6 @@ SAID = {
     "notebook": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "lab": "`ijfs kernel install` makes Jupyter start kernels that can be saved; then `jupyter lab` as ever",
     "ports": "`ijfs ps` shows which ports here lead to which inside",
-    "vllm": "`ijfs deploy --name N --engine vllm -- MODEL` keeps a vLLM server behind a port",
     **dict.fromkeys(("pause", "suspend", "sleep", "hibernate"), _PARK),
 }
 """What to type instead, for words that would change something, or that nothing here is called by."""

@@ -43,7 +43,7 @@ class Backend:
     @property
     def is_alive(self) -> bool:
         """Whether its program is there, as far as one look at /proc says."""
-        return self.port != 0 and procfs.is_alive(self._process)
+        return procfs.is_alive(self._process)
 
     def depth(self) -> Stage:
         """Where it is: `running`, in `memory`, or `gone` (perhaps with a snapshot, of which this knows nothing)."""
@@ -71,6 +71,10 @@ class Backend:
         """Begin its command; returns when it is ready. `keep_files`: what an ended one wrote is there again."""
         self._found(client.start(self._repo, self._program, again=keep_files, forget=not keep_files))
 
+    def begin(self) -> None:
+        """Begin its command under a name that nobody has. InstanceExistsError."""
+        self._found(client.start(self._repo, self._program))
+
     def restore(self, snapshot: str) -> None:
         """Bring a snapshot back; returns when it is ready."""
         self._found(client.restore(self._repo, snapshot, self.name, replace=True))
@@ -95,12 +99,12 @@ class Backend:
         with client.connect(self._repo, self.name) as keeper:
             result = keeper.request(SaveArguments(message=message, stop=stop, auto=thinned))
         if result.stopped:
-            self.port = 0
+            self._lost()
         return result
 
     def stop(self) -> None:
         """End it; nothing where it has ended."""
-        self.port = 0
+        self._lost()
         with contextlib.suppress(NoInstanceError, TargetDiedError):
             if client.is_running(self._repo, self.name):
                 with client.connect(self._repo, self.name) as keeper:
@@ -119,6 +123,9 @@ class Backend:
             return lines[-1] if lines else ""
         return ""
 
+    def _lost(self) -> None:
+        self.port, self._process = 0, None
+
     def _found(self, info: InstanceInfo) -> None:
         self.phases = info.phases
         self._process = procfs.identify(info.pid) if info.pid is not None else None
@@ -129,15 +136,17 @@ def _was_saved(info: InstanceInfo) -> bool:
     return info.note.startswith("saved as ")
 
 
-def require_free(repo: Path, instance: str) -> None:
-    """InstanceExistsError where the name is somebody's already: a program's, with files that would go, or a branch's,
-    which ends with the deployment."""
+def require_free(repo: Path, instance: str, *, branch_too: bool = True) -> None:
+    """InstanceExistsError where the name is somebody's already: a program's, with files that would go, or
+    (`branch_too`) a branch's, which ends with the deployment."""
     with contextlib.suppress(NoInstanceError):
         client.describe(repo, instance)
         raise InstanceExistsError(
             f"there is a program `{instance}`, and a deployment's is called so",
             hint=f"choose another name, or let that one go: `ijfs stop --rm {instance}`",
         )
+    if not branch_too:
+        return
     with Repository.open(repo) as repository:
         if instance in repository.refs.branches():
             raise InstanceExistsError(
@@ -163,9 +172,14 @@ def keep(repo: Path, instance: str, snapshot: str) -> None:
 
 def let_go(repo: Path, instance: str) -> None:
     """Remove a deployment's snapshots: its tag and branch; what nothing else holds is freed by the next gc."""
+    untag(repo, instance)
     with Repository.open(repo) as repository:
-        refs = repository.refs
-        if tag_of(instance) in refs.tags():
-            refs.delete_tag(tag_of(instance))
-        if instance in refs.branches():
-            refs.delete_branch(instance)
+        if instance in repository.refs.branches():
+            repository.refs.delete_branch(instance)
+
+
+def untag(repo: Path, instance: str) -> None:
+    """Remove the tag that `keep` made, where there is one."""
+    with Repository.open(repo) as repository:
+        if tag_of(instance) in repository.refs.tags():
+            repository.refs.delete_tag(tag_of(instance))

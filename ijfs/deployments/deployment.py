@@ -26,7 +26,7 @@ from ijfs.deployments import front_http, front_tcp, records
 from ijfs.deployments.backend import Backend, keep, let_go, require_free
 from ijfs.deployments.golden import answer_of
 from ijfs.deployments.identity import key_of
-from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, Stage
+from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, Resting, Stage
 from ijfs.deployments.room import Room
 from ijfs.live.model.records import InstanceSpec
 from ijfs_engine.errors import IjfsError, PreflightError
@@ -56,6 +56,7 @@ class _Changes(TypedDict, total=False):
     last_used_ns: int
     note: str
     leaving: tuple[str, ...]
+    resting: Resting
 
 
 class Deployment:
@@ -115,7 +116,7 @@ class Deployment:
         return DeploymentInfo(
             name=spec.name,
             state=self.stage,
-            url=f"{scheme}://{spec.address}:{spec.port}",
+            url=f"{scheme}://{spec.address}:{spec.port}" if spec.start_mode != "job" else "",
             address=spec.address,
             port=spec.port,
             start_mode=spec.start_mode,
@@ -155,8 +156,9 @@ class Deployment:
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    async def run(self, listener: trio.SocketListener) -> None:
+    async def run(self, listener: trio.SocketListener | None = None) -> None:
         """Serve its port until `end`."""
+        assert listener is not None
         self._listener = listener
         with self._life:
             async with trio.open_nursery() as nursery:
@@ -168,7 +170,7 @@ class Deployment:
     async def take_over(self) -> None:
         """Find out where it is: a supervisor before this one may have left it running, or parked."""
         await self._learn_of_saves()
-        depths = [await _in_thread(backend.depth) for backend in self._backends]
+        depths = [await in_thread(backend.depth) for backend in self._backends]
         found = set(depths)
         if found == {"running"}:
             self.stage = "running"
@@ -182,9 +184,12 @@ class Deployment:
         if self.spec.start_mode != "checkpoint" or self.spec.stateless:
             return
         for backend in self._backends:
-            saved = await _in_thread(backend.saved_at_its_end)
-            if saved is not None and saved != self.record.snapshots.get(backend.name):
-                await self._stored(backend, saved)
+            await self._learn_of_save(backend)
+
+    async def _learn_of_save(self, backend: Backend) -> None:
+        saved = await in_thread(backend.saved_at_its_end)
+        if saved is not None and saved != self.record.snapshots.get(backend.name):
+            await self._stored(backend, saved)
 
     def _is_stored(self) -> bool:
         return self.spec.start_mode == "checkpoint" and self._backends[0].name in self.record.snapshots
@@ -332,7 +337,7 @@ class Deployment:
 
     async def _bring_up(self) -> None:
         self.stage = "starting"
-        key = await _in_thread(key_of, self.spec)
+        key = await in_thread(key_of, self.spec)
         if key != self.record.key and self.record.snapshots:
             self.say("its program, files, settings or driver changed: its snapshot is made anew")
             self._note(snapshots={}, answer="")
@@ -342,13 +347,13 @@ class Deployment:
 
     async def _up(self, backend: Backend) -> None:
         """One instance: where it stands still, from its snapshot, or from its command."""
-        depth = await _in_thread(backend.depth)
+        depth = await in_thread(backend.depth)
         if depth == "running":
             return
         if depth == "memory" and await self._tried("woken", partial(backend.wake), backend):
             return
         snapshot = self.record.snapshots.get(backend.name) or self.record.snapshots.get(self._backends[0].name)
-        lost = not self.spec.stateless and await _in_thread(backend.ended_with_files)
+        lost = not self.spec.stateless and await in_thread(backend.ended_with_files)
         usable = snapshot if not lost and self.spec.start_mode == "checkpoint" else None
         if usable and await self._tried("restored", partial(backend.restore, usable), backend, verify=True):
             return
@@ -357,14 +362,14 @@ class Deployment:
     async def _tried(self, what: str, way: Callable[[], None], backend: Backend, *, verify: bool = False) -> bool:
         """Whether one way up led there. What a GPU without room refuses is not tried in another way: PreflightError."""
         try:
-            await _in_thread(way)
+            await in_thread(way)
             if verify:
                 await self._verify(backend)
         except PreflightError:
             raise
         except IjfsError as error:
             self.say(f"`{backend.name}` could not be {what}, and is started anew: {error}")
-            await _in_thread(backend.stop)
+            await in_thread(backend.stop)
             return False
         return True
 
@@ -372,7 +377,7 @@ class Deployment:
         """WrongAnswerError where it does not say what it said when its snapshot was made."""
         if not self.spec.verify or not self.record.answer:
             return
-        said = await _in_thread(answer_of, self.spec.verify, backend.port)
+        said = await in_thread(answer_of, self.spec.verify, backend.port)
         if said != self.record.answer:
             raise WrongAnswerError(f"its answer is not the one that was recorded: {said[:200]}")
 
@@ -380,23 +385,23 @@ class Deployment:
         """From its command; the first time of a deployment that is checkpointed, a snapshot is made at once."""
         began = time.monotonic()
         try:
-            await _in_thread(backend.start, keep_files=not self.spec.stateless)
+            await in_thread(backend.start, keep_files=not self.spec.stateless)
             self._start_s = time.monotonic() - began
         except IjfsError as error:
-            words = await _in_thread(backend.last_words)
+            words = await in_thread(backend.last_words)
             raise type(error)(f"{error}: {words}" if words else str(error), hint=error.hint) from error
         if self.spec.start_mode != "checkpoint":
             return
         try:
             if self.spec.verify:
-                self._note(answer=await _in_thread(answer_of, self.spec.verify, backend.port))
-            saved = await _in_thread(backend.save, "ready")
+                self._note(answer=await in_thread(answer_of, self.spec.verify, backend.port))
+            saved = await in_thread(backend.save, "ready")
             await self._stored(backend, saved.snapshot)
         except IjfsError as error:
             self.say(f"it runs, but no snapshot could be made of it: {error}")
 
     async def _stored(self, backend: Backend, snapshot: str) -> None:
-        await _in_thread(keep, self._repo, backend.name, snapshot)
+        await in_thread(keep, self._repo, backend.name, snapshot)
         self._note(snapshots={**self.record.snapshots, backend.name: snapshot})
 
     # -- down -----------------------------------------------------------------------------------------------------
@@ -463,12 +468,12 @@ class Deployment:
     async def _parked(self, before: Stage, depth: Stage) -> None:
         for backend in self._backends:
             if depth == "memory":
-                await _in_thread(backend.park)
+                await in_thread(backend.park)
             elif self._needs_save(backend):
-                saved = await _in_thread(partial(backend.save, "parked", stop=True, thinned=True))
+                saved = await in_thread(partial(backend.save, "parked", stop=True, thinned=True))
                 await self._stored(backend, saved.snapshot)
             else:
-                await _in_thread(backend.stop)
+                await in_thread(backend.stop)
 
     def _needs_save(self, backend: Backend) -> bool:
         """Whether its state of now is to come back."""
@@ -476,11 +481,15 @@ class Deployment:
             return False
         return not (self.spec.stateless and backend.name in self.record.snapshots)
 
+    async def give_way(self, depth: Stage, *, drain_s: float | None = None, cut: bool = False) -> bool:
+        """Park it for something else, as `park` does: for another that needs the room, or because the machine goes."""
+        return await self.park(depth, drain_s=drain_s, cut=cut)
+
     async def make_room(self, budget: str) -> bool:
         """Park so that this budget gets its share back."""
         deep = not budget.startswith("gpu:")
         try:
-            return await self.park("disk" if deep else "memory")
+            return await self.give_way("disk" if deep else "memory")
         except IjfsError as error:
             self.say(f"it could not be parked: {error}")
             return False
@@ -496,8 +505,8 @@ class Deployment:
     async def _let_go(self) -> None:
         self._note(snapshots={}, key="", answer="")
         for backend in self._backends:
-            await _in_thread(backend.forget)
-            await _in_thread(let_go, self._repo, backend.name)
+            await in_thread(backend.forget)
+            await in_thread(let_go, self._repo, backend.name)
 
     async def undeploy(self) -> None:
         """End it and forget it, with its snapshots."""
@@ -521,7 +530,7 @@ class Deployment:
             self.record, spec=spec, generation=self.record.generation + 1, snapshots={}, key="", answer="", note=""
         )
         for instance in fresh.instances():
-            await _in_thread(require_free, self._repo, instance)
+            await in_thread(require_free, self._repo, instance)
         new = Deployment(self._repo, fresh, self._room, self._spawn, self._make_backend, serves=False)
         # Before anything of it is there: a supervisor that is killed now leaves the next one to end it.
         self._note(leaving=tuple(fresh.instances()))
@@ -549,10 +558,11 @@ class Deployment:
             for name in self.record.leaving:
                 with contextlib.suppress(IjfsError):
                     backend = self._make_backend(self._repo, name, self.spec.program, self.spec.inside)
-                    await _in_thread(backend.forget)
-                    await _in_thread(let_go, self._repo, name)
+                    await in_thread(backend.forget)
+                    await in_thread(let_go, self._repo, name)
                     self._note(leaving=tuple(left for left in self.record.leaving if left != name))
 
 
-async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What blocks, beside the supervisor's loop."""
     return await trio.to_thread.run_sync(partial(function, *args, **kwargs))

@@ -8,6 +8,7 @@ sglang    `/release_memory_occupation` and `/resume_memory_occupation`, under --
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,60 @@ def engine(name: str, model: str, arguments: Sequence[str] = (), *, python: str 
             f"there is no engine `{name}`", hint=f"{' or '.join(_ENGINES)}, or give a command after `--`"
         )
     return _ENGINES[name](model, tuple(arguments), python)
+
+
+class VllmArguments(NamedTuple):
+    """What of vLLM's command line is said to ijfs, and the words that are left for vLLM."""
+
+    host: str
+    """Where it is to be reached; "": at this machine alone."""
+    port: int
+    gpus: int
+    utilization: float
+    """The share of each GPU's memory that it takes, 0 to 1."""
+    others: tuple[str, ...]
+
+
+def vllm_arguments(words: Sequence[str]) -> VllmArguments:
+    """Read `vllm serve`'s arguments, with vLLM's defaults. CommandError for a number that is none."""
+    sizes = [
+        _number(words, option, short, 1)
+        for option, short in (
+            ("--tensor-parallel-size", "-tp"),
+            ("--pipeline-parallel-size", "-pp"),
+            ("--data-parallel-size", "-dp"),
+        )
+    ]
+    port = _number(words, "--port", "", PORT)
+    if not 0 < port < 1 << 16 or min(sizes) < 1:
+        raise CommandError("a port is a number from 1 to 65535, and a parallel size is 1 or more")
+    return VllmArguments(
+        host=_value(words, "--host") or "",
+        port=int(port),
+        gpus=int(math.prod(sizes)),
+        utilization=_number(words, "--gpu-memory-utilization", "", 0.9),
+        others=_without(words, ("--host", "--port")),
+    )
+
+
+def _number(words: Sequence[str], option: str, short: str, default: float) -> float:
+    text = _value(words, option) or (_value(words, short) if short else None)
+    if text is None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise CommandError(f"{option} is a number, not `{text}`") from None
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+    """The words but for these options and their values."""
+    left, skipped = [], False
+    for word in words:
+        if not skipped and word not in options and word.partition("=")[0] not in options:
+            left.append(word)
+        skipped = not skipped and word in options
+    return tuple(left)
 
 
 def cache_folder(name: str) -> Path:

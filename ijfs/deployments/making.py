@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from ijfs.deployments.engines import PORT, Engine, cache_folder, engine
 from ijfs.deployments.records import DeploymentSpec, Protocol, StartMode
 from ijfs.live.errors import CommandError
@@ -83,6 +85,19 @@ def specified(
         watched=tuple(os.path.abspath(path) for path in watched),
         hidden=known.hidden,
         verify=verify or known.verify,
+    )
+
+
+def job(program: InstanceSpec, *, priority: int, needs: Mapping[str, int]) -> DeploymentSpec:
+    """A program that takes part in who gives way to whom (job.py). `needs`: bytes of each budget."""
+    inherited = _environment() if program.inherit_env else {}
+    return DeploymentSpec(
+        name=program.name,
+        program=msgspec.structs.replace(program, env={**inherited, **program.env}, inherit_env=False),
+        start_mode="job",
+        inside=0,
+        priority=priority,
+        needs={budget: size for budget, size in needs.items() if size},
     )
 
 

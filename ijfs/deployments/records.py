@@ -19,8 +19,12 @@ from ijfs.live.model.records import LOOPBACK, InstanceSpec
 from ijfs_engine.errors import CorruptError, StorageError, UnknownNameError
 
 StartMode = Literal["cold", "warm", "checkpoint"]
+Mode = StartMode | Literal["job"]
 Protocol = Literal["http", "tcp"]
 Stage = Literal["gone", "disk", "memory", "starting", "running", "parking"]
+
+Resting = Literal["", "room", "asked"]
+"""Why a job is parked: it gave way and comes back when there is `room`, or somebody `asked` for it."""
 
 RECORD_VERSION = 1
 
@@ -36,8 +40,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `program`: how its instances start (`ports` holds the one port inside). `address`, `port`: where it is reached; 0 is
     chosen once and kept. `start_mode`: `cold` (always begun from its command), `warm` (stays up), `checkpoint` (begun
-    once, restored from then on). So many seconds after its last request it is parked in host memory (`idle_s`; `cold`:
-    ended), then on disk (`disk_s`), and at last there is no snapshot of it any more (`ttl_s`); None: never.
+    once, restored from then on), `job` (job.py: a program without a port). So many seconds after its last request it
+    is parked in host memory (`idle_s`; `cold`: ended), then on disk (`disk_s`), and at last there is no snapshot of it
+    any more (`ttl_s`); None: never.
     `priority`: of two that do not fit, the higher one runs. `needs`: bytes of each budget (room.py) while it runs.
     `stateless`: each wake from disk is the moment of its first readiness; what it did since is let go.
     `variables`: what of the program's environment was given for it, and not found there.
@@ -47,7 +52,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     program: InstanceSpec
-    start_mode: StartMode = "checkpoint"
+    start_mode: Mode = "checkpoint"
     address: str = LOOPBACK
     port: int = 0
     inside: int
@@ -69,7 +74,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment on disk. `generation` counts what was deployed under the name; `key` says for what `snapshots`
     (instance → id) may be used (identity.py); `answer` is what `verify` gave when the first was made. `leaving`:
-    instances of another version, which are to end: it came up when that broke off, or went when this one was there."""
+    instances of another version, which are to end: it came up when that broke off, or went when this one was there.
+    `resting`: of a job that is parked, why."""
 
     version: int = RECORD_VERSION
     spec: DeploymentSpec
@@ -81,6 +87,7 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_used_ns: int = 0
     note: str = ""
     leaving: tuple[str, ...] = ()
+    resting: Resting = ""
 
     def instances(self) -> list[str]:
         """What its instances are called: by its name, with a number where there were others before, or are beside."""
@@ -91,15 +98,15 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
 class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A deployment as callers are shown it. `requests`: under way; `served`: since the supervisor began; `wakes`: how
     often it came up, with the seconds that the last time took; `start_s`: those from its command until it was ready;
-    `phases`: of each step of what its first instance did last, hooks in `total`; `used_s`: seconds since the last
-    request."""
+    `url`: "" for a job; `phases`: of each step of what its first instance did last, hooks in `total`; `used_s`: seconds
+    since the last request."""
 
     name: str
     state: Stage
     url: str
     address: str
     port: int
-    start_mode: StartMode
+    start_mode: Mode
     priority: int
     instances: tuple[str, ...]
     snapshot: str | None = None

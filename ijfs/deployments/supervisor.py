@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from ijfs.deployments import control, records, room
 from ijfs.deployments.backend import require_free
 from ijfs.deployments.control import Answer, Deploy, List, Park, Request, Wake
 from ijfs.deployments.deployment import Deployment
+from ijfs.deployments.job import Job
 from ijfs.deployments.records import DeploymentInfo, DeploymentRecord, DeploymentSpec, NoDeploymentError
 from ijfs.live.errors import InstanceExistsError, SandboxError, error_fields
 from ijfs.live.process import unix_socket
@@ -55,14 +57,16 @@ class Supervisor:
         self._room = room.Room(lambda: self._deployments.values(), room.sizes())
         self._nursery: trio.Nursery | None = None
         self._verbs = trio.Lock()
+        self._answering = 0
 
     async def run(self, listener: socket.socket) -> None:
         """Until a signal, or until there is nothing left to keep."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._obey_signals)
-            for record in records.all_of(self._repo):
-                await self._begin(record)
+            # All are looked at before any of them begins to work: what runs has its room.
+            for deployment in [await self._known(record) for record in records.all_of(self._repo)]:
+                self._begin(deployment)
             server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
             nursery.start_soon(trio.serve_listeners, self._serve, [server])
 
@@ -70,17 +74,20 @@ class Supervisor:
         assert self._nursery is not None
         self._nursery.start_soon(task, *args)  # type: ignore[arg-type]
 
-    async def _begin(self, record: DeploymentRecord, listener: trio.SocketListener | None = None) -> Deployment:
-        deployment = Deployment(self._repo, record, self._room, self._spawn)
+    async def _known(self, record: DeploymentRecord) -> Deployment:
+        made = Job if record.spec.start_mode == "job" else Deployment
+        deployment = made(self._repo, record, self._room, self._spawn)
         await deployment.take_over()
         self._deployments[record.spec.name] = deployment
-        self._spawn(deployment.end_leaving)
-        self._spawn(self._kept, deployment, listener)
         return deployment
 
+    def _begin(self, deployment: Deployment, listener: trio.SocketListener | None = None) -> None:
+        self._spawn(deployment.end_leaving)
+        self._spawn(self._kept, deployment, listener)
+
     async def _kept(self, deployment: Deployment, listener: trio.SocketListener | None) -> None:
-        """Serve a deployment; a port that another program has is waited for."""
-        while listener is None:
+        """Serve a deployment; a port that another program has is waited for. A job is forgotten when it is over."""
+        while listener is None and not isinstance(deployment, Job):
             try:
                 listener = listen(deployment.spec)
             except IjfsError as error:
@@ -90,6 +97,16 @@ class Supervisor:
             await deployment.run(listener)
         except Exception:
             _log.exception("%s broke in an unknown way", deployment.spec.name)
+            return
+        if isinstance(deployment, Job) and deployment.is_over:
+            self._deployments.pop(deployment.spec.name, None)
+            self._end_without_deployments()
+
+    def _end_without_deployments(self) -> None:
+        """End where there is nothing to keep, and nobody who waits for an answer."""
+        if not self._deployments and not self._stays and not self._answering:
+            assert self._nursery is not None
+            self._nursery.cancel_scope.cancel()
 
     # -- signals --------------------------------------------------------------------------------------------------
 
@@ -109,19 +126,20 @@ class Supervisor:
         with trio.move_on_after(limit_s) as scope:
             async with trio.open_nursery() as nursery:
                 for deployment in self._deployments.values():
-                    if deployment.spec.start_mode == "checkpoint":
+                    if deployment.spec.start_mode in ("checkpoint", "job"):
                         nursery.start_soon(self._saved, deployment, limit_s / 5)
         late = " (not all: the time was over)" if scope.cancelled_caught else ""
         _log.info("saved after %.1f s%s", time.monotonic() - began, late)
 
     async def _saved(self, deployment: Deployment, drain_s: float) -> None:
         with contextlib.suppress(IjfsError):
-            await deployment.park("disk", drain_s=drain_s, cut=True)
+            await deployment.give_way("disk", drain_s=drain_s, cut=True)
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection to the control socket: one request."""
+        self._answering += 1
         try:
             line = await _line(stream)
             answer = await self._answer(line)
@@ -132,9 +150,8 @@ class Supervisor:
             answer = Answer(error=error_fields(IjfsError(f"the supervisor failed: {error!r}")))
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             await stream.send_all(msgspec.json.encode(answer) + b"\n")
-        if not self._deployments and not self._stays:
-            assert self._nursery is not None
-            self._nursery.cancel_scope.cancel()
+        self._answering -= 1
+        self._end_without_deployments()
 
     async def _answer(self, line: bytes) -> Answer:
         try:
@@ -169,6 +186,11 @@ class Supervisor:
                     f"there is a deployment `{request.spec.name}` already", hint="`--replace` puts another in its place"
                 )
             if there is not None:
+                if "job" in (there.spec.start_mode, request.spec.start_mode):
+                    raise InstanceExistsError(
+                        f"`{request.spec.name}` is a job, or is to be one, and has no other version",
+                        hint=f"`ijfs undeploy {request.spec.name}` ends it",
+                    )
                 await there.replace(request.spec)
                 return there.info()
             deployment = await self._new(request.spec)
@@ -183,8 +205,13 @@ class Supervisor:
 
     async def _new(self, spec: DeploymentSpec) -> Deployment:
         """A deployment of a new name; its port is found out, and written down, before anything else is done."""
+        is_job = spec.start_mode == "job"
         for instance in DeploymentRecord(spec=spec).instances():
-            await trio.to_thread.run_sync(require_free, self._repo, instance)
+            await trio.to_thread.run_sync(partial(require_free, branch_too=not is_job), self._repo, instance)
+        if is_job:
+            record = DeploymentRecord(spec=spec, created_ns=time.time_ns())
+            records.write(self._repo, record)
+            return await self._new_one(record)
         listener = listen(spec)
         port = int(listener.socket.getsockname()[1])
         record = DeploymentRecord(spec=msgspec.structs.replace(spec, port=port), created_ns=time.time_ns())
@@ -193,7 +220,12 @@ class Supervisor:
         except BaseException:
             listener.socket.close()
             raise
-        return await self._begin(record, listener)
+        return await self._new_one(record, listener)
+
+    async def _new_one(self, record: DeploymentRecord, listener: trio.SocketListener | None = None) -> Deployment:
+        deployment = await self._known(record)
+        self._begin(deployment, listener)
+        return deployment
 
 
 def listen(spec: DeploymentSpec) -> trio.SocketListener:

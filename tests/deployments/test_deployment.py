@@ -36,6 +36,7 @@ class Script:
         self.dead = False
         self.left_files = False
         self.saved: str | None = None
+        self.found: Stage = "gone"
 
     def make(self, repo: Path, name: str, program: InstanceSpec, inside: int) -> Backend:
         return cast(Backend, Scripted(self, name))
@@ -53,7 +54,7 @@ class Scripted:
         self.name, self.requests, self.port = name, 0, 1
         self.phases: dict[str, float] = {}
         self._script = script
-        self._depth: Stage = "gone"
+        self._depth: Stage = script.found
 
     @property
     def is_alive(self) -> bool:
@@ -65,6 +66,9 @@ class Scripted:
     def start(self, *, keep_files: bool) -> None:
         self._script.did("start")
         self._depth, self._script.dead = "running", False
+
+    def begin(self) -> None:
+        self.start(keep_files=True)
 
     def restore(self, snapshot: str) -> None:
         self._script.did("restore")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ijfs.deployments.engines import vllm_arguments
 from ijfs.deployments.making import specified
 from ijfs.live.errors import CommandError
 from ijfs.live.model.hooks import check_hooks, request_of
@@ -58,3 +59,20 @@ def test_a_port_is_reached_at_its_own_number_unless_another_was_chosen() -> None
         specified("w", ["server"])
     with pytest.raises(CommandError, match="no engine"):
         specified("w", ["server"], engine_name="other")
+
+
+def test_vllms_own_words_say_where_it_is_reached_and_what_it_takes() -> None:
+    words = ["--port=9000", "--host", "0.0.0.0", "-tp", "2", "--pipeline-parallel-size=3", "--max-model-len", "4096"]
+    called = vllm_arguments(words)
+    assert (called.host, called.port, called.gpus, called.utilization) == ("0.0.0.0", 9000, 6, 0.9)
+    assert called.others == ("-tp", "2", "--pipeline-parallel-size=3", "--max-model-len", "4096")
+    assert vllm_arguments([]) == ("", 8000, 1, 0.9, ())
+    assert vllm_arguments(["--gpu-memory-utilization", "0.15"]).utilization == 0.15
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "http"], ["--port", "0"], ["-tp", "0"], ["--gpu-memory-utilization", "x"]]
+)
+def test_a_word_of_vllms_that_is_no_number_is_refused(words: list[str]) -> None:
+    with pytest.raises(CommandError, match="number"):
+        vllm_arguments(words)

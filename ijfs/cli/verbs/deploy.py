@@ -80,6 +80,11 @@ def deploy(app: App, replace: bool, no_start: bool, storage: str, **given: Any) 
         raise click.UsageError(ON_REMOTE)
     app.repository()
     info = client.deploy(app.repository_path, _spec(given), replace=replace, start=not no_start)
+    return shown(info)
+
+
+def shown(info: DeploymentInfo) -> Answer:
+    """What is answered for one that was just deployed."""
 
     def show(out: Printer) -> None:
         took = f" after {text.seconds(info.wake_s)}" if info.wake_s is not None else ""

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijfs.cli import first_moment, instances, starting, sudo
+from ijfs.cli import first_moment, instances, jobs, starting, sudo
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import elsewhere
 from ijfs.cli.verbs import attach
 
 if TYPE_CHECKING:
+    from ijfs.deployments.records import DeploymentInfo
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.model.records import Limits, Terminal
+    from ijfs.live.model.records import InstanceSpec, Limits, Terminal
 
 NO_VOLUMES = (
     "a program sees this machine's files at their places; what it writes stays its own, but for folders given by "
@@ -40,6 +41,8 @@ NO_VOLUMES = (
 @starting.bind_option
 @starting.secret_options
 @starting.limit_options(anew=True)
+@jobs.priority_option
+@jobs.gpu_memory_option
 @starting.privileged_option
 @starting.hook_options
 @starting.replace_option
@@ -79,6 +82,8 @@ def run(
     keys: bytes,
     secrets: dict[str, str],
     privileged: bool,
+    priority: int | None,
+    gpu_memory: int,
     command: tuple[str, ...],
 ) -> Answer:
     """Start COMMAND in a sandbox of its own and return; `ijfs logs -f` shows what it prints. Exit code 13 when it has
@@ -122,6 +127,10 @@ def run(
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu, user=spec.user)
 
+    jobs.check(priority, gpu_memory, spec, tty=tty, secrets=bool(secrets))
+    if priority is not None:
+        return _job(app, name, spec, jobs.Share(priority, gpu_memory), replace=replace)
+
     def start(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
         progress = app.progress(f"run {chosen}")
         info = client.start(
@@ -137,6 +146,10 @@ def run(
     if tty and not detach:
         return Answer({}, None, _sat_at(app, info.name, keys, forget=forget))
 
+    return _answer(info, ended)
+
+
+def _answer(info: InstanceInfo, ended: InstanceInfo | None) -> Answer:
     def show(out: Printer) -> None:
         instances.started(out, info, "ran" if ended else "runs")
         starting.show_ports(out, info)
@@ -144,6 +157,22 @@ def run(
             starting.show_network(out, info)
 
     return Answer({"instance": instances.instance_json(ended or info)}, show, first_moment.exit_code(ended))
+
+
+def _job(app: App, name: str | None, spec: InstanceSpec, share: jobs.Share, *, replace: bool) -> Answer:
+    """One that gives way: it runs, or waits for room."""
+    import msgspec
+
+    from ijfs.live.client import api as client
+
+    def begin(chosen: str) -> DeploymentInfo:
+        return jobs.begun(app, msgspec.structs.replace(spec, name=chosen), share, replace=replace)
+
+    job = instances.named(app, name, spec.argv[0], begin)
+    if job.state != "running":
+        return Answer({"instance": None}, lambda out: jobs.show_waiting(out, job.name))
+    info = msgspec.structs.replace(client.describe(app.repository_path, job.name), phases=job.phases)
+    return _answer(info, first_moment.ended(app, info, first_moment.RUN))
 
 
 def _check_terminal(app: App, *, tty: bool, detach: bool, forget: bool) -> None:
