@@ -63,6 +63,8 @@ def test_a_deployment_that_cannot_be_kept_is_refused_in_a_sentence(ijfs: Ijfs) -
     assert (remote.code, "needs a remote" in remote.err) == (2, True)
     nowhere = ijfs("deploy", "--name", "web", "--", "true")
     assert (nowhere.code, "which port" in nowhere.err) == (2, True)
+    backwards = ijfs("vllm", "serve", "--max-model-len", "8", "org/model")
+    assert (backwards.code, "MODEL comes first" in backwards.err) == (2, True)
     assert "nothing is deployed" in ijfs("deployments").out
 
 

@@ -39,6 +39,8 @@ def serve(app: App, replace: bool, no_start: bool, **given: Any) -> Answer:
     """
     from ijfs.deployments import client
 
+    if given["model"].startswith("-"):
+        raise click.UsageError("MODEL comes first, vLLM's own options after it")
     app.repository()
     info = client.deploy(app.repository_path, _spec(given), replace=replace, start=not no_start)
     return shown(info)
