@@ -167,10 +167,10 @@ __all__ = [
 
 def load_ipython_extension(shell: Any) -> None:
     """What `%load_ext ijfs` calls: adds the `%ijfs` magic to an IPython shell."""
-    from ijfs.guest.copies import load_ipython_extension as notice_copies
+    from ijfs.guest import kernels
     from ijfs.guest.magics import load
 
-    notice_copies(shell)
+    kernels.load_ipython_extension(shell)
     load(shell)
 
 

@@ -1,5 +1,5 @@
-"""An IPython kernel that comes back as one copy among others draws random numbers of its own. An IPython extension that
-every IPython kernel in a sandbox is started with (live/sandbox/sandbox.py).
+"""An IPython kernel that comes back as one copy among others draws random numbers of its own. Every IPython
+kernel in a sandbox looks for that (kernels.py).
 
 A page of its memory is marked as to be empty in forked children (MADV_WIPEONFORK): ijfs empties such memory in forks
 and in copies restored beside others, and leaves it as it was in place and with `--same-random`. So a page that is empty
@@ -36,8 +36,8 @@ class Copies:
 _copies: "Copies | None" = None
 
 
-def load_ipython_extension(shell: Any) -> None:
-    """Look before each piece of code that the shell runs. A second load changes nothing."""
+def watch(shell: Any) -> None:
+    """Look before each piece of code that the shell runs. A second call changes nothing."""
     global _copies
     if _copies is None:
         try:

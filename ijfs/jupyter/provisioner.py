@@ -168,9 +168,10 @@ class IjfsProvisioner(KernelProvisionerBase):
         return bool(getattr(self.parent, "shutting_down", False))
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """The manager has asked the kernel to end. An attached one is left running, and not looked at any more."""
-        if self.attached and not restart:
-            self._managing = False
+        """The manager has asked the kernel to end. An attached one did not hear it, and is not waited for: at a restart
+        it goes back when it is launched again, and is saved before."""
+        if self.attached:
+            self.let_go()
 
     def let_go(self) -> None:
         """Leave the kernel as it is: this manager is done with it."""

@@ -14,6 +14,7 @@ import pytest
 from jupyter_env import ANSWER_TIMEOUT_S, KERNEL, JupyterEnv
 from waiting import eventually
 
+from ijfs.jupyter.cells import run_cell
 from ijfs.live.client import api as client
 from ijfs_engine import Repository
 
@@ -61,7 +62,13 @@ def test_console_in_a_terminal_through_a_going_back(jupyter_env: JupyterEnv) -> 
     assert eventually(lambda: jupyter_env.instances() == [])
     (ended,) = client.list_instances(jupyter_env.repo)
     assert ended.exit_status == 0
+    with Repository.open(jupyter_env.repo) as repository:
+        (saved,) = [found for found in repository.snapshots() if found.message == "before `exit`"]
+    back = client.restore(jupyter_env.repo, saved.id.hex(), "back")
+    assert run_cell(back.connection_file, "print('it did not exit')", ANSWER_TIMEOUT_S).stdout == "it did not exit\n"
+    jupyter_env.stop("back")
     client.remove(jupyter_env.repo, ended.name)
+    client.remove(jupyter_env.repo, "back")
 
 
 def until(terminal: int, text: bytes) -> bytes:

@@ -71,9 +71,16 @@ def test_a_sibling_under_a_second_manager_diverges_and_is_left_running(jupyter_e
         assert cells("print(x)") == "original"
         with started(attached_manager(jupyter_env.repo, sibling.name)) as again:
             assert again("print(x)") == "sibling"
+            assert again("exit") == "sibling runs on: `ijfs stop sibling` ends it"
+            assert again("print(x)") == "sibling"
         joined = attached_manager(jupyter_env.repo, name)
         joined.start_kernel()
-        joined.shutdown_kernel()  # politely: by a message, which is not this manager's to send
+        polite = joined.client()
+        polite.start_channels()
+        for restart in (True, False):  # a message that ends a kernel is not this manager's to send
+            polite.shutdown(restart=restart)
+        polite.stop_channels()
+        joined.shutdown_kernel()
         assert cells("print(x)") == "original"
     jupyter_env.stop("sibling")
     client.remove(jupyter_env.repo, "sibling")
@@ -85,7 +92,7 @@ def test_restarting_an_attached_sibling_goes_back_to_its_snapshot(jupyter_env: J
         (sibling,) = client.fork(jupyter_env.repo, jupyter_env.the_instance(), ["again"])
     with started(attached_manager(jupyter_env.repo, sibling.name)) as other:
         other("x = 'changed'")
-        other.manager.restart_kernel(now=True)
+        other.manager.restart_kernel()
         other.client.wait_for_ready(timeout=ANSWER_TIMEOUT_S)
         assert other("print(x)") == "saved"
     jupyter_env.stop(sibling.name)

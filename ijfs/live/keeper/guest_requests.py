@@ -21,9 +21,11 @@ from ijfs.live.keeper.state import InstanceState
 from ijfs.live.keeper.threads import in_thread
 from ijfs.live.model.environment import NUMBER_VARIABLE
 from ijfs.live.model.guest_protocol import (
+    ExitAnswer,
     GuestAnswer,
     GuestBack,
     GuestCell,
+    GuestExit,
     GuestFork,
     GuestLog,
     GuestRequest,
@@ -91,6 +93,8 @@ class GuestRequests:
                 return self._autosaver.cell(request, self._save_verb)
             case GuestLog():
                 return self._log()
+            case GuestExit():
+                return self._exit()
             case GuestStatus():
                 return self._status()
             case GuestSecret():
@@ -100,6 +104,10 @@ class GuestRequests:
     def _status(self) -> StatusAnswer:
         state = self._state
         return StatusAnswer(state.name, str(state.repo), state.record.snapshot)
+
+    def _exit(self) -> ExitAnswer:
+        traffic = self._state.relay.traffic
+        return ExitAnswer(not traffic.ends_by_message, traffic.unsaved_before, self._state.name)
 
     def _secret(self, name: str) -> SecretAnswer:
         if name not in self._state.secrets:

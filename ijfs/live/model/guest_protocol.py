@@ -79,6 +79,10 @@ class GuestSecret(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+class GuestExit(msgspec.Struct, frozen=True):
+    """Somebody typed `exit` in me. What is that to come to?"""
+
+
 class GuestHooks(msgspec.Struct, frozen=True):
     """Tell me of saves and restores, at this port of 127.0.0.1."""
 
@@ -86,7 +90,16 @@ class GuestHooks(msgspec.Struct, frozen=True):
 
 
 GuestRequest = (
-    GuestSecret | GuestSave | GuestStatus | GuestLog | GuestCell | GuestHooks | GuestBack | GuestFork | GuestVerb
+    GuestSecret
+    | GuestSave
+    | GuestStatus
+    | GuestLog
+    | GuestCell
+    | GuestExit
+    | GuestHooks
+    | GuestBack
+    | GuestFork
+    | GuestVerb
 )
 
 GUEST_VERBS: dict[str, type[GuestRequest]] = {
@@ -94,6 +107,7 @@ GUEST_VERBS: dict[str, type[GuestRequest]] = {
     "status": GuestStatus,
     "log": GuestLog,
     "cell": GuestCell,
+    "exit": GuestExit,
     "hooks": GuestHooks,
     "back": GuestBack,
     "fork": GuestFork,
@@ -172,6 +186,15 @@ class CellAnswer(msgspec.Struct, frozen=True):
     note: str | None = None
 
 
+class ExitAnswer(msgspec.Struct, frozen=True):
+    """`stays`: nobody started this kernel for himself alone, so who types `exit` leaves it. `unsaved`: it ran cells,
+    before that one, that are in no snapshot. `instance`: what it is called."""
+
+    stays: bool
+    unsaved: bool
+    instance: str
+
+
 class HooksAnswer(msgspec.Struct, frozen=True):
     """The port is known from now on."""
 
@@ -182,7 +205,7 @@ class SecretAnswer(msgspec.Struct, frozen=True):
     value: bytes
 
 
-GuestAnswer = SecretAnswer | SaveAnswer | VerbAnswer | StatusAnswer | LogAnswer | CellAnswer | HooksAnswer
+GuestAnswer = SecretAnswer | SaveAnswer | VerbAnswer | StatusAnswer | LogAnswer | CellAnswer | ExitAnswer | HooksAnswer
 
 
 class HookEvent(msgspec.Struct, frozen=True):

@@ -33,10 +33,6 @@ MOST_SAID = 1 << 10
 """A handshake is some hundred bytes."""
 
 
-class _Shutdown(msgspec.Struct):
-    restart: bool = False
-
-
 class _Numbered(msgspec.Struct):
     """As much of an execute_reply, and of an execute_input, as is needed here."""
 
@@ -155,6 +151,8 @@ class KernelTraffic:
     """What somebody is asked to type, where a cell waits for that."""
     unsaved: bool = False
     """Whether a cell was run since the last save."""
+    unsaved_before: bool = False
+    """Whether one was, before the cell that was asked for last."""
     ends_by_message: bool = True
     """Whether it ends when a client asks it to: a front end that started it, and may, is told from one that joined."""
     owner: str = ""
@@ -179,18 +177,14 @@ class KernelTraffic:
     def goes_on_as(self, state: KernelState | None) -> None:
         """A kernel was restored that was doing this."""
         state = state or KernelState()
-        self.count, self.prompt, self.unsaved = state.count, state.prompt, False
+        self.count, self.prompt = state.count, state.prompt
+        self.unsaved = self.unsaved_before = False
         self._open = {"": _Open(None, None, runs=True)} if state.busy else {}
 
     def is_refused(self, message: Message) -> bool:
-        """Whether the kernel is not to hear this."""
-        if message.header.msg_type != "shutdown_request":
-            return False
-        if self.ends_by_message and self.owner in ("", message.header.session):
-            return False
-        with contextlib.suppress(msgspec.DecodeError):
-            return not msgspec.json.decode(message.content, type=_Shutdown).restart
-        return True
+        """Whether the kernel is not to hear this: it would end, before a restart, too."""
+        may_end = self.ends_by_message and self.owner in ("", message.header.session)
+        return message.header.msg_type == "shutdown_request" and not may_end
 
     def asked(self, line: Line, message: Message) -> None:
         """A client asks for something."""
@@ -202,7 +196,7 @@ class KernelTraffic:
         runs = message.header.msg_type == RUN
         self._open[message.header.msg_id] = _Open(message, line, runs)
         if runs:
-            self.unsaved = True
+            self.unsaved_before, self.unsaved = self.unsaved, True
         if self.busy and not busy:
             self.tell("busy", "")
 

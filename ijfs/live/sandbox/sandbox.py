@@ -310,7 +310,7 @@ def find_init(root: Path, paths: SandboxPaths) -> str:
 
 
 def program_argv(spec: InstanceSpec) -> list[str]:
-    """The command line inside. An IPython kernel notices that it is a copy (guest/copies.py). Its history file is left
+    """The command line inside. An IPython kernel loads guest/kernels.py. Its history file is left
     out where the program has no disk of its own: a saved program's open sqlite file is read-only when it comes back
     with another inode number."""
     argv = [word.replace("{connection_file}", CONNECTION_FILE_INSIDE) for word in spec.argv]
@@ -319,7 +319,7 @@ def program_argv(spec: InstanceSpec) -> list[str]:
     if not spec.disk and not any("HistoryManager" in word for word in argv):
         argv.append("--HistoryManager.enabled=False")
     if not any(EXTENSIONS in word for word in argv):
-        argv.append(f"--{EXTENSIONS}=ijfs.guest.copies")
+        argv.append(f"--{EXTENSIONS}=ijfs.guest.kernels")
     return argv
 
 
