@@ -151,6 +151,7 @@ ENTRIES = (
     _library("ray", "Ray, an actor and workers", "ray"),
     _library("dask", "Dask, two workers with nannies", "dask"),
     _library("torch", "torch, DataLoader workers", "torch", debian=True),
+    _library("ddp", "torch, two ranks that train together (DDP over gloo)", "torch", debian=True),
     _library("jax", "JAX, on the processor", "jax"),
     _library("tensorflow", "TensorFlow, on the processor", "tensorflow"),
     Entry(
