@@ -6,6 +6,7 @@ program (a pid, or an instance's name). Each check says what it saw and, where i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -25,7 +26,7 @@ from ijfs.live.criu import command as criu_command
 from ijfs.live.errors import CriuMissingError, NoInstanceError
 from ijfs.live.machine import place
 from ijfs.live.machine.lost import lost
-from ijfs.live.model.paths import InstancePaths
+from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
 from ijfs.live.sandbox import disk, limits
@@ -56,6 +57,7 @@ def machine(repo: Path) -> list[CheckResult]:
         _io_uring,
         lambda: _repository(repo),
         lambda: _space(repo),
+        lambda: _plain(repo),
         lambda: _lost(repo),
         lambda: _spare(repo),
         _gpus,
@@ -76,6 +78,20 @@ def named(repo: Path, target: str) -> tuple[Literal["program", "snapshot"], list
             return "snapshot", fit.of_snapshot(repo, target)
         except UnknownNameError:
             raise UnknownNameError(f"{unknown}, and there is no such snapshot", hint="`ijfs ps`, `ijfs log`") from None
+
+
+def provider(repo: Path) -> list[CheckResult]:
+    """What kind of machine or container this is, and which needs it meets (machine/kinds.py)."""
+    from ijfs.live.machine import kinds
+
+    return kinds.here(machine(repo))
+
+
+def needed(repo: Path, text: str) -> list[CheckResult]:
+    """Every check of what a snapshot of another machine needs (machine/needs.py). IjfsError for what is none."""
+    from ijfs.live.machine import fit, needs
+
+    return fit.compared(needs.decode(text), repo, comes=True)
 
 
 def program(repo: Path, target: str) -> list[CheckResult]:
@@ -258,6 +274,22 @@ def _space(repo: Path) -> Iterator[CheckResult]:
     free = shutil.disk_usage(where).free
     evidence = f"{free / 1e9:.1f} GB free at {where}"
     yield _result("disk space", free >= LOW_SPACE, evidence, "`ijfs gc`, or keep the repository elsewhere", bad="warn")
+
+
+def _plain(repo: Path) -> Iterator[CheckResult]:
+    """What lies beside an encrypted repository's packs as it is: files of programs. Nothing of other repositories."""
+    live = live_directory(repo)
+    if not (repo / "keys").is_dir() or not live.is_dir():
+        return
+    ended, running = [], 0
+    for path in sorted(live.iterdir()):
+        with contextlib.suppress(IjfsError):
+            alive = procfs.is_alive(read_record(InstancePaths(path)).program)
+            running += alive
+            ended += [] if alive else [path.name]
+    evidence = f"the files of {running} live and {len(ended)} ended programs lie in plain at {live}"
+    remedy = "`ijfs stop --rm --ended` takes away those of ended ones that left nothing unsaved"
+    yield _result("plain files", not ended, evidence, remedy, bad="warn")
 
 
 def _lost(repo: Path) -> Iterator[CheckResult]:

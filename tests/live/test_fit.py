@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from live_env import LiveEnv
@@ -73,6 +77,29 @@ def test_each_difference_between_a_snapshot_and_this_machine_is_a_row(
         assert rows()["kernel"].outcome == "warn"
         patch.setattr(platform, "machine", lambda: "riscv64")
         assert rows()["kernel"].outcome == "refuse"
+
+
+@pytest.mark.root
+@pytest.mark.criu
+def test_another_machine_says_whether_a_snapshot_would_come_back_there_and_gets_nothing_of_it(
+    live_env: LiveEnv, tmp_path: Path
+) -> None:
+    live_env.command("holder", "SECRET=xyzzy sleep 1000")
+    saved = live_env.save("holder").snapshot
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nshift\ntee {tmp_path}/sent | IJFS_REPO={tmp_path}/there sh -c "$*"\n')
+    ssh.chmod(0o755)
+    program = f"{sys.executable} -P -m ijfs.cli"
+    words = ["-r", str(live_env.repo), "doctor", saved, "--on", "elsewhere", "--ssh", str(ssh), "--ijfs", program]
+    done = subprocess.run([*program.split(), *words, "--json"], capture_output=True, text=True, check=False)
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["host"]) == (0, "elsewhere")
+    here = fit.of_snapshot(live_env.repo, saved)
+    assert {v["check"]: v["outcome"] for v in said["verdicts"]} == {v.check: v.outcome for v in here}
+    sent = (tmp_path / "sent").read_text()
+    assert "libc.so.6" in sent
+    assert "xyzzy" not in sent
+    assert not (tmp_path / "there").exists()
 
 
 @pytest.mark.root

@@ -242,7 +242,7 @@ class _Restore:
 
     def _require_gpu_room(self) -> None:
         """PreflightError, before anything is made."""
-        self._gpu_record = gpu_record(self._request.meta)
+        self._gpu_record = gpu_record(self._request.meta.gpu)
         if self._request.gpu is not None and self._gpu_record is not None:
             self._request.gpu.require_room(self._gpu_record, self._request.gpus)
 

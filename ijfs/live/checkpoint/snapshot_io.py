@@ -264,13 +264,13 @@ class SnapshotStore:
         return seen
 
 
-def gpu_record(meta: LiveMeta) -> GpuRecord | None:
-    """What the snapshot says of the GPUs its program held; None where it held none."""
-    if meta.gpu is None:
+def gpu_record(said: dict[str, Any] | None) -> GpuRecord | None:
+    """What a snapshot's meta says of the GPUs its program held; None where it held none."""
+    if said is None:
         return None
     from ijfs.live.gpu.program import GpuRecord
 
-    return msgspec.convert(meta.gpu, GpuRecord, strict=False)
+    return msgspec.convert(said, GpuRecord, strict=False)
 
 
 _PODMAN = "it is a container's: `ijfs export SNAPSHOT FILE --for podman` writes what podman restores"

@@ -36,6 +36,11 @@ _ALL_IDS = ["0", "0", "4294967295"]
 _SYS_RESOURCE = 24
 
 
+def all_there_are() -> int:
+    """Every capability that the kernel knows."""
+    return (2 << int(Path("/proc/sys/kernel/cap_last_cap").read_text())) - 1
+
+
 def missing() -> list[str]:
     """The capabilities that this process would need and has not."""
     return [name for name, bit in CAPABILITIES.items() if not _has(bit)]
@@ -47,7 +52,12 @@ def may_save_other_users() -> bool:
 
 
 def _has(bit: int) -> bool:
-    return bool(int(_status("CapEff"), 16) >> bit & 1)
+    return bool(effective() >> bit & 1)
+
+
+def effective() -> int:
+    """The capabilities that this process has, a bit each."""
+    return int(_status("CapEff"), 16)
 
 
 def is_filtered() -> bool:

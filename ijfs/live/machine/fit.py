@@ -1,29 +1,31 @@
 """Whether a snapshot's program would come back on this machine, told before anything is tried; for `ijfs doctor`.
 
 Each check compares one thing that the snapshot says of its machine with this one. What CRIU would refuse is a refusal,
-what it may stumble over a warning, and what the snapshot does not say is unknown. `ijfs save --verify` tries it.
+what it may stumble over a warning, and what the snapshot does not say is unknown. `ijfs save --verify` tries it. What a
+snapshot needs may come from another machine (needs.py), which asks before it sends it.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ijfs.live.checkpoint.machine_files import REMEDY, difference, machine_files
-from ijfs.live.checkpoint.snapshot_io import LiveMeta, SnapshotStore, gpu_record
+from ijfs.live.checkpoint.machine_files import REMEDY, difference
+from ijfs.live.checkpoint.snapshot_io import gpu_record
 from ijfs.live.checks import privilege
 from ijfs.live.checks.result import CheckOutcome, CheckResult
 from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import reservations
-from ijfs.live.criu.image_format import parse_areas
 from ijfs.live.errors import CriuMissingError
+from ijfs.live.machine import needs
+from ijfs.live.machine.needs import Needs
+from ijfs.live.model.records import Base
 from ijfs.live.process import processor
 from ijfs.live.process.memory import available
-from ijfs_engine import Snapshot, is_pages
-from ijfs_engine.errors import IjfsError, UnknownNameError
+from ijfs_engine import Repository
+from ijfs_engine.errors import IjfsError, NoRepositoryError, UnknownNameError
 
 # Rows that differ, of one kind; more are counted.
 MOST_ROWS = 10
@@ -31,22 +33,21 @@ MOST_ROWS = 10
 
 def of_snapshot(repo: Path, name: str) -> list[CheckResult]:
     """Every check of a snapshot. UnknownNameError; NotLiveError for an imported one; NoRepositoryError."""
-    store = SnapshotStore(repo)
-    try:
-        snapshot, meta = store.load(name)
-        return list(_Fit(store, snapshot, meta).results())
-    finally:
-        store.close()
+    return compared(needs.of_snapshot(repo, name), repo)
+
+
+def compared(needed: Needs, repo: Path, *, comes: bool = False) -> list[CheckResult]:
+    """What a snapshot needs against this machine. `comes`: it is in no repository here yet, its base neither."""
+    return list(_Fit(needed, repo, comes=comes).results())
 
 
 class _Fit:
     """One snapshot against this machine."""
 
-    def __init__(self, store: SnapshotStore, snapshot: Snapshot, meta: LiveMeta) -> None:
-        self._store = store
-        self._snapshot = snapshot
-        self._meta = meta
-        self._images = self._small_images()
+    def __init__(self, needed: Needs, repo: Path, *, comes: bool) -> None:
+        self._needed = needed
+        self._repo = repo
+        self._comes = comes
 
     def results(self) -> Iterator[CheckResult]:
         checks: list[Callable[[], Iterator[CheckResult]]] = [
@@ -58,6 +59,7 @@ class _Fit:
             self._files,
             self._mounts,
             self._memory,
+            self._disk,
             self._reservations,
             self._huge_pages,
             self._network,
@@ -65,13 +67,6 @@ class _Fit:
         ]
         for check in checks:
             yield from check()
-
-    def _small_images(self) -> dict[str, bytes]:
-        tree = self._store.tree_at(self._snapshot, "images")
-        entries = self._store.reader.tree(tree).entries if tree is not None else ()
-        named = {os.fsdecode(entry.name): entry for entry in entries if entry.kind == "f"}
-        opened = {name: self._store.reader.open(entry) for name, entry in named.items() if not is_pages(name)}
-        return {name: file.read(0, file.size) for name, file in opened.items()}
 
     # -- what there is to a machine ---------------------------------------------------------------------------------
 
@@ -81,12 +76,12 @@ class _Fit:
             yield CheckResult(check="capabilities", outcome="refuse", evidence=found[0], remedy=found[1])
 
     def _kernel(self) -> Iterator[CheckResult]:
-        machine, here = self._meta.versions.get("machine", ""), platform.machine()
+        machine, here = self._needed.versions.get("machine", ""), platform.machine()
         if machine and machine != here:
             evidence = f"it ran on {machine}, this machine is {here}"
             yield _result("kernel", "refuse", evidence, f"a machine that is {machine}")
             return
-        kernel = self._meta.versions.get("kernel", "")
+        kernel = self._needed.versions.get("kernel", "")
         older = _numbers(platform.release()) < _numbers(kernel)
         evidence = f"Linux {platform.release()}" + (
             f", it was saved on {kernel}" if kernel != platform.release() else ""
@@ -94,12 +89,12 @@ class _Fit:
         yield _result("kernel", "warn" if older else "ok", evidence, "a kernel that is no older, where CRIU refuses it")
 
     def _processor(self) -> Iterator[CheckResult]:
-        had = self._meta.versions.get("cpu_flags", "").split()
+        had = self._needed.versions.get("cpu_flags", "").split()
         if not had:
             yield _result("processor", "unknown", "the snapshot does not say what its processor had")
             return
         lacking = sorted(set(had) - processor.flags())
-        model = self._meta.versions.get("cpu", "")
+        model = self._needed.versions.get("cpu", "")
         shown = " ".join(lacking[:MOST_ROWS]) + (" …" if lacking[MOST_ROWS:] else "")
         if lacking:
             evidence = f"this processor lacks {shown}, which the one it was saved on had ({model})"
@@ -113,7 +108,7 @@ class _Fit:
         except CriuMissingError as error:
             yield _result("CRIU", "refuse", str(error), error.hint or "")
             return
-        there = self._meta.versions.get("criu", "")
+        there = self._needed.versions.get("criu", "")
         shown = ".".join(map(str, here))
         older = here < _numbers(there)
         evidence = f"{shown}, it was saved by {there}" if older else shown
@@ -122,24 +117,31 @@ class _Fit:
     # -- what it stands on ------------------------------------------------------------------------------------------
 
     def _base(self) -> Iterator[CheckResult]:
-        base = self._meta.base
+        base = self._needed.base
         if base is None:
             return
-        try:
-            self._store.repository.snapshot(bytes.fromhex(base.snapshot))
-        except UnknownNameError:
+        if self._is_known(base):
+            yield _result("base", "ok", f"`{base.name}` is in this repository: its files come from there")
+        elif self._comes:
+            yield _result("base", "ok", f"`{base.name}` comes with it: its files are not this machine's")
+        else:
             evidence = f"the base `{base.name}` ({base.snapshot[:12]}) is not in this repository"
             yield _result("base", "refuse", evidence, "`ijfs base list` shows those that are")
-            return
-        yield _result("base", "ok", f"`{base.name}` is in this repository: its files come from there")
+
+    def _is_known(self, base: Base) -> bool:
+        try:
+            with Repository.open(self._repo) as repository:
+                repository.snapshot(bytes.fromhex(base.snapshot))
+        except (UnknownNameError, NoRepositoryError):
+            return False
+        return True
 
     def _files(self) -> Iterator[CheckResult]:
         """The files of the machine that it has open or maps, by size, mode and build id."""
-        root = self._root()
-        if root is None:
+        if self._needed.base is not None:
             return
-        found = list(machine_files(self._store, self._snapshot))
-        differences = [(file.path, text) for file in found if (text := difference(file, root))]
+        found = self._needed.files
+        differences = [(file.path, text) for file in found if (text := difference(file, Path("/")))]
         for path, text in differences[:MOST_ROWS]:
             yield _result("file", "refuse", f"{path} {text}", REMEDY)
         if differences[MOST_ROWS:]:
@@ -147,43 +149,37 @@ class _Fit:
         if not differences:
             yield _result("files", "ok", f"{len(found)} files and libraries are as they were")
 
-    def _root(self) -> Path | None:
-        """What it would stand on, where that is not its own."""
-        return Path("/") if self._meta.base is None else None
-
     def _mounts(self) -> Iterator[CheckResult]:
-        if self._meta.base is not None:
-            return
-        gone = [volume.path for volume in self._meta.volumes if not Path(volume.path).is_dir()]
+        gone = [path for path in self._needed.mounts if not Path(path).is_dir()]
         for path in gone[:MOST_ROWS]:
             yield _result("mount", "refuse", f"{path}, which it saw, is not there", "mount it, or make the directory")
-        if self._meta.volumes and not gone:
-            yield _result("mounts", "ok", f"{len(self._meta.volumes)} mounts that it saw are there")
+        if self._needed.mounts and not gone:
+            yield _result("mounts", "ok", f"{len(self._needed.mounts)} mounts that it saw are there")
 
     # -- what it takes ----------------------------------------------------------------------------------------------
 
     def _memory(self) -> Iterator[CheckResult]:
-        needed, free = self._meta.image_bytes, available()
+        needed, free = self._needed.memory, available()
         evidence = f"{needed >> 20} MiB of memory, {free >> 20} MiB are free"
         yield _result("memory", "warn" if needed > free else "ok", evidence, "stop other programs, or add swap")
 
+    def _disk(self) -> Iterator[CheckResult]:
+        """Its files are laid out before it runs; what it reads of its memory may go through a cache on the disk."""
+        above = next(p for p in (self._repo, *self._repo.absolute().parents) if p.exists())
+        needed, free = self._needed.written, shutil.disk_usage(above).free
+        evidence = f"{needed >> 20} MiB of files, {free >> 20} MiB are free at {self._repo}"
+        yield _result("disk", "refuse" if needed > free else "ok", evidence, "`ijfs gc`, or a repository elsewhere")
+
     def _reservations(self) -> Iterator[CheckResult]:
         left = reservations.commit_left()
-        if left is not None and (largest := self._largest_mapping()) > left:
+        if left is not None and (largest := self._needed.largest_mapping) > left:
             evidence = (
                 f"it has a mapping of {largest >> 20} MiB, and this machine, which counts strictly, has {left >> 20}"
             )
             yield _result("reservations", "refuse", evidence, "`sysctl vm.overcommit_memory=0`, or 1")
 
-    def _largest_mapping(self) -> int:
-        images = {name: data for name, data in self._images.items() if name.startswith("mm-")}
-        sizes = (area.end - area.start for name, data in images.items() for area in parse_areas(name, data))
-        return max(sizes, default=0)
-
     def _huge_pages(self) -> Iterator[CheckResult]:
-        from ijfs.live.criu import eager_pages
-
-        needed = eager_pages.reasons(self._images).get(eager_pages.HUGETLB, 0)
+        needed = self._needed.huge_pages
         free = _meminfo("HugePages_Free") * (_meminfo("Hugepagesize") << 10)
         if needed:
             outcome: CheckOutcome = "refuse" if needed > free else "ok"
@@ -191,13 +187,13 @@ class _Fit:
             yield _result("huge pages", outcome, evidence, "raise vm.nr_hugepages")
 
     def _network(self) -> Iterator[CheckResult]:
-        if self._meta.spec.network == "slirp4netns":
+        if self._needed.network == "slirp4netns":
             there = shutil.which("slirp4netns")
             evidence = there or "it had a way out by slirp4netns, which is not here"
             yield _result("network", "ok" if there else "refuse", evidence, "install the package `slirp4netns`")
 
     def _gpu(self) -> Iterator[CheckResult]:
-        record = gpu_record(self._meta)
+        record = gpu_record(self._needed.gpu)
         if record is None:
             return
         from ijfs.live.gpu.nvml import inventory
