@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills fuzz-files
+.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-migrate test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills fuzz-files
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-programs: setup ## redis to chromium, each by its own client; installs them
 
 test-remote: setup ## remotes against Ceph's S3 gateway on loopback; fetches it, 200 MB. ARGS go to pytest
 	IJFS_TEST_RGW=1 $(BIN)/pytest tests/remote $(ARGS)
+
+test-migrate: setup ## programs moved by a real sshd with the connection broken at each step, ten minutes, as root; fetches sshd, 2 MB
+	PYTHONPATH=tests:tests/remote $(BIN)/python tests/remote/migrations.py $(ARGS)
 
 test-remote-kills: setup ## machines and gateway killed at random while they push, half an hour. ARGS=--rounds 50 --seed 2
 	PYTHONPATH=tests/remote $(BIN)/python tests/remote/campaign.py $(ARGS)

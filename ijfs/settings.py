@@ -75,6 +75,11 @@ SETTINGS = {
         Setting(
             "port_address", "127.0.0.1", "where `--port` is reached; 0.0.0.0: from everywhere", _matching(r"[\d.]+")
         ),
+        Setting("storage", "local", "the remote that saves go to as well, `s3` for the only one; `local`: none"),
+        Setting(
+            "sign_key", "", "a private key of ssh that signs each snapshot when it is made", variable="IJFS_SIGN_KEY"
+        ),
+        Setting("allowed_signers", "", "who may sign, for `ijfs verify`", variable="IJFS_ALLOWED_SIGNERS"),
         Setting("detach_keys", "ctrl-p,ctrl-q", "what leaves a program's terminal without ending the program"),
         Setting("save_memory", "", "how much memory saves may take, as `4G`", variable="IJFS_SAVE_MEMORY"),
         Setting(

@@ -222,6 +222,21 @@ LIMITS: dict[str, tuple[click.ParamType[Any], str, str]] = {
 }
 """What can be limited: its type, and what is said of it."""
 
+storage_option = click.option(
+    "--storage",
+    default=lambda: settings.value("storage"),
+    metavar="REMOTE",
+    help="Where its saves go as well: a remote, `s3` (origin, or the only one), or `local` (nowhere; the default).",
+)
+
+
+def storage_of(app: App, said: str) -> str:
+    """The remote that --storage means; "" for none. UnknownNameError."""
+    from ijfs.live.uploads.followed import remote_of
+
+    return remote_of(app.repository(), said)
+
+
 detach_keys_option = click.option(
     "--detach-keys",
     "keys",

@@ -38,12 +38,13 @@ def specified(
     verify: str = "",
     network: Network = "none",
     base: str = "",
+    storage: str = "",
     share: Sequence[str] = (),
     bind: Sequence[str] = (),
 ) -> DeploymentSpec:
     """A deployment of `command`, or, with `engine_name`, of the model that it begins with. `port`: the one that the
     server listens on, and where it is reached (`host` 0: at the same number). `env`: over this process's. `share`,
-    `bind`: folders, as InstanceSpec has them. CommandError, StorageError."""
+    `bind`, `storage`: as InstanceSpec has them. CommandError, StorageError."""
     known = engine(engine_name, command[0], command[1:]) if engine_name else _NO_ENGINE
     if port is None and not engine_name:
         raise CommandError("nobody said which port the server listens on", hint="`--port 8000`")
@@ -65,6 +66,7 @@ def specified(
             gpu=bool(used) or nccl_safe,
             nccl_safe=nccl_safe,
             base=base,
+            storage=storage,
             share=tuple(share),
             bind=(*bind, *cached),
             hooks=hooks if hooks is not None and hooks != Hooks() else known.hooks,

@@ -284,10 +284,22 @@ class IjfsProvisioner(KernelProvisionerBase):
             front_end_session=self._session(),
             base=self.base,
             disk=self.disk,
+            storage=self._storage(),
             limits=parse_limits({name: settings.value(name) for name in Limits.__struct_fields__}),
             share=folders.share,
             bind=(*folders.bind, *(os.path.join(cwd, path) for path in self.bind)),
         )
+
+    def _storage(self) -> str:
+        """The remote that its saves go to as well, as the setting says. UnknownNameError."""
+        from ijfs.live.uploads.followed import LOCAL, remote_of
+        from ijfs_engine import Repository
+
+        said = settings.value("storage")
+        if said == LOCAL:
+            return ""
+        with Repository.open(self._repository) as repository:
+            return remote_of(repository, said)
 
     def _session(self) -> str:
         """What the manager's own messages, and those of the clients that it makes, say that they come from."""

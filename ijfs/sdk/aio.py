@@ -20,6 +20,7 @@ import anyio.from_thread
 import anyio.lowlevel
 
 from ijfs.live.model.records import NO_LIMITS
+from ijfs.live.uploads.followed import LOCAL
 from ijfs.sdk import box as blocking_box
 from ijfs.sdk import calls, forks, search
 from ijfs.sdk import events as blocking_events
@@ -344,6 +345,7 @@ class Box:
         branch: str | None = None,
         stop: bool = False,
         verify: bool = False,
+        push: bool = False,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Snapshot:
@@ -355,6 +357,7 @@ class Box:
                 branch=branch,
                 stop=stop,
                 verify=verify,
+                push=push,
                 timeout=timeout,
                 on_event=on_event,
             )
@@ -626,10 +629,11 @@ class Repository:
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """As Repository.start."""
-        more |= {"memory": memory, "cpu": cpu, "pids": pids, "limits": limits}
+        more |= {"memory": memory, "cpu": cpu, "pids": pids, "limits": limits, "storage": storage}
         call = partial(self.blocking.start, argv, name=name, env=env, cwd=cwd, network=network, ports=ports, **more)
         return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
@@ -651,10 +655,11 @@ class Repository:
         timeout: float | None = blocking_repository.READY_S,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """As Repository.kernel."""
-        more |= {"ports": ports, "memory": memory, "cpu": cpu, "pids": pids, "limits": limits}
+        more |= {"ports": ports, "memory": memory, "cpu": cpu, "pids": pids, "limits": limits, "storage": storage}
         call = partial(self.blocking.kernel, spec_name, name=name, env=env, cwd=cwd, network=network, **more)
         return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 

@@ -221,19 +221,25 @@ class Box:
         branch: str | None = None,
         stop: bool = False,
         verify: bool = False,
+        push: bool = False,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Snapshot:
-        """Keep this moment: memory, GPU memory and files. Returns when it is safe on disk.
+        """Keep this moment: memory, GPU memory and files. Returns when it is safe on disk; with `push`, when it is at
+        its remote, too (RemoteError: it is safe here).
 
         `stop`: the program ends in the saved state. `verify`: try whether it can be restored (`Snapshot.saved` says).
         After `timeout` seconds CallTimeoutError is raised; the save goes on.
         """
+        from ijfs.live.uploads.reach import send_now
         from ijfs.sdk.snapshots import Snapshot
 
         def save() -> SaveResult:
             with client.connect(self.repo, self.name, on_event=on_event) as keeper:
-                return keeper.save(message, branch=branch, stop=stop, verify=verify)
+                saved = keeper.save(message, branch=branch, stop=stop, verify=verify)
+            if push:
+                send_now(self.repo, saved.branch, client.describe(self.repo, self.name).storage)
+            return saved
 
         result = calls.within(timeout, "the save", save)
         return Snapshot(self.repo, result.snapshot, saved=result)

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from ijfs.deployments import client
 from ijfs.deployments.making import specified
 from ijfs.deployments.records import DeploymentInfo, StartMode
-from ijfs.live.errors import CommandError
 from ijfs.live.model.records import Hooks, HostPort
+from ijfs.live.uploads.followed import LOCAL
 from ijfs.sdk.repository import Repository
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.model.records import Network
-
-STORED_REMOTELY = "a deployment's snapshots stay in this machine's repository: it cannot use a remote yet"
 
 
 class NoAnswerError(IjfsError):
@@ -119,12 +117,10 @@ def deploy(
     """Keep a server behind a port: `what` is its command or, with `engine`, a model; docs/servers.md.
 
     `port`: the one that it listens on, and where it is reached (an engine's is 8000 inside). `checkpoint`: a mapping
-    with `enabled`, `ttl` and `storage` (only `local`) in place of `start_mode` and `ttl`. `ready`: hooks, as are those
-    of `hooks`. Returns when it is ready, without `start` at once.
+    with `enabled` and `ttl` in place of `start_mode` and `ttl`, and `storage`: a remote that its snapshots go to as
+    well, `s3` or `local`. `ready`: hooks, as are those of `hooks`. Returns when it is ready, without `start` at once.
     """
     given = dict(checkpoint or {})
-    if given.get("storage", "local") != "local":
-        raise CommandError(STORED_REMOTELY, hint="leave `storage` out")
     if given.get("enabled") is False and start_mode == "checkpoint":
         start_mode = "cold"
     command = [what, *arguments] if isinstance(what, str) else [*what, *arguments]
@@ -150,6 +146,7 @@ def deploy(
         stateless=stateless,
         verify=verify,
         network=network,
+        storage=chosen.remote_of(given.get("storage", LOCAL)),
     )
     client.deploy(chosen.path, spec, replace=replace, start=start)
     return Deployment(chosen.path, spec.name)

@@ -16,6 +16,7 @@ from ijfs.live.client import api as client
 from ijfs.live.client.instances import named
 from ijfs.live.model.records import NO_LIMITS, InstanceSpec, Limits, Network
 from ijfs.live.model.sizes import parse_limits
+from ijfs.live.uploads.followed import LOCAL, remote_of
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
 from ijfs.sdk.snapshots import Difference, Snapshot
@@ -86,6 +87,13 @@ class Repository:
         """What differs between two snapshots."""
         return self.snapshot(str(new)).diff(old, memory=memory)
 
+    def remote_of(self, storage: str) -> str:
+        """The remote that a value of `storage` means; "" for none. UnknownNameError."""
+        if storage == LOCAL:
+            return ""
+        with self.engine() as repository:
+            return remote_of(repository, storage)
+
     # -- live programs --------------------------------------------------------------------------------------------
 
     def boxes(self, *, ended: bool = False) -> list[Box]:
@@ -116,13 +124,15 @@ class Repository:
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """Start a program in a sandbox of its own. `env` is added to this process's variables; `ports` can be reached
         from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own. `memory`
         (bytes, or "4G"), `cpu` (processors) and `pids` (processes and threads) are what it may take, and each copy as
-        much again; `limits` says the same at once. `more` are further fields of InstanceSpec. LimitError where this
-        machine cannot limit that."""
+        much again; `limits` says the same at once. `storage`: a remote by name, or `s3`, that its saves go to as well,
+        behind its back (docs/remotes.md). `more` are further fields of InstanceSpec. LimitError where this machine
+        cannot limit that, UnknownNameError for a remote that there is not."""
         own = InstanceSpec(
             name="",
             argv=tuple(argv),
@@ -134,6 +144,7 @@ class Repository:
             base=base,
             ttl_s=ttl,
             limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
+            storage=self.remote_of(storage),
             **more,
         )
         return self._started(own, name, argv[0], timeout, on_event)
@@ -156,6 +167,7 @@ class Repository:
         timeout: float | None = READY_S,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """Start a Jupyter kernel of an installed kernel spec in a sandbox; returns when it answers. KernelSpecError."""
@@ -172,6 +184,7 @@ class Repository:
             base=base,
             ttl_s=ttl,
             limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
+            storage=self.remote_of(storage),
             **more,
         )
         wish = "kernel" if spec_name == "python3" else spec_name

@@ -60,7 +60,7 @@ def test_help_lists_every_verb_of_the_design(ijfs: Ijfs) -> None:
 def test_a_deployment_that_cannot_be_kept_is_refused_in_a_sentence(ijfs: Ijfs) -> None:
     ijfs("init")
     remote = ijfs("deploy", "--name", "web", "--port", "8000", "--storage", "s3", "--", "true")
-    assert (remote.code, "needs a remote" in remote.err) == (2, True)
+    assert (remote.code, "no remote to save to" in remote.err) == (1, True)
     nowhere = ijfs("deploy", "--name", "web", "--", "true")
     assert (nowhere.code, "which port" in nowhere.err) == (2, True)
     backwards = ijfs("vllm", "serve", "--max-model-len", "8", "org/model")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURE = (ROOT / "docs/internals/pictures/rooms.dot").read_text()
 
 TOGETHER = {
-    **dict.fromkeys(("bases", "machine", "doctor", "checks", "process", "model", "errors"), "small"),
+    **dict.fromkeys(("bases", "uploads", "machine", "doctor", "checks", "process", "model", "errors"), "small"),
     **dict.fromkeys(("_native", "util"), "native"),
 }
 """Packages that are one room of the picture."""

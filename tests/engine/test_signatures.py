@@ -62,8 +62,10 @@ def test_signatures_go_with_a_push_and_come_with_a_pull(repository: Repository, 
     repository.remotes.add("origin", url)
     repository.remotes.push("origin", {"branch/main": first.id})
     make_key(tmp_path / "key")
-    repository.sign(first.id, tmp_path / "key")
-    repository.remotes.push("origin", {"branch/main": first.id})
+    second = save(repository, {"a": b"two"}, branch="main", parents=[first.id])
+    repository.remotes.push("origin", {"branch/main": second.id})
+    repository.sign(first.id, tmp_path / "key")  # no branch is at it any more
+    repository.remotes.push("origin", {"branch/main": second.id})
     with Repository.init(tmp_path / "other") as other:
         other.remotes.add("origin", url)
         other.remotes.fetch("origin")

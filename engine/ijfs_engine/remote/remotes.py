@@ -200,6 +200,13 @@ class Remotes:
         with self._opened(name) as remote:
             remove_keys(remote.bucket, keys)
 
+    def claim(self, name: str, ident: ObjectId, place: str) -> str:
+        """As `moves.claim` says."""
+        from ijfs_engine.remote.moves import claim
+
+        with self._opened(name) as remote:
+            return claim(remote, ident, place)
+
     def operations(self, name: str, most: int) -> list[tuple[OperationId, Operation]]:
         """The newest operations of a remote's tree, newest first. CorruptError, RemoteError."""
         with self._opened(name) as remote:

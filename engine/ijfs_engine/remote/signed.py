@@ -18,13 +18,20 @@ _FOLDER = "signatures"
 
 
 def send_signatures(directory: RepositoryDirectory, remote: Remote, idents: Sequence[ObjectId]) -> None:
-    """Have a store know what is known here; what others added there stays. RemoteError, StorageError."""
-    for ident in dict.fromkeys(idents):
+    """Have a store know what is known here of snapshots, and of those listed there that have no signature there yet;
+    what others added stays. RemoteError, StorageError."""
+    for ident in dict.fromkeys([*idents, *_signed_since(directory, remote)]):
         if here := signatures.read(directory, ident):
             there = signatures_at(remote.bucket, ident, remote.crypt)
             if missing := set(here) - set(there):
                 data = signatures.encode({*there, *missing})
                 remote.bucket.put(_name(ident), remote.crypt.seal_bytes(data, ident))
+
+
+def _signed_since(directory: RepositoryDirectory, remote: Remote) -> list[ObjectId]:
+    here = signatures.signed(directory) & remote.log.view.listings.keys()
+    there = {found.path for found in remote.bucket.list(_FOLDER)} if here else set()
+    return sorted(ident for ident in here if _name(ident) not in there)
 
 
 def bring_signatures(directory: RepositoryDirectory, remote: Remote, idents: Sequence[ObjectId]) -> None:

@@ -65,6 +65,7 @@ def sweep(remote: Remote, *, grace_s: float = GRACE_S, dry_run: bool = False) ->
         if fresh:
             remote.bucket.put_new(f"sweeps/{os.urandom(16).hex()}", b"".join(map(_pack_of, fresh)))
         remote.bucket.delete(_old_manifests(remote, now - grace_ns))
+        remote.bucket.delete([f.path for f in remote.bucket.list("moves") if f.modified_ns <= now - grace_ns])
         if going:
             remote.far.forget_all()
         remote.remember()

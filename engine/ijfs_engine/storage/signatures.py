@@ -7,6 +7,7 @@ Signatures lie beside the packs, a file for each snapshot, because an id cannot 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ KEY_VARIABLE: Final = "IJFS_SIGN_KEY"
 _CONTEXT: Final = b"ijfs 2026-12 signed snapshot\0"
 _MOST: Final = 1 << 20
 _TYPE: Final = "ssh-ed25519"
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Signature(NamedTuple):
@@ -74,6 +76,14 @@ def read(directory: RepositoryDirectory, ident: ObjectId) -> list[Signature]:
     with suppress(CorruptError):
         return decode(directory.crypt.open_bytes(data, _about(ident)))
     return []
+
+
+def signed(directory: RepositoryDirectory) -> set[ObjectId]:
+    """The snapshots that have any here. StorageError."""
+    folder = directory.path / "signatures"
+    with disk.storage_errors(f"listing {folder}"):
+        names = os.listdir(folder) if folder.is_dir() else []
+    return {bytes.fromhex(name) for name in names if _NAME.fullmatch(name)}
 
 
 def encode(signatures: Iterable[Signature]) -> bytes:

@@ -26,10 +26,6 @@ COLUMNS = [
     Column("SNAPSHOT", style="yellow", drop=3),
 ]
 
-ON_REMOTE = (
-    "`--storage s3` needs a remote to write through to, which `ijfs deploy` cannot use yet; snapshots stay in this "
-    "machine's repository (`--storage local`)"
-)
 STATES = {"memory": "parked in memory", "disk": "parked on disk", "gone": "not started"}
 
 
@@ -45,7 +41,7 @@ STATES = {"memory": "parked in memory", "disk": "parked on disk", "gone": "not s
 @click.option("--idle", type=Seconds(), default=300.0, metavar="S", help="Park it in memory S seconds after a request.")
 @click.option("--disk-after", type=Seconds(), default=3600.0, metavar="S", help="On disk S seconds after a request.")
 @click.option("--ttl", type=Seconds(min_open=True), metavar="S", help="Let its snapshot go S seconds after a request.")
-@click.option("--storage", type=click.Choice(["local", "s3"]), default="local", help="Where its snapshots are kept.")
+@starting.storage_option
 @starting.hook_options
 @click.option("--verify", metavar="REQUEST", default="", help="A request whose answer a restored one must repeat.")
 @click.option("--stateless", is_flag=True, help="From disk it comes back as it first was; what it did since is let go.")
@@ -68,7 +64,7 @@ STATES = {"memory": "parked in memory", "disk": "parked on disk", "gone": "not s
 @starting.share_option
 @starting.bind_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def deploy(app: App, replace: bool, no_start: bool, storage: str, **given: Any) -> Answer:
+def deploy(app: App, replace: bool, no_start: bool, **given: Any) -> Answer:
     """Keep the server COMMAND behind a port: it starts with a request, rests without one, and loses none.
 
     `--port 8000` is the port that it listens on, and where it is reached; `--port 9000:8000` chooses another for that.
@@ -76,8 +72,7 @@ def deploy(app: App, replace: bool, no_start: bool, storage: str, **given: Any) 
     """
     from ijfs.deployments import client
 
-    if storage == "s3":
-        raise click.UsageError(ON_REMOTE)
+    given["storage"] = starting.storage_of(app, given["storage"])
     app.repository()
     info = client.deploy(app.repository_path, _spec(given), replace=replace, start=not no_start)
     return shown(info)
@@ -126,6 +121,7 @@ def _spec(given: dict[str, Any]) -> DeploymentSpec:
         verify=given["verify"],
         network="slirp4netns" if given["network"] == "slirp4netns" else "none",
         base=given["base"],
+        storage=given["storage"],
         share=starting.folders(given["share"]),
         bind=starting.folders(given["bind"]),
     )

@@ -35,6 +35,7 @@ def kernel() -> None:
 @starting.base_option
 @starting.ttl_option
 @starting.disk_option
+@starting.storage_option
 @starting.share_option
 @starting.bind_option
 @starting.secret_options
@@ -53,6 +54,7 @@ def start(
     base: str,
     ttl: float | None,
     disk: int,
+    storage: str,
     share: tuple[str, ...],
     bind: tuple[str, ...],
     replace: bool,
@@ -67,6 +69,7 @@ def start(
     from ijfs.sdk.repository import READY_S
 
     app.repository()
+    to_remote = starting.storage_of(app, storage)
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
 
     def ready(chosen: str) -> InstanceInfo:
@@ -83,6 +86,7 @@ def start(
             base=base,
             ttl_s=ttl,
             disk=disk,
+            storage=to_remote,
             share=starting.folders(share),
             bind=starting.folders(bind),
             limits=limits,

@@ -2,122 +2,188 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
+import contextlib
+import signal
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
-from ijfs.cli import text
+from ijfs.cli import far_host, text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE
-from ijfs.cli.verbs.remote import to_push
 from ijfs.cli.verbs.remote_upkeep import chosen
 
 if TYPE_CHECKING:
+    from ijfs.cli.far_host import FarHost
+    from ijfs.live.client.api import SaveResult
     from ijfs_engine import Repository
 
+GOES_TO = "goes to "
+"""How the message of the snapshot begins in which a program is stopped for another machine."""
 
-class There:
-    """The other machine: runs ijfs there."""
 
-    def __init__(self, transport: str, host: str, program: str) -> None:
-        self.host = host
-        self._command = [*shlex.split(transport), host]
-        self._program = program
+class _Move(NamedTuple):
+    """One program on its way."""
 
-    def run(self, *words: str, may_refuse: bool = False) -> dict[str, Any]:
-        """What a verb prints there with --json. IjfsError; with `may_refuse`, exit code 12 is no failure."""
-        from ijfs_engine.errors import IjfsError
+    app: App
+    repository: Repository
+    remote: str
+    there: FarHost
+    name: str
+    progress: Any
 
-        line = " ".join([self._program, *map(shlex.quote, words), "--json"])
-        try:
-            done = subprocess.run([*self._command, line], capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise IjfsError(f"{self._command[0]} does not run: {error.strerror}") from error
-        try:
-            answer = json.loads(done.stdout)
-        except ValueError:
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise IjfsError(f"`ijfs {words[0]}` on {self.host} said: {said}",
-                            hint="`--ijfs PATH` names ijfs there, `--ssh` how to get there") from None  # fmt: skip
-        if "error" in answer:
-            raise IjfsError(f"on {self.host}: {answer['error']['message']}", hint=answer["error"].get("hint"))
-        if done.returncode and not (may_refuse and done.returncode == 12):
-            raise IjfsError(f"`ijfs {words[0]}` on {self.host} failed with exit code {done.returncode}")
-        assert isinstance(answer, dict)
-        return answer
+    def push(self) -> int:
+        """Send what the remote lacks of it; bytes."""
+        from ijfs.live.uploads.reach import to_push
+
+        refs, also = to_push(self.repository, [self.name])
+        return self.repository.remotes.push(self.remote, refs, also=also, progress=self.progress).sent
 
 
 @verb("migrate")
 @click.argument("name", type=INSTANCE)
 @click.argument("host")
 @click.option("--via", metavar="REMOTE", help="The remote that both machines know by this name (default: origin).")
-@click.option("--ssh", "transport", metavar="COMMAND", default="ssh", help="How to get there (default: ssh).")
-@click.option("--ijfs", "program", metavar="PATH", default="ijfs", help="What ijfs is called there (default: ijfs).")
+@far_host.options
 def migrate(app: App, name: str, host: str, via: str | None, transport: str, program: str) -> Answer:
     """Move the live program NAME to HOST: it goes on there with all its memory and files.
 
-    First it is saved while it runs, that is sent, and HOST says whether it could run there. Then it is saved and
+    First it is saved while it runs, HOST says whether it could run there, and it is sent. Then it is saved and
     stopped, what changed since is sent, and it runs there before its bytes have arrived. If it cannot, it runs here
-    again.
+    again: on one of the two, whatever becomes of the connection.
     """
     from ijfs.live.client import api as client
 
     repository = app.repository()
-    remote = chosen(repository, via)
-    there = There(transport, host, program)
-    there.run("remote", "list")  # whether there is anybody
-    progress = app.progress(f"migrate {name}")
-    with client.connect(app.repository_path, name, on_event=progress.event) as keeper:
+    there = far_host.FarHost(transport, host, program)
+    move = _Move(app, repository, chosen(repository, via), there, name, app.progress(f"migrate {name}"))
+    if not client.is_running(app.repository_path, name):
+        return _went_on(move)
+    _refuse_taken(move)
+    with client.connect(app.repository_path, name, on_event=move.progress.event) as keeper:
         warm = keeper.save(f"before it goes to {host}")
-        sent = _push(repository, remote, name, progress)
-        _check_fit(there, remote, warm.snapshot)
+        _check_fit(move, warm.snapshot)
+        sent = move.push()
         began = time.monotonic()
-        saved = keeper.save(f"goes to {host}", stop=True)
-    try:
-        sent += _push(repository, remote, name, progress)
-        there.run("fetch", remote)
-        started = there.run("restore", f"{remote}/{saved.snapshot}", "--name", name)
-    except BaseException as error:
-        client.restore(app.repository_path, saved.snapshot, name, replace=True)
-        _say_it_is_back(error, name)
-        raise
+        with _undisturbed():
+            saved = keeper.save(f"{GOES_TO}{host}", stop=True)
+    sent, started = _handed_over(move, saved, sent)
     down = time.monotonic() - began
     data = {"name": name, "host": host, "snapshot": saved.snapshot, "sent": sent, "down_s": down,
-            "instance": started["instance"]}  # fmt: skip
+            "instance": started}  # fmt: skip
 
     def show(out: Printer) -> None:
-        out.line((name, "bold green"), f" runs on {host} from ", (text.short(bytes.fromhex(saved.snapshot)), "yellow"))
+        _show(out, move, saved.snapshot)
         out.line((f"  it stood still for {text.seconds(down)}; {text.size(sent)} sent", "dim"))
 
     return Answer(data, show)
 
 
-def _push(repository: Repository, remote: str, name: str, progress: Any) -> int:
-    refs, also = to_push(repository, [name])
-    return repository.remotes.push(remote, refs, also=also, progress=progress).sent
+def _refuse_taken(move: _Move) -> None:
+    """InstanceExistsError where a program of that name runs there; AnsweredError, UnreachableError where nobody can be
+    asked."""
+    from ijfs.live.errors import InstanceExistsError
+
+    there = move.there.host
+    for one in move.there.run("ps")["instances"]:
+        if one["name"] == move.name and one["status"] == "running":
+            raise InstanceExistsError(f"a program called `{move.name}` runs on {there} already", hint="it runs on here")
+    if move.remote not in {one["name"] for one in move.there.run("remote", "list")["remotes"]}:
+        from ijfs_engine.errors import UnknownNameError
+
+        url = next(one.url for one in move.repository.remotes.all() if one.name == move.remote)
+        raise UnknownNameError(
+            f"{there} has no remote '{move.remote}'", hint=f"`ijfs remote add {move.remote} {url}` there"
+        )
 
 
-def _check_fit(there: There, remote: str, snapshot: str) -> None:
-    """Whether the program could run there. PreflightError: then it was only saved here, and runs on."""
+def _check_fit(move: _Move, snapshot: str) -> None:
+    """Whether it could run there, told before it is sent. PreflightError: then it was only saved here, and runs on."""
+    from ijfs.live.checks.result import refused
     from ijfs_engine.errors import PreflightError
 
-    there.run("fetch", remote)
-    found = there.run("doctor", f"{remote}/{snapshot}", may_refuse=True)
-    against = [f"{one['check']}: {one['evidence']}" for one in found["verdicts"] if one["outcome"] == "refuse"]
+    against = [f"{one.check}: {one.evidence}" for one in refused(move.there.fits(move.app, snapshot))]
     if against:
-        raise PreflightError(f"it could not run on {there.host}: {'; '.join(against)}", hint="it runs on here")
+        raise PreflightError(f"it could not run on {move.there.host}: {'; '.join(against)}", hint="it runs on here")
 
 
-def _say_it_is_back(error: BaseException, name: str) -> None:
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait: who is killed in the middle of the last save would not know that the program has stopped."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _handed_over(move: _Move, saved: SaveResult, sent: int) -> tuple[int, Any]:
+    """Send what changed, and have it run there: bytes sent in all, the instance there. Where that fails it runs here
+    again, and what failed is raised."""
+    from ijfs.cli.handover import Handover
+
+    handover = Handover(move.repository, move.remote, move.there, move.name, saved.snapshot)
+    try:
+        sent += move.push()
+        return sent, handover.ask()["instance"]
+    except BaseException as error:
+        if handover.where() == "there":
+            return sent, None
+        _back(move, saved.snapshot, error)
+
+
+def _back(move: _Move, snapshot: str, why: BaseException) -> NoReturn:
+    """Have it run here again, and say so."""
+    from ijfs.live.client import api as client
     from ijfs_engine.errors import IjfsError
 
-    if isinstance(error, IjfsError):
-        error.hint = f"{error.hint or ''}; `{name}` runs here again".removeprefix("; ")
+    client.restore(move.app.repository_path, snapshot, move.name, replace=True)
+    if isinstance(why, IjfsError):
+        why.hint = f"{why.hint or ''}; `{move.name}` runs here again".removeprefix("; ")
+    else:
+        move.app.warn(f"`{move.name}` runs here again")
+    raise why
+
+
+def _went_on(move: _Move) -> Answer:
+    """Of a program that was stopped for this, and whose migration was killed: it runs there, or here again.
+    InstanceExitedError for any other that does not run."""
+    from ijfs.cli.handover import Handover
+    from ijfs_engine.errors import IjfsError
+
+    snapshot = _stopped_for(move)
+    handover = Handover(move.repository, move.remote, move.there, move.name, snapshot, asked=True)
+    if handover.where() == "here":
+        _back(move, snapshot, IjfsError(f"the last migration of `{move.name}` did not end", hint="migrate it again"))
+    data = {
+        "name": move.name,
+        "host": move.there.host,
+        "snapshot": snapshot,
+        "sent": 0,
+        "down_s": None,
+        "instance": None,
+    }
+    return Answer(data, lambda out: _show(out, move, snapshot))
+
+
+def _stopped_for(move: _Move) -> str:
+    from ijfs.live.client import api as client
+    from ijfs.live.errors import InstanceExitedError
+
+    snapshot = client.describe(move.app.repository_path, move.name).snapshot
+    if snapshot is not None:
+        record = move.repository.snapshot(bytes.fromhex(snapshot))
+        if record.message == f"{GOES_TO}{move.there.host}":
+            return snapshot
+    raise InstanceExitedError(f"the program of `{move.name}` has ended")
+
+
+def _show(out: Printer, move: _Move, snapshot: str) -> None:
+    short = text.short(bytes.fromhex(snapshot))
+    out.line((move.name, "bold green"), f" runs on {move.there.host} from ", (short, "yellow"))
 
 
 COMMANDS = {"migrate": migrate}

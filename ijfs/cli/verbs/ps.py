@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from ijfs.cli.output import Answer, Printer
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
+    from ijfs.live.uploads.followed import Waiting
 
 
 @verb("ps")
@@ -27,12 +29,14 @@ def ps(app: App, every: bool) -> Answer:
 
     from ijfs.live.client.api import damaged_instances, list_instances
     from ijfs.live.process import fork_request
+    from ijfs.live.uploads.followed import followed
 
-    app.live_programs()
+    repo = app.live_programs()
     found = instances.by_name(list_instances(app.repository_path))
     damaged = damaged_instances(app.repository_path)
     waiting = fork_request.forkserver_info(app.repository_path)
     ended = [info for info in found if info.status == "exited"]
+    unsent = _unsent(app) if followed(repo) else []
 
     listed = found if every else [info for info in found if info.status != "exited"]
 
@@ -46,6 +50,9 @@ def ps(app: App, every: bool) -> Answer:
         never = [info.name for info in listed if info.status == "running" and not info.snapshot]
         if out.terminal and never:
             out.line((f"in no snapshot: {text.listing(never)}; `ijfs save NAME` saves one", "dim"))
+        for one in unsent:
+            why = f": {one.why}" if one.why else ", it is being sent"
+            out.line((f"{one.branch}: {one.snapshot[: text.SHORT_ID]} is not at {one.remote} yet{why}", "yellow"))
         for error in damaged.values():
             out.line((f"{error}; {error.hint}", "red"))
         if out.terminal and any(info.snapshot for info in listed):
@@ -62,9 +69,20 @@ def ps(app: App, every: bool) -> Answer:
     data = {
         "instances": [instances.instance_json(info) for info in found],
         "damaged": [{"name": name, "message": str(error), "hint": error.hint} for name, error in damaged.items()],
+        "unsent": [one._asdict() for one in unsent],
         "spare": msgspec.to_builtins(waiting),
     }
     return Answer(data, show, names=[info.name for info in listed])
+
+
+def _unsent(app: App) -> list[Waiting]:
+    """What is to be at a remote and is not. Nothing where the repository cannot be opened: that was said."""
+    from ijfs.live.uploads.followed import waiting
+    from ijfs_engine.errors import IjfsError
+
+    with contextlib.suppress(IjfsError):
+        return waiting(app.repository())
+    return []
 
 
 def _remarks(out: Printer, info: InstanceInfo) -> None:

@@ -99,6 +99,8 @@ def push(app: App, words: tuple[str, ...]) -> Answer:
     """
     repository = app.repository()
     name, names = _which(repository, words)
+    from ijfs.live.uploads.reach import to_push
+
     refs, also = to_push(repository, names)
     report = repository.remotes.push(name, refs, also=also, progress=app.progress(f"push to {name}"))
     data = {
@@ -245,50 +247,6 @@ def _which(repository: Repository, words: Sequence[str]) -> tuple[str, list[str]
     if words and words[0] in {one.name for one in repository.remotes.all()}:
         return words[0], list(words[1:])
     return remote_upkeep.chosen(repository, None), list(words)
-
-
-def to_push(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
-    """Refs to push, with the tags of the bases that go along, and snapshots that no ref here stands for."""
-    refs, alone = _named(repository, names)
-    bases = _bases(repository, [*refs.values(), *alone])
-    refs |= {f"tag/{tag}": ident for tag, ident in repository.refs.tags().items() if ident in bases}
-    return refs, [*alone, *bases]
-
-
-def _named(repository: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
-    """Refs to push, and snapshots that were named by something else."""
-    branches, tags = repository.refs.branches(), repository.refs.tags()
-    if not names:
-        named = {f"branch/{name}": ident for name, ident in branches.items()}
-        return {**named, **{f"tag/{name}": ident for name, ident in tags.items()}}, []
-    refs: dict[str, bytes] = {}
-    alone: list[bytes] = []
-    for name in names:
-        if name in branches:
-            refs[f"branch/{name}"] = branches[name]
-        elif name in tags:
-            refs[f"tag/{name}"] = tags[name]
-        else:
-            alone.append(repository.resolve(name))
-    return refs, alone
-
-
-def _bases(repository: Repository, heads: Sequence[bytes]) -> list[bytes]:
-    """The bases that snapshots and their ancestors stand on: they go along, or nothing could be restored there."""
-    from ijfs.live.bases.needs import base_of
-
-    found: dict[bytes, None] = {}
-    seen: set[bytes] = set()
-    stack = list(heads)
-    while stack:
-        ident = stack.pop()
-        if ident not in seen and repository.is_here(ident):
-            seen.add(ident)
-            base = base_of(repository.snapshot(ident))
-            if base is not None and repository.is_here(bytes.fromhex(base)):
-                found[bytes.fromhex(base)] = None
-            stack += repository.parents(ident)
-    return list(found)
 
 
 COMMANDS: Mapping[str, click.Command] = {

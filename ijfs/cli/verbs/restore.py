@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,7 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import INSTANCE, SNAPSHOT, elsewhere
 from ijfs.history.snapshots import program_of
-from ijfs_engine.errors import IjfsError
+from ijfs_engine.errors import ConflictError, IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @starting.files_option
 @elsewhere("--hard", "--soft", said="`--replace` takes a live program back in place, with its memory and its files")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
+@click.option("--moves-to", "place", hidden=True)
 def restore(
     app: App,
     snapshot: str | None,
@@ -61,6 +63,7 @@ def restore(
     same_random: bool,
     limits: Limits,
     secrets: dict[str, str],
+    place: str | None,
 ) -> Answer:
     """Bring SNAPSHOT back to life, beside everything that is live.
 
@@ -112,6 +115,7 @@ def restore(
             files=of_shared,
             limits=limits,
             secrets=secrets,
+            may_begin=_claimed(repository, snapshot, record, place) if place else None,
             on_event=progress.event,
         )
         ended = first_moment.ended(app, info, first_moment.RESTORE)
@@ -139,6 +143,17 @@ def restore(
 
     data = {"snapshot": record.id.hex(), "instance": instances.instance_json(ended or info)}
     return Answer(data, show, first_moment.exit_code(ended))
+
+
+def _claimed(repository: Repository, spec: str, record: Snapshot, place: str) -> Callable[[], None]:
+    """What has a program that moves go on at `place`, this machine, and nowhere else (`ijfs migrate`)."""
+
+    def claim() -> None:
+        where = repository.remotes.claim(spec.partition("/")[0], record.id, place)
+        if where != place:
+            raise ConflictError(f"{text.short(record.id)} goes on elsewhere ({where})")
+
+    return claim
 
 
 def _refuse_more_than_lost() -> None:

@@ -37,6 +37,7 @@ NO_VOLUMES = (
 @starting.ttl_option
 @starting.user_option
 @starting.disk_option
+@starting.storage_option
 @starting.share_option
 @starting.bind_option
 @starting.secret_options
@@ -68,6 +69,7 @@ def run(
     user: str,
     replace: bool,
     disk: int,
+    storage: str,
     share: tuple[str, ...],
     bind: tuple[str, ...],
     before_save: tuple[str, ...],
@@ -117,6 +119,7 @@ def run(
         base=base,
         ttl_s=ttl,
         disk=disk,
+        storage=starting.storage_of(app, storage),
         share=starting.folders(share),
         bind=starting.folders(bind),
         hooks=starting.hooks(before_save, after_save, after_restore, ready),

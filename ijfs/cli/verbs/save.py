@@ -35,6 +35,7 @@ UNRESTORABLE = 12
     help="Keep this notebook document in the snapshot.",
 )
 @click.option("--verify", is_flag=True, help="Try whether it can be restored: into a sandbox that never runs.")
+@click.option("--push", is_flag=True, help="Return when it is at its remote, too (default of a remote: origin).")
 @click.option("--no-wait", is_flag=True, help="Return when the program runs again; storing goes on.")
 @click.option("--force", is_flag=True, help="Save a GPU program in spite of what preflight refuses: it may be lost.")
 @click.option("--gpu-timeout", type=Seconds(), metavar="S", help="How long running GPU kernels get to end.")
@@ -47,6 +48,7 @@ def save(
     branch: str | None,
     notebook: Path | None,
     verify: bool,
+    push: bool,
     no_wait: bool,
     force: bool,
     gpu_timeout: float | None,
@@ -65,6 +67,8 @@ def save(
 
     if no_wait and stop:
         raise click.UsageError("--stop ends the program when its snapshot is safe: it cannot go with --no-wait")
+    if no_wait and push:
+        raise click.UsageError("--push waits for the snapshot: it cannot go with --no-wait")
     if no_wait and verify:
         raise click.UsageError("--verify waits for the snapshot: it cannot go with --no-wait")
     app.repository()
@@ -88,13 +92,35 @@ def save(
                 )
     for warning in result.warnings:
         app.warn(warning)
+    remote = _pushed(app, name, result) if push else None
 
-    data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None}
+    data = {"name": name, **msgspec.to_builtins(result), "snapshot": result.snapshot or None, "remote": remote}
     exit_code = UNRESTORABLE if result.verified is False else ENDED if result.image_bytes == 0 else 0
-    return Answer(data, lambda out: _report(out, name, result, phases=app.verbose > 0), exit_code)
+    return Answer(data, lambda out: _report(out, name, result, remote, phases=app.verbose > 0), exit_code)
 
 
-def _report(out: Printer, name: str, result: SaveResult, *, phases: bool) -> None:
+def _pushed(app: App, name: str, result: SaveResult) -> str:
+    """Have it at its remote, too; which that is. RemoteError, which says that it is saved."""
+    from ijfs.live.client.api import describe
+    from ijfs.live.uploads.followed import ANY, remote_of
+    from ijfs.live.uploads.reach import to_push
+    from ijfs_engine.errors import IjfsError
+
+    repository = app.repository()
+    try:
+        remote = remote_of(repository, describe(app.repository_path, name).storage or ANY)
+        refs, also = to_push(repository, [result.branch])
+        repository.remotes.push(remote, refs, also=also, progress=app.progress(f"push to {name}"))
+    except IjfsError as error:
+        short = result.snapshot[: text.SHORT_ID]
+        error.hint = f"{short} is saved on this machine; `ijfs push` tries again" + (
+            f"; {error.hint}" if error.hint else ""
+        )
+        raise
+    return remote
+
+
+def _report(out: Printer, name: str, result: SaveResult, remote: str | None, *, phases: bool) -> None:
     out.line(
         (result.snapshot[: text.SHORT_ID] or "saving", "yellow"),
         "  ",
@@ -112,6 +138,8 @@ def _report(out: Printer, name: str, result: SaveResult, *, phases: bool) -> Non
         parts.append("can be restored" if result.verified else "cannot be restored")
     if result.stored_bytes is not None:
         parts.append(f"{text.size(result.stored_bytes)} stored")
+    if remote is not None:
+        parts.append(f"at {remote}")
     out.line(("  " + " · ".join(parts), "dim"))
     if out.terminal and result.snapshot and result.image_bytes and not result.stopped:
         out.line((f"  back to it: `ijfs restore {result.snapshot[: text.SHORT_ID]} --name {name} --replace`", "dim"))

@@ -20,7 +20,7 @@ from ijfs.fs.plain import plain
 from ijfs.history.snapshots import History
 
 if TYPE_CHECKING:
-    from ijfs_engine import Reader, Snapshot
+    from ijfs_engine import Reader, Repository, Snapshot
 
 MACHINE = {"kernel": "Linux", "machine": "on", "criu": "CRIU", "python": "Python", "driver": "driver", "gpu": "GPU"}
 """What is shown of the versions in a snapshot's meta, and how it is called; -v prints the whole record."""
@@ -44,12 +44,14 @@ def show(app: App, snapshot: str) -> Answer:
     history = History.of(repository)
     usage = repository.du([record.id]).total
     live = _runs_from(app, record)
+    remotes = {one.name: _is_at(repository, one.name, record) for one in repository.remotes.all()}
     parts = list(_parts(repository.reader(), record.root))
     data = {
         **history.json(record),
         "root": record.root.hex(),
         "children": [s.id.hex() for s in history.children(record.id)],
         "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
+        "remotes": remotes,
         "usage": {"logical": usage.logical, "stored": usage.stored, "added": record.added},
         "meta": plain(record.meta),
     }
@@ -61,6 +63,8 @@ def show(app: App, snapshot: str) -> Answer:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
         new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
         _field(out, "on disk", text.size(usage.stored) + new)
+        for remote, is_there in remotes.items():
+            _field(out, "at", remote) if is_there else _field(out, "not at", remote, (" (`ijfs push` sends it)", "dim"))
         for name in live:
             _field(out, "live", (name, "bold green"), ("  runs on from here; no snapshot has what it did since", "dim"))
         _next_steps(out, history, record)
@@ -70,6 +74,11 @@ def show(app: App, snapshot: str) -> Answer:
                 out.line((line, "dim"))
 
     return Answer(data, print_it)
+
+
+def _is_at(repository: Repository, remote: str, record: Snapshot) -> bool:
+    """Whether a remote has it, as it was last looked at."""
+    return repository.remotes.known(remote).listing(record.id) is not None
 
 
 def _runs_from(app: App, record: Snapshot) -> list[str]:

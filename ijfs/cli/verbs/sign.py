@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
+from ijfs import settings
 from ijfs.cli import text
 from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
@@ -15,13 +17,27 @@ from ijfs.cli.params import SNAPSHOT
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def _set(name: str, option: str) -> str:
+    """What a setting says where an option is left out. click.UsageError where it says nothing."""
+    value = settings.value(name)
+    if not value:
+        raise click.UsageError(f"say which: {option} FILE, or `ijfs config {name} FILE`")
+    return value
+
+
 @verb("sign")
 @click.argument("names", nargs=-1, required=True, type=SNAPSHOT, metavar="SNAPSHOT...")
-@click.option("--key", type=FILE, envvar="IJFS_SIGN_KEY", required=True, help="A private key of ssh, Ed25519.")
+@click.option(
+    "--key",
+    type=FILE,
+    default=partial(_set, "sign_key", "--key"),
+    help="A private key of ssh, Ed25519 (default: the setting `sign_key`).",
+)
 def sign(app: App, names: Sequence[str], key: Path) -> Answer:
     """Sign snapshots: whoever has the public key can tell that they are as they were here.
 
-    With IJFS_SIGN_KEY set, each snapshot is signed when it is made. A push takes signatures along.
+    With the setting `sign_key`, each snapshot is signed when it is made; this signs those that are there. A push takes
+    signatures along, also those of snapshots that the remote has.
     """
     repository = app.repository()
     signed = [repository.resolve(name) for name in names]
@@ -38,7 +54,10 @@ def sign(app: App, names: Sequence[str], key: Path) -> Answer:
 @verb("verify")
 @click.argument("names", nargs=-1, required=True, type=SNAPSHOT, metavar="SNAPSHOT...")
 @click.option(
-    "--allowed", type=FILE, envvar="IJFS_ALLOWED_SIGNERS", required=True, help="Who may sign, as ssh's allowed_signers."
+    "--allowed",
+    type=FILE,
+    default=partial(_set, "allowed_signers", "--allowed"),
+    help="Who may sign, as ssh's allowed_signers (default: the setting `allowed_signers`).",
 )
 def verify(app: App, names: Sequence[str], allowed: Path) -> Answer:
     """Say who signed snapshots. Exit code 1 where one is signed by nobody who may.

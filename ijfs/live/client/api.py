@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -125,6 +125,7 @@ def restore(
     front_end: str | None = None,
     limits: Limits = NO_LIMITS,
     secrets: Mapping[str, str] = NO_SECRETS,
+    may_begin: Callable[[], None] | None = None,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
     """Bring a snapshot (any spelling Repository.resolve takes) back as the instance `name`; returns when it runs.
@@ -147,6 +148,7 @@ def restore(
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
     the session of a front end, which may end it. `limits`: over those that it was saved with or, going back in place,
     that the live one has. `secrets`: values that it can ask for (`ijfs.secret`); no snapshot knows those it had.
+    `may_begin` is called when nobody else can have the name any more, before anything is made; what it raises ends it.
     """
     given = dict(env or {})
     _require_text(given)
@@ -187,6 +189,11 @@ def restore(
         limits=limits,
         secrets=dict(secrets),
     )
+    if may_begin is not None:
+        with contextlib.ExitStack() as unless_begun:
+            unless_begun.callback(claimed.give_up)
+            may_begin()
+            unless_begun.pop_all()
     return msgspec.structs.replace(spawned(claimed, wanted, on_event), left=left)
 
 

@@ -8,7 +8,7 @@
     release     the relay goes on, the guest port is open again; the hooks, after_save
     queue       what was taken is put together and waits for its turn (save_queue.py)               `_queued`
     ingest      into the repository, in the order of the freezes                                    `_store`
-    commit      the snapshot exists, and the instance stands on it
+    commit      the snapshot exists, and the instance stands on it; it goes to a remote from here (uploads/)
     verify      where that was asked for: restored as far as to the program's first instruction (checkpoint/restore.py)
 
 The program stands still from freeze to thaw, a GPU program from the GPU's lock to its return; clients wait from hold to
@@ -49,6 +49,7 @@ from ijfs.live.model.protocol import BytesDone, Emit, Event, Happened, Notice, R
 from ijfs.live.model.records import InstanceRecord, InstanceSpec, KernelState, SaveResult
 from ijfs.live.process import procfs, scheduling
 from ijfs.live.sandbox import network_state
+from ijfs.live.uploads import followed, pusher
 from ijfs_engine import Arena, is_pages
 from ijfs_engine.errors import CorruptError, IjfsError
 
@@ -256,6 +257,8 @@ class Saver:
         stat_cache = frozen.workspace.stat_cache
         parent = state.snapshot.id if state.snapshot is not None else None
         progress = _progress_events(save.emit)
+        storage = state.record.spec.storage
+        stays = await in_thread(followed.stays, state.snapshots.repository, contents.branch, storage) if storage else ""
         try:
             outcome = await in_thread(state.snapshots.store, contents, parent, progress, save.clock.begin)
             save.clock.end()
@@ -268,7 +271,11 @@ class Saver:
         state.watchers.tell(Happened("saved", outcome.snapshot.id.hex(), contents.message))
         if contents.meta.auto:
             await in_thread(thin, state.snapshots.repository, state.name)
+        if storage and not stays:
+            await in_thread(pusher.wake, state.repo)
         result = _result(save, frozen, contents, number, outcome)
+        if stays:
+            result = msgspec.structs.replace(result, warnings=(*result.warnings, stays))
         if not frozen.stopped:
             result = msgspec.structs.replace(result, warnings=(*result.warnings, *await self._ended_since(sandbox)))
         return await self._verified(save, result) if save.arguments.verify and result.verified is None else result

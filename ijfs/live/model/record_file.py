@@ -125,4 +125,5 @@ def info_of(
         notebook=record.spec.notebook,
         limits=record.spec.limits,
         oom_kills=record.oom_kills,
+        storage=record.spec.storage,
     )

@@ -161,6 +161,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `limits`: what it may take of the machine, and each copy of it again.
     `terminal`: the one that it runs at; None: it reads from nothing and writes to its log.
     `ephemeral`: at its end it leaves nothing behind, no branch either.
+    `storage`: the remote that its saves go to as well; "": to none (uploads/).
     `secrets`: names of values that it can ask for (StartArguments.secrets), which are none of its variables.
     `privileged`: it has all rights that root has (sandbox/rights.py).
     `front_end`: a Jupyter front end started it for itself, and may end it by a message; others only leave it.
@@ -196,6 +197,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     terminal: Terminal | None = None
     privileged: bool = False
     ephemeral: bool = False
+    storage: str = ""
     secrets: tuple[str, ...] = ()
 
 
@@ -302,7 +304,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it
     stands still in host memory until it is woken. `limits`: what it may take of the machine, and `usage` what it takes
     (None where it has ended, and where the machine has no control groups). `oom_kills`: how many of its processes the
-    kernel killed for want of memory, also once it has ended.
+    kernel killed for want of memory, also once it has ended. `storage`: the remote that its saves go to as well.
     """
 
     name: str
@@ -338,6 +340,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     usage: Usage | None = None
     oom_kills: int = 0
+    storage: str = ""
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
