@@ -80,7 +80,7 @@ class Job(Deployment):
     async def _has_ended(self) -> bool:
         """Whether its program has ended, and not to come back."""
         async with self._changing:
-            if not self.record.last_used_ns or self.record.resting or await in_thread(self._backend.depth) != "gone":
+            if not self.record.last_used_ns or self._is_stored() or await in_thread(self._backend.depth) != "gone":
                 return False
             self.stage = "gone"
             return True
@@ -92,8 +92,8 @@ class Job(Deployment):
         return await self._rested(depth, "asked")
 
     async def give_way(self, depth: Stage, *, drain_s: float | None = None, cut: bool = False) -> bool:
-        """It rests until there is room."""
-        return await self._rested(depth, "room")
+        """It rests until there is room, or still until somebody wakes it."""
+        return await self._rested(depth, "asked" if self.record.resting == "asked" else "room")
 
     async def _rested(self, depth: Stage, why: Resting) -> bool:
         before = self.record.resting
@@ -135,7 +135,9 @@ class Job(Deployment):
             await in_thread(self._backend.wake)
         elif depth == "gone":
             await in_thread(self._way_from_nothing())
-        self._note(resting="")
+        # What it rested in is its past now: where it dies from here on it is not to come back from that.
+        self._note(resting="", snapshots={})
+        await in_thread(untag, self._repo, self._backend.name)
 
     def _way_from_nothing(self) -> partial[None]:
         """From the snapshot that it rests in, or, the first time, from its command."""

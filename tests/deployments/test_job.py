@@ -158,6 +158,32 @@ def test_parked_by_somebody_it_rests_until_it_is_woken(script: Script, repo: Pat
     assert script.calls == ["start", "save", "restore"]
 
 
+def test_one_that_dies_as_it_rests_in_memory_is_over(script: Script, repo: Path) -> None:
+    """Not brought back from the snapshot that it rested in before."""
+
+    async def steps(place: Place) -> None:
+        await place.job.wake()
+        await place.job.park("disk")
+        await place.job.wake()
+        await place.job.park("memory")
+        script.dead = True
+        await until(lambda: place.job.is_over)
+
+    run(steps, repo, script)
+    assert script.calls == ["start", "save", "restore", "park"]
+
+
+def test_one_that_somebody_parked_still_rests_after_the_machine_was_away(script: Script, repo: Path) -> None:
+    async def steps(place: Place) -> None:
+        await place.job.wake()
+        await place.job.park("memory")
+        await place.job.give_way("disk")
+        assert (place.job.stage, place.job.record.resting) == ("disk", "asked")
+
+    run(steps, repo, script)
+    assert script.calls == ["start", "park", "save"]
+
+
 def test_one_that_cannot_begin_is_not_begun_again_and_again(script: Script, repo: Path) -> None:
     script.failures["start"] = [SandboxError("there is no such program")]
 
