@@ -25,7 +25,7 @@ from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.reachability import ReachableSet, split
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update
-from ijfs_engine.storage.new_pack import new_pack
+from ijfs_engine.storage.new_pack import new_pack, note_number
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, PackWriter
 from ijfs_engine.util.progress import Progress
@@ -213,8 +213,7 @@ class _Writer:
             return
         pack.finish()
         disk.fsync_dir(self._repository.directory.packs)
-        row = PACK_ROW.pack(pack.kind, pack.size)
-        self._index.write(lambda update: update.put(PACKS, PACK_KEY.pack(pack.number), row))
+        self._index.write(partial(_note_pack, pack=pack))
         self._rows.sort()
         for start in range(0, len(self._rows), _ROWS):
             self.count += self._index.write(partial(_point, rows=self._rows[start : start + _ROWS]))
@@ -224,11 +223,17 @@ class _Writer:
     def close(self) -> None:
         """Remove the pack that the index does not know."""
         if self._pack is not None:
-            self._pack.close()
             with self._index.read() as view:
                 known = view.get(PACKS, PACK_KEY.pack(self._pack.number)) is not None
+            # Before it lets go of the lock: from then on another may make a file of that name.
             if not known:
                 disk.unlink(self._pack.path)
+            self._pack.close()
+
+
+def _note_pack(update: Update, pack: PackWriter) -> None:
+    update.put(PACKS, PACK_KEY.pack(pack.number), PACK_ROW.pack(pack.kind, pack.size))
+    note_number(update, pack.number)
 
 
 def _point(update: Update, rows: Sequence[tuple[bytes, bytes, bytes]]) -> int:

@@ -40,6 +40,7 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, replay
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.names import removed_row
+from ijfs_engine.storage.new_pack import note_number
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, Recorded, read_pack
@@ -235,7 +236,7 @@ def _put_pack(update: Update, number: int, contents: PackContents) -> None:
     rows = ((CHUNKS, contents.chunks), (OBJECTS, contents.objects), (SIDECARS, contents.sidecars))
     for table, found in rows:
         update.put_many(table, sorted(found.items()))
-    update.set_number(b"next_pack", max(update.number(b"next_pack"), number))
+    note_number(update, number)
 
 
 def _is_newer(old: Rows, history: _History) -> bool:

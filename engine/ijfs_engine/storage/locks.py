@@ -75,7 +75,8 @@ def try_take(path: Path) -> int | None:
         fd = os.open(path, _LOOK)
     except FileNotFoundError:
         return None
-    if _lock(fd, fcntl.LOCK_EX):
+    # Its holder may have removed it meanwhile, and another one may have made one of the same name.
+    if _lock(fd, fcntl.LOCK_EX) and os.fstat(fd).st_nlink:
         return fd
     os.close(fd)
     return None

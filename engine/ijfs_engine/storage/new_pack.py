@@ -1,8 +1,12 @@
-"""The next pack, under a number that no other has. Sessions and gc begin their packs here."""
+"""The next pack, under a number that no other has. Sessions and gc begin their packs here.
+
+A number is taken by making the file. The index says which numbers it has seen (`note_number`), in the transaction that
+puts the pack's rows into it: two commits, each with two waits for the disk, were half of what a small save waited for.
+So a pack that was given up leaves its number to the next one. Nobody can have read it: rows name packs that are known.
+"""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 from ijfs_engine.errors import CorruptError
@@ -14,12 +18,12 @@ from ijfs_engine.storage.pack import PackWriter, pack_files
 _NEXT: Final = b"next_pack"
 
 
-def new_pack(index: Index, directory: RepositoryDirectory, kind: int, *, last_room: bool = True) -> PackWriter:
-    """Begin a pack. `last_room` is `Index.write`'s. CorruptError where the index names a number that no pack here may
-    have: what would be stored under it could not be read. OSError, StorageError."""
-    highest = 0
+def new_pack(index: Index, directory: RepositoryDirectory, kind: int) -> PackWriter:
+    """Begin a pack. CorruptError where the index names a number that no pack here may have: what would be stored under
+    it could not be read. OSError, StorageError."""
+    with index.read() as view:
+        number = view.number(_NEXT) + 1
     while True:
-        number = index.write(partial(_take, above=highest), last_room=last_room)
         if number >= FAR:
             raise CorruptError(
                 f"the index names {number:08x} as the next pack, which none here may be",
@@ -28,12 +32,11 @@ def new_pack(index: Index, directory: RepositoryDirectory, kind: int, *, last_ro
         try:
             return PackWriter(directory.packs, number, kind, directory.id)
         except FileExistsError:
-            # A crash, or damage, has taken the count back.
-            highest = max((found for found, _ in pack_files(directory.packs) if found < FAR), default=0)
+            # Another session's, or a crash's; or damage has taken the count back.
+            number = max((found for found, _ in pack_files(directory.packs) if found < FAR), default=number) + 1
 
 
-def _take(update: Update, above: int) -> int:
-    """A number that was never given before."""
-    number = max(update.number(_NEXT), above) + 1
-    update.set_number(_NEXT, number)
-    return number
+def note_number(update: Update, number: int) -> None:
+    """Say that a pack of this number is known: none gets it again, when it has gone."""
+    if number > update.number(_NEXT):
+        update.set_number(_NEXT, number)

@@ -41,7 +41,7 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import Journal, Record, SnapshotAdded
 from ijfs_engine.storage.known_damage import lost_packs
 from ijfs_engine.storage.locks import LockFile
-from ijfs_engine.storage.new_pack import new_pack
+from ijfs_engine.storage.new_pack import new_pack, note_number
 from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackWriter
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 from ijfs_engine.storage.worn import worn_chunks
@@ -100,6 +100,8 @@ class _PendingRows:
         update.put_many(OBJECTS, sorted((ident, self.objects[ident]) for ident in fresh))
         update.put_many(SIDECARS, sorted(self.sidecars.items()))
         update.put_many(PACKS, sorted(self.packs.items()))
+        for key in self.packs:
+            note_number(update, PACK_KEY.unpack(key)[0])
         if update.count(CONDEMNED):
             update.delete_many(CONDEMNED, self.chunks)
             update.delete_many(CONDEMNED, self.objects)
@@ -368,7 +370,7 @@ class Session:
             self.publish()
 
     def _new_pack(self, kind: int) -> PackWriter:
-        return new_pack(self._index, self.directory, kind, last_room=False)
+        return new_pack(self._index, self.directory, kind)
 
     def _settle(self) -> None:
         """Write and sync all that was put. Where there are many rows, all but the last slice go into the index, too."""
