@@ -22,7 +22,7 @@ from typing import Any
 from blake3 import blake3
 
 from bench.common import disk_size
-from ijfs_engine import Arena, ObjectId, Repository, Segments, is_pages
+from ijfs_engine import Arena, KeptPrints, ObjectId, Repository, Segments, is_pages
 from ijfs_engine.format.place import Place
 from ijfs_engine.storage.index import CHUNKS, OBJECTS, SIDECARS
 
@@ -76,11 +76,11 @@ def hash_seconds(images: Mapping[str, Segments]) -> float:
 
 
 def ingest(
-    repository: Repository, images: Mapping[str, Segments], parents: list[ObjectId]
+    repository: Repository, images: Mapping[str, Segments], parents: list[ObjectId], kept: KeptPrints | None = None
 ) -> tuple[ObjectId, float, float]:
     """(the snapshot, seconds in all, seconds before the commit)."""
     began = time.perf_counter()
-    with repository.begin(parents) as writer:
+    with repository.begin(parents, kept=kept) as writer:
         writer.add_images("images", images)
         added = time.perf_counter() - began
         snapshot = writer.commit()
@@ -105,17 +105,18 @@ def _pages(segments: Segments) -> list[bytes]:
 
 
 def measure(work: Path, parent: Path, child: Path) -> Result:
-    """Each round: BLAKE3, a new repository with the parent in it, the child's ingest."""
+    """Each round: BLAKE3, a new repository with the parent in it, the child's ingest, as a keeper does both."""
     before, after = load(parent), load(child)
     hashes, firsts, ingests, adds, stored = [], [], [], [], 0
     for _ in range(ROUNDS):
         shutil.rmtree(work, ignore_errors=True)
+        kept = KeptPrints()
         with Repository.init(work) as repository:
-            base, first, _ = ingest(repository, before, [])
+            base, first, _ = ingest(repository, before, [], kept)
             size = repository.stats().pack_bytes
             os.sync()
             hashes.append(hash_seconds(after))
-            _, seconds, added = ingest(repository, after, [base])
+            _, seconds, added = ingest(repository, after, [base], kept)
             stored = repository.stats().pack_bytes - size
         firsts.append(first)
         ingests.append(seconds)

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         PagemapError,
         parse_pagemap,
     )
+    from ijfs_engine.write.kept_prints import KeptPrints
     from ijfs_engine.write.on_disk import FoundOnDisk, walk_directory
     from ijfs_engine.write.snapshot_writer import SnapshotWriter, import_directory
     from ijfs_engine.write.sources import Source
@@ -124,6 +125,7 @@ __all__ = [
     "Holder",
     "IjfsError",
     "KeptPack",
+    "KeptPrints",
     "KeyFile",
     "Keyring",
     "KnownTree",
@@ -246,6 +248,7 @@ _MODULES = {
     "util.progress": ("Progress",),
     "write.arena": ("Arena", "ArenaFile", "ArenaFullError", "Segments"),
     "write.criu_pagemap": ("COMMON_MAGIC", "MAX_PAGEMAP", "PAGEMAP_MAGIC", "Pagemap", "PagemapError", "parse_pagemap"),
+    "write.kept_prints": ("KeptPrints",),
     "write.on_disk": ("FoundOnDisk", "walk_directory"),
     "write.snapshot_writer": ("SnapshotWriter", "import_directory"),
     "write.sources": ("Source",),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ijfs_engine.storage.key_files import KeyFile
     from ijfs_engine.storage.signatures import Signature
     from ijfs_engine.util.progress import Progress
+    from ijfs_engine.write.kept_prints import KeptPrints
     from ijfs_engine.write.snapshot_writer import SnapshotWriter
 
 WayIn = Callable[[KeyRing], "KeyFile"]
@@ -168,12 +169,18 @@ class Repository(OpenRepository):
     # --- Writing and reading
 
     def begin(
-        self, parents: Sequence[ObjectId] = (), *, anew: bool = False, progress: Progress | None = None
+        self,
+        parents: Sequence[ObjectId] = (),
+        *,
+        anew: bool = False,
+        progress: Progress | None = None,
+        kept: KeptPrints | None = None,
     ) -> SnapshotWriter:
         """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
 
         `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read. What
-        is needed of a parent that is at a remote is stored here, too.
+        is needed of a parent that is at a remote is stored here, too. `kept`: what the saves before of the same program
+        have seen of its pages; this one is then quicker, and remembers what it sees.
         """
         from ijfs_engine.write.snapshot_writer import begin
 
@@ -182,7 +189,7 @@ class Repository(OpenRepository):
             self.journal.check_owner()
         far = [parent for parent in parents if not self.is_here(parent) and self.snapshot(parent)]
         lost = lost_packs(self.index, self.directory.packs)
-        writer = begin(self, parents, anew=anew, elsewhere=far, lost=lost, progress=progress)
+        writer = begin(self, parents, anew=anew, elsewhere=far, lost=lost, progress=progress, kept=kept)
         known = harmed(self.index)
         doubtful = [parent for parent in parents if parent not in far and (lost or parent in known)]
         if doubtful and not anew:

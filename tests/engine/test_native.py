@@ -117,6 +117,17 @@ def test_group_fingerprints_agree_with_the_definition(pages: list[int], data: st
         )
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 65536]), st.sampled_from([0, 1, 65536]))))
+def test_pages_are_the_same_by_their_fingerprints(pages: list[tuple[int, int, int]]) -> None:
+    prints, theirs = (b"".join(page[i].to_bytes(16, "little") for page in pages) for i in (1, 2))
+    kinds = bytearray(kind for kind, _, _ in pages)
+    assert page_scan.mark_same_prints(prints, theirs, kinds) == sum(own != other for _, own, other in pages)
+    fresh, same = page_scan.FRESH, page_scan.SAME
+    assert list(kinds) == [same if kind == fresh and own == other else kind for kind, own, other in pages]
+    assert page_scan.hints_of(prints) == page_scan.fold_prints(prints, array("Q", [0, len(pages)]), KEY)[0]
+
+
 def test_a_group_fingerprint_tells_which_page_stands_where() -> None:
     one, two = bytes(range(16)), bytes(range(16, 32))
     folded = {
@@ -245,6 +256,9 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
         lambda: page_scan.fold_prints(bytes(32), array("Q", [0, 2, 5]), KEY),
         lambda: page_scan.fold_prints(bytes(33), array("Q", [0, 2]), KEY),
         lambda: page_scan.fold_prints(bytes(32), array("Q", [0, 2]), KEY[1:]),
+        lambda: page_scan.hints_of(bytes(17)),
+        lambda: page_scan.mark_same_prints(bytes(16), bytes(32), bytearray(1)),
+        lambda: page_scan.mark_same_prints(bytes(16), bytes(16), bytearray(2)),
         lambda: page_scan.zero_kinds(bytes(PAGE), bytearray(2)),
         lambda: chunk_cuts.gear_cuts(bytes(8), 7, 64, 0),
         lambda: chunk_cuts.gear_cuts(bytes(8), 64, 8, 0),

@@ -305,6 +305,35 @@ static IJFS_PCLMUL void ijfs_muladd_pclmul(uint64_t p[4], ijfs_u128 x, ijfs_u128
 }
 #endif
 
+/* The hint of a page: two bytes of its fingerprint, zeros for a page of zeros and for no other. */
+static inline uint16_t ijfs_hint(ijfs_u128 print)
+{
+    uint16_t hint = (uint16_t)print.lo;
+    return !hint && (print.lo | print.hi) ? 1 : hint;
+}
+
+static inline void ijfs_hints(const uint8_t *prints, size_t count, uint8_t *hints)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint16_t hint = ijfs_hint(ijfs_key128(prints + 16 * i));
+        hints[2 * i] = (uint8_t)hint;
+        hints[2 * i + 1] = (uint8_t)(hint >> 8);
+    }
+}
+
+/* Class as SAME the fresh pages whose fingerprint is also in `theirs`, at the same place; how many of all pages differ. */
+static inline size_t ijfs_mark_same(const uint8_t *prints, const uint8_t *theirs, size_t count, uint8_t *kinds)
+{
+    size_t different = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (memcmp(prints + 16 * i, theirs + 16 * i, 16))
+            different++;
+        else if (kinds[i] == IJFS_FRESH)
+            kinds[i] = IJFS_SAME;
+    }
+    return different;
+}
+
 /* Fold the prints of a leaf's pages. `pieces` are (first page number, pages) of what they hold, in order. Writes two
  * bytes per page to `hints` (zeros for a page of zeros and for no other) and 16 per group to `groups`; pages of one
  * block that follow one another in the leaf are a group. Returns the number of groups, at most one per page. */
@@ -331,9 +360,7 @@ static inline size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *
         for (uint64_t i = 0; i < pieces[2 * piece + 1]; i++, page++) {
             uint64_t number = pieces[2 * piece] + i;
             ijfs_u128 print = ijfs_key128(prints + 16 * page);
-            uint16_t hint = (uint16_t)print.lo;
-            if (!hint && (print.lo | print.hi))
-                hint = 1;
+            uint16_t hint = ijfs_hint(print);
             hints[2 * page] = (uint8_t)hint;
             hints[2 * page + 1] = (uint8_t)(hint >> 8);
             if (number / IJFS_GROUP != block) {

@@ -22,6 +22,8 @@ cdef extern from "bytes.h" nogil:
     void ijfs_scan(int path, const uint8_t *pages, size_t count, const uint8_t *key, uint8_t *prints, uint8_t *kinds)
     size_t ijfs_fold(int path, const uint8_t *prints, const uint64_t *pieces, size_t n_pieces, const uint8_t *key,
                      uint8_t *hints, uint8_t *groups)
+    void ijfs_hints(const uint8_t *prints, size_t count, uint8_t *hints)
+    size_t ijfs_mark_same(const uint8_t *prints, const uint8_t *theirs, size_t count, uint8_t *kinds)
     size_t ijfs_changed_lines(const uint8_t *a, const uint8_t *b, size_t n)
 
 PAGE = IJFS_PAGE
@@ -136,6 +138,32 @@ def fold_prints(const uint8_t[::1] prints, const uint64_t[::1] pieces, const uin
     with nogil:
         found = ijfs_fold(path, &prints[0], &pieces[0], n_pieces, &key[0], &hints_at[0], &groups_at[0])
     return bytes(hints), bytes(memoryview(groups)[:16 * found])
+
+
+def hints_of(const uint8_t[::1] prints):
+    """The hints of n pages, two bytes each, from their fingerprints (16 n bytes): as `fold_prints` gives them."""
+    cdef size_t count = prints.shape[0] // 16
+    if <size_t>prints.shape[0] != 16 * count:
+        raise ValueError(f"{prints.shape[0]} bytes are no whole number of fingerprints")
+    hints = bytearray(2 * count)
+    cdef uint8_t[::1] hints_at = hints
+    if count:
+        with nogil:
+            ijfs_hints(&prints[0], count, &hints_at[0])
+    return bytes(hints)
+
+
+def mark_same_prints(const uint8_t[::1] prints, const uint8_t[::1] theirs, uint8_t[::1] kinds):
+    """Class as SAME the FRESH pages of `kinds` whose fingerprint in `prints` and `theirs` (16 bytes a page) is one.
+
+    Returns how many pages, of whatever kind, have different ones."""
+    cdef size_t count = kinds.shape[0], different = 0
+    if not (<size_t>prints.shape[0] == <size_t>theirs.shape[0] == 16 * count):
+        raise ValueError(f"{prints.shape[0]} and {theirs.shape[0]} bytes of fingerprints for {count} pages")
+    if count:
+        with nogil:
+            different = ijfs_mark_same(&prints[0], &theirs[0], count, &kinds[0])
+    return different
 
 
 def zero_kinds(const uint8_t[::1] data, uint8_t[::1] kinds):

@@ -21,6 +21,7 @@ from ijfs_engine.format.page_layout import PageLayout
 from ijfs_engine.format.records import LEAF_SPAN, FileContent, ObjectId, encode_file, encode_leaf
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util.pipeline import Pipeline
+from ijfs_engine.write.kept_prints import KeptPrints
 from ijfs_engine.write.page_writer import PageFile
 from ijfs_engine.write.parent_pages import ParentPages
 from ijfs_engine.write.regions import store_region
@@ -64,9 +65,11 @@ class _Job:
 class FileWriter:
     """Stores files. Used from one thread; `close` in any case, at the end."""
 
-    def __init__(self, session: Session, key: bytes, progress: Progress | None) -> None:
+    def __init__(self, session: Session, key: bytes, progress: Progress | None, kept: KeptPrints | None = None) -> None:
+        """`kept` gets the fingerprints of all pages of process images."""
         self._session = session
         self._key = key
+        self._kept = kept
         self._progress = progress
         self._pipeline = Pipeline()
         self._jobs: deque[_Job] = deque()
@@ -132,7 +135,7 @@ class FileWriter:
                 leaf = self._zero_leaf(length) if empty else self._submit(self._plain_leaf, file, offset, length)
                 job.leaves.append(leaf)
             return
-        pages = PageFile(self._session, file, job.layout, self._key, parent)
+        pages = PageFile(self._session, file, job.layout, self._key, parent, self._kept)
         for spans in _groups(job.layout.leaf_counts()):
             job.leaves.append(self._submit(pages.store_leaves, spans))
 

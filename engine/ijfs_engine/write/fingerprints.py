@@ -44,7 +44,7 @@ class Fingerprints(NamedTuple):
     """16 bytes per group: pages that follow one another and whose numbers are in the same aligned block of GROUP."""
 
 
-def fold(prints: bytes | bytearray, pieces: Iterable[tuple[int, int]], key: bytes) -> Fingerprints:
+def fold(prints: bytearray | memoryview, pieces: Iterable[tuple[int, int]], key: bytes) -> Fingerprints:
     """Out of the fingerprints of all pages; `pieces` are their (first page number, pages)."""
     return Fingerprints(
         *page_scan.fold_prints(prints, array("Q", [number for piece in pieces for number in piece]), key)

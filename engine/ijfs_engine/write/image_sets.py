@@ -19,6 +19,7 @@ from ijfs_engine.format.records import Entry, Tree
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.write import criu_pagemap
+from ijfs_engine.write.kept_prints import KeptPrints
 from ijfs_engine.write.parent_pages import ParentPages
 from ijfs_engine.write.sources import Source, opened
 
@@ -59,14 +60,17 @@ def find_layouts(files: Mapping[bytes, Source]) -> dict[bytes, Image]:
     return found
 
 
-def find_parent(reader: Reader, tree: Tree, image: Image, key: bytes, worn: set[bytes]) -> ParentPages | None:
-    """The image of the same address space in a directory of the parent; None if there is nothing like it."""
+def find_parent(
+    reader: Reader, tree: Tree, image: Image, key: bytes, worn: set[bytes], kept: KeptPrints | None
+) -> ParentPages | None:
+    """The image of the same address space in a directory of the parent; None if there is nothing like it. `worn` and
+    `kept` are `ParentPages`'."""
     file = _named(reader, tree, image.pagemap)
     if file is None and image.layout.pages >= _SMALL // PAGE:
         file = _nearest(reader, tree, image.layout)
     if file is None or file.layout is None:
         return None
-    return ParentPages(reader, file, file.layout, key, worn)
+    return ParentPages(reader, file, file.layout, key, worn, kept)
 
 
 def _named(reader: Reader, tree: Tree, pagemap: str) -> StoredFile | None:

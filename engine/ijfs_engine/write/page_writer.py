@@ -22,6 +22,7 @@ from ijfs_engine.format.records import ObjectId, encode_leaf
 from ijfs_engine.storage.session import Session
 from ijfs_engine.util import buffers
 from ijfs_engine.write import fingerprints
+from ijfs_engine.write.kept_prints import KeptPrints
 from ijfs_engine.write.page_deltas import PageDeltas
 from ijfs_engine.write.parent_pages import Match, ParentPages
 from ijfs_engine.write.regions import store_region
@@ -38,13 +39,21 @@ class PageFile:
     """One pages file that is being stored. Threads call `store_leaves` for its leaves."""
 
     def __init__(
-        self, session: Session, source: Opened, layout: PageLayout, key: bytes, parent: ParentPages | None
+        self,
+        session: Session,
+        source: Opened,
+        layout: PageLayout,
+        key: bytes,
+        parent: ParentPages | None,
+        kept: KeptPrints | None = None,
     ) -> None:
+        """`kept` gets the fingerprints of all pages."""
         self.session = session
         self.source = source
         self.layout = layout
         self.key = key
         self.parent = parent
+        self.kept = kept
 
     def store_leaves(self, spans: Sequence[tuple[int, int]]) -> list[tuple[ObjectId, int]]:
         """Store pages [page, page + count) of each span, which follow one another, as a leaf: (id, plain bytes).
@@ -64,12 +73,19 @@ class _Leaf:
         self.twin = file.parent.twin(self.pieces) if file.parent else None
         """The number of the parent's leaf with the same addresses."""
         self.matches = self._matches(file.parent) if file.parent else []
+        self.known = self._known(file.parent) if file.parent else None
+        """The fingerprints of the parent's pages at its addresses, where they need not be read."""
         self.same: ObjectId | None = None
         """The parent's leaf with the same bytes, once that is known."""
 
     def _matches(self, parent: ParentPages) -> list[Match]:
         found = parent.matches(self.pieces) if self.twin is None else [parent.twin_match(self.twin)]
         return [match._replace(own=self.first + match.own) for match in found]
+
+    def _known(self, parent: ParentPages) -> bytes | None:
+        if self.twin is not None:
+            return parent.prints_of(self.twin)
+        return parent.prints_under(self.matches, self.first, self.count)
 
     @cached_property
     def shape(self) -> fingerprints.LeafShape:
@@ -95,7 +111,7 @@ class _Task:
     def run(self) -> list[tuple[ObjectId, int]]:
         """(id, plain bytes) of each leaf."""
         if self._file.parent:
-            self._file.parent.load(self._matches)
+            self._file.parent.load(match for leaf in self._leaves if leaf.known is None for match in leaf.matches)
             self._worn = self._file.parent.worn_pages(self._matches, len(self._kinds))
         self._pages = self._file.source.scan(self._page * PAGE, self._file.key, self._prints, self._kinds)
         for leaf in self._leaves:
@@ -103,29 +119,57 @@ class _Task:
         placed = self._store([(first, count) for first, count, kind in page_scan.runs(self._kinds) if kind == FRESH])
         if self._worn is not None:
             placed = sorted([*placed, *self._renew(self._worn)], key=lambda piece: piece[0])
-        return [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
+        found = [(leaf.same or self._write(leaf, placed), leaf.count * PAGE) for leaf in self._leaves]
+        if self._file.kept is not None:
+            for leaf, (ident, _) in zip(self._leaves, found, strict=True):
+                self._keep(self._file.kept, leaf, ident)
+        return found
+
+    def _keep(self, kept: KeptPrints, leaf: _Leaf, ident: ObjectId) -> None:
+        if leaf.same is not None and leaf.known is not None:
+            kept.put_again(ident)
+        else:
+            kept.put(ident, bytes(self._prints_of(leaf)))
+
+    def _prints_of(self, leaf: _Leaf) -> memoryview:
+        return memoryview(self._prints)[16 * leaf.first : 16 * (leaf.first + leaf.count)]
 
     def _fold(self, leaf: _Leaf) -> fingerprints.Fingerprints:
         """What is kept of a leaf's fingerprints."""
         folded = self._folded.get(leaf.first)
         if folded is None:
-            prints = self._prints[16 * leaf.first : 16 * (leaf.first + leaf.count)]
-            folded = self._folded[leaf.first] = fingerprints.fold(prints, leaf.pieces, self._file.key)
+            folded = self._folded[leaf.first] = fingerprints.fold(self._prints_of(leaf), leaf.pieces, self._file.key)
         return folded
 
     def _recognise(self, leaf: _Leaf) -> None:
-        """Find the parent's leaf that this one is, or class as SAME the pages of groups that the parent has."""
+        """Find the parent's leaf that this one is, or class as SAME pages that the parent has."""
         parent = self._file.parent
         if not parent or not leaf.matches:
             return
+        if leaf.known is not None:
+            self._compare_pages(parent, leaf, leaf.known)
+        else:
+            self._compare_groups(parent, leaf)
+
+    def _compare_pages(self, parent: ParentPages, leaf: _Leaf, known: bytes) -> None:
+        kinds = memoryview(self._kinds)[leaf.first : leaf.first + leaf.count]
+        different = page_scan.mark_same_prints(self._prints_of(leaf), known, kinds)
+        if leaf.twin is not None and not different:
+            self._take(leaf, parent.leaf_id(leaf.twin))
+
+    def _take(self, leaf: _Leaf, theirs: ObjectId) -> None:
+        """The leaf is one that the parent has."""
+        leaf.same = theirs
+        self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
+
+    def _compare_groups(self, parent: ParentPages, leaf: _Leaf) -> None:
         own = self._fold(leaf)
         if leaf.twin is None:
             theirs = parent.groups(leaf.matches)
             block = fingerprints.first_block(leaf.pieces)
             beside = [theirs.get((block + group.block, group.mask), b"") for group in leaf.shape.groups]
         elif parent.attached(leaf.twin) == self._sealed(leaf, parent.leaf_id(leaf.twin)):
-            leaf.same = parent.leaf_id(leaf.twin)
-            self._kinds[leaf.first : leaf.first + leaf.count] = _SAME * leaf.count
+            self._take(leaf, parent.leaf_id(leaf.twin))
             return
         else:
             groups = parent.known(leaf.twin).prints.groups
@@ -202,9 +246,15 @@ class _Task:
 
     def _under(self, parent: ParentPages) -> tuple[memoryview, memoryview, memoryview]:
         """Of each fresh page its number, the parent's page under it (-1: none), and whether the hints agree."""
-        own = memoryview(b"".join(self._fold(leaf).hints for leaf in self._leaves)).cast("H")
-        theirs = memoryview(parent.hints(self._matches, len(own))).cast("H")
-        numbers, under, likely = extent_columns.fresh_pages(self._kinds, own, theirs, self._matches)
+        own = page_scan.hints_of(self._prints)
+        unknown = [match for leaf in self._leaves if leaf.known is None for match in leaf.matches]
+        theirs = bytearray(parent.hints(unknown, len(self._kinds)))
+        for leaf in self._leaves:
+            if leaf.known is not None:
+                theirs[2 * leaf.first : 2 * (leaf.first + leaf.count)] = page_scan.hints_of(leaf.known)
+        numbers, under, likely = extent_columns.fresh_pages(
+            self._kinds, memoryview(own).cast("H"), memoryview(theirs).cast("H"), self._matches
+        )
         return memoryview(numbers).cast("I"), memoryview(under).cast("q"), memoryview(likely)
 
 

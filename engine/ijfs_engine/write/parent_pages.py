@@ -20,6 +20,7 @@ from ijfs_engine.read.stored_file import StoredFile
 from ijfs_engine.util.byte_lru import ByteLru
 from ijfs_engine.write import fingerprints
 from ijfs_engine.write.fingerprints import Fingerprints, LeafShape
+from ijfs_engine.write.kept_prints import KeptPrints
 
 # Leaves of the two images are nearly always in step, so each is looked at once or twice, by one thread: those of a few
 # tasks are kept. A leaf has 3 KiB of fingerprints, and seldom a shape of its own.
@@ -48,9 +49,17 @@ class ParentPages:
     """Safe to use from several threads."""
 
     def __init__(
-        self, reader: Reader, file: StoredFile, layout: PageLayout, key: bytes, worn: set[bytes] | None = None
+        self,
+        reader: Reader,
+        file: StoredFile,
+        layout: PageLayout,
+        key: bytes,
+        worn: set[bytes] | None = None,
+        kept: KeptPrints | None = None,
     ) -> None:
+        """`kept`: what is known of its pages' fingerprints without reading any."""
         self.reader = reader
+        self._kept = kept
         self._worn = worn
         self._file = file
         self._layout = layout
@@ -129,6 +138,26 @@ class ParentPages:
     def read_many(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
         """Fill each buffer with the parent's pages from a page number on. CorruptError."""
         self._file.read_many((page * PAGE, buffer) for page, buffer in wanted)
+
+    def prints_of(self, at: int) -> bytes | None:
+        """The fingerprints of the pages of leaf number `at`, 16 bytes each; None unless they are kept."""
+        return self._kept.get(self.leaf_id(at)) if self._kept is not None else None
+
+    def prints_under(self, matches: Sequence[Match], first: int, count: int) -> bytes | None:
+        """The fingerprints of what the parent has under `count` pages from own page `first` on, 16 bytes each, zeros
+        where it has nothing. None unless those of all leaves there are kept."""
+        if not matches:
+            return None
+        out = bytearray(16 * count)
+        for own, theirs, pages in matches:
+            for at in self._leaves_of(Match(own, theirs, pages)):
+                prints = self.prints_of(at)
+                if prints is None:
+                    return None
+                low, high = max(theirs, self._starts[at]), min(theirs + pages, self._starts[at + 1])
+                place, inside = own + low - theirs - first, low - self._starts[at]
+                out[16 * place : 16 * (place + high - low)] = prints[16 * inside : 16 * (inside + high - low)]
+        return bytes(out)
 
     def leaf_id(self, at: int) -> ObjectId:
         """The id of leaf number `at`."""

@@ -26,6 +26,7 @@ from ijfs_engine.util.progress import Progress
 from ijfs_engine.write.file_writer import FileWriter, OnStored
 from ijfs_engine.write.fingerprints import expand_key
 from ijfs_engine.write.image_sets import find_layouts, find_parent, is_image_directory
+from ijfs_engine.write.kept_prints import KeptPrints
 from ijfs_engine.write.proving_session import ProvingSession
 from ijfs_engine.write.sources import Source
 from ijfs_engine.write.tree_builder import (
@@ -54,8 +55,9 @@ class SnapshotWriter:
         unread: Sequence[ObjectId] = (),
         anew: bool = False,
         progress: Progress | None = None,
+        kept: KeptPrints | None = None,
     ) -> None:
-        """`unread`: more parents, of which nothing is used; `anew` is `begin`'s."""
+        """`unread`: more parents, of which nothing is used; `anew` and `kept` are `begin`'s."""
         self.anew = anew
         """Whether the parent is not read, and what is stored counts only if it can be."""
         self._session = session
@@ -68,7 +70,10 @@ class SnapshotWriter:
         self._key = expand_key(store.secret)
         self._worn = session.worn_chunks() if parents else set()
         self._root = TreeDirectory()
-        self._files = FileWriter(session, self._key, progress)
+        self._kept = kept
+        if kept is not None:
+            kept.begin(self._key)
+        self._files = FileWriter(session, self._key, progress, kept)
         self._links = 0
 
     @property
@@ -166,6 +171,8 @@ class SnapshotWriter:
             root, parents=self._parent_ids, message=_storable(message), meta=dict(meta or {}), branch=branch, size=size
         )
         self.close()
+        if self._kept is not None:
+            self._kept.settle()
         sign_as_set(self._session.directory, snapshot.id)
         return snapshot
 
@@ -202,7 +209,9 @@ class SnapshotWriter:
         tree = self._parent_tree(where) if images else None
         for entry, source in files:
             image = images.get(entry.name)
-            parent = find_parent(self._reader, tree, image, self._key, self._worn) if image and tree else None
+            parent = (
+                find_parent(self._reader, tree, image, self._key, self._worn, self._kept) if image and tree else None
+            )
             self._files.store(source, _place(into, entry), image.layout if image else None, parent)
 
     def _parent_tree(self, where: Sequence[bytes]) -> Tree | None:
@@ -236,12 +245,13 @@ def begin(
     elsewhere: Sequence[ObjectId] = (),
     lost: Set[int] = frozenset(),
     progress: Progress | None = None,
+    kept: KeptPrints | None = None,
 ) -> SnapshotWriter:
     """Start a snapshot whose bytes resemble those of `parents`. UnknownNameError, CorruptError, StorageError.
 
     `anew`: where a parent is damaged. It is not read then, and what is stored counts only if it can be read; so it does
     beside `lost` packs, and damaged ones. Nor are those parents read that are `elsewhere`: nothing that is stored here
-    may count on what is not.
+    may count on what is not. `kept` is `Repository.begin`'s.
     """
     # The session first: from then on gc takes nothing that the parents reach.
     repository.directory.check_writable()
@@ -250,9 +260,9 @@ def begin(
         near = [parent for parent in parents if parent not in elsewhere]
         if anew:
             listed.check_listed(repository, near)
-            return SnapshotWriter(repository.store, session, unread=parents, anew=True, progress=progress)
+            return SnapshotWriter(repository.store, session, unread=parents, anew=True, progress=progress, kept=kept)
         snapshots = tuple(listed.snapshot(repository, parent) for parent in near)
-        return SnapshotWriter(repository.store, session, snapshots, unread=elsewhere, progress=progress)
+        return SnapshotWriter(repository.store, session, snapshots, unread=elsewhere, progress=progress, kept=kept)
     except BaseException:
         session.abort()
         raise

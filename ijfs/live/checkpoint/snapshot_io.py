@@ -27,7 +27,7 @@ from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.process.timers import NotifiedThread
 from ijfs.live.sandbox.network_state import NetworkState
-from ijfs_engine import ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
+from ijfs_engine import KeptPrints, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
 from ijfs_engine.errors import CorruptError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class SnapshotStore:
         self.path = path
         self._opening = threading.Lock()
         self._repository: Repository | None = None
+        self._kept = KeptPrints()
         self._reader: Reader | None = None
 
     @property
@@ -219,7 +220,7 @@ class SnapshotStore:
         """The snapshot, and the bytes it added. `anew`: as `Repository.begin` has it."""
         on_phase("ingest")
         repository = self.repository
-        with repository.begin(parents, anew=anew, progress=progress) as writer:
+        with repository.begin(parents, anew=anew, progress=progress, kept=self._kept) as writer:
             near = [parent for parent in parents if repository.is_here(parent)]
             before = FilesBefore(repository, self.reader, near, contents.workspace, writer)
             for at, entry in before.directories():
