@@ -95,9 +95,10 @@ class PartialError(IjfsError):
 
 
 class UnknownNameError(IjfsError):
-    """No snapshot, branch, tag or instance of that name."""
+    """No snapshot, branch, tag or instance of that name. `name`: what was taken for that of a snapshot, if anything."""
 
-    default_hint = "`ijfs log` lists snapshots, `ijfs branch` branches, `ijfs ps` live instances"
+    name = ""
+    default_hint = "`ijfs log` lists snapshots, `ijfs branch` branches, `ijfs ps` live programs"
 
 
 class AmbiguousNameError(IjfsError):

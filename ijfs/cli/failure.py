@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 import click
@@ -60,6 +60,8 @@ def report(error: BaseException, app: App) -> int:
     if isinstance(error, BrokenPipeError):
         return _pipe_closed()
     failure = explain(error, app.verb)
+    if failure.type == "UnknownNameError" and (hint := _never_saved(getattr(error, "name", ""), app)):
+        failure = replace(failure, hint=hint)
     if app.json:
         try:
             write_json({"error": {**vars(failure)}})
@@ -97,7 +99,7 @@ def explain(error: BaseException, verb: str = "") -> Failure:
             return Failure("UsageError", _no_such_option(error), f"`{_command(error, verb)} --help` shows how", 2)
         case click.UsageError():
             hint = getattr(error, "next_step", None) or f"{_usage(error)}`{_command(error, verb)} --help` shows how"
-            return Failure("UsageError", _lower(error.format_message()), hint, 2)
+            return Failure("UsageError", _lower(" ".join(error.format_message().split())), hint, 2)
         case click.ClickException():
             return Failure(type(error).__name__, _lower(error.format_message()), None, error.exit_code)
         case BaseExceptionGroup() if error.exceptions:
@@ -156,11 +158,28 @@ def _no_such_option(error: click.NoSuchOption) -> str:
 
 
 def _usage(error: click.UsageError) -> str:
-    """What a verb takes, where something that it needs was left out: `ijfs diff OLD [NEW]`."""
-    if not isinstance(error, click.MissingParameter) or error.ctx is None:
+    """What a verb takes, where something that it needs was left out, or is too much: `ijfs diff OLD [NEW]`. What is too
+    much is mostly a name or a message."""
+    too_much = error.message.startswith("Got unexpected extra argument")
+    if error.ctx is None or not (too_much or isinstance(error, click.MissingParameter)):
         return ""
     pieces = [piece for piece in error.ctx.command.collect_usage_pieces(error.ctx) if piece != "[OPTIONS]"]
+    for param in error.ctx.command.params if too_much else ():
+        if {"--name", "--names", "--message"} & {*param.opts} and isinstance(param, click.Option):
+            pieces.append(f"[{param.opts[0]} {param.metavar or 'TEXT'}]")
     return f"`{' '.join([error.ctx.command_path, *pieces])}`; "
+
+
+def _never_saved(name: str, app: App) -> str:
+    """What to do with a program whose name was taken for that of a snapshot; "" where there is no such program."""
+    from ijfs.live.model.paths import InstancePaths, check_name
+    from ijfs_engine.errors import IjfsError
+
+    with contextlib.suppress(IjfsError):
+        if name and InstancePaths.of(app.repository_path, check_name(name)).record.exists():
+            then = f"`ijfs save {name}` makes one, `ijfs stop --rm {name}` ends and forgets it"
+            return f"`{name}` is a program of which there is no snapshot: {then}"
+    return ""
 
 
 def _missing(package: str) -> tuple[str, int]:

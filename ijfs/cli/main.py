@@ -159,8 +159,7 @@ class LazyGroup(click.Group):
             ctx.ensure_object(App).note(f"this is `ijfs {verb}`")
             return [*verb.split(), *words[1:]]
         if words[0] not in VERBS:
-            advice = synonyms.advice(words[0], VERBS)
-            raise UnknownVerbError(words[0], advice, ctx)
+            raise UnknownVerbError(words[0], synonyms.advice(words, VERBS), ctx)
         return words
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

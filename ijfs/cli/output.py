@@ -85,6 +85,17 @@ class Printer:
 
         self._rich().print(Text.assemble(*parts), soft_wrap=True)
 
+    def facts(self, facts: Sequence[str]) -> None:
+        """Short facts in a row, dim and indented; on a terminal in as many lines as it takes."""
+        line = ""
+        for fact in facts:
+            longer = f"{line} · {fact}" if line else f"  {fact}"
+            if line and self.width is not None and text.cells(longer) > self.width:
+                self.line((line, "dim"))
+                longer = f"  {fact}"
+            line = longer
+        self.line((line, "dim"))
+
     def raw(self, content: str) -> None:
         """Text of another program, as it is."""
         self.stream.write(content)

@@ -28,12 +28,18 @@ TOLD_S = 10.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+UNASKED = 1024
+"""Ports here that are taken for the same one inside without being named: below are those of the machine's services."""
+
+
 class GivenPort(NamedTuple):
-    """`--port` as it was typed: the port inside, the one on this machine (0: any that is free), the address."""
+    """`--port` as it was typed: the port inside, the one on this machine (0: any that is free), the address; whether
+    any other will do where that is taken."""
 
     inside: int
     host: int
     address: str
+    or_any: bool = False
 
 
 if TYPE_CHECKING:
@@ -56,8 +62,11 @@ class Port(_PortType):
         numbers = [self._number(word, str(value)) for word in words]
         if len(words) > 2 or not re.fullmatch(r"\d+(\.\d+){3}|localhost", address):
             self.fail(f"'{value}' is no port: 8000, 9000:8000 or 0.0.0.0:9000:8000", param, ctx)
-        chosen = numbers[0] if len(numbers) == 2 else 0
-        return GivenPort(numbers[-1], chosen, "127.0.0.1" if address == "localhost" else address)
+        address = "127.0.0.1" if address == "localhost" else address
+        if len(numbers) == 2:
+            return GivenPort(numbers[1], numbers[0], address)
+        [inside] = numbers
+        return GivenPort(inside, inside, address, or_any=True) if inside >= UNASKED else GivenPort(inside, 0, address)
 
     def _number(self, word: str, value: str) -> int:
         if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= 65535):
@@ -261,7 +270,8 @@ port_option = click.option(
     type=Port(),
     multiple=True,
     metavar="[HOST:]INSIDE",
-    help="A port inside to be reached from here: at HOST, or any that is free; 0.0.0.0:HOST:INSIDE for others, too.",
+    help="A port inside to be reached from here at HOST (default: at the same one, or any where that is taken); "
+    "0.0.0.0:HOST:INSIDE for others, too.",
 )
 
 
@@ -334,14 +344,14 @@ def published(ports: Sequence[GivenPort]) -> tuple[HostPort, ...]:
     """The ports that were chosen on this machine's side."""
     from ijfs.live.client.api import HostPort
 
-    return tuple(HostPort(p.inside, p.host, p.address) for p in ports if p.host or p.address != "127.0.0.1")
+    return tuple(HostPort(*port) for port in ports if port.host or port.address != "127.0.0.1")
 
 
 def all_chosen(ports: Sequence[GivenPort]) -> tuple[HostPort, ...]:
     """All that were given, for a program whose snapshot may know other ones."""
     from ijfs.live.client.api import HostPort
 
-    return tuple(HostPort(p.inside, p.host, p.address) for p in ports)
+    return tuple(HostPort(*port) for port in ports)
 
 
 def tell_kernel(app: App, info: InstanceInfo, given: Mapping[str, str]) -> None:
@@ -369,9 +379,11 @@ def show_ports(out: Printer, info: InstanceInfo) -> None:
 
 
 def show_network(out: Printer, info: InstanceInfo) -> None:
-    """Say that there is no way out, before the first download fails of it."""
+    """Say that there is no way out, before the first download fails of it; and of a program that is no kernel, and has
+    no port to be reached at, how it gets one."""
     if info.network == "none":
-        out.line(("  network none: `--network slirp4netns` lets a program out", "dim"))
+        way_in = "" if info.kind == "kernel" or info.relay else "`-p PORT` lets requests in, "
+        out.line((f"  network none: {way_in}`--network slirp4netns` lets a program out", "dim"))
 
 
 def warn_of_what_cannot_be_saved(app: App, *, gpu: bool, user: str = "") -> None:

@@ -6,7 +6,8 @@ verb's own name; for all others the answer is the verb, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 DONE_AS = {
     "status": "ps",
@@ -35,7 +36,10 @@ DONE_AS = {
 """Verbs that change nothing, by other words for them. They are done as if they had been typed by their name."""
 
 _SAVE = "`ijfs save NAME -m TEXT` saves a live program"
-_BACK = "`ijfs restore NAME~1 --replace` takes a program back by one snapshot; `ijfs log NAME` lists them"
+_BACK = (
+    "`ijfs restore NAME --replace` takes a program back to its last snapshot, with `NAME~1` to the one before; "
+    "`ijfs log NAME` lists them"
+)
 _INSIDE = "`ijfs exec NAME -- bash` opens a shell inside a program; `jupyter console --existing FILE` talks to a kernel"
 _START = "`ijfs run -- COMMAND` starts a program, `ijfs kernel start` a kernel, `ijfs restore SNAPSHOT` a saved one"
 _STOP = "`ijfs stop NAME` ends a program; `ijfs save NAME --stop` saves it first"
@@ -92,10 +96,13 @@ def rewritten(argv: list[str]) -> list[str]:
     return argv
 
 
-def advice(word: str, verbs: Iterable[str]) -> str:
-    """What to type instead of a word that is no verb: a sentence; "" where nobody can tell."""
+def advice(words: Sequence[str], verbs: Iterable[str]) -> str:
+    """What to type instead of words of which the first is no verb: a sentence, about the name that was typed behind it,
+    if one was; "" where nobody can tell."""
+    word, name = words[0], words[1] if len(words) > 1 else ""
     if word.lower() in SAID:
-        return SAID[word.lower()]
+        said = SAID[word.lower()]
+        return re.sub(r"\bNAME\b", name, said) if re.fullmatch(r"(?!HEAD)\w[\w.-]*", name, re.ASCII) else said
     near = nearest(word, verbs)
     return f"did you mean `ijfs {near}`?" if near else ""
 

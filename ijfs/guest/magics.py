@@ -23,7 +23,7 @@ USAGE = """\
 %ijfs fork [N]            make N live copies of this program, which go on from here, each on its own
 %ijfs log                 the repository's snapshots, newest first
 %ijfs tree                the same as a picture; @ marks where this program is
-%ijfs status              this program's instance, repository and last snapshot
+%ijfs status              this program's name, repository and last snapshot
 %ijfs tag|branch NAME [SNAPSHOT]     give a snapshot a name
 %ijfs show|diff|du SNAPSHOT …        what one is, what differs between two, what they take on disk
 %ijfs adopt [PATH …]      take home what this program wrote, as it was saved last
@@ -217,7 +217,7 @@ def _tree(words: list[str]) -> None:
 
 def _status(words: list[str]) -> None:
     answer = port.ask({"verb": "status"})
-    print(f"instance    {answer.get('instance')}")
+    print(f"program     {answer.get('instance')}")
     print(f"repository  {answer.get('repository')}")
     print(f"snapshot    {answer.get('snapshot') or 'none yet'}")
 

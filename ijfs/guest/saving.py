@@ -111,5 +111,5 @@ def _result(answer: dict[str, Any]) -> SaveResult:
 def _gone(error: port.NoAnswer) -> port.GuestError:
     return port.GuestError(
         f"{error}; whether the snapshot was made is unknown, the program runs on",
-        hint="`ijfs log` shows the snapshots there are, `ijfs ps` whether this instance still has a keeper",
+        hint="`ijfs log` shows the snapshots there are, `ijfs ps` whether this program still has a keeper",
     )

@@ -169,7 +169,7 @@ def _refuse_of_another_kind(manager: KernelSpecManager, name: str, begins: dict[
 
 def _config(*, repo: Path | None, **options: str | bool | int | list[str] | None) -> dict[str, Any]:
     if options.get("snapshot") and options.get("attach"):
-        raise KernelSpecError("a kernel spec begins from a snapshot or attaches to an instance, not both")
+        raise KernelSpecError("a kernel spec begins from a snapshot or attaches to a live kernel, not both")
     config: dict[str, Any] = {key: value for key, value in options.items() if value}
     if repo is not None:
         config["repo"] = str(repo.absolute())

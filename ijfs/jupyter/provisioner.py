@@ -55,7 +55,7 @@ class IjfsProvisioner(KernelProvisionerBase):
     network = Enum(["none", "slirp4netns"], "none", config=True, help="The sandbox's way out.")
     base = Unicode("", config=True, help="The base its files come from; empty: the default of the place.")
     snapshot = Unicode("", config=True, help="Begin as a restored copy of this snapshot instead of from scratch.")
-    attach = Unicode("", config=True, help="Be this live instance instead of starting one.")
+    attach = Unicode("", config=True, help="Be this live kernel instead of starting one.")
     gpu = Bool(False, config=True, help="Give the sandbox the machine's GPUs.")
     disk = Int(0, config=True, help="Bytes of a disk of its own for what it writes; 0: none.")
     share = List(Unicode(), config=True, help="Folders that it shares with the machine, from its working directory.")
@@ -134,13 +134,11 @@ class IjfsProvisioner(KernelProvisionerBase):
         cwd = os.path.abspath(os.path.expanduser(kwargs.get("cwd") or os.getcwd()))
         info = await asyncio.to_thread(self._launch, cmd, kwargs["env"], cwd)
         if info.connection is None:
-            raise KeeperError(
-                f"`{info.name}` is not a kernel", hint="attach to an instance that `ijfs ps` shows as one"
-            )
+            raise KeeperError(f"`{info.name}` is not a kernel", hint="attach to a program that `ijfs ps` shows as one")
         self._cwd = info.cwd
         self.connection_info = _as_jupyter_has_it(info.connection)
         self._managing = self._launched = True
-        self.log.info("kernel %s runs as the instance %s of %s", self.kernel_id, self._instance, self._repository)
+        self.log.info("kernel %s runs as the program %s of %s", self.kernel_id, self._instance, self._repository)
         return self.connection_info
 
     async def poll(self) -> int | None:
@@ -321,7 +319,7 @@ class IjfsProvisioner(KernelProvisionerBase):
         if info.status == "running":
             return info
         if info.snapshot is None:
-            raise InstanceExitedError(f"the instance `{self._instance}` has ended, and no snapshot of it was made")
+            raise InstanceExitedError(f"the program `{self._instance}` has ended, and no snapshot of it was made")
         return client.restore(self._repository, info.snapshot, self._instance, replace=True)
 
     def _exit_status(self) -> int | None:
@@ -384,7 +382,7 @@ class IjfsProvisioner(KernelProvisionerBase):
             self._keep_what_is_elsewhere()
             client.remove(self._repository, self._instance)
         except NoInstanceError:
-            self.log.debug("cleanup: the instance is gone already")
+            self.log.debug("cleanup: the program is gone already")
 
     def _keep_what_is_elsewhere(self) -> None:
         """A snapshot of what the kernel wrote outside of its working directory, where that would be missed."""

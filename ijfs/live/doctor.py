@@ -123,7 +123,7 @@ def _pid_of(repo: Path, target: str) -> int:
     except (NoInstanceError, IjfsError):
         if target.isdecimal() and procfs.state(int(target)):
             return int(target)
-        raise UnknownNameError(f"`{target}` is neither an instance nor the pid of a process") from None
+        raise UnknownNameError(f"`{target}` is neither a live program nor the pid of a process") from None
     if record.program is None or not procfs.is_alive(record.program):
         raise UnknownNameError(f"the program of `{target}` has ended")
     return record.program.pid

@@ -63,7 +63,7 @@ class InstanceExistsError(IjfsError):
     """An instance of that name is there already."""
 
     exit_code = 2
-    default_hint = "choose another name, or `ijfs stop` the one that is there"
+    default_hint = "choose another name"
 
 
 class UnsavedFilesError(InstanceExistsError):
@@ -80,7 +80,7 @@ class NotLiveError(IjfsError):
 class NoInstanceError(UnknownNameError):
     """No instance of that name."""
 
-    default_hint = "`ijfs ps` lists live instances"
+    default_hint = "`ijfs ps` lists live programs"
 
 
 class InstanceExitedError(TargetDiedError):

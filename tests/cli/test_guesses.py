@@ -132,7 +132,7 @@ def test_a_command_of_exec_needs_no_double_dash(ijfs: Ijfs, repo: Path) -> None:
         ["--timeout", "5", "lab", "x"],
     ):
         result = ijfs("exec", *argv)
-        assert (result.code, "there is no instance `lab`" in result.err) == (1, True), argv
+        assert (result.code, "there is no program `lab`" in result.err) == (1, True), argv
     assert "not a kernel" not in ijfs("exec", "lab", "-c", "1").err
 
 
@@ -154,12 +154,42 @@ def test_the_distance_of_two_words_is_a_distance(left: str, right: str) -> None:
         (["logs"], "ijfs: nothing is live: `ijfs ps -a` shows"),
         (["save"], "ijfs: nothing is live"),
         (["cp"], "hint: `ijfs cp SOURCE... DEST`; "),
+        (["cp", "x"], "ijfs: missing argument 'DEST'"),
+        (["completion"], "ijfs: missing argument '{bash|fish|zsh}'. Choose from: bash, fish, zsh"),
+        (["save", "lab", "a message"], "hint: `ijfs save [NAME] [-m TEXT]`; "),
+        (["kernel", "start", "lab"], "hint: `ijfs kernel start [--name N]`; "),
     ],
 )
-def test_what_was_left_out_is_said_with_what_the_verb_takes(ijfs: Ijfs, repo: Path, argv: list[str], hint: str) -> None:
+def test_what_was_left_out_or_is_too_much_is_said_with_what_the_verb_takes(
+    ijfs: Ijfs, repo: Path, argv: list[str], hint: str
+) -> None:
     result = ijfs(*argv)
     assert (result.code, result.out) == (2, "")
     assert hint in result.err
+
+
+@pytest.mark.parametrize("argv", [["restore", "lab"], ["rm", "lab"], ["show", "lab~1"]])
+def test_a_program_that_was_never_saved_is_told_from_a_name_of_nothing(ijfs: Ijfs, repo: Path, argv: list[str]) -> None:
+    assert "`ijfs log` lists snapshots" in ijfs(*argv).err
+    (repo / "live" / "lab").mkdir(parents=True)
+    (repo / "live" / "lab" / "instance.json").touch()
+    result = ijfs(*argv)
+    assert (result.code, "no snapshot, branch or tag is called 'lab'" in result.err) == (1, True)
+    assert "hint: `lab` is a program of which there is no snapshot: `ijfs save lab` makes one" in result.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["undo", "lab"], "`ijfs restore lab --replace`"),
+        (["commit", "lab", "-m", "text"], "`ijfs save lab -m TEXT`"),
+        (["commit", "-m", "text"], "`ijfs save NAME -m TEXT`"),
+        (["reset", "HEAD~1"], "`ijfs restore NAME --replace`"),
+        (["checkout", "-b", "lab"], "`ijfs restore NAME --replace`"),
+    ],
+)
+def test_what_to_type_instead_has_the_name_that_was_typed(ijfs: Ijfs, typed: list[str], said: str) -> None:
+    assert said in ijfs(*typed).err
 
 
 def test_a_second_init_says_that_there_is_one(ijfs: Ijfs, repo: Path) -> None:

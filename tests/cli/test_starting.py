@@ -24,14 +24,15 @@ from ijfs.live.client.api import HostPort
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("8000", GivenPort(8000, 0, "127.0.0.1")),
-        ("8000/tcp", GivenPort(8000, 0, "127.0.0.1")),
+        ("8000", GivenPort(8000, 8000, "127.0.0.1", or_any=True)),
+        ("8000/tcp", GivenPort(8000, 8000, "127.0.0.1", or_any=True)),
+        ("80", GivenPort(80, 0, "127.0.0.1")),
         ("9000:8000", GivenPort(8000, 9000, "127.0.0.1")),
         ("0.0.0.0:9000:8000", GivenPort(8000, 9000, "0.0.0.0")),
         ("localhost:9000:8000", GivenPort(8000, 9000, "127.0.0.1")),
     ],
 )
-def test_ports_are_read_as_docker_reads_them(typed: str, meant: GivenPort) -> None:
+def test_ports_are_read_as_docker_reads_them_and_one_alone_is_the_same_here(typed: str, meant: GivenPort) -> None:
     assert Port().convert(typed, None, None) == meant
 
 
@@ -52,9 +53,19 @@ def test_what_no_clock_counts_is_wrong_usage(ijfs: Ijfs, verb: str, word: str) -
 
 
 def test_only_what_was_chosen_is_asked_for_again_after_a_restore() -> None:
-    given = [GivenPort(8000, 0, "127.0.0.1"), GivenPort(80, 9000, "127.0.0.1"), GivenPort(81, 9001, "0.0.0.0")]
-    assert starting.published(given) == (HostPort(80, 9000), HostPort(81, 9001, "0.0.0.0"))
-    assert len(starting.all_chosen(given)) == 3
+    here = "127.0.0.1"
+    given = [
+        GivenPort(79, 0, here),
+        GivenPort(80, 9000, here),
+        GivenPort(81, 9001, "0.0.0.0"),
+        GivenPort(82, 82, here, True),
+    ]
+    assert starting.published(given) == (
+        HostPort(80, 9000),
+        HostPort(81, 9001, "0.0.0.0"),
+        HostPort(82, 82, or_any=True),
+    )
+    assert len(starting.all_chosen(given)) == 4
 
 
 def test_variables_come_from_the_command_line_before_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +159,13 @@ def test_a_server_is_reached_where_it_was_asked_for_and_a_restored_one_has_the_n
     assert f"{port}→8000" in ijfs("ps").out
     taken = ijfs("run", "--name", "t", "--port", f"{port}:80", "sleep", "600")
     assert (taken.code, "is taken by another program" in taken.err) == (1, True)
+    alone = ijfs("run", "--name", "t", "--port", str(port), "sleep", "600")
+    assert (alone.code, f"port {port} here is another program's" in alone.err) == (0, True)
+    assert "`-p PORT` lets requests in" in ijfs("run", "--name", "u", "sleep", "600").out
     assert run_ijfs("exec", "s", "sh", "-c", "echo $IJFS_INSTANCE $KEY").out == "s old\n"
     assert ijfs("save", "s", "-q").code == 0
+    twice = ijfs("restore", "s", "--name", "s")
+    assert (twice.code, "`--replace` puts the snapshot in its place" in twice.err) == (2, True)
 
     beside = ijfs("restore", "s", "--name", "copy", "--env", "KEY=new", "--json").json
     check(beside, "restore")
@@ -157,7 +173,9 @@ def test_a_server_is_reached_where_it_was_asked_for_and_a_restored_one_has_the_n
     assert other != port
     assert eventually(lambda: answer(other) == "new copy")
     assert run_ijfs("exec", "copy", "sh", "-c", "echo $IJFS_INSTANCE $KEY").out == "copy new\n"
-    assert ijfs("stop", "--rm", "copy", "s").code == 0
+    assert ijfs("stop", "--rm", "copy", "s", "t").code == 0
+    assert f"port {port} is 127.0.0.1:{port} here" in ijfs("run", "--name", "t", "-p", str(port), "sleep", "600").out
+    assert ijfs("stop", "--rm", "t").code == 0
     again = ijfs("restore", "s", "--json").json["instance"]["relay"]
     assert [(p["inside"], p["host"], p["address"]) for p in again] == [(8000, port, "127.0.0.1")]
     assert eventually(lambda: answer(port) == "old s")

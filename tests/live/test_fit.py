@@ -106,7 +106,7 @@ def test_another_machine_says_whether_a_snapshot_would_come_back_there_and_gets_
 @pytest.mark.criu
 def test_a_name_that_is_nothing_says_what_it_could_have_been(live_env: LiveEnv) -> None:
     with pytest.raises(
-        UnknownNameError, match="neither an instance nor the pid of a process, and there is no such snap"
+        UnknownNameError, match="neither a live program nor the pid of a process, and there is no such snap"
     ):
         doctor.named(live_env.repo, "nothing")
     assert client.list_instances(live_env.repo) == []

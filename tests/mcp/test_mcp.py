@@ -116,7 +116,7 @@ def test_a_session_is_found_again_by_the_next_server(live_env: LiveEnv) -> None:
         assert "one: running" in await call("list_sessions")
         await call("kill", session="one")
         assert "one: " not in await call("list_sessions")
-        with pytest.raises(RuntimeError, match="there is no instance `one`"):
+        with pytest.raises(RuntimeError, match="there is no program `one`"):
             await call("kill", session="one")
 
     over_stdio(before)

@@ -136,7 +136,7 @@ def test_others_have_repositories_of_their_own(alice: User, socket_path: Path) -
     assert json.loads(bob("ps", "--json")[1])["instances"] == []
     code, _, err = bob("exec", "hers", "--", "true")
     assert code == 1
-    assert "there is no instance `hers`" in err
+    assert "there is no program `hers`" in err
 
 
 @pytest.mark.parametrize(

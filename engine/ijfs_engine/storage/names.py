@@ -89,11 +89,9 @@ def _by_prefix(view: View, name: str) -> ObjectId:
         raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}", hint=_NO_HEAD)
     lower = name.lower()
     if not _HEX.fullmatch(lower) or len(lower) > 2 * ID_SIZE:
-        raise UnknownNameError(f"no snapshot, branch or tag is called {name!r}")
+        raise _unknown_name(name)
     if len(lower) < MIN_PREFIX:
-        raise UnknownNameError(
-            f"no snapshot, branch or tag is called {name!r}", hint=f"an id needs at least {MIN_PREFIX} of its digits"
-        )
+        raise _unknown_name(name, hint=f"an id needs at least {MIN_PREFIX} of its digits")
     found = [ident for ident, _ in view.prefixed(SNAPSHOTS, _whole_bytes(lower)) if ident.hex().startswith(lower)]
     if not found:
         raise _unknown_prefix(view, lower)
@@ -101,6 +99,12 @@ def _by_prefix(view: View, name: str) -> ObjectId:
         listed = ", ".join(ident.hex()[: max(12, len(lower) + 4)] for ident in found[:10])
         raise AmbiguousNameError(f"{name} could be any of {listed}", hint="give more digits")
     return found[0]
+
+
+def _unknown_name(name: str, *, hint: str | None = None) -> UnknownNameError:
+    error = UnknownNameError(f"no snapshot, branch or tag is called {name!r}", hint=hint)
+    error.name = name
+    return error
 
 
 def _whole_bytes(digits: str) -> bytes:

@@ -51,9 +51,8 @@ class CpVerb(Verb):
 @verb("cp", kind=CpVerb)
 @needless("-a", "--archive")
 @needless("-R", "--recursive")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=ANY)
-@click.argument("destination", metavar="DEST", type=ANY)
-def cp(app: App, sources: tuple[str, ...], destination: str) -> Answer | None:
+@click.argument("paths", metavar="SOURCE... DEST", nargs=-1, required=True, type=ANY)
+def cp(app: App, paths: tuple[str, ...]) -> Answer | None:
     """Copy files and directories out of a program or a snapshot, or into a live program.
 
     \b
@@ -66,7 +65,11 @@ def cp(app: App, sources: tuple[str, ...], destination: str) -> Answer | None:
     name, live or ended, else a snapshot (`lab~0` is the last snapshot of a live `lab`). Of an ended program and of a
     snapshot only what the program wrote can be copied. A copy belongs to who owns the directory; links stay links.
     """
-    into, froms = Spec.of(destination), [Spec.of(word) for word in sources]
+    if len(paths) < 2:
+        ctx = click.get_current_context()
+        raise click.MissingParameter(ctx=ctx, param_hint="'DEST'", param_type="argument")
+    destination = paths[-1]
+    into, froms = Spec.of(destination), [Spec.of(word) for word in paths[:-1]]
     inside = [spec for spec in froms if spec.name is not None]
     if into.name is None and len(inside) != len(froms):
         raise click.UsageError("one side has to be NAME:PATH, with the name of a program or a snapshot")

@@ -76,6 +76,7 @@ def restore(
     import msgspec
 
     from ijfs.live.client import api as client
+    from ijfs.live.errors import InstanceExistsError
 
     if after_boot:
         _refuse_more_than_lost()
@@ -97,6 +98,10 @@ def restore(
         _ask(app, gone)
 
     def restored(chosen: str) -> tuple[InstanceInfo, InstanceInfo | None]:
+        if name is not None and not replace and client.is_running(app.repository_path, name):
+            raise InstanceExistsError(
+                f"`{name}` runs already", hint="`--replace` puts the snapshot in its place; or choose another name"
+            )
         of_shared = _files(app, repository, record, chosen, "" if files is None and yes else files)
         progress = app.progress(f"restore {chosen}")
         info = client.restore(

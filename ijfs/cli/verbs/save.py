@@ -140,7 +140,7 @@ def _report(out: Printer, name: str, result: SaveResult, remote: str | None, *, 
         parts.append(f"{text.size(result.stored_bytes)} stored")
     if remote is not None:
         parts.append(f"at {remote}")
-    out.line(("  " + " · ".join(parts), "dim"))
+    out.facts(parts)
     if out.terminal and result.snapshot and result.image_bytes and not result.stopped:
         out.line((f"  back to it: `ijfs restore {result.snapshot[: text.SHORT_ID]} --name {name} --replace`", "dim"))
     if phases:

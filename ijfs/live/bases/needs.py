@@ -21,7 +21,7 @@ def who_needs(repository: Repository) -> dict[str, list[str]]:
         if base is not None:
             found.setdefault(base, []).append(f"snapshot {snapshot.id.hex()[:10]} of {_program(snapshot)}")
     for name, base in _live(repository.path):
-        found.setdefault(base, []).append(f"instance {name}")
+        found.setdefault(base, []).append(f"program {name}")
     return found
 
 

@@ -125,4 +125,7 @@ def _refuse_if_missed(paths: InstancePaths) -> None:
 def _refuse_if_live(paths: InstancePaths) -> None:
     with contextlib.suppress(NoInstanceError):
         if procfs.is_alive(record_of(paths).program):
-            raise InstanceExistsError(f"there is an instance `{paths.root.name}` already")
+            name = paths.root.name
+            raise InstanceExistsError(
+                f"`{name}` runs already", hint=f"choose another name, or `ijfs stop {name}` ends the one that is there"
+            )

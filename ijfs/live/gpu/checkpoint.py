@@ -29,7 +29,7 @@ class GpuSuspendError(IjfsError):
 class GpuLostError(IjfsError):
     """A step failed and undoing the others failed too; the message has the state of every process."""
 
-    default_hint = "the older snapshots are whole: stop this instance and `ijfs restore` one of them"
+    default_hint = "the older snapshots are whole: stop this program and `ijfs restore` one of them"
 
 
 class GpuPhase(msgspec.Struct, frozen=True):

@@ -126,7 +126,7 @@ def _explained(request: Request, error: Exception) -> IjfsError:
     if isinstance(error, OSError) and is_of_a_disk(error):
         return StorageError.of(f"the keeper cannot do `{request.verb}`", error)
     text = f"the keeper met an error it does not know: {type(error).__name__}: {error}"
-    return KeeperError(text, hint="keeper.log in the instance's directory has the details")
+    return KeeperError(text, hint="keeper.log in the program's directory has the details")
 
 
 async def _forward(receiver: trio.MemoryReceiveChannel[bytes], stream: trio.SocketStream) -> None:

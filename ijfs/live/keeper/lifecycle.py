@@ -122,11 +122,10 @@ class Lifecycle:
         before = self._record_before(again=arguments.again)
         spec = arguments.spec
         if before is None:
-            self._begin_record(spec, origin=FilesOrigin.here())
+            self._begin_record(spec, emit=emit, origin=FilesOrigin.here())
         else:
-            self._begin_record(
-                spec, before, generation=before.generation, snapshot=before.snapshot, origin=before.origin
-            )
+            snapshot, origin = before.snapshot, before.origin
+            self._begin_record(spec, before, generation=before.generation, snapshot=snapshot, emit=emit, origin=origin)
         self._state.secrets = arguments.secrets
         emit(PhaseBegan("start"))
         sandbox = await self._launch(arguments, before)
@@ -281,8 +280,8 @@ class Lifecycle:
         origin: FilesOrigin | None = None,
     ) -> None:
         """The record of an instance about to run, its relay ports listening: those it had `before`, if it had any, else
-        those that were chosen for it. Where the latter are another's (the original's, of a copy), others are found,
-        unless `strict`."""
+        those that were chosen for it. Where the latter are another's (the original's, of a copy), others are found; if
+        `strict`, only for those that may be any."""
         state = self._state
         spec = msgspec.structs.replace(spec, name=state.name)
         if spec.kind == "kernel" and not spec.kernel_key:
@@ -307,17 +306,20 @@ class Lifecycle:
         self, spec: InstanceSpec, before: InstanceRecord | None, *, strict: bool, emit: Emit
     ) -> tuple[RelayPort, ...]:
         relay, wanted = self._state.relay, _wanted_ports(spec)
-        chosen = {f"tcp{port.inside}": RelayPort(f"tcp{port.inside}", *_at(port)) for port in spec.published}
-        taken = {**chosen, **{port.name: port for port in (before.relay if before else ())}}
-        if strict or not chosen:
-            return relay.open(wanted, taken.values())
-        ports, moved = relay.open_again(
-            [taken.get(name) or RelayPort(name, inside, 0) for name, inside in wanted.items()]
-        )
-        if moved:
-            names = ", ".join(f"port {port.inside} is {port.host} here" for port in ports if port.name in chosen)
-            emit(Notice(f"what was chosen is taken by another program: {names}"))
-        return ports
+        chosen = {f"tcp{port.inside}": port for port in spec.published}
+        asked = {name: RelayPort(name, *_at(port)) for name, port in chosen.items()}
+        asked |= {port.name: port for port in (before.relay if before else ())}
+        for name, inside in wanted.items():
+            at = asked.get(name, RelayPort(name, inside, 0))
+            if (chosen and not strict) or (name in chosen and chosen[name].or_any):
+                relay.open_again([at])
+            else:
+                relay.open({name: inside}, [at])
+        for port in relay.ports:
+            wish = asked[port.name].host if port.name in chosen else 0
+            if wish not in (0, port.host) and (strict or not chosen[port.name].or_any):
+                emit(Notice(f"port {wish} here is another program's: {port.inside} is reached at {port.host}"))
+        return relay.ports
 
     async def _launch(self, arguments: StartArguments, before: InstanceRecord | None) -> Sandbox:
         state = self._state

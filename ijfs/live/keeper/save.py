@@ -121,7 +121,7 @@ class Saver:
         await self._queue.reserve(emit)
         try:
             if self._state.busy.locked():
-                emit(Notice("waiting for what is being done to this instance before"))
+                emit(Notice("waiting for what is being done to this program before"))
             async with self._state.busy:
                 queued, at_thaw = await self._queued(save)
                 if save.stop:

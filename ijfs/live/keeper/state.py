@@ -348,7 +348,7 @@ class InstanceState:
         self.stat_cache = stat_cache
 
     def _pin_of(self, snapshot: Snapshot) -> Pin:
-        return self.snapshots.repository.pin(snapshot.id, f"live instance {self.name}")
+        return self.snapshots.repository.pin(snapshot.id, f"live program {self.name}")
 
     def _continue(self, snapshot: Snapshot, pin: Pin) -> None:
         before, self._pin = self._pin, pin

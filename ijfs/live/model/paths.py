@@ -25,7 +25,7 @@ class BadNameError(IjfsError):
 def check_name(name: str) -> str:
     """The name itself, or BadNameError."""
     if not _NAME.fullmatch(name) or name in {"latest"}:
-        raise BadNameError(f"`{name}` cannot name an instance")
+        raise BadNameError(f"`{name}` cannot be the name of a program")
     return name
 
 

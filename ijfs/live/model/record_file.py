@@ -20,7 +20,7 @@ def read_record(paths: InstancePaths) -> InstanceRecord:
     try:
         data = paths.record.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NoInstanceError(f"there is no instance `{paths.root.name}`") from None
+        raise NoInstanceError(f"there is no program `{paths.root.name}`") from None
     try:
         return msgspec.json.decode(data, type=InstanceRecord)
     except msgspec.DecodeError as error:

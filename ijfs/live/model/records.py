@@ -37,11 +37,13 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """Where on the host a port inside is to be reached; 0: at one that the system chooses."""
+    """Where on the host a port inside is to be reached; 0: at one that the system chooses. `or_any`: at another one
+    where that is taken."""
 
     inside: int
     host: int = 0
     address: str = LOOPBACK
+    or_any: bool = False
 
 
 class FilesOrigin(msgspec.Struct, frozen=True):

@@ -298,9 +298,9 @@ def _listen(port: int, address: str) -> trio.socket.SocketType:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        reason = "is taken by another program" if error.errno == errno.EADDRINUSE else (error.strerror or "").lower()
+        reason = "it is taken by another program" if error.errno == errno.EADDRINUSE else (error.strerror or "").lower()
         raise SandboxError(
-            f"port {port} on {address}, where this program is to be reached: {reason}",
+            f"this program cannot be reached at {address}:{port}: {reason}",
             hint="end what has it, or choose another with `--port HOST:INSIDE`",
         ) from error
     return trio.socket.from_stdlib_socket(sock)

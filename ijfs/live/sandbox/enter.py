@@ -75,8 +75,13 @@ def main() -> int:
             print(f"ijfs exec: {request.argv[0]}: killed: the program {said}", file=sys.stderr)
         return code
     except OSError as error:
-        print(f"ijfs exec: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
+        print(_sentence(error, request.argv[0]), file=sys.stderr)
         return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def _sentence(error: OSError, command: str) -> str:
+    """What is said of an error. One of a search along PATH has, as bytes, the last place that was looked at."""
+    return f"ijfs exec: {error.filename if isinstance(error.filename, str) else command}: {error.strerror}"
 
 
 def environment_of(pid: int) -> dict[str, str]:
@@ -130,7 +135,7 @@ def _run(
                 os.close(request.tell)
             os.execvpe(argv[0], argv, environment | request.env)
         except OSError as error:
-            print(f"ijfs exec: {error.filename or argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
+            print(_sentence(error, argv[0]), file=sys.stderr, flush=True)
             os._exit(127 if isinstance(error, FileNotFoundError) else 126)
     if request.tell is not None:
         os.close(request.tell)

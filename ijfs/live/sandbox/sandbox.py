@@ -274,7 +274,7 @@ def check_command(
         raise CommandError(f"the working directory {cwd} does not exist{where}")
     roots = dict.fromkeys([root, *([Path("/")] if on_base and _may_be_shown(program, cwd, volumes) else [])])
     if all(program_inside(place, program, cwd, environment) is None for place in roots):
-        raise CommandError(f"there is no program `{program}`{where}")
+        raise CommandError(f"there is no command `{program}`{where}")
 
 
 def _may_be_shown(program: str, cwd: str, volumes: Sequence[str]) -> bool:
