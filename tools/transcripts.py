@@ -88,6 +88,13 @@ def steps(page: str) -> Iterator[Step]:
         yield from _steps(block)
 
 
+def shown(page: str) -> Iterator[str]:
+    """The lines of a page's blocks, whatever they are."""
+    for block in _BLOCK.finditer(page):
+        if block["typed"] is None:
+            yield from _text(block).splitlines()
+
+
 def shape(output: str) -> list[str]:
     """The lines of an output without what differs from run to run."""
     text = re.sub(r"\b[0-9a-f]{10,64}\b", "ID", output)
@@ -101,7 +108,7 @@ def shape(output: str) -> list[str]:
 
 class Reader:
     """A shell in which pages are typed. `home` is the reader's home, which a page shows as /root; what it calls /backup
-    is in there, too."""
+    is in there, too, and so is its bucket, which is a directory."""
 
     def __init__(self, home: Path, environment: dict[str, str]) -> None:
         self._home = home
@@ -126,7 +133,8 @@ class Reader:
             return ""
         if step.what == "cell":
             return self._type(f"ijfs exec {step.name} - <<'END OF CELL'\n{step.text}END OF CELL")
-        return self._type(step.text.replace("/root", str(self._home)).replace("/backup", str(self._backup)))
+        text = step.text.replace("s3://my-bucket", "file:///root/bucket")
+        return self._type(text.replace("/root", str(self._home)).replace("/backup", str(self._backup)))
 
     def _type(self, command: str) -> str:
         assert self._shell.stdin is not None
@@ -170,8 +178,9 @@ def new_reader(**environment: str) -> Iterator[Reader]:
             yield reader
         finally:
             reader.close()
-            stop = [str(commands / "ijfs"), "stop", "--all", "--rm"]
-            subprocess.run(stop, env=reader.environment, capture_output=True, check=False)
+            for live in (home / ".local/share/ijfs/live", *home.glob("backup/*/live")):
+                stop = [str(commands / "ijfs"), "-r", str(live.parent), "stop", "--all", "--rm"]
+                subprocess.run(stop, env=reader.environment, capture_output=True, check=False)
 
 
 def retyped(page: str, reader: Reader) -> str:

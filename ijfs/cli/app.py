@@ -83,6 +83,24 @@ class App:
             self._repository = self.closing.enter_context(Repository.open(self.repository_path, damaged=damaged))
         return self._repository
 
+    def repository_to_start_in(self) -> Repository:
+        """The repository, made where there is none and nobody has named one: the first program needs no `ijfs init`.
+        What `repository` raises; PreflightError for who could start no program."""
+        from ijfs_engine.errors import NoRepositoryError
+
+        try:
+            return self.repository()
+        except NoRepositoryError:
+            if self.repo is not None or os.environ.get("IJFS_REPO"):
+                raise
+        from ijfs.live.checks import privilege
+        from ijfs_engine import Repository
+
+        privilege.require()
+        Repository.init(self.repository_path).close()
+        self.note(f"made a repository in {self.repository_path}")
+        return self.repository()
+
     def live_programs(self) -> Path:
         """The repository's path, for what is done with live programs alone: they can be reached without its index.
         NoRepositoryError, UnknownFormatError; StorageError where a link leads to those of others."""

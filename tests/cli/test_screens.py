@@ -166,6 +166,26 @@ def test_ps_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("width", [20, 60, 80, 120])
+def test_facts_in_a_row_fit_the_terminal_and_are_one_line_in_a_pipe(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = ["frozen 62 ms", "saved in 351 ms", "196 MB of memory, 928 B of files", "84.0 MB stored"]
+
+    def lines() -> list[str]:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        Printer(stream).facts(facts)
+        stream.seek(0)
+        return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in stream.read().splitlines()]
+
+    assert lines() == ["  " + " · ".join(facts)]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert " · ".join(line.strip() for line in lines()) == " · ".join(facts)
+    assert max(map(len, lines())) <= max(width, len("  196 MB of memory, 928 B of files"))
+    assert len(lines()) == {20: 4, 60: 2, 80: 2, 120: 1}[width]
+
+
 def on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
     """What a verb shows at that width, ids and ages made alike."""
     monkeypatch.setenv("FORCE_COLOR", "1")

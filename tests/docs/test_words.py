@@ -26,9 +26,9 @@ def sentences(module: Path) -> Iterator[str]:
     bodies = [node.body for node in nodes if isinstance(getattr(node, "body", None), list)]  # type: ignore[attr-defined]
     notes = {id(line.value) for body in bodies for line in body if isinstance(line, ast.Expr)}
     for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in notes:
-            if not NOT_A_SENTENCE.fullmatch(node.value):
-                yield node.value
+        said = node.value if isinstance(node, ast.Constant) and id(node) not in notes else None
+        if isinstance(said, str) and not NOT_A_SENTENCE.fullmatch(said):
+            yield said
 
 
 @pytest.mark.parametrize("room", ["ijfs", "engine"])

@@ -68,7 +68,7 @@ def start(
     from ijfs.sdk.box import Box
     from ijfs.sdk.repository import READY_S
 
-    app.repository()
+    app.repository_to_start_in()
     to_remote = starting.storage_of(app, storage)
     way_out = "slirp4netns" if network == "slirp4netns" else "none"
 

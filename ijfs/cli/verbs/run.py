@@ -102,7 +102,7 @@ def run(
 
     from ijfs.live.client import api as client
 
-    app.repository()
+    app.repository_to_start_in()
     if interactive and not tty:
         raise click.UsageError("what is typed goes to a program that has a terminal: -it")
     _check_terminal(app, tty=tty, detach=detach, forget=forget)
