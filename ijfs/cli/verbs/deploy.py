@@ -72,8 +72,8 @@ def deploy(app: App, replace: bool, no_start: bool, **given: Any) -> Answer:
     """
     from ijfs.deployments import client
 
-    given["storage"] = starting.storage_of(app, given["storage"])
     app.repository_to_start_in()
+    given["storage"] = starting.storage_of(app, given["storage"])
     info = client.deploy(app.repository_path, _spec(given), replace=replace, start=not no_start)
     return shown(info)
 

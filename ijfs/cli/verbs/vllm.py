@@ -41,7 +41,7 @@ def serve(app: App, replace: bool, no_start: bool, **given: Any) -> Answer:
 
     if given["model"].startswith("-"):
         raise click.UsageError("MODEL comes first, vLLM's own options after it")
-    app.repository()
+    app.repository_to_start_in()
     info = client.deploy(app.repository_path, _spec(given), replace=replace, start=not no_start)
     return shown(info)
 
