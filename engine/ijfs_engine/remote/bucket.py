@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ _RETRY_S: Final = 120
 """How long a request that fails for a passing reason (500, 503, a broken connection) is repeated."""
 _PAUSES_S: Final = (0.1, 0.5, 2.0)
 _T = TypeVar("_T")
+_NO_BUCKET_CODES: Final = ("NoSuchBucket", "ContainerNotFound")
 _NO_BUCKET: Final = "make the bucket first, or check the URL"
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+_PLAIN: Final = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "AZURE_STORAGE_USE_EMULATOR")
 _OF_THE_MACHINE: Final = "169.254.169.254"
 """Where cloud machines ask for their own identity: the last resort of who was given no other."""
 _DELETE_AT_ONCE: Final = 1000
@@ -215,14 +219,18 @@ def _store(url: str, request_s: float, retry_s: float) -> ObjectStore:
     options: Any = {
         "connect_timeout": timedelta(seconds=_CONNECT_S),
         "timeout": timedelta(seconds=request_s),
-        "allow_http": _is_plain(os.environ.get("AWS_ENDPOINT_URL", "")),
+        "allow_http": _is_plain(),
     }
     config: Any = _profile() if parts.scheme == "s3" else None
     return from_url(url, config=config, client_options=options, retry_config=retry)
 
 
-def _is_plain(endpoint: str) -> bool:
-    return endpoint.startswith("http://") or os.environ.get("AWS_ALLOW_HTTP") == "true"
+def _is_plain() -> bool:
+    """Whether somebody asked for an endpoint without TLS."""
+    variables = os.environ
+    return any(variables.get(name, "").startswith("http://") for name in _ENDPOINTS) or any(
+        variables.get(name, "").lower() in ("true", "1") for name in _PLAIN
+    )
 
 
 def _profile() -> dict[str, str] | None:
@@ -255,7 +263,7 @@ def _errors(what: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, exceptions.NotFoundError) as error:
-        if "NoSuchBucket" in str(error):
+        if any(code in str(error) for code in _NO_BUCKET_CODES):
             raise RemoteError(f"{what}: there is no such bucket", hint=_NO_BUCKET) from error
         raise MissingObjectError(f"{what}: it is not there") from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
@@ -265,7 +273,7 @@ def _errors(what: str) -> Iterator[None]:
     except exceptions.BaseError as error:
         if _OF_THE_MACHINE in str(error):
             raise RemoteError(f"{what}: there are no credentials", hint="docs/remotes.md says where from") from error
-        if "NoSuchBucket" in str(error):
+        if any(code in str(error) for code in _NO_BUCKET_CODES):
             raise RemoteError(f"{what}: there is no such bucket", hint=_NO_BUCKET) from error
         broken_off = "body error" in str(error).partition("Debug source")[0]
         raise (BrokenOffError if broken_off else RemoteError)(
@@ -276,5 +284,8 @@ def _errors(what: str) -> Iterator[None]:
 
 
 def _sentence(error: BaseException) -> str:
-    """The first line of what the library says, which goes on with its own structures."""
-    return str(error).splitlines()[0][:300]
+    """The first line of what the library says, which goes on with its own structures; of a request that was repeated
+    what it failed with at last, for what was asked is said already."""
+    line = str(error).splitlines()[0][:300]
+    repeated = re.fullmatch(r".*?, after (\d+) retries,.*? - (.*)", line)
+    return f"{repeated[2]}, {int(repeated[1]) + 1} times in a row" if repeated else line
