@@ -189,6 +189,7 @@ class _Restore:
         """The steps, in order."""
         try:
             self._clock.begin("files")
+            self._store.read_ahead(self._request.snapshot)
             self._require_gpu_room()
             waits = self._require_room()
             sandbox = self._make_sandbox()

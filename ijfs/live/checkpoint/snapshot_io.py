@@ -21,6 +21,7 @@ from ijfs.live.checkpoint.files_before import FilesBefore
 from ijfs.live.checkpoint.phases import OnPhase
 from ijfs.live.checkpoint.python_packages import Packages
 from ijfs.live.checkpoint.workspace import Capture
+from ijfs.live.criu import stage_images
 from ijfs.live.errors import NotLiveError
 from ijfs.live.model.records import Base, FilesOrigin, InstanceSpec, KernelState, Volume
 from ijfs.live.process import processor
@@ -152,6 +153,17 @@ class SnapshotStore:
         except UnknownNameError:
             return b""
         return self.reader.open(entry).read(0, entry.size)
+
+    def read_ahead(self, snapshot: Snapshot) -> None:
+        """Have at once, where it comes over a network, what a restore reads one by one before the program runs: small
+        images, and what was noted beside them."""
+        if self.repository.is_here(snapshot.id):
+            return
+        top = {os.fsdecode(entry.name): entry for entry in self.reader.tree(snapshot.root).entries}
+        noted = [self.reader.open(top[name]) for name in (python_packages.NAME, inodes.NAME) if name in top]
+        tree = self.tree_at(snapshot, "images")
+        images = stage_images.small_files(self.reader, tree).values() if tree is not None else ()
+        stage_images.read_together(self.reader, [*noted, *images])
 
     def packages(self, snapshot: Snapshot) -> bytes:
         """The Python packages that its program could import (python_packages.py); nothing where none were noted."""

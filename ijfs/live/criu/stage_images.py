@@ -71,8 +71,8 @@ def stage(
     """
     entries = {os.fsdecode(entry.name): entry for entry in reader.tree(images).entries if entry.kind == "f"}
     memory = {name: entry for name, entry in entries.items() if is_pages(name)}
-    stored = {name: reader.open(entry) for name, entry in entries.items() if name not in memory}
-    _read_together(reader, stored.values())
+    stored = small_files(reader, images)
+    read_together(reader, stored.values())
     small = mended({name: one.read(0, one.size) for name, one in stored.items()}, noted)
     shared = forked_memory.find(small, lambda name: reader.open(_entry(memory, name)), lazy=lazy, far=far)
     found = lending.arrange(shared, parse_parents("pstree.img", small["pstree.img"])) if shared else Lending({}, {})
@@ -150,7 +150,13 @@ def _lazy_files(small: Mapping[str, bytes], rest: Mapping[str, Entry], target: P
         yield _File(target / name, entry, wanted.get(name, []), entry.size)
 
 
-def _read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
+def small_files(reader: Reader, images: ObjectId) -> dict[str, StoredFile]:
+    """All images but the memory, by name."""
+    entries = {os.fsdecode(entry.name): entry for entry in reader.tree(images).entries if entry.kind == "f"}
+    return {name: reader.open(entry) for name, entry in entries.items() if not is_pages(name)}
+
+
+def read_together(reader: Reader, files: Iterable[StoredFile]) -> None:
     """Have what these files are made of in the cache, in few requests: one each for sixty files would, from a store
     that answers after 5 ms, take longer than all the rest of a restore."""
     ids = {piece.id: piece.length for file in files for piece in file.slices(0, file.size) if piece.id is not None}
