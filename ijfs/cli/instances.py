@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STOPPED = "stopped"
-"""The note of what `ijfs stop` ended: its exit status is that of the signal, and no fault."""
+"""How the note of what ijfs ended ends (also "saved as … and stopped"): its exit status is the signal's, no fault."""
 
 COLUMNS = [
     Column("NAME", style="bold green"),
@@ -84,9 +84,11 @@ def status(info: InstanceInfo) -> Span:
         parts += ["saving"] if info.saving else []
         parts += [] if info.keeper_running else ["no keeper"]
         return (", ".join(parts), "yellow")
-    how = info.note if info.note == STOPPED or info.exit_status is None else f"exited {info.exit_status}"
+    stopped = info.note.endswith(STOPPED)
+    how = info.note if info.exit_status is None else f"exited {info.exit_status}"
     saving = ", saving" if info.saving else ""
-    return (f"{how or info.status}{saving}", "red" if info.exit_status and info.note != STOPPED else "dim")
+    style = "red" if info.exit_status and not stopped else "dim"
+    return (f"{STOPPED if stopped else how or info.status}{saving}", style)
 
 
 def program(info: InstanceInfo) -> str:

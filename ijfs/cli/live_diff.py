@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ijfs_engine import Reader, Repository, Snapshot
 
 
+_MOST_LOOKED_AT = 20_000
+"""Files that nobody wants to wait for when a program is ended: a fifth of a second."""
+
+
 class Unsaved(NamedTuple):
     """What no snapshot has of a program. `old`: what it stands on; `cut`: there are more files than are listed."""
 
@@ -50,6 +54,20 @@ def unsaved(app: App, name: str, *, patched: bool) -> Unsaved:
         texts = {change.path: _patch(reader, old, now, change) for change in files} if patched else {}
     files.sort(key=lambda change: change.path)
     return Unsaved(old, now.live, files, {path: patch for path, patch in texts.items() if patch is not None}, cut)
+
+
+def has_written(app: App, name: str) -> bool:
+    """Whether a live program has files that its snapshot has not; yes, where that cannot be told, or not soon."""
+    from ijfs.history import unsaved as now_and_then
+    from ijfs.live.client.written import written
+
+    repository = app.repository()
+    try:
+        with written(app.repository_path, name) as now:
+            old = _stands_on(repository, now)
+            return now_and_then.any_file(repository.reader(), old.root if old else None, now, _MOST_LOOKED_AT)
+    except (IjfsError, OSError):
+        return True
 
 
 def _stands_on(repository: Repository, now: Written) -> Snapshot | None:

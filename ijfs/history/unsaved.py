@@ -32,12 +32,37 @@ def files(reader: Reader, root: ObjectId | None, now: Written) -> Iterator[FileC
     seen = {str(path) for layer in now.layers for path in (layer.at, *PurePosixPath(layer.at).parents)}
     for layer in now.layers:
         for at, found in walk(layer, running=now.live):
-            if at != layer.at and not layer.place_inside(at).startswith(OF_THE_SANDBOX):
+            if _counts(layer, at):
                 seen.add(at)
                 if before is not None or not stat.S_ISDIR(found.status.st_mode):
                     yield from _compared(reader, before, at, found)
     if root is not None:
         yield from _removed(reader, root, now.layers, seen)
+
+
+def any_file(reader: Reader, root: ObjectId | None, now: Written, most: int) -> bool:
+    """Whether something would be gone with its writable layers that the snapshot does not have, by what it is, its size
+    and its time: no file is read. Of more than `most` things: yes. OSError, CorruptError."""
+    before = SnapshotFiles(reader, root) if root is not None else None
+    of_disk = [layer for layer in now.layers if layer.at.startswith("files") and not layer.shared]
+    seen = ((at, found) for layer in of_disk for at, found in walk(layer, running=now.live) if _counts(layer, at))
+    for number, (at, found) in enumerate(seen):
+        if number == most or (not stat.S_ISDIR(found.status.st_mode) and not _looks_saved(before, at, found)):
+            return True
+    return False
+
+
+def _counts(layer: WritableLayer, at: str) -> bool:
+    return at != layer.at and not layer.place_inside(at).startswith(OF_THE_SANDBOX)
+
+
+def _looks_saved(before: SnapshotFiles | None, at: str, found: FoundOnDisk) -> bool:
+    try:
+        old = before.at(at) if before is not None else None
+        new = found.entry()
+    except (UnknownNameError, FileNotFoundError):
+        return False
+    return old is not None and same_metadata(old, new) and (old.size, old.mtime_ns) == (new.size, new.mtime_ns)
 
 
 def _compared(reader: Reader, before: SnapshotFiles | None, at: str, found: FoundOnDisk) -> Iterator[FileChange]:

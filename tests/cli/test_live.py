@@ -123,6 +123,17 @@ def test_a_person_is_asked_before_a_live_program_ends_and_what_goes_is_named(ijf
     assert "gone:" not in ijfs("stop", "--rm", "p").out, "it had ended"
     assert "runs on" not in ijfs("show", "p").out
 
+    assert ijfs("restore", one, "--name", "copy", "-q").code == 0
+    assert f"since {one[:10]}: its memory and 1 file in /dev/shm; " in ijfs("stop", "--rm", "copy").out, "no file"
+    assert ijfs("restore", one, "--name", "copy", "-q").code == 0
+    assert ijfs("exec", "copy", "--", "touch", "/root/ijfs-new").code == 0
+    assert "its memory, 1 file in /dev/shm and what it wrote; " in ijfs("stop", "--rm", "copy").out
+    assert ijfs("restore", one, "--name", "copy", "-q").code == 0
+    assert ijfs("save", "copy", "--stop", "-q").code == 0
+    shown = ijfs("ps", "-a").out
+    assert "and stopped" in shown
+    assert "exited" not in shown
+
 
 def test_a_program_is_run_saved_forked_killed_and_restored(ijfs: Ijfs, run_ijfs: Ijfs, live: Path) -> None:
     started = ok(run_ijfs("run", "--name", "count", "--json", "--", "python3", "-c", COUNTER), "run")

@@ -194,7 +194,7 @@ class TopScreen(App[None]):
             if yes:
                 self._do(f"{name} ends", partial(actions.stop, self._repository, name))
 
-        self.push_screen(Confirm(unsaved.question([program.info], forget=False)), answered)
+        self.push_screen(Confirm(unsaved.question([program.info])), answered)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Enter, or a click, on a snapshot."""

@@ -51,9 +51,10 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: boo
     if not every:  # what ends by itself meanwhile is no slip of who said --all
         _check(app, chosen, damaged if forget else (), forget=forget)
     live = _live(app, [name for name in chosen if name not in damaged])
+    wrote = _have_written(app, live) if forget else set()
     if live and not yes:
-        _ask(app, live, forget=forget)
-    gone = {info.name: unsaved.by_ending(info, forget=forget) for info in live}
+        _ask(app, live, wrote)
+    gone = {info.name: unsaved.by_ending(info, wrote=info.name in wrote) for info in live}
     done: list[dict[str, Any]] = []
     for name in chosen:
         if forget and name in damaged:
@@ -102,9 +103,16 @@ def _live(app: App, names: list[str]) -> list[InstanceInfo]:
     return [info for name in running if (info := client.describe(app.repository_path, name)).status == "running"]
 
 
-def _ask(app: App, live: list[InstanceInfo], *, forget: bool) -> None:
+def _have_written(app: App, live: list[InstanceInfo]) -> set[str]:
+    """Those whose files would be gone with them."""
+    from ijfs.cli.live_diff import has_written
+
+    return {info.name for info in live if has_written(app, info.name)}
+
+
+def _ask(app: App, live: list[InstanceInfo], wrote: Collection[str]) -> None:
     """At a terminal, whether they may end. Who says no has changed nothing."""
-    if app.can_ask and not click.confirm(unsaved.question(live, forget=forget), err=True):
+    if app.can_ask and not click.confirm(unsaved.question(live, wrote=wrote), err=True):
         raise IjfsError("nothing was changed", hint="`ijfs save --stop NAME` ends a program in the state that it saves")
 
 
