@@ -150,3 +150,20 @@ def test_statistics_that_are_missing_or_damaged_are_an_error_of_criu(tmp_path: P
     (tmp_path / "stats-dump").write_bytes(stats[:-1])
     with pytest.raises(CriuError, match="cannot be read"):
         frozen_seconds(tmp_path)
+
+
+def test_record_locks_are_told_from_others() -> None:
+    locks = [
+        message((1, 1), (2, 1), (3, 7), (4, 3), (5, 120), (6, 10)),
+        message((1, 2), (2, 1), (3, 7), (4, 4), (5, 0), (6, 0)),
+        message((1, 1), (2, 0), (3, 8), (4, 5), (5, 1 << 62), (6, 0)),
+    ]
+    found = list(images.parse_record_locks("filelocks.img", image_file(0x54323616, locks)))
+    assert found == [(7, 3, 1, 120, 10), (8, 5, 0, 1 << 62, 0)]
+    assert list(images.parse_record_locks("filelocks.img", b"")) == []
+
+
+@pytest.mark.parametrize(("kinds", "named"), [([], False), ([1, 2], False), ([1, 0], True), ([None], True)])
+def test_whether_criu_gave_deleted_files_a_name_is_known(kinds: list[int | None], named: bool) -> None:
+    records = [message((1, 5), (2, 6), *([(3, kind)] if kind is not None else [])) for kind in kinds]
+    assert images.has_new_names("remap-fpath.img", image_file(0x59133954, records)) is named

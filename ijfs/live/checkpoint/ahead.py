@@ -72,6 +72,7 @@ class LayerAhead:
         self._device = 0
         self._folders: dict[tuple[bytes, ...], _Folder] = {}
         self._distrusted: set[int] = set()
+        self._looked: list[int] | None = None
         self.usable = False
         """Whether it can be asked: not where paths are longer than the system takes in one piece."""
 
@@ -105,10 +106,19 @@ class LayerAhead:
         """That one counts as changed."""
         self._distrusted.add(line)
 
+    def look(self) -> None:
+        """Find out what is not as it was seen, for the `changed` of a moment later: nobody changes it any more."""
+        self._looked = self._expected.changed()
+
+    def forget_look(self) -> None:
+        """Something has been changed since."""
+        self._looked = None
+
     def changed(self, maybe: set[str]) -> Iterator[Changed]:
         """What is not as it was seen, while nobody changes it; `maybe`: paths that count as changed in any case. What
         is found can be looked at until the next is asked for. OSError."""
-        lines = {*self._expected.changed(), *self._distrusted, *self._of(maybe)}
+        looked = self._looked if self._looked is not None else self._expected.changed()
+        lines = {*looked, *self._distrusted, *self._of(maybe)}
         for line in sorted(lines):
             folder, name = self._lines[line]
             if folder.gone:
@@ -119,8 +129,12 @@ class LayerAhead:
                 yield from self._looked_at_again(folder, name)
 
     def _of(self, paths: set[str]) -> Iterator[int]:
-        if paths:
-            yield from (line for line, at, _ in self.files() if at in paths)
+        top = os.fsencode(self._folders[()].at)
+        for path in paths:
+            *above, name = os.fsencode(path)[len(top) + 1 :].split(b"/")
+            folder = self._folders.get(tuple(above))
+            if folder is not None and name in folder.files:
+                yield folder.files[name]
 
     def _looked_at_again(self, folder: _Folder, name: bytes) -> Iterator[Changed]:
         with _opened(folder.path) as fd:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ijfs.live.checkpoint.arena_pool import ArenaPool
+from ijfs.live.checkpoint.early_look import EarlyLook
 from ijfs.live.checkpoint.layers import writable_layers
 from ijfs.live.checkpoint.phases import Clock
 from ijfs.live.checkpoint.workspace import Capture, LayerWalker, StatCache, leased_in, mapped_in
@@ -182,6 +183,7 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
     code: list[Code] = []
     sandbox.paths.criu.mkdir(exist_ok=True)
     with _short(sandbox.paths.criu) as directory, StreamCapture(directory, prepared.arena) as stream:
+        early = EarlyLook(stream, prepared.walker, sandbox.pid)
 
         def while_frozen() -> None:
             stream.drain()
@@ -191,7 +193,8 @@ def _dump(sandbox: Sandbox, prepared: Prepared, clock: Clock, *, stop: bool) -> 
             timers.extend(notified_threads(members))
             code.extend(injected_calls.first_code(members))
             clock.begin("workspace")
-            captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), leased_in(sandbox.pid)))
+            early.end()
+            captured.append(prepared.walker.capture(prepared.arena, mapped_in(sandbox.pid), early.leases))
             clock.begin("thaw")
 
         lost = ""

@@ -107,7 +107,7 @@ class LayerWalker:
         self._stat_cache = stat_cache
         self._staging = Staging(staging)
         self._outside = Path()
-        self._leased: Leases = {}
+        self._leases: Callable[[], Leases] = dict
         self._links: dict[FileId, int] = {}
         self._ahead: dict[str, LayerAhead] = {}
         self._capture = Capture(staging=self._staging, layers=layers)
@@ -145,11 +145,21 @@ class LayerWalker:
                         item.source = None
                         ahead.distrust(line)
 
-    def capture(self, arena: Arena | None, mapped: frozenset[str], leased: Leases | None = None) -> Capture:
+    def look(self) -> None:
+        """Look at what was measured once more: the program stands still, and `capture` is to come. In any thread."""
+        for ahead in self._ahead.values():
+            ahead.look()
+
+    def forget_look(self) -> None:
+        """Somebody else than the program has changed its files since: `capture` looks itself."""
+        for ahead in self._ahead.values():
+            ahead.forget_look()
+
+    def capture(self, arena: Arena | None, mapped: frozenset[str], leases: Callable[[], Leases] = dict) -> Capture:
         """Read everything that changed, into the arena; without one (nothing changes any more) files are named, to be
-        read later. `mapped`: paths inside that some process may write through a mapping. `leased`: files that are read
-        by their holders' descriptors (process/descriptors.py)."""
-        self._leased = leased or {}
+        read later. `mapped`: paths inside that some process may write through a mapping. `leases`: says which files
+        are read by their holders' descriptors (process/descriptors.py); asked where something is read."""
+        self._leases = leases
         now = time.time_ns()
         for layer in self._layers:
             self._outside = layer.outside
@@ -234,7 +244,7 @@ class LayerWalker:
         path = self._outside / os.fsdecode(found.path)
         if arena is None and size and len(os.fsencode(path)) < _LONGEST:
             return path
-        holder = self._leased.get((found.status.st_dev, found.status.st_ino))
+        holder = self._leases().get((found.status.st_dev, found.status.st_ino))
         with descriptors.opened(found.at, holder, found.directory) as fd:
             return self._bytes_of(fd, size, os.fsdecode(found.path), arena, shared=shared)
 

@@ -197,10 +197,10 @@ def _is_sqlite(pid: int, number: str) -> bool:
 
 
 def _tracer(pid: int) -> list[CheckResult]:
-    tracer = _status(pid).get("TracerPid", "0").strip()
-    if tracer == "0":
+    tracer = procfs.tracer(pid)
+    if not tracer:
         return []
-    by = procfs.name_of(int(tracer))
+    by = procfs.name_of(tracer)
     evidence = f"process {pid} ({procfs.name_of(pid)}) is being traced by process {tracer} ({by})"
     return [CheckResult(check="tracer", outcome="refuse", evidence=evidence, remedy="detach the debugger or strace")]
 

@@ -28,6 +28,8 @@ _STATS_MAGIC: Final = 0x57093306
 _PSTREE_MAGIC: Final = 0x50273030
 _TCP_STREAM_MAGIC: Final = 0x51465506
 _REMAP_MAGIC: Final = 0x59133954
+_LINKED: Final = 0  # remap_type, in remap-file-path.proto
+_FILE_LOCKS_MAGIC: Final = 0x54323616
 FILES_MAGIC: Final = 0x56303138
 CORE_MAGIC: Final = 0x55053847
 
@@ -45,6 +47,8 @@ MADV_WIPEONFORK: Final = 18
 
 VMA_REGULAR: Final = 1
 """In an area's status: memory as any, not one of the kernel's own (criu/include/image.h)."""
+
+_FL_POSIX: Final = 1  # criu/include/file-lock.h
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 _NUMBER_BITS: Final = (1 << 64) - 1
@@ -89,6 +93,17 @@ class RegularFile(NamedTuple):
     size: int | None
     mode: int | None
     build_id: bytes
+
+
+class RecordLock(NamedTuple):
+    """A lock by fcntl: the process that has it, as numbered inside, its descriptor of the file, F_RDLCK or F_WRLCK,
+    where it begins, its length (0: to the end, wherever that is)."""
+
+    process: int
+    descriptor: int
+    kind: int
+    start: int
+    length: int
 
 
 class Memfd(NamedTuple):
@@ -166,6 +181,21 @@ def parse_remapped(name: str, data: bytes) -> set[int]:
     """The ids of files that CRIU brings along or finds by another name: deleted ones (remap-file-path.proto)."""
     records = parse_records(name, data, _REMAP_MAGIC)
     return {numbers(parse_fields(name, data, *record)).get(1, 0) for record in records}
+
+
+def has_new_names(name: str, data: bytes) -> bool:
+    """Whether CRIU has given deleted files that have other names a name more, beside the program's own files
+    (`--link-remap`; remap-file-path.proto)."""
+    records = parse_records(name, data, _REMAP_MAGIC)
+    return any(numbers(parse_fields(name, data, *record)).get(3, _LINKED) == _LINKED for record in records)
+
+
+def parse_record_locks(name: str, data: bytes) -> Iterator[RecordLock]:
+    """The record locks among a program's locks (file-lock.proto). None where there is no image."""
+    for record in parse_records(name, data, _FILE_LOCKS_MAGIC):
+        fields = numbers(parse_fields(name, data, *record))
+        if fields.get(1) == _FL_POSIX:
+            yield RecordLock(fields.get(3, 0), fields.get(4, 0), fields.get(2, 0), fields.get(5, 0), fields.get(6, 0))
 
 
 def parse_threads(name: str, data: bytes) -> dict[int, frozenset[int]]:

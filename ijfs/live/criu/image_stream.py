@@ -91,6 +91,12 @@ class StreamCapture:
         self._receiver = _Receiver(listener, self._arena)
         self._receiver.start()
 
+    def wait_begun(self) -> bool:
+        """Wait for the first image, which CRIU opens when it has stopped the whole program; False where none comes."""
+        receiver = self._started()
+        receiver.begun.wait()
+        return bool(receiver.files)
+
     def drain(self, timeout_s: float = _PEER_TIMEOUT_S) -> None:
         """Wait until every byte sent so far is in the arena; call it at post-dump, while the program is frozen.
 
@@ -180,6 +186,7 @@ class _Receiver:
         self._drain_wanted = False
         self._drain_answered = threading.Event()
         self._stopping = False
+        self.begun = threading.Event()
         self.ended = threading.Event()
 
     # -- called by others
@@ -229,6 +236,7 @@ class _Receiver:
             if self._left.down() == 0:
                 # CRIU sees a broken pipe where it was not done: it gives the dump up, and the program runs on.
                 self._close()
+                self.begun.set()
                 self.ended.set()
                 self._drain_answered.set()
 
@@ -306,6 +314,7 @@ class _Receiver:
         if of_memory:
             _enlarge(pipe)
         self.files[name] = file = self._arena.new_file()
+        self.begun.set()
         self._pipes[pipe] = _Incoming(pipe, file, of_memory)
         self._selector.register(pipe, selectors.EVENT_READ)
         self.drained = False

@@ -60,6 +60,15 @@ def state(pid: int) -> str:
     return fields[0] if fields else ""
 
 
+def tracer(pid: int) -> int:
+    """Who traces a process; 0: nobody, or there is no such process."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("TracerPid:"):
+                return int(line.partition(":")[2])
+    return 0
+
+
 def name_of(pid: int) -> str:
     """What a process or thread calls itself, "?" when there is none."""
     try:
