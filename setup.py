@@ -47,11 +47,16 @@ def extensions() -> list[Extension]:
     ]
 
 
-def restart_calls() -> Extension:
-    """The one piece of C that CRIU loads (ijfs/live/criu/command.py)."""
-    name = "ijfs.live.criu.restart_calls"
-    source = f"{name.replace('.', '/')}.c"
-    return Extension(name, [source], extra_compile_args=FREESTANDING, extra_link_args=["-nostdlib"])
+def of_criu(name: str) -> Extension:
+    """One of the pieces of C that CRIU loads (ijfs/live/criu/command.py)."""
+    directory = Path("ijfs/live/criu")
+    return Extension(
+        f"ijfs.live.criu.{name}",
+        [str(directory / f"{name}.c")],
+        depends=[str(directory / "tracing.h")],
+        extra_compile_args=FREESTANDING,
+        extra_link_args=["-nostdlib"],
+    )
 
 
 def terminal_server() -> Extension:
@@ -67,7 +72,8 @@ CORES = len(os.sched_getaffinity(0))
 setup(
     ext_modules=[
         *cythonize(extensions(), build_dir="build/cython", compiler_directives=DIRECTIVES, nthreads=CORES),
-        restart_calls(),
+        of_criu("restart_calls"),
+        of_criu("record_locks"),
         terminal_server(),
     ],
     options={"build_ext": {"parallel": CORES}},

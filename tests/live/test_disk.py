@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from ijfs.live.client.adopt import Adoption
 from ijfs.live.client.files import program_files
 from ijfs.live.model.paths import InstancePaths, SandboxPaths
 from ijfs.live.model.record_file import read_record
+from ijfs.live.process import fork_request
 from ijfs.live.sandbox import disk
 from ijfs_engine import Repository, export_tree
 
@@ -319,85 +321,19 @@ def test_one_image_is_never_attached_twice(tmp_path: Path) -> None:
     os.close(held)
 
 
-# A commit of git that waits in a hook, `tail -F` over a rotation, pages that a mapping wrote and nobody has flushed, a
-# file without a name.
-UNDER_WAY = """
-import json, mmap, os, subprocess, time
-
-def git(*words):
-    return subprocess.Popen(["git", "-c", "user.name=n", "-c", "user.email=e@x", *words], stdout=subprocess.PIPE)
-
-def wait_for(path):
-    while not os.path.exists(path):
-        time.sleep(0.01)
-
-os.makedirs("/srv/work/repo")
-os.chdir("/srv/work/repo")
-git("init", "-q").wait()
-for number in range(200):
-    open(f"{number}.txt", "w").write(str(number) * 100)
-git("add", ".").wait()
-with open(".git/hooks/pre-commit", "w") as hook:
-    hook.write("#!/bin/sh\\ntouch /tmp/in-hook\\nwhile [ ! -e /tmp/go ]; do sleep 0.02; done\\n")
-os.chmod(".git/hooks/pre-commit", 0o755)
-commit = git("commit", "-q", "-m", "under way")
-
-open("/srv/work/log", "w").write("before\\n")
-followed = open("/srv/work/followed", "w")
-tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.05", "-F", "/srv/work/log"], stdout=followed,
-                        stderr=subprocess.DEVNULL)
-while os.path.getsize("/srv/work/followed") < 7:
-    time.sleep(0.01)
-
-with open("/srv/work/mapped", "wb") as file:
-    file.truncate(1 << 20)
-mapped = mmap.mmap(os.open("/srv/work/mapped", os.O_RDWR), 1 << 20)
-for at in range(0, 1 << 20, 8192):
-    mapped[at:at + 4] = b"dirt"
-nameless = open("/srv/work/nameless", "w+")
-nameless.write("only in the descriptor")
-nameless.flush()
-os.remove("/srv/work/nameless")
-
-wait_for("/tmp/in-hook")
-open("/tmp/ready", "w").close()
-wait_for("/tmp/go")
-committed = commit.wait()
-os.rename("/srv/work/log", "/srv/work/log.1")
-with open("/srv/work/log", "w") as log:
-    log.write("after the rotation\\n")
-deadline = time.monotonic() + PATIENCE
-while "after" not in open("/srv/work/followed").read() and time.monotonic() < deadline:
-    time.sleep(0.02)
-mapped[4:8] = b"more"
-nameless.seek(0)
-said = {
-    "committed": committed,
-    "log": git("log", "--format=%s", "--stat").communicate()[0].decode(),
-    "status": git("status", "--porcelain").communicate()[0].decode(),
-    "fsck": subprocess.run(["git", "fsck", "--strict"], capture_output=True).returncode,
-    "followed": open("/srv/work/followed").read(),
-    "mapped": open("/srv/work/mapped", "rb").read().count(b"dirt"),
-    "more": open("/srv/work/mapped", "rb").read(8).decode(),
-    "nameless": nameless.read(),
-}
-with open("/tmp/said.new", "w") as file:
-    json.dump(said, file)
-os.rename("/tmp/said.new", "/tmp/said")
-time.sleep(600)
-"""
+HALF_DONE = Path(__file__).with_name("half_done.py").read_text()
 
 
-def _root(env: LiveEnv, name: str) -> Path:
-    return Path(f"/proc/{client.describe(env.repo, name).pid}/root")
+def _root(repo: Path, name: str) -> Path:
+    return Path(f"/proc/{client.describe(repo, name).pid}/root")
 
 
-def _ended_right(env: LiveEnv, name: str) -> None:
-    said_at = _root(env, name) / "tmp/said"
+def _ended_right(name: str, root: Path) -> None:
+    said_at = root / "tmp/said"
     assert eventually(said_at.exists, 60), name
     said: dict[str, Any] = json.loads(said_at.read_text())
     assert (said["committed"], said["fsck"], said["status"]) == (0, 0, ""), name
-    assert said["log"].startswith("under way")
+    assert said["log"].startswith("half done")
     assert "200 files changed" in said["log"]
     # tail looks at the number of the device, too, and a copy's overlay is another one: it prints its file once more, if
     # it comes to look before the rotation, and a copy's copy once more again.
@@ -405,15 +341,31 @@ def _ended_right(env: LiveEnv, name: str) -> None:
     assert said["followed"] in ["before\n" * times + "after the rotation\n" for times in range(1, most + 1)], name
     assert (said["mapped"], said["more"]) == (128, "dirtmore"), name
     assert said["nameless"] == "only in the descriptor", name
+    assert said["locked"] == ["delete", "wal"], f"{name}: another process got in between"
+    assert said["rows"] == {"delete": ["first", "second"], "wal": ["first", "second"]}, name
+    assert said["whole"] == ["ok", "ok"], name
+    assert (said["installed"], said["flawed"]) == (0, []), name
 
 
-def test_work_that_is_half_done_ends_right_in_the_original_two_forks_and_a_grandchild(live_env: LiveEnv) -> None:
-    live_env.python("first", UNDER_WAY.replace("PATIENCE", str(patient(20))), disk=SIZE)
-    assert eventually((_root(live_env, "first") / "tmp/ready").exists, 60)
+def test_work_that_is_half_done_ends_right_in_the_original_two_forks_and_a_grandchild_elsewhere(
+    live_env: LiveEnv, tmp_path: Path
+) -> None:
+    live_env.python("first", HALF_DONE, env={"PATIENCE_S": str(patient(20))}, disk=SIZE)
+    assert eventually((_root(live_env.repo, "first") / "tmp/ready").exists, 60)
     client.fork(live_env.repo, "first", ("one", "two"))
-    live_env.restore(live_env.save("one").snapshot, "grandchild")
-    names = ("first", "one", "two", "grandchild")
-    for name in names:
-        (_root(live_env, name) / "tmp/go").touch()
-    for name in names:
-        _ended_right(live_env, name)
+    saved = live_env.save("one").snapshot
+    elsewhere = tmp_path / "elsewhere"  # with what is stored, and without any disk of a program
+    shutil.copytree(live_env.repo, elsewhere, ignore=shutil.ignore_patterns("live"))
+    client.restore(elsewhere, saved, "grandchild")
+    try:
+        where = {"first": live_env.repo, "one": live_env.repo, "two": live_env.repo, "grandchild": elsewhere}
+        roots = {name: _root(repo, name) for name, repo in where.items()}
+        for root in roots.values():
+            (root / "tmp/go").touch()
+        for name, root in roots.items():
+            _ended_right(name, root)
+    finally:
+        with client.connect(elsewhere, "grandchild") as keeper:
+            keeper.stop(timeout_s=0)
+        client.remove(elsewhere, "grandchild")
+        fork_request.dismiss(elsewhere)

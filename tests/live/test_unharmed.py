@@ -152,11 +152,10 @@ def test_what_the_user_has_stopped_stays_stopped(beside: str, live_env: LiveEnv)
     assert procfs.state(child) == "T"
 
 
-def test_what_criu_loads_needs_no_c_library_and_stands_where_criu_finds_it() -> None:
+@pytest.mark.parametrize("library", [criu_command.RESTART_CALLS, criu_command.RECORD_LOCKS])
+def test_what_criu_loads_needs_no_c_library_and_stands_where_criu_finds_it(library: Path) -> None:
     """CRIU may have a C library of its own, older or newer than this one."""
-    text = subprocess.run(
-        ["readelf", "-d", criu_command.RESTART_CALLS], capture_output=True, text=True, check=True
-    ).stdout
+    text = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert "(SYMTAB)" in text
     assert "(NEEDED)" not in text
 

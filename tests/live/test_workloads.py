@@ -129,22 +129,39 @@ libc.shmdt(ctypes.c_void_p(other))
 import numpy as np
 mapped = np.memmap("/tmp/mapped.dat", dtype="i8", mode="w+", shape=(100_000,))
 mapped[:] = np.arange(100_000)
+private = np.memmap("/tmp/mapped.dat", dtype="i8", mode="c", shape=(100_000,))
+private[1] = 42
 """,
         """
 assert int(mapped.sum()) == 4999950000
 assert int(np.fromfile("/tmp/mapped.dat", dtype="i8").sum()) == 4999950000
+assert int(private[1]) == 42 and int(private[2]) == 2
 mapped[0] += 1; mapped.flush(); mapped[0] -= 1; mapped.flush()
 """,
     ),
     Workload(
         "a file lock",
         """
-import fcntl, subprocess
+import fcntl, subprocess, sys
 locked = open("/tmp/locked", "w"); fcntl.flock(locked, fcntl.LOCK_EX)
 """,
         """
 busy = subprocess.run(["flock", "-n", "/tmp/locked", "true"]).returncode
 assert busy == 1, busy
+""",
+    ),
+    Workload(
+        "a record lock on a file that is mapped, too",
+        """
+import mmap
+held = open("/tmp/held", "w+b"); held.truncate(4096); of_held = mmap.mmap(held.fileno(), 4096)
+fcntl.lockf(held, fcntl.LOCK_EX, 10, 120)
+take = "import fcntl; fcntl.lockf(open('/tmp/held', 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, START)"
+""",
+        """
+asked = [sys.executable, "-c", take.replace("START", "129")]
+assert b"BlockingIOError" in subprocess.run(asked, capture_output=True).stderr
+assert subprocess.run([sys.executable, "-c", take.replace("START", "130")]).returncode == 0
 """,
     ),
     Workload(

@@ -429,6 +429,7 @@ class _Restore:
             sandbox.own(
                 criu_command.restore(request, at_work, when_there or (silence.end if silence is not None else None))
             )
+            self._notes += tuple(request.notes)
             with contextlib.suppress(OSError):  # it may have ended at once
                 scheduling.put_back(sandbox.pid, self._request.meta.scheduling)
         finally:

@@ -18,10 +18,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import ijfs
+from ijfs.live.criu import relocking
 from ijfs.live.criu.action_script import ActionHook
 from ijfs.live.criu.log import explain
 from ijfs.live.errors import CriuKilledError, CriuMissingError
@@ -43,6 +45,9 @@ LEFT_S = 5.0
 
 RESTART_CALLS = Path(__file__).with_name(f"restart_calls{importlib.machinery.EXTENSION_SUFFIXES[0]}")
 """What CRIU loads at a dump, so that the program's system calls do not end with EINTR (restart_calls.c)."""
+
+RECORD_LOCKS = Path(__file__).with_name(f"record_locks{importlib.machinery.EXTENSION_SUFFIXES[0]}")
+"""What CRIU loads at a restore of a program that has record locks (record_locks.c)."""
 
 COMMON = (
     "--manage-cgroups=ignore",
@@ -69,6 +74,13 @@ class Dump:
     options: Sequence[str] = ()
 
 
+class Loaded(NamedTuple):
+    """What a CRIU is started with, so that it loads something: its environment, descriptors that it inherits."""
+
+    environment: dict[str, str]
+    fds: Sequence[int] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Restore:
     """One restore: the images, a work directory of its own, the mounted root, what is external."""
@@ -81,6 +93,7 @@ class Restore:
     lazy: bool = False
     options: Sequence[str] = ()
     groups: Sequence[Path] = ()  # the control groups that the program is to be in
+    notes: list[str] = field(default_factory=list)  # what a person should know comes in here
 
 
 def find() -> Path:
@@ -138,7 +151,8 @@ def dump(request: Dump, while_frozen: Callable[[], None] | None = None) -> float
     command += request.options
     with ActionHook(request.work, "post-dump", while_frozen) as hook:
         command += ["--action-script", str(hook.script)]
-        _run("dump", command, request.work / "dump.log", request.network_fd, hook)
+        with _loaded_into(RESTART_CALLS) as loaded:
+            _run("dump", command, request.work / "dump.log", request.network_fd, hook, loaded)
     from ijfs.live.criu.dump_stats import frozen_seconds  # who only asks CRIU (doctor) reads no images
 
     return frozen_seconds(request.work)
@@ -176,8 +190,9 @@ def restore(
             hook = stack.enter_context(ActionHook(request.work, "post-restore", when_there))
             command += ["--action-script", str(hook.script)]
         log = request.work / "restore.log"
+        loaded = stack.enter_context(_locks_kept(request))
         try:
-            _run("restore", [*command, *request.options], log, request.network_fd, hook, while_running)
+            _run("restore", [*command, *request.options], log, request.network_fd, hook, loaded, while_running)
             return int(pid_file.read_text())
         except BaseException:
             _end_left(request.network_fd)
@@ -206,6 +221,7 @@ def _run(
     log: Path,
     network_fd: int,
     hook: ActionHook | None,
+    loaded: Loaded,
     while_running: Callable[[], None] = lambda: None,
 ) -> None:
     """Run CRIU to its end or to its time limit, in the program's network namespace.
@@ -218,14 +234,14 @@ def _run(
     deadline = time.monotonic() + limit_s
     # No pipe: what is left of a CRIU that was killed holds it open, and its end is waited for in vain.
     complaints = os.memfd_create("criu-complaints")
-    with ns.in_network(network_fd), _loaded_into(verb) as (environment, fds):
+    with ns.in_network(network_fd):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
-            env=environment,
-            pass_fds=fds,
+            env=loaded.environment,
+            pass_fds=loaded.fds,
             start_new_session=True,
         )
     if verb == "dump":
@@ -264,21 +280,35 @@ def _killed(hook: ActionHook | None, text: str, hint: str) -> CriuKilledError:
 
 
 @contextlib.contextmanager
-def _loaded_into(verb: str) -> Iterator[tuple[dict[str, str], Sequence[int]]]:
-    """(environment, descriptors) for a CRIU: with restart_calls.c for a dump. It is named by a descriptor, because
-    LD_PRELOAD takes a blank in a path for its end. Where it was not built, or CRIU takes no such thing (it is static or
-    has file capabilities), CRIU's log names the calls that end early, and the save says so."""
+def _loaded_into(library: Path, **variables: str) -> Iterator[Loaded]:
+    """A CRIU that loads one of ours, named by a descriptor, because LD_PRELOAD takes a blank in a path for its end.
+    Where it was not built, or CRIU takes no such thing (it is static or has file capabilities), a save says so by what
+    CRIU's log says of calls that end early, and a restore by the locks."""
     environment = dict(os.environ)
-    if verb != "dump" or not RESTART_CALLS.exists():
-        yield environment, ()
+    if not library.exists():
+        yield Loaded(environment)
         return
-    fd = os.open(RESTART_CALLS, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(library, os.O_RDONLY | os.O_CLOEXEC)
     try:
         others = environment.get("LD_PRELOAD")
         environment["LD_PRELOAD"] = ":".join([f"/proc/self/fd/{fd}", *([others] if others else [])])
-        yield environment, (fd,)
+        yield Loaded(environment | variables, (fd,))
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _locks_kept(request: Restore) -> Iterator[Loaded]:
+    """A CRIU after which the program has its record locks; what it has not, the request's notes say at the end."""
+    locks = relocking.locks_in(request.images)
+    if not locks:
+        yield Loaded(dict(os.environ))
+        return
+    path = request.work / "record-locks"
+    relocking.write(path, locks)
+    with _loaded_into(RECORD_LOCKS, **{relocking.VARIABLE: str(path)}) as loaded:
+        yield loaded
+    request.notes.extend(relocking.not_set(path))
 
 
 def _signal_name(number: int) -> str:

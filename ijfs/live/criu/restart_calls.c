@@ -40,9 +40,9 @@
 #include <stddef.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
-#include <sys/user.h>
 #include <unistd.h>
+
+#include "tracing.h"
 
 #define ERESTARTSYS 512 /* linux/errno.h of the kernel; user space never sees them */
 #define ERESTARTNOINTR 513
@@ -52,8 +52,6 @@
 #define CODE_SEGMENT_64 0x33
 #define SLOTS (1u << 16) /* threads that can be remembered; 1 MiB of address space, touched where it is used */
 
-typedef struct user_regs_struct Registers;
-
 /* Threads whose calls were interrupted: where they were after it, and what the kernel restarts it by. */
 static struct {
     int thread; /* 0: free, -1: freed */
@@ -61,67 +59,7 @@ static struct {
     long number;
 } slots[SLOTS];
 
-static long call(long number, long a, long b, long c, long d) {
-    long result;
-    register long fourth __asm__("r10") = d;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-static long trace(long request, int thread, long address, void *data) {
-    return call(SYS_ptrace, request, thread, address, (long)data);
-}
-
-static bool get_registers(int thread, Registers *registers) {
-    struct iovec whole = {registers, sizeof *registers};
-    return trace(PTRACE_GETREGSET, thread, NT_PRSTATUS, &whole) == 0 && whole.iov_len == sizeof *registers;
-}
-
-static void set_registers(int thread, Registers *registers) {
-    struct iovec whole = {registers, sizeof *registers};
-    trace(PTRACE_SETREGSET, thread, NT_PRSTATUS, &whole);
-}
-
 /* -- signals */
-
-static size_t put_text(char *to, const char *text) {
-    size_t length = 0;
-    for (; text[length]; length++)
-        to[length] = text[length];
-    return length;
-}
-
-static size_t put_number(char *to, int number) {
-    char digits[12];
-    size_t count = 0;
-    do
-        digits[count++] = '0' + number % 10;
-    while (number /= 10);
-    for (size_t at = 0; at < count; at++)
-        to[at] = digits[count - 1 - at];
-    return count;
-}
-
-/* The number behind a name in the text of /proc/PID/status; 0 where there is none. */
-static unsigned long number_of(const char *text, const char *name, unsigned base) {
-    for (const char *at = text; *at; at++) {
-        size_t length = 0;
-        while (name[length] && at[length] == name[length])
-            length++;
-        if (name[length])
-            continue;
-        unsigned long number = 0;
-        for (at += length; *at == '\t'; at++)
-            ;
-        for (; *at && *at != '\n'; at++)
-            number = number * base + (unsigned long)(*at <= '9' ? *at - '0' : *at - 'a' + 10);
-        return number;
-    }
-    return 0;
-}
 
 static bool has_queued(int thread, unsigned flags) {
     char info[128]; /* siginfo_t */
@@ -134,19 +72,9 @@ static bool has_queued(int thread, unsigned flags) {
 static bool has_signal(int thread) {
     if (!has_queued(thread, 0) && !has_queued(thread, PTRACE_PEEKSIGINFO_SHARED))
         return false;
-    char path[40], text[4096];
-    size_t end = put_text(path, "/proc/");
-    end += put_number(path + end, thread);
-    end += put_text(path + end, "/status");
-    path[end] = 0;
-    long file = call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
-    if (file < 0)
+    char text[STATUS_BYTES];
+    if (!read_status(thread, text))
         return true;
-    long length = call(SYS_read, file, (long)text, sizeof text - 1, 0);
-    call(SYS_close, file, 0, 0, 0);
-    if (length < 0)
-        return true;
-    text[length] = 0;
     unsigned long pending = number_of(text, "SigPnd:", 16);
     if (number_of(text, "Tgid:", 10) == (unsigned long)thread)
         pending |= number_of(text, "ShdPnd:", 16);
