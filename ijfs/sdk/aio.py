@@ -611,6 +611,10 @@ class Repository:
         """As Repository.box."""
         return Box(await in_thread(self.blocking.box, name))
 
+    async def remote_of(self, storage: str) -> str:
+        """As Repository.remote_of."""
+        return await in_thread(self.blocking.remote_of, storage)
+
     async def start(
         self,
         argv: Sequence[str],

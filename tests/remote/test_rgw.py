@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from remote_store import RGW, start
 
+from ijfs.live.uploads import followed, pusher
 from ijfs_engine import IjfsError, RemoteError, Repository, import_directory, wrap_for_passphrase
 from ijfs_engine.remote.bucket import Bucket
 
@@ -126,3 +127,26 @@ def test_a_wrong_key_is_said_in_a_sentence(
     monkeypatch.undo()
     with pytest.raises(RemoteError, match="no such bucket"):
         Bucket.open("s3://there-is-none").get("format")
+
+
+def test_what_is_saved_while_the_gateway_is_down_arrives_when_it_is_back(
+    repository: Repository, work: Path, url: str
+) -> None:
+    first = pushed(repository, work, url)
+    (work / "small").write_text("changed")
+    saved = import_directory(repository, work, parents=[first], branch="main").id
+    followed.follow(repository.path, "main", "origin")
+    subprocess.run([sys.executable, RGW, "kill"], check=True, timeout=60)
+    why: list[str] = []
+
+    def pause(seconds: float) -> None:
+        why.extend(one.why for one in followed.waiting(repository))
+        os.environ.update(start())
+
+    pusher.run(repository.path, pause)
+    assert len(why) == 1
+    assert "times in a row" in why[0]
+    assert followed.waiting(repository) == []
+    repository.remotes.fetch("origin")
+    assert repository.remotes.known("origin").refs == {"branch/main": saved}
+    assert not repository.remotes.fsck("origin").harm
