@@ -41,6 +41,12 @@ def test_a_tree_goes_to_a_store_and_comes_back(repo: Path, ijfs: Ijfs, work: Pat
     assert "first" in ijfs("-r", other, "log", "origin").out
     assert "no snapshots" in ijfs("-r", other, "log").out
     assert ijfs("-r", other, "cat", "origin/main", "files/hello.txt").out == "hello\n"
+    shown = ijfs("-r", other, "show", "origin/main", "--json").json
+    check(shown, "show")
+    assert (shown["remotes"], shown["usage"]["stored"]) == ({"origin": True}, 0)
+    assert "ijfs restore origin/main" not in ijfs("-r", other, "show", "origin/main").out  # no program
+    assert "ijfs ls origin/main" in ijfs("-r", other, "show", "origin/main").out
+    assert "ijfs pull" in ijfs("-r", other, "tag", "here", "origin/main").err
     (work / "hello.txt").write_text("hello, world\n")
     second = ijfs("import", work, "-m", "second", "--json").json["snapshot"]
     assert ijfs("push").code == 0

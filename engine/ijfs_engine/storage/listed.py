@@ -15,7 +15,7 @@ from ijfs_engine.storage.index import REFS, REMOVED, SNAPSHOTS, U64, Update, Vie
 from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
-from ijfs_engine.storage.refs import log_records, move_ref, ref_name, write_logged
+from ijfs_engine.storage.refs import NOT_HERE, log_records, move_ref, ref_name, write_logged
 
 
 def resolve(repository: OpenRepository, spec: str) -> ObjectId:
@@ -49,7 +49,7 @@ def check_listed(repository: OpenRepository, ids: Sequence[ObjectId]) -> None:
         rows = view.get_many(SNAPSHOTS, ids)
     for ident, row in zip(ids, rows, strict=True):
         if row is None:
-            raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}")
+            raise UnknownNameError(f"there is no snapshot {ident.hex()[:12]}", hint=NOT_HERE)
 
 
 def snapshots(repository: OpenRepository, newest: int | None = None) -> list[Snapshot]:

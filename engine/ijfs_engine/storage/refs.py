@@ -19,6 +19,7 @@ from ijfs_engine.storage.journal import Journal, Record, RefMoved, Transaction, 
 
 T = TypeVar("T")
 
+NOT_HERE: Final = "`ijfs log` lists snapshots; what a remote alone has `ijfs pull` brings here"
 _LOG_KEY: Final = RowStruct(">QH")
 _MAX_NAME: Final = 200
 _PUNCTUATION: Final = "._-+@="
@@ -108,7 +109,7 @@ class Refs:
             if new is None and old is None:
                 raise UnknownNameError(f"there is no {_shown(key)}")
             if new is not None and update.get(SNAPSHOTS, new) is None:
-                raise UnknownNameError(f"there is no snapshot {new.hex()[:12]}")
+                raise UnknownNameError(f"there is no snapshot {new.hex()[:12]}", hint=NOT_HERE)
             if new != old:
                 log_records(update, self._journal, [move_ref(update, key, old, new, why)])
 

@@ -41,10 +41,12 @@ def show(app: App, snapshot: str) -> Answer:
     """Show all that is known of SNAPSHOT (default: latest). -v prints its whole record."""
     repository = app.repository()
     record = repository.snapshot(repository.resolve(snapshot))
-    history = History.of(repository)
-    usage = repository.du([record.id]).total
     live = _runs_from(app, record)
     remotes = {one.name: _is_at(repository, one.name, record) for one in repository.remotes.all()}
+    far = next(name for name, is_there in remotes.items() if is_there) if not repository.is_here(record.id) else None
+    history = History.of(repository) if far is None else History.there(repository.remotes.known(far))
+    usage = repository.du([record.id]).total if far is None else None
+    logical, stored = (usage.logical, usage.stored) if usage is not None else (record.size or 0, 0)
     parts = list(_parts(repository.reader(), record.root))
     data = {
         **history.json(record),
@@ -52,7 +54,7 @@ def show(app: App, snapshot: str) -> Answer:
         "children": [s.id.hex() for s in history.children(record.id)],
         "contents": [{"name": p.name, "files": p.files, "size": p.size} for p in parts],
         "remotes": remotes,
-        "usage": {"logical": usage.logical, "stored": usage.stored, "added": record.added},
+        "usage": {"logical": logical, "stored": stored, "added": record.added},
         "meta": plain(record.meta),
     }
 
@@ -61,13 +63,14 @@ def show(app: App, snapshot: str) -> Answer:
         _program(out, record.meta)
         for p in parts:
             _field(out, p.name, f"{text.count(p.files, 'file')}, {text.size(p.size)}")
-        new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
-        _field(out, "on disk", text.size(usage.stored) + new)
+        if far is None:
+            new = f", of which storing it took {text.size(record.added)}" if record.added is not None else ""
+            _field(out, "on disk", text.size(stored) + new)
         for remote, is_there in remotes.items():
             _field(out, "at", remote) if is_there else _field(out, "not at", remote, (" (`ijfs push` sends it)", "dim"))
         for name in live:
             _field(out, "live", (name, "bold green"), ("  runs on from here; no snapshot has what it did since", "dim"))
-        _next_steps(out, history, record)
+        _next_steps(out, history, record, f"{far}/" if far is not None else "")
         if app.verbose:
             out.line()
             for line in json.dumps(plain(record.meta), indent=2, sort_keys=True, ensure_ascii=False).splitlines():
@@ -123,9 +126,9 @@ def _program(out: Printer, meta: dict[str, Any]) -> None:
         _field(out, "made with", ", ".join(known))
 
 
-def _next_steps(out: Printer, history: History, record: Snapshot) -> None:
-    """What a person may want to do with it, each with a name that works."""
-    name = next(iter(history.labels.at(record.id)), text.short(record.id))
+def _next_steps(out: Printer, history: History, record: Snapshot, before: str) -> None:
+    """What a person may want to do with it, each with a name that works; `before`: the remote that has it."""
+    name = before + next(iter(history.labels.at(record.id)), text.short(record.id))
     steps = [f"ijfs ls {name}"]
     if isinstance(record.meta.get("spec"), dict):
         steps.insert(0, f"ijfs restore {name}")
