@@ -168,7 +168,7 @@ def test_who_sits_at_no_terminal_hears_what_to_do(repo: Path, ijfs: Ijfs) -> Non
     for name, code, said in (
         ("d", 2, "`ijfs attach` sits down at a terminal"),
         ("plain", 2, "was started without a terminal"),
-        ("nobody", 1, "there is no instance `nobody`"),
+        ("nobody", 1, "there is no program `nobody`"),
     ):
         refused = ijfs("attach", name)
         assert (refused.code, said in refused.err, "-d" in refused.err) == (code, True, False)

@@ -252,7 +252,7 @@ def test_another_process_can_take_a_kernel_over(jupyter_env: JupyterEnv) -> None
 
 @pytest.mark.parametrize(
     ("config", "sentence"),
-    [({"attach": "nobody"}, "no instance `nobody`"), ({"snapshot": "feedc0ffee"}, "feedc0ffee")],
+    [({"attach": "nobody"}, "no program `nobody`"), ({"snapshot": "feedc0ffee"}, "feedc0ffee")],
 )
 def test_what_cannot_start_says_why_and_leaves_nothing(
     jupyter_env: JupyterEnv, config: dict[str, str], sentence: str

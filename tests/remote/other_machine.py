@@ -78,6 +78,8 @@ def other_machine(place: Path, repo: Path) -> Iterator[OtherMachine]:
     sshd, libraries = PACKAGES / "usr/sbin/sshd", PACKAGES / "usr/lib/x86_64-linux-gnu"
     boot.write_text(
         "#!/bin/sh -e\nhostname other\nmount -t tmpfs tmpfs /root\nmount -t tmpfs tmpfs /run\nmkdir /run/sshd\n"
+        # Control groups would be shared with this machine, whose ijfs takes away those of processes that it cannot see.
+        "mount -t tmpfs tmpfs /sys/fs/cgroup\n"
         f"mount --bind {place}/passwd /etc/passwd\nip link set lo up\n"
         f"until ip -4 addr show | grep -q {THERE}; do sleep 0.05; done\n"
         f"LD_LIBRARY_PATH={libraries} exec {sshd} -D -e -f {place}/config\n"
