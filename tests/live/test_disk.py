@@ -321,6 +321,32 @@ def test_one_image_is_never_attached_twice(tmp_path: Path) -> None:
     os.close(held)
 
 
+def test_what_was_fsynced_is_flushed_and_read_from_the_image_as_a_crash_leaves_it(tmp_path: Path) -> None:
+    paths, crashed = SandboxPaths(tmp_path / "box"), SandboxPaths(tmp_path / "crashed")
+    for one in (paths, crashed):
+        one.root.mkdir()
+    disk.make(paths, disk.SMALLEST)
+    try:
+        before = _flushes(paths.layers)
+        for number in range(5):
+            with (paths.layers / f"file{number}").open("w") as file:
+                file.write(f"{number} fsynced")
+                file.flush()
+                os.fsync(file.fileno())
+        assert _flushes(paths.layers) >= before + 5, "each fsync reaches the machine's own disk"
+        shutil.copyfile(paths.image, crashed.image)  # with a journal that nobody has ended
+    finally:
+        subprocess.run(["umount", paths.layers], check=True)
+    with disk.opened(crashed) as place:
+        assert [(place / f"file{number}").read_text() for number in range(5)] == [f"{n} fsynced" for n in range(5)]
+
+
+def _flushes(mounted: Path) -> int:
+    """How often the block device below was told to flush (Documentation/block/stat.rst)."""
+    device = mounted.stat().st_dev
+    return int(Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()[15])
+
+
 HALF_DONE = Path(__file__).with_name("half_done.py").read_text()
 
 
