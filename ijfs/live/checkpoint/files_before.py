@@ -97,15 +97,17 @@ def whole_directories(items: Mapping[str, Item]) -> frozenset[str]:
     """Directories that are as they were with all that is in them. Not those with a name of a file that has several: the
     others may be elsewhere, and which names are one file is numbered anew by each save. Nor those above a volume whose
     mount point no layer has: what is in the volume is put below them."""
+    directories = {at: item for at, item in items.items() if item.entry.kind == "d"}
+    apart = {at for at in directories if _above(at) not in directories}  # the top of a layer
     changed: set[str] = set()
-    for at, item in items.items():
-        apart = _above(at) not in items
-        if not item.unchanged or item.entry.link or apart:
-            here = at if item.entry.kind == "d" and not (item.unchanged and apart) else _above(at)
-            while here and here not in changed:
-                changed.add(here)
-                here = _above(here)
-    return frozenset(at for at, item in items.items() if item.entry.kind == "d" and at not in changed)
+    for item in items.values():  # tens of thousands, of which nearly all are as they were
+        if item.unchanged and not item.entry.link and item.at not in apart:
+            continue
+        here = item.at if item.entry.kind == "d" and not (item.unchanged and item.at in apart) else _above(item.at)
+        while here and here not in changed:
+            changed.add(here)
+            here = _above(here)
+    return frozenset(directories.keys() - changed)
 
 
 def _above(at: str) -> str:

@@ -35,7 +35,7 @@ def write(path: Path, locks: Sequence[RecordLock]) -> None:
 def not_set(path: Path) -> list[str]:
     """A sentence of each lock that the program may not have: what it protects by it is not protected."""
     return [
-        f"process {process} of the program has lost its lock on descriptor {descriptor}: {_why(result)}"
+        f"process {process} of the program may have lost its lock on descriptor {descriptor}: {_why(result)}"
         for process, descriptor, _, _, _, result in _LOCK.iter_unpack(path.read_bytes())
         if result
     ]
