@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from live_env import LiveEnv
 from waiting import eventually
 
+from ijfs.cli.main import invoke
 from ijfs.live.uploads import followed, pusher
 from ijfs_engine import Repository, import_directory
 from ijfs_engine.errors import UnknownNameError
@@ -114,7 +116,14 @@ def test_what_is_saved_while_a_push_is_under_way_is_sent_too(repo: Path, monkeyp
 
 @pytest.mark.root
 @pytest.mark.criu
-def test_a_program_s_saves_go_to_its_remote(live_env: LiveEnv, bucket: Path) -> None:
+def test_a_program_s_saves_go_to_its_remote(
+    live_env: LiveEnv, bucket: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ijfs(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = invoke(["-r", str(live_env.repo), *words])
+        return (code, *capsys.readouterr())
+
     with Repository.open(live_env.repo) as repository:
         repository.remotes.add("origin", f"file://{bucket}")
     bucket.touch()
@@ -122,8 +131,16 @@ def test_a_program_s_saves_go_to_its_remote(live_env: LiveEnv, bucket: Path) -> 
     saved = live_env.save("far")
     assert not saved.warnings
     assert [one.snapshot for one in waiting(live_env.repo)] == [saved.snapshot]
+    assert f"{saved.snapshot[:10]} is not at origin yet" in ijfs("ps")[1]
+    code, _, said = ijfs("save", "far", "--push")
+    assert code
+    assert "is saved on this machine" in said
     bucket.unlink()
+    code, shown, _ = ijfs("save", "far", "--push", "--json")
+    pushed = json.loads(shown)
+    assert (code, pushed["remote"]) == (0, "origin")
+    assert eventually(lambda: "is not at origin" not in ijfs("ps")[1], 60)
     again = live_env.save("far").snapshot
     live_env.stop("far", timeout_s=0)
-    assert eventually(lambda: is_idle(live_env.repo) and not waiting(live_env.repo), 60)
+    assert eventually(lambda: not waiting(live_env.repo) and is_idle(live_env.repo), 60)
     assert at_remote(live_env.repo)["branch/far"].hex() == again
