@@ -43,12 +43,6 @@ def at_remote(repo: Path) -> dict[str, bytes]:
         return repository.remotes.known("origin").refs
 
 
-def is_idle(repo: Path) -> bool:
-    """Whether no pusher works."""
-    with pusher._locked(repo) as is_free:
-        return is_free
-
-
 def test_s3_is_origin_or_the_only_remote(repo: Path) -> None:
     with Repository.open(repo) as repository:
         assert followed.remote_of(repository, "s3") == "origin"
@@ -105,7 +99,7 @@ def test_what_is_saved_while_a_push_is_under_way_is_sent_too(repo: Path, monkeyp
             with Repository.open(repo) as repository:
                 head = repository.refs.branches()["lab"]
                 saved.append(import_directory(repository, repo.parent / "work", parents=[head], branch="lab").id)
-            assert not is_idle(repo)
+            assert pusher.is_at_work(repo)
         return done
 
     monkeypatch.setattr(pusher, "_sent_all", push_beside_a_save)
@@ -142,5 +136,5 @@ def test_a_program_s_saves_go_to_its_remote(
     assert eventually(lambda: "is not at origin" not in ijfs("ps")[1], 60)
     again = live_env.save("far").snapshot
     live_env.stop("far", timeout_s=0)
-    assert eventually(lambda: not waiting(live_env.repo) and is_idle(live_env.repo), 60)
+    assert eventually(lambda: not waiting(live_env.repo) and not pusher.is_at_work(live_env.repo), 60)
     assert at_remote(live_env.repo)["branch/far"].hex() == again

@@ -12,6 +12,8 @@ from ijfs.cli.app import App, verb
 from ijfs.cli.output import Answer, Printer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ijfs.live.client.api import InstanceInfo
     from ijfs.live.uploads.followed import Waiting
 
@@ -37,6 +39,7 @@ def ps(app: App, every: bool) -> Answer:
     waiting = fork_request.forkserver_info(app.repository_path)
     ended = [info for info in found if info.status == "exited"]
     unsent = _unsent(app) if followed(repo) else []
+    sending = bool(unsent) and _is_sending(repo)
 
     listed = found if every else [info for info in found if info.status != "exited"]
 
@@ -51,7 +54,7 @@ def ps(app: App, every: bool) -> Answer:
         if out.terminal and never:
             out.line((f"in no snapshot: {text.listing(never)}; `ijfs save NAME` saves one", "dim"))
         for one in unsent:
-            why = f": {one.why}" if one.why else ", it is being sent"
+            why = f": {one.why}" if one.why else ", it is being sent" if sending else ": `ijfs push` sends it"
             out.line((f"{one.branch}: {one.snapshot[: text.SHORT_ID]} is not at {one.remote} yet{why}", "yellow"))
         for error in damaged.values():
             out.line((f"{error}; {error.hint}", "red"))
@@ -83,6 +86,14 @@ def _unsent(app: App) -> list[Waiting]:
     with contextlib.suppress(IjfsError):
         return waiting(app.repository())
     return []
+
+
+def _is_sending(repo: Path) -> bool:
+    from ijfs.live.uploads.pusher import is_at_work
+
+    with contextlib.suppress(OSError):
+        return is_at_work(repo)
+    return False
 
 
 def _remarks(out: Printer, info: InstanceInfo) -> None:

@@ -27,6 +27,9 @@ from ijfs_engine.errors import IjfsError
 
 PAUSE_S: Final = 2.0
 LONGEST_S: Final = 300.0
+_LOOKED_AT_S: Final = 1.0
+"""Who only looks whether it runs has the lock for some microseconds: it is tried for longer."""
+_LOOK_S: Final = 0.02
 GIVES_UP_S: Final = 86_400.0
 
 
@@ -37,11 +40,9 @@ def wake(repo: Path) -> None:
 
 
 def _wake(repo: Path) -> None:
-    with _locked(repo) as is_free:
-        pass
     for ended in [one for one in _begun if one.poll() is not None]:
         _begun.remove(ended)
-    if is_free:
+    if not is_at_work(repo):
         _begun.append(
             subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(repo)],
@@ -61,7 +62,7 @@ _begun: Final[list[subprocess.Popen[bytes]]] = []
 def run(repo: Path, pause: Callable[[float], None] = time.sleep) -> None:
     """Send until all is there. A save that finds this at work counts on it: so it looks again once it has let go."""
     while True:
-        with _locked(repo) as is_free:
+        with _locked(repo, _LOOKED_AT_S) as is_free:
             if not is_free or not _sent_all(repo, pause):
                 return
         if not _is_anything(repo):
@@ -110,20 +111,31 @@ def _is_anything(repo: Path) -> bool:
     return False
 
 
+def is_at_work(repo: Path) -> bool:
+    """Whether it runs. OSError."""
+    with _locked(repo) as is_free:
+        return not is_free
+
+
 @contextlib.contextmanager
-def _locked(repo: Path) -> Iterator[bool]:
-    """Whether the lock could be had; it is held meanwhile."""
-    lock = followed.lock_of(repo)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(repo: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Whether the lock could be had within a while; it is held meanwhile."""
+    deadline = time.monotonic() + wait_s
+    fd = os.open(followed.lock_of(repo), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        while not (is_free := _taken(fd)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+        yield is_free
     finally:
         os.close(fd)
+
+
+def _taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
