@@ -240,10 +240,18 @@ storage_option = click.option(
 
 
 def storage_of(app: App, said: str) -> str:
-    """The remote that --storage means; "" for none. UnknownNameError."""
+    """The remote that --storage means; "" for none. UnknownNameError where it was typed; what is only a setting is for
+    repositories that have that remote."""
     from ijfs.live.uploads.followed import remote_of
+    from ijfs_engine.errors import UnknownNameError
 
-    return remote_of(app.repository(), said)
+    try:
+        return remote_of(app.repository(), said)
+    except UnknownNameError as error:
+        if click.get_current_context().get_parameter_source("storage") is click.core.ParameterSource.COMMANDLINE:
+            raise
+        app.warn(f"what it saves stays on this machine, in spite of the setting `storage`: {error}")
+        return ""
 
 
 detach_keys_option = click.option(

@@ -289,15 +289,20 @@ class IjfsProvisioner(KernelProvisionerBase):
         )
 
     def _storage(self) -> str:
-        """The remote that its saves go to as well, as the setting says. UnknownNameError."""
+        """The remote that its saves go to as well, as the setting says."""
         from ijfs.live.uploads.followed import LOCAL, remote_of
         from ijfs_engine import Repository
+        from ijfs_engine.errors import UnknownNameError
 
         said = settings.value("storage")
         if said == LOCAL:
             return ""
-        with Repository.open(self._repository) as repository:
-            return remote_of(repository, said)
+        try:
+            with Repository.open(self._repository) as repository:
+                return remote_of(repository, said)
+        except UnknownNameError as error:
+            self.log.warning("what the kernel saves stays on this machine: %s", error)
+            return ""
 
     def _session(self) -> str:
         """What the manager's own messages, and those of the clients that it makes, say that they come from."""
