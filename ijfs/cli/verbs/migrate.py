@@ -35,11 +35,11 @@ class _Move(NamedTuple):
     name: str
     progress: Any
 
-    def push(self) -> int:
-        """Send what the remote lacks of it; bytes."""
+    def push(self, branch: str) -> int:
+        """Send what the remote lacks of its branch; bytes."""
         from ijfs.live.uploads.reach import to_push
 
-        refs, also = to_push(self.repository, [self.name])
+        refs, also = to_push(self.repository, [branch])
         return self.repository.remotes.push(self.remote, refs, also=also, progress=self.progress).sent
 
 
@@ -66,7 +66,7 @@ def migrate(app: App, name: str, host: str, via: str | None, transport: str, pro
     with client.connect(app.repository_path, name, on_event=move.progress.event) as keeper:
         warm = keeper.save(f"before it goes to {host}")
         _check_fit(move, warm.snapshot)
-        sent = move.push()
+        sent = move.push(warm.branch)
         began = time.monotonic()
         with _undisturbed():
             saved = keeper.save(f"{GOES_TO}{host}", stop=True)
@@ -127,7 +127,7 @@ def _handed_over(move: _Move, saved: SaveResult, sent: int) -> tuple[int, Any]:
 
     handover = Handover(move.repository, move.remote, move.there, move.name, saved.snapshot)
     try:
-        sent += move.push()
+        sent += move.push(saved.branch)
         return sent, handover.ask()["instance"]
     except BaseException as error:
         if handover.where() == "there":
@@ -140,7 +140,13 @@ def _back(move: _Move, snapshot: str, why: BaseException) -> NoReturn:
     from ijfs.live.client import api as client
     from ijfs_engine.errors import IjfsError
 
-    client.restore(move.app.repository_path, snapshot, move.name, replace=True)
+    try:
+        client.restore(move.app.repository_path, snapshot, move.name, replace=True)
+    except IjfsError as error:
+        error.hint = (
+            f"it is saved: `ijfs restore {snapshot[: text.SHORT_ID]} --name {move.name} --replace` has it run here"
+        )
+        raise
     if isinstance(why, IjfsError):
         why.hint = f"{why.hint or ''}; `{move.name}` runs here again".removeprefix("; ")
     else:
