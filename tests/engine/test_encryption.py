@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 from cryptkit import FILES, MARKER, PASSPHRASE, given, make
-from storekit import contents, save
+from storekit import contents, damage, frame_of, save
 
 from ijfs_engine import (
     CorruptError,
@@ -24,12 +24,14 @@ from ijfs_engine import (
     LockedError,
     LockedRepositoryError,
     Repository,
+    Snapshot,
     StorageError,
     UnknownFormatError,
     export_tree,
     import_directory,
 )
 from ijfs_engine._native.unpack import chunk_ids, hash_widths
+from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.maintenance import keys as key_verbs
 from ijfs_engine.storage import key_files, unlocking
 
@@ -406,6 +408,33 @@ def test_a_copy_there_and_back_is_the_same_snapshot(sealed: Repository, tmp_path
         assert back.resolve("v1") == first.id
         assert sealed.copy_from(plain, refs).stored < 300
         assert sealed.fsck().clean
+
+
+def test_a_copy_of_a_damaged_line_has_what_is_whole(sealed: Repository, tmp_path: Path) -> None:
+    """A chunk of the second is damaged, and the record of the fourth; the fifth descends from both."""
+    noise = os.urandom(9000)
+    made: list[Snapshot] = []
+    with Repository.init(tmp_path / "plain") as plain:
+        for number, content in enumerate([b"zero", noise, b"two", b"three", b"four"]):
+            parents = [made[-1].id] if made else []
+            made.append(save(plain, {"a": content}, parents=parents, branch="main", message=str(number)))
+        plain.refs.set_branch("second", made[1].id)
+        plain.refs.set_tag("record", made[3].id)
+        places = [frame_of(plain, chunk_id(noise[:4096])), frame_of(plain, made[3].id)]
+    for path, offset in places:
+        damage(path, offset + HEADER_SIZE + 1)
+    with Repository.open(tmp_path / "plain") as plain:
+        report = sealed.copy_from(
+            plain, {"branch/main": made[4].id, "branch/second": made[1].id, "tag/record": made[3].id}
+        )
+        with pytest.raises(CorruptError):
+            sealed.copy_from(plain, {"tag/record": made[3].id})
+    assert set(report.damaged) == {made[1].id, made[3].id}
+    assert report.behind == {"branch/second": made[0].id, "tag/record": None}
+    line = [sealed.snapshot(sealed.resolve(f"main~{back}")).message for back in range(3)]
+    assert line == ["4", "2", "0"]
+    assert sealed.resolve("second") == report.snapshots[made[0].id]
+    assert sealed.fsck().clean
 
 
 def test_a_clone_opens_with_the_same_key_and_what_it_saves_comes_back(sealed: Repository, tmp_path: Path) -> None:

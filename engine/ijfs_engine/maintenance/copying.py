@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.frames import ID_SIZE, FrameKind
 from ijfs_engine.format.records import (
     Entry,
     FileContent,
     ObjectId,
-    Snapshot,
     Tree,
     encode_file,
     encode_leaf,
@@ -41,12 +42,16 @@ _BATCH: Final = 256
 
 class CopyReport(NamedTuple):
     """What came: ids there → ids here, in the order of their making; refs that were made or moved; refs that are
-    elsewhere here and stay → the name that the other one got; bytes stored."""
+    elsewhere here and stay → the name that the other one got; bytes stored; snapshots there that cannot be read whole →
+    why; branches that are at an ancestor of where they are there, and refs that did not come (None), for that reason.
+    """
 
     snapshots: dict[ObjectId, ObjectId]
     refs: dict[str, ObjectId]
     apart: dict[str, str]
     stored: int
+    damaged: dict[ObjectId, str]
+    behind: dict[str, ObjectId | None]
 
 
 def copy(
@@ -57,33 +62,69 @@ def copy(
     progress: Progress | None = None,
 ) -> CopyReport:
     """Have refs (`branch/NAME`, `tag/NAME`) of another repository here, other snapshots of it, and their ancestors.
-    CorruptError, StorageError; then nothing has become visible."""
+
+    What cannot be read whole stays behind: a branch at such a snapshot comes at the nearest ancestor that can, a tag
+    does not come. CorruptError where nothing can, StorageError; then nothing has become visible."""
     session = target.session()
     with session, contextlib.closing(Reader(source.store)) as reader:
         copier = _Copier(source, reader, session, progress or (lambda phase, done, total: None))
-        made: dict[ObjectId, ObjectId] = {}
-        for snapshot in _oldest_first(source, [*refs.values(), *also]):
-            made[snapshot.id] = copier.snapshot(snapshot, made)
-        heads, apart = _plan(target, {name: made[ident] for name, ident in refs.items()})
+        line = _copied(copier, source, [*refs.values(), *also])
+        made = line.made
+        places = {name: line.place(name, ident) for name, ident in refs.items()}
+        heads, apart = _plan(target, {name: made[ident] for name, ident in places.items() if ident is not None})
         with target.index.read() as view:
             fresh = [one for one in made if view.get(SNAPSHOTS, made[one]) is None]
         created = {made[one]: source.store.snapshot(one).created_ns for one in fresh}
         session.commit_copies(created, heads, "copy")
-    return CopyReport(made, heads, apart, session.stored_bytes)
+    behind = {name: ident for name, ident in places.items() if ident != refs[name]}
+    return CopyReport(made, heads, apart, session.stored_bytes, line.damaged, behind)
 
 
-def _oldest_first(source: OpenRepository, heads: Iterable[ObjectId]) -> list[Snapshot]:
+class _Line(NamedTuple):
+    """Snapshots and their ancestors, as far as they can be read: ids there → ids here; why others cannot; and the
+    nearest ancestors that can, of those."""
+
+    made: dict[ObjectId, ObjectId]
+    damaged: dict[ObjectId, str]
+    instead: dict[ObjectId, list[ObjectId]]
+
+    def place(self, ref: str, ident: ObjectId) -> ObjectId | None:
+        """Where a ref is to be, by its id there; None: nowhere."""
+        if ident in self.made:
+            return ident
+        return next(iter(self.instead[ident]), None) if ref.startswith("branch/") else None
+
+
+def _copied(copier: _Copier, source: OpenRepository, heads: Iterable[ObjectId]) -> _Line:
+    """Copy each with its ancestors; CorruptError where none can be."""
+    line = _Line({}, {}, {})
+    first: CorruptError | None = None
+    parents = partial(listed.parents_as_far_as_known, source)
+    for ident in _oldest_first(parents, heads):
+        above = [one for parent in parents(ident) for one in line.instead.get(parent, [parent])]
+        try:
+            line.made[ident] = copier.snapshot(ident, above, line.made)
+        except CorruptError as error:
+            first = first or error
+            line.damaged[ident] = str(error)
+            line.instead[ident] = above
+    if first is not None and not line.made:
+        raise first
+    return line
+
+
+def _oldest_first(parents: Callable[[ObjectId], list[ObjectId]], heads: Iterable[ObjectId]) -> list[ObjectId]:
     """Snapshots with their listed ancestors, parents before their children."""
-    found: list[Snapshot] = []
+    found: list[ObjectId] = []
     seen: set[ObjectId] = set()
     stack = [(ident, False) for ident in heads]
     while stack:
         ident, above = stack.pop()
         if above:
-            found.append(source.store.snapshot(ident))
+            found.append(ident)
         elif ident not in seen:
             seen.add(ident)
-            stack += [(ident, True), *((parent, False) for parent in listed.parents(source, ident))]
+            stack += [(ident, True), *((parent, False) for parent in parents(ident))]
     return found
 
 
@@ -116,10 +157,11 @@ class _Copier:
         self._new: dict[ObjectId, ObjectId] = {}
         self._done = 0
 
-    def snapshot(self, old: Snapshot, made: Mapping[ObjectId, ObjectId]) -> ObjectId:
-        """One, whose parents are `made`."""
+    def snapshot(self, ident: ObjectId, above: Sequence[ObjectId], made: Mapping[ObjectId, ObjectId]) -> ObjectId:
+        """One; its parents there, or what stands for them, are `made`. CorruptError."""
+        old = self._store.snapshot(ident)
         names = {one.hex(): new.hex() for one, new in made.items()}
-        parents = tuple(made[one] for one in old.parents if one in made)
+        parents = tuple(dict.fromkeys(made[one] for one in above))
         new = msgspec.structs.replace(
             old, root=self._content(old.root, FrameKind.TREE), parents=parents, meta=_renamed(old.meta, names)
         )

@@ -75,6 +75,17 @@ def parents(repository: OpenRepository, ident: ObjectId) -> list[ObjectId]:
     return list(dict.fromkeys(parent for parent in found if parent is not None))
 
 
+def parents_as_far_as_known(repository: OpenRepository, ident: ObjectId) -> list[ObjectId]:
+    """As `parents`; of a snapshot whose record is damaged, what the log of names says that it was made after."""
+    try:
+        return parents(repository, ident)
+    except CorruptError:
+        logged = _Gone.of(repository, [ident]).parents[ident]
+    with repository.index.read() as view:
+        found = [names.nearest(view, [parent]) for parent in logged]
+    return list(dict.fromkeys(parent for parent in found if parent is not None))
+
+
 def nearest(repository: OpenRepository, candidates: Sequence[ObjectId]) -> ObjectId | None:
     """The first of the candidates that is listed, or the nearest ancestor of one that was removed."""
     with repository.index.read() as view:

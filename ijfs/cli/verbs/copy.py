@@ -24,8 +24,12 @@ def copy(app: App, source: Path, names: Sequence[str]) -> Answer:
 
     Without NAMES all branches and tags. Either may be encrypted: ids are others then, and all else is the same. A name
     that is elsewhere here stays, and the other comes as NAME@copy.
+
+    A snapshot of which something is damaged stays behind and is named, exit code 3: its branch comes at the nearest
+    ancestor that is whole, a tag does not come.
     """
     from ijfs_engine import Repository
+    from ijfs_engine.errors import PartialError
 
     target = app.repository()
     passphrases.ask_at_terminal(app)
@@ -41,14 +45,21 @@ def copy(app: App, source: Path, names: Sequence[str]) -> Answer:
             out.line(f"{kind} ", (short, "bold green"), " is at ", (text.short(ident), "yellow"))
         for ref, moved in report.apart.items():
             out.line(("  apart: ", "yellow"), f"{ref} is elsewhere here; the other is {moved}")
+        for ident, why in report.damaged.items():
+            out.line(("  damaged there: ", "red"), (text.short(ident), "yellow"), f" did not come: {why}")
+        for ref, place in report.behind.items():
+            where = f"comes at {text.short(place)}, its nearest ancestor that is whole" if place else "did not come"
+            out.line(("  behind: ", "yellow"), f"{ref.replace('/', ' ', 1)} {where}")
 
     data = {
         "snapshots": {old.hex(): new.hex() for old, new in report.snapshots.items()},
         "refs": {name: ident.hex() for name, ident in report.refs.items()},
         "apart": report.apart,
         "stored": report.stored,
+        "damaged": {ident.hex(): why for ident, why in report.damaged.items()},
+        "behind": {name: ident.hex() if ident else None for name, ident in report.behind.items()},
     }
-    return Answer(data, show)
+    return Answer(data, show, PartialError.exit_code if report.damaged else 0)
 
 
 def _wanted(source: Repository, names: Sequence[str]) -> tuple[dict[str, bytes], list[bytes]]:
