@@ -427,14 +427,24 @@ def test_a_copy_of_a_damaged_line_has_what_is_whole(sealed: Repository, tmp_path
         report = sealed.copy_from(
             plain, {"branch/main": made[4].id, "branch/second": made[1].id, "tag/record": made[3].id}
         )
-        with pytest.raises(CorruptError):
-            sealed.copy_from(plain, {"tag/record": made[3].id})
+        assert sealed.copy_from(plain, {"tag/record": made[3].id}).behind == {"tag/record": None}
     assert set(report.damaged) == {made[1].id, made[3].id}
     assert report.behind == {"branch/second": made[0].id, "tag/record": None}
     line = [sealed.snapshot(sealed.resolve(f"main~{back}")).message for back in range(3)]
     assert line == ["4", "2", "0"]
     assert sealed.resolve("second") == report.snapshots[made[0].id]
     assert sealed.fsck().clean
+
+
+def test_a_copy_of_what_is_damaged_throughout_is_refused(sealed: Repository, tmp_path: Path) -> None:
+    noise = os.urandom(4096)
+    with Repository.init(tmp_path / "plain") as plain:
+        only = save(plain, {"a": noise}, branch="main")
+        path, offset = frame_of(plain, chunk_id(noise))
+        damage(path, offset + HEADER_SIZE + 1)
+        with pytest.raises(CorruptError):
+            sealed.copy_from(plain, {"branch/main": only.id})
+    assert "main" not in sealed.refs.branches()
 
 
 def test_a_clone_opens_with_the_same_key_and_what_it_saves_comes_back(sealed: Repository, tmp_path: Path) -> None:
