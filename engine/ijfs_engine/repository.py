@@ -360,13 +360,14 @@ class Repository(OpenRepository):
 
         return disk_usage(self, [one.id for one in self.snapshots()] if ids is None else list(ids))
 
-    def gc(self, *, dry_run: bool = False, progress: Progress | None = None) -> GcReport:
-        """Free what no branch, tag or pin reaches. Saves may run meanwhile. LockedError beside another gc."""
+    def gc(self, *, dry_run: bool = False, recompress: bool = False, progress: Progress | None = None) -> GcReport:
+        """Free what no branch, tag or pin reaches; with `recompress`, also store anew what takes fewer bytes when zstd
+        takes its time. Saves may run meanwhile. LockedError beside another gc."""
         from ijfs_engine.maintenance.gc import collect
 
         if not dry_run:
             self.directory.check_writable()
-        return collect(self, dry_run=dry_run, progress=progress)
+        return collect(self, dry_run=dry_run, progress=progress, deep=recompress)
 
     def fsck(self, *, repair: bool = False, data: bool = True, progress: Progress | None = None) -> FsckReport:
         """Check every reference, and with `data` every stored byte; with `repair`, put right what can be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import re
 import shutil
 import signal
@@ -641,6 +642,23 @@ def test_nothing_of_progress_reaches_a_pipe(run_ijfs: Ijfs, history: History) ->
 
 
 # --- Bad luck
+
+
+def test_gc_recompress_says_what_it_would_do_and_did(ijfs: Ijfs, repo: Path, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    (tmp_path / "d").mkdir()
+    lines = (f"value {rng.randrange(999)} of self in return {rng.randrange(9)}\n" for _ in range(20_000))
+    (tmp_path / "d" / "log").write_text("".join(lines))
+    ijfs("import", tmp_path / "d", "--branch", "text")
+    before = _disk(repo)
+    expected = ijfs("gc", "--recompress", "--dry-run")
+    assert "packed smaller" in expected.out
+    assert _disk(repo) == before
+    data = ijfs("gc", "--recompress", "--json").json
+    check(data, "gc")
+    assert data["chunks_recompressed"] >= 1
+    assert before - _disk(repo) >= 4096
+    assert ijfs("fsck").code == 0
 
 
 def test_a_gc_beside_a_gc_exits_11(ijfs: Ijfs, history: History, repo: Path) -> None:

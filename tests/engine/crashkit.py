@@ -114,7 +114,8 @@ def prepare(path: Path, operation: str) -> tuple[Snapshot, Snapshot]:
 
 
 def make_heavy(repository: Repository) -> None:
-    """For gc: a pack of large frames that is half dead, and a difference whose base only it needs."""
+    """For gc: a pack of large frames that is half dead, a difference whose base only it needs, and text that packs
+    better when it takes its time."""
     large = [random.Random(20 + number).randbytes(200_000) for number in range(4)]
     base, change = large[3], random.Random(30).randbytes(100_000)
     with repository.session() as session:
@@ -124,6 +125,13 @@ def make_heavy(repository: Repository) -> None:
         ids[3] = put_against(session, change + base[100_000:], base, ids[3])
         commit_chunks(session, ids[2:], "heavy")
     repository.remove(before.id)
+    words = random.Random(40)
+    text = b"".join(
+        words.choice((b"import", b"return", b"self", b" ")) + b"%x" % words.getrandbits(8) for _ in range(30_000)
+    )
+    with repository.begin() as writer:
+        writer.add_file("text", text)
+        writer.commit(branch="text")
 
 
 def commit_chunks(session: Session, ids: list[bytes], branch: str) -> Snapshot:
@@ -157,7 +165,7 @@ def operate(repository: Repository, operation: str) -> None:
         case "rm":
             repository.remove(repository.resolve("side"))
         case "gc":
-            repository.gc()
+            repository.gc(recompress=True)
         case "tag":
             repository.refs.set_tag("v1", repository.resolve("main"))
         case "compact":

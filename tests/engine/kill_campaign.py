@@ -204,8 +204,10 @@ class Campaign:
         return work, lambda removed: self._gone(removed if removed is not None else list(self.model.snapshots))
 
     def _gc(self) -> tuple[Callable[[Repository], Any], Callable[[Any], None]]:
+        deep = self.choose.random() < 0.3
+
         def work(repository: Repository) -> int:
-            report = repository.gc()
+            report = repository.gc(recompress=deep)
             assert not report.packs_kept
             return report.packs_rewritten
 

@@ -150,9 +150,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- care
 
-    @rule()
-    def gc(self) -> None:
-        self.repository.gc()
+    @rule(recompress=st.booleans())
+    def gc(self, recompress: bool) -> None:
+        self.repository.gc(recompress=recompress)
         keep: set[bytes] = set()
         for head in [*self.heads.values(), *self.tags.values()]:
             link: bytes | None = head

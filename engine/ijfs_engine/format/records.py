@@ -369,6 +369,8 @@ class GcReport(msgspec.Struct, frozen=True, kw_only=True):
     """Mostly dead, but damaged in what is still needed: `fsck` says more, and what to do."""
     held: tuple[Holder, ...] = ()
     """Who holds what is gone open, and so not free yet, as far as this user may see."""
+    chunks_recompressed: int = 0
+    """Stored anew in fewer bytes."""
 
     @property
     def freed(self) -> int:

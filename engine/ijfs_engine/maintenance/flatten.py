@@ -13,33 +13,27 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import compress
 from typing import Final, NamedTuple
 
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Plain
-from ijfs_engine.format.frames import HEADER_SIZE, EncodedChunk, FrameKind, encode_header, padding
+from ijfs_engine.format.frames import HEADER_SIZE, padding
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.reachability import ReachableSet, split
-from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update
-from ijfs_engine.storage.new_pack import new_pack, note_number
+from ijfs_engine.maintenance.rewriting import PUBLISH, Rewriter, Rewritten
+from ijfs_engine.storage.index import BASES, CHUNKS
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, PackWriter
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE
 from ijfs_engine.util.progress import Progress
 
 _GAIN: Final = 0.2
 """What is written anew has to give back this share of what it and its bases take: as much as makes a pack sparse."""
 _MOST: Final = 1_000_000
 """Chunks looked at: 500 bytes of memory each. With more than that of them nothing is done."""
-_ROWS: Final = 8192
-"""Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
 _BATCH: Final = 256
 """Chunks decoded at a time: 64 MiB at most, their bases not counted."""
-_PUBLISH: Final = 256 << 20
-"""Bytes written before the index is told."""
 
 
 class Plan(NamedTuple):
@@ -133,7 +127,7 @@ def measured(repository: OpenRepository, what: Plan) -> tuple[Plan, list[int]]:
         return NOTHING, []
     sizes: list[int] = []
     for start in range(0, len(what.chunks), _BATCH):
-        if not sizes or sizes[-1] >= _PUBLISH:
+        if not sizes or sizes[-1] >= PUBLISH:
             sizes.append(PACK_HEADER_SIZE)
         for one in _whole(repository, what.chunks[start : start + _BATCH]):
             span = HEADER_SIZE + len(one.chunk.payload) + repository.directory.crypt.overhead
@@ -150,7 +144,7 @@ def carry_out(repository: OpenRepository, what: Plan, progress: Progress | None)
     """Store the plan's chunks whole; how many. Where the disk has no room for them there are none. StorageError."""
     if not _has_room(repository, what):
         return 0
-    writer = _Writer(repository)
+    writer = Rewriter(repository)
     try:
         for start in range(0, len(what.chunks), _BATCH):
             if progress is not None:
@@ -162,14 +156,7 @@ def carry_out(repository: OpenRepository, what: Plan, progress: Progress | None)
     return writer.count
 
 
-class _Whole(NamedTuple):
-    """A chunk without bases, and the row that it replaces."""
-
-    chunk: EncodedChunk
-    old: bytes
-
-
-def _whole(repository: OpenRepository, chunks: Sequence[tuple[bytes, bytes]]) -> Iterator[_Whole]:
+def _whole(repository: OpenRepository, chunks: Sequence[tuple[bytes, bytes]]) -> Iterator[Rewritten]:
     """The chunks encoded anew; one that is damaged is left out."""
 
     def fetch(ids: Sequence[bytes]) -> list[Plain]:
@@ -178,70 +165,4 @@ def _whole(repository: OpenRepository, chunks: Sequence[tuple[bytes, bytes]]) ->
     for ident, row in chunks:
         with suppress(CorruptError):
             (plain,) = fetch([ident])
-            yield _Whole(chunk_codec.encode(memoryview(plain), ident), row)
-
-
-class _Writer:
-    """Writes chunks into packs and has the index point at them."""
-
-    def __init__(self, repository: OpenRepository) -> None:
-        self._repository = repository
-        self._index = repository.index
-        self._pack: PackWriter | None = None
-        self._rows: list[tuple[bytes, bytes, bytes]] = []
-        self.count = 0
-        """Chunks that the index knows."""
-
-    def put(self, chunks: Iterator[_Whole]) -> None:
-        directory = self._repository.directory
-        for encoded, old in chunks:
-            if self._pack is None:
-                self._pack = new_pack(self._index, directory, DATA_PACK)
-            chunk = directory.crypt.seal(FrameKind.CHUNK, encoded)
-            header = encode_header(FrameKind.CHUNK, chunk)
-            offset = self._pack.append(header, chunk.payload)
-            span = len(header) + len(chunk.payload)
-            place = Place(self._pack.number, offset, span, chunk.plain_size, chunk.codec, chunk.depth)
-            self._rows.append((chunk.id, old, place.encode()))
-        if self._pack is not None and self._pack.size >= _PUBLISH:
-            self.publish()
-
-    def publish(self) -> None:
-        """Make them durable and known."""
-        pack = self._pack
-        if pack is None:
-            return
-        pack.finish()
-        disk.fsync_dir(self._repository.directory.packs)
-        self._index.write(partial(_note_pack, pack=pack))
-        self._rows.sort()
-        for start in range(0, len(self._rows), _ROWS):
-            self.count += self._index.write(partial(_point, rows=self._rows[start : start + _ROWS]))
-        self._pack, self._rows = None, []
-        pack.close()
-
-    def close(self) -> None:
-        """Remove the pack that the index does not know."""
-        if self._pack is not None:
-            with self._index.read() as view:
-                known = view.get(PACKS, PACK_KEY.pack(self._pack.number)) is not None
-            # Before it lets go of the lock: from then on another may make a file of that name.
-            if not known:
-                disk.unlink(self._pack.path)
-            self._pack.close()
-
-
-def _note_pack(update: Update, pack: PackWriter) -> None:
-    update.put(PACKS, PACK_KEY.pack(pack.number), PACK_ROW.pack(pack.kind, pack.size))
-    note_number(update, pack.number)
-
-
-def _point(update: Update, rows: Sequence[tuple[bytes, bytes, bytes]]) -> int:
-    done = 0
-    for ident, old, new in rows:
-        # A session may have written the frame anew meanwhile.
-        if update.get(CHUNKS, ident) == old:
-            update.put(CHUNKS, ident, new)
-            update.delete(BASES, ident)
-            done += 1
-    return done
+            yield Rewritten(chunk_codec.encode(memoryview(plain), ident), row)

@@ -18,7 +18,7 @@ from ijfs_engine._native.idset import ChunkUse
 from ijfs_engine.errors import CorruptError, StorageError
 from ijfs_engine.format.frames import ID_SIZE
 from ijfs_engine.format.records import GcReport, ObjectId
-from ijfs_engine.maintenance import flatten
+from ijfs_engine.maintenance import flatten, recompress
 from ijfs_engine.maintenance.compact_journal import compact_journal, freed_of_journal
 from ijfs_engine.maintenance.held_packs import holders
 from ijfs_engine.maintenance.reachability import ReachableSet
@@ -92,15 +92,15 @@ class _Swept(NamedTuple):
     waiting: int
 
 
-def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | None) -> GcReport:
-    """Free what nothing reaches. LockedError beside another gc; CorruptError when a snapshot's metadata is damaged,
-    because then nobody knows what it needs. StorageError."""
+def collect(repository: OpenRepository, *, dry_run: bool, progress: Progress | None, deep: bool = False) -> GcReport:
+    """Free what nothing reaches; `deep`: and store anew what then takes fewer bytes. LockedError beside another gc;
+    CorruptError when a snapshot's metadata is damaged, because then nobody knows what it needs. StorageError."""
     with (
         _told_if_full(),
         disk.storage_errors("gc"),
         exclusive(repository.directory.gc_lock, "gc", looking=dry_run),
     ):
-        collector = _Collector(repository, progress)
+        collector = _Collector(repository, progress, deep=deep)
         if dry_run:
             return collector.estimate()
         try:
@@ -120,8 +120,10 @@ def _known(repository: OpenRepository) -> set[ObjectId]:
 class _Collector:
     """One run of gc."""
 
-    def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
+    def __init__(self, repository: OpenRepository, progress: Progress | None, *, deep: bool = False) -> None:
         self._repository = repository
+        self._deep = deep
+        self._smaller = recompress.NOTHING
         self._index: Index = repository.index
         self._progress = progress
         self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
@@ -140,7 +142,7 @@ class _Collector:
         swept = self._mark_and_sweep(roots)
         self._drop_sidecars(roots)
         self._index.write(self._tidy_removed)
-        repacker = Repacker(self._repository, self._progress)
+        repacker = Repacker(self._repository, self._progress, self._smaller.packs)
         repacker.run()
         compact_journal(self._repository)
         # What this process has open of what is gone would take up room until its end.
@@ -157,6 +159,7 @@ class _Collector:
             bytes_after=disk_size(self._repository.directory) + self._index_size,
             packs_kept=tuple(repacker.kept),
             held=tuple(holders(self._repository.directory)),
+            chunks_recompressed=self._smaller.chunks,
         )
 
     def _check_packs(self) -> None:
@@ -174,8 +177,11 @@ class _Collector:
         use = self._chunk_use()
         kept = self._walk(roots.keep, use)
         write_down(self._index, use.worn(_WORN) if use is not None else b"")
-        if flatten.carry_out(self._repository, flatten.plan(self._repository, kept), self._progress):
+        flat = flatten.plan(self._repository, kept)
+        if flatten.carry_out(self._repository, flat, self._progress):
             kept.look_for_bases_again()
+        if self._deep:
+            self._smaller = recompress.carry_out(self._repository, kept, _named(flat), self._progress)
         removed = self._removed_lately()
         stale = self._stale(removed, kept)
         swept = _Swept(0, 0, 0)
@@ -216,18 +222,22 @@ class _Collector:
         roots = self._divide(frozenset(listed), heads)
         kept = self._walk(roots.keep)
         flat, new = flatten.measured(self._repository, flatten.plan(self._repository, kept))
+        if self._deep:
+            self._smaller = recompress.measured(self._repository, kept, _named(flat), self._progress)
         counts = {CHUNKS: 0, OBJECTS: 0}
         for table, keys, _ in self._unreached(kept, _ALL):
             counts[table] += len(keys)
 
         def dead() -> Iterator[bytes]:
             yield b"".join(row for _, row in [*flat.chunks, *flat.bases])
+            yield self._smaller.dead
             for _, _, values in self._unreached(kept, _ALL):
                 yield b"".join(values)
             for _, values in self._far_sidecars(roots):
                 yield b"".join(values)
 
-        found = Repacker(self._repository, self._progress).estimate(dead, new)
+        new += self._smaller.sizes
+        found = Repacker(self._repository, self._progress, self._smaller.packs).estimate(dead, new)
         freed = found.freed - sum(map(whole_blocks, new)) + sum(orphan.size for orphan in orphans(self._repository))
         freed += freed_of_journal(self._repository, roots.keep, roots.drop, self._parents)
         return GcReport(
@@ -242,6 +252,7 @@ class _Collector:
             bytes_after=self._before - freed,
             packs_kept=found.kept,
             held=tuple(holders(self._repository.directory)),
+            chunks_recompressed=self._smaller.chunks,
         )
 
     # --- which snapshots stay
@@ -429,6 +440,11 @@ class _Collector:
     def _tell(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(f"gc: {phase}", done, total)
+
+
+def _named(flat: flatten.Plan) -> frozenset[bytes]:
+    """The chunks that a plan stores whole or lets go of."""
+    return frozenset(ident for ident, _ in [*flat.chunks, *flat.bases])
 
 
 @contextlib.contextmanager

@@ -76,11 +76,15 @@ class Estimate(NamedTuple):
 class Repacker:
     """One run."""
 
-    def __init__(self, repository: OpenRepository, progress: Progress | None) -> None:
+    def __init__(
+        self, repository: OpenRepository, progress: Progress | None, always: frozenset[int] = frozenset()
+    ) -> None:
+        """`always`: numbers of packs that are written anew however little of them is dead."""
         self._repository = repository
         self._index = repository.index
         self._directory = repository.directory.packs
         self._progress = progress
+        self._always = always
         self.removed = 0
         self.rewritten = 0
         self._source = PackSource(repository)
@@ -96,7 +100,7 @@ class Repacker:
         empty = [pack.number for pack in packs if pack.live == 0]
         self._retire(empty)
         self.removed += len(empty)
-        sparse = _sparse(packs)
+        sparse = _sparse(packs, self._always)
         live = live_frames(self._index, [pack.number for pack in sparse])
         with _room_for_copies():
             for kind in sorted({pack.kind for pack in sparse}):
@@ -150,7 +154,7 @@ class Repacker:
             weights.weigh(rows)
         packs = [pack._replace(live=pack.live - gone) for pack, gone in zip(packs, weights.weights(), strict=True)]
         packs += [_Pack(FAR + at, DATA_PACK, size, size - PACK_HEADER_SIZE) for at, size in enumerate(new)]
-        sparse = _sparse(packs)
+        sparse = _sparse(packs, self._always)
         kept = self._damaged(sparse, dead) if sparse else []
         names = {one.pack for one in kept}
         empty = [pack for pack in packs if pack.live == 0]
@@ -441,12 +445,12 @@ def whole_blocks(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _sparse(packs: Sequence[_Pack]) -> list[_Pack]:
+def _sparse(packs: Sequence[_Pack], always: frozenset[int]) -> list[_Pack]:
     """Those worth rewriting: much of them is dead, or there are too many small ones."""
     alive = [pack for pack in packs if pack.live]
-    chosen = {pack.number for pack in alive if pack.size - PACK_HEADER_SIZE - pack.live > SPARSE * pack.size}
+    chosen = always | {pack.number for pack in alive if pack.size - PACK_HEADER_SIZE - pack.live > SPARSE * pack.size}
     for kind in {pack.kind for pack in alive}:
         small = [pack.number for pack in alive if pack.kind == kind and pack.size < SMALL]
         if len(small) >= MANY_SMALL:
-            chosen.update(small)
+            chosen |= set(small)
     return [pack for pack in alive if pack.number in chosen]

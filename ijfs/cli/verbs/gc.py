@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 @verb("gc")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be freed.")
-def gc(app: App, dry_run: bool) -> Answer:
+@click.option("--recompress", is_flag=True, help="Also pack what stays again, smaller and slower: minutes for 10 GB.")
+def gc(app: App, dry_run: bool, recompress: bool) -> Answer:
     """Free what no branch, tag or live program reaches. Saves may run meanwhile."""
     import msgspec
 
     repository = app.repository()
     progress = app.progress("gc")
     swept = [] if dry_run else _sweep_bases(repository)
-    found = repository.gc(dry_run=dry_run, progress=progress)
+    found = repository.gc(dry_run=dry_run, recompress=recompress, progress=progress)
 
     def show(out: Printer) -> None:
         verb_ = "would free" if dry_run else "freed"
@@ -41,6 +42,8 @@ def gc(app: App, dry_run: bool) -> Answer:
                 "dim",
             )
         )
+        if recompress:
+            out.line((f"  {text.count(found.chunks_recompressed, 'chunk')} packed smaller", "dim"))
         for kept in found.packs_kept:
             out.line((f"  {kept.pack} stays whole, because it is damaged: {kept.why}", "yellow"))
         if found.packs_kept:
