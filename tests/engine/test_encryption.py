@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cryptkit
@@ -33,7 +34,7 @@ from ijfs_engine import (
 from ijfs_engine._native.unpack import chunk_ids, hash_widths
 from ijfs_engine.format.frames import HEADER_SIZE, chunk_id
 from ijfs_engine.maintenance import keys as key_verbs
-from ijfs_engine.storage import key_files, unlocking
+from ijfs_engine.storage import disk, key_files, unlocking
 
 pytest.importorskip("cryptography")
 
@@ -408,6 +409,33 @@ def test_a_copy_there_and_back_is_the_same_snapshot(sealed: Repository, tmp_path
         assert back.resolve("v1") == first.id
         assert sealed.copy_from(plain, refs).stored < 300
         assert sealed.fsck().clean
+
+
+def test_a_rotation_that_finds_no_room_says_how_far_it_came(
+    sealed: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = save(sealed, FILES, branch="main")
+
+    def full(name: str) -> Callable[[disk.Step], None]:
+        def refuse(step: disk.Step) -> None:
+            if step.op == "write" and name in step.path:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return refuse
+
+    monkeypatch.setattr(disk, "observer", full("/keys/"))
+    with pytest.raises(StorageError, match="changing the key: No space left"):
+        sealed.keyring().rotate(PASSPHRASE, keep_old=False)
+    monkeypatch.setattr(disk, "observer", full(".pack"))
+    with pytest.raises(StorageError, match="opens with the new key") as caught:
+        sealed.keyring().rotate(PASSPHRASE, keep_old=False)
+    monkeypatch.setattr(disk, "observer", None)
+    assert "rotate again" in (caught.value.hint or "")
+    assert not list((sealed.path / "keys").glob(".*.new"))
+    assert contents(sealed, made.id) == FILES
+    sealed.keyring().rotate(PASSPHRASE, keep_old=False)
+    assert contents(sealed, made.id) == FILES
+    assert sealed.fsck().clean
 
 
 def test_a_copy_of_a_damaged_line_has_what_is_whole(sealed: Repository, tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ _BYTES: Final = 4 << 30
 """Frames, and bytes of them, that are copied before the index is told and the old packs go. Until then they take room
 twice. So many at a time, because ids are random: with 10 million chunks, a quarter million rows touch every page of the
 table, and a million touch no more. 70 bytes of memory each."""
+_NO_ROOM: Final = "there is no room for copies of what is still needed, so packs that are mostly dead stay"
+_NO_ROOM_HINT: Final = (
+    "what could go without a copy is gone; free as much as one pack takes (512 MiB), then run gc again"
+)
 _SLICE: Final = 8192
 """Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
 
@@ -113,7 +117,11 @@ class Repacker:
         self._retire([pack.number for pack in packs if pack.live == 0])
         chosen = [pack for pack in packs if pack.live and wanted(pack.number)]
         live = live_frames(self._index, [pack.number for pack in chosen])
-        with _room_for_copies():
+        largest = max((pack.size for pack in chosen), default=0)
+        with _room_for_copies(
+            "there is no room to seal all of it anew: it opens with the new key, and part is sealed with the old one",
+            hint=f"free as much as its largest pack takes ({largest >> 20} MiB), and rotate again",
+        ):
             for kind in sorted({pack.kind for pack in chosen}):
                 self._rewrite([pack for pack in chosen if pack.kind == kind], live, change)
 
@@ -216,17 +224,14 @@ class Repacker:
 
 
 @contextmanager
-def _room_for_copies() -> Iterator[None]:
+def _room_for_copies(said: str = _NO_ROOM, hint: str = _NO_ROOM_HINT) -> Iterator[None]:
     """A full disk is reported without the usual advice to run gc: this is gc."""
     try:
         yield
     except OSError as error:
         if not disk.is_full(error):
             raise
-        raise StorageError(
-            "there is no room for copies of what is still needed, so packs that are mostly dead stay",
-            hint="what could go without a copy is gone; free as much as one pack takes (512 MiB), then run gc again",
-        ) from error
+        raise StorageError(said, hint=hint) from error
 
 
 class _Moved:

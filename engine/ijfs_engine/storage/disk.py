@@ -227,6 +227,10 @@ def write_beside(path: Path, data: bytes, mode: int = 0o600) -> Path:
     try:
         write(fd, temporary, data, 0)
         fsync(fd, temporary)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unlink(temporary)
+        raise
     finally:
         os.close(fd)
     return temporary
