@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ijfs_engine.maintenance.keys import Keyring, Rotation
     from ijfs_engine.maintenance.prune import PrunePolicy, PruneReport
     from ijfs_engine.read.export import Exported, export_tree
+    from ijfs_engine.read.inode_numbers import InodeNumbers
     from ijfs_engine.read.reader import Reader
     from ijfs_engine.read.stored_file import Extent, StoredFile
     from ijfs_engine.remote.bucket import MissingObjectError, RemoteError
@@ -124,6 +125,7 @@ __all__ = [
     "Harm",
     "Holder",
     "IjfsError",
+    "InodeNumbers",
     "KeptPack",
     "KeptPrints",
     "KeyFile",
@@ -222,6 +224,7 @@ _MODULES = {
     "maintenance.keys": ("Keyring", "Rotation"),
     "maintenance.prune": ("PrunePolicy", "PruneReport"),
     "read.export": ("Exported", "export_tree"),
+    "read.inode_numbers": ("InodeNumbers",),
     "read.reader": ("Reader",),
     "read.stored_file": ("Extent", "StoredFile"),
     "remote.bucket": ("MissingObjectError", "RemoteError"),

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-def write_files(directory: int, files: Sequence[tuple[bytes, Any, int, int, int, int]], owners: bool) -> None: ...
+def write_files(
+    directory: int, files: Sequence[tuple[bytes, Any, int, int, int, int, int]], owners: bool, goal: int = -1
+) -> None: ...

@@ -1,12 +1,13 @@
 """Many new files in one directory, in one call. Called by read/export.py where nobody sees them before they are whole.
 
-Names, sizes and numbers are checked here, once; the files are made in C without the GIL. A file takes four system calls
-where its owner, group and mode come out right by themselves, and seven else.
+Names, sizes and numbers are checked here, once; the files are made in C without the GIL. A file takes five system calls
+where its owner, group and mode come out right by themselves, and seven else; one more where it is to have a certain inode.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 
 import os
@@ -34,6 +35,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *data, size_t size)
+    ssize_t pwrite(int fd, const void *data, size_t size, int64_t offset)
     int fchown(int fd, uint32_t uid, uint32_t gid)
     int close(int fd)
 
@@ -46,12 +48,13 @@ cdef struct File:
     const char *name
     Py_buffer data
     uint32_t mode, uid, gid
+    int64_t inode
     timespec times[2]
 
 
-def write_files(int directory, files, bint owners):
-    """Make files that are not there: (name, bytes, mode, uid, gid, mtime in ns) each, in order. `owners`: they get their
-    owner and group. OSError with the name of the first that cannot be made whole; it is left as far as it came."""
+def write_files(int directory, files, bint owners, int goal=-1):
+    """Make files that are not there: (name, bytes, mode, uid, gid, mtime in ns, inode number) each, in order. `owners`:
+    they get their owner and group. `goal`: a file in which the filesystem is told the next inode's number. OSError with the name of the first that cannot be made whole; it is left as far as it came."""
     cdef size_t n = len(files), held = 0, at = 0
     cdef int problem = 0
     cdef File *those = <File *>malloc((n + 1) * sizeof(File))
@@ -63,7 +66,7 @@ def write_files(int directory, files, bint owners):
             held += 1
         with nogil:
             while at < held:
-                problem = make(directory, &those[at], owners)
+                problem = make(directory, &those[at], owners, goal)
                 if problem:
                     break
                 at += 1
@@ -84,16 +87,19 @@ cdef int take(File *to, tuple file) except -1:
     to.name = name
     to.mode, to.uid, to.gid = file[2], file[3], file[4]
     seconds, nanoseconds = divmod(file[5], SECOND)
+    to.inode = file[6]
     for i in range(2):
         to.times[i].tv_sec, to.times[i].tv_nsec = seconds, nanoseconds
     PyObject_GetBuffer(file[1], &to.data, PyBUF_SIMPLE)
     return 0
 
 
-cdef int make(int directory, const File *file, bint owners) noexcept nogil:
+cdef int make(int directory, const File *file, bint owners, int goal) noexcept nogil:
     """One file; errno, or 0."""
-    cdef int problem = 0
-    cdef int fd = openat(directory, file.name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file.mode & RIGHTS)
+    cdef int fd, problem = choose(goal, file.inode) if goal >= 0 else 0
+    if problem:
+        return problem
+    fd = openat(directory, file.name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file.mode & RIGHTS)
     if fd < 0:
         return errno
     problem = fill(fd, file) or own(fd, file, owners)
@@ -101,6 +107,12 @@ cdef int make(int directory, const File *file, bint owners) noexcept nogil:
         problem = errno
     close(fd)
     return problem
+
+
+cdef int choose(int goal, int64_t inode) noexcept nogil:
+    cdef char text[24]
+    cdef int length = snprintf(text, sizeof(text), "%lld", <long long>inode)
+    return 0 if pwrite(goal, text, length, 0) == length else errno
 
 
 cdef int fill(int fd, const File *file) noexcept nogil:

@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,6 +21,7 @@ from ijfs_engine.errors import CorruptError, IjfsError, StorageError
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import LEAF_SPAN, TYPE_BITS, Entry, ObjectId
 from ijfs_engine.read.export_metadata import Rights, set_metadata, set_node_metadata, set_symlink_metadata
+from ijfs_engine.read.inode_numbers import InodeNumbers
 from ijfs_engine.read.reader import Reader
 from ijfs_engine.read.small_files import SmallFiles, is_one
 from ijfs_engine.read.stored_file import StoredFile
@@ -57,7 +58,7 @@ def export_tree(
     top: Entry | None = None,
     privileged: bool | None = None,
     progress: Progress | None = None,
-    on_make: Callable[[bytes], None] | None = None,
+    numbers: InodeNumbers | None = None,
     leave_out: frozenset[bytes] = frozenset(),
     unseen: bool = False,
 ) -> Exported:
@@ -66,7 +67,7 @@ def export_tree(
     `target` itself gets the metadata of `top`, the directory's own entry, if that is given.
     `privileged` sets owners, setuid and setgid bits and privileged attributes and makes device nodes, as only root can;
     without it the caller owns everything and devices are left out. By default root does and others do not, and a device
-    is then a StorageError. `on_make` is called with the path of each thing below `target` right before it is made.
+    is then a StorageError. `numbers`: the inode numbers of what is made.
     `leave_out`: paths below `target` of what is not made, a directory with all that is in it. `unseen`: nobody looks at
     `target` before this returns, and it is thrown away where it does not: small files have their own names at once, and
     the first damage ends it.
@@ -74,7 +75,7 @@ def export_tree(
     KeyboardInterrupt passes through. All of them say what is in `target` then: whole files, but not all of them.
     """
     fd = _open_target(target)
-    work = _Export(reader, fd, target, Rights.of(privileged), progress, on_make, leave_out, unseen)
+    work = _Export(reader, fd, target, Rights.of(privileged), progress, numbers, leave_out, unseen)
     try:
         return work.run(_Directory(top, tree))
     except IjfsError as error:
@@ -185,11 +186,11 @@ class _Export:
         target: Path,
         rights: Rights,
         progress: Progress | None,
-        on_make: Callable[[bytes], None] | None,
+        numbers: InodeNumbers | None,
         leave_out: frozenset[bytes],
         unseen: bool,
     ) -> None:
-        self._on_make = on_make
+        self._numbers = numbers
         self._leave_out = leave_out
         self._reader = reader
         self._top = top
@@ -197,7 +198,7 @@ class _Export:
         self._rights = rights
         self._progress = progress
         self._pipeline = Pipeline()
-        self._small = SmallFiles(self._pipeline, owners=rights.owners) if unseen else None
+        self._small = SmallFiles(self._pipeline, numbers, owners=rights.owners) if unseen else None
         self._open: deque[_NewFile] = deque()
         self._links: dict[int, _FirstName] = {}
         self._temporary = b".ijfs-export-" + os.urandom(8).hex().encode()
@@ -302,21 +303,23 @@ class _Export:
             self._tell()
 
     def _made_together(self, entries: Sequence[Entry], plains: Mapping[bytes, Plain], walk: Descent) -> Sequence[Entry]:
-        """Begin those that can be made in one call, but where each is to be told of before it is made; the others, in
-        order."""
-        if self._small is None or self._on_make is not None or not plains:
+        """Begin those that can be made in one call; the others, in order."""
+        if self._small is None or not plains:
             return entries
         files, rest = [], []
         for entry in entries:
             plain = plains.get(entry.content or b"") if is_one(entry) else None
             if plain is not None and len(plain) == entry.size:
-                files.append((entry, plain))
+                files.append((entry, plain, self._inode_for(entry, walk)))
             else:
                 rest.append(entry)
         self._small.add(walk.here, self._shown(walk, b""), files)
-        for entry, _ in files:
+        for entry, _, _ in files:
             self._count(entry)
         return rest
+
+    def _inode_for(self, entry: Entry, walk: Descent) -> int:
+        return self._numbers.of(walk.path(entry.name)) if self._numbers is not None else 0
 
     def _small_files(self, entries: Sequence[Entry]) -> dict[bytes, Plain]:
         """Content → bytes of the small files among these, in few reads: one by one, a file took 0.2 ms."""
@@ -328,11 +331,20 @@ class _Export:
         except CorruptError:
             return {}  # one by one: damage costs what lies in it
 
+    @contextlib.contextmanager
+    def _numbered(self, entry: Entry, walk: Descent) -> Iterator[None]:
+        """What is made in it is this, with its inode number. Nothing is waited for in it: others wait for a turn."""
+        if self._numbers is None:
+            yield
+            return
+        with self._numbers.turn:
+            self._numbers.wish(walk.path(entry.name))
+            yield
+
     def _make(self, entry: Entry, walk: Descent, plains: Mapping[bytes, Plain]) -> None:
-        if self._on_make is not None:
-            self._on_make(walk.path(entry.name))
         if entry.kind == "d":
-            os.mkdir(entry.name, 0o700, dir_fd=walk.here)
+            with self._numbered(entry, walk):
+                os.mkdir(entry.name, 0o700, dir_fd=walk.here)
             return
         if entry.link:
             first = self._links.setdefault(entry.link, _FirstName(entry, tuple(walk.names)))
@@ -347,12 +359,14 @@ class _Export:
             else:
                 self._begin_file(entry, walk)
         elif entry.kind == "l":
-            os.symlink(entry.target, entry.name, dir_fd=walk.here)
+            with self._numbered(entry, walk):
+                os.symlink(entry.target, entry.name, dir_fd=walk.here)
             set_symlink_metadata(walk.here, entry, self._rights)
         elif entry.kind in "cb" and not self._rights.devices:
             self._left_out += 1
         else:
-            os.mknod(entry.name, TYPE_BITS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
+            with self._numbered(entry, walk):
+                os.mknod(entry.name, TYPE_BITS[entry.kind] | 0o600, entry.rdev, dir_fd=walk.here)
             set_node_metadata(walk.here, entry, self._rights)
 
     def _link(self, first: _FirstName, name: bytes, walk: Descent) -> None:
@@ -373,11 +387,12 @@ class _Export:
     def _new_file(self, entry: Entry, walk: Descent) -> _NewFile:
         self._number += 1
         temporary = b"%b-%d.part" % (self._temporary, self._number)
-        return _NewFile(entry, self._shown(walk, entry.name), walk.here, temporary)
+        with self._numbered(entry, walk):
+            return _NewFile(entry, self._shown(walk, entry.name), walk.here, temporary)
 
     def _write_small(self, entry: Entry, walk: Descent, plain: Plain) -> None:
         if self._small is not None and is_one(entry):
-            self._small.write(walk.here, self._shown(walk, b""), [(entry, plain)])
+            self._small.write(walk.here, self._shown(walk, b""), [(entry, plain, self._inode_for(entry, walk))])
             self._count(entry)
             return
         file = self._new_file(entry, walk)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ijfs_engine._native.small_files import write_files
 from ijfs_engine.format.chunk_codec import Plain
 from ijfs_engine.format.records import Entry
+from ijfs_engine.read.inode_numbers import InodeNumbers
 from ijfs_engine.read.writing import writing
 from ijfs_engine.util.pipeline import Pipeline
 
@@ -23,16 +24,21 @@ if TYPE_CHECKING:
 _MOST_OPEN: Final = 64
 
 
+Small = tuple[Entry, Plain, int]
+"""A file, its bytes, the inode number that it is to have (0: any)."""
+
+
 class SmallFiles:
     """Files on their way. `owners`: they get their owner and group, and all bits of their mode."""
 
-    def __init__(self, pipeline: Pipeline, *, owners: bool) -> None:
+    def __init__(self, pipeline: Pipeline, numbers: InodeNumbers | None, *, owners: bool) -> None:
         self._pipeline = pipeline
+        self._numbers = numbers
         self._owners = owners
         self._mode = 0o7777 if owners else 0o1777
         self._under_way: deque[tuple[int, Future[None]]] = deque()
 
-    def add(self, directory: int, shown: str, files: Sequence[tuple[Entry, Plain]]) -> None:
+    def add(self, directory: int, shown: str, files: Sequence[Small]) -> None:
         """Begin files in a directory, whose path is `shown`. StorageError and CorruptError of earlier ones."""
         while len(self._under_way) >= _MOST_OPEN:
             self._end_oldest()
@@ -57,7 +63,7 @@ class SmallFiles:
         self._under_way[0][1].result()
         os.close(self._under_way.popleft()[0])
 
-    def write(self, directory: int, shown: str, files: Sequence[tuple[Entry, Plain]]) -> None:
+    def write(self, directory: int, shown: str, files: Sequence[Small]) -> None:
         """Make files at once. StorageError, CorruptError."""
         name = b""
 
@@ -66,14 +72,21 @@ class SmallFiles:
 
         with writing(path):
             rows = [
-                (entry.name, plain, entry.mode & self._mode, entry.uid, entry.gid, entry.mtime_ns)
-                for entry, plain in files
+                (entry.name, plain, entry.mode & self._mode, entry.uid, entry.gid, entry.mtime_ns, number)
+                for entry, plain, number in files
             ]
             try:
-                write_files(directory, rows, self._owners)
+                self._made(directory, rows)
             except OSError as error:
                 name = error.filename
                 raise
+
+    def _made(self, directory: int, rows: Sequence[tuple[bytes, Plain, int, int, int, int, int]]) -> None:
+        if self._numbers is None:
+            write_files(directory, rows, self._owners)
+            return
+        with self._numbers.turn:
+            write_files(directory, rows, self._owners, self._numbers.goal)
 
 
 def is_one(entry: Entry) -> bool:

@@ -29,7 +29,7 @@ from ijfs.live.criu import command as criu_command
 from ijfs.live.criu import eager_pages, kernel_features, stage_images
 from ijfs.live.criu.image_format import parse_unsent_bytes
 from ijfs.live.criu.mending import Noted
-from ijfs.live.errors import CriuError, SandboxError
+from ijfs.live.errors import CriuError, ProgramRefusedError, SandboxError
 from ijfs.live.model.paths import SandboxPaths
 from ijfs.live.model.protocol import RestoreArguments
 from ijfs.live.model.records import NO_LIMITS, Limits, Volume
@@ -42,7 +42,7 @@ from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.lower import HOST, Lower
 from ijfs.live.sandbox.sandbox import Sandbox
 from ijfs.live.sandbox.silence import Silence
-from ijfs_engine import Snapshot
+from ijfs_engine import InodeNumbers, Snapshot
 from ijfs_engine.errors import IjfsError, StorageError, TargetDiedError, is_of_a_disk
 
 if TYPE_CHECKING:
@@ -312,9 +312,9 @@ class _Restore:
     def _put_files_back(self, sandbox: Sandbox) -> None:
         """The writable layers as they were, mounted; the way out, where the program had one; the network as it was."""
         snapshot, spec, paths = self._request.snapshot, self._request.meta.spec, sandbox.paths
-        with self._numbers(paths) as on_make:
+        with self._numbers(paths) as numbers:
             put_back(
-                self._exporter(on_make),
+                self._exporter(numbers),
                 paths.upper,
                 upper_directories(paths, sandbox.volumes),
                 same_lower=self._request.meta.base == sandbox.lower.base,
@@ -333,20 +333,20 @@ class _Restore:
         if noted:
             self._notes += tuple(python_packages.differences(noted, sandbox.outside))
 
-    def _exporter(self, on_make: Callable[[bytes], None] | None) -> Callable[[str, Path], None]:
+    def _exporter(self, numbers: InodeNumbers | None) -> Callable[[str, Path], None]:
         """What writes a tree of the snapshot into a directory; nothing of folders that the host has itself."""
 
         def export(path: str, target: Path) -> None:
             below = os.fsencode(path.removeprefix("files").lstrip("/"))
             of_host = [os.fsencode(path.lstrip("/")) for path in self._shared()]
             leave_out = frozenset(os.path.relpath(one, below or b".") for one in of_host)
-            made = (lambda name: on_make(os.path.join(below, name))) if on_make is not None else None
-            self._store.export(self._request.snapshot, path, target, on_make=made, leave_out=leave_out)
+            inner = _below(numbers, below) if numbers is not None else None
+            self._store.export(self._request.snapshot, path, target, numbers=inner, leave_out=leave_out)
 
         return export
 
     @contextlib.contextmanager
-    def _numbers(self, paths: SandboxPaths) -> Iterator[Callable[[bytes], None] | None]:
+    def _numbers(self, paths: SandboxPaths) -> Iterator[InodeNumbers | None]:
         """What gives each file that is put back the inode number that it had."""
         if not disk.keeps_numbers(paths):
             yield None
@@ -356,8 +356,8 @@ class _Restore:
         overlays = [paths.volume(volume.key) for volume in volumes if volume.kind == "overlay"]
         for layer in (paths.volume(volume.key) for volume in volumes if volume.is_layer):
             layer.upper.rmdir()  # its number is that of the directory which takes its place
-        with disk.inode_goal(paths) as choose:
-            yield lambda path: choose(numbers.get(b"files/" + path, 0))
+        with disk.inode_goal(paths) as goal:
+            yield InodeNumbers(goal, lambda path: numbers.get(b"files/" + path, 0))
         for overlay in (paths, *overlays):
             inodes.link_index(overlay)
 
@@ -469,7 +469,10 @@ class _Restore:
         return error
 
     def _explained(self, error: CriuError) -> CriuError:
-        """The error; where files of the machine are not as they were, with each of them and what to do."""
+        """The error; where files of the machine are not as they were, with each of them and what to do. What was
+        refused before CRIU began says it all."""
+        if isinstance(error, ProgramRefusedError):
+            return error
         with contextlib.suppress(IjfsError, OSError):
             found = differences(self._store, self._request.snapshot, self._request.meta)
             if found:
@@ -488,3 +491,8 @@ class _Restore:
             self._pager_process.close()
         if self._sandbox is not None:
             self._sandbox.dispose()
+
+
+def _below(numbers: InodeNumbers, directory: bytes) -> InodeNumbers:
+    """The same numbers for what is exported of a directory."""
+    return InodeNumbers(numbers.goal, lambda path: numbers.of(os.path.join(directory, path)))

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,17 @@ from ijfs.live.process import processor
 from ijfs.live.process.scheduling import ThreadSchedule
 from ijfs.live.process.timers import NotifiedThread
 from ijfs.live.sandbox.network_state import NetworkState
-from ijfs_engine import KeptPrints, ObjectId, Progress, Reader, Repository, Segments, Snapshot, export_tree
+from ijfs_engine import (
+    InodeNumbers,
+    KeptPrints,
+    ObjectId,
+    Progress,
+    Reader,
+    Repository,
+    Segments,
+    Snapshot,
+    export_tree,
+)
 from ijfs_engine.errors import CorruptError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -187,17 +197,17 @@ class SnapshotStore:
         path: str,
         target: Path,
         *,
-        on_make: Callable[[bytes], None] | None = None,
+        numbers: InodeNumbers | None = None,
         leave_out: frozenset[bytes] = frozenset(),
     ) -> None:
         """Write a directory of a snapshot, its own metadata included, into an empty one; nothing where it has none.
-        `on_make` is called with the path of each thing in it that is about to be made; `leave_out`: paths in it of what
+        `numbers`: their inode numbers; `leave_out`: paths in it of what
         is not."""
         try:
             entry = self.reader.lookup(snapshot.root, path)
         except UnknownNameError:
             return
-        export_tree(self.reader, entry.content, target, top=entry, on_make=on_make, leave_out=leave_out, unseen=True)
+        export_tree(self.reader, entry.content, target, top=entry, numbers=numbers, leave_out=leave_out, unseen=True)
 
     def store(
         self,

@@ -19,7 +19,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ijfs.live.errors import SandboxError
@@ -154,22 +154,18 @@ def keeps_numbers(paths: SandboxPaths) -> bool:
 
 
 @contextlib.contextmanager
-def inode_goal(paths: SandboxPaths) -> Iterator[Callable[[int], None]]:
-    """A function that says which inode number the next new file of a mounted disk gets (0: as the kernel likes, which
-    is so at the end, too). It does nothing where numbers are not kept."""
+def inode_goal(paths: SandboxPaths) -> Iterator[int]:
+    """A file into which the inode number goes that the next new file of a mounted disk gets (0: as the kernel likes,
+    which is so at the end); -1 where numbers are not kept."""
     if not keeps_numbers(paths):
-        yield lambda number: None
+        yield -1
         return
     fd = os.open(_goal_of(paths.layers), os.O_WRONLY | os.O_CLOEXEC)
-
-    def choose(number: int) -> None:
-        os.pwrite(fd, b"%d" % number, 0)
-
     try:
-        yield choose
+        yield fd
     finally:
         with contextlib.suppress(OSError):
-            choose(0)
+            os.pwrite(fd, b"0", 0)
         os.close(fd)
 
 

@@ -92,9 +92,9 @@ class Sandbox:
         elif size:
             self.mounted = True
             disk.make(self.paths, size)
-        with disk.inode_goal(self.paths) as choose:
-            if self.paths.image.exists():
-                choose(disk.last_numbers(self.paths))
+        with disk.inode_goal(self.paths) as goal:
+            if goal >= 0:
+                os.pwrite(goal, b"%d" % disk.last_numbers(self.paths), 0)
             rootfs.make_directories(self.paths, self.volumes)
 
     def mount_layers(self) -> None:
