@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ijfs_engine.errors import IjfsError
 
@@ -42,8 +42,7 @@ TRUE, FALSE = "true", "false"
 _truth = _one_of(TRUE, FALSE)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting: what it is when nobody says, what it is for, which values it may have; the variable of its own."""
 
     name: str
@@ -98,8 +97,7 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What a setting is, and who says so."""
 
     setting: Setting

@@ -9,7 +9,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,24 +28,32 @@ class Terminated(SystemExit):
     """SIGTERM or SIGHUP: nobody has said yet what became of what was going on."""
 
 
-@dataclass
 class App:
     """One call of the command line: common options, and the repository once it is opened."""
 
-    repo: Path | None = None
-    json: bool = False
-    quiet: int = 0
-    verbose: int = 0
-    verb: str = ""
-    """Which verb is called, once that is known."""
-    caller: Caller | None = None
-    """The user without root for whom this is done (callers.py)."""
-    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    listener: Callable[[Answer], None] | None = None
-    """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
-    _repository: Repository | None = None
-    _said_whose: bool = False
-    _reporters: list[Reporter] = field(default_factory=list)
+    def __init__(
+        self,
+        *,
+        repo: Path | None = None,
+        json: bool = False,
+        quiet: int = 0,
+        caller: Caller | None = None,
+        listener: Callable[[Answer], None] | None = None,
+    ) -> None:
+        self.repo = repo
+        self.json = json
+        self.quiet = quiet
+        self.verbose = 0
+        self.verb = ""
+        """Which verb is called, once that is known."""
+        self.caller = caller
+        """The user without root for whom this is done (callers.py)."""
+        self.closing = contextlib.ExitStack()
+        self.listener = listener
+        """Takes the answer in place of standard output: how `ijfs demo` runs verbs."""
+        self._repository: Repository | None = None
+        self._said_whose = False
+        self._reporters: list[Reporter] = []
 
     @property
     def repository_path(self) -> Path:

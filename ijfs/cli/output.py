@@ -10,8 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ijfs.cli import text
 
@@ -25,8 +24,7 @@ Span = str | tuple[str, str]
 """A piece of a line: text, or text with a rich style."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a verb found or did: for scripts (`data`), for people (`show`), and the exit code. `names`: what a verb that
     lists prints with -q, a line each."""
 
@@ -36,8 +34,7 @@ class Answer:
     names: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table: heading, alignment, style. On a narrow terminal the column with the highest `drop` goes
     first, one after the other (0: none does), then a `flex` column is cut. An `optional` one is left out if empty."""
 
@@ -49,12 +46,13 @@ class Column:
     optional: bool = False
 
 
-@dataclass
 class Printer:
     """Writes lines of spans to a stream: styled on a terminal, plain (and never cut) anywhere else."""
 
-    stream: TextIO = field(default_factory=lambda: sys.stdout)
-    _console: Any = None
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Standard output, unless it is another one."""
+        self.stream = sys.stdout if stream is None else stream
+        self._console: Any = None
 
     @property
     def terminal(self) -> bool:

@@ -6,8 +6,7 @@ For every verb that shows some, and for the panel in JupyterLab.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ijfs.drawing import words
 
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from ijfs_engine import KnownTree, Refs, Repository, Snapshot
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Which branches and tags stand at which snapshot."""
 
     branches: Mapping[bytes, tuple[str, ...]]
@@ -39,8 +37,7 @@ def _turned(table: Mapping[str, bytes]) -> dict[bytes, tuple[str, ...]]:
     return turned
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """All snapshots, newest first, with their parents as they are now and their names; read once."""
 
     snapshots: Mapping[bytes, Snapshot]
