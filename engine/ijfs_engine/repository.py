@@ -125,6 +125,8 @@ class Repository(OpenRepository):
         directory = RepositoryDirectory.find(Path(path), damaged=damaged)
         if damaged:
             _check_keys(directory)
+        if not damaged and not directory.has_index:
+            raise _index_lost(directory.path)  # who only looks makes none
         directory.make_missing()
         if damaged and directory.read_only_reason is None:
             return cls(directory, _open_damaged(directory))
@@ -142,9 +144,7 @@ class Repository(OpenRepository):
             whole = is_whole(view)
             behind = whole and self.journal.differs(view)
         if not whole and not damaged:
-            raise CorruptError(
-                f"the index of {self.path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs"
-            )
+            raise _index_lost(self.path)
         if behind and self.directory.read_only_reason is None:
             try:
                 self.index.write(self.journal.settle)
@@ -400,6 +400,10 @@ class Repository(OpenRepository):
             journal_bytes=journal_bytes,
             format_version=self.directory.version,
         )
+
+
+def _index_lost(path: Path) -> CorruptError:
+    return CorruptError(f"the index of {path} is lost", hint="`ijfs fsck --repair` rebuilds it from the packs")
 
 
 def _delay_s() -> float:

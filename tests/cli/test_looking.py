@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,11 @@ LOOKING = [
     ["save", "nobody"],
     ["rm", "nothing-of-that-name"],
     ["show", "nothing-of-that-name"],
+]
+
+LOOKING_AT_DAMAGE = [
+    *(["log"], ["show", "main"], ["cat", "main", "files/a"], ["du"], ["stats"], ["ps"], ["fsck"], ["fsck", "--quick"]),
+    *(["gc", "--dry-run"], ["prune", "--dry-run", "--keep-last", "1"], ["rm", "--dry-run", "main"], ["doctor"]),
 ]
 
 
@@ -102,6 +109,41 @@ def test_a_verb_that_only_looks_writes_nothing(watched: Path, ijfs: Ijfs) -> Non
         assert "InternalError" not in result.err + result.out, result
         assert "Traceback" not in result.err, result
         assert result.code != 2, result
+        assert listing(watched) == before, verb
+
+
+def _lose_index(repo: Path) -> None:
+    shutil.rmtree(repo / "index")
+
+
+def _lose_index_file(repo: Path) -> None:
+    (repo / "index/data.mdb").unlink()
+
+
+def _tear_index(repo: Path) -> None:
+    data = (repo / "index/data.mdb").read_bytes()
+    (repo / "index/data.mdb").write_bytes(data[:4096] + bytes(len(data) - 4096))
+
+
+def _lose_format(repo: Path) -> None:
+    (repo / "format").unlink()
+
+
+def _cut_journal(repo: Path) -> None:
+    os.truncate(repo / "journal", (repo / "journal").stat().st_size // 2)
+
+
+def _lose_pack(repo: Path) -> None:
+    (repo / "packs/00000001.pack").unlink()
+
+
+@pytest.mark.parametrize("damage", [_lose_index, _lose_index_file, _tear_index, _lose_format, _cut_journal, _lose_pack])
+def test_nor_does_it_where_something_is_damaged(watched: Path, ijfs: Ijfs, damage: Callable[[Path], None]) -> None:
+    damage(watched)
+    before = listing(watched)
+    for verb in LOOKING_AT_DAMAGE:
+        result = ijfs(*verb)
+        assert "InternalError" not in result.err + result.out, result
         assert listing(watched) == before, verb
 
 

@@ -157,7 +157,7 @@ def test_another_copy_takes_the_place_of_a_damaged_one(repository: Repository) -
     path, offset = frame_of(repository, chunk_id(data))
     damage(path, offset + HEADER_SIZE + 10)
     report = repository.fsck(repair=True)
-    assert report.repaired == ["took another copy of 1 damaged frames"]
+    assert report.repaired == ["took another copy of 1 damaged frame"]
     assert contents(repository, snapshot.id) == {"f": data}
     assert repository.fsck().clean
 

@@ -200,7 +200,7 @@ def test_beside_another_repositorys_journal_what_can_be_read_is_stored_anew(plai
     pack.write_bytes(data)
     (plain / "journal").write_bytes(_foreign_journal(tmp_path, more=3, encrypted=False))
     done = _repair(plain)
-    assert any("stored 1 damaged frames anew" in one for one in done), done
+    assert any("stored 1 damaged frame anew" in one for one in done), done
     assert _is_whole(plain)
 
 
@@ -308,3 +308,23 @@ def _refuse(error: Exception) -> object:
         raise error
 
     return call
+
+
+@pytest.mark.parametrize("of", ["plain", "sealed"])
+def test_a_pack_of_another_repository_is_left_alone(request: pytest.FixtureRequest, tmp_path: Path, of: str) -> None:
+    path: Path = request.getfixturevalue(of)
+    names = _names(path)
+    with Repository.init(tmp_path / "other") as other:
+        save(other, {"theirs": os.urandom(50_000)}, branch="theirs")
+        (theirs,) = (tmp_path / "other" / "packs").iterdir()
+    stray = path / "packs" / "00000009.pack"
+    shutil.copy(theirs, stray)
+    shutil.rmtree(path / "index")
+    _repair(path)
+    with Repository.open(path) as repository:
+        repository.gc()
+        report = repository.fsck()
+        assert (report.strays, report.clean) == ([stray.name], True)
+        assert [one.message for one in repository.snapshots()] == [""]
+    assert stray.read_bytes() == theirs.read_bytes()
+    assert _names(path) == names

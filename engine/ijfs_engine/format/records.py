@@ -395,7 +395,8 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FsckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `Repository.fsck` checked, found and, with repair, mended."""
+    """What `Repository.fsck` checked, found and, with repair, mended. `strays`: packs of another repository that
+    somebody put here; they are left alone."""
 
     snapshots: int
     objects: int
@@ -404,6 +405,7 @@ class FsckReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_read: int
     damage: list[Damage]
     repaired: list[str]
+    strays: list[str] = []
 
     @property
     def clean(self) -> bool:

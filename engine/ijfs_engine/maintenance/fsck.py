@@ -47,7 +47,15 @@ from ijfs_engine.storage.key_files import read_key_files
 from ijfs_engine.storage.known_damage import settle
 from ijfs_engine.storage.locks import exclusive
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE, SIDECAR_PACK, decode_pack_header, pack_files, pack_path
+from ijfs_engine.storage.pack import (
+    PACK_HEADER_SIZE,
+    SIDECAR_PACK,
+    decode_pack_header,
+    is_strangers,
+    own_pack_files,
+    pack_files,
+    pack_path,
+)
 from ijfs_engine.storage.refs import ref_name
 from ijfs_engine.util.progress import Progress
 
@@ -184,7 +192,16 @@ class Checker:
             return False
         with self.index.read() as view:
             known = {PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)}
-        return any(number not in known for number, _ in pack_files(self._repository.directory.packs))
+        directory = self._repository.directory
+        return any(number not in known for number, _ in own_pack_files(directory.packs, directory.id))
+
+    def _strays(self) -> list[str]:
+        """Packs of another repository that the index knows nothing of."""
+        directory = self._repository.directory
+        with self.index.read() as view:
+            known = {PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)}
+        unknown = [path for number, path in pack_files(directory.packs) if number not in known]
+        return [path.name for path in unknown if is_strangers(path, directory.id)]
 
     def report(self, findings: list[Finding]) -> FsckReport:
         """With the snapshots and files that each finding hurts."""
@@ -210,6 +227,7 @@ class Checker:
             bytes_read=self._bytes_read,
             damage=damage,
             repaired=[],
+            strays=self._strays(),
         )
 
     # --- without reading packs

@@ -48,6 +48,7 @@ from ijfs_engine.storage.refs import log_records, write_logged
 from ijfs_engine.storage.signatures import drop_lost
 from ijfs_engine.storage.worn import write_down
 from ijfs_engine.util.progress import Progress
+from ijfs_engine.util.words import count
 
 _FULL: Final = "nothing that is needed was lost; free some space elsewhere on this disk, then run gc again"
 _STRIDE: Final = 16_384
@@ -169,7 +170,7 @@ class _Collector:
             gone = missing_packs(view, self._repository.directory.packs)
         if gone:
             raise CorruptError(
-                f"{len(gone)} packs that the index knows are gone: gc cannot tell what is needed",
+                f"the index knows {count(len(gone), 'pack')} more than there are: gc cannot tell what is needed",
                 hint="`ijfs fsck --repair`, then gc can go on",
             )
 

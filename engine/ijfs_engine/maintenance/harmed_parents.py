@@ -11,6 +11,7 @@ from ijfs_engine.format.records import ObjectId
 from ijfs_engine.maintenance.reachability import ReachableSet
 from ijfs_engine.storage.index import CHUNKS, OBJECTS
 from ijfs_engine.storage.open_repository import OpenRepository
+from ijfs_engine.util.words import count
 
 
 def check_parents(repository: OpenRepository, parents: Sequence[ObjectId], lost: Set[int]) -> None:
@@ -23,7 +24,7 @@ def check_parents(repository: OpenRepository, parents: Sequence[ObjectId], lost:
         for rows in repository.index.scan(table):
             if any(needed.has([key for key, row in zip(*rows, strict=True) if Place.decode(row).pack in lost])):
                 raise CorruptError(
-                    f"it needs some of {len(lost)} packs that are gone",
+                    f"it needs some of what is gone: {count(len(lost), 'pack')}",
                     hint="put them back, or let `ijfs fsck --repair` say what is lost",
                 )
             if table == CHUNKS:

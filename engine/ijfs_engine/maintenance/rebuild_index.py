@@ -42,9 +42,10 @@ from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.names import removed_row
 from ijfs_engine.storage.new_pack import note_number
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, pack_files
+from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, own_pack_files, pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, Recorded, read_pack
 from ijfs_engine.storage.refs import branch_key, log_records, log_transaction, move_ref
+from ijfs_engine.util.words import count
 
 _BESIDE: Final = "index.new-"
 _DAMAGED: Final = "index.damaged-"
@@ -104,8 +105,9 @@ class Rebuilder:
 
     def _fill(self, index: Index) -> list[str]:
         index.write(mark_whole)
-        for number, path in pack_files(self._repository.directory.packs):
-            contents = read_pack(number, path, self._repository.directory.crypt)
+        directory = self._repository.directory
+        for number, path in own_pack_files(directory.packs, directory.id):
+            contents = read_pack(number, path, directory.crypt)
             self._based += contents.based
             self._snapshots.update(contents.snapshots)
             index.write(partial(_put_pack, number=number, contents=contents))
@@ -114,7 +116,8 @@ class Rebuilder:
         done = self._names(index)
         with index.read() as view:
             counts = [view.count(table) for table in (PACKS, CHUNKS, OBJECTS)]
-        return ["rebuilt the index: {} packs, {} chunks, {} objects".format(*counts), *done]
+        what = ", ".join(count(number, noun) for number, noun in zip(counts, ("pack", "chunk", "object"), strict=True))
+        return [f"rebuilt the index: {what}", *done]
 
     def _check_readable(self, index: Index) -> None:
         """That packs with sound frames gave something: no empty index takes the place of theirs. CorruptError."""
@@ -140,7 +143,7 @@ class Rebuilder:
         index.write(lambda update: self._put_names(update, history, state, {} if whole else old.get(REFLOG, {})))
         done = []
         if lost:
-            done.append(f"{len(lost)} snapshots of the journal are in no pack any more")
+            done.append(f"in no pack any more: {count(len(lost), 'snapshot')} of the journal")
         if not whole:
             done.append("the journal is damaged, too: it was written anew")
             done += rewrite_journal(self._repository, index)
@@ -228,7 +231,7 @@ class Rebuilder:
                     log_records(update, journal, records)
 
         index.write(change)
-        return [f"found {len(found)} snapshots that no name led to: see the branches recovered-…"]
+        return [f"found {count(len(found), 'snapshot')} that no name led to: see the branches recovered-…"]
 
 
 def _put_pack(update: Update, number: int, contents: PackContents) -> None:

@@ -44,6 +44,7 @@ from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA_PACK, mend_pack_header, pack_files, pack_path
 from ijfs_engine.storage.pack_contents import place_of
 from ijfs_engine.storage.refs import log_records, move_ref
+from ijfs_engine.util.words import count
 
 
 class _Copy(NamedTuple):
@@ -71,7 +72,7 @@ class Repairer:
         """Store anew what can be read in spite of its damage. StorageError."""
         saved = rescue(self._repository, _damaged(findings))
         if saved:
-            self.done.append(f"stored {saved} damaged frames anew, whose bytes could still be read")
+            self.done.append(f"stored {count(saved, 'damaged frame')} anew, whose bytes could still be read")
 
     def repair(self, findings: list[Finding]) -> None:
         """Put right what `Checker` found. StorageError."""
@@ -89,13 +90,13 @@ class Repairer:
         copies = self._copies(bad)
         self._index.write(lambda update: self._replace(update, bad, copies))
         if copies:
-            self.done.append(f"took another copy of {len(copies)} damaged frames")
+            self.done.append(f"took another copy of {count(len(copies), 'damaged frame')}")
         if len(copies) < len(bad):
             lost = len(bad) - len(copies)
-            self.done.append(f"let go of {lost} damaged frames: a save that brings the same bytes heals them")
+            self.done.append(f"let go of {count(lost, 'damaged frame')}: a save that brings the same bytes heals that")
         orphans = self._index.write(_drop_baseless)
         if orphans:
-            self.done.append(f"let go of {orphans} chunks that were stored against damaged ones")
+            self.done.append(f"let go of {count(orphans, 'chunk')} stored against damaged ones")
 
     def _copies(self, bad: set[bytes]) -> dict[bytes, _Copy]:
         """Sound frames of these ids, wherever they stand in a pack; the first of several."""
@@ -151,7 +152,7 @@ class Repairer:
         if gone:
             keys = [PACK_KEY.pack(number) for number in gone]
             self._index.write(lambda update: update.delete_many(PACKS, keys))
-            self.done.append(f"forgot {len(gone)} packs whose files are gone")
+            self.done.append(f"forgot {count(len(gone), 'pack')} without a file")
         named = {one.where for one in findings}
         for number in sorted(rows.keys() - set(gone)):
             path = pack_path(self._repository.directory.packs, number)

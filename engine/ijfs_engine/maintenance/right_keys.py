@@ -19,7 +19,7 @@ from ijfs_engine.storage import disk
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.frame_scan import Scanned, scan_frames
 from ijfs_engine.storage.index import REFLOG, REFS
-from ijfs_engine.storage.pack import pack_files
+from ijfs_engine.storage.pack import own_pack_files
 from ijfs_engine.storage.unlocking import LockedRepositoryError
 
 _LOOK: Final = 16
@@ -32,7 +32,7 @@ def check_keys(directory: RepositoryDirectory) -> None:
     if not isinstance(crypt, Encrypted):
         return
     with disk.storage_errors("trying the keys"):
-        packs = [path for _, path in pack_files(directory.packs)]
+        packs = [path for _, path in own_pack_files(directory.packs, directory.id)]
         tried = [_opens(path, crypt) for path in packs]
         if any(_newest(path, crypt) > crypt.ring.newest for path in packs):
             raise _wrong(directory, "are from before a rotation: later packs are sealed by a key that they lack")

@@ -147,6 +147,16 @@ class RepositoryDirectory:
         return self.path / "index"
 
     @property
+    def has_index(self) -> bool:
+        """Whether there is one, whatever is in it. StorageError where the system refuses to look."""
+        with disk.storage_errors(f"opening the repository {self.path}"):
+            try:
+                (self.index / "data.mdb").lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    @property
     def packs(self) -> Path:
         """The pack files."""
         return self.path / "packs"

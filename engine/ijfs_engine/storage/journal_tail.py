@@ -42,6 +42,7 @@ from ijfs_engine.storage.new_pack import note_number
 from ijfs_engine.storage.pack import pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
 from ijfs_engine.storage.refs import log_transaction, ref_name
+from ijfs_engine.util.words import count
 
 
 def take_in(update: Update, packs: Path, transactions: Sequence[Transaction], crypt: Crypt) -> None:
@@ -52,7 +53,7 @@ def take_in(update: Update, packs: Path, transactions: Sequence[Transaction], cr
     """
     missing = missing_packs(update, packs)
     if missing:
-        raise _too_old(f"{len(missing)} packs that it knows are gone")
+        raise _too_old(f"it knows {count(len(missing), 'pack')} more than there are")
     listed = replay(transactions).listed
     known = {PACK_KEY.unpack(key)[0] for key, _ in update.items(PACKS)}
     files = dict(pack_files(packs))

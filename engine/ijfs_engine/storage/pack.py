@@ -21,7 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ijfs_engine._native import copies
-from ijfs_engine.errors import CorruptError, UnknownFormatError
+from ijfs_engine.errors import CorruptError, UnknownFormatError, is_refusal
 from ijfs_engine.format.frames import ALIGN, padding
 from ijfs_engine.storage import disk
 from ijfs_engine.util import buffers
@@ -87,6 +87,19 @@ def decode_pack_header(data: bytes, path: Path) -> tuple[int, int, bytes]:
     if version != PACK_VERSION:
         raise UnknownFormatError(f"{path.name} has pack format {version}; this program reads {PACK_VERSION}")
     return number, kind, repository
+
+
+def is_strangers(path: Path, repository: bytes) -> bool:
+    """Whether a pack says, by a sound header, that it is another repository's. OSError where the system refuses."""
+    try:
+        with disk.read_plain(path) as file:
+            return decode_pack_header(file.read(PACK_HEADER_SIZE), path)[2] != repository
+    except (CorruptError, UnknownFormatError):
+        return False
+    except OSError as error:
+        if is_refusal(error):
+            raise
+        return False
 
 
 def mend_pack_header(path: Path, kind: int, repository: bytes) -> bool:
@@ -391,6 +404,13 @@ class PackReader:
 def pack_files(directory: Path) -> Iterator[tuple[int, Path]]:
     """Every pack file there is, by number, without those whose number none can have."""
     return ((number, path) for number, path in _numbered(directory) if number < NUMBERS)
+
+
+def own_pack_files(directory: Path, repository: bytes) -> list[tuple[int, Path]]:
+    """All but those of another repository, which somebody put there. Where there are no others, they are what there is.
+    OSError where the system refuses to look."""
+    found = list(pack_files(directory))
+    return [(number, path) for number, path in found if not is_strangers(path, repository)] or found
 
 
 def misnamed_pack_files(directory: Path) -> list[Path]:

@@ -46,6 +46,7 @@ from ijfs_engine.storage.pack import DATA_PACK, PACK_TARGET, SIDECAR_PACK, PackW
 from ijfs_engine.storage.refs import branch_key, log_records, move_ref
 from ijfs_engine.storage.worn import worn_chunks
 from ijfs_engine.util.per_thread import PerThread
+from ijfs_engine.util.words import count
 
 _CLUSTER: Final = 1 << 20
 """Objects are held back until so many bytes are together: a tree walk then reads a few large stretches of the pack
@@ -338,7 +339,7 @@ class Session:
         gone = lost_packs(self._index, self.directory.packs) - self._lost
         if gone:
             raise CorruptError(
-                f"{len(gone)} packs have gone while this was being stored, and it may need what was in them",
+                f"while this was being stored, {count(len(gone), 'pack')} went, and it may need what was there",
                 hint="put them back, or try again: what was in them is stored anew then",
             )
 

@@ -118,7 +118,7 @@ def _compare(stage: Stage, dump: Path, images: Path) -> None:
     stage.claim(
         "`cmp` finds every image equal to what CRIU wrote",
         one.returncode == 0 and not differing,
-        f"{len(names)} files" if not differing else f"differing: {text.listing(differing)}",
+        text.count(len(names), "file") if not differing else f"differing: {text.listing(differing)}",
     )
 
 

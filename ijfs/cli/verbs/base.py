@@ -66,7 +66,7 @@ def import_(app: App, directory: Path, name: str | None, exclude: tuple[str, ...
         out.line((text.short(done.snapshot.id), "yellow"), " base ", (chosen, "bold green"), (what, "dim"))
         out.line(
             (
-                f"  {done.files} files, {text.size(size)} · {text.size(done.bytes_read)} read in "
+                f"  {text.count(done.files, 'file')}, {text.size(size)} · {text.size(done.bytes_read)} read in "
                 f"{text.seconds(done.seconds)} · {text.size(done.stored_bytes)} stored",
                 "dim",
             )

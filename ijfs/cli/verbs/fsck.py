@@ -32,6 +32,7 @@ def fsck(app: App, repair: bool, quick: bool) -> Answer:
         **{name: getattr(found, name) for name in ("snapshots", "objects", "chunks", "packs", "bytes_read")},
         "damage": [_damage_json(d) for d in found.damage],
         "repaired": list(found.repaired),
+        "strays": list(found.strays),
     }
     return Answer(
         data, lambda out: _report(out, found, left=left, most=None if app.verbose else MOST), 1 if left else 0
@@ -64,6 +65,8 @@ def _report(out: Printer, found: FsckReport, *, left: bool, most: int | None) ->
         out.line((f"and {len(faults) - most:,} more: -v shows all", "dim"))
     for line in found.repaired:
         out.line(("repaired: ", "green"), line)
+    if found.strays:
+        out.line(("left alone: ", "yellow"), text.listing(found.strays), ", of another repository")
     if left and found.repaired:
         out.line(
             ("left: ", "bold red"), "bytes that nothing stored has; a save that brings them, or `ijfs rm`, mends that"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ijfs.drawing.words import count
 from ijfs.live.bases.records import DEFAULT, NONE
 from ijfs.live.model.protocol import BytesDone, Event, Notice, PhaseBegan
 from ijfs.live.model.records import Base
@@ -133,9 +134,9 @@ class _Chooser:
         laid_out_s = time.monotonic() - began
         size = imported.snapshot.size or 0
         text = (
-            f"`/` is an overlay here, so programs stand on a copy of it, the base `{DEFAULT}`: {imported.files} files, "
-            f"{size / 1e6:.0f} MB, imported in {imported.seconds:.1f} s and laid out in {laid_out_s:.1f} s "
-            f"({imported.stored_bytes / 1e6:.0f} MB stored)"
+            f"`/` is an overlay here, so programs stand on a copy of it, the base `{DEFAULT}`: "
+            f"{count(imported.files, 'file')}, {size / 1e6:.0f} MB, imported in {imported.seconds:.1f} s and laid "
+            f"out in {laid_out_s:.1f} s ({imported.stored_bytes / 1e6:.0f} MB stored)"
         )
         self._on_event(Notice(text))
         return Settled(base)

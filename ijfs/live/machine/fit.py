@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ijfs.drawing.words import count
 from ijfs.live.checkpoint.machine_files import REMEDY, difference
 from ijfs.live.checkpoint.snapshot_io import gpu_record
 from ijfs.live.checks import privilege
@@ -147,7 +148,7 @@ class _Fit:
         if differences[MOST_ROWS:]:
             yield _result("file", "refuse", f"and {len(differences) - MOST_ROWS} others", "")
         if not differences:
-            yield _result("files", "ok", f"{len(found)} files and libraries are as they were")
+            yield _result("files", "ok", f"as they were: {count(len(found), 'file')}, libraries among them")
 
     def _mounts(self) -> Iterator[CheckResult]:
         gone = [path for path in self._needed.mounts if not Path(path).is_dir()]
