@@ -3,7 +3,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-migrate test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills fuzz-files
+.PHONY: help setup demo test soak test-places test-wheels test-programs test-remote test-migrate test-remote-kills check check-native check-mutants test-full-disk test-full-disk-live test-park-wake test-kills test-at-once test-killed-criu fuzz fuzz-restores bench bench-store bench-live bench-files bench-fork bench-scale bench-remote bench-encryption setup-bench lock labextension setup-browser screenshots pictures tour docs wheel clean test-supervisor-kills fuzz-files
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ test-supervisor-kills: setup ## deployments whose supervisor is killed in the mi
 
 test-kills: setup ## 2,000 deaths of processes and machines at random steps, 10 minutes. ARGS=--kills 100 --seed 2
 	$(BIN)/python tests/engine/kill_campaign.py $(ARGS)
+
+test-at-once: setup ## processes that save, remove, collect and check in one repository at once, 5 minutes. ARGS=--seconds 60 --seed 2
+	$(BIN)/python tests/engine/at_once.py $(ARGS)
 
 test-killed-criu: setup ## CRIUs killed at random moments of saves and restores; 5 minutes. ARGS=--count 50 --seed 2
 	PYTHONPATH=.:tests $(BIN)/python tests/live/kill_criu.py $(ARGS)

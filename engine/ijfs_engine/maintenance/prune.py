@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from ijfs_engine.errors import ConflictError, IjfsError, UnknownNameError
+from ijfs_engine.errors import ConflictError, CorruptError, IjfsError, StorageError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
 from ijfs_engine.maintenance.unnamed_branches import unnamed
 from ijfs_engine.storage import disk, listed
@@ -48,6 +48,7 @@ class PruneReport(msgspec.Struct, frozen=True, kw_only=True):
     """Branches that nobody named, with their heads, which are dropped."""
 
 
+_TRIES: Final = 5
 _NUMBERS: Final = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime], tuple[int, ...]]], ...]] = (
@@ -63,6 +64,17 @@ def prune(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> 
     """Apply a policy to every branch. IjfsError for a policy that keeps nothing."""
     if not any(getattr(policy, field) for field in _NUMBERS) and policy.unnamed_older_than_s is None:
         raise IjfsError("this would keep nothing", hint="say what to keep, such as --keep-last 10")
+    for _ in range(_TRIES):
+        try:
+            return _pruned(repository, policy, dry_run=dry_run)
+        except (CorruptError, StorageError):
+            raise
+        except IjfsError:
+            pass  # another command has removed, tagged or taken one of them since: it is looked at again
+    return _pruned(repository, policy, dry_run=dry_run)
+
+
+def _pruned(repository: OpenRepository, policy: PrunePolicy, *, dry_run: bool) -> PruneReport:
     snapshots = {one.id: one for one in listed.snapshots(repository)}
     held = list(_held(repository))
     dropped = _dropped(repository, policy, snapshots, {ident for ident, _ in held})
