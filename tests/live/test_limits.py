@@ -294,7 +294,9 @@ def test_version_2_tells_what_is_taken(version_2: Path) -> None:
     assert msgspec.to_builtins(usage) == {"memory": 12000000, "cpu_s": 2.5, "pids": 17, "oom_kills": 2}
 
 
-def test_the_nearest_group_of_version_2_that_may_hand_on_controllers_is_chosen(tmp_path: Path) -> None:
+def test_the_nearest_group_of_version_2_that_may_hand_on_controllers_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, service = tmp_path, tmp_path / "system.slice" / "jupyter.service"
     service.mkdir(parents=True)
     for path, handed_on in ((root, "cpu memory pids"), (service.parent, "memory pids"), (service, "")):
@@ -307,6 +309,10 @@ def test_the_nearest_group_of_version_2_that_may_hand_on_controllers_is_chosen(t
     hierarchy = cgroups.Hierarchy(2, root, "/")
     assert limits.place_in(hierarchy, service, frozenset({"memory"})) == service.parent
     assert limits.place_in(hierarchy, service, frozenset({"cpu"})) == root
+    # What only a group further up can hand on is there, too.
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: [hierarchy])
+    monkeypatch.setattr(cgroups, "group_of", lambda _: service)
+    assert limits.available() == {"memory": 2, "cpu": 2, "pids": 2}
 
 
 def test_hierarchies_of_both_versions_are_found(tmp_path: Path) -> None:

@@ -280,10 +280,14 @@ def available() -> dict[str, int]:
     """The controllers by which limits can be set here, and of which version of control groups each is. Pure looking."""
     found: dict[str, int] = {}
     for hierarchy in cgroups.hierarchies():
-        place = _place(hierarchy, frozenset())
-        handed_on = _handed_on(hierarchy, place) if place is not None else frozenset()
-        found |= {name: hierarchy.version for name in CONTROLLERS if name in handed_on and name not in found}
+        found = {name: hierarchy.version for name in CONTROLLERS if _gives(hierarchy, name)} | found
     return found
+
+
+def _gives(hierarchy: cgroups.Hierarchy, controller: str) -> bool:
+    """Whether a sandbox limited by that controller gets a group that has it: perhaps further up than others' are."""
+    place = _place(hierarchy, frozenset({controller}))
+    return place is not None and controller in _handed_on(hierarchy, place)
 
 
 def _places(wanted: frozenset[str]) -> Iterator[Path]:
