@@ -227,7 +227,18 @@ LOG_LOADS = """
 """
 """What of ours `ijfs log` may load. Each takes it 0.3 ms: who adds one has a reason, or loads it where it is used."""
 
-NEEDLESS = {"concurrent.futures", "hashlib", "json", "logging", "rich", "secrets", "shutil", "subprocess", "trio"}
+NEEDLESS = {
+    "concurrent.futures",
+    "dataclasses",
+    "hashlib",
+    "json",
+    "logging",
+    "rich",
+    "secrets",
+    "shutil",
+    "subprocess",
+    "trio",
+}
 
 
 def loaded(*argv: str) -> set[str]:

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,16 +40,18 @@ _OTHERS: Final = ("keys", "signatures", "remotes", "live", "bases", "deployments
 _FILES: Final = ("journal", "secret", "reserve", "locks/gc", "index/data.mdb", "index/lock.mdb", "index/checked")
 
 
-@dataclass(frozen=True)
 class RepositoryDirectory:
     """The paths of one repository and its 16-byte id."""
 
-    path: Path
-    id: bytes
-    read_only_reason: StorageError | None = None
-    """Why it can only be read; None where it can be written."""
-    crypt: Crypt = PLAIN
-    """How its bytes are kept secret."""
+    def __init__(
+        self, path: Path, ident: bytes, read_only_reason: StorageError | None = None, crypt: Crypt = PLAIN
+    ) -> None:
+        self.path = path
+        self.id = ident
+        self.read_only_reason = read_only_reason
+        """Why it can only be read; None where it can be written."""
+        self.crypt = crypt
+        """How its bytes are kept secret."""
 
     @classmethod
     def create(cls, path: Path, ring: KeyRing | None = None) -> RepositoryDirectory:

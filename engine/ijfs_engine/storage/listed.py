@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ijfs_engine.errors import CorruptError, IjfsError, LockedError, UnknownNameError
 from ijfs_engine.format.records import ObjectId, Snapshot
@@ -128,8 +128,7 @@ def removed(repository: OpenRepository, prefix: str) -> list[ObjectId]:
         return names.removed_since_gc(view, prefix)
 
 
-@dataclass(frozen=True)
-class _Gone:
+class _Gone(NamedTuple):
     """What is to be removed: parents of each, and for each branch at one whose record is damaged, where the branch
     stood before, the last time first."""
 
