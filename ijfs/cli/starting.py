@@ -386,6 +386,12 @@ def show_ports(out: Printer, info: InstanceInfo) -> None:
             out.line(f"  port {port.inside} is {port.address}:{port.host} here")
 
 
+def show_console(out: Printer, info: InstanceInfo) -> None:
+    """Say how a terminal joins it, where it is a kernel."""
+    if info.connection_file is not None:
+        out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
+
+
 def show_network(out: Printer, info: InstanceInfo) -> None:
     """Say that there is no way out, before the first download fails of it; and of a program that is no kernel, and has
     no port to be reached at, how it gets one."""

@@ -87,6 +87,7 @@ def fork(
         for info in found:
             instances.started(out, info, f"runs from {(info.snapshot or '')[: text.SHORT_ID]}")
             starting.show_ports(out, info)
+        starting.show_console(out, found[0])  # the others are joined likewise
 
     return Answer({"source": source, "instances": [instances.instance_json(info) for info in found]}, show)
 

@@ -105,7 +105,7 @@ def start(
         starting.show_ports(out, info)
         starting.show_network(out, info)
         out.line((f"  ijfs exec {info.name} -c 'print(1)'", "dim"))
-        out.line((f"  jupyter console --existing {info.connection_file}", "dim"))
+        starting.show_console(out, info)
 
     return Answer({"instance": instances.instance_json(info)}, show)
 

@@ -140,6 +140,8 @@ def restore(
             rest = "what it does not touch comes when it is saved" if on_demand else "the rest follows while it runs"
             out.line((f"  {info.memory:.0%} of its memory is in, {rest}", "dim"))
         starting.show_ports(out, info)
+        if old is None and not ended:  # who had joined one that went back in place still has
+            starting.show_console(out, info)
         if info.left is not None:
             forward = f"ijfs restore {info.left[: text.SHORT_ID]} --name {info.name} --replace"
             out.line((f"  what it was before is saved: `{forward}` goes forward again", "dim"))
