@@ -157,6 +157,7 @@ export interface IComparison {
   variables_error?: string | null;
   files?: IFileChange[];
   files_cut?: boolean;
+  files_error?: string | null;
 }
 
 export interface IOffer {
@@ -273,8 +274,15 @@ export class Api {
     return this.post('input', { kernel, value });
   }
 
-  compare(query: { old: string; new: string; kernel?: string; parts: string }): Promise<IComparison> {
-    return this.get('compare', this.here(query));
+  /** `new` may be `live`: the kernel as it is now, with the document as it is here. */
+  compare(body: {
+    old: string;
+    new: string;
+    kernel?: string;
+    document?: INotebookContent;
+    parts: string;
+  }): Promise<IComparison> {
+    return this.post('compare', this.here(body));
   }
 
   offer(path: string): Promise<IOffer> {

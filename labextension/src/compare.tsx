@@ -7,18 +7,19 @@ import { name } from './actions';
 import { ApiError, Change, ICellChange, IComparison, IFileChange, ISnapshot, IValue, IVariableChange } from './api';
 import { compareIcon } from './icons';
 import type { Snapshots } from './model';
+import { documentOf } from './notebook';
 import * as words from './words';
 
 const SIGNS: Record<Change, string> = { same: ' ', changed: '~', added: '+', removed: '−', unknown: '?' };
 
-/** Open a tab that compares a snapshot with the notebook in front as it runs. */
+/** Open a tab that compares a snapshot with the notebook in front as it is now; without one, with the last snapshot. */
 export async function showComparison(app: JupyterFrontEnd, model: Snapshots, snapshot: ISnapshot): Promise<void> {
-  const live = model.ready ? model.kernel?.id : undefined;
-  const here = model.tree?.here ?? 'latest';
-  const ask = (parts: string): Promise<IComparison> =>
-    live !== undefined && parts === 'variables'
-      ? model.api.compare({ old: snapshot.id, new: 'live', kernel: live, parts })
-      : model.api.compare({ old: snapshot.id, new: here, parts });
+  const { notebook, kernel } = model;
+  const now =
+    model.ready && notebook && kernel
+      ? { new: 'live', kernel: kernel.id, document: documentOf(notebook) }
+      : { new: model.tree?.here ?? 'latest' };
+  const ask = (parts: string): Promise<IComparison> => model.api.compare({ old: snapshot.id, ...now, parts });
   const content = ReactWidget.create(<Comparison ask={ask} />);
   content.addClass('ijfs-Compare');
   const widget = new MainAreaWidget({ content });
@@ -41,7 +42,6 @@ function Comparison({ ask }: { ask: (parts: string) => Promise<IComparison> }): 
   const values = useAnswer(ask, 'variables');
   return (
     <div className="ijfs-Compare-all">
-      <p className="ijfs-Hint">Code and files are those of the last save, variables as they are now.</p>
       <Part title="Code" answer={code}>
         {answer => <Cells cells={answer.cells ?? []} />}
       </Part>
@@ -51,7 +51,13 @@ function Comparison({ ask }: { ask: (parts: string) => Promise<IComparison> }): 
         </Part>
       )}
       <Part title="Files" answer={code}>
-        {answer => <Files files={answer.files ?? []} isCut={answer.files_cut ?? false} />}
+        {answer =>
+          answer.files_error ? (
+            <p role="alert">{answer.files_error}</p>
+          ) : (
+            <Files files={answer.files ?? []} isCut={answer.files_cut ?? false} />
+          )
+        }
       </Part>
     </div>
   );
@@ -112,7 +118,7 @@ function CellDiff({ cell }: { cell: ICellChange }): JSX.Element {
       <header>
         {change} {cell.cell_type === 'code' ? counts(before, after) : cell.cell_type}
       </header>
-      <pre>
+      <pre tabIndex={0}>
         {lines.map(([sign, text], index) => (
           <div key={index} className={sign === '+' ? 'ijfs-mod-added' : sign === '-' ? 'ijfs-mod-removed' : ''}>
             <span aria-hidden="true">{sign === '-' ? '−' : sign}</span> {text}
@@ -123,8 +129,12 @@ function CellDiff({ cell }: { cell: ICellChange }): JSX.Element {
         <details>
           <summary>Outputs changed</summary>
           <div className="ijfs-Outputs">
-            <pre className="ijfs-mod-removed">{outputText(cell.old_outputs)}</pre>
-            <pre className="ijfs-mod-added">{outputText(cell.new_outputs)}</pre>
+            <pre className="ijfs-mod-removed" tabIndex={0}>
+              {outputText(cell.old_outputs)}
+            </pre>
+            <pre className="ijfs-mod-added" tabIndex={0}>
+              {outputText(cell.new_outputs)}
+            </pre>
           </div>
         </details>
       )}
@@ -169,7 +179,9 @@ function Variables({ variables, error }: { variables: IVariableChange[]; error: 
         <table>
           <thead>
             <tr>
-              <th aria-label="Change" />
+              <th>
+                <span className="ijfs-Unseen">Change</span>
+              </th>
               <th>Name</th>
               <th>Then</th>
               <th>Now</th>

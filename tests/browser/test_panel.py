@@ -173,7 +173,7 @@ def test_a_snapshot_is_compared_with_now(lab: Lab) -> None:
     notebook.type(0, "x = 2.5")
     notebook.run(0)
     notebook.run(1)
-    lab.save("what came of it")
+    notebook.type(1, "never_run = 1")
     lab.row("to compare with").click()
     lab.button("Compare").click()
     code, variables, files = (
@@ -181,6 +181,7 @@ def test_a_snapshot_is_compared_with_now(lab: Lab) -> None:
     )
     expect(code.locator(".ijfs-mod-removed", has_text="x = 1")).to_be_visible()
     expect(code.locator(".ijfs-mod-added", has_text="x = 2.5")).to_be_visible()
+    expect(code.locator(".ijfs-mod-added", has_text="never_run = 1")).to_be_visible()
     expect(variables.get_by_role("row", name=re.compile("^~ x "))).to_be_visible()
     expect(variables.get_by_role("row", name=re.compile(r"^\+ y .*list"))).to_be_visible()
     expect(files.get_by_role("row", name=re.compile(r"\+ .*out\.txt"))).to_be_visible()

@@ -99,7 +99,9 @@ def test_variables_of_a_snapshot_and_of_the_kernel_as_it_is_now_are_compared(
     found = server.ask("compare", old=saved, new="live", kernel=kernel, parts="cells,files,variables")
     assert found["variables_error"] is None
     assert (found["cells"], found["files_error"]) == ([], None)
-    assert "in the browser is not known" in found["cells_error"]  # and not that nothing changed
+    assert "as it is in the browser" in found["cells_error"]  # and not that nothing changed
+    typed = server.do("compare", old=saved, new="live", kernel=kernel, parts="cells", document=notebook("typed = 1"))
+    assert [(cell["new"], typed["cells_error"]) for cell in typed["cells"]] == [("typed = 1", None)]
     assert [f["change"] for f in found["files"] if f["path"].endswith("live.csv")] == ["added"]
     changes = {one["name"]: one["change"] for one in found["variables"]}
     wanted = {"a": "changed", "same": "same", "lock": "unknown", "gone": "removed", "new": "added"}

@@ -11,6 +11,7 @@ from typing import Any
 
 from ijfs.history import comparison, unsaved
 from ijfs.history.comparison import FileChange
+from ijfs.history.notebooks import Document
 from ijfs.jupyter import variables
 from ijfs.jupyter.server import requests
 from ijfs.jupyter.server.documents import cells, document_of
@@ -26,7 +27,7 @@ NO_FILES = frozenset({b"images", b"notebook.ipynb", b"inodes", b"packages"})
 """What is at a snapshot's top beside its program's files."""
 MOST_FILES = 1000
 """Paths that a comparison names."""
-UNKNOWN_CELLS = "the notebook as it is in the browser is not known until it is saved: save, and compare with `latest`"
+UNKNOWN_CELLS = "the notebook as it is in the browser is known where it comes with the request: POST it as `document`"
 
 
 def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
@@ -37,7 +38,7 @@ def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
         new = None if request.new == LIVE else repository.snapshot(repository.resolve(request.new))
         answer: Answer = {"old": {"snapshot": old.id.hex()}, "new": {"snapshot": new.id.hex() if new else None}}
         if "cells" in parts:
-            answer |= _cells(repository, old, new)
+            answer |= _cells(repository, old, new, request.document)
         if "files" in parts:
             answer |= _files(repository, old, new, instance)
     if "variables" in parts:
@@ -45,11 +46,12 @@ def compared(repo: Path, request: requests.Compare, instance: str) -> Answer:
     return answer
 
 
-def _cells(repository: Repository, old: Snapshot, new: Snapshot | None) -> Answer:
-    """Of a live kernel none: the file may be minutes behind what is typed and run in the browser."""
-    if new is None:
+def _cells(repository: Repository, old: Snapshot, new: Snapshot | None, now: Document | None) -> Answer:
+    """Of a live kernel those that its browser has sent: the file may be minutes behind what is typed and run there."""
+    if new is None and now is None:
         return {"cells": [], "cells_error": UNKNOWN_CELLS}
-    before, after = (document_of(repository.reader(), snapshot) for snapshot in (old, new))
+    before = document_of(repository.reader(), old)
+    after = now if new is None else document_of(repository.reader(), new)
     return {"cells": cells(before, after), "cells_error": None}
 
 

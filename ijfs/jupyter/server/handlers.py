@@ -1,6 +1,7 @@
 """HTTP around the panel's API: who may ask, what is read, and how an error is answered. Called by __init__.py.
 
-GET for what only looks, POST for what changes something; Jupyter's own authorizer is asked for the resource `ijfs`.
+GET for what only looks, POST for what changes something, or brings a notebook along; Jupyter's own authorizer is asked
+for the resource `ijfs`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def add_handlers(app: Any) -> None:
         "offer": (requests.Offer, forks.offer),
     }
     changing: dict[str, Verb] = {
+        "compare": looking["compare"],
         "save": (requests.Save, programs.save),
         "restore": (requests.Restore, programs.restore),
         "undo": (requests.Undo, programs.undo),
@@ -60,50 +62,28 @@ def add_handlers(app: Any) -> None:
     }
     base = url_path_join(app.web_app.settings["base_url"], "ijfs", "api")
     handlers = [
-        (url_path_join(base, name), kind, {"verb": verb})
-        for kind, verbs in ((LookingHandler, looking), (ChangingHandler, changing))
-        for name, verb in verbs.items()
+        (url_path_join(base, name), Handler, {"looks": looking.get(name), "changes": changing.get(name)})
+        for name in looking | changing
     ]
     app.web_app.add_handlers(".*$", handlers)
 
 
-class _Handler(APIHandler):
+class Handler(APIHandler):
+    """What is below one name."""
+
     auth_resource = RESOURCE
 
-    def initialize(self, verb: Verb) -> None:
-        """What it serves."""
-        self._request_type, self._do = verb
-
-    async def _answered(self, given: Any) -> None:
-        try:
-            request = msgspec.convert(given, self._request_type, strict=False)
-        except msgspec.ValidationError as error:
-            self._refused(400, "UsageError", f"this request is not understood: {error}", None)
-            return
-        try:
-            answer = await self._do(request)
-        except IjfsError as error:
-            self._refused(status_of(error), type(error).__name__, str(error), error.hint)
-        else:
-            await self.finish(json.dumps(msgspec.to_builtins(answer)))
-
-    def _refused(self, status: int, kind: str, message: str, hint: str | None) -> None:
-        self.set_status(status)
-        self.finish(json.dumps({"message": message, "hint": hint, "type": kind, "reason": ""}))
-
-
-class LookingHandler(_Handler):
-    """A request that changes nothing: its fields are in the query."""
+    def initialize(self, looks: Verb | None, changes: Verb | None) -> None:
+        """What it serves: a request that changes nothing, whose fields are in the query, and one whose fields are in
+        the body."""
+        self._looks, self._changes = looks, changes
 
     @web.authenticated
     @authorized
     async def get(self) -> None:
         """Look."""
-        await self._answered({name: self.get_query_argument(name) for name in self.request.query_arguments})
-
-
-class ChangingHandler(_Handler):
-    """A request that does something: its fields are in the body."""
+        given = {name: self.get_query_argument(name) for name in self.request.query_arguments}
+        await self._answered(self._looks, given)
 
     @web.authenticated
     @authorized
@@ -115,7 +95,27 @@ class ChangingHandler(_Handler):
         except ValueError as error:
             self._refused(400, "UsageError", f"the body is no JSON: {error}", None)
             return
-        await self._answered(given)
+        await self._answered(self._changes, given)
+
+    async def _answered(self, verb: Verb | None, given: Any) -> None:
+        if verb is None:
+            raise web.HTTPError(405)
+        kind, do = verb
+        try:
+            request = msgspec.convert(given, kind, strict=False)
+        except msgspec.ValidationError as error:
+            self._refused(400, "UsageError", f"this request is not understood: {error}", None)
+            return
+        try:
+            answer = await do(request)
+        except IjfsError as error:
+            self._refused(status_of(error), type(error).__name__, str(error), error.hint)
+        else:
+            await self.finish(json.dumps(msgspec.to_builtins(answer)))
+
+    def _refused(self, status: int, kind: str, message: str, hint: str | None) -> None:
+        self.set_status(status)
+        self.finish(json.dumps({"message": message, "hint": hint, "type": kind, "reason": ""}))
 
 
 _NOT_THERE = (UnknownKernelError, UnknownNameError, NoInstanceError, NoRepositoryError)

@@ -126,12 +126,13 @@ class DocumentOf(Request, frozen=True):
 
 
 class Compare(Request, frozen=True):
-    """What differs between two snapshots. `new` may be `live`: the kernel as it is now, of which only the variables
-    are known. `parts`: of cells, files and variables, those that are asked for, with commas."""
+    """What differs between two snapshots. `new` may be `live`: the kernel as it is now, with `document`, the notebook
+    as the browser has it. `parts`: of cells, files and variables, those that are asked for, with commas."""
 
     old: str
     new: str = "latest"
     parts: str = "cells,files"
+    document: Document | None = None
 
 
 class Fork(Request, frozen=True):
