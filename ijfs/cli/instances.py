@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STOPPED = "stopped"
-"""How the note of what ijfs ended ends (also "saved as … and stopped"): its exit status is the signal's, no fault."""
-
 COLUMNS = [
     Column("NAME", style="bold green"),
     Column("STATUS", optional=True),
@@ -84,6 +81,8 @@ def status(info: InstanceInfo) -> Span:
         parts += ["saving"] if info.saving else []
         parts += [] if info.keeper_running else ["no keeper"]
         return (", ".join(parts), "yellow")
+    from ijfs.live.model.records import STOPPED
+
     stopped = info.note.endswith(STOPPED)
     how = info.note if info.exit_status is None else f"exited {info.exit_status}"
     saving = ", saving" if info.saving else ""

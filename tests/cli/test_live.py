@@ -21,6 +21,7 @@ from waiting import eventually, patient
 from ijfs.cli.verbs import logs
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.record_file import read_record, write_record
+from ijfs.live.model.records import WENT_DOWN
 from ijfs.live.process.keeper_lock import is_kept
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -76,6 +77,31 @@ def test_what_ended_with_the_machine_comes_back(ijfs: Ijfs, live: Path) -> None:
     assert ijfs("restore", "--lost", "saved").code == 2
     assert ijfs("stop", "--rm", "never", "-q").code == 0
     assert ijfs("restore", "--lost").out == "nothing ended with the machine\n"
+
+
+@pytest.mark.parametrize("first", ["keeper", "program"])
+def test_what_was_told_to_end_with_the_machine_is_lost_after_a_reboot(ijfs: Ijfs, live: Path, first: str) -> None:
+    """systemd sends SIGTERM to keepers and programs, in no order."""
+    assert (
+        ijfs("run", "--name", "p", "-q", "--", "sh", "-c", "trap 'exit 143' TERM; while :; do sleep 0.05; done").code
+        == 0
+    )
+    one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])
+    paths = InstancePaths.of(live, "p")
+    record = read_record(paths)
+    assert record.keeper is not None
+    assert record.program is not None
+    pids = [record.keeper.pid, record.program.pid]
+    for pid in pids if first == "keeper" else reversed(pids):
+        os.kill(pid, signal.SIGTERM)
+    assert eventually(lambda: not is_kept(paths))
+    ended = read_record(paths)
+    assert (ended.status, ended.note) == ("exited", WENT_DOWN)
+    assert ijfs("restore", "--lost").out == "nothing ended with the machine\n", "it runs yet"
+    write_record(paths, msgspec.structs.replace(ended, boot_id="another"))
+    assert "ended with the machine: p" in ijfs("doctor").out
+    back = ijfs("restore", "--lost", "--json")
+    assert [(i["name"], i["status"], i["snapshot"]) for i in back.json["instances"]] == [("p", "running", one)]
 
 
 def test_going_back_in_place_says_what_is_gone_or_saves_it_first(ijfs: Ijfs, live: Path) -> None:

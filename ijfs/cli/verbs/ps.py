@@ -98,11 +98,13 @@ def _is_sending(repo: Path) -> bool:
 
 def _remarks(out: Printer, info: InstanceInfo) -> None:
     """What a person has to know about a program."""
+    from ijfs.live.model.records import STOPPED
+
     if info.damage:
         out.line((f"{info.name}: its memory is not what was saved: {info.damage}", "red"))
     if info.save_error:
         out.line((f"{info.name}: the last save was not stored: {info.save_error}", "red"))
-    if info.note and not (info.status == "exited" and info.note == instances.STOPPED):
+    if info.note and not (info.status == "exited" and info.note == STOPPED):
         out.line((f"{info.name}: {info.note}", "dim"))
 
 

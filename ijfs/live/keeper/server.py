@@ -58,7 +58,7 @@ from ijfs.live.model.protocol import (
     WakeArguments,
     WatchArguments,
 )
-from ijfs.live.model.records import InstanceInfo, SaveResult
+from ijfs.live.model.records import STOPPED, WENT_DOWN, InstanceInfo, SaveResult
 from ijfs_engine.errors import IjfsError
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ if TYPE_CHECKING:
 
 # How long a keeper whose program has ended stays for the answers it still owes.
 FAREWELL_S = 2.0
+
+# How long a keeper whose program was ended by SIGTERM waits for one of its own.
+TOLD_TOO_S = 0.2
 
 # How often a keeper looks whether its directory is still there.
 DIRECTORY_S = 2.0
@@ -130,6 +133,7 @@ class Keeper:
                 nursery.start_soon(self._watch_directory)
                 nursery.start_soon(self._let_go_of_removed)
                 await self._state.ended.wait()
+                await self._told_too()
                 await self._queue.settled()
                 await self._answered()
                 self.came_to_nothing = self._state.record.spec.ephemeral
@@ -159,9 +163,18 @@ class Keeper:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _ in signals:
                 _log.info("SIGTERM")
-                with contextlib.suppress(IjfsError):
-                    await self._stop(StopArguments(force=True), lambda event: None)
+                try:
+                    await self._end(StopArguments(force=True), lambda event: None, WENT_DOWN)
+                except IjfsError:
+                    if self._state.ended_by(signal.SIGTERM):
+                        self._state.note(note=WENT_DOWN)
                 self._state.ended.set()
+
+    async def _told_too(self) -> None:
+        """A machine that goes down sends SIGTERM to program and keeper at once, and the program's end may come first:
+        wait a moment for the other."""
+        if self._state.ended_by(signal.SIGTERM):
+            await trio.sleep(TOLD_TOO_S)
 
     async def _watch_directory(self) -> None:
         """When the instance's directory is deleted (with the repository, say), nobody can reach the keeper any more.
@@ -278,6 +291,9 @@ class Keeper:
         return await self._queue.outcome(arguments.number)
 
     async def _stop(self, arguments: StopArguments, emit: Emit) -> InstanceInfo:
+        return await self._end(arguments, emit, STOPPED)
+
+    async def _end(self, arguments: StopArguments, emit: Emit, note: str) -> InstanceInfo:
         state = self._state
         async with state.busy:
             sandbox = state.live_sandbox()
@@ -290,7 +306,7 @@ class Keeper:
                 with contextlib.suppress(InstanceExitedError):
                     sandbox.signal(signal.SIGTERM)
                 await in_thread(sandbox.wait, arguments.timeout_s)
-            await state.kill("stopped")
+            await state.kill(note)
             return state.info()
 
     async def _signal(self, arguments: SignalArguments, emit: Emit) -> None:

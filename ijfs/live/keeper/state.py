@@ -33,6 +33,7 @@ from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import Happened, What
 from ijfs.live.model.record_file import info_of, read_record, write_record
 from ijfs.live.model.records import (
+    STOPPED,
     Base,
     FilesOrigin,
     InstanceInfo,
@@ -253,6 +254,11 @@ class InstanceState:
                 await in_thread(self.gpu.prepare_to_kill, self.sandbox.pid)
             await in_thread(self.sandbox.kill)
             await self._finish(note)
+
+    def ended_by(self, number: int) -> bool:
+        """Whether the program was ended by that signal, and nothing is noted of why."""
+        record = self.record
+        return record.status == "exited" and record.exit_status == 128 + number and not record.note.endswith(STOPPED)
 
     async def _watch(self, sandbox: Sandbox) -> None:
         """The end of the program is the end of the instance, unless another program took its place."""

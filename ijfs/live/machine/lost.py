@@ -1,7 +1,7 @@
 """Programs that ran when the machine went down: what `ijfs doctor` names, and `ijfs restore --lost` brings back.
 
-A record that says `running` is of another boot than this one. Who ended a program before that has left a record that
-says so.
+Their records are of another boot than this one, and say `running`, or that program and keeper were told to end: what a
+machine that goes down in order does. Who ended a program before that has left a record that says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.record_file import read_record
+from ijfs.live.model.records import WENT_DOWN
 from ijfs.live.process import procfs
 from ijfs_engine.errors import IjfsError
 
@@ -32,6 +33,7 @@ def lost(repo: Path) -> list[Lost]:
             record = read_record(InstancePaths.of(repo, name))
         except IjfsError:
             continue
-        if record.status == "running" and record.boot_id != procfs.boot_id():
+        ran = record.status == "running" or (record.status == "exited" and record.note == WENT_DOWN)
+        if ran and record.boot_id != procfs.boot_id():
             found.append(Lost(name, record.snapshot))
     return found

@@ -23,6 +23,12 @@ LOOPBACK = "127.0.0.1"
 LOST_WITH_KEEPER = "the keeper was killed before it was durable"
 
 # The record's layout; raised when an older reader would misread it.
+STOPPED = "stopped"
+"""How the note of what ijfs ended ends (also "saved as … and stopped"): its exit status is the signal's, no fault."""
+
+WENT_DOWN = "told to end with its keeper, as by a machine that goes down"
+"""The note of a program that ended for a SIGTERM which its keeper got, too: after a reboot it is one that was lost."""
+
 RECORD_VERSION = 1
 
 
