@@ -262,7 +262,7 @@ def test_names_that_are_taken_or_wrong_are_refused_with_a_sentence(live_env: Liv
     live_env.command("one", COUNTING)
     with pytest.raises(InstanceExistsError):
         live_env.command("one", COUNTING)
-    with pytest.raises(IjfsError, match="cannot name an instance"):
+    with pytest.raises(IjfsError, match="cannot be the name of a program"):
         live_env.command("../one", COUNTING)
     with pytest.raises(NoInstanceError):
         client.connect(live_env.repo, "two")
@@ -274,7 +274,7 @@ def test_names_that_are_taken_or_wrong_are_refused_with_a_sentence(live_env: Liv
 
 
 def test_nothing_to_start_is_said_before_anything_is_made(live_env: LiveEnv) -> None:
-    with pytest.raises(CommandError, match="no program `no-such-program`"):
+    with pytest.raises(CommandError, match="no command `no-such-program`"):
         client.start(live_env.repo, client.InstanceSpec(name="none", argv=("no-such-program",), cwd="/"))
     with pytest.raises(CommandError, match="does not exist"):
         client.start(live_env.repo, client.InstanceSpec(name="none", argv=("true",), cwd="/no/such/directory"))
