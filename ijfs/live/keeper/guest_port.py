@@ -55,6 +55,7 @@ class GuestPort:
     def __init__(self, answer: AnswerGuest, on_hooks: Callable[[tuple[int, ...]], None]) -> None:
         self._answer = answer
         self._on_hooks = on_hooks
+        self._waiting: socket.socket | None = None
         self._listener: trio.SocketListener | None = None
         self._serving: trio.CancelScope | None = None
         self.hook_ports: list[int] = []
@@ -63,18 +64,22 @@ class GuestPort:
         """The hooks that a program brings along from its snapshot, or had with an earlier keeper."""
         self.hook_ports = list(ports)
 
-    def open(self, network_fd: int, nursery: trio.Nursery) -> None:
-        """Listen inside, and serve in `nursery`. A program that took the port itself does without a keeper."""
+    def listen(self, network_fd: int) -> None:
+        """Listen inside: who connects waits until `open`. A program that took the port itself does without a keeper."""
         try:
             with ns.in_network(network_fd):
-                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", GUEST_PORT))
-            sock.listen(16)
+                self._waiting = socket.create_server(("127.0.0.1", GUEST_PORT), backlog=16)
         except OSError as error:
             _log.warning("no guest port: %s", error)
+
+    def open(self, network_fd: int, nursery: trio.Nursery) -> None:
+        """Serve in `nursery` who connects, from now on or since `listen`."""
+        if self._waiting is None:
+            self.listen(network_fd)
+        if self._waiting is None:
             return
-        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._waiting))
+        self._waiting = None
         self._serving = trio.CancelScope()
         nursery.start_soon(self._serve, self._listener, self._serving)
 
@@ -84,7 +89,9 @@ class GuestPort:
             self._serving.cancel()
         if self._listener is not None:
             self._listener.socket.close()
-        self._listener = self._serving = None
+        if self._waiting is not None:
+            self._waiting.close()
+        self._listener = self._serving = self._waiting = None
 
     async def _serve(self, listener: trio.SocketListener, scope: trio.CancelScope) -> None:
         with scope:

@@ -328,7 +328,8 @@ class Lifecycle:
         paths = state.paths.sandbox(state.record.generation)
         kept = before.volumes if before else None
         lower = await in_thread(self._lower, arguments, paths, before)
-        return await in_thread(launch, paths, spec, state.repo, inside, kept=kept, lower=lower)
+        listen = state.guest.listen  # before it begins: its first line may ask for something
+        return await in_thread(launch, paths, spec, state.repo, inside, kept=kept, lower=lower, before=listen)
 
     def _lower(self, arguments: StartArguments, paths: SandboxPaths, before: InstanceRecord | None) -> Lower:
         """In a thread: what the program's files come from. One that begins anew may stand on a newer version of its

@@ -188,8 +188,10 @@ def launch(
     *,
     kept: tuple[Volume, ...] | None = None,
     lower: Lower = HOST,
+    before: Callable[[int], None] = lambda network_fd: None,
 ) -> Sandbox:
-    """Start the spec's program in a new sandbox over `lower`; nothing is left when that fails.
+    """Start the spec's program in a new sandbox over `lower`; nothing is left when that fails. `before` is called with
+    its network right before.
 
     `kept`: the volumes of an ended instance whose files these directories hold; the program finds them, and they stay
     even when it cannot be started.
@@ -225,6 +227,7 @@ def launch(
             (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
             sandbox.connect_outwards()
         command = [init_program, "-g", "--", *argv]
+        before(sandbox.network_fd)
         started = init.start(
             paths,
             sandbox.volumes,
