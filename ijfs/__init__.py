@@ -114,6 +114,7 @@ __all__ = [
     "Files",
     "Forked",
     "GuestError",
+    "Idle",
     "IjfsError",
     "InstanceExistsError",
     "InstanceExitedError",

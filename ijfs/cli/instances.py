@@ -81,6 +81,8 @@ def status(info: InstanceInfo) -> Span:
         parts += ["saving"] if info.saving else []
         parts += [] if info.keeper_running else ["no keeper"]
         return (", ".join(parts), "yellow")
+    if info.parked_on_disk:
+        return ("parked on disk", "yellow")
     from ijfs.live.model.records import STOPPED
 
     stopped = info.note.endswith(STOPPED)

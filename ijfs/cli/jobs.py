@@ -39,12 +39,14 @@ def needs_of(spec: InstanceSpec, gpu_memory: int) -> dict[str, int]:
     return {"memory": spec.limits.memory or 0, **{f"gpu:{number}": gpu_memory for number in gpus}}
 
 
-def check(priority: int | None, gpu_memory: int, spec: InstanceSpec, *, tty: bool, secrets: bool) -> None:
+def check(priority: int | None, gpu_memory: int, spec: InstanceSpec, *, tty: bool, secrets: bool, idle: bool) -> None:
     """Usage errors of what does not go together."""
     if gpu_memory and (priority is None or not spec.gpu):
         raise click.UsageError("--gpu-memory is what a program with --gpu takes of the room that --priority is about")
     if priority is None:
         return
+    if idle:
+        raise click.UsageError("a program with --priority is parked when others need its room: no --idle")
     if tty or secrets:
         raise click.UsageError("a program with --priority may begin when nobody is there: no terminal, no secrets")
     if not any(needs_of(spec, gpu_memory).values()):

@@ -55,7 +55,7 @@ SECTIONS: dict[str, dict[str, VerbEntry]] = {
         "vllm": VerbEntry("vllm", "Serve a model by vLLM, with its own arguments."),
         "deployments": VerbEntry("deploy", "List deployments."),
         "park": VerbEntry("deploy", "Let a deployment or program stand still in memory, or on disk."),
-        "wake": VerbEntry("deploy", "Let it go on."),
+        "wake": VerbEntry("deploy", "Let what is parked go on."),
         "undeploy": VerbEntry("deploy", "End a deployment and forget it."),
     },
     "Snapshots of them": {

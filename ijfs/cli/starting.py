@@ -20,7 +20,7 @@ from ijfs.cli.params import SIZE, Limit, Seconds
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import HostPort, InstanceInfo
-    from ijfs.live.model.records import Hooks
+    from ijfs.live.model.records import Hooks, OnIdle
 
 TOLD_S = 10.0
 """How long a kernel may take to take variables: one that was saved in the middle of a cell is busy with that."""
@@ -120,6 +120,33 @@ ttl_option = click.option(
     metavar="S",
     help="End it after S seconds; copies have as many.",
 )
+
+
+def idle_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--idle` and `--on-idle`, which the function gets as `idle`: None where nobody said."""
+
+    @functools.wraps(function)
+    def gathered(*args: Any, idle: float | None, on_idle: OnIdle | None, **given: Any) -> Any:
+        from ijfs.live.model.records import Idle
+
+        if on_idle is not None and idle is None:
+            raise click.UsageError("--on-idle says what is done after --idle S seconds")
+        chosen = None if idle is None else Idle(after_s=idle, then=on_idle or "park")
+        return function(*args, idle=chosen, **given)
+
+    click.option(
+        "--on-idle",
+        type=click.Choice(["park", "kill"]),
+        help="`park` (the default): save it and end it, `ijfs wake` brings it back; `kill`: end it.",
+    )(gathered)
+    click.option(
+        "--idle",
+        type=Limit(Seconds(min_open=True)),
+        metavar="S",
+        help="When nobody used it for S seconds and it did nothing; copies as well; `none`: never.",
+    )(gathered)
+    return gathered
+
 
 disk_option = click.option(
     "--disk",

@@ -43,7 +43,7 @@ _BACK = (
 _INSIDE = "`ijfs exec NAME -- bash` opens a shell inside a program; `jupyter console --existing FILE` talks to a kernel"
 _START = "`ijfs run -- COMMAND` starts a program, `ijfs kernel start` a kernel, `ijfs restore SNAPSHOT` a saved one"
 _STOP = "`ijfs stop NAME` ends a program; `ijfs save NAME --stop` saves it first"
-_PARK = "`ijfs park NAME` lets a program stand still in memory; `ijfs save NAME --stop` saves and ends it"
+_PARK = "`ijfs park NAME` lets it stand still in memory, with `--disk` it is saved and ended; `ijfs wake` undoes both"
 _REMOVE = "`ijfs rm NAME` removes a branch, tag or snapshot; `ijfs stop --rm NAME` ends and forgets a program"
 _WHOLE = "there is nothing to put together: a snapshot is whole, with all memory and files"
 _REMOTE = "`ijfs push` sends branches to a remote, `ijfs fetch` looks what is new there, `ijfs pull` copies it here"
@@ -53,6 +53,10 @@ SAID = {
     **dict.fromkeys(("checkout", "switch", "reset", "revert", "undo", "back", "rollback"), _BACK),
     **dict.fromkeys(("shell", "console", "connect", "enter", "ssh", "bash"), _INSIDE),
     **dict.fromkeys(("start", "create", "new", "launch", "spawn"), _START),
+    **dict.fromkeys(
+        ("unpark",),
+        "`ijfs wake NAME` lets a parked program or deployment go on",
+    ),
     **dict.fromkeys(
         ("resume", "load", "unpause", "continue"),
         "`ijfs restore SNAPSHOT` brings a snapshot back to life; `ijfs wake NAME` lets a parked program go on",

@@ -19,6 +19,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
+from ijfs.live.client.api import NO_SECRETS
 from ijfs.live.model.records import NO_LIMITS
 from ijfs.live.uploads.followed import LOCAL
 from ijfs.sdk import box as blocking_box
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ijfs.jupyter.outputs import CellResult, OnOutput, OnStream
     from ijfs.live.client.api import FilesChoice, OnEvent
     from ijfs.live.client.watch import RepositoryEvent
-    from ijfs.live.model.records import InstanceInfo, Limits, Network, SaveResult
+    from ijfs.live.model.records import Idle, InstanceInfo, Limits, Network, SaveResult
     from ijfs.live.sandbox.file_access import FileInfo
     from ijfs.sdk import commands as blocking_commands
     from ijfs.sdk.commands import Completed, OnBytes
@@ -369,6 +370,8 @@ class Box:
         *,
         save_first: bool = False,
         files: FilesChoice | Literal[""] = "",
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> str | None:
@@ -378,6 +381,8 @@ class Box:
             str(snapshot),
             save_first=save_first,
             files=files,
+            idle=idle,
+            secrets=secrets,
             timeout=timeout,
             on_event=on_event,
         )
@@ -392,6 +397,8 @@ class Box:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
@@ -407,12 +414,24 @@ class Box:
             on_demand=on_demand,
             same_random=same_random,
             limits=limits,
+            idle=idle,
+            secrets=secrets,
             ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,
             on_event=on_event,
         )
         return [Box(box) for box in found]
+
+    async def park(self, *, disk: bool = False, timeout: float | None = None, on_event: OnEvent | None = None) -> None:
+        """As Box.park."""
+        await in_thread(self.blocking.park, disk=disk, timeout=timeout, on_event=on_event)
+
+    async def wake(
+        self, *, secrets: Env = NO_SECRETS, timeout: float | None = None, on_event: OnEvent | None = None
+    ) -> None:
+        """As Box.wake."""
+        await in_thread(self.blocking.wake, secrets=secrets, timeout=timeout, on_event=on_event)
 
     async def adopt(
         self, paths: Sequence[str] = (), *, keep: Literal["ours", "theirs"] | None = None, winner: bool = False
@@ -499,6 +518,8 @@ class Snapshot:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Box:
@@ -512,6 +533,8 @@ class Snapshot:
                 on_demand=on_demand,
                 same_random=same_random,
                 limits=limits,
+                idle=idle,
+                secrets=secrets,
                 timeout=timeout,
                 on_event=on_event,
             )
@@ -526,6 +549,8 @@ class Snapshot:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
@@ -540,6 +565,8 @@ class Snapshot:
             on_demand=on_demand,
             same_random=same_random,
             limits=limits,
+            idle=idle,
+            secrets=secrets,
             ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,
@@ -633,11 +660,14 @@ class Repository:
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """As Repository.start."""
         more |= {"memory": memory, "cpu": cpu, "pids": pids, "limits": limits, "storage": storage}
+        more |= {"idle": idle, "secrets": secrets}
         call = partial(self.blocking.start, argv, name=name, env=env, cwd=cwd, network=network, ports=ports, **more)
         return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 
@@ -659,11 +689,14 @@ class Repository:
         timeout: float | None = blocking_repository.READY_S,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         storage: str = LOCAL,
         **more: Any,
     ) -> Box:
         """As Repository.kernel."""
         more |= {"ports": ports, "memory": memory, "cpu": cpu, "pids": pids, "limits": limits, "storage": storage}
+        more |= {"idle": idle, "secrets": secrets}
         call = partial(self.blocking.kernel, spec_name, name=name, env=env, cwd=cwd, network=network, **more)
         return Box(await in_thread(call, gpu=gpu, base=base, ttl=ttl, timeout=timeout, on_event=on_event))
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ijfs.live.client import api as client
+from ijfs.live.client.api import NO_SECRETS
 from ijfs.live.errors import InstanceExitedError, NoInstanceError
-from ijfs.live.model.records import NO_LIMITS, InstanceInfo, Limits, SaveResult
+from ijfs.live.model.records import NO_LIMITS, Idle, InstanceInfo, Limits, SaveResult
 from ijfs.sdk import calls
 from ijfs.sdk.calls import CallTimeoutError
 from ijfs_engine.errors import IjfsError, NoRepositoryError, TargetDiedError
@@ -250,13 +251,16 @@ class Box:
         *,
         save_first: bool = False,
         files: FilesChoice | Literal[""] = "",
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> str | None:
         """Go back (or over) to a snapshot in place: name, ports and clients stay. An ended program comes back. What it
         was since its last save is lost, unless `save_first` saves that: its snapshot's id is returned then. `files`:
         folders that it shares stay as they are ("keep", the default), are put back as they were ("restore"), or it gets
-        a copy as they were ("private")."""
+        a copy as they were ("private"). `idle`: what becomes of it where nobody uses it, instead of what did.
+        `secrets`: over those that it has; one that has ended has none."""
         call = partial(
             client.restore,
             self.repo,
@@ -265,6 +269,8 @@ class Box:
             replace=True,
             save_first=save_first,
             files=files,
+            idle=idle,
+            secrets=secrets,
             on_event=on_event,
         )
         return calls.within(timeout, "the restore", call).left
@@ -279,6 +285,8 @@ class Box:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
@@ -297,11 +305,29 @@ class Box:
             on_demand=on_demand,
             same_random=same_random,
             limits=limits,
+            idle=idle,
+            secrets=secrets,
             ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,
             on_event=on_event,
         )
+
+    def park(self, *, disk: bool = False, timeout: float | None = None, on_event: OnEvent | None = None) -> None:
+        """Let it stand still in host memory, where it takes no processor and no GPU; or, with `disk`, save it and end
+        it. `wake` undoes both."""
+
+        def park() -> None:
+            with client.connect(self.repo, self.name, on_event=on_event) as keeper:
+                keeper.park(disk=disk)
+
+        calls.within(timeout, "the parking", park)
+
+    def wake(self, *, secrets: Env = NO_SECRETS, timeout: float | None = None, on_event: OnEvent | None = None) -> None:
+        """Let it go on after `park`, or after an idle time that parked it; `secrets` of one that was ended for that are
+        given again. InstanceExitedError where it ended otherwise."""
+        call = partial(client.wake, self.repo, self.name, secrets=secrets, on_event=on_event)
+        calls.within(timeout, "the waking", call)
 
     def adopt(
         self, paths: Sequence[str] = (), *, keep: Literal["ours", "theirs"] | None = None, winner: bool = False

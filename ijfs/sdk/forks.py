@@ -18,7 +18,7 @@ from ijfs_engine.errors import TargetDiedError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo, OnEvent
-    from ijfs.live.model.records import Limits
+    from ijfs.live.model.records import Idle, Limits
     from ijfs.sdk.snapshots import Snapshot
 
 TELL_S = 10.0
@@ -46,6 +46,8 @@ def fork(
     on_demand: bool,
     same_random: bool,
     limits: Limits,
+    idle: Idle | None,
+    secrets: Env,
     ephemeral: bool,
     seed: int | None,
     timeout: float | None,
@@ -65,6 +67,8 @@ def fork(
             on_demand=on_demand,
             same_random=same_random,
             limits=limits,
+            idle=idle,
+            secrets=secrets,
             ephemeral=ephemeral,
             env=env,
             wish=wish,

@@ -31,6 +31,7 @@ WHERE = {
     "FileError": "ijfs.sdk.files",
     "FileInfo": "ijfs.live.sandbox.file_access",
     "Files": "ijfs.sdk.files",
+    "Idle": "ijfs.live.model.records",
     "IjfsError": "ijfs_engine.errors",
     "InstanceExistsError": "ijfs.live.errors",
     "InstanceExitedError": "ijfs.live.errors",

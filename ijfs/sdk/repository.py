@@ -13,8 +13,9 @@ import msgspec
 
 from ijfs.jupyter.repository import choose_repository, ensure_repository
 from ijfs.live.client import api as client
+from ijfs.live.client.api import NO_SECRETS
 from ijfs.live.client.instances import named
-from ijfs.live.model.records import NO_LIMITS, InstanceSpec, Limits, Network
+from ijfs.live.model.records import NO_LIMITS, Idle, InstanceSpec, Limits, Network
 from ijfs.live.model.sizes import parse_limits
 from ijfs.live.uploads.followed import LOCAL, remote_of
 from ijfs.sdk import calls
@@ -124,6 +125,8 @@ class Repository:
         timeout: float | None = None,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         storage: str = LOCAL,
         **more: Any,
     ) -> Box:
@@ -131,8 +134,9 @@ class Repository:
         from outside (`Box.port`); after `ttl` seconds it is ended, and each copy after as many of its own. `memory`
         (bytes, or "4G"), `cpu` (processors) and `pids` (processes and threads) are what it may take, and each copy as
         much again; `limits` says the same at once. `storage`: a remote by name, or `s3`, that its saves go to as well,
-        behind its back (docs/remotes.md). `more` are further fields of InstanceSpec. LimitError where this machine
-        cannot limit that, UnknownNameError for a remote that there is not."""
+        behind its back (docs/remotes.md). `idle`: what becomes of it where nobody uses it. `secrets`: values that it
+        can ask for (`ijfs.secret`), and that no snapshot has. `more` are further fields of InstanceSpec. LimitError
+        where this machine cannot limit that, UnknownNameError for a remote that there is not."""
         own = InstanceSpec(
             name="",
             argv=tuple(argv),
@@ -144,10 +148,11 @@ class Repository:
             base=base,
             ttl_s=ttl,
             limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
+            idle=idle or Idle(),
             storage=self.remote_of(storage),
             **more,
         )
-        return self._started(own, name, argv[0], timeout, on_event)
+        return self._started(own, name, argv[0], secrets, timeout, on_event)
 
     def kernel(
         self,
@@ -167,6 +172,8 @@ class Repository:
         timeout: float | None = READY_S,
         on_event: OnEvent | None = None,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         storage: str = LOCAL,
         **more: Any,
     ) -> Box:
@@ -184,21 +191,29 @@ class Repository:
             base=base,
             ttl_s=ttl,
             limits=parse_limits({"memory": memory, "cpus": cpu, "pids": pids}).over(limits),
+            idle=idle or Idle(),
             storage=self.remote_of(storage),
             **more,
         )
         wish = "kernel" if spec_name == "python3" else spec_name
-        box = self._started(own, name, wish, timeout, on_event)
+        box = self._started(own, name, wish, secrets, timeout, on_event)
         box.run("", timeout=timeout)
         return box
 
     def _started(
-        self, spec: InstanceSpec, name: str | None, wish: str, timeout: float | None, on_event: OnEvent | None
+        self,
+        spec: InstanceSpec,
+        name: str | None,
+        wish: str,
+        secrets: Env,
+        timeout: float | None,
+        on_event: OnEvent | None,
     ) -> Box:
         """Start it by this name or, without one, by the first free one after the wish."""
 
         def start(chosen: str) -> InstanceInfo:
-            return client.start(self.path, msgspec.structs.replace(spec, name=chosen), on_event=on_event)
+            named_so = msgspec.structs.replace(spec, name=chosen)
+            return client.start(self.path, named_so, secrets=secrets, on_event=on_event)
 
         info = calls.within(timeout, "the start", partial(named, self.path, name, wish, start))
         return Box(self.path, info.name)

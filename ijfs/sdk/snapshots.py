@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijfs.live.client import api as client
-from ijfs.live.model.records import NO_LIMITS, Limits
+from ijfs.live.client.api import NO_SECRETS
+from ijfs.live.model.records import NO_LIMITS, Idle, Limits
 from ijfs.sdk import calls
 from ijfs.sdk.box import Box, Env
 from ijfs_engine.errors import IjfsError
@@ -123,12 +124,14 @@ class Snapshot:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         timeout: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Box:
         """Bring it back to life beside everything that is live; it runs at once and its memory follows (`eager`: all
-        memory first; `on_demand`: what it touches, and the rest when it is saved). `env`, `same_random`, `limits`: as
-        `fork` has them."""
+        memory first; `on_demand`: what it touches, and the rest when it is saved). `env`, `same_random`, `limits`,
+        `idle`, `secrets`: as `fork` has them."""
         from ijfs.live.client.instances import named
         from ijfs.sdk.forks import is_python_kernel, tell
 
@@ -142,6 +145,8 @@ class Snapshot:
                 same_random=same_random,
                 env=env,
                 limits=limits,
+                idle=idle,
+                secrets=secrets,
                 on_event=on_event,
             )
 
@@ -160,6 +165,8 @@ class Snapshot:
         on_demand: bool = False,
         same_random: bool = False,
         limits: Limits = NO_LIMITS,
+        idle: Idle | None = None,
+        secrets: Env = NO_SECRETS,
         ephemeral: bool = False,
         seed: int | None = None,
         timeout: float | None = None,
@@ -170,8 +177,10 @@ class Snapshot:
         `on_demand`: memory that they do not touch takes none, and comes when they are saved: for many at once.
         `same_random`: they draw the same random numbers; `seed`: those of the Nth Python kernel's shared generators
         (random, numpy, torch) begin with `seed` + N, from 0 on. `limits`: what each may take, over what the original
-        might; `ephemeral`: at its end it leaves nothing behind, no branch either. A kernel in the middle of a cell
-        takes variables and seed when that is done. When one does not come up the others stay (PartialError)."""
+        might; `idle`: what becomes of one that nobody uses, instead of what would of the original; `secrets`: values
+        that each can ask for (no snapshot has the original's); `ephemeral`: at its end it leaves nothing behind, no
+        branch either. A kernel in the middle of a cell takes variables and seed when that is done. When one does not
+        come up the others stay (PartialError)."""
         from ijfs.sdk.forks import fork
 
         return fork(
@@ -185,6 +194,8 @@ class Snapshot:
             message="",
             same_random=same_random,
             limits=limits,
+            idle=idle,
+            secrets=secrets,
             ephemeral=ephemeral,
             seed=seed,
             timeout=timeout,

@@ -67,8 +67,10 @@ async def silent(stream: trio.SocketStream) -> bool:
 async def test_bytes_go_both_ways_and_each_end_is_closed_by_itself() -> None:
     async with relayed() as (relay, program):
         relay.admit()
+        assert not relay.in_use
         outside = await program.client(relay)
         inside = await program.accept()
+        assert relay.in_use
         await outside.send_all(b"question")
         assert await inside.receive_some() == b"question"
         await outside.send_eof()

@@ -9,6 +9,7 @@ import pytest
 from live_env import LiveEnv
 from waiting import eventually
 
+import ijfs
 from ijfs.history import key_scan
 from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError
@@ -95,7 +96,8 @@ def test_no_snapshot_holds_a_secret_and_the_program_goes_on_with_it(shared_env: 
 
 
 def test_copies_have_what_their_own_caller_gives(shared_env: LiveEnv, saved: str) -> None:
-    client.restore(shared_env.repo, saved, "other", secrets={"KEY": OTHER})
+    snapshot = ijfs.Snapshot(shared_env.repo, saved)
+    other = snapshot.restore("other", secrets={"KEY": OTHER})
     client.restore(shared_env.repo, saved, "longer", secrets={"KEY": LONGER})
     client.restore(shared_env.repo, saved, "without")
     assert says(shared_env, "other", OTHER, OTHER)
@@ -103,6 +105,11 @@ def test_copies_have_what_their_own_caller_gives(shared_env: LiveEnv, saved: str
     assert says(shared_env, "without", "\0" * len(GIVEN), None)
     client.restore(shared_env.repo, saved, "keyed", replace=True)  # in place it has them still
     assert says(shared_env, "keyed", GIVEN, GIVEN)
+    ijfs.Box(shared_env.repo, "keyed").restore(saved, secrets={"KEY": OTHER})  # or others, where they are given
+    assert says(shared_env, "keyed", OTHER, OTHER)
+    other.park(disk=True)
+    other.wake(secrets={"KEY": GIVEN})
+    assert says(shared_env, "other", GIVEN, GIVEN)
 
 
 def test_a_scan_names_keys_with_their_process_and_shows_none_whole(shared_env: LiveEnv, saved: str) -> None:

@@ -149,11 +149,13 @@ def deployments(app: App) -> Answer:
 
 @verb("park")
 @click.argument("name", type=INSTANCE)
-@click.option("--disk", is_flag=True, help="Save a deployment and end it; its next request restores it.")
+@click.option("--disk", is_flag=True, help="Save it and end it; a deployment's next request restores it.")
 def park(app: App, name: str, disk: bool) -> Answer:
-    """Let a deployment, or a live program, stand still in host memory: it takes no processor and no GPU.
+    """Let a deployment, or a live program, stand still in host memory, where it takes no processor and no GPU; or, with
+    --disk, take no memory either.
 
-    A deployment goes on with its next request, a live program with `ijfs wake`.
+    A deployment goes on with its next request, a live program with `ijfs wake`. `ijfs fork` makes copies of one that
+    is parked on disk without starting it.
     """
     from ijfs.deployments import client
     from ijfs.live.client import api
@@ -161,25 +163,25 @@ def park(app: App, name: str, disk: bool) -> Answer:
     app.live_programs()
     if client.is_deployed(app.repository_path, name):
         return _one(client.park(app.repository_path, name, _depth(disk)))
-    if disk:
-        raise click.UsageError(f"{name} is no deployment: `ijfs save --stop {name}` saves it and ends it")
     with api.connect(app.repository_path, name, on_event=app.progress(f"park {name}").event) as keeper:
-        keeper.park()
-    return Answer({"parked": name}, lambda out: out.line("parked ", (name, "bold")))
+        info = keeper.park(disk=disk)
+    where = f" on disk, as {(info.snapshot or '')[: text.SHORT_ID]}" if disk else ""
+    return Answer({"parked": name}, lambda out: out.line("parked ", (name, "bold"), where))
 
 
 @verb("wake")
+@starting.secret_options
 @click.argument("name", type=INSTANCE)
-def wake(app: App, name: str) -> Answer:
-    """Let a parked deployment or program go on."""
+def wake(app: App, name: str, secrets: dict[str, str]) -> Answer:
+    """Let a parked deployment or program go on. One that was parked on disk comes back from its snapshot; its secrets
+    are given again."""
     from ijfs.deployments import client
     from ijfs.live.client import api
 
     app.live_programs()
     if client.is_deployed(app.repository_path, name):
         return _one(client.wake(app.repository_path, name))
-    with api.connect(app.repository_path, name, on_event=app.progress(f"wake {name}").event) as keeper:
-        keeper.wake()
+    api.wake(app.repository_path, name, secrets=secrets, on_event=app.progress(f"wake {name}").event)
     return Answer({"woken": name}, lambda out: out.line((name, "bold"), " runs"))
 
 

@@ -13,7 +13,7 @@ from ijfs.cli.output import Answer, Printer
 from ijfs.cli.params import ANY, MESSAGE
 
 if TYPE_CHECKING:
-    from ijfs.live.model.records import Limits
+    from ijfs.live.model.records import Idle, Limits
 
 
 @verb("fork")
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @starting.env_options
 @starting.secret_options
 @starting.limit_options(anew=False)
+@starting.idle_options
 @click.option("--ephemeral", is_flag=True, help="At their ends they leave nothing behind: no files, log or branch.")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
 def fork(
@@ -44,6 +45,7 @@ def fork(
     env_files: tuple[Path, ...],
     same_random: bool,
     limits: Limits,
+    idle: Idle | None,
     secrets: dict[str, str],
     ephemeral: bool,
 ) -> Answer:
@@ -75,6 +77,7 @@ def fork(
             same_random=same_random,
             env=[given] * many if given else (),
             limits=limits,
+            idle=idle,
             ephemeral=ephemeral,
             secrets=secrets,
             on_event=progress.event,

@@ -17,7 +17,7 @@ from ijfs.cli.params import INSTANCE, SNAPSHOT
 if TYPE_CHECKING:
     from ijfs.jupyter.kernelspec import InstalledSpec
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.model.records import Limits
+    from ijfs.live.model.records import Idle, Limits
 
 
 @click.group("kernel", cls=VerbGroup, no_args_is_help=False)
@@ -34,6 +34,7 @@ def kernel() -> None:
 @starting.gpu_option
 @starting.base_option
 @starting.ttl_option
+@starting.idle_options
 @starting.disk_option
 @starting.storage_option
 @starting.share_option
@@ -53,6 +54,7 @@ def start(
     gpu: bool,
     base: str,
     ttl: float | None,
+    idle: Idle | None,
     disk: int,
     storage: str,
     share: tuple[str, ...],
@@ -85,6 +87,7 @@ def start(
             gpu=gpu,
             base=base,
             ttl_s=ttl,
+            idle=idle or client.Idle(),
             disk=disk,
             storage=to_remote,
             share=starting.folders(share),

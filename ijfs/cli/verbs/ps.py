@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @verb("ps")
 @click.option("-a", "--all", "every", is_flag=True, help="Ended ones too, whose files are still there.")
 def ps(app: App, every: bool) -> Answer:
-    """List live programs. `--json` has the ended ones always.
+    """List live programs, and those that are parked. `--json` has the ended ones always.
 
     PORTS: the port on this machine, and the one inside that it leads to. STATUS is shown where there is something to
     say: how much of a restored program's memory is in, a save that is being stored, how a program ended. -v adds the
@@ -37,11 +37,11 @@ def ps(app: App, every: bool) -> Answer:
     found = instances.by_name(list_instances(app.repository_path))
     damaged = damaged_instances(app.repository_path)
     waiting = fork_request.forkserver_info(app.repository_path)
-    ended = [info for info in found if info.status == "exited"]
+    ended = [info for info in found if info.status == "exited" and not info.parked_on_disk]
     unsent = _unsent(app) if followed(repo) else []
     sending = bool(unsent) and _is_sending(repo)
 
-    listed = found if every else [info for info in found if info.status != "exited"]
+    listed = found if every else [info for info in found if info not in ended]
 
     def show(out: Printer) -> None:
         if listed or damaged:

@@ -17,7 +17,7 @@ from ijfs_engine.errors import ConflictError, IjfsError
 
 if TYPE_CHECKING:
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.model.records import Limits
+    from ijfs.live.model.records import Idle, Limits
     from ijfs_engine import Repository, Snapshot
 
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @starting.env_options
 @starting.secret_options
 @starting.limit_options(anew=False)
+@starting.idle_options
 @starting.files_option
 @elsewhere("--hard", "--soft", said="`--replace` takes a live program back in place, with its memory and its files")
 @click.option("--same-random", is_flag=True, help="Let it draw the same random numbers as other copies.")
@@ -62,6 +63,7 @@ def restore(
     files: str | None,
     same_random: bool,
     limits: Limits,
+    idle: Idle | None,
     secrets: dict[str, str],
     place: str | None,
 ) -> Answer:
@@ -119,6 +121,7 @@ def restore(
             ports=starting.all_chosen(ports),
             files=of_shared,
             limits=limits,
+            idle=idle,
             secrets=secrets,
             may_begin=_claimed(repository, snapshot, record, place) if place else None,
             on_event=progress.event,

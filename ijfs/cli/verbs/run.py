@@ -18,7 +18,7 @@ from ijfs.cli.verbs import attach
 if TYPE_CHECKING:
     from ijfs.deployments.records import DeploymentInfo
     from ijfs.live.client.api import InstanceInfo
-    from ijfs.live.model.records import InstanceSpec, Limits, Terminal
+    from ijfs.live.model.records import Idle, InstanceSpec, Limits, Terminal
 
 NO_VOLUMES = (
     "a program sees this machine's files at their places; what it writes stays its own, but for folders given by "
@@ -35,6 +35,7 @@ NO_VOLUMES = (
 @click.option("--nccl-safe", is_flag=True, help="With --gpu: settings under which NCCL ranks can be restored.")
 @starting.base_option
 @starting.ttl_option
+@starting.idle_options
 @starting.user_option
 @starting.disk_option
 @starting.storage_option
@@ -66,6 +67,7 @@ def run(
     nccl_safe: bool,
     base: str,
     ttl: float | None,
+    idle: Idle | None,
     user: str,
     replace: bool,
     disk: int,
@@ -118,6 +120,7 @@ def run(
         nccl_safe=nccl_safe,
         base=base,
         ttl_s=ttl,
+        idle=idle or client.Idle(),
         disk=disk,
         storage=starting.storage_of(app, storage),
         share=starting.folders(share),
@@ -130,7 +133,7 @@ def run(
     )
     starting.warn_of_what_cannot_be_saved(app, gpu=spec.gpu, user=spec.user)
 
-    jobs.check(priority, gpu_memory, spec, tty=tty, secrets=bool(secrets))
+    jobs.check(priority, gpu_memory, spec, tty=tty, secrets=bool(secrets), idle=idle is not None)
     if priority is not None:
         return _job(app, name, spec, jobs.Share(priority, gpu_memory), replace=replace)
 

@@ -28,6 +28,7 @@ from ijfs.live.client.instances import (
     describe,
     is_running,
     list_instances,
+    not_running,
     remove,
     spawned,
 )
@@ -49,6 +50,7 @@ from ijfs.live.model.protocol import (
 from ijfs.live.model.records import (
     NO_LIMITS,
     HostPort,
+    Idle,
     InstanceInfo,
     InstanceRecord,
     InstanceSpec,
@@ -125,6 +127,7 @@ def restore(
     front_end: str | None = None,
     limits: Limits = NO_LIMITS,
     secrets: Mapping[str, str] = NO_SECRETS,
+    idle: Idle | None = None,
     may_begin: Callable[[], None] | None = None,
     on_event: OnEvent | None = None,
 ) -> InstanceInfo:
@@ -148,6 +151,7 @@ def restore(
     gets them as they were, as files of its own. `of_notebook`: the notebook that a kernel is restored for; `front_end`:
     the session of a front end, which may end it. `limits`: over those that it was saved with or, going back in place,
     that the live one has. `secrets`: values that it can ask for (`ijfs.secret`); no snapshot knows those it had.
+    `idle`: what becomes of it where nobody uses it, instead of what was said of the program that was saved (None).
     `may_begin` is called when nobody else can have the name any more, before anything is made; what it raises ends it.
     """
     given = dict(env or {})
@@ -171,6 +175,8 @@ def restore(
                 files=files,
                 busy=busy,
                 limits=limits,
+                secrets=secrets,
+                idle=idle,
             )
         return msgspec.structs.replace(info, left=left)
     wanted = RestoreArguments(
@@ -188,6 +194,7 @@ def restore(
         front_end_session=front_end or "",
         limits=limits,
         secrets=dict(secrets),
+        idle=idle,
     )
     if may_begin is not None:
         with contextlib.ExitStack() as unless_begun:
@@ -248,14 +255,15 @@ def fork(
     limits: Limits = NO_LIMITS,
     ephemeral: bool = False,
     secrets: Mapping[str, str] = NO_SECRETS,
+    idle: Idle | None = None,
     on_event: OnEvent | None = None,
 ) -> list[InstanceInfo]:
     """Live siblings of a live instance (saved first) or of a snapshot, started at once.
 
     `names` may be left out: then they are `<wish>-1`, … as far as they are free, the wish being `source` where it is
     empty. `env`: variables of each sibling, in their order (`restore` says who gets them). `limits`: over those that it
-    has. When one sibling fails, the others stay and the error says which (PartialError), or, where none came up, it is
-    the first one's error.
+    has; `idle`: instead of what it has. When one sibling fails, the others stay and the error says which
+    (PartialError), or, where none came up, it is the first one's error.
     """
     from ijfs.live.client.fork import fork as fork_siblings
 
@@ -275,8 +283,27 @@ def fork(
         limits=limits,
         ephemeral=ephemeral,
         secrets=secrets,
+        idle=idle,
         on_event=on_event,
     )
+
+
+def wake(
+    repo: RepoPath, name: str, *, secrets: Mapping[str, str] = NO_SECRETS, on_event: OnEvent | None = None
+) -> InstanceInfo:
+    """Let a parked program go on: one that stands still in memory, or one that was saved and ended for it
+    (`KeeperClient.park`). `secrets`: values of the latter that it can ask for. InstanceExitedError for a program that
+    ended otherwise."""
+    if is_running(repo, name):
+        with connect(repo, name, on_event=on_event) as keeper:
+            return keeper.wake()
+    info = describe(repo, name)
+    if not info.parked_on_disk or info.snapshot is None:
+        raise InstanceExitedError(
+            f"the program of `{name}` has ended, and was not parked",
+            hint=f"`ijfs restore {name} --replace` goes on from its last snapshot, if it has one",
+        )
+    return restore(repo, info.snapshot, name, replace=True, secrets=secrets, on_event=on_event)
 
 
 def exec_command(
@@ -315,7 +342,7 @@ def exec_line(
     it. InstanceExitedError."""
     record = record_of(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
-        raise InstanceExitedError(f"the program of `{name}` has ended")
+        raise not_running(record)
     given = {
         **record.spec.late_env,
         INSTANCE_VARIABLE: record.spec.name,
@@ -352,6 +379,7 @@ __all__ = [
     "Event",
     "FilesChoice",
     "HostPort",
+    "Idle",
     "InstanceInfo",
     "InstanceRecord",
     "InstanceSpec",
@@ -374,4 +402,5 @@ __all__ = [
     "restore",
     "save_ended",
     "start",
+    "wake",
 ]

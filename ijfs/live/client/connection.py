@@ -15,7 +15,7 @@ from ijfs.live.model import protocol
 from ijfs.live.model.paths import InstancePaths, short_path
 from ijfs.live.model.protocol import Arguments, Busy, Event, FilesChoice, Reply
 from ijfs.live.model.record_file import read_record
-from ijfs.live.model.records import NO_LIMITS, InstanceInfo, Limits, SaveResult
+from ijfs.live.model.records import NO_LIMITS, Idle, InstanceInfo, Limits, SaveResult
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import keeper_ended
 from ijfs_engine.errors import NOT_BUILT, IjfsError
@@ -132,10 +132,12 @@ class KeeperClient:
         busy: Busy = "interrupt",
         limits: Limits = NO_LIMITS,
         secrets: Mapping[str, str] | None = None,
+        idle: Idle | None = None,
     ) -> InstanceInfo:
         """Go back in place: the restored program takes this instance's name, ports and clients. `env`: variables for
         it, `files`: what becomes of folders that it shares, `busy`: and of a cell that it runs, `limits`: what it may
-        take, `secrets`: what it can ask for (api.restore says all). KernelBusyError."""
+        take, `secrets`: what it can ask for, `idle`: what becomes of it where nobody uses it (api.restore says all).
+        KernelBusyError."""
         wanted = protocol.RestoreArguments(
             snapshot=snapshot,
             eager=eager,
@@ -146,6 +148,7 @@ class KeeperClient:
             busy=busy,
             limits=limits,
             secrets=dict(secrets or {}),
+            idle=idle,
         )
         return self.request(wanted)
 
@@ -157,10 +160,10 @@ class KeeperClient:
         """Send a signal to the program's process group; SIGINT interrupts a kernel."""
         self.request(protocol.SignalArguments(number=number))
 
-    def park(self) -> InstanceInfo:
+    def park(self, *, disk: bool = False) -> InstanceInfo:
         """Let the program stand still in host memory, where it takes no processor and no GPU; clients wait. Does
-        nothing where it is parked already."""
-        return self.request(protocol.ParkArguments())
+        nothing where it is parked already. `disk`: save it and end it, to be woken by api.wake."""
+        return self.request(protocol.ParkArguments(disk=disk))
 
     def wake(self) -> InstanceInfo:
         """Let a parked program go on. PreflightError where the GPU has no room for it: it stays parked."""

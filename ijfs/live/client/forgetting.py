@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +30,19 @@ class Forgotten(NamedTuple):
 
 def forget_ended(repo: Path) -> Forgotten:
     """Forget all programs that have ended, but for those that left something."""
-    return _forgotten(repo, (info for info in list_instances(repo) if info.status == "exited"))
+    return _forgotten(repo, _ended(repo))
 
 
 def forget_notebooks(repo: Path) -> Forgotten:
     """Forget what front ends started for themselves and what ended a week ago, but for what left something."""
     before = time.time() - NOTEBOOKS_KEPT_S
-    ended = (info for info in list_instances(repo) if info.status == "exited" and info.kind == "kernel")
+    ended = (info for info in _ended(repo) if info.kind == "kernel")
     return _forgotten(repo, (info for info in ended if _is_of_a_notebook(repo, info.name, before)))
+
+
+def _ended(repo: Path) -> Iterator[InstanceInfo]:
+    """Those that have ended for good: what is parked is to come back."""
+    return (info for info in list_instances(repo) if info.status == "exited" and not info.parked_on_disk)
 
 
 def _is_of_a_notebook(repo: Path, name: str, before: float) -> bool:

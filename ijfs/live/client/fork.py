@@ -18,7 +18,7 @@ from ijfs.live.client.spawn import begin, spawn_keepers
 from ijfs.live.errors import CommandError, InstanceExistsError
 from ijfs.live.model.paths import InstancePaths
 from ijfs.live.model.protocol import Event, RestoreArguments
-from ijfs.live.model.records import InstanceInfo, Limits
+from ijfs.live.model.records import Idle, InstanceInfo, Limits
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError, PartialError
 
@@ -41,6 +41,7 @@ def fork(
     limits: Limits,
     ephemeral: bool,
     secrets: Mapping[str, str],
+    idle: Idle | None,
     on_event: OnEvent | None,
 ) -> list[InstanceInfo]:
     """Claim the siblings' names, save `source` where it is live, restore them all at once; as api.fork says. Where one
@@ -60,6 +61,7 @@ def fork(
             limits=limits,
             ephemeral=ephemeral,
             secrets=dict(secrets),
+            idle=idle,
         )
         sockets = spawn_keepers(claimed, lazy=not eager)
         firsts = [msgspec.structs.replace(first, env=given[name]) for name in chosen]

@@ -192,6 +192,8 @@ class Lifecycle:
             emit(PhaseBegan("switch"))
             state.secrets = {**state.secrets, **arguments.secrets}
             await self._switch(old, restored, request, generation, arguments.env)
+            if arguments.idle is not None:
+                state.note(spec=msgspec.structs.replace(state.record.spec, idle=arguments.idle))
             state.watchers.tell(Happened("restored", request.snapshot.id.hex(), request.snapshot.message))
             await self._resume_guest(restored, request, arguments, beside=False, emit=emit)
             return self._with_restore(state.info(), restored, emit)
@@ -600,6 +602,7 @@ def _with(spec: InstanceSpec, arguments: RestoreArguments, before: InstanceRecor
         published=tuple(chosen.values()),
         late_env={**spec.late_env, **arguments.env},
         limits=arguments.limits.over(spec.limits),
+        idle=spec.idle if arguments.idle is None else arguments.idle,
         ephemeral=arguments.ephemeral,
         notebook=own if arguments.notebook is None else arguments.notebook,
         front_end=arguments.front_end,

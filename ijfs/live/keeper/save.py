@@ -237,7 +237,8 @@ class Saver:
             await self._wake(save, self._state.live_sandbox())
             warnings = (*result.warnings, "so the program was not ended: it runs on")
             return msgspec.structs.replace(result, stopped=False, warnings=warnings)
-        await self._state.kill(f"saved as {result.snapshot[:12]} and stopped")
+        how, parked = ("parked" if save.arguments.park else "stopped"), save.arguments.park
+        await self._state.kill(f"saved as {result.snapshot[:12]} and {how}", parked=parked)
         return result
 
     async def _wake(self, save: _Save, sandbox: Sandbox) -> None:

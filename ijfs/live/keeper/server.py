@@ -3,6 +3,7 @@
     state.py            what the instance is: record, sandbox, pager, relay, the snapshot it stands on
     lifecycle.py        how its program comes to run: start, restore, going back, adopt
     parking.py          how it stands still in host memory, and goes on
+    idle.py             when nobody uses it: parked on disk, or ended
     save.py             how it is saved; save_queue.py: saves on their way into the repository
     autosave.py         saves after cells
     guest_requests.py   what the program itself asks
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from ijfs.live.errors import InstanceExitedError, KeeperError, ProtocolError
+from ijfs.live.errors import CommandError, InstanceExitedError, KeeperError, ProtocolError
 from ijfs.live.keeper import control_socket
 from ijfs.live.keeper.autosave import Autosaver
 from ijfs.live.keeper.guest_requests import GuestRequests
+from ijfs.live.keeper.idle import IdleWatch
 from ijfs.live.keeper.lifecycle import Lifecycle
 from ijfs.live.keeper.parking import Parking
 from ijfs.live.keeper.save import Saver
@@ -79,6 +81,9 @@ REMOVED_S = 15.0
 _Reply = InstanceInfo | SaveResult | None
 _Verbs = dict[type[Arguments[Any]], Callable[[Any, Emit], Awaitable[_Reply]]]
 
+_LOOKING = (StatusArguments, WatchArguments)
+"""Verbs that use no program."""
+
 _log = logging.getLogger("ijfs.keeper")
 
 
@@ -101,6 +106,7 @@ class Keeper:
         self._requests = GuestRequests(self._state, autosaver, self._saver.save, self._go_back)
         self._parking = Parking(self._state)
         self._lifecycle = Lifecycle(self._state, self._queue, self._requests, early, self._parking)
+        self._idle = IdleWatch(self._state, self._park_on_disk, self._end_idle)
         self._requests_under_way = 0
 
     def _save_failed(self, error: IjfsError, waited_for: bool) -> None:
@@ -131,6 +137,7 @@ class Keeper:
                 nursery.start_soon(control_socket.serve, listener, self._dispatch)
                 nursery.start_soon(control_socket.serve_connection, stream, self._dispatch)
                 nursery.start_soon(self._watch_directory)
+                nursery.start_soon(self._idle.watch)
                 nursery.start_soon(self._let_go_of_removed)
                 await self._state.ended.wait()
                 await self._told_too()
@@ -253,6 +260,8 @@ class Keeper:
         verb = verbs.get(type(arguments))
         if verb is None:
             raise ProtocolError(f"a keeper knows no verb `{protocol.verb_of(arguments)}` here")
+        if not isinstance(arguments, _LOOKING):
+            self._idle.touch()
         began = time.monotonic()
         self._requests_under_way += 1
         try:
@@ -278,9 +287,24 @@ class Keeper:
         return result
 
     async def _park(self, arguments: ParkArguments, emit: Emit) -> InstanceInfo:
+        if arguments.disk:
+            await self._park_on_disk(emit)
+            return self._state.info()
         async with self._state.busy:
             await self._parking.park(emit)
             return self._state.info()
+
+    async def _park_on_disk(self, emit: Emit = lambda event: None) -> None:
+        """Save it and end it, to be woken."""
+        if self._state.record.spec.ephemeral:
+            raise CommandError(f"`{self._state.name}` is ephemeral: at its end it leaves nothing that could be woken")
+        await self._save(SaveArguments(message="parked", stop=True, park=True), emit)
+
+    async def _end_idle(self) -> None:
+        """Nobody used it for long enough. What was saved is stored first."""
+        async with self._state.busy:
+            await self._queue.settled()
+            await self._state.kill(f"idle for {self._state.record.spec.idle.after_s:g} s")
 
     async def _wake(self, arguments: WakeArguments, emit: Emit) -> InstanceInfo:
         async with self._state.busy:

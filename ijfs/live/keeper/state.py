@@ -92,6 +92,7 @@ class RecordChanges(TypedDict, total=False):
     damage: str
     origin: FilesOrigin | None
     parked: Parked | None
+    parked_on_disk: bool
     oom_kills: int
 
 
@@ -224,6 +225,7 @@ class InstanceState:
             "pager": bringing,
             "damage": "",
             "parked": None,
+            "parked_on_disk": False,
             "oom_kills": 0,
             **(changes or RecordChanges()),
         }
@@ -247,13 +249,13 @@ class InstanceState:
             raise InstanceExitedError(f"the program of `{self.name}` has ended")
         return self.sandbox
 
-    async def kill(self, note: str) -> None:
-        """End the program and clean up; for who holds `busy`."""
+    async def kill(self, note: str, *, parked: bool = False) -> None:
+        """End the program and clean up; for who holds `busy`. `parked`: the snapshot it stands on is to be woken."""
         if self.sandbox is not None:
             if self.gpu is not None and self.sandbox.is_alive():
                 await in_thread(self.gpu.prepare_to_kill, self.sandbox.pid)
             await in_thread(self.sandbox.kill)
-            await self._finish(note)
+            await self._finish(note, parked=parked)
 
     def ended_by(self, number: int) -> bool:
         """Whether the program was ended by that signal, and nothing is noted of why."""
@@ -284,7 +286,7 @@ class InstanceState:
         """A save has let the program go on: an end soon after it is told with its reason."""
         self._thawed_at = time.monotonic()
 
-    async def _finish(self, note: str = "") -> None:
+    async def _finish(self, note: str = "", *, parked: bool = False) -> None:
         """The program has ended: clean up, write down how it ended."""
         sandbox, self.sandbox = self.sandbox, None
         if sandbox is None:
@@ -310,6 +312,7 @@ class InstanceState:
             note=note,
             damage=damage,
             parked=None,
+            parked_on_disk=parked,
             oom_kills=oom_kills,
         )
         self.watchers.tell(Happened("exited", text=note or (f"exit status {status}" if status is not None else "")))

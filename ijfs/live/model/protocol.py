@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import msgspec
 
 from ijfs.live.errors import ProtocolError
-from ijfs.live.model.records import NO_LIMITS, Base, HostPort, InstanceInfo, InstanceSpec, Limits, SaveResult
+from ijfs.live.model.records import NO_LIMITS, Base, HostPort, Idle, InstanceInfo, InstanceSpec, Limits, SaveResult
 
 MAX_LINE = 64 << 20
 """A notebook document is the largest thing that crosses; 64 MiB of base64 is more than Jupyter itself bears."""
@@ -64,7 +64,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     as they are for a program of the name that it was saved under, and any other gets its own. `busy`: of a cell
     that a kernel runs, going back in place. `notebook`: the one that a kernel belongs to from now on; None: in place
     it stays as it is, and a new instance belongs to none. `front_end`, `front_end_session`: as InstanceSpec has
-    them. `limits`: over those that the snapshot's program had.
+    them. `limits`: over those that the snapshot's program had. `idle`: instead of what that had (None).
     `ephemeral`: at its end it leaves nothing behind.
     `secrets`: as for a start; going back in place, over those that there are.
     """
@@ -84,6 +84,7 @@ class RestoreArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
     front_end: bool = False
     front_end_session: str = ""
     limits: Limits = NO_LIMITS
+    idle: Idle | None = None
     ephemeral: bool = False
     secrets: dict[str, str] = {}
 
@@ -99,7 +100,8 @@ class StatusArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
     """Save the program. Without `wait` the answer comes at the thaw, else when the snapshot is durable.
 
-    `branch`: None is the instance's own. `stop`: end the program in the frozen state. `notebook`: the document as it
+    `branch`: None is the instance's own. `stop`: end the program in the frozen state; with `park` to be woken
+    again. `notebook`: the document as it
     is in an editor; None takes the file that the kernel belongs to. `verify`: try whether it can be restored. `force`,
     `gpu_timeout_s`: for a GPU program.
     `auto`: nobody asked for it; such saves are thinned out. What the keeper asks of itself: `nonce` is the program's
@@ -109,6 +111,7 @@ class SaveArguments(Arguments[SaveResult], frozen=True, kw_only=True):
     message: str = ""
     branch: str | None = None
     stop: bool = False
+    park: bool = False
     notebook: bytes | None = None
     force: bool = False
     gpu_timeout_s: float | None = None
@@ -164,7 +167,10 @@ class StopArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
 
 
 class ParkArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):
-    """Let the program stand still in host memory, its GPU memory too. Clients keep their connections, and wait."""
+    """Let the program stand still in host memory, its GPU memory too. Clients keep their connections, and wait.
+    `disk`: save it and end it instead; its snapshot is what a wake brings back."""
+
+    disk: bool = False
 
 
 class WakeArguments(Arguments[InstanceInfo], frozen=True, kw_only=True):

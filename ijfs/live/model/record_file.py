@@ -122,6 +122,8 @@ def info_of(
         damage=damage or record.damage,
         ends_ns=ends_ns(record),
         parked=record.parked is not None and record.status == "running",
+        parked_on_disk=record.parked_on_disk and record.status == "exited",
+        idle=record.spec.idle,
         notebook=record.spec.notebook,
         limits=record.spec.limits,
         oom_kills=record.oom_kills,

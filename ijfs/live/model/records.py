@@ -15,6 +15,7 @@ import msgspec
 Network = Literal["none", "slirp4netns"]
 InstanceKind = Literal["command", "kernel"]
 Status = Literal["running", "exited"]
+OnIdle = Literal["park", "kill"]
 
 LOOPBACK = "127.0.0.1"
 """Where a port is reached from this machine alone."""
@@ -106,6 +107,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(before, **said)
 
 
+class Idle(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of a program that nobody used, and that did nothing, for `after_s` seconds (keeper/idle.py); 0: it
+    is left alone. `park`: it is saved and ended, and `ijfs wake` brings it back; `kill`: it is ended."""
+
+    after_s: float = 0.0
+    then: OnIdle = "park"
+
+
 def ran_out_of(limits: Limits) -> str:
     """What a program did that the kernel has killed for want of memory: the end of a sentence."""
     return (
@@ -159,6 +168,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `base`: the base its files come from; "" leaves it to the place (bases/settle.py), `none` is the machine's own.
     `share`: folders of the host that it works in as they are; each save keeps their state, and a copy of the program
     gets one of its own. `bind`: folders of the host that it works in, too, that no save keeps; `DIR:ro`: not to write.
+    `idle`: what becomes of it where nobody uses it; a copy or restored one has the same.
     `disk`: bytes of a disk of its own for what it writes (sandbox/disk.py); 0: it writes to the repository's.
     `user`: the sandbox's user, by name or number, that its processes and commands run as; "": root.
     `late_env`: variables given at a restore, for commands that are run in it and for a program that can be told of them
@@ -197,6 +207,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     late_env: dict[str, str] = {}
     ttl_s: float | None = None
+    idle: Idle = Idle()
     disk: int = 0
     share: tuple[str, ...] = ()
     bind: tuple[str, ...] = ()
@@ -267,7 +278,8 @@ class KernelState(msgspec.Struct, frozen=True):
 
 
 class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.SandboxPaths)."""
+    """instance.json: what a new keeper needs to adopt it; `generation` numbers its sandboxes (paths.SandboxPaths).
+    `parked_on_disk`: it was saved as `snapshot` and ended, to be woken."""
 
     version: int = RECORD_VERSION
     spec: InstanceSpec
@@ -291,6 +303,7 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
     origin: FilesOrigin | None = None
     parked: Parked | None = None
+    parked_on_disk: bool = False
     oom_kills: int = 0
 
 
@@ -310,9 +323,10 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     live is over; None where it has no such limit. `kernel`: what a kernel is doing, None of other programs and where no
     keeper answers; `unsaved`: whether it ran a cell since its last save. `notebook`: the one it belongs to. `left`: the
     snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it
-    stands still in host memory until it is woken. `limits`: what it may take of the machine, and `usage` what it takes
-    (None where it has ended, and where the machine has no control groups). `oom_kills`: how many of its processes the
-    kernel killed for want of memory, also once it has ended. `storage`: the remote that its saves go to as well.
+    stands still in host memory until it is woken; `parked_on_disk`: it was saved and has ended, and can be woken, too.
+    `idle`: what becomes of it where nobody uses it. `limits`: what it may take of the machine, and `usage` what it
+    takes (None where it has ended, and where the machine has no control groups). `oom_kills`: how many of its processes
+    the kernel killed for want of memory, also once it has ended. `storage`: the remote that its saves go to as well.
     """
 
     name: str
@@ -341,6 +355,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     damage: str = ""
     ends_ns: int | None = None
     parked: bool = False
+    parked_on_disk: bool = False
+    idle: Idle = Idle()
     left: str | None = None
     kernel: KernelState | None = None
     unsaved: bool = False

@@ -104,6 +104,25 @@ def processor_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
+def network_bytes(pid: int) -> int:
+    """Bytes that came in or went out so far through the devices of a process's network, loopback left out (proc(5),
+    net/dev); 0 where it is gone."""
+    with contextlib.suppress(OSError):
+        lines = [line.partition(":") for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]]
+        counts = [counted.split() for name, _, counted in lines if name.strip() != "lo"]
+        return sum(int(each[0]) + int(each[8]) for each in counts)
+    return 0
+
+
+def is_connected(pid: int, port: int) -> bool:
+    """Whether somebody is connected to this TCP port in a process's network (proc(5), net/tcp: state 01)."""
+    wanted = f":{port:04X}"
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+        return any(row[1].endswith(wanted) and row[3] == "01" for row in rows)
+    return False
+
+
 def memory_in_smaps(pid: int) -> dict[str, int]:
     """Bytes of all mappings of a process together, by kind (`Pss`, `Rss`, `LazyFree`, …; proc(5), smaps_rollup); empty
     where the system does not say."""

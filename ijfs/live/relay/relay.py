@@ -94,6 +94,11 @@ class Relay:
             found.append(RelayPort(name, self._inside[name], int(number), str(address)))
         return tuple(found)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody is connected to the program."""
+        return bool(self._connections)
+
     def attach(self, network_fd: int) -> None:
         """Connections made from now on go into that network namespace (an fd, duplicated)."""
         old, self._network_fd = self._network_fd, os.dup(network_fd)
