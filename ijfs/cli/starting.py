@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
@@ -95,6 +95,43 @@ class Keys(_KeysType):
             self.fail(str(error), param, ctx)
 
 
+class WayOut(NamedTuple):
+    """`network` and `egress` of an InstanceSpec."""
+
+    network: Literal["none", "slirp4netns"]
+    egress: tuple[str, ...] = ()
+
+
+if TYPE_CHECKING:
+    _WayOutType = click.ParamType[WayOut]
+else:
+    _WayOutType = click.ParamType
+
+
+class Network(_WayOutType):
+    """`none`, `slirp4netns` or `allow=HOST:PORT,…`."""
+
+    name = "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> WayOut:
+        """WayOut; a usage error for what is none."""
+        if isinstance(value, WayOut):
+            return value
+        if value in ("none", "slirp4netns"):
+            return WayOut(value)
+        if not str(value).startswith("allow="):
+            self.fail(f"'{value}' is none of none, slirp4netns, allow=HOST:PORT,…", param, ctx)
+        from ijfs.live.errors import CommandError
+        from ijfs.live.sandbox import egress
+
+        words = tuple(word.strip() for word in str(value).removeprefix("allow=").split(","))
+        try:
+            egress.parse(words)
+        except CommandError as error:
+            self.fail(f"{error}: {error.hint}" if error.hint else str(error), param, ctx)
+        return WayOut("slirp4netns", words)
+
+
 NETWORKS = click.Choice(["none", "slirp4netns"])
 NETWORK_HELP = "`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections."
 BASE_HELP = (
@@ -103,6 +140,14 @@ BASE_HELP = (
 
 # Their defaults are the user's (ijfs.settings).
 network_option = click.option("--network", type=NETWORKS, default=lambda: settings.value("network"), help=NETWORK_HELP)
+way_out_option = click.option(
+    "--network",
+    type=Network(),
+    default=lambda: settings.value("network"),
+    metavar="none|slirp4netns|allow=HOST:PORT,…",
+    help="`none` (the default): a loopback of its own and no way out; `slirp4netns`: outgoing connections; `allow=`: "
+    "to these places alone.",
+)
 gpu_option = click.option("--gpu/--no-gpu", default=lambda: settings.is_true("gpu"), help="Give it the machine's GPUs.")
 base_option = click.option("--base", default=lambda: settings.value("base"), metavar="NAME", help=BASE_HELP)
 
@@ -425,6 +470,8 @@ def show_network(out: Printer, info: InstanceInfo) -> None:
     if info.network == "none":
         way_in = "" if info.kind == "kernel" or info.relay else "`-p PORT` lets requests in, "
         out.line((f"  network none: {way_in}`--network slirp4netns` lets a program out", "dim"))
+    elif info.egress:
+        out.line((f"  it may connect to {', '.join(info.egress)} alone", "dim"))
 
 
 def warn_of_what_cannot_be_saved(app: App, *, gpu: bool, user: str = "") -> None:

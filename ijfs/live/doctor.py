@@ -29,7 +29,7 @@ from ijfs.live.machine.lost import lost
 from ijfs.live.model.paths import InstancePaths, live_directory
 from ijfs.live.model.record_file import read_record
 from ijfs.live.process import fork_request, procfs, syscalls
-from ijfs.live.sandbox import disk, limits
+from ijfs.live.sandbox import disk, egress, limits
 from ijfs.live.sandbox.rootfs import OVERLAY_OPTIONS
 from ijfs.live.sandbox.sandbox import INIT_PROGRAMS
 from ijfs.live.sandbox.volumes import is_layered, kind_at
@@ -237,6 +237,10 @@ def _programs() -> Iterator[CheckResult]:
     slirp = shutil.which("slirp4netns")
     remedy = "install the package `slirp4netns` if programs in a sandbox are to reach the network"
     yield _result("slirp4netns", bool(slirp), slirp or "not found", remedy, bad="warn")
+    missing = egress.missing_programs()
+    evidence = f"{missing[0]} not found" if missing else shutil.which(egress.PROGRAMS[0]) or ""
+    remedy = "install the package `iptables` if programs are to reach some places alone (`--network allow=HOST:PORT`)"
+    yield _result("iptables", not missing, evidence, remedy, bad="warn")
 
 
 def _limits() -> Iterator[CheckResult]:

@@ -121,11 +121,11 @@ def test_the_options_of_a_start_have_the_settings_as_their_defaults(
 
     monkeypatch.setenv("IJFS_DEFAULTS", "network=slirp4netns gpu=true port_address=0.0.0.0")
     with COMMANDS["run"].make_context("run", ["-p", "80", "true"]) as context:
-        assert context.params["network"] == "slirp4netns"
+        assert context.params["network"].network == "slirp4netns"
         assert context.params["gpu"] is True
         assert context.params["ports"][0].address == "0.0.0.0"
     with COMMANDS["run"].make_context("run", ["--network", "none", "--no-gpu", "true"]) as context:
-        assert (context.params["network"], context.params["gpu"]) == ("none", False)
+        assert (context.params["network"].network, context.params["gpu"]) == ("none", False)
 
 
 def test_kernels_that_jupyter_starts_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

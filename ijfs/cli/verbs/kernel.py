@@ -28,7 +28,7 @@ def kernel() -> None:
 @verb("kernel start")
 @click.option("--name", metavar="N", help="Its name (default: the kernel spec's).")
 @click.option("--kernel", "spec_name", default="python3", metavar="SPEC", help="Which kernel spec (default: python3).")
-@starting.network_option
+@starting.way_out_option
 @starting.port_option
 @starting.env_options
 @starting.gpu_option
@@ -47,7 +47,7 @@ def start(
     app: App,
     name: str | None,
     spec_name: str,
-    network: str,
+    network: starting.WayOut,
     ports: tuple[starting.GivenPort, ...],
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
@@ -72,7 +72,6 @@ def start(
 
     app.repository_to_start_in()
     to_remote = starting.storage_of(app, storage)
-    way_out = "slirp4netns" if network == "slirp4netns" else "none"
 
     def ready(chosen: str) -> InstanceInfo:
         progress = app.progress(f"start {chosen}")
@@ -81,7 +80,8 @@ def start(
             spec_name,
             env=starting.variables(env, env_files),
             cwd=os.getcwd(),
-            network=way_out,
+            network=network.network,
+            egress=network.egress,
             ports=tuple(dict.fromkeys(port.inside for port in ports)),
             published=starting.published(ports),
             gpu=gpu,

@@ -28,7 +28,7 @@ NO_VOLUMES = (
 
 @verb("run", context_settings={"allow_interspersed_args": False})
 @click.option("--name", metavar="N", help="Its name (default: the program's).")
-@starting.network_option
+@starting.way_out_option
 @starting.port_option
 @starting.env_options
 @starting.gpu_option
@@ -59,7 +59,7 @@ NO_VOLUMES = (
 def run(
     app: App,
     name: str | None,
-    network: str,
+    network: starting.WayOut,
     ports: tuple[starting.GivenPort, ...],
     env: tuple[str, ...],
     env_files: tuple[Path, ...],
@@ -113,7 +113,8 @@ def run(
     spec = client.InstanceSpec(
         name="",
         argv=command,
-        network="slirp4netns" if network == "slirp4netns" else "none",
+        network=network.network,
+        egress=network.egress,
         ports=tuple(dict.fromkeys(port.inside for port in ports)),
         published=starting.published(ports),
         gpu=gpu or nccl_safe,

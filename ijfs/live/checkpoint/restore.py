@@ -323,7 +323,8 @@ class _Restore:
         self._store.export(snapshot, "shm", paths.shm)
         self._compare_packages(sandbox)
         if spec.network == "slirp4netns":
-            sandbox.connect_outwards()
+            missing = sandbox.connect_outwards(spec.egress)
+            self._notes += tuple(f"{name} has no IPv4 address now: it cannot be connected to" for name in missing)
         if self._request.meta.network is not None:
             network_state.put_back(sandbox.network_fd, self._request.meta.network)
 

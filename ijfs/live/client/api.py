@@ -91,6 +91,8 @@ def start(
             hint="variables that it inherits may be anything; for the others, start it by a script",
         )
     check_hooks(spec.hooks)
+    if spec.egress:
+        spec = _let_out(spec)
     require_secrets(secrets)
     spec = msgspec.structs.replace(spec, secrets=tuple(secrets))
     privilege.require()
@@ -360,6 +362,17 @@ def _prompt(name: str, shell: str) -> dict[str, str]:
         return {}
     plain = os.path.basename(shell) in ("sh", "dash", "ash")
     return {"debian_chroot": name, "PS1": f"({name}) $ " if plain else rf"({name})\u@\h:\w\$ "}
+
+
+def _let_out(spec: InstanceSpec) -> InstanceSpec:
+    """The spec of a program that may connect to some places alone. CommandError where that says nothing sound, or the
+    program could change it."""
+    from ijfs.live.sandbox import egress
+
+    if spec.privileged:
+        raise CommandError("a privileged program changes the rules of its network: it cannot be kept from connecting")
+    egress.parse(spec.egress)
+    return msgspec.structs.replace(spec, network="slirp4netns")
 
 
 def require_secrets(secrets: Mapping[str, str]) -> None:

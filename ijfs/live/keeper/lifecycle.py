@@ -364,7 +364,7 @@ class Lifecycle:
 
             sandbox.lower = hold.adopted(self._state.repo, record.base)
         if record.spec.network == "slirp4netns":
-            sandbox.connect_outwards()
+            sandbox.connect_outwards(record.spec.egress, has_rules=True)
         return sandbox
 
     def _stand_again_on(self, snapshot: str) -> None:

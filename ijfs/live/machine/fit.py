@@ -25,6 +25,7 @@ from ijfs.live.machine.needs import Needs
 from ijfs.live.model.records import Base
 from ijfs.live.process import processor
 from ijfs.live.process.memory import available
+from ijfs.live.sandbox import egress
 from ijfs_engine import Repository
 from ijfs_engine.errors import IjfsError, NoRepositoryError, UnknownNameError
 
@@ -192,6 +193,9 @@ class _Fit:
             there = shutil.which("slirp4netns")
             evidence = there or "it had a way out by slirp4netns, which is not here"
             yield _result("network", "ok" if there else "refuse", evidence, "install the package `slirp4netns`")
+        if self._needed.egress and (missing := egress.missing_programs()):
+            evidence = f"where it may connect to is restricted by {missing[0]}, which is not here"
+            yield _result("connections", "refuse", evidence, "install the package `iptables`")
 
     def _gpu(self) -> Iterator[CheckResult]:
         record = gpu_record(self._needed.gpu)

@@ -39,6 +39,7 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     largest_mapping: int = 0
     huge_pages: int = 0
     network: Network = "none"
+    egress: tuple[str, ...] = ()
     gpu: dict[str, Any] | None = None
 
 
@@ -78,6 +79,7 @@ def _needs(store: SnapshotStore, snapshot: Snapshot, meta: LiveMeta) -> Needs:
         largest_mapping=_largest_mapping(images),
         huge_pages=eager_pages.reasons(images).get(eager_pages.HUGETLB, 0),
         network=meta.spec.network,
+        egress=meta.spec.egress,
         gpu=meta.gpu,
     )
 

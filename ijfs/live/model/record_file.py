@@ -110,6 +110,7 @@ def info_of(
         connection_file=str(paths.connection_file) if kernel else None,
         connection=kernel_connection(record, inside=False) if kernel else None,
         network=record.spec.network,
+        egress=record.spec.egress,
         log=str(_log_of(paths.sandbox(record.generation), record)),
         created_ns=record.created_ns,
         exit_status=record.exit_status,

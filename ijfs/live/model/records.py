@@ -159,7 +159,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `argv` of a kernel is its kernel spec's: `{connection_file}` in it becomes the path inside the sandbox. `env` is
     added to the caller's environment when `inherit_env`, else it is all there is. `network`: `none` (the default: the
-    sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host).
+    sandbox has a loopback of its own and no way out) or `slirp4netns` (outgoing connections through the host),
+    then, where `egress` names any, to these `HOST:PORT` alone (sandbox/egress.py).
     `ports`: TCP ports the program listens on at 127.0.0.1 that the relay makes reachable from the host, and `published`
     at which of the host's, for those that somebody chose.
     `gpu`: the GPUs' device nodes, and the environment of ijfs.live.gpu.environment; `nccl_safe` adds its NCCL profile.
@@ -193,6 +194,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     inherit_env: bool = True
     cwd: str = "/"
     network: Network = "none"
+    egress: tuple[str, ...] = ()
     gpu: bool = False
     nccl_safe: bool = False
     ports: tuple[int, ...] = ()
@@ -322,12 +324,12 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     `damage`: why its memory is not what was saved, "" where it is: it cannot be saved then. `ends_ns`: when its time to
     live is over; None where it has no such limit. `kernel`: what a kernel is doing, None of other programs and where no
     keeper answers; `unsaved`: whether it ran a cell since its last save. `notebook`: the one it belongs to. `left`: the
-    snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it
-    stands still in host memory until it is woken; `parked_on_disk`: it was saved and has ended, and can be woken, too.
-    `idle`: what becomes of it where nobody uses it. `limits`: what it may take of the machine, and `usage` what it
-    takes (None where it has ended, and where the machine has no control groups). `oom_kills`: how many of its processes
-    the kernel killed for want of memory, also once it has ended. `storage`: the remote that its saves go to as well.
-    """
+    snapshot (hex) of what the program was before it went back, where that was to be saved first. `parked`: it stands
+    still in host memory until it is woken; `parked_on_disk`: it was saved and has ended, and can be woken, too. `idle`:
+    what becomes of it where nobody uses it. `egress`: where alone it may connect to. `limits`: what it may take of the
+    machine, and `usage` what it takes (None where it has ended, and where the machine has no control groups).
+    `oom_kills`: how many of its processes the kernel killed for want of memory, also once it has ended. `storage`: the
+    remote that its saves go to as well."""
 
     name: str
     kind: InstanceKind
@@ -341,6 +343,7 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     connection_file: str | None = None
     connection: dict[str, Any] | None = None
     network: Network = "none"
+    egress: tuple[str, ...] = ()
     log: str = ""
     created_ns: int = 0
     exit_status: int | None = None

@@ -43,6 +43,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     user: str = ""
     groups: list[str] = []
     privileged: bool = False
+    filtered: bool = False
 
 
 def start(
@@ -58,16 +59,17 @@ def start(
     inherited: Sequence[int] = (),
     groups: Sequence[Path] = (),
     privileged: bool = False,
+    filtered: bool = False,
 ) -> int:
     """Start `argv` in a sandbox whose root is mounted (rootfs.mount_root); the host pid of its first process.
     `user`: as one of its users; `inherited`: descriptors that it has open; `groups`: its control groups; `privileged`:
-    with all rights (rights.py)."""
+    with all rights (rights.py); `filtered`: without those over its network."""
     inside, outside = rootfs.external_inside(volumes), rootfs.external_outside(paths, volumes)
     mounts = sorted((str(outside[key]), inside[key]) for key in inside)
     mounts.sort(key=lambda pair: len(Path(pair[1]).parts))
     names = [str(group) for group in groups]
     request = LaunchRequest(
-        str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user, names, privileged
+        str(paths.mountpoint), mounts, network_fd, argv, packed(env), cwd, io_uring, user, names, privileged, filtered
     )
     helper = subprocess.run(
         [sys.executable, "-P", "-m", "ijfs.live.sandbox.init"],
@@ -111,7 +113,7 @@ def _become(request: LaunchRequest, complaints: int) -> None:
         _redirect()
         seccomp.restrict(io_uring=request.io_uring, privileged=request.privileged)
         if not request.privileged:
-            rights.restrict(rights.of_a_sandbox())
+            rights.restrict(rights.of_a_sandbox(filtered=request.filtered))
         environment = unpacked(request.env)
         if request.user:
             environment |= {name: value for name, value in users.become(request.user).items() if name != "SHELL"}

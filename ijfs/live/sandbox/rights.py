@@ -40,6 +40,10 @@ CAPABILITIES = {
 }
 """Those that a sandbox does not have. It keeps what works on its own: its users, files, processes, network."""
 
+OVER_THE_NETWORK = {"NET_ADMIN": 12, "NET_RAW": 13}
+"""Those, too, where the sandbox's own network restricts what it may connect to (egress.py): they change the rules, and
+pass them."""
+
 READ_ONLY = ("proc/sys", "proc/sysrq-trigger", "proc/irq", "proc/fs", "proc/bus", "sys")
 """What is the whole machine's, whoever looks at it."""
 
@@ -72,9 +76,10 @@ def of(pid: int | str = "self") -> Rights:
     return Rights(int(status["CapBnd"], 16), status.get("NoNewPrivs", "0").strip() == "1")
 
 
-def of_a_sandbox() -> Rights:
-    """What is left to the program of a sandbox of what this process has."""
-    taken = sum(1 << number for number in CAPABILITIES.values())
+def of_a_sandbox(*, filtered: bool = False) -> Rights:
+    """What is left to the program of a sandbox of what this process has; `filtered`: of one whose connections are."""
+    numbers = [*CAPABILITIES.values(), *(OVER_THE_NETWORK.values() if filtered else ())]
+    taken = sum(1 << number for number in numbers)
     return Rights(of().bounding & ~taken, no_new_privs=True)
 
 

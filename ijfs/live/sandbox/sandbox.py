@@ -23,7 +23,7 @@ from ijfs.live.model.environment import INSTANCE_VARIABLE
 from ijfs.live.model.paths import CONNECTION_FILE_INSIDE, INIT_INSIDE, SandboxPaths
 from ijfs.live.model.records import InstanceSpec, Process, Volume
 from ijfs.live.process import procfs
-from ijfs.live.sandbox import apart, disk, host_folders, init, limits, rootfs, slirp, terminal
+from ijfs.live.sandbox import apart, disk, egress, host_folders, init, limits, rootfs, slirp, terminal
 from ijfs.live.sandbox import namespaces as ns
 from ijfs.live.sandbox.limits import NO_GROUP, Group
 from ijfs.live.sandbox.lower import HOST, Lower, inside, program_inside
@@ -107,9 +107,21 @@ class Sandbox:
         except OSError as error:
             raise SandboxError(f"the program's disk cannot be mounted: {error.strerror}") from error
 
-    def connect_outwards(self) -> None:
-        """Let the program make connections through the host (slirp4netns). SandboxError."""
-        self.slirp = slirp.Slirp(self.network_fd)
+    def connect_outwards(self, allowed: Sequence[str] = (), *, has_rules: bool = False) -> Sequence[str]:
+        """Let the program make connections through the host (slirp4netns), to those `HOST:PORT` alone where there are
+        any; the names among them that have no address now. `has_rules`: its network has been restricted before.
+        SandboxError."""
+        missing = self._restrict(allowed) if allowed and not has_rules else ()
+        self.slirp = slirp.Slirp(self.network_fd, dns=not allowed)
+        return missing
+
+    def _restrict(self, allowed: Sequence[str]) -> Sequence[str]:
+        """Before there is a way out: what is let out of its network, and how its files have the names."""
+        places = egress.parse(allowed)
+        resolved = egress.resolve(places)
+        egress.close(self.network_fd, places, resolved)
+        egress.put_names(self.paths.mountpoint, places, resolved)
+        return resolved.missing
 
     def is_alive(self) -> bool:
         """Whether the first process runs."""
@@ -224,8 +236,10 @@ def launch(
             argv = terminal.words(spec.terminal, argv, list(roots), spec.cwd, environment)
         sandbox.mount(gpu=spec.gpu)
         if spec.network == "slirp4netns":
-            (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
-            sandbox.connect_outwards()
+            if not spec.egress:
+                (paths.mountpoint / "etc/resolv.conf").write_text(slirp.RESOLV_CONF)
+            if missing := sandbox.connect_outwards(spec.egress):
+                raise SandboxError(f"{missing[0]} has no IPv4 address here, and may not be connected to")
         command = [init_program, "-g", "--", *argv]
         before(sandbox.network_fd)
         started = init.start(
@@ -239,6 +253,7 @@ def launch(
             user=spec.user,
             groups=sandbox.group.directories,
             privileged=spec.privileged,
+            filtered=bool(spec.egress),
         )
         sandbox.own(started)
     except BaseException:

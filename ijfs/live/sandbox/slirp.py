@@ -24,7 +24,7 @@ READY_LIMIT_S = 10.0
 class Slirp:
     """A running slirp4netns. It ends when `close` is called, or with the keeper."""
 
-    def __init__(self, network_fd: int) -> None:
+    def __init__(self, network_fd: int, *, dns: bool = True) -> None:
         program = shutil.which("slirp4netns")
         if program is None:
             raise SandboxError("slirp4netns is not installed", hint="install the package `slirp4netns`")
@@ -35,6 +35,7 @@ class Slirp:
             self._process = subprocess.Popen(
                 [
                     *(program, "--configure", "--mtu=65520", "--disable-host-loopback", "--netns-type=path"),
+                    *([] if dns else ["--disable-dns"]),
                     *(f"--ready-fd={ready_theirs}", f"--exit-fd={exit_theirs}", target, "tap0"),
                 ],
                 stdin=subprocess.DEVNULL,
