@@ -63,18 +63,22 @@ ALLOWED: dict[str, set[str]] = {
 """What is done for a user without root: verbs, and of each the parameters that may be given."""
 
 LENGTH = struct.Struct("!I")
+STARTING = ("run", "restore", "fork", "wake")
+"""Verbs after which there is a program more, or several."""
 FIRST_PORT = 1024
 """Of those that a user may listen at."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """A user for whom root acts: who it is, and what its process had. `repo` is that user's repository."""
+    """A user for whom root acts: who it is, and what its process had. `repo` is that user's repository;
+    `programs`: how many may be live in it at a time (0: no limit)."""
 
     uid: int
     repo: Path
     cwd: str = "/"
     env: Mapping[str, str] = field(default_factory=dict)
+    programs: int = 0
 
     def check(self, ctx: click.Context) -> None:
         """click.UsageError for a verb or option that is not done for users."""
@@ -87,9 +91,23 @@ class Caller:
             if verb not in ALLOWED or (given and param.name not in allowed):
                 what = f"`ijfs {verb}`" if verb not in ALLOWED else f"{param.opts[0]} of `ijfs {verb}`"
                 raise click.UsageError(f"{what} is for root: a server of other users does not do it for them")
+        if self.programs and verb in STARTING:
+            self._require_room(ctx.params)
         for port in ctx.params.get("ports", ()):
             if port.address != "127.0.0.1" or 0 < port.host < FIRST_PORT:
                 raise click.UsageError(f"a user may listen at 127.0.0.1, from port {FIRST_PORT} on")
+
+    def _require_room(self, given: Mapping[str, Any]) -> None:
+        """click.UsageError where there would be too many programs. Calls that look at the same moment may each find
+        the last place free."""
+        import click
+
+        from ijfs.live.client.api import list_instances
+
+        there = sum(info.status == "running" for info in list_instances(self.repo))
+        wanted = max(given.get("count") or 1, len((given.get("names") or "").split(",")))
+        if there + wanted > self.programs and not given.get("replace"):
+            raise click.UsageError(f"{there} programs of yours are live, and {self.programs} may be at a time")
 
     def fields(self, given: Mapping[str, str]) -> dict[str, Any]:
         """What of an InstanceSpec says that a program is this user's."""

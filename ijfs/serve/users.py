@@ -19,13 +19,16 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ijfs import settings
 from ijfs.jupyter.repository import ensure_repository
 from ijfs.live.errors import CommandError
+from ijfs.live.model.records import NO_LIMITS, Limits
 from ijfs.live.process import unix_socket
 from ijfs.serve.audit import Audit
 from ijfs_engine.errors import IjfsError
@@ -48,11 +51,17 @@ class RefusedError(IjfsError):
 
 @dataclass(frozen=True)
 class Users:
-    """Where users call (`path`), which group may, and the directory that has their repositories, by number."""
+    """Where users call (`path`), which group may, and the directory that has their repositories, by number. Of each
+    user: `programs` may be live at a time, `calls` be under way; `limits`: what a program that one starts may take."""
 
     path: Path
     group: str
     repositories: Path
+    programs: int = 50
+    calls: int = 16
+    limits: Limits = NO_LIMITS
+    _under_way: Counter[int] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
     def served(self) -> Iterator[None]:
@@ -104,12 +113,27 @@ class Users:
         streams, request = _received(connection)
         try:
             repo = self.repositories / str(uid)
-            ensure_repository(repo)
-            self._note(uid, request["argv"])
-            return _run(connection, streams, {**request, "uid": uid, "repo": str(repo)})
+            with self._call_of(uid):
+                ensure_repository(repo)
+                self._note(uid, request["argv"])
+                asked = {**request, "uid": uid, "repo": str(repo), "programs": self.programs}
+                return _run(connection, streams, asked, _as_settings(self.limits))
         finally:
             for stream in streams:
                 os.close(stream)
+
+    @contextlib.contextmanager
+    def _call_of(self, uid: int) -> Iterator[None]:
+        """Around a user's call: nobody takes the room of all others. RefusedError."""
+        with self._lock:
+            if self._under_way[uid] >= self.calls:
+                raise RefusedError(f"{self.calls} calls of yours are under way, and more may not be")
+            self._under_way[uid] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[uid] -= 1
 
     def _note(self, uid: int, argv: list[str]) -> None:
         """Words of a command may be secrets: the verb alone is noted."""
@@ -163,7 +187,20 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _run(connection: socket.socket, streams: list[int], request: dict[str, Any]) -> int:
+def _as_settings(limits: Limits) -> str:
+    """Limits as IJFS_DEFAULTS has them, which a program that is started takes where its user may not say."""
+    said = {"memory": limits.memory, "io": limits.io}
+    words = [f"{name}={_typed(value)}" for name, value in said.items() if value is not None]
+    words += [f"cpus={limits.cpus or 'none'}"] if limits.cpus is not None else []
+    words += [f"pids={limits.pids or 'none'}"] if limits.pids is not None else []
+    return " ".join(words)
+
+
+def _typed(count: int) -> str:
+    return f"{max(count >> 10, 1)}K" if count else "none"
+
+
+def _run(connection: socket.socket, streams: list[int], request: dict[str, Any], defaults: str) -> int:
     """Have it done; its exit code. Signals that the caller gets are handed on; a caller that is gone ends it."""
     with os.fdopen(os.memfd_create("ijfs-call"), "w+") as file:
         json.dump(request, file)
@@ -176,7 +213,7 @@ def _run(connection: socket.socket, streams: list[int], request: dict[str, Any])
             stdout=stdout,
             stderr=stderr,
             cwd="/",
-            env=_environment(request["env"]),
+            env=_environment(request["env"], defaults),
             start_new_session=True,
             pass_fds=[number],
         )
@@ -185,9 +222,10 @@ def _run(connection: socket.socket, streams: list[int], request: dict[str, Any])
     return code if code >= 0 else 128 - code
 
 
-def _environment(callers: dict[str, str]) -> dict[str, str]:
-    """The server's own, and of the caller's what says how its terminal is written to."""
+def _environment(callers: dict[str, str], defaults: str) -> dict[str, str]:
+    """The server's own with these settings behind it, and of the caller's what says how its terminal is written to."""
     own = {name: value for name, value in os.environ.items() if name != "IJFS_REPO"}
+    own[settings.VARIABLE] = f"{own.get(settings.VARIABLE, '')} {defaults}".strip()
     return own | {name: callers[name] for name in SHOWN if name in callers}
 
 

@@ -224,6 +224,7 @@ LOG_LOADS = """
     ijfs_engine.storage.pins ijfs_engine.storage.refs ijfs_engine.storage.reserve
     ijfs_engine.storage.sealed_content ijfs_engine.util
     ijfs_engine.util.buffers ijfs_engine.util.io_wait ijfs_engine.util.per_thread ijfs_engine.util.pipeline
+    ijfs_engine.util.words
 """
 """What of ours `ijfs log` may load. Each takes it 0.3 ms: who adds one has a reason, or loads it where it is used."""
 

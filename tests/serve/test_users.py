@@ -34,7 +34,7 @@ os.setuid(int(sys.argv[1]))
 main.main(sys.argv[3:])
 """
 """`ijfs` of a user who may not look into this checkout, wherever it is: it is loaded before."""
-ALICE, BOB = 20001, 20002
+ALICE, BOB, CAROL = 20001, 20002, 20003
 """Numbers that have no name: nothing on this machine is theirs."""
 
 
@@ -70,6 +70,7 @@ def socket_path(live_env: LiveEnv) -> Iterator[Path]:
     place.chmod(0o711)
     path = place / "socket"
     line = [*COMMAND, "--port", "0", "--users", "nogroup", "--users-socket", str(path), "--users-dir", str(place / "r")]
+    line += ["--user-programs", "3", "--user-calls", "4", "--pids", "77"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         assert server.stderr.readline().startswith("serving")
@@ -202,3 +203,26 @@ def followers() -> list[str]:
         except OSError:
             continue
     return [line for line in lines if "ijfs.cli.for_user" in line]
+
+
+def test_a_user_takes_no_more_than_the_server_lets_each(socket_path: Path) -> None:
+    carol = user(CAROL, socket_path)
+    assert [carol("run", "--name", f"p{n}", "--", "sh", "-c", "echo up; exec sleep 1000")[0] for n in range(3)] == [
+        0
+    ] * 3
+    assert {one["limits"]["pids"] for one in json.loads(carol("ps", "--json")[1])["instances"]} == {77}
+    code, _, err = carol("run", "--", "true")
+    assert (code, "3 programs of yours are live, and 3 may be at a time" in err) == (2, True), err
+    assert carol("stop", "--rm", "-t", "0", "p2")[0] == 0
+    code, _, err = carol("fork", "p0", "-n", "2")
+    assert (code, "2 programs of yours are live" in err) == (2, True), err
+    following = [carol.start("logs", "-f", "p0") for _ in range(4)]
+    for one in following:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "up\n"
+    code, _, err = carol("ps")
+    assert (code, "4 calls of yours are under way" in err) == (1, True), err
+    for one in following:
+        one.terminate()
+        one.communicate()
+    assert eventually(lambda: carol("ps")[0] == 0)

@@ -43,6 +43,12 @@ KEY_COLUMNS = [
 )
 @click.option("--users-socket", default=SOCKET, metavar="PATH", help=f"Where they call (default: {SOCKET}).")
 @click.option("--users-dir", default=REPOSITORIES, metavar="DIR", help=f"Their repositories (default: {REPOSITORIES}).")
+@click.option(
+    "--user-programs", type=click.IntRange(1), default=50, metavar="N", help="Live ones of each user (default: 50)."
+)
+@click.option(
+    "--user-calls", type=click.IntRange(1), default=16, metavar="N", help="Under way of each user (default: 16)."
+)
 def serve(
     app: App,
     host: str,
@@ -55,6 +61,8 @@ def serve(
     users: str | None,
     users_socket: str,
     users_dir: str,
+    user_programs: int,
+    user_calls: int,
     limits: Limits,
 ) -> Answer | None:
     """Serve sandboxes to programs on this machine and others; E2B's clients speak to it (docs/serve.md).
@@ -78,8 +86,14 @@ def serve(
         raise click.UsageError("nobody could call: `ijfs key add NAME` makes a key")
     way_out: Network = "slirp4netns" if network == "slirp4netns" else "none"
     settings = Settings(kernel=kernel, home=home, network=way_out, limits=limits)
-    served = Users(Path(users_socket), users, Path(users_dir)).served() if users is not None else nullcontext()
-    with served, running.listen(host, port) as at:
+    of_users = (
+        nullcontext()
+        if users is None
+        else Users(
+            Path(users_socket), users, Path(users_dir), programs=user_programs, calls=user_calls, limits=limits
+        ).served()
+    )
+    with of_users, running.listen(host, port) as at:
         scheme = "http" if tls_cert is None else "https"
         app.note(f"serving at {scheme}://{host}:{at.getsockname()[1]}")
         running.run(Server(repo, settings), at, certificate=tls_cert, key=tls_key)
