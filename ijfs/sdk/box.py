@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ijfs.live.client import api as client
 from ijfs.live.client.api import NO_SECRETS
+from ijfs.live.client.instances import not_running
 from ijfs.live.errors import InstanceExitedError, NoInstanceError
 from ijfs.live.model.records import NO_LIMITS, Idle, InstanceInfo, Limits, SaveResult
 from ijfs.sdk import calls
@@ -101,7 +102,7 @@ class Box:
         """The Jupyter connection file of a kernel. NotAKernelError, InstanceExitedError."""
         info = self.info
         if info.status != "running":
-            raise InstanceExitedError(f"the program of '{self.name}' has ended")
+            raise not_running(self.name, parked=info.parked_on_disk)
         if info.connection_file is None:
             raise NotAKernelError(
                 f"'{self.name}' is not a kernel", hint=f"`ijfs exec {self.name} -- CMD` runs a command in it"

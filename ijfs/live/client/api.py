@@ -344,7 +344,7 @@ def exec_line(
     it. InstanceExitedError."""
     record = record_of(InstancePaths.of(repo, name))
     if record.program is None or not procfs.is_alive(record.program):
-        raise not_running(record)
+        raise not_running(name, parked=record.parked_on_disk)
     given = {
         **record.spec.late_env,
         INSTANCE_VARIABLE: record.spec.name,

@@ -21,7 +21,7 @@ from ijfs.live.errors import InstanceExistsError, InstanceExitedError, KeeperErr
 from ijfs.live.model.paths import BadNameError, InstancePaths, live_directory
 from ijfs.live.model.protocol import AdoptArguments, Arguments, RestoreArguments
 from ijfs.live.model.record_file import info_of
-from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo, InstanceRecord
+from ijfs.live.model.records import LOST_WITH_KEEPER, Base, InstanceInfo
 from ijfs.live.pager.account import progress_of
 from ijfs.live.process import procfs
 from ijfs.live.process.keeper_lock import KeeperLock, keeper_ended
@@ -161,7 +161,7 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
     paths = InstancePaths.of(repo, name)
     record = record_of(paths)
     if not procfs.is_alive(record.program):
-        raise not_running(record)
+        raise not_running(name, parked=record.parked_on_disk)
     deadline, killed = time.monotonic() + ADOPT_LIMIT_S, 0
     while True:
         with contextlib.suppress(KeeperError):
@@ -179,10 +179,9 @@ def connect(repo: RepoPath, name: str, *, on_event: OnEvent | None = None) -> Ke
         time.sleep(0.05)
 
 
-def not_running(record: InstanceRecord) -> InstanceExitedError:
-    """What is said of one that is asked for something."""
-    name = record.spec.name
-    if record.parked_on_disk:
+def not_running(name: str, *, parked: bool) -> InstanceExitedError:
+    """What is said of an ended one that is asked for something; `parked`: on disk."""
+    if parked:
         return InstanceExitedError(f"`{name}` is parked on disk", hint=f"`ijfs wake {name}` brings it back")
     return InstanceExitedError(f"the program of `{name}` has ended")
 
