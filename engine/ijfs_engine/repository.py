@@ -6,9 +6,10 @@ the writer, gc, fsck, du, prune) are imported inside those verbs: most commands 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from ijfs_engine.storage.index import (
     SIDECARS,
     SNAPSHOTS,
     Index,
+    View,
     is_whole,
     mark_whole,
 )
@@ -142,16 +144,17 @@ class Repository(OpenRepository):
         """That there is an index, and that it is not older than the journal: what a crash kept from it is put in."""
         with self.index.read() as view:
             whole = is_whole(view)
-            behind = whole and self.journal.differs(view)
+            behind = whole and self.directory.read_only_reason is None and self._is_behind(view)
         if not whole and not damaged:
             raise _index_lost(self.path)
-        if behind and self.directory.read_only_reason is None:
-            try:
+        if behind:
+            with _damaged_journal_aside():
                 self.index.write(self.journal.settle)
-            except StaleIndexError:
-                raise
-            except CorruptError:
-                pass  # it is the journal that is damaged: fsck says so, and whoever wants to write
+
+    def _is_behind(self, view: View) -> bool:
+        with _damaged_journal_aside():
+            return self.journal.differs(view)
+        return False
 
     @property
     def path(self) -> Path:
@@ -400,6 +403,17 @@ class Repository(OpenRepository):
             journal_bytes=journal_bytes,
             format_version=self.directory.version,
         )
+
+
+@contextlib.contextmanager
+def _damaged_journal_aside() -> Iterator[None]:
+    """A damaged journal keeps nobody from reading: fsck names it, and so hears whoever wants to write."""
+    try:
+        yield
+    except StaleIndexError:
+        raise
+    except CorruptError:
+        pass
 
 
 def _index_lost(path: Path) -> CorruptError:

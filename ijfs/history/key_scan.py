@@ -132,10 +132,12 @@ def _below(reader: Reader, root: bytes, top: str) -> Iterator[tuple[str, Entry]]
     entries = {entry.name: entry for entry in reader.tree(root).entries}
     found = entries.get(top.encode())
     todo = [("" if top == "files" else f"/dev/{top}" if top == "shm" else "/dev", found.content)] if found else []
+    seen: set[bytes] = set()  # what stands in many places is looked at once: a stranger's trees have no end else
     while todo:
         prefix, tree = todo.pop()
-        if tree is None:
+        if tree is None or tree in seen:
             continue
+        seen.add(tree)
         for entry in reader.tree(tree).entries:
             path = f"{prefix}/{os.fsdecode(entry.name)}"
             if entry.kind == "d":

@@ -137,7 +137,15 @@ def _lose_pack(repo: Path) -> None:
     (repo / "packs/00000001.pack").unlink()
 
 
-@pytest.mark.parametrize("damage", [_lose_index, _lose_index_file, _tear_index, _lose_format, _cut_journal, _lose_pack])
+def _add_noise_to_journal(repo: Path) -> None:
+    with (repo / "journal").open("ab") as file:
+        file.write(os.urandom(5000))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_add_noise_to_journal, _lose_index, _lose_index_file, _tear_index, _lose_format, _cut_journal, _lose_pack],
+)
 def test_nor_does_it_where_something_is_damaged(watched: Path, ijfs: Ijfs, damage: Callable[[Path], None]) -> None:
     damage(watched)
     before = listing(watched)

@@ -328,3 +328,32 @@ def test_a_pack_of_another_repository_is_left_alone(request: pytest.FixtureReque
         assert [one.message for one in repository.snapshots()] == [""]
     assert stray.read_bytes() == theirs.read_bytes()
     assert _names(path) == names
+
+
+@pytest.mark.parametrize("what", ["directory", "link", "pipe"])
+def test_what_is_no_file_under_a_packs_name_is_stepped_over(plain: Path, what: str) -> None:
+    """A save looked for a free number for ever."""
+    way = plain / "packs" / "00000002.pack"
+    if what == "directory":
+        way.mkdir()
+    elif what == "link":
+        way.symlink_to("nowhere")
+    else:
+        os.mkfifo(way)
+    with Repository.open(plain) as repository:
+        save(repository, {"new": b"new"}, branch="new")
+        repository.gc()
+        report = repository.fsck()
+        assert (report.strays, report.clean) == ([way.name], True)
+    assert (plain / "packs" / "00000003.pack").is_file()
+    assert os.path.lexists(way)
+
+
+def test_a_feature_with_a_damaged_letter_is_damage(sealed: Path) -> None:
+    text = (sealed / "format").read_text()
+    (sealed / "format").write_text(text.replace("encrypted", "encrypued"))
+    with pytest.raises(CorruptError, match="is damaged"):
+        Repository.open(sealed)
+    _repair(sealed)
+    assert (sealed / "format").read_text() == text
+    assert _is_whole(sealed)

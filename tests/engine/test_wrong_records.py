@@ -28,6 +28,9 @@ UNREADABLE: dict[str, Change] = {
     "NUL in an attribute": lambda f, d: (replace(f, xattrs=((b"user.a\0b", b"x"),)), d),
     "a link with bytes": lambda f, d: (replace(f, kind="l", target=b"x"), d),
     "a directory without a tree": lambda f, d: (f, replace(d, content=None)),
+    "a device of 33 bits": lambda f, d: (replace(f, kind="c", content=None, rdev=1 << 32), d),
+    "a target that no path can be": lambda f, d: (replace(f, kind="l", content=None, target=b"x" * 4096), d),
+    "a name that no directory takes": lambda f, d: (replace(f, name=b"f" * 256), d),
     "a name up": lambda f, d: (replace(f, name=b".."), d),
 }
 MISTOLD: dict[str, Change] = {
@@ -71,7 +74,7 @@ def test_a_record_that_cannot_be_is_a_sentence_and_found(repository: Repository,
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_an_entry_that_no_kernel_takes_is_named(repository: Repository, what: str) -> None:
     ident = hostile(repository, UNREADABLE[what])
-    with pytest.raises(CorruptError, match=r"b'f'|b'sub'|b'\.\.'"):
+    with pytest.raises(CorruptError, match=r"b'f'|b'sub'|b'\.\.'|a name of 256 bytes"):
         repository.store.tree(repository.snapshot(ident).root)
 
 

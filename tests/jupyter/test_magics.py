@@ -102,7 +102,7 @@ def test_log_and_status(shell: Any, keeper: Peer, capsys: pytest.CaptureFixture[
     assert shown[1].endswith("fitted  [main] (v1)")
     keeper.answer = settles({"ok": {"instance": "demo", "repository": "/r", "snapshot": None}})
     shell.run_line_magic("ijfs", "status")
-    assert capsys.readouterr().out.split() == ["instance", "demo", "repository", "/r", "snapshot", "none", "yet"]
+    assert capsys.readouterr().out.split() == ["program", "demo", "repository", "/r", "snapshot", "none", "yet"]
 
 
 def test_auto_tells_the_keeper_of_each_cell_and_shows_what_it_has_to_say(

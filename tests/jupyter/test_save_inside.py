@@ -74,7 +74,7 @@ def test_the_magics_speak_with_the_keeper(jupyter_env: JupyterEnv, cells: Cells)
     assert [line.split("  ")[1] for line in tree[-2:]] == ["the first", "the second"]
     assert tree[-1].split("  ")[2] == f"[{name}] ▶"
     assert "1 live" in tree[1]
-    assert f"instance    {name}" in cells("%ijfs status")
+    assert f"program     {name}" in cells("%ijfs status")
 
 
 def test_going_back_in_place_to_a_save_from_inside_resumes(jupyter_env: JupyterEnv, cells: Cells) -> None:

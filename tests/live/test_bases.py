@@ -371,7 +371,7 @@ def test_what_a_base_has_not_got_is_said(live_env: LiveEnv, root: Path) -> None:
     on_base(live_env, root)
     with pytest.raises(UnknownNameError, match="there is no base `other`"):
         live_env.command("none", "true", base="other")
-    with pytest.raises(CommandError, match="no program `python9`"):
+    with pytest.raises(CommandError, match="no command `python9`"):
         client.start(live_env.repo, client.InstanceSpec(name="x", argv=("python9",), base="small"))
     live_env.command("stays", COUNTER, base="small")
     saved = live_env.save("stays").snapshot

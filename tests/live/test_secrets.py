@@ -13,7 +13,10 @@ import ijfs
 from ijfs.history import key_scan
 from ijfs.live.client import api as client
 from ijfs.live.errors import CommandError
-from ijfs_engine import Repository
+from ijfs_engine import Entry, Repository
+from ijfs_engine.format import chunk_codec
+from ijfs_engine.format.frames import FrameKind, chunk_id
+from ijfs_engine.format.records import Tree, encode_tree
 
 GIVEN, OTHER, LONGER = "sk-ant-" + "G" * 40, "sk-ant-" + "O" * 40, "sk-ant-" + "L" * 50
 CARELESS = "ghp_" + "c" * 36
@@ -136,3 +139,20 @@ def test_a_scan_finds_what_crosses_two_blocks_of_a_file(shared_env: LiveEnv, tmp
 def test_a_value_that_no_program_could_be_told_is_refused(shared_env: LiveEnv, value: str) -> None:
     with pytest.raises(CommandError, match="the secret KEY is not"):
         client.start(shared_env.repo, client.InstanceSpec(name="no", argv=("true",)), secrets={"KEY": value})
+
+
+def test_a_scan_of_a_strangers_trees_ends(tmp_path: Path) -> None:
+    """20^10 paths in some kilobytes, and one key below all of them."""
+    with Repository.init(tmp_path / "repo") as repository:
+        with repository.session() as session:
+            key = b"AKIA" + b"Z" * 16
+            session.put_chunks([chunk_codec.encode(memoryview(key), chunk_id(key))])
+            file = Entry(b"key", "f", 0o644, 0, 0, 0, len(key), content=chunk_id(key))
+            tree = session.put_object(FrameKind.TREE, encode_tree(Tree((file,))))
+            for _ in range(10):
+                entries = tuple(Entry(b"%02d" % n, "d", 0o755, 0, 0, 0, content=tree) for n in range(20))
+                tree = session.put_object(FrameKind.TREE, encode_tree(Tree(entries)))
+            root = encode_tree(Tree((Entry(b"files", "d", 0o755, 0, 0, 0, content=tree),)))
+            made = session.commit_snapshot(session.put_object(FrameKind.TREE, root), branch="bomb")
+        (one,) = key_scan.scan(repository.reader(), made)
+    assert one.where.endswith("/key")

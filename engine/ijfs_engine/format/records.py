@@ -177,6 +177,9 @@ MAX_DEPTH: Final = 100
 """Levels of a snapshot's meta. Those that ijfs makes have 6."""
 _MODES: Final = 0o7777
 _IDS: Final = (1 << 32) - 2
+_NAME: Final = 255  # NAME_MAX of every filesystem of Linux
+_TARGET: Final = 4095  # PATH_MAX, with its NUL
+_DEVICES: Final = (1 << 32) - 1  # mknod(2) takes no more
 """The highest owner: the number above stands for none."""
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -200,7 +203,9 @@ def decode_tree(data: bytes | memoryview) -> Tree:
     previous = b""
     for entry in tree.entries:
         if entry.name <= previous or b"/" in entry.name or b"\0" in entry.name or entry.name in (b".", b".."):
-            raise CorruptError(f"a tree holds the name {entry.name!r} where it may not stand")
+            raise CorruptError(f"a tree holds the name {entry.name[:_NAME]!r} where it may not stand")
+        if len(entry.name) > _NAME:
+            raise CorruptError(f"a tree holds a name of {len(entry.name)} bytes, which no file can have")
         if entry.content is not None and len(entry.content) != ID_SIZE:
             raise CorruptError(f"the tree entry {entry.name!r} points at no id")
         wrong = _wrong(entry)
@@ -220,7 +225,9 @@ def _wrong(entry: Entry) -> str | None:
         return "a size, device or link below 0"
     if (entry.content is not None) != (entry.kind == "d") and entry.kind != "f":
         return "bytes" if entry.content is not None else "no tree,"
-    if entry.kind == "l" and (not entry.target or b"\0" in entry.target):
+    if entry.rdev > _DEVICES:
+        return f"the device {entry.rdev:#x}"
+    if entry.kind == "l" and (not 0 < len(entry.target) <= _TARGET or b"\0" in entry.target):
         return "a target"
     if entry.xattrs and any(not name or b"\0" in name for name, _ in entry.xattrs):
         return "an extended attribute"
@@ -395,8 +402,8 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FsckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `Repository.fsck` checked, found and, with repair, mended. `strays`: packs of another repository that
-    somebody put here; they are left alone."""
+    """What `Repository.fsck` checked, found and, with repair, mended. `strays`: packs of another repository and
+    what is no file under a pack's name, which somebody put here; they are left alone."""
 
     snapshots: int
     objects: int

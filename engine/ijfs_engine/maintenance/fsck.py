@@ -52,8 +52,10 @@ from ijfs_engine.storage.pack import (
     SIDECAR_PACK,
     decode_pack_header,
     is_strangers,
+    no_packs,
     own_pack_files,
     pack_files,
+    pack_number,
     pack_path,
 )
 from ijfs_engine.storage.refs import ref_name
@@ -196,12 +198,14 @@ class Checker:
         return any(number not in known for number, _ in own_pack_files(directory.packs, directory.id))
 
     def _strays(self) -> list[str]:
-        """Packs of another repository that the index knows nothing of."""
+        """Packs of another repository that the index knows nothing of, and what has a pack's name and is no file."""
         directory = self._repository.directory
         with self.index.read() as view:
             known = {PACK_KEY.unpack(key)[0] for key, _ in view.items(PACKS)}
         unknown = [path for number, path in pack_files(directory.packs) if number not in known]
-        return [path.name for path in unknown if is_strangers(path, directory.id)]
+        others = [path for path in no_packs(directory.packs) if pack_number(path) not in known]
+        strange = [path for path in unknown if path not in others and is_strangers(path, directory.id)]
+        return sorted(path.name for path in (*others, *strange))
 
     def report(self, findings: list[Finding]) -> FsckReport:
         """With the snapshots and files that each finding hurts."""

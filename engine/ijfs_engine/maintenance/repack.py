@@ -54,6 +54,8 @@ _NO_ROOM: Final = "there is no room for copies of what is still needed, so packs
 _NO_ROOM_HINT: Final = (
     "what could go without a copy is gone; free as much as one pack takes (512 MiB), then run gc again"
 )
+_ROOM: Final = 1 << 20
+"""Bytes that a pack takes beside its frames, and the index as it changes."""
 _SLICE: Final = 8192
 """Rows per transaction: a save that wants to commit waits for one of these (30 ms) at most."""
 
@@ -130,6 +132,8 @@ class Repacker:
     ) -> None:
         """Copy what lives in packs of one kind. On a disk that is nearly full, the old ones go one by one, those that
         need the least room first: what they give back is room for the others."""
+        if min(pack.live for pack in packs) + _ROOM > self._free():
+            self._repository.directory.reserve.give_up()  # gc is what it is for, and takes it again at its end
         most = min(_BYTES, self._free() // 2)
         if sum(pack.live for pack in packs) > most:
             packs = sorted(packs, key=lambda pack: pack.live)
@@ -386,7 +390,7 @@ class Orphan(NamedTuple):
 def orphans(repository: OpenRepository) -> Iterator[Orphan]:
     """Pack files that no session holds and the index does not know, each locked while the caller has it."""
     for number, path in list(pack_files(repository.directory.packs)):
-        if _known(repository, number):
+        if _known(repository, number) or not path.is_file():
             continue
         fd = try_take(path)
         if fd is None:

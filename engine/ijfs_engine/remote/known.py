@@ -20,7 +20,6 @@ from ijfs_engine.remote.view import EMPTY, Listing, View, decode_view, encode_vi
 from ijfs_engine.storage import disk
 from ijfs_engine.storage.names import MIN_PREFIX, parse
 from ijfs_engine.storage.refs import is_ref_key
-from ijfs_engine.util.words import count
 
 _MAGIC: Final = b"ijfsview"
 
@@ -84,6 +83,8 @@ class KnownTree:
         for done in range(generations):
             parents = [parent for parent in self.snapshot(ident).parents if parent in self.view.listings]
             if not parents:
+                from ijfs_engine.util.words import count
+
                 raise UnknownNameError(f"{spec!r} goes back {count(generations, 'generation')}, and {done} are there")
             ident = parents[0]
         return ident

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from operator import ne
 from pathlib import Path
 from typing import Final
 
@@ -286,9 +287,16 @@ def _read_format(path: Path) -> tuple[bytes, bool]:
         raise CorruptError(f"{file} is damaged", hint=_way_back(path))
     features = set((whole[3] or b"").split())
     if strange := sorted(features - {ENCRYPTED}):
+        if all(_is_misspelt(name) for name in strange):
+            raise CorruptError(f"{file} is damaged", hint=_way_back(path))
         names = b", ".join(strange).decode()
         raise UnknownFormatError(f"{path} has a feature that this program does not know: {names}")
     return bytes.fromhex(whole[2].decode()), ENCRYPTED in features
+
+
+def _is_misspelt(feature: bytes) -> bool:
+    """Whether it is a known feature but for one byte: of damage, no other program's."""
+    return len(feature) == len(ENCRYPTED) and sum(map(ne, feature, ENCRYPTED)) == 1
 
 
 def _way_back(path: Path) -> str | None:

@@ -35,7 +35,8 @@ observer: Callable[[Step], None] | None = None
 """Called before each step. Only tests set it."""
 
 NO_LINKS: Final = (
-    "move it out of the repository, and put back what was there; a bind mount may stand there, a link may not"
+    "move it out of the repository, and put back what was there, or let `ijfs fsck --repair` make it anew; a bind "
+    "mount may stand there, a link may not"
 )
 """What to do about what is no regular file, or no directory, in a repository: nothing is lost by it yet."""
 _KINDS: Final = {

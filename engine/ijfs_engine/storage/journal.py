@@ -141,8 +141,12 @@ class Journal:
         return self.path.exists() and self.path.stat().st_size > self.position(view)[0]
 
     def differs(self, view: View) -> bool:
-        """Whether it ends elsewhere than the index knows: longer, or compacted by one who died of it. OSError."""
-        return self.path.exists() and self.path.stat().st_size != self.position(view)[0]
+        """Whether it says more than the index knows, or was compacted by one who died of it. What a crash tore at its
+        end says nothing, and is left for who writes next. StaleIndexError, CorruptError, OSError."""
+        if not self.path.exists():
+            return False
+        size, end = self.path.stat().st_size, self.position(view)[0]
+        return size != end and (size < end or bool(self.tail(view)))
 
     def settle(self, update: Update) -> None:
         """Make the journal end where the index says: take in what is whole behind, and cut off what is not.

@@ -16,7 +16,6 @@ from ijfs_engine.storage.journal import Record, SnapshotRemoved
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pins import live_pins
 from ijfs_engine.storage.refs import NOT_HERE, log_records, move_ref, ref_name, write_logged
-from ijfs_engine.util.words import count
 
 
 def resolve(repository: OpenRepository, spec: str) -> ObjectId:
@@ -33,6 +32,8 @@ def resolve(repository: OpenRepository, spec: str) -> ObjectId:
     for done in range(generations):
         parent = nearest(repository, repository.store.snapshot(ident).parents)
         if parent is None:
+            from ijfs_engine.util.words import count
+
             raise UnknownNameError(f"{spec!r} goes back {count(generations, 'generation')}, and {done} are there")
         ident = parent
     return ident

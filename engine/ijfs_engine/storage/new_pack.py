@@ -13,7 +13,7 @@ from ijfs_engine.errors import CorruptError
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import Index, Update
-from ijfs_engine.storage.pack import PackWriter, pack_files
+from ijfs_engine.storage.pack import PackWriter, numbers_taken
 
 _NEXT: Final = b"next_pack"
 
@@ -33,7 +33,8 @@ def new_pack(index: Index, directory: RepositoryDirectory, kind: int) -> PackWri
             return PackWriter(directory.packs, number, kind, directory.id)
         except FileExistsError:
             # Another session's, or a crash's; or damage has taken the count back.
-            number = max((found for found, _ in pack_files(directory.packs) if found < FAR), default=number) + 1
+            taken = (found for found in numbers_taken(directory.packs) if found < FAR)
+            number = max(taken, default=number) + 1
 
 
 def note_number(update: Update, number: int) -> None:

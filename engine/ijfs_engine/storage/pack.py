@@ -418,6 +418,16 @@ def misnamed_pack_files(directory: Path) -> list[Path]:
     return [path for number, path in _numbered(directory) if number >= NUMBERS]
 
 
+def numbers_taken(directory: Path) -> list[int]:
+    """The numbers that anything there has for its name, be it a file or not: no pack can be begun under one of them."""
+    return [number for path in directory.iterdir() if (number := pack_number(path)) is not None]
+
+
+def no_packs(directory: Path) -> list[Path]:
+    """What has the name of a pack and is no regular file, nor a link to one: nobody reads it, and it is left alone."""
+    return [path for path in sorted(directory.iterdir()) if pack_number(path) is not None and not path.is_file()]
+
+
 def _numbered(directory: Path) -> list[tuple[int, Path]]:
     found = ((pack_number(path), path) for path in directory.iterdir() if not path.is_dir())
     return sorted((number, path) for number, path in found if number is not None)

@@ -323,8 +323,12 @@ class Session:
         writers = [writer for writer in (self._data, self._sidecars) if writer is not None]
         if not writers:
             return
-        # A commit that failed may have left a line in the journal that names what is about to vanish.
-        self._index.write(self._journal.settle)
+        # A commit that failed may have left a line in the journal that names what is about to vanish. Else nothing is
+        # written: on a full disk that would take the reserve, which `rm` and gc are to have.
+        with self._index.read() as view:
+            behind = self._journal.differs(view)
+        if behind:
+            self._index.write(self._journal.settle)
         with self._index.read() as view:
             known = view.get_many(PACKS, [PACK_KEY.pack(writer.number) for writer in writers])
         for writer, row in zip(writers, known, strict=True):

@@ -66,7 +66,7 @@ def _report(out: Printer, found: FsckReport, *, left: bool, most: int | None) ->
     for line in found.repaired:
         out.line(("repaired: ", "green"), line)
     if found.strays:
-        out.line(("left alone: ", "yellow"), text.listing(found.strays), ", of another repository")
+        out.line(("left alone: ", "yellow"), text.listing(found.strays), ": no pack of this repository")
     if left and found.repaired:
         out.line(
             ("left: ", "bold red"), "bytes that nothing stored has; a save that brings them, or `ijfs rm`, mends that"
