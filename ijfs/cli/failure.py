@@ -173,13 +173,37 @@ def _usage(error: click.UsageError) -> str:
 def _never_saved(name: str, app: App) -> str:
     """What to do with a program whose name was taken for that of a snapshot; "" where there is no such program."""
     from ijfs.live.model.paths import InstancePaths, check_name
+    from ijfs.live.model.record_file import read_record
     from ijfs_engine.errors import IjfsError
 
     with contextlib.suppress(IjfsError):
-        if name and InstancePaths.of(app.repository_path, check_name(name)).record.exists():
+        paths = InstancePaths.of(app.repository_path, check_name(name)) if name else None
+        if paths is None or not paths.record.exists():
+            return ""
+        record = read_record(paths)
+        if record.status != "exited":
             then = f"`ijfs save {name}` makes one, `ijfs stop --rm {name}` ends and forgets it"
             return f"`{name}` is a program of which there is no snapshot: {then}"
+        files = f"`ijfs cp {name}:PATH .` takes out a file, `ijfs stop --rm {name}` forgets it"
+        began = _began_from(app, record.snapshot)
+        again = f"`ijfs restore {began[:10]} --name {name}2` goes on from where it began, " if began else ""
+        return f"`{name}` has ended, and its memory was never saved: {again}{files}"
     return ""
+
+
+def _began_from(app: App, snapshot: str | None) -> str | None:
+    """The snapshot with memory that a program stood on, in hex; None where there is none. What the verb had open is
+    closed by now."""
+    from ijfs.cli.lost import with_memory
+    from ijfs_engine import Repository
+    from ijfs_engine.errors import IjfsError
+
+    if snapshot is None:
+        return None
+    with contextlib.suppress(IjfsError), Repository.open(app.repository_path) as repository:
+        found = with_memory(repository, snapshot)
+        return None if repository.snapshot(bytes.fromhex(found)).meta.get("ended") else found
+    return None
 
 
 def _missing(package: str) -> tuple[str, int]:

@@ -53,7 +53,7 @@ def _one(app: App, one: Lost) -> CameBack | None:
         with contextlib.suppress(InstanceExitedError):  # it wrote nothing after it was saved
             kept = client.save_ended(app.repository_path, one.name, message="when the machine went down").snapshot
         progress = app.progress(f"restore {one.name}")
-        snapshot = _with_memory(app.repository(), one.snapshot)
+        snapshot = with_memory(app.repository(), one.snapshot)
         info = client.restore(app.repository_path, snapshot, one.name, replace=True, on_event=progress.event)
         return CameBack(info, kept)
     except IjfsError as error:
@@ -61,7 +61,7 @@ def _one(app: App, one: Lost) -> CameBack | None:
         return None
 
 
-def _with_memory(repository: Repository, snapshot: str) -> str:
+def with_memory(repository: Repository, snapshot: str) -> str:
     """The snapshot itself, or the one before it where it holds but the files of an ended program: an earlier try to
     bring that back has kept them and failed. IjfsError."""
     found = repository.snapshot(repository.resolve(snapshot))

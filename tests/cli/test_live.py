@@ -104,6 +104,40 @@ def test_what_was_told_to_end_with_the_machine_is_lost_after_a_reboot(ijfs: Ijfs
     assert [(i["name"], i["status"], i["snapshot"]) for i in back.json["instances"]] == [("p", "running", one)]
 
 
+def test_a_fork_that_ended_unsaved_is_told_what_it_can_go_on_from(ijfs: Ijfs, live: Path) -> None:
+    assert ijfs("run", "--name", "p", "-q", "--", "sleep", "600").code == 0
+    forked = ok(ijfs("fork", "p", "--names", "copy", "--json"), "fork")
+    began = str(forked["instances"][0]["snapshot"])  # type: ignore[index]
+    assert ijfs("exec", "copy", "--", "touch", "/var/mine").code == 0
+    assert ijfs("stop", "copy", "-q").code == 0
+    for _ in range(2):
+        said = ijfs("restore", "copy").err
+        assert "its memory was never saved" in said
+        assert f"`ijfs restore {began[:10]} --name copy2`" in said
+        ijfs("save", "copy")  # keeps its files, and no memory
+    assert ijfs("stop", "--rm", "copy", "-q").code == 0
+
+
+def test_what_an_ended_program_wrote_is_forgotten_only_by_its_name(ijfs: Ijfs, live: Path) -> None:
+    """`--all` is about what is live: it took the files of programs along that had ended before."""
+    assert ijfs("run", "--name", "wrote", "-q", "--", "sh", "-c", "echo mine > /var/mine; exec sleep 600").code == 0
+    assert ijfs("run", "--name", "other", "-q", "--", "sleep", "600").code == 0
+    assert eventually(lambda: ijfs("cat", "wrote", "/var/mine").code == 0)
+    assert ijfs("stop", "wrote", "-q").code == 0
+    said = ijfs("stop", "--all", "--rm").out
+    assert "forgot other" in said
+    assert "`wrote` has ended, and 1 file that is in no snapshot is still there: /var/mine; it stays" in said
+    assert ijfs("cat", "wrote", "/var/mine").out == "mine\n"
+    told = ijfs("stop", "--rm", "wrote").out
+    assert "forgot wrote" in told
+    assert "gone with it: `wrote` has ended, and 1 file" in told
+    assert ijfs("run", "--name", "again", "-q", "--", "sh", "-c", "echo mine > /var/mine").code == 0
+    assert eventually(lambda: ijfs("ps", "-a", "-q").out == "again\n" and ijfs("ps", "-q").out == "")
+    assert "1 file that is in no snapshot" in ijfs("run", "--replace", "--name", "again", "--", "true").err
+    assert ijfs("stop", "--rm", "again", "-q").code == 0
+    assert ijfs("ps", "-a", "-q").out == ""
+
+
 def test_going_back_in_place_says_what_is_gone_or_saves_it_first(ijfs: Ijfs, live: Path) -> None:
     assert ijfs("run", "--name", "p", "-q", "--", "sh", "-c", "while :; do sleep 0.1; done").code == 0
     one = str(ok(ijfs("save", "p", "--json"), "save")["snapshot"])

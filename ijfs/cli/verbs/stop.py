@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @verb("stop")
 @click.argument("names", nargs=-1, type=INSTANCE)
 @click.option("-a", "--all", "every", is_flag=True, help="All that is live.")
-@click.option("--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go.")
+@click.option(
+    "--rm", "forget", is_flag=True, help="Forget them too: their logs and unsaved files go. With --all: also --ended."
+)
 @click.option("--ended", is_flag=True, help="With --rm: all that has ended, and left nothing that is in no snapshot.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-t", "--timeout", type=Seconds(), default=5.0, metavar="S", help="SIGKILL after S seconds.")
@@ -35,6 +37,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: boo
     A NAME may be a pattern: `ijfs stop --rm 'agent-*'`.
     """
     from ijfs.live.client import api as client
+    from ijfs.live.client.forgetting import forget_ended
     from ijfs.live.process import fork_request
 
     app.live_programs()
@@ -44,16 +47,19 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: boo
         return _forget_ended(app)
     if bool(names) == every:
         raise click.UsageError("say which: NAMES or --all")
-    if every:
-        names = tuple(_stoppable(app, ended=forget))
-    chosen = globs.expanded(names, lambda: _stoppable(app, ended=forget))
     damaged = client.damaged_instances(app.repository_path)
+    if every:
+        names = (*_stoppable(app, ended=False), *(damaged if forget else ()))
+    chosen = globs.expanded(names, lambda: _stoppable(app, ended=forget))
     if not every:  # what ends by itself meanwhile is no slip of who said --all
         _check(app, chosen, damaged if forget else (), forget=forget)
     live = _live(app, [name for name in chosen if name not in damaged])
     wrote = _have_written(app, live) if forget else set()
+    missed = _missed(app, set(chosen) - {info.name for info in live}) if forget and not every else {}
     if live and not yes:
         _ask(app, live, wrote)
+    if missed and not yes:
+        _ask_of_ended(app, missed)
     gone = {info.name: unsaved.by_ending(info, wrote=info.name in wrote) for info in live}
     done: list[dict[str, Any]] = []
     for name in chosen:
@@ -63,18 +69,26 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: boo
         else:
             status = _stop(app, name, forget=forget, timeout=timeout)
         done.append({"name": name, "exit_status": status, "forgotten": forget})
+    kept: dict[str, str] = {}
     if every:
         fork_request.dismiss(app.repository_path)
+    if every and forget:
+        ended_names, kept = forget_ended(app.repository_path)
+        done += [{"name": name, "exit_status": None, "forgotten": True} for name in ended_names]
 
     def show(out: Printer) -> None:
         for item in done:
             out.line("forgot " if forget else "stopped ", (item["name"], "bold"))
+            if item["name"] in missed:
+                out.line((f"  gone with it: {missed[item['name']]}", "dim"))
             if item["name"] in gone:
                 out.line((f"  gone: {gone[item['name']]}; `ijfs save --stop` would have kept it", "dim"))
-        if not done:
+        for name, why in kept.items():
+            out.line((f"{why}; it stays: `ijfs save {name}` keeps them, `ijfs stop --rm {name}` forgets it", "dim"))
+        if not done and not kept:
             out.line(("nothing is live", "dim"))
 
-    return Answer({"stopped": done, "kept": {}}, show)
+    return Answer({"stopped": done, "kept": kept}, show)
 
 
 def _forget_ended(app: App) -> Answer:
@@ -114,6 +128,21 @@ def _ask(app: App, live: list[InstanceInfo], wrote: Collection[str]) -> None:
     """At a terminal, whether they may end. Who says no has changed nothing."""
     if app.can_ask and not click.confirm(unsaved.question(live, wrote=wrote), err=True):
         raise IjfsError("nothing was changed", hint="`ijfs save --stop NAME` ends a program in the state that it saves")
+
+
+def _missed(app: App, names: Collection[str]) -> dict[str, str]:
+    """Of programs that have ended, what each wrote that is in no snapshot: a sentence by name."""
+    from ijfs.live.client.forgetting import missed
+
+    found = {name: missed(app.repository_path, name) for name in names}
+    return {name: what for name, what in found.items() if what is not None}
+
+
+def _ask_of_ended(app: App, missed: dict[str, str]) -> None:
+    """At a terminal, whether those may be forgotten, with what is nowhere else."""
+    if app.can_ask and not click.confirm(f"{'; '.join(missed.values())}. Forget all of it?", err=True):
+        name = next(iter(missed))
+        raise IjfsError("nothing was changed", hint=f"`ijfs save {name}` keeps what it wrote")
 
 
 def _stoppable(app: App, *, ended: bool) -> list[str]:

@@ -40,6 +40,17 @@ def forget_notebooks(repo: Path) -> Forgotten:
     return _forgotten(repo, (info for info in ended if _is_of_a_notebook(repo, info.name, before)))
 
 
+def missed(repo: Path, name: str) -> str | None:
+    """What would be missed of a program that has ended, as a sentence; None where nothing would, or nobody can tell."""
+    try:
+        refuse_if_missed(InstancePaths.of(repo, name))
+    except UnsavedFilesError as error:
+        return str(error)
+    except IjfsError:
+        pass
+    return None
+
+
 def _ended(repo: Path) -> Iterator[InstanceInfo]:
     """Those that have ended for good: what is parked is to come back."""
     return (info for info in list_instances(repo) if info.status == "exited" and not info.parked_on_disk)
