@@ -195,7 +195,12 @@ def check_url(url: str) -> str:
     """The URL without a slash at its end. IjfsError for one that names no place in a store."""
     parts = urlsplit(url)
     if parts.scheme == "":
-        raise IjfsError(f"{url!r} is no URL", hint="`s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `file:///DIRECTORY`")
+        hint = (
+            f"`file://{url}`"
+            if url.startswith("/")
+            else "`s3://BUCKET/PREFIX`, `gs://…`, `az://…`, `file:///DIRECTORY`"
+        )
+        raise IjfsError(f"{url!r} is no URL", hint=hint)
     if parts.scheme not in SCHEMES:
         raise IjfsError(f"{url!r}: there is no store for {parts.scheme}:", hint=f"one of {', '.join(SCHEMES)}")
     if parts.username or parts.password:
