@@ -2,7 +2,7 @@
 bit, is found out first, by the same two processes without a pause; an epoch is one `ask`."""
 
 import hashlib
-import os
+import tempfile
 
 import torch
 import torch.distributed as dist
@@ -52,8 +52,7 @@ class Training:
 def joined(rank):
     """This rank's training, and what it must come to after each epoch."""
     torch.set_num_threads(1)
-    rendezvous = f"file://{os.getcwd()}/rendezvous-{os.environ['PORT']}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     training = Training(rank)
     expected = [training.train() for _ in range(EPOCHS)]
     training.begin()
@@ -67,8 +66,8 @@ def other_rank(asked):
 
 
 def begin():
-    global training, expected, other
-    os.chdir("/tmp")
+    global training, expected, other, folder
+    folder = tempfile.mkdtemp()  # a meeting place that another run left would be waited at for ever
     context = mp.get_context("fork")
     other, its = context.Pipe()
     context.Process(target=other_rank, args=(its,)).start()
