@@ -123,6 +123,27 @@ def test_branches_that_moved_apart_are_both_kept(repository: Repository, other: 
     assert other.refs.branches() == {"main": theirs.id, "main@origin": mine.id}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_who_went_apart_pushes_again_after_a_pull(
+    repository: Repository, other: Repository, url: str, again: bool
+) -> None:
+    """The pull brings the name that the own branch has there: two branches here, one name there."""
+    for one in (repository, other):
+        one.remotes.add("origin", url)
+    theirs = save(repository, {"a": b"theirs"}, branch="main")
+    mine = save(other, {"a": b"mine"}, branch="main")
+    repository.remotes.push("origin", {"branch/main": theirs.id})
+    (place,) = other.remotes.push("origin", {"branch/main": mine.id}).apart.values()
+    other.remotes.pull("origin", [])
+    if again:
+        mine = save(other, {"a": b"mine, later"}, branch="main", parents=[mine.id])
+    refs = {f"branch/{name}": ident for name, ident in other.refs.branches().items()}
+    report = other.remotes.push("origin", refs)
+    assert report.apart["branch/main"].startswith("branch/main@")
+    assert report.refs[report.apart["branch/main"]] == mine.id
+    assert report.apart["branch/main"] == place, "it goes on under the name that it has"
+
+
 def test_who_went_apart_goes_on_under_one_name(repository: Repository, other: Repository, url: str) -> None:
     for each in (repository, other):
         each.remotes.add("origin", url)

@@ -69,12 +69,13 @@ def push(
     with repository.session():
         view = remote.log.refresh()
         new = _new_snapshots(repository, view, [*refs.values(), *also], without)
-        moves: dict[str, ObjectId] = {}
+        places: dict[str, str] = {}
         with contextlib.closing(_Reached(repository, remote, new, without)) as reached:
             packs = _send_all(remote, reached, new, progress or (lambda phase, done, total: None))
 
             def changes(now: View) -> list[Change]:
-                moves.update(_plan_refs(repository, now, refs))
+                places.update(_plan_refs(repository, now, refs))
+                moves = {place: refs[name] for name, place in places.items()}
                 moved = {name: ident for name, ident in moves.items() if shown_refs(now).get(name) != ident}
                 # What a ref is moved to is listed again: then a removal elsewhere, of which we do not know, keeps it.
                 fresh = {*moved.values(), *(i for i in new if without or i not in now.listings)}
@@ -86,8 +87,9 @@ def push(
         send_signatures(repository.directory, remote, [*new, *refs.values(), *also])
     remote.remember()
     requests, sent = remote.bucket.traffic.requests - before[0], remote.bucket.traffic.sent - before[1]
-    apart = {name: moved for name, moved in zip(refs, moves, strict=True) if name != moved}
-    return PushReport(new, dict(moves), apart, packs, sent, requests)
+    moves = {place: refs[name] for name, place in places.items()}
+    apart = {name: place for name, place in places.items() if name != place}
+    return PushReport(new, moves, apart, packs, sent, requests)
 
 
 def _send_all(
@@ -132,19 +134,24 @@ def _new_snapshots(
     return list(reversed(found))
 
 
-def _plan_refs(repository: OpenRepository, view: View, refs: Mapping[str, ObjectId]) -> dict[str, ObjectId]:
-    """Under which name each ref goes: its own, unless what is there under it would lose its name."""
+def _plan_refs(repository: OpenRepository, view: View, refs: Mapping[str, ObjectId]) -> dict[str, str]:
+    """Under which name each ref goes: its own, unless what is there under it would lose its name. Those that keep
+    theirs come first: a pull may have brought the very name that another would get."""
     shown = shown_refs(view)
-    planned: dict[str, ObjectId] = {}
-    for name, ident in refs.items():
+
+    def keeps(name: str, ident: ObjectId) -> bool:
         there = shown.get(name)
-        if there is None or there == ident or _follows(repository, view, ident, there):
-            planned[name] = ident
-        else:
-            wish = f"{name}@{os.uname().nodename}"
-            taken = {n for n, at in shown.items() if at != ident and not _follows(repository, view, ident, at)}
-            planned[_beside({*taken, *planned}, wish)] = ident
-    return planned
+        return there is None or there == ident or _follows(repository, view, ident, there)
+
+    given = {name: ident for name, ident in refs.items() if keeps(name, ident)}
+    places = {name: name for name in given}
+    for name, ident in refs.items():
+        if name not in places:
+            named = {**shown, **given}
+            taken = {n for n, at in named.items() if at != ident and not _follows(repository, view, ident, at)}
+            place = _beside(taken, f"{name}@{os.uname().nodename}")
+            places[name], given[place] = place, ident
+    return places
 
 
 def _beside(taken: Set[str], wish: str) -> str:
