@@ -176,19 +176,19 @@ def _never_saved(name: str, app: App) -> str:
     from ijfs.live.model.record_file import read_record
     from ijfs_engine.errors import IjfsError
 
+    paths, record = None, None
     with contextlib.suppress(IjfsError):
         paths = InstancePaths.of(app.repository_path, check_name(name)) if name else None
-        if paths is None or not paths.record.exists():
-            return ""
-        record = read_record(paths)
-        if record.status != "exited":
-            then = f"`ijfs save {name}` makes one, `ijfs stop --rm {name}` ends and forgets it"
-            return f"`{name}` is a program of which there is no snapshot: {then}"
-        files = f"`ijfs cp {name}:PATH .` takes out a file, `ijfs stop --rm {name}` forgets it"
-        began = _began_from(app, record.snapshot)
-        again = f"`ijfs restore {began[:10]} --name {name}2` goes on from where it began, " if began else ""
-        return f"`{name}` has ended, and its memory was never saved: {again}{files}"
-    return ""
+        record = read_record(paths) if paths is not None and paths.record.exists() else None
+    if paths is None or not paths.record.exists():
+        return ""
+    if record is None or record.status != "exited":
+        then = f"`ijfs save {name}` makes one, `ijfs stop --rm {name}` ends and forgets it"
+        return f"`{name}` is a program of which there is no snapshot: {then}"
+    files = f"`ijfs cp {name}:PATH .` takes out a file, `ijfs stop --rm {name}` forgets it"
+    began = _began_from(app, record.snapshot)
+    again = f"`ijfs restore {began[:10]} --name {name}2` goes on from where it began, " if began else ""
+    return f"`{name}` has ended, and its memory was never saved: {again}{files}"
 
 
 def _began_from(app: App, snapshot: str | None) -> str | None:
