@@ -170,11 +170,10 @@ class Keeper:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _ in signals:
                 _log.info("SIGTERM")
-                try:
+                with contextlib.suppress(IjfsError):
                     await self._end(StopArguments(force=True), lambda event: None, WENT_DOWN)
-                except IjfsError:
-                    if self._state.ended_by(signal.SIGTERM):
-                        self._state.note(note=WENT_DOWN)
+                if self._state.ended_by(signal.SIGTERM):  # by itself, before or meanwhile
+                    self._state.note(note=WENT_DOWN)
                 self._state.ended.set()
 
     async def _told_too(self) -> None:
