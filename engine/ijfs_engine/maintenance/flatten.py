@@ -19,13 +19,12 @@ from typing import Final, NamedTuple
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Plain
-from ijfs_engine.format.frames import HEADER_SIZE, padding
+from ijfs_engine.format.frames import HEADER_SIZE
 from ijfs_engine.format.place import Place
 from ijfs_engine.maintenance.reachability import ReachableSet, split
-from ijfs_engine.maintenance.rewriting import PUBLISH, Rewriter, Rewritten
+from ijfs_engine.maintenance.rewriting import Rewriter, Rewritten, weigh
 from ijfs_engine.storage.index import BASES, CHUNKS
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE
 from ijfs_engine.util.progress import Progress
 
 _GAIN: Final = 0.2
@@ -127,11 +126,7 @@ def measured(repository: OpenRepository, what: Plan) -> tuple[Plan, list[int]]:
         return NOTHING, []
     sizes: list[int] = []
     for start in range(0, len(what.chunks), _BATCH):
-        if not sizes or sizes[-1] >= PUBLISH:
-            sizes.append(PACK_HEADER_SIZE)
-        for one in _whole(repository, what.chunks[start : start + _BATCH]):
-            span = HEADER_SIZE + len(one.chunk.payload) + repository.directory.crypt.overhead
-            sizes[-1] += span + padding(span)
+        weigh(sizes, _whole(repository, what.chunks[start : start + _BATCH]), repository.directory.crypt.overhead)
     return what, sizes
 
 

@@ -24,8 +24,6 @@ from ijfs_engine.storage.index import (
     CHUNKS,
     META,
     OBJECTS,
-    PACK_KEY,
-    PACK_ROW,
     PACKS,
     REFLOG,
     REFS,
@@ -40,7 +38,7 @@ from ijfs_engine.storage.index import (
 from ijfs_engine.storage.journal import Replayed, SnapshotAdded, Transaction, replay
 from ijfs_engine.storage.locks import live_files
 from ijfs_engine.storage.names import removed_row
-from ijfs_engine.storage.new_pack import note_number
+from ijfs_engine.storage.new_pack import put_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import PACK_HEADER_SIZE, decode_pack_header, own_pack_files, pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, Recorded, read_pack
@@ -235,11 +233,10 @@ class Rebuilder:
 
 
 def _put_pack(update: Update, number: int, contents: PackContents) -> None:
-    update.put(PACKS, PACK_KEY.pack(number), PACK_ROW.pack(contents.kind, contents.size))
+    put_pack(update, number, contents.kind, contents.size)
     rows = ((CHUNKS, contents.chunks), (OBJECTS, contents.objects), (SIDECARS, contents.sidecars))
     for table, found in rows:
         update.put_many(table, sorted(found.items()))
-    note_number(update, number)
 
 
 def _is_newer(old: Rows, history: _History) -> bool:

@@ -22,13 +22,12 @@ import zstandard
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.format import chunk_codec
 from ijfs_engine.format.chunk_codec import Plain
-from ijfs_engine.format.frames import HEADER_SIZE, Codec, EncodedChunk, padding
+from ijfs_engine.format.frames import Codec, EncodedChunk
 from ijfs_engine.format.place import NO_PLACE, Place
 from ijfs_engine.maintenance.reachability import ReachableSet
-from ijfs_engine.maintenance.rewriting import PUBLISH, Rewriter, Rewritten
+from ijfs_engine.maintenance.rewriting import Rewriter, Rewritten, weigh
 from ijfs_engine.storage.index import CHUNKS
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import PACK_HEADER_SIZE
 from ijfs_engine.util.per_thread import PerThread
 from ijfs_engine.util.pipeline import Pipeline
 from ijfs_engine.util.progress import Progress
@@ -94,13 +93,8 @@ def measured(
     dead = bytearray()
     count = 0
     for smaller in _smaller(repository, needed, leave_out, progress):
-        if smaller and (not sizes or sizes[-1] >= PUBLISH):
-            sizes.append(PACK_HEADER_SIZE)
-        for chunk, old in smaller:
-            span = HEADER_SIZE + len(chunk.bases) + len(chunk.payload) + repository.directory.crypt.overhead
-            sizes[-1] += span + padding(span)
-            dead += old
-            count += 1
+        count += weigh(sizes, smaller, repository.directory.crypt.overhead)
+        dead += b"".join(one.old for one in smaller)
     return Smaller(count, bytes(dead), sizes)
 
 

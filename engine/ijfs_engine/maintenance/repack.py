@@ -26,7 +26,7 @@ from ijfs_engine.storage.elsewhere import FAR
 from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Update
 from ijfs_engine.storage.journal import file_status
 from ijfs_engine.storage.locks import try_take
-from ijfs_engine.storage.new_pack import new_pack, note_number
+from ijfs_engine.storage.new_pack import new_pack, put_pack
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import (
     DATA_PACK,
@@ -282,8 +282,7 @@ class _Moved:
 def _know(update: Update, writers: Sequence[PackWriter]) -> None:
     """No row may point at a pack that is not known."""
     for writer in writers:
-        update.put(PACKS, PACK_KEY.pack(writer.number), PACK_ROW.pack(writer.kind, writer.size))
-        note_number(update, writer.number)
+        put_pack(update, writer.number, writer.kind, writer.size)
 
 
 def _point(update: Update, rows: Sequence[tuple[bytes, int, bytes, bytes]]) -> None:

@@ -39,6 +39,7 @@ from ijfs_engine.storage.index import (
 )
 from ijfs_engine.storage.journal import SnapshotAdded
 from ijfs_engine.storage.names import nearest
+from ijfs_engine.storage.new_pack import put_pack
 from ijfs_engine.storage.object_store import verify_object
 from ijfs_engine.storage.open_repository import OpenRepository
 from ijfs_engine.storage.pack import DATA_PACK, mend_pack_header, pack_files, pack_path
@@ -132,7 +133,7 @@ class Repairer:
         for ident, copy in copies.items():
             update.put(copy.table, ident, copy.place.encode())
             path = pack_path(self._repository.directory.packs, copy.place.pack)
-            update.put(PACKS, PACK_KEY.pack(copy.place.pack), PACK_ROW.pack(DATA_PACK, path.stat().st_size))
+            put_pack(update, copy.place.pack, DATA_PACK, path.stat().st_size)
 
     # --- packs, and the format file
 

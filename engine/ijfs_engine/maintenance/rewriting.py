@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from ijfs_engine.format.frames import EncodedChunk, FrameKind, encode_header
+from ijfs_engine.format.frames import HEADER_SIZE, EncodedChunk, FrameKind, encode_header, padding
 from ijfs_engine.format.place import Place
 from ijfs_engine.storage import disk
-from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACK_ROW, PACKS, Update
-from ijfs_engine.storage.new_pack import new_pack, note_number
+from ijfs_engine.storage.index import BASES, CHUNKS, PACK_KEY, PACKS, Update
+from ijfs_engine.storage.new_pack import new_pack, put_pack
 from ijfs_engine.storage.open_repository import OpenRepository
-from ijfs_engine.storage.pack import DATA_PACK, PackWriter
+from ijfs_engine.storage.pack import DATA_PACK, PACK_HEADER_SIZE, PackWriter
 
 PUBLISH: Final = 256 << 20
 """Bytes written before the index is told."""
@@ -71,7 +71,7 @@ class Rewriter:
             return
         pack.finish()
         disk.fsync_dir(self._repository.directory.packs)
-        self._index.write(partial(_note_pack, pack=pack))
+        self._index.write(partial(put_pack, number=pack.number, kind=pack.kind, size=pack.size))
         self._rows.sort()
         for start in range(0, len(self._rows), _ROWS):
             self.count += self._index.write(partial(_point, rows=self._rows[start : start + _ROWS]))
@@ -89,9 +89,18 @@ class Rewriter:
             self._pack.close()
 
 
-def _note_pack(update: Update, pack: PackWriter) -> None:
-    update.put(PACKS, PACK_KEY.pack(pack.number), PACK_ROW.pack(pack.kind, pack.size))
-    note_number(update, pack.number)
+def weigh(sizes: list[int], chunks: Iterable[Rewritten], overhead: int) -> int:
+    """Add to the sizes of packs what `Rewriter.put` would write of these chunks; how many they are. `overhead`: bytes
+    that sealing adds to each."""
+    begins, count = not sizes or sizes[-1] >= PUBLISH, 0
+    for chunk, _ in chunks:
+        if begins:
+            sizes.append(PACK_HEADER_SIZE)
+            begins = False
+        span = HEADER_SIZE + len(chunk.bases) + len(chunk.payload) + overhead
+        sizes[-1] += span + padding(span)
+        count += 1
+    return count
 
 
 def _point(update: Update, rows: Sequence[_Row]) -> int:

@@ -16,7 +16,6 @@ from ijfs_engine.storage.index import (
     CONDEMNED,
     OBJECTS,
     PACK_KEY,
-    PACK_ROW,
     PACKS,
     REFLOG,
     REFS,
@@ -38,7 +37,7 @@ from ijfs_engine.storage.journal import (
 from ijfs_engine.storage.known_damage import missing_packs
 from ijfs_engine.storage.locks import is_free
 from ijfs_engine.storage.names import removed_row
-from ijfs_engine.storage.new_pack import note_number
+from ijfs_engine.storage.new_pack import put_pack
 from ijfs_engine.storage.pack import pack_files
 from ijfs_engine.storage.pack_contents import Based, PackContents, read_pack
 from ijfs_engine.storage.refs import log_transaction, ref_name
@@ -86,8 +85,7 @@ def _add_packs(update: Update, found: Mapping[int, PackContents]) -> None:
     based: list[Based] = []
     for number, contents in found.items():
         if contents.chunks or contents.objects or contents.sidecars or contents.based:
-            update.put(PACKS, PACK_KEY.pack(number), PACK_ROW.pack(contents.kind, contents.size))
-            note_number(update, number)
+            put_pack(update, number, contents.kind, contents.size)
             _add_rows(update, contents)
             based += contents.based
     put_based(update, based)

@@ -12,7 +12,7 @@ from typing import Final
 from ijfs_engine.errors import CorruptError
 from ijfs_engine.storage.directory import RepositoryDirectory
 from ijfs_engine.storage.elsewhere import FAR
-from ijfs_engine.storage.index import Index, Update
+from ijfs_engine.storage.index import PACK_KEY, PACK_ROW, PACKS, Index, Update
 from ijfs_engine.storage.pack import PackWriter, numbers_taken
 
 _NEXT: Final = b"next_pack"
@@ -35,6 +35,12 @@ def new_pack(index: Index, directory: RepositoryDirectory, kind: int) -> PackWri
             # Another session's, or a crash's; or damage has taken the count back.
             taken = (found for found in numbers_taken(directory.packs) if found < FAR)
             number = max(taken, default=number) + 1
+
+
+def put_pack(update: Update, number: int, kind: int, size: int) -> None:
+    """Put the row of a pack, by which it is known."""
+    update.put(PACKS, PACK_KEY.pack(number), PACK_ROW.pack(kind, size))
+    note_number(update, number)
 
 
 def note_number(update: Update, number: int) -> None:
