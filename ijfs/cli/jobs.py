@@ -61,11 +61,15 @@ def begun(app: App, spec: InstanceSpec, share: Share, *, replace: bool) -> Deplo
     from ijfs.deployments import client
     from ijfs.deployments.making import job
     from ijfs.live.client import api
+    from ijfs.live.client.forgetting import goes_with_replace
     from ijfs.live.errors import NoInstanceError
 
     if replace:
+        going = goes_with_replace(app.repository_path, spec.name)
         with contextlib.suppress(NoInstanceError):
             api.remove(app.repository_path, spec.name)
+        if going is not None:
+            app.warn(going)
     needs = needs_of(spec, share.gpu_memory)
     return client.deploy(app.repository_path, job(spec, priority=share.priority, needs=needs))
 

@@ -83,8 +83,7 @@ def stop(app: App, names: tuple[str, ...], every: bool, forget: bool, ended: boo
                 out.line((f"  gone with it: {missed[item['name']]}", "dim"))
             if item["name"] in gone:
                 out.line((f"  gone: {gone[item['name']]}; `ijfs save --stop` would have kept it", "dim"))
-        for name, why in kept.items():
-            out.line((f"{why}; it stays: `ijfs save {name}` keeps them, `ijfs stop --rm {name}` forgets it", "dim"))
+        _show_kept(out, kept)
         if not done and not kept:
             out.line(("nothing is live", "dim"))
 
@@ -100,13 +99,17 @@ def _forget_ended(app: App) -> Answer:
     def show(out: Printer) -> None:
         for name in names:
             out.line("forgot ", (name, "bold"))
-        for why in kept.values():
-            out.line((f"{why}; it stays", "dim"))
+        _show_kept(out, kept)
         if not names and not kept:
             out.line(("nothing has ended", "dim"))
 
     done = [{"name": name, "exit_status": None, "forgotten": True} for name in names]
     return Answer({"stopped": done, "kept": kept}, show)
+
+
+def _show_kept(out: Printer, kept: dict[str, str]) -> None:
+    for name, why in kept.items():
+        out.line((f"{why}; it stays: `ijfs save {name}` keeps that, `ijfs stop --rm {name}` forgets it", "dim"))
 
 
 def _live(app: App, names: list[str]) -> list[InstanceInfo]:

@@ -102,13 +102,13 @@ def start(
         spec = host_folders.settled(spec, Path(repo).resolve())
     before = base_before(repo, spec.name) if again else None
     from ijfs.live.bases.settle import settled  # only a start needs these: `ijfs ps` loads this module, too
-    from ijfs.live.client.forgetting import missed
+    from ijfs.live.client.forgetting import goes_with_replace
 
     with settled(Path(repo), spec.base, spec.cwd, on_event, before=before) as base:
-        going = missed(Path(repo), spec.name) if forget and not again else None
+        going = goes_with_replace(Path(repo), spec.name) if forget and not again else None
         claimed = claim(repo, spec.name, again=again, forget=forget)
         if going is not None and on_event is not None:
-            on_event(Notice(f"{going}; they go now, as `--replace` says"))
+            on_event(Notice(going))
         wanted = StartArguments(spec=spec, again=again, base=base.base, delta=base.delta, secrets=dict(secrets))
         return spawned(claimed, wanted, on_event)
 

@@ -51,6 +51,12 @@ def missed(repo: Path, name: str) -> str | None:
     return None
 
 
+def goes_with_replace(repo: Path, name: str) -> str | None:
+    """What is said where a new program takes the name of one that has ended; None where nothing is lost."""
+    what = missed(repo, name)
+    return f"{what}; that goes now, as `--replace` says" if what is not None else None
+
+
 def _ended(repo: Path) -> Iterator[InstanceInfo]:
     """Those that have ended for good: what is parked is to come back."""
     return (info for info in list_instances(repo) if info.status == "exited" and not info.parked_on_disk)
