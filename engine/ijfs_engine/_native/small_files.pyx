@@ -54,7 +54,8 @@ cdef struct File:
 
 def write_files(int directory, files, bint owners, int goal=-1):
     """Make files that are not there: (name, bytes, mode, uid, gid, mtime in ns, inode number) each, in order. `owners`:
-    they get their owner and group. `goal`: a file in which the filesystem is told the next inode's number. OSError with the name of the first that cannot be made whole; it is left as far as it came."""
+    they get their owner and group. `goal`: a file in which the filesystem is told the next inode's number. OSError with the
+    name of the first that cannot be made whole; it is left as far as it came."""
     cdef size_t n = len(files), held = 0, at = 0
     cdef int problem = 0
     cdef File *those = <File *>malloc((n + 1) * sizeof(File))
